@@ -1,0 +1,28 @@
+"""lora_zoo compares LoRA variants: one registry of adapters behind one small interface.
+
+The names below are imported on first use, so that `import lora_zoo` costs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "inject": "lora_zoo.adapters.injection",
+    "Injection": "lora_zoo.adapters.injection",
+    "load_adapter": "lora_zoo.adapters.checkpoint",
+    "save_adapter": "lora_zoo.adapters.checkpoint",
+    "Adapter": "lora_zoo.adapters.adapter",
+    "LowRank": "lora_zoo.adapters.adapter",
+    "Additive": "lora_zoo.adapters.adapter",
+    "Method": "lora_zoo.adapters.method",
+    "register": "lora_zoo.adapters.registry",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lora_zoo' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

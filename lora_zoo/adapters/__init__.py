@@ -1,0 +1,1 @@
+"""Adapters: everything that a LoRA variant is, with torch and the standard library alone."""

@@ -1,0 +1,179 @@
+"""The interface of every variant: a pure map from the frozen matrix W to the effective matrix W' = weight(W).
+
+Forward, merging, ΔW = W' - W, spectra, export, parameter counts and nearly all tests follow from `weight`; a
+variant overrides `forward` only to compute the same value faster.
+Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.adapters import inits, targets
+from lora_zoo.adapters.hosts import Host, at_least_float32
+from lora_zoo.adapters.method import Method
+from lora_zoo.adapters.randomness import Clock, Dropout
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an adapter sits, and all that it may know: its draws depend on `name` and `seed` alone."""
+
+    name: str
+    host: Host
+    seed: int
+    clock: Clock
+    shared: nn.Module | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        O, I = self.host.matrix().shape
+        return O, I
+
+    def dropout(self, p: float) -> Dropout:
+        """Dropout with masks of this site's own. ValueError unless 0 <= p < 1."""
+        return Dropout(p, seed=self.seed, name=self.name, clock=self.clock)
+
+
+class Plan(NamedTuple):
+    """What a variant does to a model: layers that get an adapter, parameters that train as they are."""
+
+    adapted: list[str]
+    in_full: list[str]
+
+
+class Variant(ABC):
+    """Anything that the registry holds, from a matrix's adapter to full fine-tuning."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    parameters: ClassVar[str]
+    """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
+    mergeable: ClassVar[bool] = True
+    inits: ClassVar[Sequence[str]] = ()
+    method: ClassVar[type[Method]] = Method
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, model: nn.Module, target_modules: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
+        """Resolve what the user asked for against `model`. ValueError where it matches nothing."""
+
+    @classmethod
+    def allows(cls, init: str) -> bool:
+        return init in cls.inits or (bool(inits.ITERATED.fullmatch(init)) and "pissa_niter" in cls.inits)
+
+
+class Adapter(nn.Module, Variant):
+    """One adapted matrix. A subclass's keyword-only arguments are its hyperparameters."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    @classmethod
+    def plan(cls, model: nn.Module, target_modules: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
+        return Plan(targets.resolve(model, target_modules), targets.parameters_of(model, modules_to_save))
+
+    @abstractmethod
+    def weight(self, W_OI: Tensor) -> Tensor:
+        """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors."""
+
+    def forward(self, x: Tensor, host: Host) -> Tensor:
+        W_OI = host.matrix()
+        return host.apply(x, self.weight(W_OI).to(W_OI.dtype))
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
+        return None
+
+    def law(self, W_OI: Tensor) -> None:
+        """Assert what makes this variant itself (called by the conformance suite)."""
+
+
+class Product(Adapter, ABC):
+    """W' = W + B A for some `factors()`: the branch is two thin products beside the frozen layer."""
+
+    dropout: Dropout
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]: ...
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        B_OR, A_RI = self.factors()
+        return W_OI + B_OR @ A_RI
+
+    def forward(self, x: Tensor, host: Host) -> Tensor:
+        B_OR, A_RI = self.factors()
+        y = host.base(x)
+        return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)
+
+
+class LowRank(Adapter, ABC):
+    """Owns trainable factors A (R, I) and B (O, R), their scale s, their start and the branch's dropout.
+
+    A residual start (PiSSA and kin) also keeps its start factors A0, B0; the update is s (B A - B0 A0).
+    """
+
+    inits: ClassVar[Sequence[str]] = (*inits.INITS, "pissa_niter")
+    A0_RI: Tensor | None
+    B0_OR: Tensor | None
+
+    def __init__(self, site: Site, *, rank: int, scale: float, init: str, lora_dropout: float) -> None:
+        super().__init__(site)
+        if not 0 < abs(scale) < float("inf"):
+            raise ValueError(f"the scale of {site.name} must be a number other than 0; alpha gave {scale}")
+        self.rank, self.scale, self.init = rank, scale, start_for(type(self), init, site.host)
+        begun, residual = inits.begin(
+            self.init, site.host.matrix(), rank=rank, scale=scale, seed=site.seed, site=site.name
+        )
+        self.A_RI, self.B_OR = nn.Parameter(begun.A_RI), nn.Parameter(begun.B_OR)
+        self.register_buffer("A0_RI", begun.A_RI.clone() if residual else None)
+        self.register_buffer("B0_OR", begun.B_OR.clone() if residual else None)
+        self.dropout = site.dropout(lora_dropout)
+        if lora_dropout and residual:
+            raise ValueError(
+                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual start "
+                f"init={init}; use lora_dropout=0 with it"
+            )
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        if self.A0_RI is None or self.B0_OR is None:
+            return self.scale * self.B_OR, self.A_RI
+        B_OR = torch.cat([self.scale * self.B_OR, -self.scale * self.B0_OR], dim=1)
+        return B_OR, torch.cat([self.A_RI, self.A0_RI])
+
+    def update(self) -> Tensor:
+        """s B A, less s B0 A0 where the start is residual: (O, I)."""
+        B_OR, A_RI = self.factors()
+        return B_OR @ A_RI
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}, init={self.init}"
+
+
+class Additive(LowRank, Product, ABC):
+    """LoRA's own form: the trainable product is added to W."""
+
+
+class Baseline(Variant, ABC):
+    """Trains the model's own parameters, or none, and adapts no matrix."""
+
+    parameters: ClassVar[str] = ""
+
+
+def start_for(cls: type[Variant], init: str, host: Host) -> str:
+    """The start that `init` means on this kind of layer, where the variant allows it."""
+    usual = host.starts.get(init, init)
+    return usual if cls.allows(usual) else init
+
+
+def trainable(W_OI: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> nn.Parameter:
+    """A constant trainable tensor on `W_OI`'s device, in float32 or wider."""
+    return nn.Parameter(W_OI.new_full(shape, fill, dtype=at_least_float32(W_OI.dtype)))
+
+
+__all__ = ["Adapter", "Additive", "Baseline", "LowRank", "Plan", "Product", "Site", "Variant", "trainable"]

@@ -1,0 +1,115 @@
+"""One registry: the command line, the docs, the tests and the sweeps read it.
+
+A variant is a class under `lora_zoo/adapters/variants/`, found because its file is there.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lora_zoo.adapters.adapter import Variant
+
+V = typing.TypeVar("V", bound="Variant")
+_VARIANTS: dict[str, "type[Variant]"] = {}
+
+
+def register(name: str) -> "Callable[[type[V]], type[V]]":
+    """Enter the class below under `name`. A name that is taken is an error."""
+
+    def enter(cls: "type[V]") -> "type[V]":
+        if _VARIANTS.get(name, cls).__qualname__ != cls.__qualname__:
+            raise ValueError(f"the variant name {name!r} is taken by {_VARIANTS[name].__qualname__}")
+        for fact in ("paper", "equation"):
+            if not isinstance(getattr(cls, fact, None), str):
+                raise TypeError(f"variant {name!r} ({cls.__qualname__}) must state its `{fact}`")
+        cls.name = name
+        _VARIANTS[name] = cls
+        return cls
+
+    return enter
+
+
+def variants() -> Mapping[str, "type[Variant]"]:
+    """Every registered variant by name, in alphabetical order."""
+    from lora_zoo.adapters import variants as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_VARIANTS.items()))
+
+
+def find_variant(name: str) -> "type[Variant]":
+    """The class registered under `name`. ValueError with the nearest names otherwise."""
+    known = variants()
+    if name not in known:
+        raise ValueError(unknown("variant", name, known))
+    return known[name]
+
+
+def unknown(kind: str, given: str, choices: Iterable[str]) -> str:
+    """The one-line message for a name that does not exist."""
+    choices = list(choices)
+    near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {given!r}.{meant} Choices: {', '.join(choices)}"
+
+
+def hyperparameters(cls: "type[Variant]") -> dict[str, inspect.Parameter]:
+    """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
+    sources = [cls.__init__, cls.method.__init__]
+    return {
+        p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
+        for source in sources
+        for p in inspect.signature(source).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def accepted(target: Callable[..., Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `hyper` that `target` takes as keyword-only arguments."""
+    wanted = inspect.signature(target).parameters.values()
+    return {p.name: hyper[p.name] for p in wanted if p.kind is p.KEYWORD_ONLY and p.name in hyper}
+
+
+def check_hyperparameters(cls: "type[Variant]", given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` completed with defaults, each value of its declared type. ValueError for people otherwise."""
+    known, name = hyperparameters(cls), cls.name
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
+        if not fits(value, known[key].annotation):
+            raise ValueError(f"{name}: {key} must be {said(known[key].annotation)}; got {value!r}")
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise ValueError(f"{name}: {', '.join(missing)} must be given")
+    return {key: given.get(key, p.default) for key, p in known.items()}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint` (int passes for float; bool passes for neither)."""
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(fits(value, part) for part in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def said(hint: Any) -> str:
+    """A type hint in words."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(said(part) for part in typing.get_args(hint))
+    return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
+        getattr(hint, "__name__", ""), str(hint)
+    )

@@ -1,0 +1,1 @@
+"""One file a variant; a file here is a registered variant."""

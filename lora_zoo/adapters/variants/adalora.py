@@ -1,0 +1,179 @@
+"""AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (Zhang et al., ICLR 2023)."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.adapters.adapter import Product, Site, trainable
+from lora_zoo.adapters.inits import orthonormal_rows
+from lora_zoo.adapters.method import Method, Progress
+from lora_zoo.adapters.randomness import generator, normal
+from lora_zoo.adapters.registry import register
+
+
+class Budget(Method):
+    """§3.2-3.3: keeps the triplets (P column, λ, Q row) that matter, model-wide, under a shrinking budget.
+
+    `tinit` and `tfinal` are steps, or shares of the run if below 1. Where the paper and its code differ, the
+    code is the default and the option offers the paper: `orth_reg=sum_squared`, `sensitivity=pre_step`.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, "AdaLoRA"],
+        *,
+        rank: int = 8,
+        tinit: float = 0.1,
+        tfinal: float = 0.5,
+        deltaT: int = 1,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        orth_reg_weight: float = 0.1,
+        orth_reg: Literal["mean_norm", "sum_squared"] = "mean_norm",
+        sensitivity: Literal["post_step", "pre_step"] = "post_step",
+    ) -> None:
+        super().__init__(adapters)
+        self.sites = list(adapters.values())
+        self.tinit, self.tfinal, self.deltaT, self.betas = tinit, tfinal, deltaT, (beta1, beta2)
+        self.weight, self.penalty, self.pre_step = (
+            orth_reg_weight,
+            PENALTIES[orth_reg],
+            sensitivity == "pre_step",
+        )
+        self.full, self.target = sum(len(a.E_R) for a in self.sites), rank * len(self.sites)
+        like = self.sites[0].E_R
+        entries = sum(p.numel() for a in self.sites for p in a.triplets())
+        self.register_buffer("mean", like.new_zeros(entries))
+        self.register_buffer("spread", like.new_zeros(entries))
+        self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
+
+    def begin(self, total: int) -> None:
+        start, end = self.window(total)
+        if not 0 <= start < end <= total:
+            raise ValueError(f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
+
+    def window(self, total: int) -> tuple[int, int]:
+        """The steps between which the budget shrinks."""
+        start, tail = (round(t * total) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
+        return start, total - tail
+
+    def budget(self, progress: Progress) -> int:
+        """Eq. 14, with the typing error of its denominator mended as in the official code."""
+        start, end = self.window(progress.total)
+        left = min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0)
+        return int(self.target + (self.full - self.target) * left**3)
+
+    def regularizer(self) -> Tensor:
+        grams = [(a.A_RI @ a.A_RI.T, a.B_OR.T @ a.B_OR) for a in self.sites]
+        return self.weight * self.penalty(torch.stack([deviation(g) for pair in grams for g in pair]))
+
+    def on_backward_end(self, progress: Progress) -> None:
+        if self.pre_step:
+            self.observe(progress)
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress) -> None:
+        if not self.pre_step:
+            self.observe(progress)
+        start, end = self.window(progress.total)
+        due = progress.step > start and progress.step % self.deltaT == 0
+        if progress.step == end or (progress.step < end and due):
+            self.allocate(self.full - self.budget(progress))
+        if progress.step >= end or due:
+            for adapter, kept_R in zip(
+                self.sites, self.kept.split([len(a.E_R) for a in self.sites]), strict=True
+            ):
+                adapter.E_R.masked_fill_(~kept_R, 0)
+
+    @torch.no_grad()
+    def observe(self, progress: Progress) -> None:
+        """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
+        if progress.step < self.window(progress.total)[1]:
+            parts = [
+                (p * p.grad).abs().flatten() for a in self.sites for p in a.triplets() if p.grad is not None
+            ]
+            now = torch.cat(parts)
+            self.mean.lerp_(now, 1 - self.betas[0])
+            self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
+
+    def allocate(self, surplus: int) -> None:
+        """Eq. 11-12: mask the `surplus` triplets of lowest score S = s(λ) + mean s(Q row) + mean s(P column)."""
+        pieces = (self.mean * self.spread).split([p.numel() for a in self.sites for p in a.triplets()])
+        scores = torch.cat(
+            [
+                e + q.view_as(a.A_RI).mean(1) + p.view_as(a.B_OR).mean(0)
+                for a, e, q, p in zip(self.sites, pieces[::3], pieces[1::3], pieces[2::3], strict=True)
+            ]
+        )
+        self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
+
+    def finalize(self) -> None:
+        if int(self.kept.sum()) > self.target:
+            warnings.warn(
+                "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
+            )
+
+    def law(self) -> None:
+        assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
+
+    mean: Tensor
+    spread: Tensor
+    kept: Tensor
+
+
+def deviation(gram_RR: Tensor) -> Tensor:
+    """‖G - 1‖_F: how far rows are from orthonormal."""
+    return (gram_RR - torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device)).norm()
+
+
+PENALTIES = {"mean_norm": Tensor.mean, "sum_squared": lambda norms: norms.square().sum()}
+
+
+@register("adalora")
+class AdaLoRA(Product):
+    """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` each layer's first."""
+
+    paper = "arXiv:2303.10512"
+    equation = "W' = W + (α/r₀) P diag(λ) Q"
+    parameters = "ceil(3 * R / 2) * (O + I + 1)"
+    inits = ("gaussian", "orthogonal")
+    method = Budget  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        init_r: int | Literal["auto"] = "auto",
+        alpha: float = 12.0,
+        init: str = "gaussian",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site)
+        first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
+        O, I = site.shape
+        if not 1 <= rank <= first <= min(O, I):
+            raise ValueError(
+                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {site.name}; got {rank}, {first}"
+            )
+        W_OI = site.host.matrix()
+        draws = (
+            normal(first, side, 0.02, generator("init", site.seed, site.name, side_name))
+            for side_name, side in (("Q", I), ("P", O))
+        )
+        Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
+        self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
+        self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
+        self.E_R = trainable(W_OI, (first,))
+        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
+        self.dropout = site.dropout(lora_dropout)
+
+    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.E_R, self.A_RI, self.B_OR
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.B_OR * self.E_R, self.A_RI

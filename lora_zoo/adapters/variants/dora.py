@@ -1,0 +1,53 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., ICML 2024)."""
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.adapters.adapter import LowRank, Site
+from lora_zoo.adapters.hosts import Host
+from lora_zoo.adapters.registry import register
+
+
+@register("dora")
+class DoRA(LowRank):
+    """Eq. 5, with m and the norm per output feature (the paper's W is (in, out); its authors confirm)."""
+
+    paper = "arXiv:2402.09353"
+    equation = "W' = m (W + (α/r) B A) / ‖W + (α/r) B A‖_row"
+    parameters = "R * (O + I) + O"
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        init: str = "kaiming",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        self.m_O = nn.Parameter(self.norm(site.host.matrix()))
+
+    def norm(self, W_OI: Tensor) -> Tensor:
+        # §4.3: the norm takes no gradient
+        return (W_OI + self.update()).detach().norm(dim=1)
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
+
+    def forward(self, x: Tensor, host: Host) -> Tensor:
+        W_OI = host.matrix()
+        B_OR, A_RI = self.factors()
+        gain = host.rows((self.m_O / self.norm(W_OI)).to(W_OI.dtype))
+        dropped = host.dropped(x, self.dropout)
+        base = host.times(x, W_OI)
+        y = gain * host.low_rank(dropped, B_OR, A_RI).to(base.dtype)
+        if dropped is x:
+            return host.plus_bias(gain * base + y)
+        # The official code drops what the gain corrects and not the frozen layer's own output.
+        return host.plus_bias(base + (gain - 1) * host.times(dropped, W_OI) + y)
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        norm_O = self.weight(W_OI).norm(dim=1)
+        torch.testing.assert_close(norm_O, self.m_O.abs().to(norm_O.dtype))

@@ -1,0 +1,26 @@
+"""Head-only training (linear probing): the lower baseline that still trains."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lora_zoo.adapters.adapter import Baseline, Plan
+from lora_zoo.adapters.registry import register
+from lora_zoo.adapters.targets import Targets, heads, parameters_of
+
+
+@register("head_only")
+class HeadOnly(Baseline):
+    """The modules to save are trained (a classifier, say); without any, the model's own head."""
+
+    paper = "-"
+    equation = "W' = W below the head, the head trained"
+
+    @classmethod
+    def plan(cls, model: nn.Module, target_modules: Targets, modules_to_save: Sequence[str]) -> Plan:
+        found = list(modules_to_save) or heads(model)
+        if not found:
+            raise ValueError(
+                "head_only: the model has no head that is known by name; give modules_to_save=[…]"
+            )
+        return Plan([], parameters_of(model, found))

@@ -1,0 +1,32 @@
+"""A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (Kalajdzievski, 2023)."""
+
+import math
+
+from torch import Tensor
+
+from lora_zoo.adapters.adapter import Additive, Site
+from lora_zoo.adapters.registry import register
+
+
+@register("rslora")
+class RsLoRA(Additive):
+    """Theorem 3.2: the update neither vanishes nor explodes with the rank iff its scale is Θ(1/√r)."""
+
+    paper = "arXiv:2312.03732"
+    equation = "W' = W + (α/√r) B A"
+    parameters = "R * (O + I)"
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        alpha: float = 8.0,
+        init: str = "kaiming",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site, rank=rank, scale=alpha / math.sqrt(rank), init=init, lora_dropout=lora_dropout)
+        self.alpha = alpha
+
+    def law(self, W_OI: Tensor) -> None:
+        assert math.isclose(self.scale**2 * self.rank, self.alpha**2), "scale² · r must not depend on r"
