@@ -19,7 +19,18 @@ _HOMES = {
     "Method": "lora_zoo.adapters.method",
     "register": "lora_zoo.adapters.registry",
 }
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "Adapter",
+    "Additive",
+    "Injection",
+    "LowRank",
+    "Method",
+    "__version__",
+    "inject",
+    "load_adapter",
+    "register",
+    "save_adapter",
+]
 
 
 def __getattr__(name: str) -> Any:

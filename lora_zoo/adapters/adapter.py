@@ -52,7 +52,7 @@ class Variant(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     equation: ClassVar[str]
-    parameters: ClassVar[str]
+    count: ClassVar[str]
     """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
     mergeable: ClassVar[bool] = True
     inits: ClassVar[Sequence[str]] = ()
@@ -140,7 +140,8 @@ class LowRank(Adapter, ABC):
                 f"init={init}; use lora_dropout=0 with it"
             )
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def branch(self) -> tuple[Tensor, Tensor]:
+        """Thin (B, A), the scale and a residual start's own factors included."""
         if self.A0_RI is None or self.B0_OR is None:
             return self.scale * self.B_OR, self.A_RI
         B_OR = torch.cat([self.scale * self.B_OR, -self.scale * self.B0_OR], dim=1)
@@ -148,7 +149,7 @@ class LowRank(Adapter, ABC):
 
     def update(self) -> Tensor:
         """s B A, less s B0 A0 where the start is residual: (O, I)."""
-        B_OR, A_RI = self.factors()
+        B_OR, A_RI = self.branch()
         return B_OR @ A_RI
 
     def extra_repr(self) -> str:
@@ -158,11 +159,14 @@ class LowRank(Adapter, ABC):
 class Additive(LowRank, Product, ABC):
     """LoRA's own form: the trainable product is added to W."""
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.branch()
+
 
 class Baseline(Variant, ABC):
     """Trains the model's own parameters, or none, and adapts no matrix."""
 
-    parameters: ClassVar[str] = ""
+    count: ClassVar[str] = ""
 
 
 def start_for(cls: type[Variant], init: str, host: Host) -> str:

@@ -88,7 +88,7 @@ class Conv1DHost(LinearHost):
         return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
     def matrix(self) -> Tensor:
-        return self.layer.weight.T  # type: ignore[operator, return-value]
+        return self.layer.weight.T  # type: ignore[return-value]
 
     def stored(self, W_OI: Tensor) -> Tensor:
         return W_OI.T.contiguous()
@@ -105,7 +105,7 @@ class EmbeddingHost(Host):
         return type(layer) is nn.Embedding and layer.max_norm is None
 
     def matrix(self) -> Tensor:
-        return self.layer.weight.T  # type: ignore[operator, return-value]
+        return self.layer.weight.T  # type: ignore[return-value]
 
     def stored(self, W_OI: Tensor) -> Tensor:
         return W_OI.T.contiguous()

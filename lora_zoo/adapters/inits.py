@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lora_zoo.adapters.randomness import derived_seed, kaiming_bound, normal, uniform
+from lora_zoo.adapters.randomness import derived_seed, generator, kaiming_bound, normal, uniform
 
 
 class Factors(NamedTuple):
@@ -166,10 +166,10 @@ def begin(name: str, W_OI: Tensor, *, rank: int, scale: float, seed: int, site: 
             W_OI.new_zeros(rank, I, dtype=wide), W_OI.new_zeros(O, rank, dtype=wide)
         ), chosen.residual
     number = derived_seed("init", seed, site)
-    source = Source(*(torch.Generator().manual_seed(derived_seed(number, f)) for f in "AB"), number)
+    source = Source(generator(number, "A"), generator(number, "B"), number)
     A_RI, B_OR = chosen.draw(W_OI.detach().to(wide), rank, scale, source)
-    to = {"device": W_OI.device, "dtype": wide}
-    return Factors(A_RI.to(**to).contiguous(), B_OR.to(**to).contiguous()), chosen.residual
+    A_RI, B_OR = (f.to(W_OI.device, wide).contiguous() for f in (A_RI, B_OR))
+    return Factors(A_RI, B_OR), chosen.residual
 
 
 @contextlib.contextmanager

@@ -45,9 +45,8 @@ class Adapted(nn.Module):
     def weight(self) -> Tensor:
         """The effective weight in the layer's own layout, for code that reads `.weight`."""
         W_OI = self.host.matrix()
-        return (
-            self.host.stored(self.adapter.weight(W_OI).to(W_OI.dtype)) if self.active else self.layer.weight
-        )
+        effective = self.adapter.weight(W_OI).to(W_OI.dtype) if self.active else W_OI
+        return self.host.stored(effective)
 
     @property
     def bias(self) -> Tensor | None:
@@ -72,14 +71,15 @@ class Injection:
         self._tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
         self._merged: dict[str, nn.Parameter] | None = None
         self.layers = self._build()
-        self._untied = _untie(model, plan.in_full)
-        self.in_full = list({id(model.get_parameter(n)): n for n in reversed(plan.in_full)}.values())[::-1]
-        self.originals = {n: model.get_parameter(n).detach().clone() for n in self.in_full}
         self.adapters: dict[str, Adapter] = {n: layer.adapter for n, layer in self.layers.items()}
         self.method: Method = variant.method(
             self.adapters,
-            **accepted(variant.method.__init__, hyper),  # type: ignore[arg-type]
+            **accepted(variant.method.__init__, hyper),
         )
+        # Up to here the model is as it was: nothing below refuses.
+        self._untied = _untie(model, plan.in_full)
+        self.in_full = list({id(model.get_parameter(n)): n for n in reversed(plan.in_full)}.values())[::-1]
+        self.originals = {n: model.get_parameter(n).detach().clone() for n in self.in_full}
         model.requires_grad_(False)
         for name, layer in self.layers.items():
             _put(model, name, layer)
@@ -119,7 +119,7 @@ class Injection:
 
     def __iter__(self) -> Iterator[Update]:
         """Every changed matrix as `name, W, ΔW`, detached; W is the matrix from before the injection."""
-        with torch.no_grad():
+        with torch.no_grad(), self._unmerged():
             for name, adapter in self.adapters.items():
                 W_OI = _wide(self.layers[name].host.matrix())
                 yield Update(name, W_OI, adapter.weight(W_OI) - W_OI)
@@ -148,14 +148,26 @@ class Injection:
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Inside, the model is exactly the one from before the injection."""
-        self.enable(False)
-        trained = {n: self.model.get_parameter(n).detach().clone() for n in self.in_full}
-        self._write(self.originals)
+        with self._unmerged():
+            self.enable(False)
+            trained = {n: self.model.get_parameter(n).detach().clone() for n in self.in_full}
+            self._write(self.originals)
+            try:
+                yield
+            finally:
+                self._write(trained)
+                self.enable()
+
+    @contextlib.contextmanager
+    def _unmerged(self) -> Iterator[None]:
+        """Inside, merged weights are out of their layers; they are put back afterwards."""
+        merged = self._merged is not None
+        self.unmerge()
         try:
             yield
         finally:
-            self._write(trained)
-            self.enable()
+            if merged:
+                self.merge()
 
     def enable(self, active: bool = True) -> None:
         """Switch the adapters on (or off; `disabled` also restores what trains in full)."""
@@ -250,6 +262,8 @@ def inject(
     """
     cls = find_variant(variant) if isinstance(variant, str) else variant
     complete = check_hyperparameters(cls, hyper)
+    if complete.get("rank", 1) < 1:
+        raise ValueError(f"{cls.name}: rank must be at least 1; got {complete['rank']}")
     init = complete.get("init")
     if init is not None and not cls.allows(init):
         raise ValueError(f"{cls.name} cannot start from init={init}: " + unknown("init", init, cls.inits))

@@ -62,7 +62,7 @@ def unknown(kind: str, given: str, choices: Iterable[str]) -> str:
 
 def hyperparameters(cls: "type[Variant]") -> dict[str, inspect.Parameter]:
     """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
-    sources = [cls.__init__, cls.method.__init__]
+    sources: list[Callable[..., Any]] = [cls.__init__, cls.method.__init__]
     return {
         p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
         for source in sources

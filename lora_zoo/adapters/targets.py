@@ -14,12 +14,12 @@ from lora_zoo.adapters.registry import unknown
 
 Targets = str | Sequence[str]
 
-_HEADS = r"(?:.*\.)?(?:lm_head|embed_out|score|classifier|classification_head|qa_outputs|cls|pooler|vocab_.*)"
+_HEADS = r"(?:.*\.)?(?:lm_head|embed_out|score|classifier|classification_head|qa_outputs)"
 # Each pattern matches a whole name; the first role that matches wins.
 _ROLES: dict[str, str] = {
-    "head": rf"{_HEADS}|{_HEADS}\.(?:out_proj|decoder|predictions\.decoder)",
-    "": rf"{_HEADS}\..*",  # other parts of a head play no role
-    "embed": r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in|shared)",
+    "head": rf"{_HEADS}|{_HEADS}\.(?:out_proj|decoder)|(?:.*\.)?cls\.predictions\.decoder",
+    "": rf"(?:{_HEADS}|(?:.*\.)?(?:cls|pooler|vocab_\w+|pre_classifier))(?:\..*)?",  # what belongs to a head
+    "embed": r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in)",  # T5's `shared` is never called
     "q": r"(?:.*\.)?(?:q_proj|query|query_proj|q_lin|q)",
     "k": r"(?:.*\.)?(?:k_proj|key|key_proj|k_lin|k)",
     "v": r"(?:.*\.)?(?:v_proj|value|value_proj|v_lin|v)",
@@ -52,7 +52,8 @@ def resolve(model: nn.Module, target_modules: Targets) -> list[str]:
 
 def _matches(model: nn.Module, names: list[str], target: str) -> list[str]:
     if target == "all-linear":
-        found = [n for n in names if find_host(model.get_submodule(n), DENSE) and role_of(n) != "head"]
+        dense = [n for n in names if find_host(model.get_submodule(n), DENSE)]
+        found = [n for n in dense if not re.fullmatch(rf"{_ROLES['head']}|{_ROLES['']}", n)]
     elif target in ROLES:
         found = [n for n in names if role_of(n) == target]
     elif re.fullmatch(r"[\w.]+", target):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -101,7 +101,7 @@ class Budget(Method):
             self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
 
     def allocate(self, surplus: int) -> None:
-        """Eq. 11-12: mask the `surplus` triplets of lowest score S = s(λ) + mean s(Q row) + mean s(P column)."""
+        """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
         pieces = (self.mean * self.spread).split([p.numel() for a in self.sites for p in a.triplets()])
         scores = torch.cat(
             [
@@ -130,18 +130,21 @@ def deviation(gram_RR: Tensor) -> Tensor:
     return (gram_RR - torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device)).norm()
 
 
-PENALTIES = {"mean_norm": Tensor.mean, "sum_squared": lambda norms: norms.square().sum()}
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_norm": Tensor.mean,
+    "sum_squared": lambda norms: norms.square().sum(),
+}
 
 
 @register("adalora")
 class AdaLoRA(Product):
-    """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` each layer's first."""
+    """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
 
     paper = "arXiv:2303.10512"
     equation = "W' = W + (α/r₀) P diag(λ) Q"
-    parameters = "ceil(3 * R / 2) * (O + I + 1)"
+    count = "ceil(3 * R / 2) * (O + I + 1)"
     inits = ("gaussian", "orthogonal")
-    method = Budget  # type: ignore[assignment]
+    method = Budget
 
     def __init__(
         self,

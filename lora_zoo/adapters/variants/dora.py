@@ -14,7 +14,7 @@ class DoRA(LowRank):
 
     paper = "arXiv:2402.09353"
     equation = "W' = m (W + (α/r) B A) / ‖W + (α/r) B A‖_row"
-    parameters = "R * (O + I) + O"
+    count = "R * (O + I) + O"
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class DoRA(LowRank):
 
     def forward(self, x: Tensor, host: Host) -> Tensor:
         W_OI = host.matrix()
-        B_OR, A_RI = self.factors()
+        B_OR, A_RI = self.branch()
         gain = host.rows((self.m_O / self.norm(W_OI)).to(W_OI.dtype))
         dropped = host.dropped(x, self.dropout)
         base = host.times(x, W_OI)

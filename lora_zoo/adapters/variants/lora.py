@@ -10,7 +10,7 @@ class LoRA(Additive):
 
     paper = "arXiv:2106.09685"
     equation = "W' = W + (α/r) B A"
-    parameters = "R * (O + I)"
+    count = "R * (O + I)"
 
     def __init__(
         self,

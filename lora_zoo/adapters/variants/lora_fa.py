@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lora_zoo.adapters.adapter import Adapter, Additive, Site
+from lora_zoo.adapters.adapter import Additive, LowRank, Site
 from lora_zoo.adapters.inits import INITS
 from lora_zoo.adapters.method import Method, Progress
 from lora_zoo.adapters.registry import register
@@ -19,7 +19,7 @@ class Projection(Method):
     """
 
     def __init__(
-        self, adapters: Mapping[str, Adapter], *, mode: Literal["freeze", "projected"] = "freeze"
+        self, adapters: Mapping[str, LowRank], *, mode: Literal["freeze", "projected"] = "freeze"
     ) -> None:
         super().__init__(adapters)
         self.projected = list(adapters.values()) if mode == "projected" else []
@@ -28,19 +28,19 @@ class Projection(Method):
     def on_backward_end(self, progress: Progress) -> None:
         for adapter in self.projected:
             A_RI, B_OR, scale = adapter.A_RI, adapter.B_OR, adapter.scale
-            if B_OR.grad is not None:  # type: ignore[union-attr]
-                gram_RR = A_RI @ A_RI.T  # type: ignore[operator, union-attr]
+            if B_OR.grad is not None:
+                gram_RR = A_RI @ A_RI.T
                 gram_RR.diagonal().add_(1e-8)
-                B_OR.grad = B_OR.grad @ torch.linalg.pinv(gram_RR, hermitian=True) / scale**2  # type: ignore
+                B_OR.grad = B_OR.grad @ torch.linalg.pinv(gram_RR, hermitian=True) / scale**2
 
 
 @register("lora_fa")
 class LoRAFA(Additive):
-    """§3: A stays at its random start and B alone is trained, so that only x A (R numbers a token) is kept."""
+    """§3: A stays at its random start, B alone is trained: of x only x A (R numbers a token) is kept."""
 
     paper = "arXiv:2308.03303"
     equation = "W' = W + (α/r) B A, A frozen"
-    parameters = "R * O"
+    count = "R * O"
     inits = (*(name for name, start in INITS.items() if start.zero != "A"), "pissa_niter")
     method = Projection
 

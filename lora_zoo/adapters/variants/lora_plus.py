@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lora_zoo.adapters.adapter import Adapter, Additive, Site
+from lora_zoo.adapters.adapter import Additive, LowRank, Site
+from lora_zoo.adapters.inits import find_init
 from lora_zoo.adapters.method import Method
 from lora_zoo.adapters.registry import register
 
@@ -17,10 +18,10 @@ class Ratio(Method):
     """
 
     def __init__(
-        self, adapters: Mapping[str, Adapter], *, loraplus_lr_ratio: float | Literal["auto"] = "auto"
+        self, adapters: Mapping[str, LowRank], *, loraplus_lr_ratio: float | Literal["auto"] = "auto"
     ) -> None:
         super().__init__(adapters)
-        random_B = any(adapter.B_OR.any() for adapter in adapters.values())  # type: ignore[operator, union-attr]
+        random_B = any(find_init(adapter.init).zero != "B" for adapter in adapters.values())
         self.ratio = (16.0 if random_B else 4.0) if loraplus_lr_ratio == "auto" else float(loraplus_lr_ratio)
         if self.ratio <= 0:
             raise ValueError(f"loraplus_lr_ratio must be above 0; got {self.ratio}")
@@ -48,7 +49,7 @@ class LoRAPlus(Additive):
 
     paper = "arXiv:2402.12354"
     equation = "W' = W + (α/r) B A, η_B = λ η_A"
-    parameters = "R * (O + I)"
+    count = "R * (O + I)"
     method = Ratio
 
     def __init__(

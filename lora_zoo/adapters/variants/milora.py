@@ -13,7 +13,7 @@ class MiLoRA(Additive):
 
     paper = "arXiv:2406.09044"
     equation = "W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = bottom-r SVD of W"
-    parameters = "R * (O + I)"
+    count = "R * (O + I)"
     inits = ("milora",)
 
     def __init__(

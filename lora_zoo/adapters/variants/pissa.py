@@ -16,7 +16,7 @@ class PiSSA(Additive):
 
     paper = "arXiv:2404.02948"
     equation = "W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = top-r SVD of W"
-    parameters = "R * (O + I)"
+    count = "R * (O + I)"
     inits = ("pissa", "pissa_niter")
 
     def __init__(

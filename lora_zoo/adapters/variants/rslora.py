@@ -14,7 +14,7 @@ class RsLoRA(Additive):
 
     paper = "arXiv:2312.03732"
     equation = "W' = W + (α/√r) B A"
-    parameters = "R * (O + I)"
+    count = "R * (O + I)"
 
     def __init__(
         self,

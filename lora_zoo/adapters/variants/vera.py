@@ -60,7 +60,7 @@ class VeRA(Product):
 
     paper = "arXiv:2310.11454"
     equation = "W' = W + diag(b) B diag(d) A"
-    parameters = "O + R"
+    count = "O + R"
     method = SharedPair
     inits = ("kaiming",)
 
@@ -77,9 +77,9 @@ class VeRA(Product):
     ) -> None:
         super().__init__(site)
         O, self.I = site.shape
-        self.pair: Pair = site.shared  # type: ignore[assignment]
-        self.gain = 1.0 if projection == "peft" else bound(self.I) * bound(rank)
         W_OI = site.host.matrix()
+        self.pair: Pair = site.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
+        self.gain = 1.0 if projection == "peft" else bound(self.I) * bound(rank)
         self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
         self.dropout = site.dropout(lora_dropout)
 

@@ -1,0 +1,1 @@
+"""Models: the embedded one, folders in Hub format, and names on the Hub."""

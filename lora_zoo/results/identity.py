@@ -1,0 +1,70 @@
+"""A run's identity: the hash of everything that can change its result, and a name that a person can read."""
+
+import hashlib
+import inspect
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_zoo.adapters.adapter import Variant
+from lora_zoo.adapters.registry import hyperparameters
+from lora_zoo.configuration.settings import Settings, file_of
+
+# What a run is called, where it goes, who is told of it and how fast it is computed change no result.
+INERT = ("out", "tracking", "threads", "zero_shot", "merge", "eval_splits")
+_FLAT = ("rank", "alpha", "init", "lora_dropout")
+
+
+def identity(settings: Settings, variant: type[Variant]) -> str:
+    """Eight hexadecimal digits from the settings, the variant's source and the local data files."""
+    chosen = {k: v for k, v in asdict(settings).items() if k not in INERT}
+    known = hyperparameters(variant)
+    chosen = {k: v for k, v in chosen.items() if k not in _FLAT or k in known}
+    parts = [json.dumps(chosen, sort_keys=True, default=str), _source(variant), *_data(settings)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def readable_name(settings: Settings, variant: type[Variant]) -> str:
+    """Variant, rank, targets, start, model, task and seed, as far as they say something."""
+    known = hyperparameters(variant)
+    parts = [variant.name]
+    if "rank" in known:
+        parts += [f"r{settings.rank}", _targets(settings.target_modules)]
+    if "init" in known and settings.init != known["init"].default:
+        parts.append(settings.init)
+    parts += [settings.model.name, settings.task.name, f"s{settings.seed}"]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
+
+
+def _targets(targets: str | list[str]) -> str:
+    words = [targets] if isinstance(targets, str) else [str(t) for t in targets]
+    text = "".join(words) if all(len(w) == 1 for w in words) else "+".join(words)
+    return text if len(text) <= 24 else f"{len(words)}targets"
+
+
+def _source(variant: type[Variant]) -> str:
+    try:
+        return Path(inspect.getfile(variant)).read_text()
+    except (OSError, TypeError):
+        return variant.__qualname__  # defined interactively: it has no file
+
+
+def _data(settings: Settings) -> list[str]:
+    files = [file_of(settings.task, name) for name in settings.task.data_files.values()]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+
+
+def flat_hyperparameters(settings: Settings, variant: type[Variant]) -> dict[str, Any]:
+    """The flat keys and the variant's own keys that this variant takes."""
+    known = hyperparameters(variant)
+    flat = {name: getattr(settings, name) for name in _FLAT if name in known}
+    return flat | {name: value for name, value in settings.variant.items() if name != "name"}
+
+
+def without_effect(settings: Settings, variant: type[Variant], overrides: list[str]) -> list[str]:
+    """The flat keys that the command line gave and the variant has no use for."""
+    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    idle = [name for name in _FLAT if name in given and name not in hyperparameters(variant)]
+    return idle

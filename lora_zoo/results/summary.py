@@ -1,0 +1,97 @@
+"""What a person sees at the end of a run and of a sweep, read from the record alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lora_zoo.results.record import RESULT, Record
+
+
+def print_run(record: Record, console: Console) -> None:
+    """Metric against zero-shot, size, speed, memory, places, and the next commands worth typing."""
+    result = record.content
+    table = Table(title=result["name"], show_header=False, title_justify="left")
+    for row in _rows(result, record.folder):
+        table.add_row(*row)
+    console.print(table)
+    console.print("next:", highlight=False)
+    for line in _next(result, record.folder):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
+    rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    rows.append(
+        ("trainable", f"{parameters['trainable']:,} of {parameters['total']:,} ({parameters['share']:.2%})")
+    )
+    if "adapter" in result:
+        rows.append(("adapter", f"{_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
+    if timings.get("steps"):
+        rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
+    rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
+    peak = memory.get("peak_cuda", memory["peak_rss"])
+    rows.append(("peak memory", f"{_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
+    rows.append(("written to", str(folder)))
+    return [*rows, ("tracking", result["tracking"])] if result.get("tracking") else rows
+
+
+def _against(result: dict[str, Any], split: str) -> str:
+    name = result["metric"]
+    after, before = result["metrics"][split][name], result.get("zero_shot", {}).get(split, {}).get(name)
+    return f"{after:.4g}" + ("" if before is None else f"   (before training: {before:.4g})")
+
+
+def _next(result: dict[str, Any], folder: Path) -> list[str]:
+    seeds = result["command"].replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
+    lines = [f"{seeds} seed=0,1,2", "python -m lora_zoo.run +variant=full   (what all parameters reach)"]
+    if "adapter" in result:
+        lines.append(
+            f"python -m lora_zoo.merge {folder} {folder / 'merged'}   (an ordinary model for transformers)"
+        )
+    return lines
+
+
+def print_sweep(folder: Path) -> None:
+    """One line per run of the sweep; those that failed say why."""
+    console = Console()
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
+    for column in ("run", "state", "metric", "value", "trainable", "s/step"):
+        table.add_column(column, justify="right" if column in ("value", "trainable", "s/step") else "left")
+    for result in runs:
+        table.add_row(*_sweep_row(result))
+    console.print(table)
+    for result in (r for r in runs if r["state"] != "done"):
+        reason = result.get("error", {}).get("message", "no reason was recorded")
+        console.print(
+            f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
+        )
+    console.print(f"written to {folder}", highlight=False)
+
+
+def _sweep_row(result: dict[str, Any]) -> list[str]:
+    metric = result.get("metric", "-")
+    split = next(reversed(result.get("metrics", {"-": {}})))
+    value = result.get("metrics", {}).get(split, {}).get(metric)
+    trainable = result.get("parameters", {}).get("trainable")
+    step = result.get("timings", {}).get("step_median")
+    return [
+        result["name"],
+        result["state"],
+        f"{metric} ({split})",
+        "-" if value is None else f"{value:.4g}",
+        "-" if trainable is None else f"{trainable:,}",
+        "-" if step is None else f"{step:.3g}",
+    ]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,179 @@
+"""The command line: what it accepts, and how it says no."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.adapters.targets import ROLES
+from lora_zoo.configuration import commandline, helptext, precheck
+from lora_zoo.configuration.choices import GROUPS, folder, options
+from lora_zoo.configuration.settings import register, resolved
+
+register()
+
+BAD = {
+    "+variant=dorra": ["unknown variant 'dorra'", "'dora'", "pissa"],
+    "varient=dora": ["unknown key 'varient'", "'variant'"],
+    "rnak=8": ["unknown key 'rnak'", "'rank'"],
+    "+foo=1": ["unknown key 'foo'"],
+    "rank=abc": ["rank", "'abc'", "Integer"],
+    "rank=0": ["rank must be at least 1; got 0"],
+    "rank=": ["rank"],
+    "lr=-1": ["lr must be above 0; got -1"],
+    "lr=fast": ["lr", "'fast'", "Float"],
+    "alpha=0": ["alpha must be above 0; got 0"],
+    "batch_size=0": ["batch_size must be at least 1"],
+    "lora_dropout=1": ["lora_dropout must be below 1"],
+    "steps=0": ["steps must be at least 1"],
+    "steps=3 epochs=2": ["steps=3", "epochs=2", "one"],
+    "seed=-1": ["seed must be at least 0"],
+    "eval_splits=[tset]": ["unknown eval_splits 'tset'", "'test'"],
+    "task=pocketsql": ["unknown task 'pocketsql'", "'pocket-sql'"],
+    "task.kind=generating": ["unknown task.kind 'generating'", "'generation'"],
+    "task.lrr=1": ["unknown key of task 'lrr'", "'lr'"],
+    "task=sick": ["task sick", "train.tsv", "task.data_dir"],
+    "task=generation": ["task.path must be given"],
+    "model=pockt": ["unknown model 'pockt'", "'pocket'"],
+    "model=/no/such/folder": ["model=/no/such/folder", "no such folder"],
+    "model=hub": ["model.path must be given"],
+    "model.dtype=float8": ["unknown model.dtype 'float8'", "float32"],
+    "variant.foo=1": ["unknown key of variant 'foo'"],
+    "+variant=vera variant.d_initail=1": ["unknown key of variant 'd_initail'", "'d_initial'"],
+    "tracking=wandbb": ["unknown tracking 'wandbb'", "'wandb'"],
+    "tracking.mode=onlin": ["unknown tracking.mode 'onlin'", "'online'"],
+    "rank=[": ["rank=["],
+    "variant=lora,dora": ["variant=lora,dora", "-m"],
+    "alpha=${mul:2,${rnk}}": ["rnk"],
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_mistake_ends_in_one_line_that_names_it(line: str) -> None:
+    with pytest.raises((precheck.Mistake, ValueError)) as caught:
+        precheck.check(commandline.rewritten(line.split()), multirun=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in BAD[line]:
+        assert part in message, message
+
+
+def test_exit_code_2_and_no_traceback() -> None:
+    ended = _shell("+variant=dorra")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_help_lists_what_exists_quickly_and_without_torch() -> None:
+    began = time.perf_counter()
+    ended = _shell("--help")
+    assert time.perf_counter() - began < 10  # a noisy machine's bound; 0.4 s when quiet
+    for name in [*variants(), *options("model"), *options("task"), "target_modules", *ROLES]:
+        assert name in ended.stdout, name
+    probe = "import sys; from lora_zoo.configuration import helptext, precheck; helptext.text();"
+    loaded = "print([m for m in ('torch', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", probe + loaded], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_mistake_is_found_without_torch() -> None:
+    probe = (
+        "import sys; from lora_zoo import run\n"
+        "try: run.main(['+variant=dorra'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
+    (settings,) = precheck.check(commandline.rewritten([f"{plus}variant=dora", f"{plus}rank=4"]), multirun=False)
+    assert settings.variant["name"] == "dora"
+    assert settings.rank == 4
+    assert settings.alpha == 8.0  # DoRA's convention: twice the rank
+
+
+@pytest.mark.parametrize("name", options("variant"))
+def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> None:
+    node = yaml.safe_load((folder() / "variant" / f"{name}.yaml").read_text())
+    known = hyperparameters(variants()[name])
+    own = {key: value for key, value in node.pop("variant").items() if key != "name"}
+    flat = {"rank", "alpha", "init", "lora_dropout"}
+    assert set(own) == set(known) - flat
+    for key, value in own.items():
+        assert value == known[key].default, key
+    assert set(node) <= (flat & set(known)) | {"lr"}
+    if "alpha" in known:
+        rank = node.get("rank", known["rank"].default)
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            assert resolved(compose("config", [f"variant={name}", f"rank={rank}"])).alpha == known["alpha"].default
+
+
+def test_every_variant_has_a_yaml_and_every_yaml_a_variant() -> None:
+    assert set(options("variant")) == set(variants())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_composes_and_says_what_it_is(group: str) -> None:
+    for name, about in options(group).items():
+        assert about, f"{group}/{name} has no comment line"
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            compose("config", [f"{group}={name}"])
+
+
+def test_alpha_can_be_an_interpolation() -> None:
+    (settings,) = precheck.check(commandline.rewritten(["rank=4", "alpha=${mul:3,${rank}}"]), multirun=False)
+    assert settings.alpha == 12.0
+
+
+def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
+    (tmp_path / "tiny-bert").mkdir()
+    (tmp_path / "tiny-bert" / "config.json").write_text("{}")
+    ready = commandline.rewritten([f"model=pocket,{tmp_path}/tiny-bert"])
+    assert ready == ["model=pocket,tiny-bert"]
+    assert [s.model.path for s in precheck.check(ready, multirun=True)] == ["pocket", f"{tmp_path}/tiny-bert"]
+    assert commandline.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
+
+
+def test_a_hub_name_becomes_a_model() -> None:
+    (settings,) = precheck.check(commandline.rewritten(["model=FacebookAI/roberta-base"]), multirun=False)
+    assert (settings.model.name, settings.model.path) == ("roberta-base", "FacebookAI/roberta-base")
+
+
+def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n")
+    (settings,) = precheck.check(commandline.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
+    assert (settings.task.name, settings.task.kind, settings.lr) == ("mine", "generation", 1e-3)
+
+
+def test_a_sweep_is_checked_value_by_value() -> None:
+    with pytest.raises(precheck.Mistake, match="dorra"):
+        precheck.check(["variant=lora,dora,dorra", "rank=1,2"], multirun=True)
+    jobs = precheck.check(["variant=lora,dora,vera", "target_modules=[q],[q,v]"], multirun=True)
+    assert {s.variant["name"] for s in jobs} == {"lora", "dora", "vera"}
+    assert [s.target_modules for s in jobs] == [["q"], ["q", "v"], ["q"]]
+
+
+def test_sweep_names_are_readable_and_tell_sweeps_apart() -> None:
+    one = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,2"])
+    other = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,4"])
+    assert one.startswith("sweep-variant-rank-")
+    assert one != other
+    moved = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,2", "out=elsewhere"])
+    assert one == moved
+
+
+def test_help_text_shows_each_key() -> None:
+    for key in ("rank", "alpha", "lora_dropout", "batch_size", "eval_splits"):
+        assert f"  {key} " in helptext.text()
+
+
+def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lora_zoo.run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

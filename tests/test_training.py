@@ -1,0 +1,178 @@
+"""The Trainer with an adapter's hooks: what is optimised, reported, ordered, saved and resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+from lora_zoo import inject
+from lora_zoo.adapters.injection import Injection
+from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.training.trainer import ZooTrainer
+
+
+def examples(count: int = 48) -> list[dict[str, list[int]]]:
+    g = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, 40, (count, 9), generator=g).tolist()
+    return [{"input_ids": row, "attention_mask": [1] * 9, "labels": row} for row in rows]
+
+
+def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in batch]) for name in batch[0]}
+
+
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def loss_of(injection: Injection) -> float:
+    return injection.model.eval()(**collate(examples())).loss.item()
+
+
+class Seen:
+    """A bench that judges nothing and a collator that notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def judge_split(self, split: str) -> dict[str, float]:
+        return {"nothing": 0.0}
+
+    def collate(self, batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        self.batches.append([row["input_ids"] for row in batch])
+        return collate(batch)
+
+
+def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **changes: Any) -> ZooTrainer:
+    seen = seen or Seen()
+    usual = {
+        "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
+        "data_seed": 3, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False, "logging_steps": 1,
+        "save_strategy": "no", "use_cpu": True, "logging_nan_inf_filter": False,
+    }  # fmt: skip
+    return ZooTrainer(
+        injection,
+        bench=seen,
+        args=TrainingArguments(**(usual | changes)),
+        data_collator=seen.collate,
+        train_dataset=examples(),
+    )
+
+
+def small(name: str, **more: Any) -> dict[str, Any]:
+    return more | ({"rank": 2} if "rank" in hyperparameters(variants()[name]) else {})
+
+
+TRAINED = [name for name in variants() if name != "zero_shot"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> None:
+    injection = inject(model(), name, target_modules=["q", "v"], **small(name))
+    before = loss_of(injection)
+    run = trainer(tmp_path, injection, max_steps=12)
+    run.train()
+    assert loss_of(injection) < before
+    assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
+    assert run.clock.summary()["steps"] == 12
+    injection.method.law()
+
+
+def test_the_logged_loss_is_the_tasks_alone(tmp_path: Path) -> None:
+    """Two regularisers of very different weight log the same first loss: that of the untouched model."""
+    first = []
+    for weight in (0.0, 1000.0):
+        injection = inject(model(), "adalora", rank=2, orth_reg_weight=weight)
+        run = trainer(tmp_path / str(weight), injection, max_steps=1, gradient_accumulation_steps=2)
+        run.train()
+        first.append(run.state.log_history[0]["loss"])
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_accumulating_gradients_equals_one_large_batch(tmp_path: Path) -> None:
+    ends = []
+    for size, times in ((8, 1), (4, 2)):
+        injection = inject(model(), "adalora", rank=2, orth_reg_weight=0.3)
+        run = trainer(
+            tmp_path / str(size), injection,
+            per_device_train_batch_size=size, gradient_accumulation_steps=times, max_steps=3,
+        )  # fmt: skip
+        run.train()
+        ends.append(injection.state_dict())
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_all_variants_of_a_seed_see_the_same_batches(tmp_path: Path) -> None:
+    orders = []
+    for name in ("lora", "dora", "vera", "full"):
+        torch.manual_seed(len(name) * 17)  # the global stream must not matter
+        seen = Seen()
+        trainer(tmp_path / name, inject(model(), name, **small(name)), seen).train()
+        orders.append(seen.batches)
+    assert all(order == orders[0] for order in orders)
+    other = Seen()
+    trainer(tmp_path / "other", inject(model(), "lora", rank=2), other, data_seed=4).train()
+    assert other.batches != orders[0]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_repeats_to_the_bit_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
+    dropout = {"lora_dropout": 0.1} if name not in ("pissa", "milora", "full", "head_only") else {}
+
+    def fresh() -> Injection:
+        return inject(model(), name, seed=5, **small(name, **dropout))
+
+    whole, again, resumed = fresh(), fresh(), fresh()
+    torch.manual_seed(1)
+    trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3).train()
+    torch.manual_seed(2)
+    trainer(tmp_path / "again", again).train()
+    trainer(tmp_path / "whole", resumed).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+
+
+def test_evaluation_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    ends = []
+    for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 2}):
+        injection = inject(model(), "lora", rank=2, lora_dropout=0.2)
+        run = trainer(tmp_path / str(len(arguments)), injection, **arguments)
+        run.train()
+        ends.append(injection.state_dict())
+        evaluated = [entry for entry in run.state.log_history if "eval_nothing" in entry]
+        assert len(evaluated) == (3 if arguments else 0)
+    for key, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][key])
+
+
+def test_a_layer_that_the_model_does_not_use_is_named(tmp_path: Path) -> None:
+    idle = model()
+    idle.add_module("spare", torch.nn.Linear(16, 16))
+    injection = inject(idle, "lora", rank=2, target_modules=["q", "spare"])
+    with pytest.raises(ValueError, match="spare.* gets no gradient"):
+        trainer(tmp_path, injection).train()
+
+
+def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Path) -> None:
+    run = trainer(tmp_path, inject(model(), "lora_plus", rank=2, loraplus_lr_ratio=8.0))
+    run.train()
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    assert [base / run.lr_scheduler.base_lrs[0] for base in run.lr_scheduler.base_lrs] == [1.0, 8.0]
+    assert rates[0] == rates[1] == 0.0  # linear decay has reached its end
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    injection = inject(model(), "adalora", rank=2, tinit=4, tfinal=4)
+    before = {k: v.clone() for k, v in injection.state_dict().items()}
+    with pytest.raises(ValueError, match="tinit=4 and tfinal=4 leave no step of 6"):
+        trainer(tmp_path, injection).train()
+    assert all(torch.equal(v, before[k]) for k, v in injection.state_dict().items())
