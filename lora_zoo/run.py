@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     except precheck.Mistake as mistake:
         print(f"lora_zoo: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _run(given: list[str]) -> int:

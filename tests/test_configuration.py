@@ -93,7 +93,9 @@ def test_a_mistake_is_found_without_torch() -> None:
 
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
-    (settings,) = precheck.check(commandline.rewritten([f"{plus}variant=dora", f"{plus}rank=4"]), multirun=False)
+    (settings,) = precheck.check(
+        commandline.rewritten([f"{plus}variant=dora", f"{plus}rank=4"]), multirun=False
+    )
     assert settings.variant["name"] == "dora"
     assert settings.rank == 4
     assert settings.alpha == 8.0  # DoRA's convention: twice the rank
@@ -112,7 +114,10 @@ def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> N
     if "alpha" in known:
         rank = node.get("rank", known["rank"].default)
         with initialize_config_dir(str(folder()), version_base="1.3"):
-            assert resolved(compose("config", [f"variant={name}", f"rank={rank}"])).alpha == known["alpha"].default
+            assert (
+                resolved(compose("config", [f"variant={name}", f"rank={rank}"])).alpha
+                == known["alpha"].default
+            )
 
 
 def test_every_variant_has_a_yaml_and_every_yaml_a_variant() -> None:
@@ -147,7 +152,9 @@ def test_a_hub_name_becomes_a_model() -> None:
 
 
 def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
-    (tmp_path / "mine.yaml").write_text("kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n")
+    (tmp_path / "mine.yaml").write_text(
+        "kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
+    )
     (settings,) = precheck.check(commandline.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
     assert (settings.task.name, settings.task.kind, settings.lr) == ("mine", "generation", 1e-3)
 

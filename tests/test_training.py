@@ -54,8 +54,8 @@ def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **chan
     seen = seen or Seen()
     usual = {
         "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-        "data_seed": 3, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False, "logging_steps": 1,
-        "save_strategy": "no", "use_cpu": True, "logging_nan_inf_filter": False,
+        "data_seed": 3, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
+        "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "logging_nan_inf_filter": False,
     }  # fmt: skip
     return ZooTrainer(
         injection,
@@ -135,7 +135,9 @@ def test_a_run_repeats_to_the_bit_and_resumes_to_the_bit(name: str, tmp_path: Pa
     trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3).train()
     torch.manual_seed(2)
     trainer(tmp_path / "again", again).train()
-    trainer(tmp_path / "whole", resumed).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    trainer(tmp_path / "whole", resumed).train(
+        resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3")
+    )
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
         assert torch.equal(tensor, resumed.state_dict()[key]), key
@@ -158,7 +160,7 @@ def test_a_layer_that_the_model_does_not_use_is_named(tmp_path: Path) -> None:
     idle = model()
     idle.add_module("spare", torch.nn.Linear(16, 16))
     injection = inject(idle, "lora", rank=2, target_modules=["q", "spare"])
-    with pytest.raises(ValueError, match="spare.* gets no gradient"):
+    with pytest.raises(ValueError, match=r"spare.* gets no gradient"):
         trainer(tmp_path, injection).train()
 
 

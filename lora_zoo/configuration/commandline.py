@@ -20,7 +20,7 @@ from lora_zoo.configuration.settings import Model, Settings
 KEYS = tuple(f.name for f in fields(Settings))
 _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
 # Dictionaries in which any key may be new; the run checks them against what reads them.
-_OPEN = re.compile(r"(?:trainer|task\.(?:sizes|columns|data_files|options|splits))\.")
+_OPEN = re.compile(r"trainer\.|task\.(?:sizes|columns|data_files|options|splits)(?:\.|$)")
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 _MULTIRUN = ("-m", "--multirun")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_zoo.models.scratch", description=__doc__)
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files to learn the tokens from")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="text to learn the tokens from")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)

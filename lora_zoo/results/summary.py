@@ -1,6 +1,7 @@
 """What a person sees at the end of a run and of a sweep, read from the record alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,22 @@ def _against(result: dict[str, Any], split: str) -> str:
 
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
-    seeds = result["command"].replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
-    lines = [f"{seeds} seed=0,1,2", "python -m lora_zoo.run +variant=full   (what all parameters reach)"]
+    lines = [
+        _with(result["command"], "seed", "0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
+        + "   (three seeds)",
+        _with(result["command"], "variant", "full") + "   (what all parameters reach)",
+    ]
     if "adapter" in result:
         lines.append(
             f"python -m lora_zoo.merge {folder} {folder / 'merged'}   (an ordinary model for transformers)"
         )
     return lines
+
+
+def _with(command: str, key: str, value: str) -> str:
+    """`command` with `key` set to `value`."""
+    words = [word for word in command.split(" ") if not re.match(rf"\+*{key}=", word)]
+    return " ".join([*words, f"{key}={value}"])
 
 
 def print_sweep(folder: Path) -> None:

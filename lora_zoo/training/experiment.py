@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ class Experiment:
                 trainer.train()
         finally:
             bar.close()
+            with suppress(OSError):
+                (self.record.folder / "checkpoints").rmdir()  # it is made even where nothing is saved to it
             self.record.update(
                 history=trainer.state.log_history, timings=self.timings | trainer.clock.summary()
             )

@@ -1,0 +1,23 @@
+"""Accuracy: the rate of predictions that are the reference."""
+
+import datasets
+import evaluate
+import numpy as np
+
+
+class Accuracy(evaluate.Metric):
+    """{"accuracy": 0..1} of integer classes."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description="predictions, references: one integer class an item",
+            features=datasets.Features({"predictions": label, "references": label}),
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        if not len(predictions):
+            raise ValueError("accuracy of no items is no number; give one item or more")
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}

@@ -1,0 +1,25 @@
+"""F1: the harmonic mean of precision and recall."""
+
+import datasets
+import evaluate
+from sklearn.metrics import f1_score
+
+
+class F1(evaluate.Metric):
+    """{"f1": 0..1} of integer classes: of class `pos_label`, or by another of scikit-learn's averages."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description="predictions, references: one integer class an item; "
+            "average: binary (default), macro, micro or weighted; pos_label: the class that binary counts",
+            features=datasets.Features({"predictions": label, "references": label}),
+        )
+
+    def _compute(
+        self, predictions: list[int], references: list[int], average: str = "binary", pos_label: int = 1
+    ) -> dict[str, float]:
+        f1 = f1_score(references, predictions, average=average, pos_label=pos_label, zero_division=0.0)
+        return {"f1": float(f1)}

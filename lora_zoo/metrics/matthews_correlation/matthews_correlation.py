@@ -1,0 +1,21 @@
+"""Matthews' correlation coefficient: Pearson's correlation of two classifications (CoLA's metric)."""
+
+import datasets
+import evaluate
+from sklearn.metrics import matthews_corrcoef
+
+
+class MatthewsCorrelation(evaluate.Metric):
+    """{"matthews_correlation": -1..1} of integer classes; 0 where either side is constant."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description="predictions, references: one integer class an item",
+            features=datasets.Features({"predictions": label, "references": label}),
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}

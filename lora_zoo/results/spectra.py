@@ -1,0 +1,113 @@
+"""How large and how spread out each ΔW = W' - W of a trained model is, from its singular values.
+
+Letters: O out, I in, R rank of the factors; ΔW and W are (O, I).
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lora_zoo.adapters.injection import Injection
+
+KEPT = 64
+NOISE = 1e-6  # singular values below this part of the first count as noise in the effective rank
+
+
+class Change(NamedTuple):
+    """One ΔW by its singular values, largest first, and ||W||_F of the matrix that it changed."""
+
+    name: str
+    shape: tuple[int, int]
+    singular_values: Tensor
+    base_norm: float
+
+
+@torch.no_grad()
+def summary(injection: "Injection") -> list[dict[str, Any]]:
+    """One row per changed matrix; call it on adapters that are not merged.
+
+    `relative_norm` is ||ΔW||_F / ||W||_F, None where W is zero; `singular_values` are the 64 largest.
+    """
+    return [_row(change) for change in _changes(injection)]
+
+
+def overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many matrices changed, and the median over them of each number in `rows`."""
+    medians: dict[str, Any] = {"matrices": len(rows)}
+    for key in ("norm", "relative_norm", "stable_rank", "effective_rank"):
+        values = [row[key] for row in rows if row[key] is not None and math.isfinite(row[key])]
+        medians[key] = statistics.median(values) if values else None
+    return medians
+
+
+def product_values(B_OR: Tensor, A_RI: Tensor) -> Tensor:
+    """Singular values of B A, which are those of R_b R_aᵀ with B = Q_b R_b and Aᵀ = Q_a R_a: no (O, I) SVD.
+
+    In float64, on the CPU. Values that rounding alone explains are zero; NaN where a factor is not finite.
+    """
+    B_OR, A_RI = (t.detach().to("cpu", torch.float64) for t in (B_OR, A_RI))
+    R_b, R_a = torch.linalg.qr(B_OR).R, torch.linalg.qr(A_RI.T).R
+    rounding = torch.finfo(torch.float64).eps * B_OR.shape[1] * float(B_OR.norm() * A_RI.norm())
+    return _values(R_b @ R_a.T, rounding)
+
+
+def dense_values(dW_OI: Tensor, base_norm: float = 0.0) -> Tensor:
+    """Singular values of ΔW; those that rounding a W' of about ||W||_F = `base_norm` explains are zero."""
+    O, I = dW_OI.shape
+    return _values(dW_OI.detach(), torch.finfo(dW_OI.dtype).eps * base_norm * (O**-0.5 + I**-0.5))
+
+
+def _values(matrix: Tensor, rounding: float) -> Tensor:
+    if not matrix.isfinite().all():
+        return torch.full((min(matrix.shape),), torch.nan, dtype=torch.float64)
+    values = torch.linalg.svdvals(matrix).double().cpu()
+    return torch.where(values > rounding, values, 0.0)
+
+
+def _changes(injection: "Injection") -> Iterator[Change]:
+    for name, adapter in injection.adapters.items():
+        W_OI = _wide(injection.layers[name].host.matrix())
+        base_norm, factors = float(W_OI.norm()), adapter.factors()
+        if factors is None:
+            values = dense_values(adapter.weight(W_OI) - W_OI, base_norm)
+        else:
+            values = product_values(*factors)
+        yield Change(name, (W_OI.shape[0], W_OI.shape[1]), values, base_norm)
+    for name, original in injection.originals.items():
+        if original.ndim == 2:
+            W_OI = _wide(original)
+            values = dense_values(_wide(injection.model.get_parameter(name)) - W_OI)
+            shape = (W_OI.shape[0], W_OI.shape[1])
+            yield Change(name.removesuffix(".weight"), shape, values, float(W_OI.norm()))
+
+
+def _wide(W: Tensor) -> Tensor:
+    return W.detach().to(torch.promote_types(W.dtype, torch.float32))
+
+
+def _row(change: Change) -> dict[str, Any]:
+    sigma = change.singular_values
+    norm, top = float(sigma.norm()), float(sigma.max())
+    return {
+        "name": change.name,
+        "shape": list(change.shape),
+        "norm": norm,
+        "relative_norm": norm / change.base_norm if change.base_norm else None,
+        "stable_rank": float((sigma / top).square().sum()) if top else 0.0,
+        "effective_rank": _effective_rank(sigma) if top else 0.0,
+        "singular_values": sigma[:KEPT].tolist(),
+    }
+
+
+def _effective_rank(sigma: Tensor) -> float:
+    """exp of the entropy of σ / Σσ: Roy & Vetterli (2007), of σ and not of σ²."""
+    signal = sigma[~(sigma < NOISE * sigma.max())]
+    return math.exp(float(torch.special.entr(signal / signal.sum()).sum()))
+
+
+__all__ = ["dense_values", "overview", "product_values", "summary"]

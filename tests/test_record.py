@@ -1,0 +1,140 @@
+"""Identity and record: what makes two runs the same, and what is never lost."""
+
+import copy
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from lora_zoo.adapters.registry import variants
+from lora_zoo.configuration import commandline, precheck
+from lora_zoo.configuration.settings import Settings, register
+from lora_zoo.results import table
+from lora_zoo.results.identity import identity, readable_name, without_effect
+from lora_zoo.results.record import RESULT, SCHEMA, Record, claim_folder, plain
+
+register()
+
+
+def settings(*overrides: str) -> Settings:
+    return precheck.check(commandline.rewritten(list(overrides)), multirun=False)[0]
+
+
+LORA = variants()["lora"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rank=4",
+        "alpha=3",
+        "init=olora",
+        "lr=1e-4",
+        "seed=1",
+        "target_modules=[q]",
+        "task=pocket-nli",
+        "steps=3",
+    ],
+)
+def test_whatever_can_change_a_result_changes_the_identity(override: str) -> None:
+    assert identity(settings(), LORA) != identity(settings(override), LORA)
+
+
+@pytest.mark.parametrize(
+    "override", ["out=elsewhere", "tracking=none", "threads=1", "merge=true", "zero_shot=false"]
+)
+def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
+    assert identity(settings(), LORA) == identity(settings(override), LORA)
+
+
+def test_a_key_that_a_variant_has_no_use_for_leaves_its_identity() -> None:
+    full = variants()["full"]
+    assert identity(settings("variant=full"), full) == identity(settings("variant=full", "rank=4"), full)
+    assert without_effect(settings("variant=full"), full, ["rank=4", "lr=1"]) == ["rank"]
+    assert without_effect(settings(), LORA, ["rank=4"]) == []
+
+
+def test_local_data_is_part_of_the_identity(tmp_path: Path) -> None:
+    found = set()
+    for text in ("prompt,target\na,b\n", "prompt,target\na,c\n"):
+        (tmp_path / "train.csv").write_text(text)
+        files = f"task.data_files={{train: {tmp_path}/train.csv}}"
+        found.add(identity(settings("task=generation", "task.path=csv", files), LORA))
+    assert len(found) == 2
+
+
+def test_names_are_readable() -> None:
+    assert readable_name(settings("rank=4", "seed=2"), LORA) == "lora-r4-qv-pocket-pocket-sql-s2"
+    assert readable_name(settings("init=olora", "target_modules=all-linear"), LORA).startswith(
+        "lora-r8-all-linear-olora-"
+    )
+    assert readable_name(settings("variant=full"), variants()["full"]) == "full-pocket-pocket-sql-s0"
+
+
+def test_a_folder_is_never_claimed_twice(tmp_path: Path) -> None:
+    names = [claim_folder(tmp_path, "run").name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_a_record_is_complete_after_every_update(tmp_path: Path) -> None:
+    record = Record(tmp_path, name="x")
+    first = json.loads((tmp_path / RESULT).read_text())
+    assert (first["schema"], first["state"], first["name"]) == (SCHEMA, "running", "x")
+    record.update(metrics={"test": {"accuracy": 0.5}})
+    record.end("done")
+    last = json.loads((tmp_path / RESULT).read_text())
+    assert (last["state"], last["metrics"]["test"]["accuracy"]) == ("done", 0.5)
+    assert [p.name for p in tmp_path.iterdir()] == [RESULT]  # nothing half-written is left behind
+
+
+def test_a_failed_update_leaves_the_last_record(tmp_path: Path) -> None:
+    record = Record(tmp_path, name="x")
+    before = (tmp_path / RESULT).read_text()
+    with pytest.raises(RecursionError):
+        loop: list[object] = []
+        loop.append(loop)
+        record.update(bad=loop)
+    assert (tmp_path / RESULT).read_text() == before
+
+
+def test_numbers_that_are_none_keep_their_name() -> None:
+    assert plain({"a": float("nan"), "b": [float("inf")], "c": Path("x")}) == {
+        "a": "nan",
+        "b": ["inf"],
+        "c": "x",
+    }
+
+
+def test_settings_are_not_changed_by_being_named() -> None:
+    one = settings()
+    before = copy.deepcopy(one)
+    identity(one, LORA)
+    readable_name(one, LORA)
+    assert one == before
+
+
+def test_a_table_shows_means_over_seeds_and_says_what_made_them(tmp_path: Path) -> None:
+    for seed, value in ((0, 0.5), (1, 0.7)):
+        folder = claim_folder(tmp_path, "run")
+        one = settings(f"seed={seed}")
+        record = Record(
+            folder, name="x", seed=seed, config=asdict(one), command="python -m lora_zoo.run", metric="m"
+        )
+        record.update(
+            variant={"name": "lora"}, parameters={"trainable": 1234}, timings={"steps": 7, "step_median": 1.0}
+        )
+        record.update(
+            environment={"commit": "abcdef", "dirty": False, "threads": 1}, zero_shot={"test": {"m": 0.1}}
+        )
+        record.end("done", metrics={"test": {"m": value}})
+    Record(claim_folder(tmp_path, "run"), name="y", seed=2, metric="m").end("failed")
+    frame = table.load(tmp_path)
+    text = table.markdown(frame)
+    spread = statistics.stdev([0.5, 0.7])
+    assert f"| lora | 0.600 ± {spread:.3f} | 0.100 | 2 | 1,234 | 1.000 |" in text
+    for part in ("pocket-sql", "steps 7", "seeds 0, 1", "commit abcdef", "1 runs did not finish"):
+        assert part in text
+    with pytest.raises(ValueError, match=r"no result\.json"):
+        table.load(tmp_path / "nowhere")
