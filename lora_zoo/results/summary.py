@@ -65,15 +65,26 @@ def _with(command: str, key: str, value: str) -> str:
     return " ".join([*words, f"{key}={value}"])
 
 
+def print_line(record: Record, console: Console) -> None:
+    """A run of a sweep, in one line."""
+    result = record.content
+    split = next(reversed(result["metrics"]))
+    said = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
+    console.print(f"done: {result['name']}: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_sweep(folder: Path) -> None:
-    """One line per run of the sweep; those that failed say why."""
+    """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    keys = differing([run["config"] for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
-    for column in ("run", "state", "metric", "value", "trainable", "s/step"):
-        table.add_column(column, justify="right" if column in ("value", "trainable", "s/step") else "left")
+    numbers = ("value", "trainable", "s/step")
+    for column in (*keys, "state", "metric", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
-        table.add_row(*_sweep_row(result))
+        flat = flattened(result["config"])
+        table.add_row(*(str(flat.get(key, "-")) for key in keys), *_sweep_row(result))
     console.print(table)
     for result in (r for r in runs if r["state"] != "done"):
         reason = result.get("error", {}).get("message", "no reason was recorded")
@@ -83,6 +94,23 @@ def print_sweep(folder: Path) -> None:
     console.print(f"written to {folder}", highlight=False)
 
 
+def differing(configs: list[dict[str, Any]]) -> list[str]:
+    """The keys in which the configurations differ; what only follows from a choice is left out."""
+    flat = [flattened(config) for config in configs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    differ = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
+    chosen = {key.removesuffix(".name") for key in differ if key.endswith(".name")}
+    return [k for k in differ if k.endswith(".name") or k.partition(".")[0] not in chosen]
+
+
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _sweep_row(result: dict[str, Any]) -> list[str]:
     metric = result.get("metric", "-")
     split = next(reversed(result.get("metrics", {"-": {}})))
@@ -90,7 +118,6 @@ def _sweep_row(result: dict[str, Any]) -> list[str]:
     trainable = result.get("parameters", {}).get("trainable")
     step = result.get("timings", {}).get("step_median")
     return [
-        result["name"],
         result["state"],
         f"{metric} ({split})",
         "-" if value is None else f"{value:.4g}",

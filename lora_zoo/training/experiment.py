@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -66,20 +65,21 @@ class Experiment:
             with self._timed("zero_shot"):
                 self.record.update(zero_shot=bench.judge(keep=False))
         with self._mirror() as mirror:
+            self.record.update(tracking=mirror.where)
             arguments.report_to = mirror.report_to
-            if injection.trainable():
-                self._train(
-                    ZooTrainer(injection, bench=bench, args=arguments, data_collator=kind.collate), bench
-                )
+            try:
+                if injection.trainable():
+                    self._train(
+                        ZooTrainer(injection, bench=bench, args=arguments, data_collator=kind.collate)
+                    )
+            except Diverged:
+                mirror.finish(self.record.content | {"state": "diverged"}, None, [])
+                raise
             with self._timed("evaluate"):
                 self.record.update(metrics=bench.judge(keep=True))
             self._keep(injection, loaded, kind)
-            mirror.finish(
-                self.record.content | {"state": "done"},
-                self._adapter_folder(),
-                self.record.content["updates"],
-            )
-        self.record.update(tracking=mirror.where)
+            adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
+            mirror.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
 
     def _load(self) -> tuple[Kind, dict[str, Any], Loaded]:
         datasets.disable_progress_bars()
@@ -120,7 +120,8 @@ class Experiment:
         self.record.update(parameters=counts | {"in_full": injection.in_full})
         return injection
 
-    def _train(self, trainer: ZooTrainer, bench: "Bench") -> None:
+    def _train(self, trainer: ZooTrainer) -> None:
+        bench: Bench = trainer.bench
         trainer.train_dataset = bench.kind.encoded(bench.splits["train"])
         bar, watch = RichProgress(self.record.content["name"], self.console), DivergenceWatch()
         trainer.add_callback(bar)
@@ -153,9 +154,6 @@ class Experiment:
             injection.merge()
             loaded.model.save_pretrained(self.record.folder / "merged")  # type: ignore[operator]
             load_tokenizer(self.settings.model).save_pretrained(self.record.folder / "merged")
-
-    def _adapter_folder(self) -> Path | None:
-        return self.record.folder / "adapter" if "adapter" in self.record.content else None
 
     def _mirror(self) -> Mirror:
         settings, name = self.settings, self.record.content["name"]

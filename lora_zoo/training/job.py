@@ -85,7 +85,8 @@ def _recorded(
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     record.end(state, timings=timings, memory=peak_memory(), **said)
     if error is None:
-        summary.print_run(record, console)
+        show = summary.print_line if group else summary.print_run
+        show(record, console)
     else:
         _log.error("%s", "".join(traceback.format_exception(error)))
         console.print(f"lora_zoo: {state}: {_one_line(error)}", style="red", markup=False, highlight=False)
