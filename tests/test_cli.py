@@ -83,6 +83,22 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
+    """At full length, on fewer test examples: q at rank 1, all four matrices at rank 8, everything."""
+    common = ("tracking=none", "threads=1", "task.sizes.test=200", "eval_splits=[test]", "zero_shot=false")
+    assert shell("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
+    assert shell("+variant=lora", "target_modules=[q,k,v,o]", *common, at=tmp_path).returncode == 0
+    assert shell("+variant=full", *common, at=tmp_path).returncode == 0
+    exact = {
+        (r["variant"]["name"], r["config"]["rank"]): r["metrics"]["test"]["exact_match"]
+        for r in results(tmp_path)
+    }
+    assert exact["lora", 1] < 0.6
+    assert exact["lora", 8] >= 0.95
+    full = next(value for (name, _), value in exact.items() if name == "full")
+    assert full >= 0.98
+
+
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     ended = shell("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
     assert ended.returncode == 1

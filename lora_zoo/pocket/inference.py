@@ -1,0 +1,134 @@
+"""Premises that can say what they entail, contradict and leave open."""
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import grammar, statements
+from .statements import Claim
+
+LABELS = ("yes", "no", "maybe")
+"""Entailed, contradicted, left open."""
+
+
+class Premise(Protocol):
+    def claim(self, rng: random.Random) -> Claim: ...
+
+    def hypothesis(self, rng: random.Random, label: str) -> Claim: ...
+
+
+@dataclass(frozen=True)
+class Happening:
+    """An event that happened, as did all that is less specific; or did not, nor did what is more specific."""
+
+    event: statements.Event
+    negated: bool
+
+    def claim(self, rng: random.Random) -> Claim:
+        return self.event.claim(rng, self.negated)
+
+    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+        if label == "maybe":
+            event = self._open(rng)
+            return event.claim(rng, rng.random() < 0.5)
+        event = self.event
+        for _ in range(rng.choice((0, 1, 1, 1, 2))):
+            event = rng.choice(self._implied(rng, event) or [event])
+        return event.claim(rng, self.negated == (label == "yes"))
+
+    def _implied(self, rng: random.Random, event: statements.Event) -> list[statements.Event]:
+        return event.stronger(rng) if self.negated else event.weaker()
+
+    def _open(self, rng: random.Random) -> statements.Event:
+        reverse = self.event.weaker() if self.negated else self.event.stronger(rng)
+        steps = reverse if reverse and rng.random() < 0.6 else self.event.other(rng)
+        return rng.choice(steps)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first person is more so than the second; `pole` picks the comparative or its antonym."""
+
+    first: str
+    second: str
+    dimension: int
+    pole: int
+
+    def claim(self, rng: random.Random, negated: bool = False) -> Claim:
+        word = grammar.COMPARATIVES[self.dimension][self.pole]
+        if negated:
+            return Claim(f"{self.first} is not {word} than {self.second}")
+        rest = f"{word} than {self.second}"
+        return Claim(f"{self.first} is {rest}", f"is {self.first} {rest}")
+
+    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+        swapped, negated = rng.random() < 0.5, rng.random() < 0.3
+        first, second = (self.second, self.first) if swapped else (self.first, self.second)
+        if label == "maybe":
+            shift = rng.randrange(1, len(grammar.COMPARATIVES))
+            dimension = (self.dimension + shift) % len(grammar.COMPARATIVES)
+            return Comparison(first, second, dimension, rng.randrange(2)).claim(rng, negated)
+        flipped = swapped ^ negated ^ (label == "no")
+        return Comparison(first, second, self.dimension, self.pole ^ flipped).claim(rng, negated)
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Somebody lives, works or studies in one place only; the other two relations are then left open."""
+
+    who: str
+    relation: int
+    place: str
+
+    def claim(self, rng: random.Random, negated: bool = False) -> Claim:
+        third, base = rng.choice(grammar.RELATIONS[self.relation])
+        if negated:
+            return Claim(f"{self.who} does not {base} in {self.place}")
+        return Claim(f"{self.who} {third} in {self.place}", f"does {self.who} {base} in {self.place}")
+
+    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+        negated = rng.random() < 0.3
+        if label == "maybe":
+            return self._open(rng).claim(rng, negated)
+        holds = (label == "yes") ^ negated
+        place = rng.choice(self._implied() if holds else self._excluded())
+        return Residence(self.who, self.relation, place).claim(rng, negated)
+
+    def _open(self, rng: random.Random) -> "Residence":
+        if self.place in grammar.CITIES and rng.random() < 0.6:
+            return Residence(self.who, self.relation, rng.choice(grammar.CITIES[self.place]))
+        relation = (self.relation + rng.choice((1, 2))) % len(grammar.RELATIONS)
+        return Residence(self.who, relation, rng.choice([self.place, *self._implied()]))
+
+    def _implied(self) -> list[str]:
+        country = grammar.COUNTRY_OF.get(self.place)
+        return [self.place, country, country] if country else [self.place]
+
+    def _excluded(self) -> list[str]:
+        country = grammar.COUNTRY_OF.get(self.place, self.place)
+        elsewhere = [city for city, its in grammar.COUNTRY_OF.items() if its != country]
+        siblings = [city for city in grammar.CITIES[country] if self.place not in (city, country)]
+        others = [other for other in grammar.COUNTRIES if other != country]
+        return others + elsewhere[:: len(grammar.COUNTRIES) // 3] + siblings * 4
+
+
+def premise(rng: random.Random, split: str) -> Premise:
+    """45 % events, 30 % comparisons, 25 % residences, about people of one split."""
+    kind = rng.random()
+    if kind < 0.45:
+        return happening(rng, split)
+    return comparison(rng, split) if kind < 0.75 else residence(rng, split)
+
+
+def happening(rng: random.Random, split: str) -> Happening:
+    return Happening(statements.event(rng, split), rng.random() < 0.5)
+
+
+def comparison(rng: random.Random, split: str) -> Comparison:
+    first, second = rng.sample(grammar.people(split), 2)
+    return Comparison(first, second, rng.randrange(len(grammar.COMPARATIVES)), rng.randrange(2))
+
+
+def residence(rng: random.Random, split: str) -> Residence:
+    place = rng.choice(list(grammar.COUNTRY_OF) if rng.random() < 0.6 else grammar.COUNTRIES)
+    return Residence(rng.choice(grammar.people(split)), rng.randrange(len(grammar.RELATIONS)), place)

@@ -1,0 +1,582 @@
+"""What every variant promises on every kind of layer, in double precision unless it says otherwise.
+
+Parametrised over the registry: no variant is named here, and a new file under `variants/` is tested as it is.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from adapter_cases import (
+    LAYERS,
+    LOW_RANK,
+    MATRIX,
+    Lone,
+    adapt,
+    inputs,
+    lone,
+    perturb,
+    settings,
+    tensors,
+    train,
+)
+from hypothesis import given
+from hypothesis import settings as drive
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from lora_zoo.adapters import inits
+from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
+from lora_zoo.adapters.hosts import HOSTS, find_host
+from lora_zoo.adapters.registry import check_hyperparameters, hyperparameters, variants
+
+EXACT = {"rtol": 0, "atol": 0}
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+few = drive(max_examples=6, deadline=None, derandomize=True)
+every_variant = pytest.mark.parametrize("name", MATRIX)
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def adapted(name, kind, **more):
+    """(model, injection, adapter, host, x) with every trainable tensor moved away from its start."""
+    model = lone(kind)
+    injection = adapt(model, name, **more)
+    perturb(injection)
+    return model, injection, injection.adapters["layer"], injection.layers["layer"].host, inputs(kind)
+
+
+def test_every_kind_of_host_has_a_layer_here():
+    assert {type(find_host(make(4, 5))) for make in LAYERS.values()} == set(HOSTS)
+
+
+@every_layer
+@every_variant
+def test_function_is_unchanged_at_step_0(name, kind):
+    model, x = lone(kind), inputs(kind)
+    before = model(x)
+    adapter = adapt(model, name).adapters["layer"]
+    W_OI = model.layer.host.matrix()
+    assert_close(model(x), before, **CLOSE)
+    assert_close(adapter.weight(W_OI), W_OI, **CLOSE)
+
+
+@every_layer
+@every_variant
+def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
+    model, x = lone(kind), inputs(kind)
+    injection = adapt(model, name)
+    target = torch.randn_like(model(x))
+    declared = injection.named_parameters()
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in declared.values()}
+    reached = train(injection, lambda: (model(x) - target).square().mean(), steps=4, total=40)
+    assert reached == declared.keys()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@every_variant
+@few
+@given(
+    O=st.integers(6, 20), I=st.integers(6, 20), rank=st.integers(1, 4), kind=st.sampled_from(sorted(LAYERS))
+)
+def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
+    cls = variants()[name]
+    hyper = check_hyperparameters(cls, settings(name, rank))
+    stated = eval(cls.count, {"ceil": math.ceil, **hyper, "O": O, "I": I, "R": rank})
+    assert adapt(lone(kind, O, I), name, rank).trainable() == stated
+
+
+def gradients(y, of):
+    """d(fixed random projection of y) / d of, as one list."""
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return torch.autograd.grad((y * weights.to(y.dtype)).sum(), of)
+
+
+@every_layer
+@every_variant
+def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(name, kind):
+    model, injection, adapter, host, x = adapted(name, kind)
+    of = injection.parameters()
+    if x.is_floating_point():
+        of = [*of, x.requires_grad_()]
+    fast, plain = model(x), host.apply(x, adapter.weight(host.matrix()))
+    assert not torch.allclose(plain, host.base(x), atol=1e-3), "the adapter does nothing"
+    assert_close(fast, plain, **CLOSE)
+    for got, expected in zip(gradients(fast, of), gradients(plain, of), strict=True):
+        assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+@every_variant
+@few
+@given(data=st.data())
+def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data):
+    kind = data.draw(st.sampled_from(sorted(LAYERS)))
+    O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
+    dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
+    shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
+    model = lone(kind, O, I, dtype)
+    injection = adapt(model, name, rank)
+    perturb(injection)
+    host, x = injection.layers["layer"].host, inputs(kind, I, dtype, batch=shape)
+    expected = host.apply(x, injection.adapters["layer"].weight(host.matrix()))
+    assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
+    assert expected.shape == (*shape, O)
+
+
+@every_variant
+def test_weight_is_pure(name):
+    """`weight` reads its argument, not the layer, and writes to neither."""
+    model, _, adapter, host, _ = adapted(name, "linear")
+    W_OI, kept = host.matrix().detach().clone(), copy.deepcopy(model.state_dict())
+    first, second = adapter.weight(W_OI), adapter.weight(2 * W_OI)
+    assert_close(adapter.weight(W_OI), first, **EXACT)
+    assert not torch.equal(first, second)
+    for tensor_name, tensor in model.state_dict().items():
+        assert_close(tensor, kept[tensor_name], **EXACT)
+
+
+@every_layer
+@every_variant
+def test_factors_are_the_update_or_none(name, kind):
+    _, _, adapter, host, _ = adapted(name, kind)
+    W_OI, product = host.matrix(), adapter.factors()
+    if product is not None:
+        assert_close(product[0] @ product[1], adapter.weight(W_OI) - W_OI, **CLOSE)
+
+
+@every_layer
+@every_variant
+def test_merge_then_remove_equals_the_adapted_output(name, kind):
+    model, injection, _, _, x = adapted(name, kind)
+    base, plain = copy.deepcopy(model.layer.layer), type(model.layer.layer)
+    expected, seen = model(x), model.layer.weight.detach().clone()
+    injection.merge()
+    injection.remove()
+    assert type(model.layer) is plain
+    assert_close(model(x), expected, **CLOSE)
+    assert_close(model.layer.weight.detach(), seen, **EXACT)
+    assert model.layer.weight.shape == base.weight.shape
+    assert model.layer.weight.is_contiguous()
+
+
+@every_layer
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_unmerge_restores_the_weights_bit_for_bit(name, kind, dtype):
+    model = lone(kind, dtype=dtype)
+    before = model.layer.weight.detach().clone()
+    injection, x = adapt(model, name), inputs(kind, dtype=dtype)
+    perturb(injection)
+    expected = model(x)
+    for _ in range(3):
+        injection.merge()
+        injection.unmerge()
+    assert torch.equal(injection.layers["layer"].layer.weight, before)
+    assert torch.equal(model(x), expected)
+
+
+@every_layer
+@every_variant
+def test_disabled_is_the_base_exactly(name, kind):
+    model, x = lone(kind), inputs(kind)
+    before = model(x)
+    injection = adapt(model, name)
+    perturb(injection)
+    with injection.disabled():
+        assert torch.equal(model(x), before)
+        assert torch.equal(model.layer.weight, model.layer.layer.weight)
+    assert not torch.allclose(model(x), before, atol=1e-3)
+
+
+@every_variant
+def test_disabled_and_iteration_mean_the_same_while_merged(name):
+    model, x = lone("linear"), inputs("linear")
+    before = model(x)
+    injection = adapt(model, name)
+    perturb(injection)
+    expected = list(injection)
+    injection.merge()
+    for got, update in zip(injection, expected, strict=True):
+        assert_close(got.W_OI, update.W_OI, **EXACT)
+        assert_close(got.dW_OI, update.dW_OI, **EXACT)
+    merged = model(x)
+    with injection.disabled():
+        assert torch.equal(model(x), before)
+    assert torch.equal(model(x), merged)
+
+
+@every_layer
+@every_variant
+def test_an_adapter_comes_back_from_disk_bit_for_bit(name, kind, tmp_path):
+    model, injection, adapter, _, x = adapted(name, kind)
+    save_adapter(injection, tmp_path)
+    other = lone(kind)
+    loaded = load_adapter(other, tmp_path)
+    assert torch.equal(other(x), model(x))
+    assert tensors(loaded.adapters["layer"]).keys() == tensors(adapter).keys()
+    for tensor_name, tensor in tensors(loaded.adapters["layer"]).items():
+        assert torch.equal(tensor, tensors(adapter)[tensor_name]), tensor_name
+
+
+@every_variant
+def test_a_loaded_adapter_trains_in_the_same_groups(name, tmp_path):
+    def rates(injection):
+        return [(g["lr"], g["weight_decay"], len(g["params"])) for g in injection.param_groups(lr=1.0)]
+
+    for init in variants()[name].inits:
+        known = {} if init == "pissa_niter" else {"init": init}
+        injection = adapt(lone("linear"), name, **known)
+        save_adapter(injection, tmp_path)
+        assert rates(load_adapter(lone("linear"), tmp_path)) == rates(injection), init
+
+
+class Constants(TorchFunctionMode):
+    """Records every `detach()` at the point itself and gives the same values back at its neighbours.
+
+    The derivative with stop-gradients is the derivative of the function in which those values are constants.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.recorded, self.recording, self.position = [], True, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is not torch.Tensor.detach:
+            return result
+        if self.recording:
+            self.recorded.append(result.clone())
+        self.position += 1
+        return self.recorded[self.position - 1]
+
+    def rewind(self):
+        self.position, self.recording = 0, not self.recorded
+        return self
+
+
+@every_layer
+@every_variant
+def test_gradients_are_those_of_finite_differences(name, kind):
+    model = lone(kind, O=5, I=6)
+    injection = adapt(model, name, rank=2)
+    perturb(injection)
+    adapter, host, x = (
+        injection.adapters["layer"],
+        injection.layers["layer"].host,
+        inputs(kind, 6, batch=(3,)),
+    )
+    names = list(injection.named_parameters())
+    constants = Constants()
+
+    def output(*values):
+        # Iterating gradcheck evaluates the point itself first, then its neighbours.
+        of = {n.removeprefix("layer."): v for n, v in zip(names, values, strict=True)}
+        with constants.rewind():
+            result = functional_call(adapter, of, (x, host))
+        constants.recording = False
+        return result
+
+    points = [p.detach().clone().requires_grad_() for p in injection.parameters()]
+    assert torch.autograd.gradcheck(output, points, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+# --- seeds -------------------------------------------------------------------------------------------------
+
+DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "bernoulli_", "bernoulli", "normal"}
+
+
+class Draws(TorchFunctionMode):
+    """Counts the random draws."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in DRAWS
+        return function(*args, **(kwargs or {}))
+
+
+def start(name, seed, layer="linear", **more):
+    model = lone(layer)
+    return tensors(adapt(model, name, seed=seed, **more).adapters["layer"])
+
+
+@every_layer
+@every_variant
+def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
+    """`seed`, and whatever hyperparameter says by its name that it is one."""
+    seeds = {key: 1 for key in hyperparameters(variants()[name]) if key.endswith(("seed", "prng_key"))}
+    with Draws() as draws:
+        adapter_draws = start(name, 0, kind)
+    torch.manual_seed(123)
+    stream = torch.get_rng_state()
+    model = lone(kind)
+    torch.manual_seed(123)
+    again = tensors(adapt(model, name, seed=0).adapters["layer"])
+    assert torch.equal(torch.get_rng_state(), stream), "the global stream was read"
+    assert all(torch.equal(again[n], t) for n, t in adapter_draws.items())
+    with Draws() as without:
+        lone(kind)
+    if draws.count > without.count:
+        other = start(name, 1, kind, **seeds)
+        assert any(not torch.equal(other[n], t) for n, t in again.items()), "the seed changes nothing"
+
+
+class Several(nn.Module):
+    """A layer, its equal and a greater one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.equal = lone("linear").layer, lone("linear").layer
+        self.greater = lone("linear", 23, 19).layer
+
+
+@every_variant
+def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name):
+    alone = adapt(Several(), name)
+    beside = adapt(Several(), name, targets=("layer", "equal", "greater"))
+    W_OI = alone.layers["layer"].host.matrix()
+    for injection in (alone, beside):
+        with torch.no_grad():
+            for parameter in injection.adapters["layer"].parameters():
+                parameter.add_(1.0)
+    assert torch.equal(alone.adapters["layer"].weight(W_OI), beside.adapters["layer"].weight(W_OI))
+
+
+@every_layer
+@every_variant
+def test_equal_layers_draw_starts_of_their_own(name, kind):
+    """Unless all layers share what is drawn, or nothing is."""
+    model = Several()
+    model.layer, model.equal = lone(kind).layer, lone(kind).layer
+    with Draws() as draws:
+        first, second = adapt(model, name, targets=("layer", "equal")).adapters.values()
+    shared = {id(t) for t in first.buffers()} & {id(t) for t in second.buffers()}
+    own = [(t, second.state_dict()[n]) for n, t in first.state_dict().items()]
+    if draws.count and not shared:
+        assert any(not torch.equal(*pair) for pair in own)
+
+
+def parallel_rows(few_RI, many_RI):
+    """Whether each row of the first is parallel to some row of the second."""
+    unit = torch.nn.functional.normalize
+    cosines = (unit(few_RI.double()) @ unit(many_RI.double()).T).abs().amax(dim=1)
+    return bool(((cosines - 1).abs() < 1e-6).logical_or(few_RI.norm(dim=1) == 0).all())
+
+
+@every_layer
+@every_variant
+def test_starts_are_nested_in_rank(name, kind):
+    """The directions of a small rank are among those of a greater one, so that a rank ablation is paired."""
+    small, great = (tensors(adapt(lone(kind), name, rank).adapters["layer"]) for rank in (2, 4))
+    assert small.keys() == great.keys()
+    for tensor_name, few_ in small.items():
+        many = great[tensor_name]
+        if few_.ndim == 2 and few_.shape != many.shape:
+            along_columns = few_.shape[0] == many.shape[0]
+            pair = (few_.T, many.T) if along_columns else (few_, many)
+            assert parallel_rows(*(t.detach() for t in pair)), tensor_name
+
+
+@pytest.mark.parametrize("init", inits.INITS)
+def test_every_start_is_nested_in_rank(init):
+    W_OI = lone("linear").layer.weight
+    small, great = (inits.begin(init, W_OI, rank=rank, scale=1.0, seed=0, site="layer")[0] for rank in (2, 4))
+    assert parallel_rows(small.A_RI, great.A_RI)
+    assert parallel_rows(small.B_OR.T, great.B_OR.T)
+
+
+def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
+    W_OI = lone("linear").layer.weight
+    for name, start_ in inits.INITS.items():
+        A_RI, B_OR = inits.begin(name, W_OI, rank=4, scale=0.5, seed=0, site="layer")[0]
+        assert bool(A_RI.any()) == (start_.zero != "A"), name
+        assert bool(B_OR.any()) == (start_.zero != "B"), name
+        assert not start_.residual or (A_RI.any() and B_OR.any()), name
+        if name == "orthogonal":
+            assert_close(A_RI @ A_RI.T, torch.eye(4, dtype=A_RI.dtype))
+
+
+# --- precision, devices and dropout ------------------------------------------------------------------------
+
+
+@every_layer
+@every_variant
+def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
+    model, x = lone(kind, dtype=torch.bfloat16), inputs(kind, dtype=torch.bfloat16)
+    wide = lone(kind, dtype=torch.bfloat16).double()
+    before = model(x)
+    injection = adapt(model, name)
+    kinds = {t.dtype for t in tensors(injection.adapters["layer"]).values() if t.is_floating_point()}
+    assert kinds == {torch.float32}
+    assert model(x).dtype == torch.bfloat16
+    assert_close(model(x), before, rtol=2e-2, atol=2e-2)
+    exact = adapt(wide, name)
+    perturb(injection)
+    with torch.no_grad():
+        for p, q in zip(exact.parameters(), injection.parameters(), strict=True):
+            p.copy_(q)
+    with torch.no_grad():
+        expected = wide(x.double() if x.is_floating_point() else x)
+        assert float((model(x).double() - expected).norm() / expected.norm()) < 2e-2
+    assert model.layer.weight.dtype == torch.bfloat16
+
+
+@every_layer
+@every_variant
+def test_an_adapter_lives_on_the_device_of_its_layer(name, kind):
+    """On torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
+    model = lone(kind, dtype=torch.float32).to("meta")
+    injection = adapt(model, name)
+    assert {t.device.type for t in tensors(injection.adapters["layer"]).values()} == {"meta"}
+    assert model(inputs(kind, dtype=torch.float32).to("meta")).device.type == "meta"
+    injection.param_groups(lr=1.0)
+
+
+def with_dropout(name, kind="linear", p=0.5, **more):
+    """A model with dropout in the adapter's branch and every tensor perturbed; skips where there is none."""
+    if "lora_dropout" not in hyperparameters(variants()[name]):
+        pytest.skip("has no dropout")
+    model = lone(kind)
+    try:
+        injection = adapt(model, name, lora_dropout=p, **more)
+    except ValueError as refusal:
+        assert "lora_dropout" in str(refusal) and "init" in str(refusal)
+        pytest.skip("refuses dropout with its residual start")
+    perturb(injection)
+    return model.train()
+
+
+@every_variant
+def test_dropout_masks_reproduce_and_ignore_the_global_stream(name):
+    x, outputs = inputs("linear"), []
+    for stream in (1, 2):
+        torch.manual_seed(stream)
+        model, other_seed = with_dropout(name), with_dropout(name, seed=5)
+        state = torch.get_rng_state()
+        outputs.append([model(x), model(x)])
+        assert torch.equal(torch.get_rng_state(), state), "the global stream was read"
+        other_seed.layer.adapter.load_state_dict(model.layer.adapter.state_dict())
+        assert not torch.allclose(other_seed(x), outputs[-1][0])
+    for first, second in zip(*outputs, strict=True):
+        assert torch.equal(first, second)
+    assert not torch.allclose(outputs[0][0], outputs[0][1]), "every pass has the same mask"
+
+
+@every_variant
+def test_dropout_leaves_evaluation_alone(name):
+    dropped = with_dropout(name).eval()
+    plain = lone("linear")
+    perturb(adapt(plain, name))
+    x = inputs("linear")
+    assert torch.equal(dropped(x), plain(x))
+    assert not torch.allclose(dropped.train()(x), plain(x))
+
+
+@every_variant
+def test_dropout_is_unbiased(name):
+    """The mean of many passes is the output without dropout."""
+    model, x = with_dropout(name, p=0.25), inputs("linear")
+    with torch.no_grad():
+        outputs = torch.stack([model(x) for _ in range(1500)])
+        error = (outputs.mean(0) - model.eval()(x)).abs()
+    assert (error < 5 * outputs.std(0) / math.sqrt(1500) + 1e-9).all()
+
+
+@every_layer
+@every_variant
+def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
+    """With the branch's input dropped altogether, what remains is finite and the bias is there once."""
+    model, x = with_dropout(name, kind), inputs(kind)
+    y = model(x)
+    assert y.isfinite().all()
+    if kind == "embedding":
+        assert torch.equal(y, model.eval()(x))
+
+
+class Recomputed(Lone):
+    def forward(self, x):
+        return checkpoint(self.layer, x, use_reentrant=False)
+
+
+@every_variant
+def test_a_recomputed_layer_sees_the_same_mask(name):
+    x, found = inputs("linear"), []
+    for cls in (Lone, Recomputed):
+        model = with_dropout(name)
+        model.__class__ = cls
+        (model(x) ** 2).sum().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    for n, gradient in found[0].items():
+        assert_close(found[1][n], gradient, **CLOSE)
+
+
+@every_variant
+def test_two_layers_do_not_share_a_dropout_mask(name):
+    with_dropout(name)
+    injection = adapt(Several().train(), name, targets=("layer", "equal"), lora_dropout=0.5)
+    x = torch.ones(64, dtype=torch.float64)
+    first, second = (a.dropout(x) for a in injection.adapters.values())
+    assert not torch.equal(first, second)
+    assert set(first.tolist()) == {0.0, 2.0}
+
+
+# --- laws --------------------------------------------------------------------------------------------------
+
+
+@every_layer
+@every_variant
+def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind):
+    model, x = lone(kind), inputs(kind)
+    injection = adapt(model, name)
+    adapter, W_OI = injection.adapters["layer"], injection.layers["layer"].host.matrix().detach()
+    adapter.law(W_OI)
+    target = torch.randn_like(model(x))
+    train(injection, lambda: (model(x) - target).square().mean(), steps=20)
+    adapter.law(W_OI)
+    injection.method.law()
+    perturb(injection)
+    adapter.law(W_OI)
+
+
+# --- starts ------------------------------------------------------------------------------------------------
+
+STARTS = [*inits.INITS, "pissa_niter_4", "pissa_halko_4"]
+
+
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_any_start_that_is_allowed_leaves_the_function_and_any_other_is_refused(name, init):
+    model, x = lone("linear"), inputs("linear")
+    before, cls = model(x), variants()[name]
+    if not cls.allows(init):
+        with pytest.raises(ValueError, match=init):
+            adapt(model, name, init=init)
+        assert torch.equal(model(x), before)
+        return
+    injection = adapt(model, name, init=init)
+    assert_close(model(x), before, **CLOSE)
+    for tensor in tensors(injection.adapters["layer"]).values():
+        assert tensor.isfinite().all()
+    target = torch.randn_like(before)
+    train(injection, lambda: (model(x) - target).square().mean(), steps=3, total=30)
+    assert not torch.allclose(model(x), before, atol=1e-4), "this start does not learn"
+
+
+@every_variant
+def test_an_unknown_start_is_refused_by_name(name):
+    if "init" in hyperparameters(variants()[name]):
+        with pytest.raises(ValueError, match="kaimingg"):
+            adapt(lone("linear"), name, init="kaimingg")
+
+
+@every_variant
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_one_is_refused(name, rank):
+    if "rank" in hyperparameters(variants()[name]):
+        with pytest.raises(ValueError, match="rank"):
+            adapt(lone("linear"), name, rank=rank)

@@ -1,0 +1,159 @@
+"""What every variant, baselines included, promises on a whole model."""
+
+import copy
+
+import pytest
+import torch
+from adapter_cases import MATRIX, MODELS, VARIANTS, batch, fresh, logits, perturb, settings, train
+from torch.testing import assert_close
+
+from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
+from lora_zoo.adapters.hosts import find_host
+from lora_zoo.adapters.injection import inject
+
+pytestmark = [
+    pytest.mark.parametrize("kind", MODELS),
+    pytest.mark.parametrize("name", VARIANTS),
+    pytest.mark.filterwarnings("ignore:.*tied.*"),
+]
+
+
+def adapted(name, kind, **more):
+    model, where = fresh(kind)
+    return model, inject(model, name, **where, **settings(name, 2, **more))
+
+
+def trained(name, kind, steps=3):
+    model, injection = adapted(name, kind)
+    train(injection, lambda: model(**batch(kind)).loss, steps=steps, total=10 * steps)
+    return model, injection
+
+
+def named(model):
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def test_function_is_unchanged_at_step_0(name, kind):
+    expected = logits(fresh(kind)[0], kind)
+    model, _ = adapted(name, kind)
+    assert_close(logits(model, kind), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_moves_exactly_the_declared_tensors(name, kind):
+    model, injection = adapted(name, kind)
+    declared = {id(p) for p in injection.parameters()}
+    before = {n: t.detach().clone() for n, t in model.named_parameters()}
+    fixed = {n: t.clone() for n, t in model.named_buffers()}
+    train(injection, lambda: model(**batch(kind)).loss, steps=3, total=30)
+    moved = {n for n, t in model.named_parameters() if not torch.equal(t, before[n])}
+    assert moved == {n for n, t in model.named_parameters() if id(t) in declared}
+    assert all(torch.equal(t, fixed[n]) for n, t in model.named_buffers())
+    assert injection.trainable() == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(name, kind):
+    model, injection = adapted(name, kind)
+    grouped = [id(p) for g in injection.param_groups(lr=1e-3, weight_decay=0.1) for p in g["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert set(grouped) == {id(p) for p in injection.parameters()}
+
+
+def test_what_trains_in_full_decays_only_where_it_is_a_matrix(name, kind):
+    model, injection = adapted(name, kind)
+    decay = {
+        id(p): g["weight_decay"] for g in injection.param_groups(lr=1, weight_decay=0.1) for p in g["params"]
+    }
+    for parameter_name in injection.in_full:
+        parameter = model.get_parameter(parameter_name)
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_disabled_is_the_base_and_comes_back(name, kind):
+    expected = logits(fresh(kind)[0], kind)
+    model, injection = trained(name, kind)
+    after = logits(model, kind)
+    with injection.disabled():
+        assert torch.equal(logits(model, kind), expected)
+    assert torch.equal(logits(model, kind), after)
+    with pytest.raises(KeyError), injection.disabled():
+        raise KeyError
+    assert torch.equal(logits(model, kind), after)
+
+
+def test_merge_then_remove_equals_the_adapted_output(name, kind):
+    plain, _ = fresh(kind)
+    model, injection = trained(name, kind)
+    perturb(injection, 0.05)
+    expected = logits(model, kind)
+    injection.merge()
+    assert injection.remove() is model
+    assert_close(logits(model, kind), expected, rtol=1e-4, atol=1e-5)
+    assert named(model).keys() == named(plain).keys()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_unmerge_restores_every_weight_bit_for_bit(name, kind):
+    model, injection = trained(name, kind)
+    before, expected = copy.deepcopy(model.state_dict()), logits(model, kind)
+    injection.merge()
+    injection.unmerge()
+    assert torch.equal(logits(model, kind), expected)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_remove_without_merge_restores_the_model_bit_for_bit(name, kind):
+    plain, _ = fresh(kind)
+    model, where = fresh(kind)
+    for holder in (plain, model):
+        next(iter(holder.parameters())).requires_grad_(False)
+    objects = {n: id(p) for n, p in named(model).items()}
+    injection = inject(model, name, **where, **settings(name, 2))
+    train(injection, lambda: model(**batch(kind)).loss, steps=3, total=30)
+    injection.remove()
+    assert {n: id(p) for n, p in named(model).items()} == objects, "weights are tied otherwise than before"
+    assert all(torch.equal(t, plain.state_dict()[n]) for n, t in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in plain.parameters()]
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert model.config.tie_word_embeddings == plain.config.tie_word_embeddings
+    assert not model._forward_pre_hooks
+    inject(model, name, **where, **settings(name, 2))
+
+
+def test_a_round_trip_through_disk_is_bit_equal(name, kind, tmp_path):
+    model, injection = trained(name, kind)
+    save_adapter(injection, tmp_path, base=kind)
+    other, _ = fresh(kind)
+    loaded = load_adapter(other, tmp_path)
+    assert torch.equal(logits(other, kind), logits(model, kind))
+    assert loaded.named_parameters().keys() == injection.named_parameters().keys()
+    with loaded.disabled():
+        assert torch.equal(logits(other, kind), logits(fresh(kind)[0], kind))
+
+
+def test_iteration_yields_the_matrix_before_and_its_change(name, kind):
+    plain, _ = fresh(kind)
+    model, injection = trained(name, kind)
+    perturb(injection, 0.05)
+    updates = list(injection)
+    assert [u.name for u in updates][: len(injection)] == list(injection.adapters)
+    with_matrix = [n for n in injection.in_full if model.get_parameter(n).ndim == 2]
+    assert len(updates) == len(injection) + len(with_matrix)
+    injection.merge()
+    for update in updates:
+        before, after = (find_host(m.get_submodule(update.name)) for m in (plain, model))
+        if before is None:
+            continue
+        natural = update.name in injection.adapters
+        W_OI, after_OI = (h.matrix() if natural else h.layer.weight for h in (before, after))
+        assert torch.equal(update.W_OI, W_OI)
+        assert_close(update.dW_OI, (after_OI - W_OI).detach(), rtol=1e-5, atol=1e-6)
+        assert update.dW_OI.any() and not update.dW_OI.requires_grad
+
+
+def test_an_adapted_model_takes_no_second_adapter(name, kind):
+    if name in MATRIX:
+        model, _ = adapted(name, kind)
+        with pytest.raises(ValueError, match="adapted already"):
+            inject(model, name, **MODELS[kind][1])

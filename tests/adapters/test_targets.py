@@ -1,0 +1,263 @@
+"""`target_modules` by role, name, ending and pattern means the same on every architecture."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+from lora_zoo.adapters.hosts import DENSE, find_host
+from lora_zoo.adapters.injection import inject
+from lora_zoo.adapters.targets import ROLES, heads, resolve
+
+ENCODER = dict(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37
+)
+T5 = dict(vocab_size=37, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
+VIT = {**ENCODER, "image_size": 8, "patch_size": 4}
+DISTILBERT = dict(vocab_size=37, dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+OPT = dict(vocab_size=37, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24)
+
+MODELS = {
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**ENCODER)),
+    "llama_classifier": lambda: tf.LlamaForSequenceClassification(
+        tf.LlamaConfig(**ENCODER, num_labels=2, pad_token_id=0)
+    ),
+    "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**ENCODER)),
+    "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**ENCODER)),
+    "distilbert": lambda: tf.DistilBertForSequenceClassification(tf.DistilBertConfig(**DISTILBERT)),
+    "opt": lambda: tf.OPTForCausalLM(tf.OPTConfig(**OPT, word_embed_proj_dim=16)),
+    "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5)),
+    "t5_gated": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5, feed_forward_proj="gated-gelu")),
+    "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(**VIT)),
+    "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=37, n_embd=16, n_layer=2, n_head=2)),
+}
+# role -> the end of its modules' names, and how many there are in two layers
+ENDS = {
+    "llama": {
+        **{role: (f"self_attn.{role}_proj", 2) for role in "qkvo"},
+        **{role: (f"mlp.{role}_proj", 2) for role in ("gate", "up", "down")},
+        "embed": ("embed_tokens", 1),
+        "head": ("lm_head", 1),
+    },
+    "bert": {
+        "q": ("self.query", 2),
+        "k": ("self.key", 2),
+        "v": ("self.value", 2),
+        "o": ("attention.output.dense", 2),
+        "up": ("intermediate.dense", 2),
+        "down": (".output.dense", 2),
+        "embed": ("word_embeddings", 1),
+        "head": ("classifier", 1),
+    },
+    "distilbert": {
+        **{role: (f"attention.{role}_lin", 2) for role in "qkv"},
+        "o": ("attention.out_lin", 2),
+        "up": ("ffn.lin1", 2),
+        "down": ("ffn.lin2", 2),
+        "embed": ("word_embeddings", 1),
+        "head": ("classifier", 1),
+    },
+    "opt": {
+        **{role: (f"self_attn.{role}_proj", 2) for role in "qkv"},
+        "o": ("self_attn.out_proj", 2),
+        "up": ("fc1", 2),
+        "down": ("fc2", 2),
+        "embed": ("embed_tokens", 1),
+        "head": ("lm_head", 1),
+    },
+    "t5": {
+        # encoder, decoder and cross-attention
+        **{role: (f"Attention.{role}", 6) for role in "qkvo"},
+        "up": ("DenseReluDense.wi", 4),
+        "down": ("DenseReluDense.wo", 4),
+        "head": ("lm_head", 1),
+    },
+    "vit": {
+        **{role: (f"attention.{role}_proj", 2) for role in "qkvo"},
+        "up": ("mlp.fc1", 2),
+        "down": ("mlp.fc2", 2),
+        "head": ("classifier", 1),
+    },
+    "gpt2": {
+        "o": ("attn.c_proj", 2),
+        "up": ("mlp.c_fc", 2),
+        "down": ("mlp.c_proj", 2),
+        "embed": ("wte", 1),
+        "head": ("lm_head", 1),
+    },
+}
+ENDS["llama_classifier"] = {**ENDS["llama"], "head": ("score", 1)}
+ENDS["roberta"] = {**ENDS["bert"], "head": ("classifier.out_proj", 1)}
+ENDS["t5_gated"] = {
+    **ENDS["t5"],
+    "gate": ("DenseReluDense.wi_0", 4),
+    "up": ("DenseReluDense.wi_1", 4),
+}
+
+
+@functools.cache
+def model(kind):
+    torch.manual_seed(0)
+    return MODELS[kind]().eval()
+
+
+def forward(module):
+    """The model's own output on a small batch."""
+    ids = torch.randint(1, 37, (2, 5), generator=torch.Generator().manual_seed(1))
+    if "ViT" in type(module).__name__:
+        return module(pixel_values=torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))).logits
+    more = {"decoder_input_ids": ids} if "T5" in type(module).__name__ else {}
+    return module(input_ids=ids, **more).logits
+
+
+CASES = [(kind, role) for kind, roles in ENDS.items() for role in roles]
+
+
+@pytest.mark.parametrize("kind, role", CASES)
+def test_a_role_means_its_layers_on_every_architecture(kind, role):
+    end, count = ENDS[kind][role]
+    found = resolve(model(kind), role)
+    assert len(found) == count
+    assert all(name.endswith(end) for name in found)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_no_layer_has_two_roles_and_a_role_that_is_absent_is_refused(kind):
+    found = [name for role in ENDS[kind] for name in resolve(model(kind), role)]
+    assert len(found) == len(set(found))
+    absent = {role for role in ROLES if role not in ENDS[kind]} - {"embed"}
+    for role in absent:
+        with pytest.raises(ValueError, match=role):
+            resolve(model(kind), role)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_every_role_is_used_by_the_forward_pass(kind):
+    """An adapter on each layer that plays a role gets a gradient: none sits on a layer that is bypassed."""
+    module = copy.deepcopy(model(kind))
+    roles = [role for role in ROLES if role in ENDS[kind] or (role == "embed" and "t5" in kind)]
+    injection = inject(module, "lora", target_modules=roles, rank=1)
+    forward(module).square().sum().backward()
+    idle = [n for n, a in injection.adapters.items() if not (a.B_OR.grad.any() or a.A_RI.grad.any())]
+    assert not idle
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_all_linear_is_every_linear_layer_outside_the_head(kind):
+    found, module = set(resolve(model(kind), "all-linear")), model(kind)
+    head = (*heads(module), "pre_classifier")
+    assert found and not [name for name in found if name.startswith(head)]
+    for role in set(ENDS[kind]) - {"head", "embed"}:
+        assert found.issuperset(resolve(module, role)), role
+    assert all(find_host(module.get_submodule(name), DENSE) for name in found)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "vit", "llama_classifier"])
+def test_all_linear_goes_together_with_a_head_that_trains_in_full(kind):
+    module = copy.deepcopy(model(kind))
+    save = [*heads(module), *(["pre_classifier"] if kind == "distilbert" else [])]
+    injection = inject(module, "lora", target_modules="all-linear", modules_to_save=save, rank=1)
+    assert {name.split(".")[0] for name in injection.in_full} == set(save)
+
+
+def test_heads_are_the_topmost_modules():
+    assert heads(model("roberta")) == ["classifier"]
+    assert heads(model("llama")) == ["lm_head"]
+    assert heads(model("llama_classifier")) == ["score"]
+
+
+def test_names_endings_and_patterns_find_what_they_say():
+    module = model("llama")
+    one = "model.layers.1.self_attn.q_proj"
+    assert resolve(module, one) == [one]
+    assert resolve(module, "layers.1.self_attn.q_proj") == [one]
+    assert resolve(module, ["q_proj"]) == resolve(module, "q")
+    assert resolve(module, r".*layers\.1\..*(q|v)_proj") == [one, one.replace("q_proj", "v_proj")]
+    assert resolve(module, r".*layers\.[01]\.mlp\.up_proj") == resolve(module, "up")
+
+
+def test_the_order_is_the_model_s_and_nothing_is_found_twice():
+    module = model("llama")
+    assert resolve(module, ["v", "q", "q_proj", "all-linear"]) == resolve(module, "all-linear")
+
+
+def test_an_ending_is_a_whole_part_of_a_name():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.lora_out, self.dropout = nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout()
+
+    assert resolve(Odd(), "out") == ["out"]
+
+
+@pytest.mark.parametrize(
+    "target, hint",
+    [
+        ("q_prj", "'q_proj'"),
+        ("all_linear", "'all-linear'"),
+        ("up_porj", "'up_proj'"),
+        ("nothing.at.all", "Choices"),
+        (r"layers.*q_porj", "Choices"),
+        (r"(q", "no regular expression"),
+        ("input_layernorm", "no matrix"),
+    ],
+)
+def test_a_miss_says_what_was_given_and_what_is_near(target, hint):
+    with pytest.raises(ValueError) as refusal:
+        resolve(model("llama"), ["q", target])
+    assert target in str(refusal.value) and hint in str(refusal.value)
+
+
+def test_no_target_at_all_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        resolve(model("llama"), [])
+
+
+@pytest.mark.parametrize("role", ["q", "k", "v"])
+def test_fused_projections_refuse_their_parts_and_say_how_to_adapt_the_whole(role):
+    with pytest.raises(ValueError, match=rf"'{role}' is fused into c_attn.*target_modules=\[c_attn\]"):
+        resolve(model("gpt2"), role)
+    assert len(resolve(model("gpt2"), "c_attn")) == 2
+
+
+def test_a_missed_module_to_save_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="Did you mean 'classifier'"):
+        inject(copy.deepcopy(model("bert")), "lora", modules_to_save=["clasifier"])
+
+
+def test_a_layer_cannot_be_adapted_and_train_in_full():
+    module = copy.deepcopy(model("bert"))
+    with pytest.raises(ValueError, match="both"):
+        inject(module, "lora", target_modules=["q", "head"], modules_to_save=["classifier"], rank=1)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"variant": "lroa"}, "'lora'"),
+        ({"rnak": 4}, "'rank'"),
+        ({"rank": "4"}, "an integer"),
+        ({"rank": True}, "an integer"),
+        ({"rank": 17}, "rank"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"lora_dropout": 1.0}, "lora_dropout"),
+        ({"init": "kaimign"}, "'kaiming'"),
+        ({"target_modules": ["qq"]}, "qq"),
+        ({"modules_to_save": ["nope"]}, "nope"),
+        ({"variant": "lora_plus", "loraplus_lr_ratio": -1.0, "modules_to_save": ["lm_head"]}, "ratio"),
+        ({"variant": "adalora", "rank": 4, "init_r": 3}, "init_r"),
+        ({"variant": "lora_fa", "mode": "frozen"}, "'freeze' or 'projected'"),
+    ],
+)
+def test_a_refusal_leaves_the_model_as_it_was(wrong, said):
+    module = copy.deepcopy(model("gpt2" if "modules_to_save" in wrong else "llama"))
+    before = {n: (id(p), p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)}
+    arguments = {"variant": "lora", "target_modules": ["o"], **wrong}
+    with pytest.raises(ValueError) as refusal:
+        inject(module, **arguments)
+    assert said in str(refusal.value)
+    after = {n: (id(p), p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)}
+    assert after == before
