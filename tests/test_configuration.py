@@ -105,7 +105,10 @@ def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
 def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> None:
     node = yaml.safe_load((folder() / "variant" / f"{name}.yaml").read_text())
     known = hyperparameters(variants()[name])
-    own = {key: value for key, value in node.pop("variant").items() if key != "name"}
+    del node["variant"]
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        composed = resolved(compose("config", [f"variant={name}"])).variant
+    own = {key: value for key, value in composed.items() if key != "name"}
     flat = {"rank", "alpha", "init", "lora_dropout"}
     assert set(own) == set(known) - flat
     for key, value in own.items():

@@ -214,6 +214,9 @@ class Injection:
                 _put_parameter(self.model, name, tied)
             _state_tied(self.model, self._tied)
         self._hook.remove()
+        for name, original in (self._merged or {}).items():
+            merged: nn.Parameter = self.layers[name].layer.weight  # type: ignore[assignment]
+            self._required_grad[id(merged)] = self._required_grad[id(original)]
         for parameter in self.model.parameters():
             parameter.requires_grad_(self._required_grad.get(id(parameter), True))
         self.layers, self.adapters, self.in_full, self._merged = {}, {}, [], None

@@ -739,8 +739,8 @@ def test_lora_plus_gives_embeddings_the_rates_of_a_and_b():
     assert 1e-6 in {group["lr"] for group in other.param_groups if group["params"]}
 
 
-@pytest.mark.parametrize("init, ratio", [("kaiming", 4.0), ("zero_a", 16.0), ("symmetric", 16.0)])
-def test_lora_plus_chooses_its_ratio_by_whether_b_starts_random(init, ratio):
+@pytest.mark.parametrize("init, ratio", [("kaiming", 4.0), ("zero_a", 16.0), ("symmetric", 4.0)])
+def test_lora_plus_s_ratio_is_16_for_the_authors_start_alone(init, ratio):
     injection = inject(lone("linear"), "lora_plus", target_modules="layer", rank=4, init=init)
     A, B = injection.param_groups(lr=1.0)
     assert (A["lr"], B["lr"]) == (1.0, ratio)

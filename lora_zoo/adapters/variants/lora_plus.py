@@ -14,15 +14,15 @@ from lora_zoo.adapters.registry import register
 class Ratio(Method):
     """B learns at λ times A's rate, λ = η_B / η_A.
 
-    §5.3's λ = 16 belongs to the authors' start (A = 0, B random); with B = 0 the best ratio is of order 4.
+    §5.3's λ = 16 belongs to the authors' start (A = 0, B random); otherwise the best ratio is of order 4.
     """
 
     def __init__(
         self, adapters: Mapping[str, LowRank], *, loraplus_lr_ratio: float | Literal["auto"] = "auto"
     ) -> None:
         super().__init__(adapters)
-        random_B = any(find_init(adapter.init).zero != "B" for adapter in adapters.values())
-        self.ratio = (16.0 if random_B else 4.0) if loraplus_lr_ratio == "auto" else float(loraplus_lr_ratio)
+        zero_A = all(find_init(adapter.init).zero == "A" for adapter in adapters.values())
+        self.ratio = (16.0 if zero_A else 4.0) if loraplus_lr_ratio == "auto" else float(loraplus_lr_ratio)
         if self.ratio <= 0:
             raise ValueError(f"loraplus_lr_ratio must be above 0; got {self.ratio}")
 
