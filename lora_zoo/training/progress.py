@@ -71,6 +71,6 @@ class DivergenceWatch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if logs and not math.isfinite(float(logs.get("loss", 0.0))):
+        if logs and not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "train_loss")):
             self.diverged_at = state.global_step
             control.should_training_stop = True

@@ -65,6 +65,24 @@ def test_function_is_unchanged_at_step_0(name, kind):
     assert_close(adapter.weight(W_OI), W_OI, **CLOSE)
 
 
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_zero_row_of_the_matrix_does_no_harm(name, dtype):
+    """Pruned models have them, and magnitudes divide by their norm."""
+    model, x = lone("linear", dtype=dtype), inputs("linear", dtype=dtype)
+    with torch.no_grad():
+        model.layer.weight[3] = 0
+    before = model(x)
+    injection = adapt(model, name)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else CLOSE
+    assert_close(model(x), before, **tolerance)
+    target = torch.randn_like(before)
+    first = (model(x) - target).square().mean().item()
+    train(injection, lambda: (model(x) - target).square().mean(), steps=20)
+    assert all(p.isfinite().all() for p in injection.parameters())
+    assert (model(x) - target).square().mean().item() < first
+
+
 @every_layer
 @every_variant
 def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):

@@ -29,6 +29,11 @@ from lora_zoo.adapters.randomness import derived_seed
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [
     (
+        "a zero row of W leaves DoRA finite",
+        "pruned models, and our own pocket, have such rows; m / |V| must not be 0 / 0",
+        "test_dora_survives_a_zero_row_where_peft_gives_nan",
+    ),
+    (
         "A's start is keyed by layer name and seed",
         "adding a target must not change another layer's start",
         "test_adding_a_target_shifts_peft_s_start_and_not_ours",
@@ -795,6 +800,17 @@ def test_olora_starts_on_conv1d_where_peft_fails():
             r=4, target_modules=["layer"], init_lora_weights="olora", fan_in_fan_out=True
         )
         peft.get_peft_model(base, config)(x)
+
+
+def test_dora_survives_a_zero_row_where_peft_gives_nan():
+    base, x = lone("linear", dtype=torch.float32), inputs("linear", dtype=torch.float32)
+    with torch.no_grad():
+        base.layer.weight[3] = 0
+    model, expected = copy.deepcopy(base), base(x)
+    inject(model, "dora", target_modules="layer", rank=4)
+    assert_close(model(x), expected, rtol=0, atol=TOLERANCE)
+    config = peft.LoraConfig(r=4, target_modules=["layer"], use_dora=True)
+    assert peft.get_peft_model(base, config)(x)[..., 3].isnan().all()
 
 
 def table():

@@ -29,8 +29,9 @@ class DoRA(LowRank):
         self.m_O = nn.Parameter(self.norm(site.host.matrix()))
 
     def norm(self, W_OI: Tensor) -> Tensor:
-        # §4.3: the norm takes no gradient
-        return (W_OI + self.update()).detach().norm(dim=1)
+        # §4.3: the norm takes no gradient. A zero row of W has no direction; its gain is 1 instead of 0 / 0.
+        norm_O = (W_OI + self.update()).detach().norm(dim=1)
+        return norm_O.clamp_min(torch.finfo(norm_O.dtype).tiny)
 
     def weight(self, W_OI: Tensor) -> Tensor:
         return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
