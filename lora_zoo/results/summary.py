@@ -15,6 +15,8 @@ def print_run(record: Record, console: Console) -> None:
     """Metric against zero-shot, size, speed, memory, places, and the next commands worth typing."""
     result = record.content
     table = Table(title=result["name"], show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is shown whole
     for row in _rows(result, record.folder):
         table.add_row(*row)
     console.print(table)
@@ -80,7 +82,7 @@ def print_sweep(folder: Path) -> None:
     keys = differing([run["config"] for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
     numbers = ("value", "trainable", "s/step")
-    for column in (*keys, "state", "metric", *numbers):
+    for column in (*(key.removesuffix(".name") for key in keys), "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
         flat = flattened(result["config"])
@@ -99,8 +101,9 @@ def differing(configs: list[dict[str, Any]]) -> list[str]:
     flat = [flattened(config) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differ = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
-    chosen = {key.removesuffix(".name") for key in differ if key.endswith(".name")}
-    return [k for k in differ if k.endswith(".name") or k.partition(".")[0] not in chosen]
+    chosen = [key for key in differ if key.endswith(".name")]
+    groups = {key.removesuffix(".name") for key in chosen}
+    return [*chosen, *(k for k in differ if k.partition(".")[0] not in groups)]
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
