@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,14 @@ def print_sweep(folder: Path) -> None:
     """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
-    keys = differing([run["config"] for run in runs])
+    keys = differing([overrides_of(run) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
     numbers = ("value", "trainable", "s/step")
-    for column in (*(key.removesuffix(".name") for key in keys), "state", "metric", *numbers):
+    for column in (*keys, "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
-        flat = flattened(result["config"])
-        table.add_row(*(str(flat.get(key, "-")) for key in keys), *_sweep_row(result))
+        given = overrides_of(result)
+        table.add_row(*(given.get(key, "-") for key in keys), *_sweep_row(result))
     console.print(table)
     for result in (r for r in runs if r["state"] != "done"):
         reason = result.get("error", {}).get("message", "no reason was recorded")
@@ -96,22 +97,16 @@ def print_sweep(folder: Path) -> None:
     console.print(f"written to {folder}", highlight=False)
 
 
-def differing(configs: list[dict[str, Any]]) -> list[str]:
-    """The keys in which the configurations differ; what only follows from a choice is left out."""
-    flat = [flattened(config) for config in configs]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    differ = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
-    chosen = [key for key in differ if key.endswith(".name")]
-    groups = {key.removesuffix(".name") for key in chosen}
-    return [*chosen, *(k for k in differ if k.partition(".")[0] not in groups)]
+def differing(overrides: list[dict[str, str]]) -> list[str]:
+    """The keys that the runs' command lines give different values."""
+    keys = dict.fromkeys(key for one in overrides for key in one)
+    return [key for key in keys if len({one.get(key) for one in overrides}) > 1]
 
 
-def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def overrides_of(result: dict[str, Any]) -> dict[str, str]:
+    """The overrides of a run's command line."""
+    words = (word.lstrip("+").partition("=") for word in shlex.split(result["command"]) if "=" in word)
+    return {key: value for key, _, value in words}
 
 
 def _sweep_row(result: dict[str, Any]) -> list[str]:
