@@ -59,16 +59,16 @@ def test_the_example_is_about_thirty_lines() -> None:
 
 def test_the_example_runs_from_the_command_line(extended: Path) -> None:
     quick = ("steps=3", "task.sizes.test=10", "task.sizes.validation=10", "tracking=none", "threads=1")
-    ended = run(extended, "lora_zoo.run", "+variant=lora_xs", "rank=8", *quick)
+    ended = run(extended, "lora_zoo.run", "+variant=hira", "rank=8", *quick)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "512 of" in ended.stdout  # eight matrices of 8 x 8
-    assert "lora_xs" in run(extended, "lora_zoo.run", "--help").stdout
+    assert "16,384 of" in ended.stdout  # eight matrices, 8 x (128 + 128) each
+    assert "hira" in run(extended, "lora_zoo.run", "--help").stdout
 
 
 def test_the_example_passes_the_conformance_suite_untold(extended: Path) -> None:
     ended = run(
         extended, "pytest", "tests/adapters/test_conformance.py", "tests/adapters/test_models.py",
-        "tests/test_configuration.py", "-q", "-k", "lora_xs", "-p", "no:cacheprovider",
+        "tests/test_configuration.py", "-k", "hira", "-p", "no:cacheprovider",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-4000:]
     assert int(re.findall(r"(\d+) passed", ended.stdout)[0]) > 20
