@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,26 @@ def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
     (result,) = results(tmp_path)
     assert (ended.returncode, result["state"]) == (1, "diverged"), ended.stdout
     assert "no longer a number at step" in result["error"]["message"]
+
+
+def test_ctrl_c_is_recorded_and_leaves_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lora_zoo.run", "steps=100000", "tracking=none", "threads=1"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not any("zero_shot" in r.get("timings", {}) for r in results(tmp_path))
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.5)
+    time.sleep(2)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    (result,) = results(tmp_path)
+    assert result["state"] == "interrupted"
 
 
 def test_a_merged_model_is_an_ordinary_one(tmp_path: Path) -> None:

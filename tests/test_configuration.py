@@ -140,6 +140,12 @@ def test_alpha_can_be_an_interpolation() -> None:
     assert settings.alpha == 12.0
 
 
+@pytest.mark.parametrize("pattern", [r".*layers\.[01]\..*q_proj", r".*\.(q|v)_proj", r".*attn\.[qv]_proj"])
+def test_a_regular_expression_needs_no_quotes(pattern: str) -> None:
+    (settings,) = precheck.check(commandline.rewritten([f"target_modules={pattern}"]), multirun=False)
+    assert settings.target_modules == pattern
+
+
 def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     (tmp_path / "tiny-bert").mkdir()
     (tmp_path / "tiny-bert" / "config.json").write_text("{}")

@@ -22,6 +22,8 @@ _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
 # Dictionaries in which any key may be new; the run checks them against what reads them.
 _OPEN = re.compile(r"trainer\.|task\.(?:sizes|columns|data_files|options|splits)(?:\.|$)")
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
+# A regular expression: no list, not quoted, and with a character that names have not.
+_PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
 _MULTIRUN = ("-m", "--multirun")
 
 
@@ -50,8 +52,8 @@ def _rewritten(argument: str) -> str:
         plus = ""
     if key in ("model", "task"):
         value = ",".join(_choice(key, part) for part in value.split(","))
-    if _NESTED.fullmatch(value):
-        value = f'"{value}"'  # Hydra's grammar reads an interpolation within another in quotes alone
+    if _NESTED.fullmatch(value) or (key == "target_modules" and _PATTERN.fullmatch(value)):
+        value = f'"{value}"'  # Hydra's grammar reads nested interpolations and patterns in quotes alone
     return f"{plus}{key}={value}"
 
 
