@@ -14,14 +14,8 @@ import pandas as pd
 
 from lora_zoo.results.record import RESULT
 
-_SHOWN = (
-    "variant.name",
-    "config.rank",
-    "config.target_modules",
-    "config.init",
-    "config.lr",
-    "config.model.name",
-)
+_OWN = ("variant.hyperparameters.rank", "variant.hyperparameters.init")
+_SHOWN = ("variant.name", *_OWN, "config.target_modules", "config.lr", "config.model.name")
 
 
 def load(*folders: str | Path) -> pd.DataFrame:
@@ -39,7 +33,7 @@ def markdown(frame: pd.DataFrame, split: str = "test") -> str:
     metric = str(done["metric"].iloc[0])
     value = f"metrics.{split}.{metric}"
     for column in _SHOWN:
-        done[column] = done[column].map(_said)
+        done[column] = done[column].map(_said) if column in done else "-"
     keys = [c for c in _SHOWN if done[c].nunique() > 1 or c == "variant.name"]
     groups = done.groupby(["config.task.name", *keys], sort=False)
     rows = [_row(name[1:], group, value) for name, group in sorted(groups, key=lambda g: -g[1][value].mean())]
@@ -77,7 +71,12 @@ def _origin(done: pd.DataFrame, frame: pd.DataFrame) -> str:
 
 
 def _said(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+    """A value as a cell; "-" for a hyperparameter that a variant has not."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if pd.isna(value):
+        return "-"
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def main() -> None:
