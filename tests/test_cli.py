@@ -179,7 +179,7 @@ def test_a_merged_model_is_an_ordinary_one(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lora_zoo import load_adapter
-    from lora_zoo.models.loading import POCKET
+    from lora_zoo.pocket import HUB as POCKET
 
     assert shell("+variant=dora", "tracking=none", *QUICK, at=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()

@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_zoo.models.loading import POCKET
+from lora_zoo.pocket import HUB as POCKET
 from lora_zoo.pocket import nli, sql
 
 TASKS = {"sql": sql.examples, "nli": nli.examples}

@@ -116,9 +116,6 @@ class EmbeddingHost(Host):
     def dropped(self, x: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
         return x  # token ids cannot be dropped to zero
 
-    def base(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
 
 HOSTS: tuple[type[Host], ...] = (LinearHost, Conv1DHost, EmbeddingHost)
 DENSE: tuple[type[Host], ...] = (LinearHost, Conv1DHost)

@@ -211,7 +211,7 @@ class Injection:
                 _put(self.model, name, layer.layer)
             self._write(self.originals)
             for name, tied in self._untied.items():
-                _put_parameter(self.model, name, tied)
+                _put(self.model, name, tied)
             _state_tied(self.model, self._tied)
         self._hook.remove()
         for name, original in (self._merged or {}).items():
@@ -279,14 +279,9 @@ def inject(
     return Injection(model, cls, plan, complete, seed)
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _put_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, parameter)
+    setattr(model.get_submodule(parent), child, part)
 
 
 def _wide(W: Tensor) -> Tensor:
@@ -306,7 +301,7 @@ def _untie(model: nn.Module, in_full: Sequence[str]) -> dict[str, nn.Parameter]:
         if frozen:
             untied[name] = parameter
             warnings.warn(f"{name} is tied to {frozen[0]}; it trains as a copy of its own", stacklevel=4)
-            _put_parameter(model, name, nn.Parameter(parameter.detach().clone()))
+            _put(model, name, nn.Parameter(parameter.detach().clone()))
             _state_tied(model, False)
     return untied
 

@@ -1,7 +1,6 @@
 """Load a model and its tokenizer, and say which modules the checkpoint did not bring."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +8,7 @@ import transformers
 from torch import nn
 
 from lora_zoo.configuration.settings import Model
-
-POCKET = Path(__file__).parents[1] / "pocket" / "hub"
+from lora_zoo.pocket import HUB
 
 
 class Loaded(NamedTuple):
@@ -21,7 +19,7 @@ class Loaded(NamedTuple):
 
 def source(settings: Model) -> str:
     """Where the model comes from: the embedded folder, a local one, or a name on the Hub."""
-    return str(POCKET) if settings.path == "pocket" else settings.path
+    return str(HUB) if settings.path == "pocket" else settings.path
 
 
 def load_tokenizer(settings: Model) -> Any:
