@@ -13,6 +13,11 @@ _HOMES = {
     "Injection": "lora_zoo.adapters.injection",
     "load_adapter": "lora_zoo.adapters.checkpoint",
     "save_adapter": "lora_zoo.adapters.checkpoint",
+    "load_adapters": "lora_zoo.adapters.checkpoint",
+    "save_adapters": "lora_zoo.adapters.checkpoint",
+    "adapters_of": "lora_zoo.adapters.named",
+    "preview": "lora_zoo.adapters.preview",
+    "declare_fused": "lora_zoo.adapters.layouts",
     "Adapter": "lora_zoo.adapters.adapter",
     "LowRank": "lora_zoo.adapters.adapter",
     "Additive": "lora_zoo.adapters.adapter",
@@ -26,10 +31,15 @@ __all__ = [
     "LowRank",
     "Method",
     "__version__",
+    "adapters_of",
+    "declare_fused",
     "inject",
     "load_adapter",
+    "load_adapters",
+    "preview",
     "register",
     "save_adapter",
+    "save_adapters",
 ]
 
 

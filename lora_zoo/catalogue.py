@@ -1,15 +1,16 @@
-"""`python -m lora_zoo.catalogue [--write README.md]`: the table of variants, from the registry."""
+"""`python -m lora_zoo.catalogue [--write README.md]`: the tables of variants and hosts, from the registry."""
 
 import argparse
+import inspect
 import re
 from pathlib import Path
 
 from lora_zoo.adapters.registry import hyperparameters, variants
 
-BEGIN, END = "<!-- variants: made by python -m lora_zoo.catalogue --write README.md -->", "<!-- /variants -->"
+_MARKERS = "<!-- {0}: made by python -m lora_zoo.catalogue --write README.md -->", "<!-- /{0} -->"
 
 
-def table() -> str:
+def variants_table() -> str:
     """One Markdown row a variant: name, equation, trainable parameters per (O, I) matrix, own keys, paper."""
     rows = ["| `variant=` | equation | trainable per matrix | keys | paper |", "|---|---|---|---|---|"]
     for name, cls in variants().items():
@@ -20,25 +21,53 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def hosts_table() -> str:
+    """One Markdown row a kind of layer: what it is, which variants adapt it, whether with dropout."""
+    from lora_zoo.adapters.adapter import Adapter
+    from lora_zoo.adapters.hosts import KINDS
+
+    rows = ["| host | matrix | variants | `lora_dropout` |", "|---|---|---|---|"]
+    adapters = {name: cls for name, cls in variants().items() if issubclass(cls, Adapter)}
+    for host in KINDS:
+        about = inspect.cleandoc(host.__doc__ or "").partition("\n")[0].rstrip(".")
+        refused = {name: cls.refuses[host.kind] for name, cls in adapters.items() if host.kind in cls.refuses}
+        but = "; ".join(f"not `{name}`: {why}" for name, why in refused.items())
+        who = (
+            f"all {len(adapters)}"
+            if not refused
+            else f"{len(adapters) - len(refused)} of {len(adapters)}, {but}"
+        )
+        dropout = "yes" if host.sees_input else "refused: an adapter there never sees the input"
+        rows.append(f"| {host.kind} | {about} | {who} | {dropout} |")
+    return "\n".join(rows)
+
+
+TABLES = {"variants": variants_table, "hosts": hosts_table}
+
+
 def _link(paper: str) -> str:
     number = paper.removeprefix("arXiv:")
     return f"[{number}](https://arxiv.org/abs/{number})" if number != paper else paper
 
 
 def written(text: str) -> str:
-    """`text` with the part between the markers replaced. ValueError where there are none."""
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the file lacks the markers {BEGIN} … {END}")
-    return pattern.sub(lambda _: f"{BEGIN}\n{table()}\n{END}", text)
+    """`text` with what stands between each table's markers replaced. ValueError where there are none."""
+    for name, table in TABLES.items():
+        begin, end = (marker.format(name) for marker in _MARKERS)
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"the file lacks the markers {begin} … {end}")
+        made = f"{begin}\n{table()}\n{end}"
+        text = pattern.sub(lambda _, made=made: made, text)  # type: ignore[misc]
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_zoo.catalogue", description=__doc__)
-    parser.add_argument("--write", type=Path, help="replace the table in this file")
+    parser.add_argument("--write", type=Path, help="replace the tables in this file")
     path = parser.parse_args().write
     if path is None:
-        print(table())
+        print("\n\n".join(table() for table in TABLES.values()))
     else:
         path.write_text(written(path.read_text()))
 

@@ -5,6 +5,7 @@ be run as given; 130 interrupted.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -41,10 +42,18 @@ def _run(given: list[str]) -> int:
         raise precheck.Mistake(str(error)) from error
     multirun = commandline.is_multirun(ready)
     jobs = precheck.check(commandline.overrides(ready), multirun=multirun)
+    if multirun and all(settings.dry_run for settings in jobs):
+        with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
+            _hydra([*ready, f"hydra.sweep.dir={nowhere}"])
+        return max(OUTCOMES, default=0)
     sweep = _sweep_folder(ready, jobs[0].out) if multirun else None
-    sys.argv = [sys.argv[0], *ready, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(job)()
+    _hydra([*ready, *([f"hydra.sweep.dir={sweep}"] if sweep else [])])
     return _exit_code(sweep)
+
+
+def _hydra(arguments: list[str]) -> None:
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(job)()
 
 
 def _sweep_folder(ready: list[str], out: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as tf
 
 from lora_zoo.adapters.registry import variants
 
@@ -58,6 +59,43 @@ def test_the_front_door(tmp_path: Path) -> None:
     assert list((folder / "wandb").glob("offline-run-*"))
     for words in ("before training", "trainable", "s each", "peak memory", "written to", "next:"):
         assert words in ended.stdout
+
+
+def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Path) -> None:
+    model = tmp_path / "config_alone"
+    tf.LlamaConfig(hidden_size=512, num_hidden_layers=6, vocab_size=1000).save_pretrained(model)
+    words = ("target_modules=[q,v]", "layers=2-", "rank_pattern={v:2}", "task=sick", "dry_run=true")
+    ended = shell("+variant=dora", "rank=4", f"model={model}", *words, at=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for said in (
+        "model.layers.{2-5}.self_attn.q_proj",
+        "512x512",
+        "18,432",
+        "10,240",
+        "score.weight",
+        "matched by nothing",
+    ):
+        assert said in ended.stdout, ended.stdout
+    sweep = shell("-m", "+variant=lora,vera", "budget=20k", "dry_run=true", at=tmp_path)
+    assert sweep.returncode == 0
+    assert "18,432" in sweep.stdout and "20,000" in sweep.stdout
+    missed = shell("+variant=lora", "target_modules=[q,vv]", "dry_run=true", at=tmp_path)
+    assert missed.returncode == 2 and "unknown target 'vv'. Did you mean 'v'?" in missed.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["config_alone"]
+
+
+def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
+    words = ("budget=10k", "layers=[0,2-3]", "alpha_pattern={q:4}", "exclude_modules=.*\\.2\\..*q_proj")
+    ended = shell("-m", "+variant=lora,dora,full", *words, "tracking=none", *QUICK, at=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = {r["variant"]["name"]: r for r in results(tmp_path)}
+    for name in ("lora", "dora"):
+        assert found[name]["variant"]["hyperparameters"]["rank"] == 7
+        assert found[name]["parameters"]["trainable"] <= 10_000
+        adapted = [u["name"].removeprefix("model.layers.") for u in found[name]["updates"]]
+        assert adapted == [f"{n}.self_attn.{r}_proj" for n, r in ("0q", "0v", "2v", "3q", "3v")]
+    assert list((tmp_path / "runs").rglob("dora-b10k-*"))
+    assert "budget has no effect with variant=full" in ended.stdout
 
 
 def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:

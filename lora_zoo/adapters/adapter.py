@@ -6,16 +6,17 @@ Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters import inits, targets
-from lora_zoo.adapters.hosts import Host, at_least_float32
+from lora_zoo.adapters.hosts import Host, LayerHost, at_least_float32, uncast
 from lora_zoo.adapters.method import Method
+from lora_zoo.adapters.places import Place, places
 from lora_zoo.adapters.randomness import Clock, Dropout
 
 
@@ -35,15 +36,24 @@ class Site:
         return O, I
 
     def dropout(self, p: float) -> Dropout:
-        """Dropout with masks of this site's own. ValueError unless 0 <= p < 1."""
+        """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""
+        if p and not self.host.sees_input:
+            raise ValueError(
+                f"lora_dropout={p} has no meaning on {self.name}: its module reads the weight by itself, "
+                "so that the adapter never sees the input; use lora_dropout=0 or exclude_modules"
+            )
         return Dropout(p, seed=self.seed, name=self.name, clock=self.clock)
 
 
 class Plan(NamedTuple):
-    """What a variant does to a model: layers that get an adapter, parameters that train as they are."""
+    """What a variant does to a model: matrices that get an adapter, parameters that train as they are.
 
-    adapted: list[str]
+    `missed` says, a sentence each, which targets match nothing.
+    """
+
+    adapted: list[Place]
     in_full: list[str]
+    missed: Sequence[str] = ()
 
 
 class Variant(ABC):
@@ -55,13 +65,20 @@ class Variant(ABC):
     count: ClassVar[str]
     """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
     mergeable: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """A host's `kind` -> why this variant has no meaning on it."""
     inits: ClassVar[Sequence[str]] = ()
     method: ClassVar[type[Method]] = Method
 
     @classmethod
     @abstractmethod
-    def plan(cls, model: nn.Module, target_modules: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
-        """Resolve what the user asked for against `model`. ValueError where it matches nothing."""
+    def plan(cls, model: nn.Module, asked: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
+        """Resolve what the user asked for against `model`. ValueError where nothing could be done."""
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        """The greatest rank that a matrix (O, I) takes; None where there is no such limit."""
+        return None
 
     @classmethod
     def allows(cls, init: str) -> bool:
@@ -75,16 +92,26 @@ class Adapter(nn.Module, Variant):
         super().__init__()
 
     @classmethod
-    def plan(cls, model: nn.Module, target_modules: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
-        return Plan(targets.resolve(model, target_modules), targets.parameters_of(model, modules_to_save))
+    def plan(cls, model: nn.Module, asked: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
+        known = places(model)
+        chosen, missed = targets.choose(known, asked)
+        if not chosen and not missed:
+            raise ValueError(f"nothing is left to adapt of target_modules={asked.target_modules}")
+        for place in chosen:
+            if reason := cls.refuses.get(place.host.kind):
+                raise ValueError(f"{cls.name} cannot adapt {place.name}, a {place.host.kind}: {reason}")
+        said = [targets.missing(model, known, *miss) for miss in missed]
+        return Plan(chosen, targets.parameters_of(model, modules_to_save), said)
 
     @abstractmethod
     def weight(self, W_OI: Tensor) -> Tensor:
         """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors."""
 
-    def forward(self, x: Tensor, host: Host) -> Tensor:
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         W_OI = host.matrix()
-        return host.apply(x, self.weight(W_OI).to(W_OI.dtype))
+        with uncast(W_OI.device):
+            effective_OI = self.weight(W_OI).to(W_OI.dtype)
+        return host.apply(x, effective_OI)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
@@ -106,7 +133,7 @@ class Product(Adapter, ABC):
         B_OR, A_RI = self.factors()
         return W_OI + B_OR @ A_RI
 
-    def forward(self, x: Tensor, host: Host) -> Tensor:
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         B_OR, A_RI = self.factors()
         y = host.base(x)
         return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)
@@ -140,6 +167,10 @@ class LowRank(Adapter, ABC):
                 f"init={init}; use lora_dropout=0 with it"
             )
 
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape)
+
     def branch(self) -> tuple[Tensor, Tensor]:
         """Thin (B, A), the scale and a residual start's own factors included."""
         if self.A0_RI is None or self.B0_OR is None:
@@ -150,7 +181,8 @@ class LowRank(Adapter, ABC):
     def update(self) -> Tensor:
         """s B A, less s B0 A0 where the start is residual: (O, I)."""
         B_OR, A_RI = self.branch()
-        return B_OR @ A_RI
+        with uncast(A_RI.device):
+            return B_OR @ A_RI
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, init={self.init}"

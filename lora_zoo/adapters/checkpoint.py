@@ -8,8 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_zoo.adapters import inits
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.registry import unknown
+from lora_zoo.adapters.adapter import Plan
+from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.injection import Injection
+from lora_zoo.adapters.named import adapters_of
+from lora_zoo.adapters.places import places
+from lora_zoo.adapters.planning import Prepared, check
+from lora_zoo.adapters.registry import find_variant, unknown
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -30,9 +35,11 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     description = {
         "format": FORMAT,
         "variant": injection.variant.name,
+        "name": injection.name,
         "hyperparameters": injection.hyper,
-        "target_modules": injection.adapted,
-        "in_full": injection.in_full,
+        "patterns": injection.patterns,
+        "target_modules": list(injection.places),
+        "in_full": list(injection.trained),
         "seed": injection.seed,
         "about": about,
     }
@@ -41,29 +48,59 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> Injection:
-    """Inject the adapter saved in `folder` into a fresh `model`, in place.
+def load_adapter(model: nn.Module, folder: str | Path, *, name: str | None = None) -> Injection:
+    """Inject the adapter saved in `folder` into `model`, in place, under `name` or the name that it had.
 
     Raises FileNotFoundError where the folder holds no adapter, ValueError where it does not fit the model.
     """
     folder = Path(folder)
     description = read_description(folder)
-    modules = sorted({name.rpartition(".")[0] for name in description["in_full"]})
+    name = name or description.get("name", "default")
+    if name in adapters_of(model):
+        raise ValueError(f"{folder}: the model has an adapter called {name!r} already; give another name")
+    cls = find_variant(description["variant"])
     with inits.blank():
-        injection = inject(
-            model,
-            description["variant"],
-            target_modules=description["target_modules"] or ("q",),
-            modules_to_save=modules,
-            seed=description["seed"],
-            **description["hyperparameters"],
+        ready = Prepared(
+            cls,
+            _plan(model, description, folder),
+            check(cls, description["hyperparameters"]),
+            description.get("patterns", {}),
         )
+        injection = Injection(model, ready, seed=description["seed"], name=name)
     try:
         injection.load_state_dict(load_file(folder / WEIGHTS))
     except ValueError:
         injection.remove()
         raise
     return injection
+
+
+def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Plan:
+    """Exactly the matrices and parameters that were saved. ValueError for one that the model has not."""
+    known, every = {place.name: place for place in places(model)}, base_parameters(model)
+    for saved, there in ((description["target_modules"], known), (description["in_full"], every)):
+        for name in saved:
+            if name not in there:
+                raise ValueError(f"{folder} holds an adapter of another model: this one has no {name}")
+    return Plan([known[name] for name in description["target_modules"]], description["in_full"])
+
+
+def save_adapters(model: nn.Module, folder: str | Path, **about: Any) -> Path:
+    """Save every named adapter of `model`, each to a folder of its name inside `folder`."""
+    for name, injection in adapters_of(model).items():
+        save_adapter(injection, Path(folder) / name, **about)
+    return Path(folder)
+
+
+def load_adapters(model: nn.Module, folder: str | Path) -> dict[str, Injection]:
+    """Load every adapter that `save_adapters` wrote, by name; the last one is active.
+
+    Raises FileNotFoundError where `folder` holds none.
+    """
+    found = sorted(path.parent for path in Path(folder).glob(f"*/{DESCRIPTION}"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no adapters: folders with {DESCRIPTION} are expected there")
+    return {injection.name: injection for injection in (load_adapter(model, path) for path in found)}
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

@@ -7,19 +7,23 @@ adapted.merge(); adapted.remove()     # an ordinary model with the effective wei
 """
 
 import contextlib
-import warnings
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.adapters.adapter import Adapter, Plan, Site, Variant
-from lora_zoo.adapters.hosts import Host, find_host
+from lora_zoo.adapters.adapter import Variant
+from lora_zoo.adapters.beneath import base_parameters
 from lora_zoo.adapters.method import Method
+from lora_zoo.adapters.named import adapters_of
+from lora_zoo.adapters.places import Place
+from lora_zoo.adapters.planning import Prepared, build, prepared
 from lora_zoo.adapters.randomness import Clock
-from lora_zoo.adapters.registry import accepted, check_hyperparameters, find_variant, unknown
-from lora_zoo.adapters.targets import Targets
+from lora_zoo.adapters.registry import accepted
+from lora_zoo.adapters.targets import Layers, Names
+from lora_zoo.adapters.tying import untie
 
 
 class Update(NamedTuple):
@@ -30,80 +34,32 @@ class Update(NamedTuple):
     dW_OI: Tensor
 
 
-class Adapted(nn.Module):
-    """Stands where the layer stood: the frozen layer, and the adapter that says what it effectively is."""
-
-    def __init__(self, host: Host, adapter: Adapter) -> None:
-        super().__init__()
-        self.layer, self.adapter = host.layer, adapter
-        self.host, self.active = host, True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.adapter(x, self.host) if self.active else self.host.base(x)
-
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight in the layer's own layout, for code that reads `.weight`."""
-        W_OI = self.host.matrix()
-        effective = self.adapter.weight(W_OI).to(W_OI.dtype) if self.active else W_OI
-        return self.host.stored(effective)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)  # in_features, padding_idx, …
-
-
 class Injection:
-    """The adapters of one model by the names of their layers. Made by `inject`; works in place."""
+    """One named adapter of a model, its matrices by name. Made by `inject`; works in place."""
 
-    def __init__(
-        self, model: nn.Module, variant: type[Variant], plan: Plan, hyper: Mapping[str, Any], seed: int
-    ) -> None:
-        self.model, self.variant, self.adapted = model, variant, plan.adapted
-        self.hyper, self.seed, self.clock = dict(hyper), seed, Clock()
-        self._required_grad = {id(p): p.requires_grad for p in model.parameters()}
-        self._tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
-        self._merged: dict[str, nn.Parameter] | None = None
-        self.layers = self._build()
-        self.adapters: dict[str, Adapter] = {n: layer.adapter for n, layer in self.layers.items()}
-        self.method: Method = variant.method(
-            self.adapters,
-            **accepted(variant.method.__init__, hyper),
-        )
-        # Up to here the model is as it was: nothing below refuses.
-        self._untied = _untie(model, plan.in_full)
-        self.in_full = list({id(model.get_parameter(n)): n for n in reversed(plan.in_full)}.values())[::-1]
-        self.originals = {n: model.get_parameter(n).detach().clone() for n in self.in_full}
-        model.requires_grad_(False)
-        for name, layer in self.layers.items():
-            _put(model, name, layer)
-        for name in self.in_full:
-            model.get_parameter(name).requires_grad_(True)
+    def __init__(self, model: nn.Module, ready: Prepared, *, seed: int, name: str) -> None:
+        self.model, self.name, self.seed, self.clock = model, name, seed, Clock()
+        self.variant, plan, self.hyper, self.patterns = ready
+        self.places: dict[str, Place] = {place.name: place for place in plan.adapted}
+        self._group = adapters_of(model)
+        with self._group.disabled():
+            self.adapters = build(ready, seed=seed, clock=self.clock)
+            self.method: Method = self.variant.method(
+                self.adapters, **accepted(self.variant.method.__init__, self.hyper)
+            )
+            # Up to here the model is as it was: nothing below refuses.
+            every = base_parameters(model)
+            self.trained = untie(model, plan.in_full)
+            self.originals = {name: every[name] for name in self.trained}
+        self.in_full = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        tied = ({n for n, p in every.items() if p is original} for original in self.originals.values())
+        self.unties = any(names - self.trained.keys() for names in tied)
         self._hook = model.register_forward_pre_hook(self.clock.advance)
-
-    def _build(self) -> dict[str, Adapted]:
-        hosts: dict[str, Host] = {}
-        for name in self.adapted:
-            host = find_host(self.model.get_submodule(name))
-            assert host is not None, name
-            hosts[name] = host
-        shapes = {name: (host.matrix().shape[0], host.matrix().shape[1]) for name, host in hosts.items()}
-        shared = self.variant.method.shared(shapes, **self.hyper)
-        arguments = accepted(self.variant.__init__, self.hyper)
-        return {
-            name: Adapted(host, self.variant(Site(name, host, self.seed, self.clock, shared), **arguments))  # type: ignore[call-arg, arg-type]
-            for name, host in hosts.items()
-        }
+        self._group.enter(self)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: the adapters' own, then those that train in full."""
-        return self._adapter_parameters() | {n: self.model.get_parameter(n) for n in self.in_full}
+        return self._adapter_parameters() | {name: self.trained[name] for name in self.in_full}
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
         every = (
@@ -118,17 +74,15 @@ class Injection:
         return len(self.adapters)
 
     def __iter__(self) -> Iterator[Update]:
-        """Every changed matrix as `name, W, ΔW`, detached; W is the matrix from before the injection."""
-        with torch.no_grad(), self._unmerged():
+        """Every matrix that this adapter changes as `name, W, ΔW`, detached; W is the frozen one."""
+        with torch.no_grad(), self._group.unmerged():
             for name, adapter in self.adapters.items():
-                W_OI = _wide(self.layers[name].host.matrix())
+                W_OI = _wide(self.places[name].host.matrix())
                 yield Update(name, W_OI, adapter.weight(W_OI) - W_OI)
-            for name, original in self.originals.items():
-                if original.ndim == 2:
-                    W_OI = _wide(original)
-                    yield Update(
-                        name.removesuffix(".weight"), W_OI, _wide(self.model.get_parameter(name)) - W_OI
-                    )
+            for name in self.in_full:
+                if self.originals[name].ndim == 2:
+                    W_OI = _wide(self.originals[name])
+                    yield Update(name.removesuffix(".weight"), W_OI, _wide(self.trained[name]) - W_OI)
 
     def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimiser groups: the variant's own for its adapters, and one or two for what trains in full.
@@ -137,7 +91,7 @@ class Injection:
         """
         own = self._adapter_parameters()
         groups = self.method.param_groups(own, lr=lr, weight_decay=weight_decay) if own else []
-        full = [self.model.get_parameter(n) for n in self.in_full]
+        full = [self.trained[name] for name in self.in_full]
         for decay, members in (
             (weight_decay, [p for p in full if p.ndim > 1]),
             (0.0, [p for p in full if p.ndim <= 1]),
@@ -145,87 +99,41 @@ class Injection:
             groups += [{"params": members, "lr": lr, "weight_decay": decay}] if members else []
         return groups
 
-    @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside, the model is exactly the one from before the injection."""
-        with self._unmerged():
-            self.enable(False)
-            trained = {n: self.model.get_parameter(n).detach().clone() for n in self.in_full}
-            self._write(self.originals)
-            try:
-                yield
-            finally:
-                self._write(trained)
-                self.enable()
+    def activate(self) -> None:
+        """Make this the model's only active adapter."""
+        self._group.activate(self.name)
 
-    @contextlib.contextmanager
-    def _unmerged(self) -> Iterator[None]:
-        """Inside, merged weights are out of their layers; they are put back afterwards."""
-        merged = self._merged is not None
-        self.unmerge()
-        try:
-            yield
-        finally:
-            if merged:
-                self.merge()
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model is exactly the one from before any injection."""
+        return self._group.disabled()
 
     def enable(self, active: bool = True) -> None:
-        """Switch the adapters on (or off; `disabled` also restores what trains in full)."""
-        for layer in self.layers.values():
-            layer.active = active
-
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.model.get_parameter(name).copy_(value)
+        """Switch this adapter on or off, beside the other active ones."""
+        others = [name for name in self._group.active if name != self.name]
+        self._group.activate(*others, *([self.name] if active else []))
 
     def merge(self) -> None:
-        """Write each effective weight into its layer and put the plain layer back in its place.
-
-        The original parameters are kept, so that `unmerge` is exact; `remove` lets go of them.
-        """
-        if self._merged is not None:
-            return
-        if not self.variant.mergeable:
-            raise ValueError(f"{self.variant.name} is no function of the weight alone and cannot be merged")
-        self._merged = {}
-        for name, layer in self.layers.items():
-            original: nn.Parameter = layer.layer.weight  # type: ignore[assignment]
-            _warn_if_tied(self.model, name, original)
-            layer.layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-            self._merged[name] = original
-            _put(self.model, name, layer.layer)
+        """Write the effective weights of the model's active adapters into plain layers: see NamedAdapters."""
+        self._group.merge()
 
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""
-        for name, original in (self._merged or {}).items():
-            self.layers[name].layer.weight = original
-            _put(self.model, name, self.layers[name])
-        self._merged = None
-        _state_tied(self.model, self._tied and not self._untied)
+        self._group.unmerge()
 
     def remove(self) -> nn.Module:
-        """Take the adapters out for good: merged weights stay, otherwise the model is as it was before."""
-        if self._merged is None:
-            for name, layer in self.layers.items():
-                _put(self.model, name, layer.layer)
-            self._write(self.originals)
-            for name, tied in self._untied.items():
-                _put(self.model, name, tied)
-            _state_tied(self.model, self._tied)
-        self._hook.remove()
-        for name, original in (self._merged or {}).items():
-            merged: nn.Parameter = self.layers[name].layer.weight  # type: ignore[assignment]
-            self._required_grad[id(merged)] = self._required_grad[id(original)]
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(self._required_grad.get(id(parameter), True))
-        self.layers, self.adapters, self.in_full, self._merged = {}, {}, [], None
+        """Take this adapter out; merged weights stay, otherwise the model is as if it had not been there."""
+        self._group.leave(self.name)
         return self.model
 
+    def forget(self) -> None:
+        """The adapter is out of the model (called by its group)."""
+        self._hook.remove()
+        self.places, self.adapters, self.in_full, self.trained, self.originals = {}, {}, [], {}, {}
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the adapted model has and the base has not: `layer.tensor` by name."""
+        """Everything that the adapted model has and the base has not: `matrix.tensor` by name."""
         own = {f"{n}.{k}": v for n, a in self.adapters.items() for k, v in a.state_dict().items()}
-        return own | {n: self.model.get_parameter(n).detach() for n in self.in_full}
+        return own | {name: self.trained[name].detach() for name in self.in_full}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -245,76 +153,54 @@ class Injection:
         return sum(p.numel() for p in self.parameters())
 
     def total(self) -> int:
-        """Number of parameters of model and adapters together, tied ones once."""
-        return sum(p.numel() for p in self.model.parameters())
+        """Number of parameters of the model with this adapter alone, tied ones once."""
+        base = base_parameters(self.model) | self.trained
+        own = [p for a in self.adapters.values() for p in a.parameters()]
+        return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
 
 
 def inject(
     model: nn.Module,
     variant: str | type[Variant] = "lora",
     *,
-    target_modules: Targets = ("q", "v"),
+    target_modules: Names = ("q", "v"),
+    exclude_modules: Names = (),
+    layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    budget: int | str | None = None,
     seed: int = 0,
+    name: str = "default",
     **hyper: Any,
 ) -> Injection:
-    """Freeze `model`, adapt it in place and return the handle to the adapters.
+    """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
+    `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
+    values of their own, the first that fits counts; `budget` ("300k") finds the rank instead of taking one;
     `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises ValueError for a name,
     target, value or combination that does not exist, before anything is changed.
     """
-    cls = find_variant(variant) if isinstance(variant, str) else variant
-    complete = check_hyperparameters(cls, hyper)
-    if complete.get("rank", 1) < 1:
-        raise ValueError(f"{cls.name}: rank must be at least 1; got {complete['rank']}")
-    init = complete.get("init")
-    if init is not None and not cls.allows(init):
-        raise ValueError(f"{cls.name} cannot start from init={init}: " + unknown("init", init, cls.inits))
-    if any(isinstance(module, Adapted) for module in model.modules()):
-        raise ValueError("the model is adapted already; call remove() on its injection first")
-    plan = cls.plan(model, target_modules, modules_to_save)
-    for name in plan.in_full:
-        if any(name.startswith(f"{adapted}.") for adapted in plan.adapted):
-            raise ValueError(f"{name} cannot both be adapted and train in full; drop it from one of the two")
-    return Injection(model, cls, plan, complete, seed)
-
-
-def _put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, part)
+    if name in adapters_of(model):
+        raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
+    ready = prepared(
+        model,
+        variant,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
+        layers=layers,
+        modules_to_save=modules_to_save,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        budget=budget,
+        **hyper,
+    )
+    if ready.plan.missed:
+        raise ValueError(ready.plan.missed[0])
+    return Injection(model, ready, seed=seed, name=name)
 
 
 def _wide(W: Tensor) -> Tensor:
     return W.detach().to(torch.promote_types(W.dtype, torch.float32))
-
-
-def _names_of(model: nn.Module, parameter: nn.Parameter) -> list[str]:
-    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
-
-
-def _untie(model: nn.Module, in_full: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Give a parameter that trains in full its own copy where it is tied to one that stays frozen."""
-    untied: dict[str, nn.Parameter] = {}
-    for name in in_full:
-        parameter = model.get_parameter(name)
-        frozen = [n for n in _names_of(model, parameter) if n not in in_full]
-        if frozen:
-            untied[name] = parameter
-            warnings.warn(f"{name} is tied to {frozen[0]}; it trains as a copy of its own", stacklevel=4)
-            _put(model, name, nn.Parameter(parameter.detach().clone()))
-            _state_tied(model, False)
-    return untied
-
-
-def _warn_if_tied(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    others = [n for n in _names_of(model, parameter) if not n.startswith(f"{name}.")]
-    if others:
-        warnings.warn(f"merging unties {name} from {others[0]}: the model grows by a copy", stacklevel=3)
-        _state_tied(model, False)
-
-
-def _state_tied(model: nn.Module, tied: bool) -> None:
-    """Tell transformers whether the saved model's head is its embedding."""
-    config = getattr(model, "config", None)
-    if hasattr(config, "tie_word_embeddings"):
-        config.tie_word_embeddings = tied  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class Method(nn.Module):
     adapters: dict[str, Adapter]
 
     @classmethod
-    def shared(cls, shapes: Mapping[str, tuple[int, int]], **hyper: Any) -> nn.Module | None:
-        """What all adapters share; `shapes` maps each adapted layer's name to its (O, I)."""
+    def shared(
+        cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
+    ) -> nn.Module | None:
+        """What all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
         return None
 
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:

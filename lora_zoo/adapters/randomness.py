@@ -35,16 +35,22 @@ def normal(rows: int, columns: int, std: float, source: torch.Generator) -> Tens
 class Clock:
     """Counts the model's training-mode forward passes: the dropout masks of one pass share its tick.
 
-    A layer recomputed within the pass (gradient checkpointing) therefore sees the same mask again.
+    A layer recomputed in the backward pass (gradient checkpointing) therefore sees the same mask again, as
+    long as no other forward pass came in between.
     """
 
     def __init__(self) -> None:
-        self.tick = 0
+        self.tick, self.read = 0, False
 
     def advance(self, module: nn.Module, *_: object) -> None:
         """A forward pre-hook for the adapted model."""
-        if module.training:
-            self.tick += 1
+        if module.training and self.read:
+            self._count()
+
+    @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own
+    def _count(self) -> None:
+        recomputed = torch._C._current_graph_task_id() >= 0  # we are within a backward pass
+        self.tick += not recomputed
 
 
 class Dropout(nn.Module):
@@ -58,13 +64,18 @@ class Dropout(nn.Module):
         if not 0 <= p < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1); got {p}")
         self.p, self.seed, self.name, self.clock = p, seed, name, clock
+        clock.read |= p > 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        return x * self._mask(x)
+
+    @torch.compiler.disable  # the seed is hashed in Python, from a count
+    def _mask(self, x: Tensor) -> Tensor:
         source = generator("dropout", self.seed, self.name, self.clock.tick, device=x.device)
         keep = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.p, generator=source)
-        return x * keep.div_(1 - self.p)
+        return keep.div_(1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

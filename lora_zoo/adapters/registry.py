@@ -6,6 +6,7 @@ A variant is a class under `lora_zoo/adapters/variants/`, found because its file
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -69,6 +70,13 @@ def hyperparameters(cls: "type[Variant]") -> dict[str, inspect.Parameter]:
         for p in inspect.signature(source).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }
+
+
+def counted(cls: "type[Variant]", shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
+    """The trainable parameters on one matrix (O, I), by the variant's own formula `count`."""
+    O, I = shape
+    names = {"ceil": math.ceil, **hyper, "O": O, "I": I, "R": hyper.get("rank")}
+    return int(eval(cls.count, {"__builtins__": {}}, names)) if cls.count else 0
 
 
 def accepted(target: Callable[..., Any], hyper: Mapping[str, Any]) -> dict[str, Any]:

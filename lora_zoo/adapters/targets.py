@@ -1,111 +1,147 @@
 """Targets by role: `target_modules=[q, v]` means the same on every architecture.
 
-A target is a role (q, k, v, o, gate, up, down, embed, head), `all-linear`, a module's name or the end of one,
-or a regular expression that matches whole names.
+A target is a role (q, k, v, o, gate, up, down, embed, head), `all-linear`, the name of a matrix or of a
+module around some (or the end of one), or a regular expression that matches whole names.
 """
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from lora_zoo.adapters.hosts import DENSE, find_host
+from lora_zoo.adapters.beneath import base_parameters, beneath
+from lora_zoo.adapters.layers import in_layers
+from lora_zoo.adapters.places import Place, places
 from lora_zoo.adapters.registry import unknown
+from lora_zoo.adapters.roles import ROLES, fused, of_head, role_of
 
-Targets = str | Sequence[str]
-
-_HEADS = r"(?:.*\.)?(?:lm_head|embed_out|score|classifier|classification_head|qa_outputs)"
-# Each pattern matches a whole name; the first role that matches wins.
-_ROLES: dict[str, str] = {
-    "head": rf"{_HEADS}|{_HEADS}\.(?:out_proj|decoder)|(?:.*\.)?cls\.predictions\.decoder",
-    "": rf"(?:{_HEADS}|(?:.*\.)?(?:cls|pooler|vocab_\w+|pre_classifier))(?:\..*)?",  # what belongs to a head
-    "embed": r"(?:.*\.)?(?:embed_tokens|word_embeddings|wte|embed_in)",  # T5's `shared` is never called
-    "q": r"(?:.*\.)?(?:q_proj|query|query_proj|q_lin|q)",
-    "k": r"(?:.*\.)?(?:k_proj|key|key_proj|k_lin|k)",
-    "v": r"(?:.*\.)?(?:v_proj|value|value_proj|v_lin|v)",
-    "o": r"(?:.*\.)?(?:o_proj|out_proj|out_lin|attention\.output\.dense|attention\.dense|attn\.c_proj|o)",
-    "gate": r"(?:.*\.)?(?:gate_proj|wi_0)",
-    "up": r"(?:.*\.)?(?:up_proj|fc1|lin1|intermediate\.dense|dense_h_to_4h|mlp\.c_fc|wi|wi_1)",
-    "down": r"(?:.*\.)?(?:down_proj|fc2|lin2|output\.dense|dense_4h_to_h|mlp\.c_proj|wo)",
-}
-ROLES: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down", "embed", "head")
-_FUSED = re.compile(r"(?:.*\.)?(?:c_attn|query_key_value|qkv_proj|Wqkv|in_proj)")
+Names = str | Sequence[str]
+Layers = int | str | Sequence[int | str]
 
 
-def role_of(name: str) -> str:
-    """The role of the module called `name`, or "" where it plays none."""
-    return next((role for role, pattern in _ROLES.items() if re.fullmatch(pattern, name)), "")
+@dataclass(frozen=True)
+class Targets:
+    """What the user asked to adapt: targets, less the excluded ones, in some layers or in all."""
+
+    target_modules: Names = ("q", "v")
+    exclude_modules: Names = ()
+    layers: Layers | None = None
 
 
-def resolve(model: nn.Module, target_modules: Targets) -> list[str]:
-    """The names of the modules that `target_modules` means, in the model's order.
+def resolve(model: nn.Module, targets: Targets | Names) -> list[Place]:
+    """The matrices that `targets` mean, in the model's order. ValueError where one matches nothing."""
+    known = places(model)
+    chosen, missed = choose(known, targets if isinstance(targets, Targets) else Targets(targets))
+    if missed:
+        raise ValueError(missing(model, known, *missed[0]))
+    return chosen
 
-    Raises ValueError for a target that matches no module that can be adapted.
-    """
-    asked = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    if not asked:
+
+def choose(known: list[Place], asked: Targets) -> tuple[list[Place], list[tuple[str, str]]]:
+    """The chosen places, and (key, target) of each target that matches nothing."""
+    if not listed(asked.target_modules):
         raise ValueError("target_modules is empty; name at least one role, e.g. target_modules=[q,v]")
-    names = [name for name, module in model.named_modules() if name and find_host(module)]
-    chosen = {name for target in asked for name in _matches(model, names, str(target))}
-    return [name for name in names if name in chosen]
+    missed: list[tuple[str, str]] = []
+
+    def named(key: str, targets: Names) -> set[str]:
+        found: set[str] = set()
+        for target in listed(targets):
+            matched = {place.name for place in matching(known, target, key)}
+            missed.extend([] if matched else [(key, target)])
+            found |= matched
+        return found
+
+    wanted, excluded = (
+        named("target_modules", asked.target_modules),
+        named("exclude_modules", asked.exclude_modules),
+    )
+    chosen = [p for p in known if p.name in wanted and not excluded & {p.name, p.whole}]
+    if asked.layers is not None:
+        chosen = in_layers(chosen, known, asked.layers)
+    names = {place.name for place in chosen}
+    for place in chosen:
+        if place.whole in names:
+            raise ValueError(f"target_modules names both {place.whole} and its part {place.name}; choose one")
+    return chosen, missed
 
 
-def _matches(model: nn.Module, names: list[str], target: str) -> list[str]:
+def matching(known: list[Place], target: str, key: str = "target_modules") -> list[Place]:
+    """The places that one target means, none where it means nothing. `key` is named in errors."""
     if target == "all-linear":
-        dense = [n for n in names if find_host(model.get_submodule(n), DENSE)]
-        found = [n for n in dense if not re.fullmatch(rf"{_ROLES['head']}|{_ROLES['']}", n)]
-    elif target in ROLES:
-        found = [n for n in names if role_of(n) == target]
-    elif re.fullmatch(r"[\w.]+", target):
-        found = [n for n in names if n == target or n.endswith(f".{target}")]
-    else:
-        found = _fullmatches(target, names)
-    if not found:
-        raise ValueError(_missed(model, names, target))
-    return found
-
-
-def _fullmatches(pattern: str, names: Iterable[str]) -> list[str]:
-    try:
-        return [name for name in names if re.fullmatch(pattern, name)]
-    except re.error as error:
-        raise ValueError(f"target_modules: {pattern!r} is no regular expression: {error}") from error
-
-
-def _missed(model: nn.Module, names: list[str], target: str) -> str:
-    """Why `target` matched nothing, and what would match."""
-    exists = [n for n, _ in model.named_modules() if n == target or n.endswith(f".{target}")]
-    if exists:
-        kinds = {type(model.get_submodule(n)).__name__ for n in exists}
-        return f"target_modules: {target!r} is a {'/'.join(sorted(kinds))}, which holds no matrix to adapt"
-    fused = sorted({n.rpartition(".")[2] for n in names if _FUSED.fullmatch(n)})
-    if fused and target in {"q", "k", "v"}:
-        return (
-            f"target_modules: role {target!r} is fused into {', '.join(fused)} in this model and cannot be "
-            f"adapted apart; target_modules=[{fused[0]}] adapts the whole fused matrix"
-        )
-    roles = [role for role in ROLES if any(role_of(n) == role for n in names)]
+        return [
+            p for p in known if p.linear and not p.whole and role_of(p.name) != "head" and not of_head(p.name)
+        ]
     if target in ROLES:
-        return f"target_modules: this model has no role {target!r}. It has: {', '.join(roles) or 'none'}"
-    ends = sorted({n.rpartition(".")[2] for n in names})
-    return "target_modules: " + unknown("target", target, [*roles, "all-linear", *ends])
+        return [p for p in known if p.role == target]
+    if re.fullmatch(r"[\w.]+", target):
+        named = [p for p in known if _ends(p.name, target) or (not p.whole and _ends(p.tensor, target))]
+        within = re.compile(rf"(?:.*\.)?{re.escape(target)}\..*")
+        return named or [p for p in known if not p.whole and within.fullmatch(p.name)]
+    try:
+        found = {p.name: p for p in known if re.fullmatch(target, p.name)}
+    except re.error as error:
+        raise ValueError(f"{key}: {target!r} is no regular expression: {error}") from error
+    return [p for p in found.values() if p.whole not in found]
 
 
-def parameters_of(model: nn.Module, modules: Sequence[str]) -> list[str]:
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
+    """Why `target` matched nothing, and what would match."""
+    exists = [m for n, m in beneath(model) if n and _ends(n, target)]
+    if exists:
+        kinds = "/".join(sorted({type(module).__name__ for module in exists}))
+        return f"{key}: {target!r} is a {kinds}, which holds no matrix to adapt"
+    ends = sorted({p.name.rpartition(".")[2] for p in known if not p.whole and p.name == p.tensor})
+    unsliced = [
+        end for end in ends if fused(end) and not any(p.whole and _ends(p.tensor, end) for p in known)
+    ]
+    if unsliced and target in {"q", "k", "v"}:
+        return (
+            f"{key}: role {target!r} is fused into {', '.join(unsliced)} in this model, in an order that is "
+            f"not known here; target_modules=[{unsliced[0]}] is the whole, declare_fused() tells the order"
+        )
+    roles = [role for role in ROLES if any(p.role == role for p in known)]
+    if target in ROLES:
+        return f"{key}: this model has no role {target!r}. It has: {', '.join(roles) or 'none'}"
+    return f"{key}: " + unknown("target", target, [*roles, "all-linear", *ends])
+
+
+def by_pattern(chosen: list[Place], patterns: dict[str, float], key: str) -> dict[str, float]:
+    """Place -> the value of the first pattern that means it. ValueError for a pattern that means none."""
+    values: dict[str, float] = {}
+    for target, value in patterns.items():
+        meant = matching(chosen, target, key)
+        if not meant:
+            ends = sorted({p.role for p in chosen if p.role} | {p.name.rpartition(".")[2] for p in chosen})
+            raise ValueError(f"{key}: " + unknown("target among the adapted ones", target, ends))
+        for place in meant:
+            values.setdefault(place.name, value)
+    return values
+
+
+def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss."""
     found: list[str] = []
+    names, every = [n for n, _ in beneath(model)], base_parameters(model)
     for module in modules:
-        owners = [n for n, _ in model.named_modules() if n == module or n.endswith(f".{module}")]
+        owners = [n for n in names if n and _ends(n, module)]
         if not owners:
-            children = [n for n, _ in model.named_children()]
-            raise ValueError("modules_to_save: " + unknown("module", module, children))
-        found += [f"{n}.{p}" for n in owners for p, _ in model.get_submodule(n).named_parameters()]
+            raise ValueError(
+                "modules_to_save: " + unknown("module", module, [n for n in names if n and "." not in n])
+            )
+        found += [p for n in owners for p in every if p.startswith(f"{n}.")]
     return list(dict.fromkeys(found))
 
 
 def heads(model: nn.Module) -> list[str]:
     """The names of the model's topmost head modules (what `modules_to_save` usually means)."""
-    found = [
-        n for n, m in model.named_modules() if role_of(n) == "head" and any(True for _ in m.parameters())
-    ]
+    found = [n for n, m in beneath(model) if role_of(n) == "head" and any(True for _ in m.parameters())]
     return [n for n in found if not any(n.startswith(f"{other}.") for other in found)]

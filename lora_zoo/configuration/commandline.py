@@ -20,10 +20,13 @@ from lora_zoo.configuration.settings import Model, Settings
 KEYS = tuple(f.name for f in fields(Settings))
 _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
 # Dictionaries in which any key may be new; the run checks them against what reads them.
-_OPEN = re.compile(r"trainer\.|task\.(?:sizes|columns|data_files|options|splits)(?:\.|$)")
+_OPEN = re.compile(
+    r"trainer\.|(?:rank|alpha)_pattern(?:\.|$)|task\.(?:sizes|columns|data_files|options|splits)(?:\.|$)"
+)
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 # A regular expression: no list, not quoted, and with a character that names have not.
 _PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
+_TARGETS = ("target_modules", "exclude_modules")
 _MULTIRUN = ("-m", "--multirun")
 
 
@@ -52,7 +55,7 @@ def _rewritten(argument: str) -> str:
         plus = ""
     if key in ("model", "task"):
         value = ",".join(_choice(key, part) for part in value.split(","))
-    if _NESTED.fullmatch(value) or (key == "target_modules" and _PATTERN.fullmatch(value)):
+    if _NESTED.fullmatch(value) or (key in _TARGETS and _PATTERN.fullmatch(value)):
         value = f'"{value}"'  # Hydra's grammar reads nested interpolations and patterns in quotes alone
     return f"{plus}{key}={value}"
 

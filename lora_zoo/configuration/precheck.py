@@ -27,6 +27,9 @@ class Mistake(ValueError):
 def check(overrides: list[str], *, multirun: bool) -> list[Settings]:
     """Compose enough jobs that each value of each override is seen once. Mistake where one cannot be."""
     parsed = _parse(overrides)
+    keys = {o.key_or_group for o in parsed}
+    if {"rank", "budget"} <= keys:
+        raise Mistake("budget= finds the rank, so rank= cannot be given as well; drop one of them")
     sweeping = [o.input_line for o in parsed if o.is_sweep_override()]
     if sweeping and not multirun:
         raise Mistake(f"{sweeping[0]} gives several values: add -m to sweep over them")

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from lora_zoo.adapters.budget import parameters
 from lora_zoo.adapters.registry import unknown
 
 KINDS = ("generation", "choice", "classification", "regression", "seq2seq")
@@ -81,6 +82,11 @@ class Settings:
     target_modules: Any = key(
         ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex"
     )
+    exclude_modules: Any = key([], "targets that stay as they are, in the same words")
+    layers: Any = key(None, "layers to adapt: 3, 0-5, 8-, -1 (the last) or a list of these; default: all")
+    rank_pattern: dict[str, int] = key({}, "target: a rank of its own, e.g. rank_pattern={q:4}")
+    alpha_pattern: dict[str, float] = key({}, "target: an alpha of its own")
+    budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     modules_to_save: Any = key("auto", "modules that train in full; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1)
@@ -90,6 +96,7 @@ class Settings:
     data_seed: int = key(0, "seed of the data order", least=0)
     eval_splits: list[str] = key(["validation", "test"], "splits that are evaluated at the end")
     zero_shot: bool = key(True, "also evaluate the model before training")
+    dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")
     threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1)
     out: str = key("runs", "folder under which run folders are made")
@@ -120,7 +127,10 @@ def resolved(config: Any) -> Settings:
     for group, prefix in ((settings, ""), (settings.model, "model."), (settings.task, "task.")):
         _check_ranges(group, prefix)
     _check_words(settings)
-    _check_files(settings.task)
+    if settings.budget is not None:
+        parameters(settings.budget)
+    if not settings.dry_run:
+        _check_files(settings.task)
     return settings
 
 

@@ -61,6 +61,21 @@ def load_model(
     return Loaded(model.eval(), missing)
 
 
+def outline(settings: Model, auto_class: str, head: Mapping[str, Any]) -> nn.Module:
+    """The model's structure without its weights, on torch's meta device: from its configuration alone.
+
+    Raises ValueError where there is no configuration, or none of a model of that class.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source(settings), **head, **_where(settings))
+        dtype = config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        trust = {"trust_remote_code": True} if settings.trust_remote_code else {}
+        with torch.device("meta"):
+            return getattr(transformers, auto_class).from_config(config, dtype=dtype, **trust)
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreachable(settings, error)) from error
+
+
 def _where(settings: Model) -> dict[str, Any]:
     given = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     return {name: value for name, value in given.items() if value}

@@ -13,8 +13,10 @@ from lora_zoo.adapters.registry import hyperparameters
 from lora_zoo.configuration.settings import Settings, file_of
 
 # What a run is called, where it goes, who is told of it and how fast it is computed change no result.
-INERT = ("out", "tracking", "threads", "zero_shot", "merge", "eval_splits")
+INERT = ("out", "tracking", "threads", "zero_shot", "merge", "eval_splits", "dry_run")
 _FLAT = ("rank", "alpha", "init", "lora_dropout")
+_OF_ADAPTERS = ("target_modules", "exclude_modules", "layers")
+_DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 
 
 def identity(settings: Settings, variant: type[Variant]) -> str:
@@ -31,7 +33,8 @@ def readable_name(settings: Settings, variant: type[Variant]) -> str:
     known = hyperparameters(variant)
     parts = [variant.name]
     if "rank" in known:
-        parts += [f"r{settings.rank}", _targets(settings.target_modules)]
+        size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
+        parts += [size, _targets(settings.target_modules)]
     if "init" in known and settings.init != known["init"].default:
         parts.append(settings.init)
     parts += [settings.model.name, settings.task.name, f"s{settings.seed}"]
@@ -60,11 +63,15 @@ def flat_hyperparameters(settings: Settings, variant: type[Variant]) -> dict[str
     """The flat keys and the variant's own keys that this variant takes."""
     known = hyperparameters(variant)
     flat = {name: getattr(settings, name) for name in _FLAT if name in known}
+    if settings.budget is not None:
+        flat.pop("rank", None)  # the budget finds it
     return flat | {name: value for name, value in settings.variant.items() if name != "name"}
 
 
 def without_effect(settings: Settings, variant: type[Variant], overrides: list[str]) -> list[str]:
     """The flat keys that the command line gave and the variant has no use for."""
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
-    idle = [name for name in _FLAT if name in given and name not in hyperparameters(variant)]
-    return idle
+    needs = {name: name for name in _FLAT} | _DERIVED
+    idle = [name for name, of in needs.items() if of not in hyperparameters(variant)]
+    idle += () if variant.count else _OF_ADAPTERS
+    return [name for name in idle if name in given]

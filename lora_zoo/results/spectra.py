@@ -71,17 +71,17 @@ def _values(matrix: Tensor, rounding: float) -> Tensor:
 
 def _changes(injection: "Injection") -> Iterator[Change]:
     for name, adapter in injection.adapters.items():
-        W_OI = _wide(injection.layers[name].host.matrix())
+        W_OI = _wide(injection.places[name].host.matrix())
         base_norm, factors = float(W_OI.norm()), adapter.factors()
         if factors is None:
             values = dense_values(adapter.weight(W_OI) - W_OI, base_norm)
         else:
             values = product_values(*factors)
         yield Change(name, (W_OI.shape[0], W_OI.shape[1]), values, base_norm)
-    for name, original in injection.originals.items():
-        if original.ndim == 2:
-            W_OI = _wide(original)
-            values = dense_values(_wide(injection.model.get_parameter(name)) - W_OI)
+    for name in injection.in_full:
+        if injection.originals[name].ndim == 2:
+            W_OI = _wide(injection.originals[name])
+            values = dense_values(_wide(injection.trained[name]) - W_OI)
             shape = (W_OI.shape[0], W_OI.shape[1])
             yield Change(name.removesuffix(".weight"), shape, values, float(W_OI.norm()))
 

@@ -33,12 +33,12 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("trainable", f"{parameters['trainable']:,} of {parameters['total']:,} ({parameters['share']:.2%})")
     )
     if "adapter" in result:
-        rows.append(("adapter", f"{_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
+        rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
-    rows.append(("peak memory", f"{_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
+    rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
     rows.append(("written to", str(folder)))
     return [*rows, ("tracking", result["tracking"])] if result.get("tracking") else rows
 
@@ -124,7 +124,8 @@ def _sweep_row(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _bytes(size: float) -> str:
+def readable_bytes(size: float) -> str:
+    """A size in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -5,7 +5,7 @@ can be compared on the same items; a metric is computed from the same records.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,11 @@ class Kind(ABC):
 
     def head(self) -> dict[str, Any]:
         """What the model's configuration must say of its head."""
+        return {}
+
+    @classmethod
+    def outlined_head(cls, task: Task) -> dict[str, Any]:
+        """The same as far as the task's own configuration tells it, without any data."""
         return {}
 
     @abstractmethod
@@ -107,6 +112,10 @@ class Classification(Labelled):
         names = dict(enumerate(self.labels))
         return {"num_labels": len(names), "id2label": names, "label2id": {v: k for k, v in names.items()}}
 
+    @classmethod
+    def outlined_head(cls, task: Task) -> dict[str, Any]:
+        return {"num_labels": len(task.labels)} if task.labels else {}
+
     def target(self, label: Any) -> int:
         return label if isinstance(label, int) and label not in self.labels else self.labels.index(str(label))
 
@@ -127,6 +136,10 @@ class Regression(Labelled):
         self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
 
     def head(self) -> dict[str, Any]:
+        return self.outlined_head(self.task)
+
+    @classmethod
+    def outlined_head(cls, task: Task) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
     def target(self, label: Any) -> float:
@@ -251,7 +264,7 @@ class Seq2Seq(Generation):
         return self._decoded(self._generate(model, batch)[:, 1:])
 
 
-KINDS: dict[str, Callable[[Task, Any, Mapping[str, Any]], Kind]] = {
+KINDS: dict[str, type[Kind]] = {
     "classification": Classification,
     "regression": Regression,
     "choice": Choice,

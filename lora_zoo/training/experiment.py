@@ -29,6 +29,23 @@ from lora_zoo.training.progress import DivergenceWatch, RichProgress
 from lora_zoo.training.trainer import ZooTrainer
 
 
+def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
+    """What the settings say of targets, in the words of `inject`."""
+
+    def listed(names: Any) -> list[str]:
+        return [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
+
+    return {
+        "target_modules": listed(settings.target_modules),
+        "exclude_modules": listed(settings.exclude_modules),
+        "layers": None if settings.layers is None else listed(settings.layers),
+        "modules_to_save": listed(modules_to_save),
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
+        "budget": settings.budget,
+    }
+
+
 class Diverged(RuntimeError):
     """The loss is no longer a number: a finding, not a failure of the program."""
 
@@ -101,15 +118,9 @@ class Experiment:
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(heads(loaded.model) if kind.head() else [])]
-        targets = settings.target_modules
-        injection = inject(
-            loaded.model,
-            self.variant,
-            target_modules=targets if isinstance(targets, str) else [str(t) for t in targets],
-            modules_to_save=[save] if isinstance(save, str) else [str(m) for m in save],
-            seed=settings.seed,
-            **hyper,
-        )
+        injection = inject(loaded.model, self.variant, **asked(settings, save), seed=settings.seed, **hyper)
+        about: dict[str, Any] = self.record.content["variant"]
+        self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
         trainable, total = injection.trainable(), injection.total()
         counts = {
             "trainable": trainable,

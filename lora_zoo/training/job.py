@@ -22,6 +22,7 @@ from lora_zoo.results import summary
 from lora_zoo.results.environment import environment, peak_memory
 from lora_zoo.results.identity import identity, readable_name, without_effect
 from lora_zoo.results.record import Record, claim_folder, write_atomically
+from lora_zoo.training.dryrun import dry_run
 from lora_zoo.training.experiment import Diverged, Experiment
 
 _log = logging.getLogger("lora_zoo")
@@ -41,6 +42,8 @@ def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
         return 2
     for name in without_effect(settings, variant, overrides):
         console.print(f"note: {name} has no effect with variant={variant.name}", style="yellow")
+    if settings.dry_run:
+        return dry_run(settings, variant, console)
     code = identity(settings, variant)
     name = readable_name(settings, variant)
     folder = claim_folder(sweep or settings.out, f"{name}-{code}")

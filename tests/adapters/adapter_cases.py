@@ -5,12 +5,18 @@ No variant is named here: a file put under `variants/` is tested because it exis
 
 import copy
 import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -25,30 +31,207 @@ VARIANTS = list(variants())
 MATRIX = [name for name, cls in variants().items() if issubclass(cls, Adapter)]
 LOW_RANK = [name for name, cls in variants().items() if issubclass(cls, LowRank)]
 
-LAYERS = {
-    "linear": lambda O, I: nn.Linear(I, O),
-    "linear_without_bias": lambda O, I: nn.Linear(I, O, bias=False),
-    "conv1d": Conv1D,
-    "embedding": lambda O, I: nn.Embedding(I, O),
+
+class Kind(NamedTuple):
+    """A kind of matrix: the layer that holds it, what it is called there, and how it lies in there."""
+
+    make: Callable  # (O, I) -> the layer
+    written: Callable = lambda stored, W_OI: W_OI  # the layer's tensor with W in it, differentiable
+    at: str = "layer"  # the layer's name in its model
+    target: str = ""  # the matrix's name within the layer
+    tensor: str = "weight"  # the tensor's name within the layer
+    config: dict | None = None
+    call: Callable = lambda layer, x: layer(x)
+    square: bool = False  # O is I
+
+
+def conv(space, groups=1, stride=1, **more):
+    """(O, I) -> a convolution with I inputs to each output: a kernel of two along one axis if I is even."""
+
+    def make(O, I):
+        kernel, of = (2 if I % 2 == 0 else 1), (groups if O % groups == 0 else 1)
+        cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[space - 1]
+        ones, none = [1] * (space - 1), [0] * (space - 1)
+        where = {"stride": (stride, *ones), "padding": (1, *none)}
+        return cls(I // kernel * of, O, (kernel, *ones), groups=of, **where, **more)
+
+    return make
+
+
+def call_conv(layer, x):
+    """Each vector of x (..., I) as an image of two positions, all of its outputs after each other."""
+    groups, kernel, space = layer.groups, layer.kernel_size, len(layer.kernel_size)
+    image = x.reshape(*x.shape[:-1], -1, kernel[0]).repeat_interleave(groups, dim=-2)
+    image = image * torch.arange(1, image.shape[-2] + 1).to(x)[:, None]  # groups see different inputs
+    image = torch.cat([image, 2 * image.flip(-1)], dim=-1)
+    y = layer(image.reshape(-1, *image.shape[-2:], *[1] * (space - 1)))
+    return y.flatten(1).reshape(*x.shape[:-1], -1)
+
+
+class Experts(nn.Module):
+    """Matrices of three experts in one parameter; the tokens take turns. `transposed`: (E, I, O)."""
+
+    def __init__(self, name, O, I, transposed=False):
+        super().__init__()
+        shape = (3, I, O) if transposed else (3, O, I)
+        setattr(self, name, nn.Parameter(torch.zeros(shape)))
+        self.name, self.is_transposed = name, transposed
+        self.has_gate = self.is_concatenated = True  # as transformers marks its experts
+
+    def forward(self, x):
+        stack, flat = getattr(self, self.name), x.reshape(-1, x.shape[-1])
+        turns = [stack[(t + 1) % 3] for t in range(len(flat))]
+        rows = [row @ (W if self.is_transposed else W.T) for row, W in zip(flat, turns, strict=True)]
+        return torch.stack(rows).reshape(*x.shape[:-1], -1)
+
+
+def call_attention(layer, x):
+    """Keys and values are x (..., I) as one sequence, queries the same numbers in the layer's width."""
+    sequence = x.reshape(1, -1, x.shape[-1])
+    wide = torch.nn.functional.pad(sequence, (0, max(0, layer.embed_dim - x.shape[-1])))
+    y = layer(wide[..., : layer.embed_dim], sequence, sequence, need_weights=False)[0]
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def into_rows(first, last):
+    """W written to rows from first * O to last * O of a matrix of O rows a part."""
+
+    def written(stored, W_OI):
+        return torch.cat([stored[: first * len(W_OI)], W_OI, stored[last * len(W_OI) :]])
+
+    return written
+
+
+def heads_of(O):
+    return 2 if O % 2 == 0 else 1
+
+
+def into_heads(stored, W_OI):
+    """W as the keys of a projection that holds q, k, v of one head after another."""
+    O, I = W_OI.shape
+    q, _, v = stored.view(heads_of(O), 3, -1, I).unbind(1)
+    return torch.stack([q, W_OI.view_as(q), v], dim=1).reshape(stored.shape)
+
+
+def into_expert(stored, W):
+    return torch.stack([stored[0], W, stored[2]])
+
+
+KINDS = {
+    "linear": Kind(lambda O, I: nn.Linear(I, O)),
+    "linear_without_bias": Kind(lambda O, I: nn.Linear(I, O, bias=False)),
+    "conv1d": Kind(Conv1D, lambda stored, W_OI: W_OI.T),
+    "embedding": Kind(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
+    **{
+        name: Kind(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
+        for name, make in {
+            "convolution_1d": conv(1),
+            "convolution_2d": conv(2),
+            "convolution_3d": conv(3),
+            "convolution_2d_grouped_strided": conv(2, groups=2, stride=2),
+            "convolution_1d_circular": conv(1, padding_mode="circular"),
+        }.items()
+    },
+    "fused": Kind(
+        lambda O, I: nn.Linear(I, 3 * O), into_rows(1, 2), "c_attn", "k", config={"model_type": "openai-gpt"}
+    ),
+    "fused_conv1d": Kind(
+        lambda O, I: Conv1D(3 * O, I),
+        lambda stored, W_OI: into_rows(2, 3)(stored.T, W_OI).T,
+        "c_attn",
+        "v",
+        config={"model_type": "openai-gpt"},
+    ),
+    "fused_by_head": Kind(
+        lambda O, I: nn.Linear(I, 3 * O),
+        into_heads,
+        "query_key_value",
+        "k",
+        config={"model_type": "gpt_neox"},
+    ),
+    "attention": Kind(
+        lambda O, I: nn.MultiheadAttention(I, heads_of(I), batch_first=True),
+        into_rows(1, 2),
+        target="in_proj_weight.k",
+        tensor="in_proj_weight",
+        call=call_attention,
+        square=True,
+    ),
+    "attention_output": Kind(
+        lambda O, I: nn.MultiheadAttention(I, 1, batch_first=True),
+        target="out_proj",
+        tensor="out_proj.weight",
+        call=call_attention,
+        square=True,
+    ),
+    "attention_apart": Kind(
+        lambda O, I: nn.MultiheadAttention(O, 1, kdim=I, vdim=I, batch_first=True),
+        target="v_proj_weight",
+        tensor="v_proj_weight",
+        call=call_attention,
+    ),
+    "experts": Kind(
+        lambda O, I: Experts("down_proj", O, I),
+        into_expert,
+        "experts",
+        "down_proj.1",
+        "down_proj",
+    ),
+    "experts_fused_transposed": Kind(
+        lambda O, I: Experts("gate_up_proj", 2 * O, I, transposed=True),
+        lambda stored, W_OI: into_expert(stored, into_rows(1, 2)(stored[1].T, W_OI).T),
+        "experts",
+        "gate_up_proj.1.up",
+        "gate_up_proj",
+    ),
 }
+UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  # no input to drop
 
 
 class Lone(nn.Module):
     """A model that is one layer."""
 
-    def __init__(self, layer):
+    def __init__(self, kind, layer, heads):
         super().__init__()
-        self.layer = layer
+        self.kind = KINDS[kind]
+        setattr(self, self.kind.at, layer)
+        self.config = SimpleNamespace(num_attention_heads=heads, **(self.kind.config or {}))
+
+    @property
+    def holder(self):
+        """The layer that holds the matrix, or what stands in its place."""
+        return getattr(self, self.kind.at)
+
+    @property
+    def target(self):
+        return f"{self.kind.at}.{self.kind.target}".rstrip(".")
 
     def forward(self, x):
-        return self.layer(x)
+        return self.kind.call(self.holder, x)
 
 
 def lone(kind, O=10, I=14, dtype=torch.float64, seed=0):
     """A model of one layer of `kind` with random weights and, where it has one, a random bias."""
-    model = Lone(LAYERS[kind](O, I)).to(dtype)
+    model = Lone(kind, KINDS[kind].make(O, I), heads_of(O)).to(dtype)
     randomise(model.parameters(), 0.4, seed, set_to=True)
     return model
+
+
+def stored_in(model):
+    """The tensor of a plain `lone` model that holds its matrix."""
+    return model.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
+
+
+def seen(model):
+    """The tensor that holds the matrix as other code reads it, whatever stands there."""
+    return functools.reduce(getattr, model.kind.tensor.split("."), model.holder)
+
+
+def with_matrix(model, W_OI, x):
+    """What a plain `lone` model gives for x if its matrix were `W_OI`, by torch alone."""
+    name = f"{model.kind.at}.{model.kind.tensor}"
+    written = model.kind.written(stored_in(model).detach(), W_OI)
+    return functional_call(model, {name: written}, (x,))
 
 
 def inputs(kind, I=14, dtype=torch.float64, seed=0, batch=(3, 4)):
@@ -78,8 +261,16 @@ def settings(name, rank=4, **more):
     return {key: value for key, value in {"rank": rank, **more}.items() if key in known}
 
 
-def adapt(model, name, rank=4, seed=0, targets=("layer",), **more):
+def adapt(model, name, rank=4, seed=0, targets=(), **more):
+    """Inject where a `lone` model has its matrix, or at `targets`."""
+    targets = targets or (model.target,)
     return inject(model, name, target_modules=targets, seed=seed, **settings(name, rank, **more))
+
+
+def only(injection):
+    """The one adapter of an injection and its host."""
+    ((name, adapter),) = injection.adapters.items()
+    return adapter, injection.places[name].host
 
 
 def tensors(adapter):
@@ -127,7 +318,15 @@ def _bert():
     return model
 
 
+@functools.cache
+def _gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=37, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
 MODELS = {
+    "gpt2": (_gpt2, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "llama": (_llama, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "bert": (_bert, {"target_modules": ["q", "v"], "modules_to_save": ["classifier"]}),
 }
@@ -141,7 +340,7 @@ def fresh(kind):
 
 def batch(kind):
     ids = torch.randint(37, (3, 6), generator=torch.Generator().manual_seed(3))
-    return {"input_ids": ids, "labels": ids if kind == "llama" else torch.tensor([0, 2, 1])}
+    return {"input_ids": ids, "labels": torch.tensor([0, 2, 1]) if kind == "bert" else ids}
 
 
 @torch.no_grad()

@@ -9,17 +9,22 @@ import math
 import pytest
 import torch
 from adapter_cases import (
-    LAYERS,
+    KINDS,
     LOW_RANK,
     MATRIX,
+    UNSEEN,
     Lone,
     adapt,
     inputs,
     lone,
+    only,
     perturb,
+    seen,
     settings,
+    stored_in,
     tensors,
     train,
+    with_matrix,
 )
 from hypothesis import given
 from hypothesis import settings as drive
@@ -30,16 +35,15 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from lora_zoo.adapters import inits
+from lora_zoo.adapters import hosts, inits
 from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
-from lora_zoo.adapters.hosts import HOSTS, find_host
-from lora_zoo.adapters.registry import check_hyperparameters, hyperparameters, variants
+from lora_zoo.adapters.registry import check_hyperparameters, counted, hyperparameters, variants
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 few = drive(max_examples=6, deadline=None, derandomize=True)
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_layer = pytest.mark.parametrize("kind", LAYERS)
+every_layer = pytest.mark.parametrize("kind", KINDS)
 
 
 def adapted(name, kind, **more):
@@ -47,11 +51,11 @@ def adapted(name, kind, **more):
     model = lone(kind)
     injection = adapt(model, name, **more)
     perturb(injection)
-    return model, injection, injection.adapters["layer"], injection.layers["layer"].host, inputs(kind)
+    return model, injection, *only(injection), inputs(kind)
 
 
 def test_every_kind_of_host_has_a_layer_here():
-    assert {type(find_host(make(4, 5))) for make in LAYERS.values()} == set(HOSTS)
+    assert {type(only(adapt(lone(kind), MATRIX[0]))[1]) for kind in KINDS} == set(hosts.KINDS)
 
 
 @every_layer
@@ -59,8 +63,8 @@ def test_every_kind_of_host_has_a_layer_here():
 def test_function_is_unchanged_at_step_0(name, kind):
     model, x = lone(kind), inputs(kind)
     before = model(x)
-    adapter = adapt(model, name).adapters["layer"]
-    W_OI = model.layer.host.matrix()
+    adapter, host = only(adapt(model, name))
+    W_OI = host.matrix()
     assert_close(model(x), before, **CLOSE)
     assert_close(adapter.weight(W_OI), W_OI, **CLOSE)
 
@@ -99,13 +103,14 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
 @every_variant
 @few
 @given(
-    O=st.integers(6, 20), I=st.integers(6, 20), rank=st.integers(1, 4), kind=st.sampled_from(sorted(LAYERS))
+    O=st.integers(6, 20), I=st.integers(6, 20), rank=st.integers(1, 4), kind=st.sampled_from(sorted(KINDS))
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = variants()[name]
     hyper = check_hyperparameters(cls, settings(name, rank))
-    stated = eval(cls.count, {"ceil": math.ceil, **hyper, "O": O, "I": I, "R": rank})
-    assert adapt(lone(kind, O, I), name, rank).trainable() == stated
+    injection = adapt(lone(kind, O, I), name, rank)
+    (place,) = injection.places.values()
+    assert injection.trainable() == counted(cls, place.shape, hyper)
 
 
 def gradients(y, of):
@@ -121,8 +126,8 @@ def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(na
     of = injection.parameters()
     if x.is_floating_point():
         of = [*of, x.requires_grad_()]
-    fast, plain = model(x), host.apply(x, adapter.weight(host.matrix()))
-    assert not torch.allclose(plain, host.base(x), atol=1e-3), "the adapter does nothing"
+    fast, plain = model(x), with_matrix(lone(kind), adapter.weight(host.matrix()), x)
+    assert not torch.allclose(plain, lone(kind)(x), atol=1e-3), "the adapter does nothing"
     assert_close(fast, plain, **CLOSE)
     for got, expected in zip(gradients(fast, of), gradients(plain, of), strict=True):
         assert_close(got, expected, rtol=1e-8, atol=1e-8)
@@ -132,17 +137,16 @@ def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(na
 @few
 @given(data=st.data())
 def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data):
-    kind = data.draw(st.sampled_from(sorted(LAYERS)))
+    kind = data.draw(st.sampled_from(sorted(KINDS)))
     O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
     model = lone(kind, O, I, dtype)
     injection = adapt(model, name, rank)
     perturb(injection)
-    host, x = injection.layers["layer"].host, inputs(kind, I, dtype, batch=shape)
-    expected = host.apply(x, injection.adapters["layer"].weight(host.matrix()))
+    (adapter, host), x = only(injection), inputs(kind, I, dtype, batch=shape)
+    expected = with_matrix(lone(kind, O, I, dtype), adapter.weight(host.matrix()), x)
     assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
-    assert expected.shape == (*shape, O)
 
 
 @every_variant
@@ -170,15 +174,28 @@ def test_factors_are_the_update_or_none(name, kind):
 @every_variant
 def test_merge_then_remove_equals_the_adapted_output(name, kind):
     model, injection, _, _, x = adapted(name, kind)
-    base, plain = copy.deepcopy(model.layer.layer), type(model.layer.layer)
-    expected, seen = model(x), model.layer.weight.detach().clone()
+    expected, effective, plain = model(x), seen(model).detach().clone(), lone(kind)
     injection.merge()
     injection.remove()
-    assert type(model.layer) is plain
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert list(model.state_dict()) == list(plain.state_dict())
     assert_close(model(x), expected, **CLOSE)
-    assert_close(model.layer.weight.detach(), seen, **EXACT)
-    assert model.layer.weight.shape == base.weight.shape
-    assert model.layer.weight.is_contiguous()
+    assert_close(stored_in(model).detach(), effective, **EXACT)
+    assert stored_in(model).shape == stored_in(plain).shape
+    assert stored_in(model).is_contiguous()
+
+
+@every_layer
+@every_variant
+def test_merging_moves_the_adapted_rows_alone(name, kind):
+    """Of a fused projection the other parts, of stacked experts the other matrices, stay to the bit."""
+    model, injection, adapter, host, _ = adapted(name, kind)
+    W_OI = adapter.weight(host.matrix()).detach()
+    injection.merge()
+    before = stored_in(lone(kind)).detach()
+    assert torch.equal(stored_in(model), model.kind.written(before, W_OI))
+    changed, every = int((stored_in(model) != before).sum()), W_OI.numel()
+    assert 0 < changed <= every
 
 
 @every_layer
@@ -186,28 +203,46 @@ def test_merge_then_remove_equals_the_adapted_output(name, kind):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_unmerge_restores_the_weights_bit_for_bit(name, kind, dtype):
     model = lone(kind, dtype=dtype)
-    before = model.layer.weight.detach().clone()
+    before = stored_in(model).detach().clone()
     injection, x = adapt(model, name), inputs(kind, dtype=dtype)
     perturb(injection)
     expected = model(x)
     for _ in range(3):
         injection.merge()
         injection.unmerge()
-    assert torch.equal(injection.layers["layer"].layer.weight, before)
+    assert torch.equal(only(injection)[1].tensor(), before)
     assert torch.equal(model(x), expected)
 
 
 @every_layer
 @every_variant
 def test_disabled_is_the_base_exactly(name, kind):
-    model, x = lone(kind), inputs(kind)
+    model, x = lone(kind).requires_grad_(False), inputs(kind)  # torch's kernels differ in the last bit
     before = model(x)
     injection = adapt(model, name)
     perturb(injection)
     with injection.disabled():
         assert torch.equal(model(x), before)
-        assert torch.equal(model.layer.weight, model.layer.layer.weight)
+        assert torch.equal(seen(model), stored_in(lone(kind)))
     assert not torch.allclose(model(x), before, atol=1e-3)
+
+
+@every_variant
+def test_a_stack_of_experts_is_made_once_a_pass(name):
+    """Its module reads it once an expert; what is kept for a pass is gone after it, also after a failure."""
+    model, _, adapter, _, x = adapted(name, "experts")
+    calls, weight = [], adapter.weight
+    adapter.weight = lambda W_OI: calls.append(W_OI) or weight(W_OI)
+    first = model(x)
+    assert len(calls) == 1
+    with torch.no_grad():
+        next(p for p in adapter.parameters() if p.requires_grad).mul_(2)
+    assert not torch.allclose(model(x), first) and len(calls) == 2
+    with pytest.raises(RuntimeError):
+        model(x[..., :-1])
+    model.holder.down_proj.sum()
+    model.holder.down_proj.sum()
+    assert len(calls) == 5, "outside of a pass nothing is kept"
 
 
 @every_variant
@@ -235,8 +270,9 @@ def test_an_adapter_comes_back_from_disk_bit_for_bit(name, kind, tmp_path):
     other = lone(kind)
     loaded = load_adapter(other, tmp_path)
     assert torch.equal(other(x), model(x))
-    assert tensors(loaded.adapters["layer"]).keys() == tensors(adapter).keys()
-    for tensor_name, tensor in tensors(loaded.adapters["layer"]).items():
+    again, _ = only(loaded)
+    assert tensors(again).keys() == tensors(adapter).keys()
+    for tensor_name, tensor in tensors(again).items():
         assert torch.equal(tensor, tensors(adapter)[tensor_name]), tensor_name
 
 
@@ -282,19 +318,14 @@ def test_gradients_are_those_of_finite_differences(name, kind):
     model = lone(kind, O=5, I=6)
     injection = adapt(model, name, rank=2)
     perturb(injection)
-    adapter, host, x = (
-        injection.adapters["layer"],
-        injection.layers["layer"].host,
-        inputs(kind, 6, batch=(3,)),
-    )
-    names = list(injection.named_parameters())
-    constants = Constants()
+    x, constants = inputs(kind, 6, batch=(3,)), Constants()
+    paths = {id(p): path for path, p in model.named_parameters()}
 
     def output(*values):
         # Iterating gradcheck evaluates the point itself first, then its neighbours.
-        of = {n.removeprefix("layer."): v for n, v in zip(names, values, strict=True)}
+        of = {paths[id(p)]: v for p, v in zip(injection.parameters(), values, strict=True)}
         with constants.rewind():
-            result = functional_call(adapter, of, (x, host))
+            result = functional_call(model, of, (x,))
         constants.recording = False
         return result
 
@@ -319,7 +350,7 @@ class Draws(TorchFunctionMode):
 
 def start(name, seed, layer="linear", **more):
     model = lone(layer)
-    return tensors(adapt(model, name, seed=seed, **more).adapters["layer"])
+    return tensors(only(adapt(model, name, seed=seed, **more))[0])
 
 
 @every_layer
@@ -333,7 +364,7 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
     stream = torch.get_rng_state()
     model = lone(kind)
     torch.manual_seed(123)
-    again = tensors(adapt(model, name, seed=0).adapters["layer"])
+    again = tensors(only(adapt(model, name, seed=0))[0])
     assert torch.equal(torch.get_rng_state(), stream), "the global stream was read"
     assert all(torch.equal(again[n], t) for n, t in adapter_draws.items())
     with Draws() as without:
@@ -346,32 +377,37 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
 class Several(nn.Module):
     """A layer, its equal and a greater one."""
 
-    def __init__(self):
+    def __init__(self, kind="linear"):
         super().__init__()
-        self.layer, self.equal = lone("linear").layer, lone("linear").layer
-        self.greater = lone("linear", 23, 19).layer
+        self.layer, self.equal, self.greater = lone(kind), lone(kind), lone(kind, 24, 20)
+
+    def names(self, *which):
+        return [f"{name}.{getattr(self, name).target}" for name in which]
 
 
+@every_layer
 @every_variant
-def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name):
-    alone = adapt(Several(), name)
-    beside = adapt(Several(), name, targets=("layer", "equal", "greater"))
-    W_OI = alone.layers["layer"].host.matrix()
-    for injection in (alone, beside):
+def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
+    alone, beside = Several(kind), Several(kind)
+    found = []
+    for model, which in ((alone, ["layer"]), (beside, ["layer", "equal", "greater"])):
+        injection = adapt(model, name, targets=model.names(*which))
+        adapter, place = next(iter(injection.adapters.values())), next(iter(injection.places.values()))
         with torch.no_grad():
-            for parameter in injection.adapters["layer"].parameters():
+            for parameter in adapter.parameters():
                 parameter.add_(1.0)
-    assert torch.equal(alone.adapters["layer"].weight(W_OI), beside.adapters["layer"].weight(W_OI))
+        found.append(adapter.weight(place.host.matrix()))
+    assert torch.equal(*found)
 
 
 @every_layer
 @every_variant
 def test_equal_layers_draw_starts_of_their_own(name, kind):
     """Unless all layers share what is drawn, or nothing is."""
-    model = Several()
-    model.layer, model.equal = lone(kind).layer, lone(kind).layer
+    model = Several(kind)
     with Draws() as draws:
-        first, second = adapt(model, name, targets=("layer", "equal")).adapters.values()
+        injection = adapt(model, name, targets=model.names("layer", "equal"))
+    first, second = injection.adapters.values()
     shared = {id(t) for t in first.buffers()} & {id(t) for t in second.buffers()}
     own = [(t, second.state_dict()[n]) for n, t in first.state_dict().items()]
     if draws.count and not shared:
@@ -389,7 +425,7 @@ def parallel_rows(few_RI, many_RI):
 @every_variant
 def test_starts_are_nested_in_rank(name, kind):
     """The directions of a small rank are among those of a greater one, so that a rank ablation is paired."""
-    small, great = (tensors(adapt(lone(kind), name, rank).adapters["layer"]) for rank in (2, 4))
+    small, great = (tensors(only(adapt(lone(kind), name, rank))[0]) for rank in (2, 4))
     assert small.keys() == great.keys()
     for tensor_name, few_ in small.items():
         many = great[tensor_name]
@@ -428,7 +464,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     wide = lone(kind, dtype=torch.bfloat16).double()
     before = model(x)
     injection = adapt(model, name)
-    kinds = {t.dtype for t in tensors(injection.adapters["layer"]).values() if t.is_floating_point()}
+    kinds = {t.dtype for t in tensors(only(injection)[0]).values() if t.is_floating_point()}
     assert kinds == {torch.float32}
     assert model(x).dtype == torch.bfloat16
     assert_close(model(x), before, rtol=2e-2, atol=2e-2)
@@ -440,7 +476,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     with torch.no_grad():
         expected = wide(x.double() if x.is_floating_point() else x)
         assert float((model(x).double() - expected).norm() / expected.norm()) < 2e-2
-    assert model.layer.weight.dtype == torch.bfloat16
+    assert seen(model).dtype == torch.bfloat16
 
 
 @every_layer
@@ -449,7 +485,7 @@ def test_an_adapter_lives_on_the_device_of_its_layer(name, kind):
     """On torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
     model = lone(kind, dtype=torch.float32).to("meta")
     injection = adapt(model, name)
-    assert {t.device.type for t in tensors(injection.adapters["layer"]).values()} == {"meta"}
+    assert {t.device.type for t in tensors(only(injection)[0]).values()} == {"meta"}
     assert model(inputs(kind, dtype=torch.float32).to("meta")).device.type == "meta"
     injection.param_groups(lr=1.0)
 
@@ -477,7 +513,7 @@ def test_dropout_masks_reproduce_and_ignore_the_global_stream(name):
         state = torch.get_rng_state()
         outputs.append([model(x), model(x)])
         assert torch.equal(torch.get_rng_state(), state), "the global stream was read"
-        other_seed.layer.adapter.load_state_dict(model.layer.adapter.state_dict())
+        other_seed.layer.adapters.load_state_dict(model.layer.adapters.state_dict())
         assert not torch.allclose(other_seed(x), outputs[-1][0])
     for first, second in zip(*outputs, strict=True):
         assert torch.equal(first, second)
@@ -504,7 +540,15 @@ def test_dropout_is_unbiased(name):
     assert (error < 5 * outputs.std(0) / math.sqrt(1500) + 1e-9).all()
 
 
-@every_layer
+@pytest.mark.parametrize("kind", UNSEEN)
+@every_variant
+def test_dropout_is_refused_where_an_adapter_never_sees_the_input(name, kind):
+    if "lora_dropout" in hyperparameters(variants()[name]):
+        with pytest.raises(ValueError, match=r"lora_dropout=0\.5"):
+            adapt(lone(kind), name, lora_dropout=0.5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNSEEN])
 @every_variant
 def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
     """With the branch's input dropped altogether, what remains is finite and the bias is there once."""
@@ -517,7 +561,7 @@ def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
 
 class Recomputed(Lone):
     def forward(self, x):
-        return checkpoint(self.layer, x, use_reentrant=False)
+        return checkpoint(super().forward, x, use_reentrant=False)
 
 
 @every_variant
@@ -536,7 +580,8 @@ def test_a_recomputed_layer_sees_the_same_mask(name):
 @every_variant
 def test_two_layers_do_not_share_a_dropout_mask(name):
     with_dropout(name)
-    injection = adapt(Several().train(), name, targets=("layer", "equal"), lora_dropout=0.5)
+    model = Several().train()
+    injection = adapt(model, name, targets=model.names("layer", "equal"), lora_dropout=0.5)
     x = torch.ones(64, dtype=torch.float64)
     first, second = (a.dropout(x) for a in injection.adapters.values())
     assert not torch.equal(first, second)
@@ -551,7 +596,8 @@ def test_two_layers_do_not_share_a_dropout_mask(name):
 def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind):
     model, x = lone(kind), inputs(kind)
     injection = adapt(model, name)
-    adapter, W_OI = injection.adapters["layer"], injection.layers["layer"].host.matrix().detach()
+    adapter, host = only(injection)
+    W_OI = host.matrix().detach()
     adapter.law(W_OI)
     target = torch.randn_like(model(x))
     train(injection, lambda: (model(x) - target).square().mean(), steps=20)
@@ -578,7 +624,7 @@ def test_any_start_that_is_allowed_leaves_the_function_and_any_other_is_refused(
         return
     injection = adapt(model, name, init=init)
     assert_close(model(x), before, **CLOSE)
-    for tensor in tensors(injection.adapters["layer"]).values():
+    for tensor in tensors(only(injection)[0]).values():
         assert tensor.isfinite().all()
     target = torch.randn_like(before)
     train(injection, lambda: (model(x) - target).square().mean(), steps=3, total=30)

@@ -15,7 +15,7 @@ import peft.optimizers.lorafa
 import peft.tuners.lora.layer
 import pytest
 import torch
-from adapter_cases import Lone, inputs, lone, perturb, randomise
+from adapter_cases import inputs, lone, perturb, randomise
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import nn
 from torch.testing import assert_close
@@ -423,7 +423,7 @@ def test_residual_starts_have_peft_s_factors_and_residual(variant, start, init):
     config = lora_config(init_lora_weights=start, use_dora=variant == "dora")
     twins = Twins(variant, config, same_start=False, rank=4, alpha=6.0, init=init)
     for name, adapter in twins.injection.adapters.items():
-        layer, W_OI = twins.layers[name], twins.injection.layers[name].host.matrix()
+        layer, W_OI = twins.layers[name], twins.injection.places[name].host.matrix()
         theirs = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         ours = adapter.scale * adapter.B_OR @ adapter.A_RI
         assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
@@ -438,7 +438,7 @@ def test_milora_trains_the_minor_part_of_w(kind, shape):
     """s B0 A0 is W on its minor right singular vectors, from the eigenvectors of Wᵀ W; the rest stays."""
     model = lone(kind, *shape)
     injection = inject(model, "milora", target_modules="layer", rank=3, alpha=7.0)
-    adapter, W_OI = injection.adapters["layer"], injection.layers["layer"].host.matrix().detach()
+    adapter, W_OI = injection.adapters["layer"], injection.places["layer"].host.matrix().detach()
     values, V_II = torch.linalg.eigh(W_OI.T @ W_OI)
     used = values.argsort()[max(0, shape[1] - shape[0]) :][:3]
     minor_OI = W_OI @ V_II[:, used] @ V_II[:, used].T
@@ -659,7 +659,7 @@ def test_disabling_pissa_gives_w_and_peft_gives_the_residual():
 
 
 def test_merging_ten_times_in_bfloat16_changes_peft_s_base_and_not_ours():
-    base = Lone(nn.Linear(64, 64)).to(torch.bfloat16)
+    base = lone("linear", 64, 64, torch.bfloat16)
     before = base.layer.weight.detach().clone()
     model = copy.deepcopy(base)
     injection = inject(model, "lora", target_modules="layer")
@@ -757,8 +757,8 @@ def test_lora_fa_projects_before_clipping():
     injection = inject(model, "lora_fa", target_modules="layer", rank=4, alpha=6.0, mode="projected")
     perturb(injection)
     adapter, x = injection.adapters["layer"], inputs("linear")
-    W_OI = injection.layers["layer"].host.matrix().detach().requires_grad_()
-    host = injection.layers["layer"].host
+    W_OI = injection.places["layer"].host.matrix().detach().requires_grad_()
+    host = injection.places["layer"].host
     host.apply(x, W_OI + adapter.update().detach()).square().sum().backward()
     model(x).square().sum().backward()
     injection.method.on_backward_end(Progress(1, 1))

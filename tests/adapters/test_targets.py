@@ -2,15 +2,20 @@
 
 import copy
 import functools
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 import transformers as tf
 from torch import nn
 
+from lora_zoo.adapters import layouts
 from lora_zoo.adapters.hosts import DENSE, find_host
 from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.targets import ROLES, heads, resolve
+from lora_zoo.adapters.layouts import declare_fused, repeated
+from lora_zoo.adapters.registry import variants
+from lora_zoo.adapters.roles import ROLES
+from lora_zoo.adapters.targets import Targets, heads, resolve
 
 ENCODER = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37
@@ -82,6 +87,7 @@ ENDS = {
         "head": ("classifier", 1),
     },
     "gpt2": {
+        **{role: (f"attn.c_attn.{role}", 2) for role in "qkv"},
         "o": ("attn.c_proj", 2),
         "up": ("mlp.c_fc", 2),
         "down": ("mlp.c_proj", 2),
@@ -96,6 +102,11 @@ ENDS["t5_gated"] = {
     "gate": ("DenseReluDense.wi_0", 4),
     "up": ("DenseReluDense.wi_1", 4),
 }
+
+
+def resolved(module, *targets, **more):
+    """The names of the matrices that the targets mean."""
+    return [place.name for place in resolve(module, Targets(*targets, **more) if more else targets[0])]
 
 
 @functools.cache
@@ -119,19 +130,19 @@ CASES = [(kind, role) for kind, roles in ENDS.items() for role in roles]
 @pytest.mark.parametrize("kind, role", CASES)
 def test_a_role_means_its_layers_on_every_architecture(kind, role):
     end, count = ENDS[kind][role]
-    found = resolve(model(kind), role)
+    found = resolved(model(kind), role)
     assert len(found) == count
     assert all(name.endswith(end) for name in found)
 
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_no_layer_has_two_roles_and_a_role_that_is_absent_is_refused(kind):
-    found = [name for role in ENDS[kind] for name in resolve(model(kind), role)]
+    found = [name for role in ENDS[kind] for name in resolved(model(kind), role)]
     assert len(found) == len(set(found))
     absent = {role for role in ROLES if role not in ENDS[kind]} - {"embed"}
     for role in absent:
         with pytest.raises(ValueError, match=role):
-            resolve(model(kind), role)
+            resolved(model(kind), role)
 
 
 @pytest.mark.parametrize("kind", ENDS)
@@ -147,12 +158,13 @@ def test_every_role_is_used_by_the_forward_pass(kind):
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_all_linear_is_every_linear_layer_outside_the_head(kind):
-    found, module = set(resolve(model(kind), "all-linear")), model(kind)
+    found, module = set(resolved(model(kind), "all-linear")), model(kind)
     head = (*heads(module), "pre_classifier")
     assert found and not [name for name in found if name.startswith(head)]
     for role in set(ENDS[kind]) - {"head", "embed"}:
-        assert found.issuperset(resolve(module, role)), role
-    assert all(find_host(module.get_submodule(name), DENSE) for name in found)
+        parts = [p for p in resolve(module, role) if p.whole]
+        assert found.issuperset(resolved(module, role)) or all(p.whole in found for p in parts), role
+    assert all(find_host(module.get_submodule(name), kinds=DENSE) for name in found)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "vit", "llama_classifier"])
@@ -172,16 +184,16 @@ def test_heads_are_the_topmost_modules():
 def test_names_endings_and_patterns_find_what_they_say():
     module = model("llama")
     one = "model.layers.1.self_attn.q_proj"
-    assert resolve(module, one) == [one]
-    assert resolve(module, "layers.1.self_attn.q_proj") == [one]
-    assert resolve(module, ["q_proj"]) == resolve(module, "q")
-    assert resolve(module, r".*layers\.1\..*(q|v)_proj") == [one, one.replace("q_proj", "v_proj")]
-    assert resolve(module, r".*layers\.[01]\.mlp\.up_proj") == resolve(module, "up")
+    assert resolved(module, one) == [one]
+    assert resolved(module, "layers.1.self_attn.q_proj") == [one]
+    assert resolved(module, ["q_proj"]) == resolved(module, "q")
+    assert resolved(module, r".*layers\.1\..*(q|v)_proj") == [one, one.replace("q_proj", "v_proj")]
+    assert resolved(module, r".*layers\.[01]\.mlp\.up_proj") == resolved(module, "up")
 
 
 def test_the_order_is_the_model_s_and_nothing_is_found_twice():
     module = model("llama")
-    assert resolve(module, ["v", "q", "q_proj", "all-linear"]) == resolve(module, "all-linear")
+    assert resolved(module, ["v", "q", "q_proj", "all-linear"]) == resolved(module, "all-linear")
 
 
 def test_an_ending_is_a_whole_part_of_a_name():
@@ -190,7 +202,7 @@ def test_an_ending_is_a_whole_part_of_a_name():
             super().__init__()
             self.out, self.lora_out, self.dropout = nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout()
 
-    assert resolve(Odd(), "out") == ["out"]
+    assert resolved(Odd(), "out") == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -207,20 +219,133 @@ def test_an_ending_is_a_whole_part_of_a_name():
 )
 def test_a_miss_says_what_was_given_and_what_is_near(target, hint):
     with pytest.raises(ValueError) as refusal:
-        resolve(model("llama"), ["q", target])
+        resolved(model("llama"), ["q", target])
     assert target in str(refusal.value) and hint in str(refusal.value)
 
 
 def test_no_target_at_all_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        resolve(model("llama"), [])
+        resolved(model("llama"), [])
+
+
+class Fused(nn.Module):
+    """Attention that fuses q, k and v in an order of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(4, 12)
+        self.config = SimpleNamespace(model_type="of_my_own", num_attention_heads=2)
 
 
 @pytest.mark.parametrize("role", ["q", "k", "v"])
-def test_fused_projections_refuse_their_parts_and_say_how_to_adapt_the_whole(role):
-    with pytest.raises(ValueError, match=rf"'{role}' is fused into c_attn.*target_modules=\[c_attn\]"):
-        resolve(model("gpt2"), role)
-    assert len(resolve(model("gpt2"), "c_attn")) == 2
+def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_declared(role, monkeypatch):
+    monkeypatch.setattr(layouts, "_LAYOUTS", dict(layouts._LAYOUTS))
+    with pytest.raises(ValueError, match=rf"'{role}' is fused into qkv.*target_modules=\[qkv\]"):
+        resolved(Fused(), role)
+    assert resolved(Fused(), "qkv") == ["qkv"]
+    declare_fused("of_my_own", "qkv", repeated("num_attention_heads", v=1, q=1, k=1))
+    (place,) = resolve(Fused(), role)
+    first = {"v": 0, "q": 2, "k": 4}[role]
+    assert place.name == f"qkv.{role}"
+    assert place.host.part.tolist() == [first, first + 1, first + 6, first + 7]
+
+
+def test_a_fused_projection_is_adapted_whole_or_in_parts():
+    module = model("gpt2")
+    whole, q = "transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_attn.q"
+    assert resolved(module, "c_attn")[0] == whole
+    assert resolved(module, "c_attn.q")[0] == resolved(module, q)[0] == q
+    assert resolved(module, r".*attn\..*")[0] == whole, "what matches whole and parts means the whole"
+    assert resolved(module, r".*\.0\..*c_attn\.[qv]") == [q, q[:-1] + "v"]
+    assert not [name for name in resolved(module, "all-linear") if name.endswith(".q")]
+    with pytest.raises(ValueError, match=f"both {whole} and its part {q}"):
+        resolved(module, ["c_attn", "q"])
+
+
+def test_excluded_modules_stay_as_they_are():
+    module = model("llama")
+    assert resolved(module, ["q", "v"], exclude_modules=["v"]) == resolved(module, "q")
+    assert resolved(module, "all-linear", exclude_modules=r".*\.1\..*") == resolved(
+        module, r"model\.layers\.0.*_proj"
+    )
+    assert resolved(model("gpt2"), ["q", "v"], exclude_modules="h.0.attn.c_attn") == [
+        f"transformer.h.1.attn.c_attn.{role}" for role in "qv"
+    ]
+    with pytest.raises(ValueError, match=r"exclude_modules: unknown target 'v_prj'\. Did you mean 'v_proj'"):
+        resolved(module, "q", exclude_modules=["v_prj"])
+    with pytest.raises(ValueError, match="nothing is left"):
+        inject(copy.deepcopy(module), "lora", target_modules=["q"], exclude_modules=["q"])
+
+
+@pytest.mark.parametrize(
+    "layers, numbers",
+    [(0, [0]), (-1, [1]), ("1-", [1]), ("0-1", [0, 1]), ([0, "1"], [0, 1]), (["0-0"], [0]), ("-2", [0])],
+)
+def test_layers_are_numbers_ranges_or_lists_of_them(layers, numbers):
+    assert resolved(model("llama"), "q", layers=layers) == [
+        f"model.layers.{number}.self_attn.q_proj" for number in numbers
+    ]
+
+
+def test_the_layers_of_an_encoder_and_a_decoder_are_their_blocks():
+    found = resolved(model("t5"), "q", layers=1)
+    assert len(found) == 3 and all(".block.1." in name for name in found)
+    embed = model("llama").model.embed_tokens
+    assert embed and not [n for n in resolved(model("llama"), ["embed", "q"], layers=0) if "embed" in n]
+
+
+@pytest.mark.parametrize(
+    "layers, said", [(2, "0-1"), ("5-", "0-1"), (-3, "0-1"), ("a", "8- or -1"), ("1:3", "8-")]
+)
+def test_a_layer_that_is_not_there_is_refused(layers, said):
+    with pytest.raises(ValueError, match=said):
+        resolved(model("llama"), "q", layers=layers)
+
+
+def test_ranks_and_alphas_by_pattern():
+    injection = inject(
+        copy.deepcopy(model("llama")),
+        "lora",
+        target_modules=["q", "v"],
+        rank=4,
+        rank_pattern={r".*\.1\.self_attn\.q_proj": 3, "q": 2},
+        alpha_pattern={"v_proj": 12.0},
+    )
+    ranks = {name: adapter.rank for name, adapter in injection.adapters.items()}
+    assert list(ranks.values()) == [2, 4, 3, 4]
+    assert [a.scale for a in injection.adapters.values()] == [8 / 2, 12 / 4, 8 / 3, 12 / 4]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"rank_pattern": {"k": 2}}, "rank_pattern: unknown target among the adapted ones 'k'"),
+        ({"rank_pattern": {"q": 0}}, "rank must be at least 1"),
+        ({"rank_pattern": {"q": 99}}, "smaller side"),
+        ({"rank_pattern": {"q": "2"}}, "an integer"),
+        ({"alpha_pattern": {"q": "x"}}, "a number"),
+        ({"variant": "vera", "alpha_pattern": {"q": 2.0}}, "vera has no alpha"),
+        ({"budget": "x"}, "300k"),
+        ({"budget": "-3"}, "300k"),
+        ({"budget": 0}, "300k"),
+        ({"budget": 100}, "rank 1 has 128"),
+        ({"budget": "1k", "rank": 2}, "cannot be given as well"),
+        ({"name": "a.b"}, "letters"),
+    ],
+)
+def test_patterns_budgets_and_names_that_cannot_be_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        inject(copy.deepcopy(model("llama")), **{"variant": "lora", **wrong})
+
+
+def test_a_variant_without_meaning_on_a_kind_of_layer_refuses_by_name():
+    class Picky(variants()["lora"]):
+        refuses = MappingProxyType({"linear": "it needs two ears"})
+
+    with pytest.raises(
+        ValueError, match=r"lora cannot adapt model\.layers\.0\.self_attn\.q_proj, a linear: .*ears"
+    ):
+        inject(copy.deepcopy(model("llama")), Picky)
 
 
 def test_a_missed_module_to_save_is_refused_with_the_nearest_name():

@@ -3,12 +3,13 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import Product, Site, trainable
+from lora_zoo.adapters.hosts import uncast
 from lora_zoo.adapters.inits import orthonormal_rows
 from lora_zoo.adapters.method import Method, Progress
 from lora_zoo.adapters.randomness import generator, normal
@@ -26,7 +27,6 @@ class Budget(Method):
         self,
         adapters: Mapping[str, "AdaLoRA"],
         *,
-        rank: int = 8,
         tinit: float = 0.1,
         tfinal: float = 0.5,
         deltaT: int = 1,
@@ -44,7 +44,7 @@ class Budget(Method):
             PENALTIES[orth_reg],
             sensitivity == "pre_step",
         )
-        self.full, self.target = sum(len(a.E_R) for a in self.sites), rank * len(self.sites)
+        self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
         like = self.sites[0].E_R
         entries = sum(p.numel() for a in self.sites for p in a.triplets())
         self.register_buffer("mean", like.new_zeros(entries))
@@ -55,6 +55,7 @@ class Budget(Method):
         start, end = self.window(total)
         if not 0 <= start < end <= total:
             raise ValueError(f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
+        self.to(self.sites[0].E_R.device)
 
     def window(self, total: int) -> tuple[int, int]:
         """The steps between which the budget shrinks."""
@@ -68,7 +69,8 @@ class Budget(Method):
         return int(self.target + (self.full - self.target) * left**3)
 
     def regularizer(self) -> Tensor:
-        grams = [(a.A_RI @ a.A_RI.T, a.B_OR.T @ a.B_OR) for a in self.sites]
+        with uncast(self.sites[0].E_R.device):
+            grams = [(a.A_RI @ a.A_RI.T, a.B_OR.T @ a.B_OR) for a in self.sites]
         return self.weight * self.penalty(torch.stack([deviation(g) for pair in grams for g in pair]))
 
     def on_backward_end(self, progress: Progress) -> None:
@@ -96,7 +98,7 @@ class Budget(Method):
             parts = [
                 (p * p.grad).abs().flatten() for a in self.sites for p in a.triplets() if p.grad is not None
             ]
-            now = torch.cat(parts)
+            now = torch.cat(parts).to(self.mean.dtype)
             self.mean.lerp_(now, 1 - self.betas[0])
             self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
 
@@ -130,10 +132,11 @@ def deviation(gram_RR: Tensor) -> Tensor:
     return (gram_RR - torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device)).norm()
 
 
-PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean_norm": Tensor.mean,
-    "sum_squared": lambda norms: norms.square().sum(),
-}
+def sum_squared(norms: Tensor) -> Tensor:
+    return norms.square().sum()
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "sum_squared": sum_squared}
 
 
 @register("adalora")
@@ -142,7 +145,7 @@ class AdaLoRA(Product):
 
     paper = "arXiv:2303.10512"
     equation = "W' = W + (α/r₀) P diag(λ) Q"
-    count = "ceil(3 * R / 2) * (O + I + 1)"
+    count = "(ceil(3 * R / 2) if init_r == 'auto' else init_r) * (O + I + 1)"
     inits = ("gaussian", "orthogonal")
     method = Budget
 
@@ -172,8 +175,13 @@ class AdaLoRA(Product):
         self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
         self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
         self.E_R = trainable(W_OI, (first,))
+        self.rank = rank
         self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
         self.dropout = site.dropout(lora_dropout)
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
 
     def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.E_R, self.A_RI, self.B_OR

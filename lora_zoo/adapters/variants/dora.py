@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import LowRank, Site
-from lora_zoo.adapters.hosts import Host
+from lora_zoo.adapters.hosts import LayerHost
 from lora_zoo.adapters.registry import register
 
 
@@ -36,17 +36,16 @@ class DoRA(LowRank):
     def weight(self, W_OI: Tensor) -> Tensor:
         return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
 
-    def forward(self, x: Tensor, host: Host) -> Tensor:
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         W_OI = host.matrix()
         B_OR, A_RI = self.branch()
-        gain = host.rows((self.m_O / self.norm(W_OI)).to(W_OI.dtype))
+        gain = host.rows(self.m_O / self.norm(W_OI))
         dropped = host.dropped(x, self.dropout)
         base = host.times(x, W_OI)
-        y = gain * host.low_rank(dropped, B_OR, A_RI).to(base.dtype)
-        if dropped is x:
-            return host.plus_bias(gain * base + y)
+        y = gain * host.low_rank(dropped, B_OR, A_RI)
         # The official code drops what the gain corrects and not the frozen layer's own output.
-        return host.plus_bias(base + (gain - 1) * host.times(dropped, W_OI) + y)
+        y = y + (gain * base if dropped is x else base + (gain - 1) * host.times(dropped, W_OI))
+        return host.plus_bias(y.to(base.dtype))
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lora_zoo.adapters.adapter import Baseline, Plan
+from lora_zoo.adapters.beneath import base_parameters
 from lora_zoo.adapters.registry import register
 from lora_zoo.adapters.targets import Targets
 
@@ -17,5 +18,5 @@ class Full(Baseline):
     equation = "W' = W + ΔW, every parameter trained"
 
     @classmethod
-    def plan(cls, model: nn.Module, target_modules: Targets, modules_to_save: Sequence[str]) -> Plan:
-        return Plan([], [name for name, _ in model.named_parameters(remove_duplicate=False)])
+    def plan(cls, model: nn.Module, asked: Targets, modules_to_save: Sequence[str]) -> Plan:
+        return Plan([], list(base_parameters(model)))

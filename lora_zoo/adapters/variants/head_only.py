@@ -17,7 +17,7 @@ class HeadOnly(Baseline):
     equation = "W' = W below the head, the head trained"
 
     @classmethod
-    def plan(cls, model: nn.Module, target_modules: Targets, modules_to_save: Sequence[str]) -> Plan:
+    def plan(cls, model: nn.Module, asked: Targets, modules_to_save: Sequence[str]) -> Plan:
         found = list(modules_to_save) or heads(model)
         if not found:
             raise ValueError(

@@ -20,19 +20,23 @@ class Pair(nn.Module):
     which other layers are adapted. `peft`: PEFT's draw, A then B, to the bit; its bound comes from I_max.
     """
 
-    def __init__(self, O: int, I: int, rank: int, seed: int, projection: str) -> None:
+    def __init__(
+        self, O: int, I: int, rank: int, *, seed: int, projection: str, device: torch.device
+    ) -> None:
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank must be at least 1; got {rank}")
-        if projection == "peft":
+        if device.type == "meta":
+            A_RI, B_OR = torch.empty(rank, I, device=device), torch.empty(O, rank, device=device)
+        elif projection == "peft":
             g = torch.Generator().manual_seed(seed)
             A_RI = torch.empty(rank, I).uniform_(-bound(I), bound(I), generator=g)
             B_OR = torch.empty(O, rank).uniform_(-bound(rank), bound(rank), generator=g)
         else:
             A_RI = torch.stack([ray(I, derived_seed(seed, "A", r)) for r in range(rank)])
             B_OR = torch.stack([ray(O, derived_seed(seed, "B", r)) for r in range(rank)], dim=1)
-        self.register_buffer("A_RI", A_RI, persistent=False)
-        self.register_buffer("B_OR", B_OR, persistent=False)
+        self.register_buffer("A_RI", A_RI.to(device), persistent=False)
+        self.register_buffer("B_OR", B_OR.to(device), persistent=False)
 
     A_RI: Tensor
     B_OR: Tensor
@@ -49,9 +53,10 @@ def ray(length: int, seed: int) -> Tensor:
 
 class SharedPair(Method):
     @classmethod
-    def shared(cls, shapes: Mapping[str, tuple[int, int]], **hyper: Any) -> Pair:
+    def shared(cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any) -> Pair:
         O, I = (max(side) for side in zip(*shapes.values(), strict=True))
-        return Pair(O, I, hyper["rank"], hyper["projection_prng_key"], hyper["projection"])
+        seed, projection = hyper["projection_prng_key"], hyper["projection"]
+        return Pair(O, I, hyper["rank"], seed=seed, projection=projection, device=device)
 
 
 @register("vera")
@@ -84,6 +89,7 @@ class VeRA(Product):
         self.dropout = site.dropout(lora_dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        B_OR = self.pair.B_OR[: len(self.b_O)].to(self.b_O.dtype)
-        A_RI = self.pair.A_RI[:, : self.I].to(self.b_O.dtype)
+        O, R = len(self.b_O), len(self.d_R)
+        B_OR = self.pair.B_OR[:O, :R].to(self.b_O.dtype)
+        A_RI = self.pair.A_RI[:R, : self.I].to(self.b_O.dtype)
         return self.b_O[:, None] * B_OR * (self.gain * self.d_R), A_RI

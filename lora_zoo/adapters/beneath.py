@@ -1,0 +1,43 @@
+"""The model beneath its shells: modules and parameters as they were before any adapter."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lora_zoo.adapters.hosts import ParameterHost
+from lora_zoo.adapters.shells import Adapted
+
+
+def beneath(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`model.named_modules()` as they were before any adapter: each layer once, under its own name."""
+    seen: set[int] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        plain = module.layer if isinstance(module, Adapted) else module
+        if id(plain) in seen:
+            return
+        seen.add(id(plain))
+        yield name, plain
+        for child_name, child in plain.named_children():
+            if not isinstance(child, parametrize.ParametrizationList) and child_name != "parametrizations":
+                yield from walk(f"{name}.{child_name}" if name else child_name, child)
+
+    yield from walk("", model)
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that `module` itself holds, parametrised ones under their own names."""
+    found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    for name in getattr(module, "parametrizations", {}):
+        found[name] = ParameterHost(module, name).tensor()  # type: ignore[assignment]
+    return found
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of the model beneath its shells; tied ones appear under each of their names."""
+    return {
+        f"{name}.{own}" if name else own: tensor
+        for name, module in beneath(model)
+        for own, tensor in own_parameters(module).items()
+    }

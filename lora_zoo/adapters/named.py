@@ -1,0 +1,190 @@
+"""The named adapters of one model: which there are, which are active, what is merged.
+
+adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
+adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
+with adapters.disabled(): ...
+adapters["tone"].remove()
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.registry import unknown
+from lora_zoo.adapters.shells import Shell, make_shell, put
+from lora_zoo.adapters.tying import say_tied, says_tied, warn_if_tied
+
+if TYPE_CHECKING:
+    from lora_zoo.adapters.injection import Injection
+
+_KEY = "_lora_zoo_adapters"
+
+
+class NamedAdapters(Mapping[str, "Injection"]):
+    """A model's adapters by name. The first one freezes the model; the last one to leave restores it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active: tuple[str, ...] = ()
+        self._by_name: dict[str, Injection] = {}
+        self._shells: dict[str, Shell] = {}
+        self._merged: dict[str, nn.Parameter] | None = None
+        self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
+        self._tied = says_tied(model)
+
+    def __getitem__(self, name: str) -> "Injection":
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def merged(self) -> bool:
+        return self._merged is not None
+
+    def enter(self, injection: "Injection") -> None:
+        """Take in a new adapter and make it the active one."""
+        self.unmerge()
+        if not self._by_name:
+            self.model.requires_grad_(False)
+            self.model.__dict__[_KEY] = self
+        self._by_name[injection.name] = injection
+        for place in injection.places.values():
+            if place.tensor not in self._shells:
+                shell = self._shells[place.tensor] = make_shell(place.host, place.tensor)
+                shell.install(self.model)
+            self._shells[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
+        self.activate(injection.name)
+
+    def activate(self, *names: str) -> None:
+        """Make `names` the active adapters, all others idle. What was merged is unmerged first.
+
+        Raises ValueError for a name that is not there, and where two would train the same parameter in full.
+        """
+        for name in names:
+            if name not in self._by_name:
+                raise ValueError(unknown("adapter", name, self._by_name))
+        self._check_compatible([self._by_name[name] for name in names])
+        self.unmerge()
+        for injection in self._by_name.values():
+            self._swap(injection.originals)
+        for name in names:
+            self._swap(self._by_name[name].trained)
+        for shell in self._shells.values():
+            shell.active = names
+        self.active = names
+        say_tied(self.model, self._tied and not any(self._by_name[name].unties for name in names))
+
+    def _check_compatible(self, together: list["Injection"]) -> None:
+        owner: dict[str, str] = {}
+        for injection in together:
+            for name in injection.in_full:
+                if name in owner:
+                    raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
+                owner[name] = injection.name
+        for injection in together:
+            for place in injection.places.values():
+                held = next((n for n in owner if n == place.tensor or n.startswith(f"{place.tensor}.")), None)
+                if held:
+                    raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
+
+    def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, parameter in parameters.items():
+            put(self.model, name, parameter)
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is exactly the one from before all injections; afterwards it is as it was."""
+        with self.unmerged():
+            active = self.active
+            self.activate()
+            try:
+                yield
+            finally:
+                self.activate(*active)
+
+    @contextlib.contextmanager
+    def unmerged(self) -> Iterator[None]:
+        """Inside, merged weights are out of their layers; they are put back afterwards."""
+        merged = self.merged
+        self.unmerge()
+        try:
+            yield
+        finally:
+            if merged:
+                self.merge()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the active adapters' effective weights into their layers, which become plain ones.
+
+        The original parameters are kept, so that `unmerge` is exact; `remove` lets go of them. Raises
+        ValueError where an active adapter is no function of the weight.
+        """
+        if self._merged is not None:
+            return
+        for name in self.active:
+            variant = self._by_name[name].variant
+            if not variant.mergeable:
+                raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
+        self._merged = {}
+        for key, shell in self._shells.items():
+            original = shell.stored
+            self._merged[key] = original
+            effective = shell.effective(original).detach() if shell.live() else original
+            shell.uninstall(self.model)
+            if effective is not original:
+                warn_if_tied(self.model, key, original)
+                shell.store(nn.Parameter(effective, requires_grad=False))
+
+    def unmerge(self) -> None:
+        """Undo `merge`, to the bit."""
+        for key, original in (self._merged or {}).items():
+            self._shells[key].store(original)
+            self._shells[key].install(self.model)
+        if self._merged is not None:
+            say_tied(self.model, self._tied and not any(self._by_name[name].unties for name in self.active))
+        self._merged = None
+
+    def leave(self, name: str) -> None:
+        """Take one adapter out; the others stay as they are. ValueError while several are merged together."""
+        if len(self) == 1:
+            self.remove()
+            return
+        if self.merged:
+            raise ValueError(
+                f"{', '.join(self)} are merged: unmerge() first, or adapters_of(model).remove() to keep it so"
+            )
+        self.activate(*(other for other in self.active if other != name))
+        self._by_name.pop(name).forget()
+        for key, shell in list(self._shells.items()):
+            shell.drop(name)
+            if not shell.slots:
+                shell.uninstall(self.model)
+                del self._shells[key]
+
+    def remove(self) -> nn.Module:
+        """Take all adapters out for good: merged weights stay, otherwise the model is as it was before."""
+        if self._merged is None:
+            self.activate()
+            for shell in self._shells.values():
+                shell.uninstall(self.model)
+        for injection in self._by_name.values():
+            injection.forget()
+        for name, parameter in base_parameters(self.model).items():
+            parameter.requires_grad_(self._required_grad[name])
+        self._by_name, self._shells, self._merged, self.active = {}, {}, None, ()
+        self.model.__dict__.pop(_KEY, None)
+        return self.model
+
+
+def adapters_of(model: nn.Module) -> NamedAdapters:
+    """The named adapters of `model`; empty where it has none."""
+    return model.__dict__.get(_KEY) or NamedAdapters(model)

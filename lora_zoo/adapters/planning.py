@@ -1,0 +1,116 @@
+"""From what the user asks for to what will be built: checked values, places, ranks. Changes no model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lora_zoo.adapters.adapter import Adapter, Plan, Site, Variant
+from lora_zoo.adapters.budget import rank_within
+from lora_zoo.adapters.places import Place
+from lora_zoo.adapters.randomness import Clock
+from lora_zoo.adapters.registry import (
+    accepted,
+    check_hyperparameters,
+    find_variant,
+    hyperparameters,
+    unknown,
+)
+from lora_zoo.adapters.targets import Layers, Names, Targets, by_pattern
+
+Patterns = Mapping[str, Mapping[str, float]]
+"""Hyperparameter -> place -> its value there, where it is not the same everywhere."""
+
+
+class Prepared(NamedTuple):
+    """A variant with complete hyperparameters and what it will do to one model."""
+
+    variant: type[Variant]
+    plan: Plan
+    hyper: dict[str, Any]
+    patterns: Patterns
+
+
+def prepared(
+    model: nn.Module,
+    variant: str | type[Variant] = "lora",
+    *,
+    target_modules: Names = ("q", "v"),
+    exclude_modules: Names = (),
+    layers: Layers | None = None,
+    modules_to_save: Sequence[str] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    budget: int | str | None = None,
+    **hyper: Any,
+) -> Prepared:
+    """Check everything that `inject` takes against `model`. ValueError for what does not exist or fit.
+
+    A target that matches nothing is in the plan's `missed`; it is for the caller to refuse it.
+    """
+    cls = find_variant(variant) if isinstance(variant, str) else variant
+    complete = check(cls, hyper)
+    plan = cls.plan(model, Targets(target_modules, exclude_modules, layers), modules_to_save)
+    for place in plan.adapted:
+        clash = [n for n in plan.in_full if n == place.tensor or n.startswith(f"{place.tensor}.")]
+        if clash:
+            raise ValueError(f"{clash[0]} cannot both be adapted and train in full; drop it from one of them")
+    patterns = patterned(cls, plan.adapted, {"rank": rank_pattern, "alpha": alpha_pattern})
+    if budget is not None and plan.adapted:
+        if "rank" in hyper:
+            raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
+        sizes = [(place.shape, at(place, {}, patterns)) for place in plan.adapted]
+        complete["rank"] = rank_within(budget, cls, sizes, complete)
+    return Prepared(cls, plan, complete, patterns)
+
+
+def check(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The variant's hyperparameters completed with defaults. ValueError for what no model could take."""
+    complete = check_hyperparameters(cls, hyper)
+    if complete.get("rank", 1) < 1:
+        raise ValueError(f"{cls.name}: rank must be at least 1; got {complete['rank']}")
+    init = complete.get("init")
+    if init is not None and not cls.allows(init):
+        raise ValueError(f"{cls.name} cannot start from init={init}: " + unknown("init", init, cls.inits))
+    return complete
+
+
+def patterned(
+    cls: type[Variant], chosen: list[Place], given: Mapping[str, Mapping[str, float] | None]
+) -> dict[str, dict[str, float]]:
+    """Hyperparameter -> place -> value. ValueError for a pattern that fits nothing or a wrong value."""
+    found: dict[str, dict[str, float]] = {}
+    for key, patterns in given.items():
+        if not patterns or not chosen:
+            continue
+        if key not in hyperparameters(cls):
+            raise ValueError(f"{key}_pattern: {cls.name} has no {key}")
+        for value in patterns.values():
+            check(cls, {key: value})
+        found[key] = by_pattern(chosen, dict(patterns), f"{key}_pattern")
+    return found
+
+
+def at(place: Place, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
+    """The hyperparameters that hold at one place."""
+    return dict(hyper) | {key: own[place.name] for key, own in patterns.items() if place.name in own}
+
+
+def build(prepared: Prepared, *, seed: int, clock: Clock) -> dict[str, Adapter]:
+    """The adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
+    variant, plan, hyper, patterns = prepared
+    if not plan.adapted:
+        return {}
+    own = {place.name: at(place, hyper, patterns) for place in plan.adapted}
+    greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
+    shapes = {place.name: place.shape for place in plan.adapted}
+    device = plan.adapted[0].host.matrix().device
+    shared = variant.method.shared(shapes, device, **{**hyper, **greatest})
+    make: Callable[..., Any] = variant
+    return {
+        place.name: make(
+            Site(place.name, place.host, seed, clock, shared),
+            **accepted(variant.__init__, own[place.name]),
+        )
+        for place in plan.adapted
+    }

@@ -1,0 +1,57 @@
+"""Tied weights: one parameter under several names, an `lm_head` and its embedding for example."""
+
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from lora_zoo.adapters.beneath import base_parameters
+
+
+def names_of(model: nn.Module, parameter: nn.Parameter) -> list[str]:
+    """Every name of a parameter: several where it is tied."""
+    return [name for name, other in base_parameters(model).items() if other is parameter]
+
+
+def cost_of_untying(parameter: nn.Parameter) -> str:
+    """What a copy costs, in words."""
+    size = parameter.numel() * parameter.element_size() / 2**20
+    return f"the model grows by a copy of {parameter.numel():,} parameters ({size:.1f} MiB)"
+
+
+def warn_if_tied(model: nn.Module, key: str, original: nn.Parameter) -> None:
+    others = [n for n in names_of(model, original) if n != key and n.rpartition(".")[0] != key]
+    if others:
+        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=3)
+        say_tied(model, False)
+
+
+def says_tied(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+
+
+def say_tied(model: nn.Module, tied: bool) -> None:
+    """Tell transformers whether the saved model's head is its embedding."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "tie_word_embeddings"):
+        config.tie_word_embeddings = tied  # type: ignore[union-attr]
+
+
+def untie(model: nn.Module, in_full: Iterable[str]) -> dict[str, nn.Parameter]:
+    """A copy for each parameter that trains in full; those tied to each other share one.
+
+    Warns of a parameter that is tied to one that stays frozen: its copy is no longer tied.
+    """
+    every, chosen = base_parameters(model), list(dict.fromkeys(in_full))
+    copies: dict[int, nn.Parameter] = {}
+    for name in chosen:
+        base = every[name]
+        if id(base) not in copies:
+            copies[id(base)] = nn.Parameter(base.detach().clone())
+            frozen = [n for n in names_of(model, base) if n not in chosen]
+            if frozen:
+                warnings.warn(
+                    f"{name} is tied to {frozen[0]}; it trains as a copy of its own: {cost_of_untying(base)}",
+                    stacklevel=4,
+                )
+    return {name: copies[id(every[name])] for name in chosen}

@@ -1,0 +1,289 @@
+"""Several named adapters on one model: add, activate one or several, disable, delete, list, save, load."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from adapter_cases import (
+    KINDS,
+    MATRIX,
+    batch,
+    fresh,
+    inputs,
+    logits,
+    lone,
+    only,
+    perturb,
+    settings,
+    train,
+)
+from torch import nn
+from torch.testing import assert_close
+
+from lora_zoo.adapters.checkpoint import load_adapter, load_adapters, save_adapters
+from lora_zoo.adapters.injection import inject
+from lora_zoo.adapters.named import adapters_of
+from lora_zoo.adapters.shells import Shell
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+every_variant = pytest.mark.parametrize("name", MATRIX)
+every_layer = pytest.mark.parametrize("kind", KINDS)
+
+
+def two(name, kind):
+    """A `lone` model with adapters "a" (lora) and "b" (the variant), both away from their start."""
+    model = lone(kind).requires_grad_(False)
+    first = inject(model, "lora", target_modules=[model.target], rank=3, name="a")
+    second = inject(model, name, target_modules=[model.target], name="b", seed=1, **settings(name, 2))
+    perturb(first, seed=1)
+    perturb(second, seed=2)
+    return model, first, second
+
+
+@every_layer
+@every_variant
+def test_the_changes_of_active_adapters_are_added(name, kind):
+    model, first, second = two(name, kind)
+    adapters, x = adapters_of(model), inputs(kind)
+    W_OI = only(first)[1].matrix()
+    changes = {i.name: only(i)[0].weight(W_OI) - W_OI for i in (first, second)}
+    plain = lone(kind).requires_grad_(False)
+    for active in ([], ["a"], ["b"], ["a", "b"], ["b", "a"]):
+        adapters.activate(*active)
+        assert adapters.active == tuple(active)
+        W = W_OI + sum((changes[n] for n in active), torch.zeros_like(W_OI))
+        twin = copy.deepcopy(plain)
+        stored = twin.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
+        stored.data = model.kind.written(stored, W).detach().clone()
+        expected = twin(x)
+        assert_close(model(x), expected, **CLOSE)
+        adapters.merge()
+        assert_close(model(x), expected, **CLOSE)
+        adapters.unmerge()
+    adapters.activate()
+    assert torch.equal(model(x), plain(x))
+
+
+@every_layer
+@every_variant
+def test_gradients_touch_the_active_adapters_only(name, kind):
+    model, first, second = two(name, kind)
+    x = inputs(kind)
+    for active, idle in (((first,), (second,)), ((second,), (first,)), ((first, second), ())):
+        model.zero_grad(set_to_none=True)
+        adapters_of(model).activate(*(i.name for i in active))
+        model(x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for i in active for p in i.parameters())
+        assert all(p.grad is None for i in idle for p in i.parameters())
+
+
+def test_the_newest_adapter_is_the_active_one_and_the_others_are_kept():
+    model, first, second = two("dora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    assert list(adapters) == ["a", "b"] and len(adapters) == 2 and adapters["b"] is second
+    assert adapters.active == ("b",)
+    with_b = model(x)
+    first.activate()
+    assert adapters.active == ("a",) and not torch.allclose(model(x), with_b)
+    second.enable()
+    assert adapters.active == ("a", "b")
+    first.enable(False)
+    assert torch.equal(model(x), with_b)
+    with second.disabled():
+        assert adapters.active == () and torch.equal(model(x), lone("linear").requires_grad_(False)(x))
+    assert adapters.active == ("b",)
+
+
+@every_layer
+def test_an_adapter_is_deleted_and_leaves_no_trace(kind):
+    model, first, second = two("dora", kind)
+    x = inputs(kind)
+    first.activate()
+    with_a = model(x)
+    second.remove()
+    assert list(adapters_of(model)) == ["a"] and torch.equal(model(x), with_a)
+    first.remove()
+    plain = lone(kind)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(t, plain.state_dict()[n]) for n, t in model.state_dict().items())
+    assert not adapters_of(model) and not model._forward_pre_hooks
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_deleting_the_active_adapter_leaves_the_others_active():
+    model, first, _ = two("lora", "linear")
+    adapters_of(model).activate("a", "b")
+    first.remove()
+    assert adapters_of(model).active == ("b",)
+    assert len([m for m in model.modules() if isinstance(m, Shell)]) == 1
+
+
+def test_adapters_may_sit_on_different_matrices_and_on_parts_of_one():
+    model, x = fresh("gpt2")[0], "gpt2"
+    before = logits(model, x)
+    found = {}
+    for name, targets in (("whole", ["c_attn"]), ("part", ["q"]), ("mlp", ["up", "down"])):
+        perturb(inject(model, "dora", rank=2, target_modules=targets, name=name), 0.1)
+        found[name] = logits(model, x)
+    adapters_of(model).activate("whole", "part", "mlp")
+    together = logits(model, x)
+    adapters_of(model).merge()
+    assert_close(logits(model, x), together, rtol=1e-5, atol=1e-5)
+    adapters_of(model).unmerge()
+    for name, expected in found.items():
+        adapters_of(model).activate(name)
+        assert torch.equal(logits(model, x), expected)
+    adapters_of(model).remove()
+    assert torch.equal(logits(model, x), before)
+
+
+def test_training_one_adapter_leaves_the_others_bit_for_bit():
+    model, first, second = two("lora", "linear")
+    kept = copy.deepcopy(first.state_dict())
+    x = inputs("linear")
+    train(second, lambda: model(x).square().mean(), steps=3, total=30)
+    assert all(torch.equal(t, kept[n]) for n, t in first.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*tied.*")
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_each_adapter_has_its_own_copy_of_what_trains_in_full(kind):
+    model, _ = fresh(kind)
+    module = "classifier" if kind == "bert" else "lm_head"
+    before = logits(model, kind)
+    outputs = {}
+    for name in ("a", "b"):
+        injection = inject(model, "lora", rank=2, modules_to_save=[module], name=name)
+        assert_close(logits(model, kind), before, rtol=1e-5, atol=1e-6)
+        train(injection, lambda: model(**batch(kind)).loss, steps=2, total=20)
+        perturb(injection, 0.1, seed=len(name) + ord(name))
+        outputs[name] = logits(model, kind)
+    for name, expected in outputs.items():
+        adapters_of(model).activate(name)
+        assert torch.equal(logits(model, kind), expected)
+    with pytest.raises(ValueError, match=f"'a' and 'b' both train {module}.*in full"):
+        adapters_of(model).activate("a", "b")
+    assert torch.equal(logits(model, kind), outputs["b"]), "a refusal changes nothing"
+    with adapters_of(model).disabled():
+        assert torch.equal(logits(model, kind), before)
+
+
+def test_what_one_trains_in_full_another_cannot_adapt_at_the_same_time():
+    model, _ = fresh("bert")
+    inject(model, "lora", rank=2, modules_to_save=["classifier"], name="a")
+    inject(model, "lora", rank=2, target_modules=["head"], name="b")
+    with pytest.raises(ValueError, match=r"'a' trains classifier\.weight in full, 'b' adapts it"):
+        adapters_of(model).activate("a", "b")
+    expected = logits(model, "bert")
+    adapters_of(model).activate("a")
+    adapters_of(model).activate("b")
+    assert torch.equal(logits(model, "bert"), expected)
+
+
+def test_full_fine_tuning_beside_an_adapter_trains_what_lies_beneath():
+    model, _ = fresh("bert")
+    plain = logits(model, "bert")
+    first = inject(model, "lora", rank=2, name="a")
+    perturb(first)
+    adapted = logits(model, "bert")
+    everything = inject(model, "full", name="everything")
+    assert torch.equal(logits(model, "bert"), plain)
+    assert set(everything.trained) == set(dict(fresh("bert")[0].named_parameters()))
+    perturb(everything, 0.1)
+    assert not torch.allclose(logits(model, "bert"), plain)
+    first.activate()
+    assert torch.equal(logits(model, "bert"), adapted)
+    everything.remove()
+    first.remove()
+    assert torch.equal(logits(model, "bert"), plain)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m: adapters_of(m).activate("c"), "unknown adapter 'c'. Did you mean|unknown adapter 'c'"),
+        (lambda m: inject(m, "lora", target_modules=["layer"], name="a"), "adapted already by 'a'"),
+        (lambda m: (adapters_of(m).merge(), adapters_of(m)["a"].remove()), "merged"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, said):
+    model, _, _ = two("lora", "linear")
+    with pytest.raises(ValueError, match=said):
+        call(model)
+
+
+def test_merged_adapters_are_removed_together():
+    model, _, _ = two("dora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    adapters.activate("a", "b")
+    expected = model(x)
+    adapters.merge()
+    adapters.remove()
+    assert type(model.layer) is nn.Linear and not adapters_of(model)
+    assert_close(model(x), expected, **CLOSE)
+
+
+@every_variant
+def test_adapters_are_saved_and_loaded_by_name(name, tmp_path):
+    model, _, _ = two(name, "linear")
+    x, outputs = inputs("linear"), {}
+    for adapter in ("a", "b"):
+        adapters_of(model).activate(adapter)
+        outputs[adapter] = model(x)
+    save_adapters(model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    other = lone("linear")
+    assert list(load_adapters(other, tmp_path)) == ["a", "b"]
+    for adapter, expected in outputs.items():
+        adapters_of(other).activate(adapter)
+        assert torch.equal(other(x), expected)
+    load_adapter(other, tmp_path / "a", name="again")
+    assert torch.equal(other(x), outputs["a"])
+    with pytest.raises(ValueError, match="'a' already"):
+        load_adapter(other, tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="no adapters"):
+        load_adapters(other, tmp_path / "a")
+
+
+@every_layer
+def test_a_copy_of_an_adapted_model_has_adapters_of_its_own(kind):
+    model, _, _ = two("dora", kind)
+    x, expected = inputs(kind), None
+    adapters_of(model).activate("a", "b")
+    expected, twin = model(x), copy.deepcopy(model)
+    assert torch.equal(twin(x), expected)
+    adapters_of(twin)["b"].remove()
+    assert not torch.allclose(twin(x), expected) and torch.equal(model(x), expected)
+    adapters_of(twin).remove()
+    assert torch.equal(twin(x), lone(kind).requires_grad_(False)(x)) and torch.equal(model(x), expected)
+
+
+def test_adapters_with_methods_and_dropout_keep_their_own_clocks():
+    model = lone("linear").train()
+    first = inject(model, "adalora", rank=2, target_modules=["layer"], name="a", lora_dropout=0.5)
+    second = inject(model, "lora_plus", rank=2, target_modules=["layer"], name="b", lora_dropout=0.5)
+    assert first.clock is not second.clock
+    assert {len(g["params"]) for g in second.param_groups(lr=1.0)} == {1}
+    x = inputs("linear")
+    train(first_active(first), lambda: model(x).square().mean(), steps=20)
+    first.method.law()
+
+
+def first_active(injection):
+    injection.activate()
+    return injection
+
+
+def test_untying_says_what_it_costs():
+    model, _ = fresh("llama")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        injection = inject(model, "lora", rank=2, target_modules=["embed"])
+        injection.merge()
+    said = " ".join(str(w.message) for w in heard)
+    assert "unties model.embed_tokens from lm_head.weight" in said and "592 parameters" in said
+    assert model.config.tie_word_embeddings is False
+    injection.unmerge()
+    assert model.config.tie_word_embeddings is True
