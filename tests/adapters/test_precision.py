@@ -1,0 +1,576 @@
+"""The dtype and device rules (listed in shells.py), and torch's own tools on every variant.
+
+Parametrised over the registry: no variant is named here, and a new file under `variants/` is tested as it is.
+"""
+
+import copy
+import io
+import pickle
+import typing
+
+import pytest
+import torch
+from adapter_cases import (
+    KINDS,
+    MATRIX,
+    MODELS,
+    VARIANTS,
+    adapt,
+    batch,
+    fresh,
+    inputs,
+    logits,
+    lone,
+    only,
+    perturb,
+    randomise,
+    seen,
+    settings,
+    train,
+)
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.func import functional_call, grad, vmap
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from lora_zoo.adapters.adapter import Adapter
+from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.injection import inject
+from lora_zoo.adapters.named import adapters_of
+from lora_zoo.adapters.registry import hyperparameters, variants
+
+EXACT = {"rtol": 0, "atol": 0}
+HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
+SOME = ["linear", "embedding", "convolution_2d_grouped_strided", "fused_by_head", "attention"]
+every_variant = pytest.mark.parametrize("name", MATRIX)
+every_layer = pytest.mark.parametrize("kind", KINDS)
+some_layers = pytest.mark.parametrize("kind", SOME)
+every_model = pytest.mark.parametrize("kind", MODELS)
+pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*")
+
+
+def autocast():
+    return torch.autocast("cpu", NARROW)
+
+
+def adapted(name, kind, dtype=torch.float32, **more):
+    """(model, injection, x) with every trainable tensor moved away from its start."""
+    model = lone(kind, dtype=dtype)
+    injection = adapt(model, name, **more)
+    perturb(injection)
+    return model, injection, inputs(kind, dtype=dtype)
+
+
+def whole(name, kind, **more):
+    """A tiny transformer in evaluation mode with every trainable tensor moved away from its start."""
+    model, where = fresh(kind)
+    injection = inject(model, name, **where, **settings(name, 2, **more))
+    perturb(injection, 0.1)
+    return model, injection
+
+
+def dropped(make, *args):
+    """`make` with dropout in the adapter's branch, or without where the variant or its start refuses it."""
+    try:
+        return make(*args, lora_dropout=0.4)
+    except ValueError as refusal:
+        assert "lora_dropout" in str(refusal)
+        return make(*args)
+
+
+def duplicate(model):
+    """A deep copy of a `lone` model; what says how to call its layer is shared."""
+    return copy.deepcopy(model, {id(model.kind): model.kind})
+
+
+def loss_of(y):
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    return ((y.double() - weights) ** 2).mean()
+
+
+def gradients(loss, injection):
+    return torch.autograd.grad(loss, injection.parameters(), allow_unused=True)
+
+
+def distance(got, expected):
+    """Relative, as the norms of the differences of all tensors together."""
+    parts = [(a.detach().double() - b.detach().double()).norm() for a, b in zip(got, expected, strict=True)]
+    return float(
+        torch.stack(parts).norm() / torch.stack([b.detach().double().norm() for b in expected]).norm()
+    )
+
+
+# --- dtypes ------------------------------------------------------------------------------------------------
+
+
+@every_layer
+@every_variant
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+def test_adapters_are_float32_or_wider_and_the_layer_keeps_its_dtype(name, kind, dtype):
+    plain, (model, injection, x) = lone(kind, dtype=dtype), adapted(name, kind, dtype)
+    own = torch.float64 if dtype is torch.float64 else torch.float32
+    assert {p.dtype for p in only(injection)[0].parameters()} == {own}
+    train(injection, lambda: loss_of(model(x)), steps=1, total=10)
+    assert {p.dtype for p in only(injection)[0].parameters()} == {own}
+    assert only(injection)[1].tensor().dtype == seen(model).dtype == dtype
+    assert model(x).dtype == plain(x).dtype == dtype
+
+
+@every_layer
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_under_autocast_the_output_has_the_frozen_layer_s_dtype(name, kind, dtype):
+    plain, (model, _, x) = lone(kind, dtype=dtype), adapted(name, kind, dtype)
+    with autocast():
+        assert model(x).dtype == plain(x).dtype
+    perturb(inject(model, name, target_modules=[model.target], name="other", **settings(name, 2)))
+    adapters_of(model).activate("default", "other")
+    with autocast():
+        assert model(x).dtype == plain(x).dtype
+    assert model(x).dtype == plain(x).dtype
+
+
+@every_layer
+@every_variant
+def test_autocast_moves_loss_and_gradients_by_rounding_alone(name, kind):
+    model, injection, x = adapted(name, kind)
+    before = [p.dtype for p in model.parameters()]
+    loss = loss_of(model(x))
+    exact = gradients(loss, injection)
+    with autocast():
+        narrow = loss_of(model(x))
+    got = gradients(narrow, injection)
+    assert abs(float(narrow / loss) - 1) < 2e-2
+    assert distance(got, exact) < 4e-2
+    assert [g.dtype for g in got] == [p.dtype for p in injection.parameters()]
+    assert [p.dtype for p in model.parameters()] == before
+
+
+@every_layer
+@every_variant
+def test_the_effective_weight_is_not_less_exact_under_autocast(name, kind):
+    model, injection, _ = adapted(name, kind)
+    expected, penalty = seen(model).detach().clone(), injection.method.regularizer()
+    with autocast():
+        assert_close(seen(model).detach(), expected, **EXACT)
+        assert_close(injection.method.regularizer(), penalty, **EXACT)
+        injection.merge()
+    assert_close(seen(model).detach(), expected, **EXACT)
+
+
+@every_variant
+def test_a_narrow_base_rounds_each_output_for_itself(name):
+    """No output feature is scaled as a whole: over many tokens the noise averages out."""
+    model, _, _ = adapted(name, "linear", torch.bfloat16)
+    x = inputs("linear", dtype=torch.bfloat16, batch=(2048,))
+    got, expected = model(x).double(), duplicate(model).double()(x.double())
+    scale = (got * expected).sum(0) / expected.square().sum(0) - 1
+    assert distance([got], [expected]) > 1e-3, "nothing is rounded"
+    assert float(scale.detach().square().mean().sqrt()) < 5e-4
+
+
+class WeightProducts(TorchDispatchMode):
+    """The dtypes of all matrix products of a given shape, as they are computed in the end."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.dtypes = shape, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.name()
+        if name.startswith(("aten::mm", "aten::bmm", "aten::addmm")) and result.shape == self.shape:
+            self.dtypes.add(result.dtype)
+        return result
+
+
+@every_variant
+@pytest.mark.parametrize("kind", ["linear", "embedding", "fused_by_head"])
+def test_what_a_forward_computes_from_weights_alone_is_never_cast(name, kind):
+    """Norms of the effective weight, for one: no input has as many vectors as the layer has outputs."""
+    model, injection, x = adapted(name, kind)
+    with autocast(), WeightProducts(only(injection)[1].matrix().shape) as products:
+        model(x)
+    assert products.dtypes <= {torch.float32}
+
+
+class Stated(Adapter):
+    """A variant that says nothing but what its weight is."""
+
+    name, paper, equation, count = "stated", "-", "W' = W + B A", "R * (O + I)"
+
+    def __init__(self, site, *, rank: int = 4):
+        super().__init__(site)
+        O, I = site.shape
+        self.A_RI, self.B_OR = nn.Parameter(torch.ones(rank, I)), nn.Parameter(torch.ones(O, rank))
+
+    def weight(self, W_OI):
+        return W_OI + self.B_OR @ self.A_RI
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_a_variant_need_not_know_of_autocast(kind):
+    model, x = lone(kind, dtype=torch.float32), inputs(kind, dtype=torch.float32)
+    injection = inject(model, Stated, target_modules=[model.target])
+    perturb(injection)
+    with autocast(), WeightProducts(only(injection)[1].matrix().shape) as products:
+        model(x)
+    assert products.dtypes == {torch.float32}
+
+
+# --- gradient checkpointing --------------------------------------------------------------------------------
+
+
+def trained(model, injection, kind, seed=5):
+    """(loss, gradients by name) of a pass in training mode, on the global stream from `seed`."""
+    torch.manual_seed(seed)
+    loss = model(**batch(kind)).loss
+    (loss + injection.method.regularizer()).backward()
+    found = {n: p.grad.clone() for n, p in injection.named_parameters().items() if p.grad is not None}
+    model.zero_grad()
+    return loss.detach(), found
+
+
+@every_model
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
+    model, injection = dropped(whole, name, kind)
+    if not injection.parameters():
+        return
+    model.train()
+    count, start = [0], copy.deepcopy(vars(injection.clock))
+    for adapter in [*injection.adapters.values()][:1]:
+        adapter.register_forward_hook(lambda *_: count.append(count.pop() + 1))
+    loss, expected = trained(model, injection, kind)
+    vars(injection.clock).update(start)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    again, got = trained(model, injection, kind)
+    assert_close(again, loss, **EXACT)
+    assert got.keys() == expected.keys()
+    for n, gradient in expected.items():
+        assert_close(got[n], gradient, rtol=1e-5, atol=1e-7)
+    assert count == [3 if injection.adapters else 0], "nothing was recomputed"
+
+
+@every_layer
+@every_variant
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_a_layer_changes_nothing(name, kind, reentrant):
+    model, injection, x = dropped(adapted, name, kind)
+    model.train()
+    if x.is_floating_point():
+        x.requires_grad_()
+    elif reentrant:
+        pytest.skip("torch's reentrant checkpoint needs an input that requires a gradient")
+    found = []
+    for call in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
+        injection.clock.tick = 6
+        with autocast():
+            loss = loss_of(call(x))
+        loss.backward()
+        assert injection.clock.tick == 6 + injection.clock.read
+        found.append([loss.detach(), *(p.grad for p in injection.parameters())])
+        model.zero_grad()
+    for got, expected in zip(*found, strict=True):
+        assert_close(got, expected, **EXACT)
+
+
+# --- torch.compile -----------------------------------------------------------------------------------------
+
+
+class Outer(nn.Module):
+    """The adapted model as a part of a greater one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return 2 * self.model(x)
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+def passes(call, injection, x, steps):
+    found = []
+    for _ in range(steps):
+        y = call(x)
+        found += [y.detach(), *gradients(loss_of(y), injection)]
+    return found
+
+
+@every_variant
+@pytest.mark.parametrize("kind", ["convolution_2d_grouped_strided", "fused_by_head", "attention"])
+def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
+    """Whole (`fullgraph` refuses a break), once for all passes; in both modes, under autocast or not."""
+    model, injection, x = adapted(name, kind)
+    plain = Outer(model.train())
+    compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(*(passes(f, injection, x, 3) for f in (compiled, plain)), strict=True):
+        assert_close(got, expected, **EXACT)
+    torch._dynamo.reset()
+    plain.eval()
+    with autocast():
+        assert_close(compiled(x), plain(x), **EXACT)
+
+
+@every_variant
+def test_compiled_dropout_has_the_same_masks_and_compiles_once(name, fresh_compiler):
+    found = []
+    for compiled in (True, False):
+        model, injection, x = dropped(adapted, name, "linear")
+        call = Outer(model.train())
+        found.append(passes(torch.compile(call, backend="aot_eager") if compiled else call, injection, x, 12))
+    for got, expected in zip(*found, strict=True):
+        assert_close(got, expected, **EXACT)
+    assert 0 < counters["stats"]["unique_graphs"] < 10
+
+
+def test_a_compiled_transformer_is_one_graph_and_the_same(fresh_compiler):
+    model, injection = whole(MATRIX[0], "llama")
+    ids, found = batch("llama")["input_ids"], []
+    for call in (torch.compile(model.train(), backend="aot_eager", fullgraph=True), model):
+        y = call(input_ids=ids, use_cache=False).logits
+        found.append([y.detach(), *gradients(loss_of(y), injection)])
+    for got, expected in zip(*found, strict=True):
+        assert_close(got, expected, **EXACT)
+
+
+def can_compile():
+    try:
+        return bool(get_cpp_compiler())
+    except Exception:  # torch's own, of whatever kind
+        return False
+
+
+@pytest.mark.skipif(not can_compile(), reason="torch's inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("name", "kind"), [(MATRIX[0], "linear"), (MATRIX[1], "fused"), (MATRIX[2], "attention")]
+)
+def test_inductor_gives_the_same(name, kind, fresh_compiler):
+    model, injection, x = adapted(name, kind)
+    model.train()
+    compiled = torch.compile(model, fullgraph=True)
+    for got, expected in zip(*(passes(f, injection, x, 1) for f in (compiled, model)), strict=True):
+        assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- moving, copying and storing a model -------------------------------------------------------------------
+
+
+@every_layer
+@every_variant
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+def test_an_adapted_layer_can_be_cast(name, kind, dtype):
+    model, injection, x = adapted(name, kind)
+    expected = model(x).detach()
+    model.to(dtype)
+    x = x.to(dtype) if x.is_floating_point() else x
+    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    assert {t.dtype for t in floating} == {dtype}
+    assert model(x).dtype == seen(model).dtype == dtype
+    assert distance([model(x)], [expected]) < (1e-6 if dtype is torch.float64 else 3e-2)
+    if dtype is not torch.float16:  # AdamW's eps is 0 there
+        train(injection, lambda: loss_of(model(x)), steps=4, total=4)
+        assert all(p.isfinite().all() and p.dtype == dtype for p in injection.parameters())
+    after = model(x)
+    injection.merge()
+    injection.remove()
+    assert model(x).dtype == dtype
+    assert distance([model(x)], [after]) < (1e-12 if dtype is torch.float64 else 3e-2)
+
+
+@every_layer
+@every_variant
+def test_an_adapted_layer_can_change_its_device(name, kind):
+    """To torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
+    model, injection, x = adapted(name, kind)
+    model.to("meta")
+    injection.method.begin(10)
+    assert {t.device.type for t in injection.method.buffers()} <= {"meta"}
+    assert model(x.to("meta")).device.type == seen(model).device.type == "meta"
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
+    injection.merge()
+    injection.remove()
+    assert model(x.to("meta")).device.type == "meta"
+
+
+@every_layer
+@every_variant
+def test_adapters_come_back_to_the_device_of_their_layer(name, kind):
+    """While merged they are out of the model, which may be moved."""
+    model, _, x = adapted(name, kind)
+    shell = next(iter(adapters_of(model)._shells.values()))
+    shell.uninstall(model)
+    model.to("meta")
+    shell.install(model)
+    assert model(x.to("meta")).device.type == "meta"
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
+@every_model
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_is_out_of_the_model_follows_when_it_is_cast(name, kind, merged):
+    """The parameters behind those that train in full, and those behind merged ones."""
+    expected = logits(fresh(kind)[0].double(), kind)
+    model, injection = whole(name, kind)
+    if merged:
+        injection.merge()
+    model.double()
+    adapters_of(model).unmerge()
+    with injection.disabled():
+        assert torch.equal(logits(model, kind), expected)
+    assert {p.dtype for p in base_parameters(model).values()} == {torch.float64}
+    assert torch.equal(logits(injection.remove(), kind), expected)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def by_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def by_file(model):
+    memory = io.BytesIO()
+    torch.save(model, memory)
+    memory.seek(0)
+    return torch.load(memory, weights_only=False)
+
+
+def addresses(tensors):
+    return {t.data_ptr() for t in tensors}
+
+
+@every_model
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_file])
+def test_a_copied_model_has_adapters_of_its_own(name, kind, copied):
+    model, injection = dropped(whole, name, kind)
+    expected = logits(model, kind)
+    other = copied(model)
+    (own,) = adapters_of(other).values()
+    assert own.model is other and own is not injection
+    assert torch.equal(logits(other, kind), expected)
+    assert not addresses(other.parameters()) & addresses(model.parameters())
+    assert {id(p) for p in own.parameters()} == {id(p) for p in other.parameters() if p.requires_grad}
+    other.train()
+    if own.parameters():
+        train(own, lambda: other(**batch(kind)).loss, steps=2)
+        assert not torch.equal(logits(other.eval(), kind), expected)
+    assert injection.clock.tick == 0 < own.clock.tick + (not own.clock.read)
+    own.merge()
+    own.unmerge()
+    assert torch.equal(logits(own.remove().eval(), kind), logits(fresh(kind)[0], kind))
+    assert not other._forward_pre_hooks
+    assert torch.equal(logits(model, kind), expected)
+    injection.remove()
+
+
+@some_layers
+@every_variant
+@pytest.mark.parametrize("first", ["copy", "original"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_layer_and_its_deep_copy_do_not_touch_each_other(name, kind, first, merged):
+    model, injection, x = adapted(name, kind)
+    before, expected = lone(kind, dtype=torch.float32)(x), model(x)
+    if merged:
+        injection.merge()
+    other = duplicate(model)
+    (own,) = adapters_of(other).values()
+    one, rest = ((other, own), (model, injection))[:: 1 if first == "copy" else -1]
+    one[1].unmerge()
+    one[1].remove()
+    assert_close(one[0](x), before)
+    rest[1].unmerge()
+    assert_close(rest[0](x), expected, **EXACT)
+    perturb(inject(one[0], name, target_modules=[one[0].target], name="other", **settings(name)))
+    assert_close(rest[0](x), expected, **EXACT)
+    rest[1].remove()
+    assert_close(rest[0](x), before)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_can_be_pickled_with_any_choice(name):
+    for key, parameter in hyperparameters(variants()[name]).items():
+        for choice in typing.get_args(parameter.annotation):
+            if isinstance(choice, str):
+                model, _ = whole(name, "bert", **{key: choice})
+                assert torch.equal(logits(by_pickle(model), "bert"), logits(model, "bert"))
+
+
+def test_torch_does_not_pickle_a_parametrised_module():
+    """Adapted stacked experts and torch's own attention: `save_adapter` is the way, or merging."""
+    model, injection, _ = adapted(MATRIX[0], "attention")
+    with pytest.raises(RuntimeError, match="state_dict"):
+        pickle.dumps(model.holder)
+    injection.merge()
+    injection.remove()
+    pickle.dumps(model.holder)
+
+
+# --- torch.func, inference and modes -----------------------------------------------------------------------
+
+
+@some_layers
+@every_variant
+@pytest.mark.parametrize("training", [False, True])
+def test_functional_calls_reach_the_adapter(name, kind, training):
+    model, injection, x = adapted(name, kind, dtype=torch.float64)
+    model.train(training)
+    path = {id(p): n for n, p in model.named_parameters()}
+    here = {path[id(p)]: p.detach().clone() for p in injection.parameters()}
+    randomise(here.values(), 0.2, seed=3)
+
+    def loss(values, x):
+        return loss_of(functional_call(model, values, (x,)))
+
+    got_y, got = functional_call(model, here, (x,)), grad(loss)(here, x)
+    each = vmap(grad(loss), in_dims=(None, 0))(here, x)
+    with torch.no_grad():
+        for n, value in here.items():
+            model.get_parameter(n).copy_(value)
+    assert_close(got_y, model(x))
+    for n, gradient in zip(here, gradients(loss_of(model(x)), injection), strict=True):
+        assert_close(got[n], gradient)
+    for i, row in enumerate(x):
+        for n, gradient in zip(here, gradients(loss_of(model(row)), injection), strict=True):
+            assert_close(each[n][i], gradient)
+
+
+@every_layer
+@every_variant
+def test_inference_mode_gives_the_same_and_leaves_nothing_behind(name, kind):
+    model, injection, x = adapted(name, kind)
+    with torch.inference_mode():
+        got, weight = model(x), seen(model)
+    assert_close(got, model(x))
+    assert_close(weight, seen(model))
+    train(injection, lambda: loss_of(model(x)), steps=2)
+
+
+@every_layer
+@every_variant
+def test_modes_reach_every_adapter(name, kind):
+    """Active or not, those that are there and those that come later."""
+    model = lone(kind).eval()
+    first = dropped(lambda *_, **more: adapt(model, name, **more))
+    assert not any(module.training for module in only(first)[0].modules())
+    model.train()
+    second = inject(model, name, target_modules=[model.target], name="second", **settings(name))
+    for mode in (True, False, True):
+        model.train(mode)
+        for injection in (first, second):
+            assert {m.training for m in only(injection)[0].modules()} == {mode}
