@@ -117,7 +117,8 @@ class LinearHost(LayerHost):
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
         # Exact type: a subclass (quantised, or bypassed by a fused kernel) needs a host of its own.
-        return type(layer) is nn.Linear and layer.weight.is_floating_point()
+        plain = type(layer) is nn.Linear or type(layer).__name__ == "FalconLinear"
+        return plain and layer.weight.is_floating_point()  # type: ignore[operator]
 
     def view(self, stored: Tensor) -> Tensor:
         return stored
@@ -154,10 +155,25 @@ class EmbeddingHost(LayerHost):
         return stored.T
 
     def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
-        return F.embedding(x, W_OI.T)
+        # As in PEFT, a padding token teaches its own column nothing.
+        return F.embedding(x, W_OI.T, padding_idx=self.layer.padding_idx)  # type: ignore[arg-type]
 
     def dropped(self, x: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
         return x  # token ids cannot be dropped to zero
+
+
+class ScaledEmbeddingHost(EmbeddingHost):
+    """transformers' `…ScaledWordEmbedding` (Gemma, BART): an embedding times a constant."""
+
+    kind = "scaled embedding"
+
+    @classmethod
+    def accepts(cls, layer: nn.Module) -> bool:
+        named = type(layer).__name__.endswith("ScaledWordEmbedding") and hasattr(layer, "embed_scale")
+        return named and len(list(layer.parameters())) == 1
+
+    def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
+        return super().times(x, W_OI) * self.layer.embed_scale  # type: ignore[operator]
 
 
 class ConvHost(LayerHost):
@@ -226,7 +242,13 @@ class ParameterHost(Host):
         return W_OI.T if self.transposed else W_OI
 
 
-HOSTS: tuple[type[LayerHost], ...] = (LinearHost, Conv1DHost, EmbeddingHost, ConvHost)
+HOSTS: tuple[type[LayerHost], ...] = (
+    LinearHost,
+    Conv1DHost,
+    EmbeddingHost,
+    ScaledEmbeddingHost,
+    ConvHost,
+)
 DENSE: tuple[type[LayerHost], ...] = (LinearHost, Conv1DHost)
 KINDS: tuple[type[Host], ...] = (*HOSTS, ParameterHost)
 

@@ -13,7 +13,7 @@ from torch import nn
 from lora_zoo.adapters.beneath import beneath, own_parameters
 from lora_zoo.adapters.hosts import DENSE, Host, ParameterHost, find_host
 from lora_zoo.adapters.layouts import Rows, parts_of, stack_of
-from lora_zoo.adapters.roles import role_of
+from lora_zoo.adapters.roles import of_head, role_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def places(model: nn.Module) -> list[Place]:
 
 def _of(name: str, module: nn.Module, config: Any) -> Iterator[Place]:
     if host := find_host(module):
-        yield Place(name, name, role_of(name), host)
-        if isinstance(host, DENSE):
-            for role, rows in parts_of(name, host.matrix().shape[0], config).items():
-                yield Place(f"{name}.{role}", name, role, type(host)(module, rows), whole=name)
-    elif isinstance(module, nn.MultiheadAttention):
+        parts = parts_of(name, host.matrix().shape[0], config) if isinstance(host, DENSE) else {}
+        yield Place(name, name, "" if parts else role_of(name), host)
+        for role, rows in parts.items():
+            yield Place(f"{name}.{role}", name, role, type(host)(module, rows), whole=name)
+    elif isinstance(module, nn.MultiheadAttention) and not of_head(name):
         yield from _of_attention(name, module)
     else:
         for parameter, tensor in own_parameters(module).items():

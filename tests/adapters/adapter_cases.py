@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
 from lora_zoo.adapters.adapter import Adapter, LowRank
@@ -122,6 +123,9 @@ KINDS = {
     "linear_without_bias": Kind(lambda O, I: nn.Linear(I, O, bias=False)),
     "conv1d": Kind(Conv1D, lambda stored, W_OI: W_OI.T),
     "embedding": Kind(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
+    "scaled_embedding": Kind(
+        lambda O, I: Gemma3TextScaledWordEmbedding(I, O, None, embed_scale=3.0), lambda stored, W_OI: W_OI.T
+    ),
     **{
         name: Kind(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
         for name, make in {
@@ -236,7 +240,7 @@ def with_matrix(model, W_OI, x):
 
 def inputs(kind, I=14, dtype=torch.float64, seed=0, batch=(3, 4)):
     source = torch.Generator().manual_seed(seed)
-    if kind == "embedding":
+    if kind.endswith("embedding"):
         return torch.randint(I, batch, generator=source)
     return torch.randn(*batch, I, generator=source, dtype=torch.float64).to(dtype)
 
