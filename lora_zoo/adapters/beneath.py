@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lora_zoo.adapters.hosts import ParameterHost
-from lora_zoo.adapters.shells import Adapted
+from lora_zoo.adapters.shells import Adapted, Reparametrised
 
 
 def beneath(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -29,8 +28,11 @@ def beneath(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that `module` itself holds, parametrised ones under their own names."""
     found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    for name in getattr(module, "parametrizations", {}):
-        found[name] = ParameterHost(module, name).tensor()  # type: ignore[assignment]
+    for name, by in getattr(module, "parametrizations", {}).items():
+        if isinstance(by[-1], Reparametrised):
+            found[name] = by.original
+        else:  # somebody else's, weight_norm for example
+            found |= {f"parametrizations.{name}.{own}": tensor for own, tensor in by.named_parameters()}
     return found
 
 

@@ -52,8 +52,6 @@ class Injection:
             self.trained = untie(model, plan.in_full)
             self.originals = {name: every[name] for name in self.trained}
         self.in_full = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
-        tied = ({n for n, p in every.items() if p is original} for original in self.originals.values())
-        self.unties = any(names - self.trained.keys() for names in tied)
         self._hook = model.register_forward_pre_hook(self.clock.advance)
         self._group.enter(self)
 

@@ -28,7 +28,7 @@ def in_layers(
     for place in known:
         if inside := layer_of(place.name):
             depth[inside[0]] = max(depth.get(inside[0], 0), inside[1] + 1)
-    items = [layers] if isinstance(layers, (int, str)) else list(layers)
+    items = [layers] if isinstance(layers, (int, float, str)) else list(layers)
     wanted = {stack: {n for item in items for n in _numbers(item, count)} for stack, count in depth.items()}
     for item in items:
         if not any(_numbers(item, count) for count in depth.values()):
@@ -46,4 +46,4 @@ def _numbers(item: int | str, count: int) -> set[int]:
         number = int(match[1])
         return {number % count} if -count <= number < count else set()
     last = int(match[3]) if match[3] else count - 1
-    return set(range(int(match[2]), min(last, count - 1) + 1))
+    return set(range(int(match[2]), last + 1)) if last < count else set()

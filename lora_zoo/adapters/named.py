@@ -16,7 +16,7 @@ from torch import nn
 from lora_zoo.adapters.beneath import base_parameters
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.adapters.shells import Shell, make_shell, put
-from lora_zoo.adapters.tying import say_tied, says_tied, warn_if_tied
+from lora_zoo.adapters.tying import Tying, warn_if_tied
 
 if TYPE_CHECKING:
     from lora_zoo.adapters.injection import Injection
@@ -34,7 +34,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
         self._shells: dict[str, Shell] = {}
         self._merged: dict[str, nn.Parameter] | None = None
         self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
-        self._tied = says_tied(model)
+        self._tying = Tying(model)
 
     def __getitem__(self, name: str) -> "Injection":
         return self._by_name[name]
@@ -80,7 +80,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
         for shell in self._shells.values():
             shell.active = names
         self.active = names
-        say_tied(self.model, self._tied and not any(self._by_name[name].unties for name in names))
+        self._tying.update()
 
     def _check_compatible(self, together: list["Injection"]) -> None:
         owner: dict[str, str] = {}
@@ -143,6 +143,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
             if effective is not original:
                 warn_if_tied(self.model, key, original)
                 shell.store(nn.Parameter(effective, requires_grad=False))
+        self._tying.update()
 
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""
@@ -150,7 +151,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
             self._shells[key].store(original)
             self._shells[key].install(self.model)
         if self._merged is not None:
-            say_tied(self.model, self._tied and not any(self._by_name[name].unties for name in self.active))
+            self._tying.update()
         self._merged = None
 
     def leave(self, name: str) -> None:

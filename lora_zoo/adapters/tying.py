@@ -22,19 +22,27 @@ def cost_of_untying(parameter: nn.Parameter) -> str:
 def warn_if_tied(model: nn.Module, key: str, original: nn.Parameter) -> None:
     others = [n for n in names_of(model, original) if n != key and n.rpartition(".")[0] != key]
     if others:
-        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=3)
-        say_tied(model, False)
+        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=5)
 
 
-def says_tied(model: nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+class Tying:
+    """What the model's configuration says of tied weights, and whether that is still so."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.config = model, getattr(model, "config", None)
+        self.said = getattr(self.config, "tie_word_embeddings", None)
+        self.were = has_ties(model)
+
+    def update(self) -> None:
+        """Tell transformers that a model in which nothing is tied any more is saved and loaded untied."""
+        if self.said is not None:
+            still = has_ties(self.model) or not self.were
+            self.config.tie_word_embeddings = self.said and still  # type: ignore[union-attr]
 
 
-def say_tied(model: nn.Module, tied: bool) -> None:
-    """Tell transformers whether the saved model's head is its embedding."""
-    config = getattr(model, "config", None)
-    if hasattr(config, "tie_word_embeddings"):
-        config.tie_word_embeddings = tied  # type: ignore[union-attr]
+def has_ties(model: nn.Module) -> bool:
+    every = base_parameters(model).values()
+    return len({id(p) for p in every}) < len(every)
 
 
 def untie(model: nn.Module, in_full: Iterable[str]) -> dict[str, nn.Parameter]:

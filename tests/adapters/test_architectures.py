@@ -462,22 +462,7 @@ EVERY = list(ARCHITECTURES)
 SAVED = [name for name in EVERY if isinstance(ARCHITECTURES[name].make, str)]
 ATTENTIVE = [name for name in EVERY if "q" in ARCHITECTURES[name].roles]
 
-# What the package cannot do yet: an entry that works makes its tests fail, and is then deleted.
-REFUSED = {
-    **{name: "no host accepts FalconLinear" for name in EVERY if name.startswith("Falcon")},
-    "Wav2Vec2": "own_parameters() raises AttributeError on weight_norm",
-}
-SCALED = {name: "no host accepts an embedding that scales its output" for name in ("Gemma", "BART")}
-LOST = {name: "config.tie_word_embeddings becomes False, other ties stay" for name in ("BERT-MLM", "BART")}
-DOUBLED = {"Moonshine": "a fused layer plays a role beside those of its parts"}
-
-
-def known_faults(names, *faults):
-    marks = {n: pytest.mark.xfail(strict=True, reason=why) for each in faults for n, why in each.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
-
-
-every = pytest.mark.parametrize("name", known_faults(EVERY, REFUSED))
+every = pytest.mark.parametrize("name", EVERY)
 
 
 # --- roles --------------------------------------------------------------------------------------------------
@@ -487,7 +472,7 @@ def starred(name):
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
-@pytest.mark.parametrize("name", known_faults(EVERY, REFUSED, SCALED, DOUBLED))
+@every
 def test_a_role_means_the_layers_that_play_it(name):
     model, roles = fresh(name), ARCHITECTURES[name].roles
     for role in ROLES:
@@ -500,7 +485,7 @@ def test_a_role_means_the_layers_that_play_it(name):
         assert len(found) == sum(roles[role].values())
 
 
-@pytest.mark.parametrize("name", known_faults(ATTENTIVE, REFUSED, DOUBLED))
+@pytest.mark.parametrize("name", ATTENTIVE)
 def test_all_linear_is_every_linear_layer_outside_the_head(name):
     model, roles = fresh(name), set(ARCHITECTURES[name].roles) - {"embed", "head"}
     found = resolve(model, "all-linear")
@@ -533,7 +518,7 @@ def test_merged_is_adapted_and_plain_transformers_reads_it(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*unties")
-@pytest.mark.parametrize("name", known_faults(EVERY, REFUSED, SCALED, LOST, DOUBLED))
+@pytest.mark.parametrize("name", EVERY)
 def test_all_roles_at_once(name, tmp_path):
     model, injection = adapted(name, targets=all_roles(name))
     assert torch.equal(logits(model, name), logits(fresh(name), name))
@@ -602,7 +587,7 @@ FUSED = [
 SEQUENCES = [n for n in ATTENTIVE if ARCHITECTURES[n].inputs in ("text", "seq2seq") and n != "GPT-OSS"]
 
 
-@pytest.mark.parametrize("name", known_faults(FUSED, REFUSED))
+@pytest.mark.parametrize("name", FUSED)
 def test_parts_share_out_the_rows_of_their_whole(name):
     known = {place.name: place for place in places(fresh(name))}
     rows = {}
@@ -615,7 +600,7 @@ def test_parts_share_out_the_rows_of_their_whole(name):
         assert sorted(numbers) == list(range(known[tensor].shape[0]))
 
 
-@pytest.mark.parametrize("name", known_faults(FUSED, REFUSED, DOUBLED))
+@pytest.mark.parametrize("name", FUSED)
 def test_parts_that_are_not_adapted_stay_to_the_bit(name):
     plain, seen = fresh(name), {}
     parts = [place for place in places(plain) if place.whole]
@@ -641,7 +626,7 @@ def test_parts_that_are_not_adapted_stay_to_the_bit(name):
         assert torch.equal(now[place.name], place.host.matrix()) == (place in idle), place.name
 
 
-@pytest.mark.parametrize("name", known_faults(SEQUENCES, REFUSED))
+@pytest.mark.parametrize("name", SEQUENCES)
 def test_one_token_attends_to_its_own_value(name):
     """A softmax over one key is 1 whatever q and k (GPT-OSS attends to a sink as well)."""
     expected = logits(fresh(name), name, length=1)
@@ -674,7 +659,7 @@ def test_one_expert_s_matrix_is_changed_where_the_forward_pass_reads_it(name, ro
         assert n == parameter or torch.equal(model.get_parameter(n), p)
 
 
-@pytest.mark.parametrize("name", known_faults(FUSED, REFUSED))
+@pytest.mark.parametrize("name", FUSED)
 def test_pissa_starts_from_the_part_s_own_principal_directions(name):
     _, injection = adapted(name, "pissa")
     plain = {place.name: place.host.matrix() for place in places(fresh(name))}
@@ -695,13 +680,18 @@ def test_torch_s_fast_path_sees_the_adapters():
 
 TIED = [
     "Llama, tied", "GPT-2", "GPT-BigCode", "BLOOM", "Falcon, new", "MPT", "OPT", "BERT-MLM", "T5",
-    "T5, gated", "BART", "Whisper",
+    "T5, gated", "BART", "Whisper", "Gemma",
 ]  # fmt: skip
+PAIRS = {
+    f"{name}: {'+'.join(targets)}": (name, targets)
+    for name in TIED
+    for targets in (["embed"], ["head"], ["embed", "head"])
+}
 
 
-@pytest.mark.parametrize("targets", [("embed",), ("head",), ("embed", "head")], ids="+".join)
-@pytest.mark.parametrize("name", known_faults(TIED, LOST))
-def test_adapting_tied_embeddings_warns_of_the_cost_and_survives_the_disk(name, targets, tmp_path):
+@pytest.mark.parametrize("pair", PAIRS)
+def test_adapting_tied_embeddings_warns_of_the_cost_and_survives_the_disk(pair, tmp_path):
+    name, targets = PAIRS[pair]
     model, injection = moved(name, targets=targets)
     before = fresh(name).config.to_dict()
     expected = logits(model, name)
@@ -721,7 +711,7 @@ def test_adapting_tied_embeddings_warns_of_the_cost_and_survives_the_disk(name, 
     assert described(model) == described(fresh(name))
 
 
-@pytest.mark.parametrize("name", known_faults(TIED, REFUSED, {"BART": LOST["BART"]}))
+@pytest.mark.parametrize("name", TIED)
 def test_a_tied_head_that_trains_in_full_survives_the_disk(name, tmp_path):
     with pytest.warns(UserWarning, match=r"is tied to .* a copy of 592 parameters \(0.0 MiB\)"):
         model, injection = moved(name, modules_to_save=list(ARCHITECTURES[name].roles["head"]))
@@ -770,7 +760,7 @@ def test_what_is_saved_loads_where_lora_zoo_is_not_installed(tmp_path):
 # --- against PEFT -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", known_faults(EVERY, REFUSED, DOUBLED))
+@every
 def test_outputs_and_gradients_are_peft_s(name):
     """On each whole layer of a block that PEFT adapts too, and on the convolutions."""
     plain = fresh(name)
@@ -823,12 +813,7 @@ def test_layers_are_the_model_s_repeated_blocks(name, layers, wanted):
     assert len(expected) == both * len(wanted) // 2
 
 
-HALF_OUT = pytest.mark.xfail(strict=True, reason="a range is cut off silently at the last layer")
-
-
-@pytest.mark.parametrize(
-    "layers", [2, -3, "2", "2-", "5-9", [0, 7], [-1, "3-"], pytest.param("0-2", marks=HALF_OUT)], ids=str
-)
+@pytest.mark.parametrize("layers", [2, -3, "2", "2-", "5-9", [0, 7], [-1, "3-"], "0-2"], ids=str)
 @pytest.mark.parametrize("name", NUMBERED)
 def test_a_layer_out_of_range_is_refused(name, layers):
     with pytest.raises(ValueError, match=r"layers=.*: the model's layers are 0-1"):
@@ -938,7 +923,7 @@ def generated(model, name, steps):
     return model.generate(**inputs(name), **asked, pad_token_id=0)[:, -steps:]
 
 
-@pytest.mark.parametrize("name", known_faults(GENERATING, REFUSED))
+@pytest.mark.parametrize("name", GENERATING)
 def test_generation_is_that_of_the_forward_pass_adapted_and_merged(name):
     model, injection = moved(name)
     expected = greedy(model, name, 4)
@@ -957,7 +942,7 @@ def embeddings(model):
 
 
 @pytest.mark.filterwarnings("ignore:.*unties")
-@pytest.mark.parametrize("name", known_faults(GENERATING, SCALED))
+@pytest.mark.parametrize("name", GENERATING)
 def test_the_embeddings_that_others_ask_for_have_the_effective_weight(name):
     model, injection = moved(name, targets=["embed", "head"])
     effective = {u.name: u.W_OI + u.dW_OI for u in injection}
@@ -994,8 +979,6 @@ def entry(place):
 
 
 def row(name):
-    if name in REFUSED:
-        return f"| {name} | {REFUSED[name]} |" + " |" * (len(ROLES) - 1)
     found = [(place.role, entry(place)) for place in places(fresh(name))]
     cells = (Counter(end for own, end in found if own == role) for role in ROLES)
     return "| " + " | ".join([name, *("<br>".join(f"{e} × {n}" for e, n in c.items()) for c in cells)]) + " |"
