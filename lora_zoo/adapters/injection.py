@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.hosts import uncast
 from lora_zoo.adapters.method import Method
 from lora_zoo.adapters.named import adapters_of
 from lora_zoo.adapters.places import Place
@@ -76,7 +77,9 @@ class Injection:
         with torch.no_grad(), self._group.unmerged():
             for name, adapter in self.adapters.items():
                 W_OI = _wide(self.places[name].host.matrix())
-                yield Update(name, W_OI, adapter.weight(W_OI) - W_OI)
+                with uncast(W_OI.device):
+                    update = Update(name, W_OI, adapter.weight(W_OI) - W_OI)
+                yield update
             for name in self.in_full:
                 if self.originals[name].ndim == 2:
                     W_OI = _wide(self.originals[name])
