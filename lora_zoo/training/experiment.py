@@ -33,7 +33,7 @@ def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
     """What the settings say of targets, in the words of `inject`."""
 
     def listed(names: Any) -> list[str]:
-        return [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
+        return [str(name) for name in (names if isinstance(names, (list, tuple)) else [names])]
 
     return {
         "target_modules": listed(settings.target_modules),
