@@ -14,6 +14,7 @@ from lora_zoo.adapters.hosts import Host
 from lora_zoo.adapters.places import Place, places
 from lora_zoo.adapters.planning import at, build, prepared
 from lora_zoo.adapters.randomness import Clock
+from lora_zoo.adapters.roles import ROLES
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,5 @@ def _idle(known: list[Place], adapted: list[Place], in_full: set[str]) -> dict[s
     busy, split = {place.name for place in adapted}, {place.whole for place in known}
     left = [p for p in known if p.name not in busy | split and p.whole not in busy]
     still = [p for p in left if not {p.tensor, f"{p.tensor}.weight"} & in_full]
-    return dict(Counter(place.role or "other" for place in still))
+    count = Counter(place.role or "other" for place in still)
+    return {role: count[role] for role in (*ROLES, "other") if count[role]}
