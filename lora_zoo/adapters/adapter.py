@@ -5,6 +5,7 @@ variant overrides `forward` only to compute the same value faster.
 Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ class Adapter(nn.Module, Variant):
         for place in chosen:
             if reason := cls.refuses.get(place.host.kind):
                 raise ValueError(f"{cls.name} cannot adapt {place.name}, a {place.host.kind}: {reason}")
+        if sentence := targets.overlooked(known, asked, chosen):
+            warnings.warn(sentence, stacklevel=4)
         said = [targets.missing(model, known, *miss) for miss in missed]
         return Plan(chosen, targets.parameters_of(model, modules_to_save), said)
 

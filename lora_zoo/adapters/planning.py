@@ -107,10 +107,11 @@ def build(prepared: Prepared, *, seed: int, clock: Clock) -> dict[str, Adapter]:
     device = plan.adapted[0].host.matrix().device
     shared = variant.method.shared(shapes, device, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
+    taken = accepted(variant.__init__, hyper).keys()
     return {
         place.name: make(
             Site(place.name, place.host, seed, clock, shared),
-            **accepted(variant.__init__, own[place.name]),
+            **{key: own[place.name][key] for key in taken},
         )
         for place in plan.adapted
     }

@@ -114,8 +114,9 @@ def _row(place: Place, adapter: Adapter, hyper: dict[str, Any]) -> Row:
 
 
 def _idle(known: list[Place], adapted: list[Place], in_full: set[str]) -> dict[str, int]:
-    busy, split = {place.name for place in adapted}, {place.whole for place in known}
-    left = [p for p in known if p.name not in busy | split and p.whole not in busy]
+    busy = {place.name for place in adapted}
+    taken = busy | {place.whole for place in known}
+    left = [p for p in known if p.name not in taken and p.whole not in busy]
     still = [p for p in left if not {p.tensor, f"{p.tensor}.weight"} & in_full]
     count = Counter(place.role or "other" for place in still)
     return {role: count[role] for role in (*ROLES, "other") if count[role]}

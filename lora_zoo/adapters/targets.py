@@ -100,9 +100,7 @@ def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
         kinds = "/".join(sorted({type(module).__name__ for module in exists}))
         return f"{key}: {target!r} is a {kinds}, which holds no matrix to adapt"
     ends = sorted({p.name.rpartition(".")[2] for p in known if not p.whole and p.name == p.tensor})
-    unsliced = [
-        end for end in ends if fused(end) and not any(p.whole and _ends(p.tensor, end) for p in known)
-    ]
+    unsliced = sorted({name.rpartition(".")[2] for name in _unsliced(known)})
     if unsliced and target in {"q", "k", "v"}:
         return (
             f"{key}: role {target!r} is fused into {', '.join(unsliced)} in this model, in an order that is "
@@ -112,6 +110,27 @@ def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
     if target in ROLES:
         return f"{key}: this model has no role {target!r}. It has: {', '.join(roles) or 'none'}"
     return f"{key}: " + unknown("target", target, [*roles, "all-linear", *ends])
+
+
+def _unsliced(known: list[Place]) -> list[str]:
+    """The names of layers that seem to fuse q, k and v, in an order that is not known."""
+    sliced = {p.whole for p in known}
+    return [p.name for p in known if not p.whole and fused(p.name) and p.name not in sliced]
+
+
+def overlooked(known: list[Place], asked: Targets, chosen: list[Place]) -> str:
+    """A sentence where a role is adapted in some layers while others fuse it in an unknown order."""
+    roles = [target for target in listed(asked.target_modules) if target in {"q", "k", "v"}]
+    meant = {p.name for target in listed(asked.exclude_modules) for p in matching(known, target)}
+    meant |= {p.name for p in chosen}
+    left = [name for name in _unsliced(known) if name not in meant]
+    if not roles or not left or not any(p.role in roles for p in chosen):
+        return ""
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return (
+        f"target_modules: {left[0]}{more} may hold {', '.join(roles)} as well, fused in an order that is not "
+        "known here, and stays as it is; declare_fused() tells the order, exclude_modules that this is meant"
+    )
 
 
 def by_pattern(chosen: list[Place], patterns: dict[str, float], key: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
@@ -248,6 +249,27 @@ def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_
     first = {"v": 0, "q": 2, "k": 4}[role]
     assert place.name == f"qkv.{role}"
     assert place.host.part.tolist() == [first, first + 1, first + 6, first + 7]
+
+
+class Mixed(nn.Module):
+    """One layer whose q is known beside one that fuses it in an order of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.ModuleDict({"q_proj": nn.Linear(4, 4)}), Fused()
+
+
+def test_a_role_that_is_known_in_some_layers_only_is_warned_of():
+    with pytest.warns(UserWarning, match=r"second\.qkv may hold q as well"):
+        assert list(inject(Mixed(), "lora", rank=1, target_modules=["q"]).places) == ["first.q_proj"]
+    for meant in (
+        {"exclude_modules": ["qkv"]},
+        {"target_modules": ["q", "qkv"]},
+        {"target_modules": ["q_proj"]},
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            inject(Mixed(), "lora", rank=1, **{"target_modules": ["q"], **meant})
 
 
 def test_a_fused_projection_is_adapted_whole_or_in_parts():
