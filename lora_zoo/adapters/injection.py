@@ -114,7 +114,12 @@ class Injection:
         self._group.activate(*others, *([self.name] if active else []))
 
     def merge(self) -> None:
-        """Write the effective weights of the model's active adapters into plain layers: see NamedAdapters."""
+        """Write the effective weights of the model's active adapters into plain layers: see NamedAdapters.
+
+        ValueError where this adapter is not among them.
+        """
+        if self.name not in self._group.active:
+            raise ValueError(f"the adapter {self.name!r} is not active; activate() it before merging")
         self._group.merge()
 
     def unmerge(self) -> None:

@@ -71,6 +71,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
+        names = tuple(dict.fromkeys(names))
         self._check_compatible([self._by_name[name] for name in names])
         self.unmerge()
         for injection in self._by_name.values():
@@ -180,7 +181,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
         for injection in self._by_name.values():
             injection.forget()
         for name, parameter in base_parameters(self.model).items():
-            parameter.requires_grad_(self._required_grad[name])
+            parameter.requires_grad_(self._required_grad.get(name, True))
         self._by_name, self._shells, self._merged, self.active = {}, {}, None, ()
         self.model.__dict__.pop(_KEY, None)
         return self.model

@@ -112,6 +112,15 @@ def test_an_adapter_is_deleted_and_leaves_no_trace(kind):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_an_adapter_that_is_named_twice_acts_once():
+    model, _, _ = two("dora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    adapters.activate("a", "b", "a")
+    twice = model(x)
+    adapters.activate("a", "b")
+    assert adapters.active == ("a", "b") and torch.equal(model(x), twice)
+
+
 def test_deleting_the_active_adapter_leaves_the_others_active():
     model, first, _ = two("lora", "linear")
     adapters_of(model).activate("a", "b")
@@ -206,6 +215,7 @@ def test_full_fine_tuning_beside_an_adapter_trains_what_lies_beneath():
         (lambda m: adapters_of(m).activate("c"), "unknown adapter 'c'. Did you mean|unknown adapter 'c'"),
         (lambda m: inject(m, "lora", target_modules=["layer"], name="a"), "adapted already by 'a'"),
         (lambda m: (adapters_of(m).merge(), adapters_of(m)["a"].remove()), "merged"),
+        (lambda m: adapters_of(m)["a"].merge(), "'a' is not active"),
     ],
 )
 def test_what_cannot_be_is_refused(call, said):
