@@ -192,11 +192,12 @@ class ConvHost(LayerHost):
         return stored.flatten(1)
 
     def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
-        return self._convolved(x, W_OI)
+        kernel = W_OI.view(-1, *self.tensor().shape[1:])
+        return self.layer._conv_forward(x.to(W_OI.dtype), kernel, None)  # type: ignore[operator]
 
     def low_rank(self, x: Tensor, B_OR: Tensor, A_RI: Tensor) -> Tensor:
         groups: int = self.layer.groups  # type: ignore[assignment]
-        h = self._convolved(x, A_RI.repeat(groups, 1))
+        h = self.times(x, A_RI.repeat(groups, 1))
         pointwise = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self._space()]
         return pointwise(h, self.rows(B_OR), groups=groups)
 
@@ -205,10 +206,6 @@ class ConvHost(LayerHost):
 
     def _space(self) -> int:
         return self.tensor().ndim - 2
-
-    def _convolved(self, x: Tensor, W_OI: Tensor) -> Tensor:
-        kernel = W_OI.view(-1, *self.tensor().shape[1:])
-        return self.layer._conv_forward(x.to(W_OI.dtype), kernel, None)  # type: ignore[operator]
 
 
 class ParameterHost(Host):
@@ -253,16 +250,19 @@ DENSE: tuple[type[LayerHost], ...] = (LinearHost, Conv1DHost)
 KINDS: tuple[type[Host], ...] = (*HOSTS, ParameterHost)
 
 
-def find_host(
-    layer: nn.Module, part: Rows = EVERY, kinds: tuple[type[LayerHost], ...] = HOSTS
-) -> LayerHost | None:
+def find_host(layer: nn.Module, kinds: tuple[type[LayerHost], ...] = HOSTS) -> LayerHost | None:
     """The host of `layer`, or None where no kind accepts it."""
-    return next((kind(layer, part) for kind in kinds if kind.accepts(layer)), None)
+    return next((kind(layer) for kind in kinds if kind.accepts(layer)), None)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype of an adapter's tensors on a base of `dtype`: float32, or float64 on a float64 base."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def wide(W: Tensor) -> Tensor:
+    """`W` detached, in float32 or wider."""
+    return W.detach().to(at_least_float32(W.dtype))
 
 
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:

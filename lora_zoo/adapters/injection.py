@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.beneath import base_parameters
-from lora_zoo.adapters.hosts import uncast
+from lora_zoo.adapters.hosts import uncast, wide
 from lora_zoo.adapters.method import Method
 from lora_zoo.adapters.named import adapters_of
 from lora_zoo.adapters.places import Place
@@ -76,14 +76,14 @@ class Injection:
         """Every matrix that this adapter changes as `name, W, ΔW`, detached; W is the frozen one."""
         with torch.no_grad(), self._group.unmerged():
             for name, adapter in self.adapters.items():
-                W_OI = _wide(self.places[name].host.matrix())
+                W_OI = wide(self.places[name].host.matrix())
                 with uncast(W_OI.device):
                     update = Update(name, W_OI, adapter.weight(W_OI) - W_OI)
                 yield update
             for name in self.in_full:
                 if self.originals[name].ndim == 2:
-                    W_OI = _wide(self.originals[name])
-                    yield Update(name.removesuffix(".weight"), W_OI, _wide(self.trained[name]) - W_OI)
+                    W_OI = wide(self.originals[name])
+                    yield Update(name.removesuffix(".weight"), W_OI, wide(self.trained[name]) - W_OI)
 
     def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimiser groups: the variant's own for its adapters, and one or two for what trains in full.
@@ -206,7 +206,3 @@ def inject(
     if ready.plan.missed:
         raise ValueError(ready.plan.missed[0])
     return Injection(model, ready, seed=seed, name=name)
-
-
-def _wide(W: Tensor) -> Tensor:
-    return W.detach().to(torch.promote_types(W.dtype, torch.float32))

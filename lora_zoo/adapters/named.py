@@ -16,7 +16,7 @@ from torch import nn
 from lora_zoo.adapters.beneath import base_parameters
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.adapters.shells import Shell, make_shell, put
-from lora_zoo.adapters.tying import Tying, warn_if_tied
+from lora_zoo.adapters.tying import Tying, names_by_parameter, warn_if_tied
 
 if TYPE_CHECKING:
     from lora_zoo.adapters.injection import Injection
@@ -92,8 +92,7 @@ class NamedAdapters(Mapping[str, "Injection"]):
                 owner[name] = injection.name
         for injection in together:
             for place in injection.places.values():
-                held = next((n for n in owner if n == place.tensor or n.startswith(f"{place.tensor}.")), None)
-                if held:
+                if held := next(filter(place.holds, owner), None):
                     raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -135,14 +134,14 @@ class NamedAdapters(Mapping[str, "Injection"]):
             variant = self._by_name[name].variant
             if not variant.mergeable:
                 raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
-        self._merged = {}
+        self._merged, names = {}, names_by_parameter(self.model)
         for key, shell in self._shells.items():
             original = shell.stored
             self._merged[key] = original
             effective = shell.effective(original).detach() if shell.live() else original
             shell.uninstall(self.model)
             if effective is not original:
-                warn_if_tied(self.model, key, original)
+                warn_if_tied(key, original, names)
                 shell.store(nn.Parameter(effective, requires_grad=False))
         self._tying.update()
 

@@ -6,13 +6,14 @@ experts `….experts.gate_up_proj.3.up`, a slice of torch's attention `….in_pr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from lora_zoo.adapters.beneath import beneath, own_parameters
 from lora_zoo.adapters.hosts import DENSE, Host, ParameterHost, find_host
-from lora_zoo.adapters.layouts import Rows, parts_of, stack_of
+from lora_zoo.adapters.layouts import Stack, parts_of, stack_of
 from lora_zoo.adapters.roles import of_head, role_of
 
 
@@ -30,6 +31,10 @@ class Place:
     def shape(self) -> tuple[int, int]:
         O, I = self.host.matrix().shape
         return O, I
+
+    def holds(self, parameter: str) -> bool:
+        """Whether the parameter of that name is stored where this matrix is."""
+        return parameter == self.tensor or parameter.startswith(f"{self.tensor}.")
 
     @property
     def linear(self) -> bool:
@@ -57,7 +62,9 @@ def _of(name: str, module: nn.Module, config: Any) -> Iterator[Place]:
     else:
         for parameter, tensor in own_parameters(module).items():
             if tensor.ndim == 3:
-                yield from _of_experts(f"{name}.{parameter}", parameter, module, config)
+                E, first, second = tensor.shape
+                if stack := stack_of(f"{name}.{parameter}", (E, first, second), module, config):
+                    yield from _of_experts(f"{name}.{parameter}", module, parameter, stack)
 
 
 def _of_attention(name: str, module: nn.MultiheadAttention) -> Iterator[Place]:
@@ -76,19 +83,12 @@ def _of_attention(name: str, module: nn.MultiheadAttention) -> Iterator[Place]:
     yield Place(out, f"{out}.weight", "o", ParameterHost(module.out_proj, "weight"))
 
 
-def _of_experts(name: str, parameter: str, module: nn.Module, config: Any) -> Iterator[Place]:
-    tensor = own_parameters(module)[parameter]
-    E, first, second = tensor.shape
-    stack = stack_of(name, (E, first, second), module, config)
-    for expert in range(E) if stack else ():
-        assert stack is not None
-
-        def host(rows: Rows, expert: int = expert, transposed: bool = stack.transposed) -> ParameterHost:
-            return ParameterHost(module, parameter, rows, expert=expert, transposed=transposed)
-
+def _of_experts(name: str, module: nn.Module, parameter: str, stack: Stack) -> Iterator[Place]:
+    alone = next(iter(stack.parts)) if len(stack.parts) == 1 else ""
+    for expert in range(len(own_parameters(module)[parameter])):
         one = f"{name}.{expert}"
-        alone = next(iter(stack.parts)) if len(stack.parts) == 1 else ""
-        yield Place(one, name, alone, host(slice(None)))
+        make = partial(ParameterHost, module, parameter, expert=expert, transposed=stack.transposed)
+        yield Place(one, name, alone, make())
         if not alone:
             for role, rows in stack.parts.items():
-                yield Place(f"{one}.{role}", name, role, host(rows), whole=one)
+                yield Place(f"{one}.{role}", name, role, make(rows), whole=one)

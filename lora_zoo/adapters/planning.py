@@ -52,9 +52,8 @@ def prepared(
     complete = check(cls, hyper)
     plan = cls.plan(model, Targets(target_modules, exclude_modules, layers), modules_to_save)
     for place in plan.adapted:
-        clash = [n for n in plan.in_full if n == place.tensor or n.startswith(f"{place.tensor}.")]
-        if clash:
-            raise ValueError(f"{clash[0]} cannot both be adapted and train in full; drop it from one of them")
+        if clash := next(filter(place.holds, plan.in_full), None):
+            raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")
     patterns = patterned(cls, plan.adapted, {"rank": rank_pattern, "alpha": alpha_pattern})
     if budget is not None and plan.adapted:
         if "rank" in hyper:

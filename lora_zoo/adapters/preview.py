@@ -1,7 +1,7 @@
 """What an injection would do, without doing it: needs the model's structure only, so `meta` will do."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,18 +55,15 @@ class Outline(Host):
     """A host whose matrix has a shape and no numbers."""
 
     def __init__(self, host: Host) -> None:
-        super().__init__(host.layer, host.part)
+        super().__init__(host.layer)
         W_OI = host.matrix()
-        self.starts, self.sees_input = host.starts, host.sees_input  # type: ignore[misc]
+        self.kind, self.starts, self.sees_input = host.kind, host.starts, host.sees_input  # type: ignore[misc]
         self.outline = torch.empty(W_OI.shape, dtype=W_OI.dtype, device="meta")
 
     def tensor(self) -> Tensor:
         return self.outline
 
     def view(self, stored: Tensor) -> Tensor:
-        return stored
-
-    def read(self, stored: Tensor) -> Tensor:
         return stored
 
 
@@ -77,10 +74,10 @@ def preview(model: nn.Module, *arguments: Any, **asked: Any) -> Preview:
     """
     ready = prepared(model, *arguments, **asked)
     variant, plan, hyper, patterns = ready
-    outlined = [Place(p.name, p.tensor, p.role, Outline(p.host), p.whole) for p in plan.adapted]
+    outlined = [replace(place, host=Outline(place.host)) for place in plan.adapted]
     with inits.blank():
         adapters = build(ready._replace(plan=plan._replace(adapted=outlined)), seed=0, clock=Clock())
-    rows = [_row(place, adapters[place.name], at(place, hyper, patterns)) for place in plan.adapted]
+    rows = [_row(place, adapters[place.name], at(place, hyper, patterns)) for place in outlined]
     every, names = base_parameters(model), set(plan.in_full)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.in_full)}
     in_full = {name: p.numel() for name, p in reversed(full.values())}

@@ -69,9 +69,7 @@ def choose(known: list[Place], asked: Targets) -> tuple[list[Place], list[tuple[
 def matching(known: list[Place], target: str, key: str = "target_modules") -> list[Place]:
     """The places that one target means, none where it means nothing. `key` is named in errors."""
     if target == "all-linear":
-        return [
-            p for p in known if p.linear and not p.whole and role_of(p.name) != "head" and not of_head(p.name)
-        ]
+        return [p for p in known if p.linear and not p.whole and not of_head(p.name)]
     if target in ROLES:
         return [p for p in known if p.role == target]
     if re.fullmatch(r"[\w.]+", target):

