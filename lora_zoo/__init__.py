@@ -15,6 +15,7 @@ _HOMES = {
     "save_adapter": "lora_zoo.adapters.checkpoint",
     "load_adapters": "lora_zoo.adapters.checkpoint",
     "save_adapters": "lora_zoo.adapters.checkpoint",
+    "save_peft": "lora_zoo.adapters.exchange.write",
     "adapters_of": "lora_zoo.adapters.named",
     "preview": "lora_zoo.adapters.preview",
     "contiguous": "lora_zoo.adapters.layouts",
@@ -44,6 +45,7 @@ __all__ = [
     "repeated",
     "save_adapter",
     "save_adapters",
+    "save_peft",
 ]
 
 

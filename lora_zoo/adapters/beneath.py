@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_zoo.adapters.shells import Adapted, Reparametrised
@@ -42,4 +42,14 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         f"{name}.{own}" if name else own: tensor
         for name, module in beneath(model)
         for own, tensor in own_parameters(module).items()
+    }
+
+
+def base_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every buffer beneath the shells that a checkpoint of the model would hold (running means, counts)."""
+    return {
+        f"{name}.{own}" if name else own: tensor
+        for name, module in beneath(model)
+        for own, tensor in module.named_buffers(recurse=False)
+        if own not in module._non_persistent_buffers_set
     }

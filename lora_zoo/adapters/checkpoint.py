@@ -1,15 +1,19 @@
 """An adapter on disk, one folder: `adapter.safetensors` (the tensors), `adapter.json` (what they are)."""
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lora_zoo.adapters import inits
 from lora_zoo.adapters.adapter import Plan
 from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.exchange.loralib import from_loralib
+from lora_zoo.adapters.exchange.read import from_peft, is_peft
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.named import adapters_of
 from lora_zoo.adapters.places import places
@@ -48,27 +52,64 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, name: str | None = None) -> Injection:
-    """Inject the adapter saved in `folder` into `model`, in place, under `name` or the name that it had.
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    alpha: float | None = None,
+    enable: Sequence[str] = (),
+) -> Injection:
+    """Inject the saved adapter into `model`, in place, under `name` or the name that it had.
 
-    Raises FileNotFoundError where the folder holds no adapter, ValueError where it does not fit the model.
+    `folder` is ours, PEFT's, or a file of loralib's; the last needs `alpha`, which it lacks, and takes
+    `enable`, the roles of a fused layer's adapted parts. Raises FileNotFoundError where there is no adapter,
+    ValueError where it does not fit the model, which is then as it was.
     """
     folder = Path(folder)
+    if folder.is_file():
+        ready, state, started = from_loralib(model, folder, alpha=alpha, enable=enable)
+    elif alpha is not None or enable:
+        raise ValueError(f"{folder} knows alpha and its parts; give alpha, enable with a loralib file")
+    elif is_peft(folder) and not (folder / DESCRIPTION).is_file():
+        ready, state, started = from_peft(model, folder)
+    else:
+        return _load_ours(model, folder, name)
+    seed, name = 0, name or "default"
+    return _injected(model, ready, state, folder, seed=seed, name=name, started=started)
+
+
+def _load_ours(model: nn.Module, folder: Path, name: str | None) -> Injection:
     description = read_description(folder)
-    name = name or description.get("name", "default")
-    if name in adapters_of(model):
-        raise ValueError(f"{folder}: the model has an adapter called {name!r} already; give another name")
     cls = find_variant(description["variant"])
-    with inits.blank():
-        ready = Prepared(
-            cls,
-            _plan(model, description, folder),
-            check(cls, description["hyperparameters"]),
-            description.get("patterns", {}),
-        )
-        injection = Injection(model, ready, seed=description["seed"], name=name)
+    ready = Prepared(
+        cls,
+        _plan(model, description, folder),
+        check(cls, description["hyperparameters"]),
+        description.get("patterns", {}),
+    )
+    name = name or description.get("name", "default")
+    state = load_file(folder / WEIGHTS)
+    return _injected(model, ready, state, folder, seed=description["seed"], name=name)
+
+
+def _injected(
+    model: nn.Module,
+    ready: Prepared,
+    state: dict[str, Tensor],
+    source: Path,
+    *,
+    seed: int,
+    name: str,
+    started: bool = False,
+) -> Injection:
+    """`started`: start factors are computed from the base; otherwise `state` holds them and nothing is."""
+    if name in adapters_of(model):
+        raise ValueError(f"{source}: the model has an adapter called {name!r} already; give another name")
+    with contextlib.nullcontext() if started else inits.blank():
+        injection = Injection(model, ready, seed=seed, name=name)
     try:
-        injection.load_state_dict(load_file(folder / WEIGHTS))
+        injection.load_state_dict(injection.state_dict() | state if started else state)
     except ValueError:
         injection.remove()
         raise

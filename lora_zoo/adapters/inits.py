@@ -49,7 +49,7 @@ class Init:
 
 INITS: dict[str, Init] = {}
 _BLANK = [False]
-ITERATED = re.compile(r"pissa_(niter|halko)_(\d+)")
+ITERATED = re.compile(r"pissa_(niter|halko)_([1-9]\d?)")  # one to 99 power iterations
 
 
 def init(name: str, source: str, *, residual: bool = False, zero: str = "") -> Callable[[Draw], Draw]:

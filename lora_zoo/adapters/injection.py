@@ -39,6 +39,8 @@ class Injection:
     """One named adapter of a model, its matrices by name. Made by `inject`; works in place."""
 
     def __init__(self, model: nn.Module, ready: Prepared, *, seed: int, name: str) -> None:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
         self.model, self.name, self.seed, self.clock = model, name, seed, Clock()
         self.variant, plan, self.hyper, self.patterns = ready
         self.places: dict[str, Place] = {place.name: place for place in plan.adapted}
@@ -189,8 +191,6 @@ def inject(
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
     ready = prepared(
         model,
         variant,

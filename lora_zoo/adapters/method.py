@@ -48,7 +48,10 @@ class Method(nn.Module):
         """Look at data before training."""
 
     def begin(self, total: int) -> None:
-        """Training of `total` optimiser steps is about to start. ValueError where a schedule does not fit."""
+        """Training of `total` optimiser steps is about to start; may be called again before it does.
+
+        ValueError where a schedule does not fit.
+        """
 
     def param_groups(
         self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
@@ -67,7 +70,7 @@ class Method(nn.Module):
         """Gradients exist and are not yet clipped; weights are those that the gradients belong to."""
 
     def on_step_end(self, progress: Progress) -> None:
-        """The optimiser has stepped; gradients are still there."""
+        """The optimiser has stepped; gradients are still there, or None where the step was skipped."""
 
     def finalize(self) -> None:
         """Training is over."""

@@ -16,7 +16,7 @@ from lora_zoo.adapters.registry import (
     hyperparameters,
     unknown,
 )
-from lora_zoo.adapters.targets import Layers, Names, Targets, by_pattern
+from lora_zoo.adapters.targets import Layers, Names, Targets, by_pattern, parameters_of
 
 Patterns = Mapping[str, Mapping[str, float]]
 """Hyperparameter -> place -> its value there, where it is not the same everywhere."""
@@ -50,6 +50,7 @@ def prepared(
     """
     cls = find_variant(variant) if isinstance(variant, str) else variant
     complete = check(cls, hyper)
+    parameters_of(model, modules_to_save)  # refuses a name that does not exist, also where none is used
     plan = cls.plan(model, Targets(target_modules, exclude_modules, layers), modules_to_save)
     for place in plan.adapted:
         if clash := next(filter(place.holds, plan.in_full), None):

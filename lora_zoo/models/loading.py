@@ -1,6 +1,6 @@
 """Load a model and its tokenizer, and say which modules the checkpoint did not bring."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,17 @@ from torch import nn
 from lora_zoo.configuration.settings import Model
 from lora_zoo.pocket import HUB
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class Loaded(NamedTuple):
     model: nn.Module
     new_modules: list[str]
     """Modules that start at random because the checkpoint has no weights for them (a classifier, usually)."""
+
+
+class Encoder(ValueError):
+    """A model that reads both ways was asked to continue a text."""
 
 
 def source(settings: Model) -> str:
@@ -26,8 +32,8 @@ def load_tokenizer(settings: Model) -> Any:
     """The model's tokenizer, with a padding token. ValueError where it cannot be had."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source(settings), **_where(settings))
-    except (OSError, ValueError) as error:
-        raise ValueError(_unreachable(settings, error)) from error
+    except Exception as error:  # readers of damaged files raise what they please
+        raise ValueError(_unreachable(settings, error, "the tokenizer of ")) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -53,8 +59,10 @@ def load_model(
             **head,
             **_where(settings),
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers of damaged files raise what they please
         raise ValueError(_unreachable(settings, error)) from error
+    _check_direction(settings, model.config, auto_class)
+    _check_weights(settings, model, info["missing_keys"])
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
@@ -69,18 +77,51 @@ def outline(settings: Model, auto_class: str, head: Mapping[str, Any]) -> nn.Mod
     try:
         config = transformers.AutoConfig.from_pretrained(source(settings), **head, **_where(settings))
         dtype = config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        trust = {"trust_remote_code": True} if settings.trust_remote_code else {}
+        trust = {"trust_remote_code": settings.trust_remote_code}
         with torch.device("meta"):
+            _check_direction(settings, config, auto_class)
             return getattr(transformers, auto_class).from_config(config, dtype=dtype, **trust)
-    except (OSError, ValueError) as error:
+    except Encoder:
+        raise
+    except Exception as error:  # a damaged configuration raises what it pleases
         raise ValueError(_unreachable(settings, error)) from error
 
 
 def _where(settings: Model) -> dict[str, Any]:
-    given = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    return {name: value for name, value in given.items() if value}
+    given = {"revision": settings.revision} if settings.revision else {}
+    return {"trust_remote_code": settings.trust_remote_code, **given}
 
 
-def _unreachable(settings: Model, error: Exception) -> str:
-    first = " ".join(str(error).split("\n")[0].split())
-    return f"model.path={settings.path} cannot be loaded as a model in Hub format: {first}"
+def _check_direction(settings: Model, config: Any, auto_class: str) -> None:
+    """Raises Encoder, since transformers gives some encoders a class that generates, untrained."""
+    if auto_class != "AutoModelForCausalLM" or getattr(config, "is_decoder", True) is not False:
+        return
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder:
+        raise Encoder(
+            f"model.path={settings.path} is an encoder ({config.model_type}), which reads both ways and "
+            "continues no text; take a decoder, or a task of kind classification or regression"
+        )
+
+
+def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) -> None:
+    """Raises ValueError for a checkpoint that holds little of the model, or numbers that are none."""
+    parameters = dict(model.named_parameters())
+    absent = sorted(name for name in missing if name in parameters)
+    if sum(parameters[n].numel() for n in absent) > 0.5 * sum(p.numel() for p in parameters.values()):
+        raise ValueError(
+            f"model.path={settings.path}: its files lack most of the model's weights, "
+            f"for example {absent[0]}; they belong to another architecture, or are incomplete"
+        )
+    for name, parameter in parameters.items():
+        # A tensor of a class of its own (torchao's) or of 8 bits holds codes, which are all numbers.
+        plain = type(parameter) is nn.Parameter and parameter.dtype in DTYPES
+        if plain and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"model.path={settings.path}: the weight {name} holds values that are no numbers"
+            )
+
+
+def _unreachable(settings: Model, error: Exception, what: str = "") -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    first = next((line for line in lines if line), type(error).__name__)
+    return f"{what}model.path={settings.path} cannot be loaded as a model in Hub format: {first}"

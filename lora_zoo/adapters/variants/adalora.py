@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import Product, Site, trainable
+from lora_zoo.adapters.exchange.triplets import TripletForm, in_peft
 from lora_zoo.adapters.hosts import uncast
 from lora_zoo.adapters.inits import orthonormal_rows
 from lora_zoo.adapters.method import Method, Progress
@@ -37,13 +38,13 @@ class Budget(Method):
         sensitivity: Literal["post_step", "pre_step"] = "post_step",
     ) -> None:
         super().__init__(adapters)
+        if not (deltaT >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and orth_reg_weight >= 0):
+            needs = "needs deltaT >= 1, 0 <= beta1 < 1, 0 <= beta2 < 1 and orth_reg_weight >= 0"
+            raise ValueError(f"adalora: {needs}; got {deltaT}, {beta1}, {beta2} and {orth_reg_weight}")
         self.sites = list(adapters.values())
         self.tinit, self.tfinal, self.deltaT, self.betas = tinit, tfinal, deltaT, (beta1, beta2)
-        self.weight, self.penalty, self.pre_step = (
-            orth_reg_weight,
-            PENALTIES[orth_reg],
-            sensitivity == "pre_step",
-        )
+        self.weight, self.penalty = orth_reg_weight, PENALTIES[orth_reg]
+        self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
         like = self.sites[0].E_R
         entries = sum(p.numel() for a in self.sites for p in a.triplets())
@@ -86,18 +87,16 @@ class Budget(Method):
         if progress.step == end or (progress.step < end and due):
             self.allocate(self.full - self.budget(progress))
         if progress.step >= end or due:
-            for adapter, kept_R in zip(
-                self.sites, self.kept.split([len(a.E_R) for a in self.sites]), strict=True
-            ):
+            counts = [len(a.E_R) for a in self.sites]
+            for adapter, kept_R in zip(self.sites, self.kept.split(counts), strict=True):
                 adapter.E_R.masked_fill_(~kept_R, 0)
 
     @torch.no_grad()
     def observe(self, progress: Progress) -> None:
         """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
-        if progress.step < self.window(progress.total)[1]:
-            parts = [
-                (p * p.grad).abs().flatten() for a in self.sites for p in a.triplets() if p.grad is not None
-            ]
+        parts = [(p * p.grad).abs().flatten() for a in self.sites for p in a.triplets() if p.grad is not None]
+        # A step that is skipped has no gradients.
+        if parts and progress.step < self.window(progress.total)[1]:
             now = torch.cat(parts).to(self.mean.dtype)
             self.mean.lerp_(now, 1 - self.betas[0])
             self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
@@ -140,6 +139,7 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "su
 
 
 @register("adalora")
+@in_peft(TripletForm())
 class AdaLoRA(Product):
     """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
 

@@ -4,11 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters.adapter import LowRank, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.hosts import LayerHost
 from lora_zoo.adapters.registry import register
 
 
 @register("dora")
+@in_peft(LoraForm(magnitude="m_O"))
 class DoRA(LowRank):
     """Eq. 5, with m and the norm per output feature (the paper's W is (in, out); its authors confirm)."""
 

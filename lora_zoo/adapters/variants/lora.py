@@ -1,10 +1,13 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., ICLR 2022)."""
 
 from lora_zoo.adapters.adapter import Additive, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.registry import register
 
 
 @register("lora")
+@in_peft(LoraForm())
 class LoRA(Additive):
     """§4.1, eq. 3: h = W x + (α/r) B A x."""
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from lora_zoo.adapters.adapter import Additive, LowRank, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.inits import INITS
 from lora_zoo.adapters.method import Method, Progress
 from lora_zoo.adapters.registry import register
@@ -35,6 +37,7 @@ class Projection(Method):
 
 
 @register("lora_fa")
+@in_peft(LoraForm(), reads=False)
 class LoRAFA(Additive):
     """§3: A stays at its random start, B alone is trained: of x only x A (R numbers a token) is kept."""
 

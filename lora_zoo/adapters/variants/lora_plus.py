@@ -6,6 +6,8 @@ from typing import Any, Literal
 from torch import nn
 
 from lora_zoo.adapters.adapter import Additive, LowRank, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.inits import find_init
 from lora_zoo.adapters.method import Method
 from lora_zoo.adapters.registry import register
@@ -44,6 +46,7 @@ class Ratio(Method):
 
 
 @register("lora_plus")
+@in_peft(LoraForm(), reads=False)
 class LoRAPlus(Additive):
     """LoRA's forward pass; only the optimiser's groups differ."""
 

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from lora_zoo.adapters.adapter import Additive, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.registry import register
 
 
 @register("milora")
+@in_peft(LoraForm(), reads=False)
 class MiLoRA(Additive):
     """Eq. 3-5: trains the r minor singular triplets; the principal part of W stays frozen."""
 

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from lora_zoo.adapters.adapter import Additive, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.registry import register
 
 
 @register("pissa")
+@in_peft(LoraForm(), reads=False)
 class PiSSA(Additive):
     """§3: trains the r principal singular triplets, W_res = W - s B₀ A₀ stays frozen.
 

@@ -5,10 +5,13 @@ import math
 from torch import Tensor
 
 from lora_zoo.adapters.adapter import Additive, Site
+from lora_zoo.adapters.exchange.forms import in_peft
+from lora_zoo.adapters.exchange.lora import LoraForm
 from lora_zoo.adapters.registry import register
 
 
 @register("rslora")
+@in_peft(LoraForm(root=True))
 class RsLoRA(Additive):
     """Theorem 3.2: the update neither vanishes nor explodes with the rank iff its scale is Θ(1/√r)."""
 

@@ -1,0 +1,97 @@
+"""`python -m lora_zoo.export RUN OUT`: a run's adapter in PEFT's format, for `PeftModel.from_pretrained`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
+
+if TYPE_CHECKING:
+    from lora_zoo.adapters.exchange.write import Written
+
+TASKS = {
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
+}
+"""The class that loads a base -> PEFT's word for its task."""
+
+
+class Exported(NamedTuple):
+    """What was written, and the largest |Δlogit| between the adapter and the same read from OUT."""
+
+    written: "Written"
+    difference: float
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lora_zoo.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, or a folder with an adapter")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("peft", "lora"),
+        default="peft",
+        help="peft: PEFT's own form of the variant, where it has one (default); lora: plain LoRA",
+    )
+    parser.add_argument("--rank", type=int, help="plain LoRA of this rank at most; the error is reported")
+    parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    given = parser.parse_args(arguments)
+    with on_the_terminal():
+        written, difference = export(**vars(given))
+    print(f"{written.config['peft_type']} adapter in {given.out}: peft's PeftModel.from_pretrained loads it")
+    for note in written.notes:
+        print(note)
+    if written.errors:
+        worst = max(written.errors, key=lambda name: written.errors[name])
+        print(
+            f"largest relative error of a matrix at rank {given.rank}: {written.errors[worst]:.2g} ({worst})"
+        )
+    print(f"largest logit difference, adapter and what was written: {difference:.2g}")
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    form: Any = "peft",
+    rank: int | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Write the adapter in `run` to `out`, read it again and compare.
+
+    Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known or does not
+    fit, where PEFT's format does not hold the adapter, or where `out` holds something.
+    """
+    from lora_zoo.adapters.checkpoint import load_adapter
+    from lora_zoo.adapters.exchange.write import save_peft
+    from lora_zoo.models.base import base_of
+    from lora_zoo.models.loading import load_model, load_tokenizer, source
+    from lora_zoo.models.probing import logits
+
+    refuse_to_overwrite(out)
+    folder = run / "adapter" if (run / "adapter").is_dir() else run
+    base = base_of(folder, model, trust_remote_code=trust_remote_code)
+    network = load_model(base.model, base.auto_class, base.head, load_tokenizer(base.model), seed=0).model
+    injection = load_adapter(network, folder)
+    adapted = logits(network)
+    written = save_peft(
+        injection,
+        out,
+        base=source(base.model),
+        task_type=TASKS.get(base.auto_class),
+        form=form,
+        rank=rank,
+    )
+    injection.remove()
+    load_adapter(network, out)
+    return Exported(written, float((logits(network) - adapted).abs().max()))
+
+
+if __name__ == "__main__":
+    main()

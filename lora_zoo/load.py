@@ -1,0 +1,77 @@
+"""`python -m lora_zoo.load ADAPTER OUT`: an adapter of PEFT's or loralib's as a folder of ours."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_zoo.export import TASKS
+from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
+
+if TYPE_CHECKING:
+    from lora_zoo.adapters.injection import Injection
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lora_zoo.load", description=__doc__)
+    parser.add_argument("adapter", type=Path, help="PEFT's folder, or loralib's file (.pt or .safetensors)")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--model", help="the base; default: what PEFT's configuration names")
+    parser.add_argument("--auto-class", choices=TASKS, help="the class that loads the base")
+    parser.add_argument("--num-labels", type=int, help="of a classifier's head")
+    parser.add_argument("--dtype", default="float32", help="of the base (float32)")
+    parser.add_argument("--alpha", type=float, help="loralib's files do not hold it")
+    parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    given = parser.parse_args(arguments)
+    with on_the_terminal():
+        injection = load(**vars(given) | {"enable": [role for role in given.enable.split(",") if role]})
+    whole = f" and {len(injection.in_full)} parameters in full" if injection.in_full else ""
+    print(
+        f"{injection.variant.name} on {len(injection)} matrices{whole} in {given.out}: load_adapter loads it"
+    )
+
+
+def load(
+    adapter: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    auto_class: str | None = None,
+    num_labels: int | None = None,
+    dtype: str = "float32",
+    alpha: float | None = None,
+    enable: list[str] | None = None,
+    trust_remote_code: bool = False,
+) -> "Injection":
+    """Put the adapter on its base and save it to `out` in our format.
+
+    Raises FileNotFoundError where there is no adapter, ValueError where it or the base cannot be read, where
+    they do not fit each other, or where `out` holds something.
+    """
+    from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
+    from lora_zoo.configuration.settings import Model
+    from lora_zoo.models.base import base_of
+    from lora_zoo.models.loading import load_model, load_tokenizer
+
+    refuse_to_overwrite(out)
+    if not adapter.exists():
+        raise FileNotFoundError(f"{adapter} does not exist")
+    if adapter.is_file():
+        if model is None:
+            raise ValueError(f"{adapter} does not say which model it adapts; give --model")
+        settings, named = Model(name=Path(model).name, path=model), None
+    else:
+        base = base_of(adapter, model)
+        settings, named = base.model, base.auto_class
+    settings.dtype, settings.trust_remote_code = dtype, trust_remote_code
+    auto_class = auto_class or named or "AutoModelForCausalLM"
+    head = {"num_labels": num_labels} if num_labels else {}
+    network = load_model(settings, auto_class, head, load_tokenizer(settings), seed=0).model
+    injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())
+    about = {"name": settings.name, "path": settings.path, "dtype": dtype, "revision": settings.revision}
+    save_adapter(injection, out, model=about, auto_class=auto_class, head=head)
+    return injection
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The base of an adapter, from what stands beside the adapter.
+
+A stranger may have written that: names and labels are taken from it, never options that run code.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_zoo.adapters.checkpoint import DESCRIPTION, read_description
+from lora_zoo.adapters.registry import unknown
+from lora_zoo.configuration.settings import Model
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+HEAD = ("num_labels", "id2label", "label2id", "problem_type")
+PEFT = "adapter_config.json"
+PEFT_TASKS = {"SEQ_CLS": "AutoModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
+
+
+class Base(NamedTuple):
+    """The model that an adapter was trained on, and how it is loaded."""
+
+    model: Model
+    auto_class: str
+    head: dict[str, Any]
+    unit: dict[str, float] | None
+    """mean and std of a regression's labels, where the adapter's head knows standardised ones."""
+
+
+def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool = False) -> Base:
+    """The base of the adapter in `folder`, or `model` in its place.
+
+    Raises FileNotFoundError where there is no adapter, ValueError where what stands there is not to be used.
+    """
+    about = _about(folder)
+    if "model" not in about and model is None:
+        raise ValueError(f"{folder} does not say which model it adapts; give --model")
+    auto_class, head, unit = about.get("auto_class", "AutoModelForCausalLM"), about.get("head", {}), None
+    if not isinstance(auto_class, str) or not re.fullmatch(r"AutoModel(For\w+)?", auto_class):
+        raise ValueError(f"{folder}: {auto_class!r} is no class that loads a model")
+    if not isinstance(head, Mapping):
+        raise ValueError(f"{folder}: what it says of its head cannot be read")
+    for key in head:
+        if key not in HEAD:
+            raise ValueError(f"{folder}: " + unknown("key of head", str(key), HEAD))
+    if (unit := about.get("standardised")) is not None and not _is_unit(unit):
+        raise ValueError(f"{folder}: the mean and std of its labels cannot be read")
+    settings = _settings(folder, about.get("model", {}), model)
+    return Base(Model(**settings, trust_remote_code=trust_remote_code), auto_class, dict(head), unit)
+
+
+def _settings(folder: Path, said: Any, model: str | None) -> dict[str, Any]:
+    names = {f.name for f in fields(Model)} - {"trust_remote_code"}
+    if not isinstance(said, Mapping) or any(not isinstance(said.get(n), str | None) for n in names):
+        raise ValueError(f"{folder}: what it says of its model cannot be read")
+    settings = {name: said[name] for name in names if name in said}
+    if "/" in (settings.get("attn_implementation") or ""):
+        raise ValueError(
+            f"{folder}: attn_implementation={settings['attn_implementation']} is code from the Hub"
+        )
+    if settings.get("dtype", "auto") not in DTYPES:
+        raise ValueError(f"{folder}: " + unknown("dtype", str(settings["dtype"]), DTYPES))
+    settings |= {"path": model, "revision": None} if model else {}
+    return {"name": Path(str(settings["path"])).name} | settings
+
+
+def _is_unit(unit: Any) -> bool:
+    return isinstance(unit, Mapping) and all(isinstance(unit.get(key), float) for key in ("mean", "std"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What stands beside the adapter; for one of PEFT's, what its own configuration says of the base."""
+    if folder.is_file():
+        return {}  # loralib's: tensors alone
+    peft = folder / PEFT
+    if (folder / DESCRIPTION).is_file() or not peft.is_file():
+        return dict(read_description(folder).get("about") or {})
+    said = json.loads(peft.read_text())
+    if not isinstance(said, dict):
+        raise ValueError(f"{peft} holds a {type(said).__name__}, not an object")
+    auto_class = {"auto_class": PEFT_TASKS.get(str(said.get("task_type")), "AutoModelForCausalLM")}
+    path, revision = said.get("base_model_name_or_path"), said.get("revision")
+    return auto_class | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
+
+
+__all__ = ["Base", "base_of"]

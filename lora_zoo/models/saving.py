@@ -1,0 +1,65 @@
+"""A folder in Hub format that is there whole or not at all, and that loads as it was saved."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+
+from lora_zoo.models.base import Base
+
+
+class Unwritten(RuntimeError):
+    """The folder could not be written; nothing of it is left."""
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end; whatever goes wrong inside, it is gone."""
+    part = out.parent / f".{out.name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for path in part.rglob("*"):
+            _sync(path)
+        part.replace(out)
+        _sync(out.parent)
+    except Exception as error:
+        if not _refused(error):
+            raise
+        raise Unwritten(f"{out} cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether it was the operating system; what is written in Rust says so in a plain Exception."""
+    return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reloaded(folder: Path, base: "Base") -> Any:
+    """The saved model as anybody loads it. ValueError where the file lacks a tensor or has one too many."""
+    loader = getattr(transformers, base.auto_class)
+    network, info = loader.from_pretrained(
+        folder, trust_remote_code=base.model.trust_remote_code, output_loading_info=True
+    )
+    if strange := sorted(
+        map(str, (*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]))
+    ):
+        raise ValueError(f"the merged model does not load as it was saved: {', '.join(strange[:3])}")
+    return network
+
+
+__all__ = ["Unwritten", "reloaded", "whole"]

@@ -1,0 +1,156 @@
+"""Keys and tokens, masked before anything is written or shown.
+
+redacted({"hub_token": "abc", "path": "https://me:abc@host/x"})    # {"hub_token": "***", "path": "https://***@host/x"}
+
+A secret is known by the name that it goes under, by its shape (hf_…, Bearer …, user:password@), or because
+the environment, netrc or the Hub's token file hold it. What contains none comes back as it is.
+"""
+
+import functools
+import json
+import logging
+import netrc
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import quote
+
+MASK = "***"
+SHORTEST = 8  # characters; a shorter value of a variable may well be an ordinary word
+
+_NAME = re.compile(
+    r"(?:token|api_?key|access_?key|account_?key|private_?key|secret_?key|signature|credentials?|authorization"
+    r"|cookie|connection_string)$|secret|passw(?:or)?d|passphrase|storage_options"
+)
+_OF_TOKENIZERS = re.compile(
+    r"(?:^|_)(?:pad|eos|bos|sep|cls|mask|unk|start|end|begin|stop|special|image|audio|video|per|each|new|extra)_token$"
+)
+# One entry of a mapping in text: YAML, JSON, Python, an override, a query, an HTTP header.
+_ENTRY = re.compile(
+    r"""(?P<name>[\w./-]*\w)(?P<sign>\\?["']?\s*[=:]\s*)"""
+    r"""(?P<value>\{[^}]*\}?|\\?"[^"]*"?|'[^']*'?|(?:(?:bearer|basic|token|digest)\s+)?[^\s"'&}\])\\]+)""",
+    re.IGNORECASE,
+)
+_OVERRIDE = re.compile(r"([+~]*[\w.@/-]+=)(.+)", re.DOTALL)
+_PLAIN = re.compile(r"(?:none|null|true|false|\*\*\*)[,;.]*", re.IGNORECASE)
+_SHAPES = (
+    (re.compile(r"(?<=://)[^/\s?#\"']+(?=@)"), MASK),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), rf"\1{MASK}"),
+    (
+        re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|(?:hf_(?:oauth|jwt)|wandb_v\d+)_[\w.-]{20,})"),
+        MASK,
+    ),
+    (re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16})"), MASK),
+    (re.compile(r"([?&](?:sig|x-amz-[\w-]+)=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
+)
+# W&B's older keys look like a commit: forty hexadecimal digits.
+_FORTY = re.compile(r"(?<![\w/@-])(?:local-)?[0-9a-f]{40}(?![\w-])")
+_COMMIT = re.compile(r"(?:commit|revision|sha\d*|hash|branch|tag|rev)\W{0,4}$", re.IGNORECASE)
+
+
+def redacted(value: Any) -> Any:
+    """`value`, a text or a tree of dicts and lists, with "***" for every secret in it."""
+    return _masked(value, _known())
+
+
+def is_secret(name: str) -> bool:
+    """Whether what goes under this name (an option, a variable, a dotted key) is to be kept to oneself."""
+    lower = name.lower().replace("-", "_")
+    return bool(_NAME.search(lower)) and not _OF_TOKENIZERS.search(lower)
+
+
+@final
+class RedactingFormatter(logging.Formatter):
+    """A log's lines as they would be, messages, arguments and tracebacks, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redacted(super().format(record)))
+
+
+def _masked(value: Any, known: list[str], name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _entry(str(key), held, known) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        held = [_masked(item, known, name) for item in value]
+        return tuple(held) if isinstance(value, tuple) else held
+    if isinstance(value, os.PathLike):
+        return _changed(value, str(value), known, name)
+    return _text(value, known, name) if isinstance(value, str) else value
+
+
+def _changed(path: os.PathLike[str], text: str, known: list[str], name: str) -> Any:
+    masked = _text(text, known, name)
+    return path if masked == text else Path(masked)
+
+
+def _entry(name: str, value: Any, known: list[str]) -> Any:
+    if is_secret(name) and value is not None and not isinstance(value, bool):
+        return MASK if value else value
+    return _masked(value, known, name)
+
+
+def _text(text: str, known: list[str], name: str) -> str:
+    for secret in known:
+        text = text.replace(secret, MASK)
+    if (override := _OVERRIDE.fullmatch(text)) and is_secret(override[1].rstrip("=")):
+        return text if _PLAIN.fullmatch(override[2]) else override[1] + MASK
+    for shape, instead in _SHAPES:
+        text = shape.sub(instead, text)
+    text = _ENTRY.sub(_assigned, text)
+    return text if _COMMIT.search(name) else _FORTY.sub(_unless_commit, text)
+
+
+def _assigned(entry: re.Match[str]) -> str:
+    name, sign, value = entry["name"], entry["sign"], entry["value"]
+    if not is_secret(name):
+        # its value may hold an entry of its own: url=https://host?token=…
+        return name + sign + _ENTRY.sub(_assigned, value)
+    if _PLAIN.fullmatch(value):
+        return entry[0]
+    mark = value[: value.find('"') + 1] if value[0] == "\\" else value[0] if value[0] in "\"'" else ""
+    end = "" if mark else value[len(value.rstrip(",;.")) :]
+    return f"{name}{sign}{mark}{MASK}{mark}{end}"
+
+
+def _unless_commit(digits: re.Match[str]) -> str:
+    before = digits.string[max(digits.start() - 16, 0) : digits.start()]
+    return digits[0] if _COMMIT.search(before) else MASK
+
+
+def _known() -> list[str]:
+    """The secrets that this process could use, as they are and as addresses and JSON write them."""
+    plain = [value for value in (*_variables(), *_stored()) if len(value) >= SHORTEST]
+    written = {form for value in plain for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
+    return sorted(written, key=len, reverse=True)
+
+
+def _variables() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if is_secret(name) and not name.upper().endswith(("_FILE", "_PATH", "_DIR", "_URL")):
+            yield value.strip()
+
+
+def _stored() -> Iterable[str]:
+    home, hub = Path("~").expanduser(), os.environ.get("HF_HOME", "~/.cache/huggingface")
+    own = os.environ.get("NETRC")
+    entries = [Path(own).expanduser()] if own else [home / ".netrc", home / "_netrc"]
+    tokens = [Path(os.environ.get("HF_TOKEN_PATH", f"{hub}/token")).expanduser()]
+    return [
+        s for path in (*entries, *tokens) if path.is_file() for s in _of_file(path, path.stat().st_mtime_ns)
+    ]
+
+
+@functools.cache
+def _of_file(path: Path, changed: int) -> tuple[str, ...]:
+    """The secrets in a netrc or token file, read again when it has `changed`."""
+    try:
+        if "netrc" in path.name:
+            return tuple(password for _, _, password in netrc.netrc(path).hosts.values() if password)
+        return (path.read_text().strip(),)
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return ()
+
+
+__all__ = ["MASK", "RedactingFormatter", "is_secret", "redacted"]

@@ -1,0 +1,61 @@
+"""How the small commands (`merge`, `export`, `load`) speak: one line, no secrets, an exit code."""
+
+import contextlib
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from lora_zoo.results.secrets import redacted
+
+
+@contextlib.contextmanager
+def on_the_terminal() -> Iterator[None]:
+    """Inside, a warning is one line, libraries say nothing, and a mistake ends the process with one line.
+
+    Exit codes: 2 for what cannot be done as asked, 1 where the disk refuses, 130 for ^C, 143 for SIGTERM,
+    which cleans up as ^C does.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    from lora_zoo.models.saving import Unwritten
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        try:
+            yield
+        except Unwritten as refusal:
+            _leave(refusal, 1)
+        except (ValueError, OSError, SafetensorError, pickle.UnpicklingError) as mistake:
+            _leave(mistake, 2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str) -> None:
+    """One line to the standard error, as `lora_zoo: …`."""
+    print(f"lora_zoo: {redacted(in_one_line(text))}", file=sys.stderr)
+
+
+def in_one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    """ValueError unless `out` is an empty folder or nothing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; give a folder that does not exist or is empty")
+
+
+def _leave(mistake: Exception, code: int) -> NoReturn:
+    say(str(mistake))
+    sys.exit(code)
