@@ -1,16 +1,28 @@
 """One thread and a fresh global random stream for every test."""
 
 import os
+import sys
 
+import absl.logging
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the tests start, too
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that only the Hub could know fails at once
 
 import torch
 
 torch.set_num_threads(1)
+# rouge_score's absl closes the stream that it logs to, and it would be the one that pytest captures.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(autouse=True)
 def global_stream():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_service_is_left():
+    """W&B leaves the address of this process's service to what the process starts, which may outlive it."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)

@@ -189,7 +189,8 @@ def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
     )
     (result,) = results(tmp_path)
     assert (ended.returncode, result["state"]) == (1, "diverged"), ended.stdout
-    assert "no longer a number at step" in result["error"]["message"]
+    about, message = result["diverged"], result["error"]["message"]
+    assert message.startswith(f"at step {about['step']} ") and about["layers"][0] in message
 
 
 def test_ctrl_c_is_recorded_and_leaves_with_130(tmp_path: Path) -> None:

@@ -230,6 +230,25 @@ def test_secrets_and_code_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(row.git.commit for row in of_kind(records(tmp_path), "run"))
 
 
+def test_neither_the_command_line_nor_anything_said_holds_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run.py", "trainer.hub_token=TypedSecret", "rank=8"]
+    monkeypatch.setattr(sys, "argv", words)
+    notes = {"notes": "see https://me:UrlSecret@host", "tags": ["api_key=TagSecret"]}
+    with opened(tmp_path, **notes) as mirror:
+        mirror.finish(RESULT | {"state": "password=StateSecret"}, None, [])
+    assert sys.argv is words
+    (file,) = tmp_path.glob("wandb/*run-*/run-*.wandb")
+    assert exit_code(records(tmp_path)) == 1
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"Secret" not in path.read_bytes(), path
+    assert b"rank=8" in file.read_bytes(), "wandb keeps no command line any more"
+    with pytest.warns(UserWarning, match=r"https://\*\*\*@host"):
+        wandb_session.warn("failed", OSError("no route to https://me:UrlSecret@host"))
+
+
 def test_wandb_is_silent_and_writes_under_its_folder(tmp_path: Path) -> None:
     """In a process of its own: wandb's service starts once, and its log lies where the first run is."""
     home = tmp_path / "home"

@@ -4,6 +4,7 @@
 file of one's own. Every one of several values in a sweep is treated alike.
 """
 
+import difflib
 import hashlib
 import re
 from dataclasses import fields
@@ -15,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.choices import GROUPS, options
-from lora_zoo.configuration.settings import Model, Settings
+from lora_zoo.configuration.settings import INERT, Model, Settings, Task
 
 KEYS = tuple(f.name for f in fields(Settings))
 _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
@@ -28,6 +29,18 @@ _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 _PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
 _TARGETS = ("target_modules", "exclude_modules")
 _MULTIRUN = ("-m", "--multirun")
+# Hydra's flags by what follows them: nothing, a word that may be missing, a word.
+_FLAGS = {
+    "alone": ("-h", "--help", *_MULTIRUN, "--resolve", "-r", "--run", "--version", "--hydra-help"),
+    "perhaps": ("-i", "--info"),
+    "followed": ("-c", "--cfg", "-p", "--package"),
+}
+_WORDS = {
+    **dict.fromkeys(("-c", "--cfg"), ("job", "hydra", "all")),
+    **dict.fromkeys(
+        ("-i", "--info"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    ),
+}
 
 
 def is_multirun(arguments: list[str]) -> bool:
@@ -40,8 +53,66 @@ def overrides(arguments: list[str]) -> list[str]:
 
 
 def rewritten(arguments: list[str]) -> list[str]:
-    """The arguments with our habits turned into Hydra's. ValueError for a value that means nothing."""
-    return [_rewritten(a) for a in arguments]
+    """The arguments with our habits turned into Hydra's. ValueError for one that means nothing."""
+    flags = _checked_flags(arguments)
+    try:
+        return [a if a in flags else _rewritten(a) for a in arguments]
+    except (OSError, RuntimeError) as error:  # a path that no system could have
+        raise ValueError(str(error)) from error
+
+
+def _checked_flags(arguments: list[str]) -> set[str]:
+    """The arguments that are flags or belong to one. ValueError for what is neither these nor an override."""
+    found: set[str] = set()
+    before = ""
+    for argument in arguments:
+        if before in _FLAGS["followed"]:
+            _check_word(before, argument)
+        elif argument.startswith("-"):
+            _check_flag(argument)
+        elif before not in _FLAGS["perhaps"] or argument not in _WORDS[before]:
+            _check_override(argument)
+            before = ""
+            continue
+        found.add(argument)
+        before = argument if argument.startswith("-") else ""
+    if before in _FLAGS["followed"]:
+        _check_word(before, "")
+    return found
+
+
+def _check_flag(argument: str) -> None:
+    known = [flag for kind in _FLAGS.values() for flag in kind]
+    flag, equals, word = argument.partition("=")
+    if flag not in known:
+        raise ValueError(unknown("flag", flag, known))
+    if equals:
+        raise ValueError(f"write {flag} {word}".strip() + f", not {argument}")
+
+
+def _check_word(flag: str, word: str) -> None:
+    if not word or word.startswith("-") or "=" in word:
+        words = ", ".join(_WORDS.get(flag, ("a package",)))
+        raise ValueError(f"{flag} wants a word after it: {words}; got {word!r}")
+    if flag in _WORDS and word not in _WORDS[flag]:
+        raise ValueError(unknown(f"word after {flag}", word, _WORDS[flag]))
+
+
+def _check_override(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument!r} holds bytes that are no UTF-8 text") from error
+    if argument.startswith("~"):
+        if not re.fullmatch(r"~trainer\.[\w.]+(=.*)?", argument, re.DOTALL):
+            raise ValueError(f"{argument}: only keys of trainer can be taken out; give another value instead")
+    elif not _OVERRIDE.fullmatch(argument):
+        key = argument.partition("=")[0].lstrip("+").partition(".")[0]
+        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
+        example = f"{near[0]}=…" if near else "rank=8"
+        raise ValueError(f"{argument!r} is no KEY=VALUE; write for example {example} (--help lists the keys)")
+    elif "@" in argument.partition("=")[0]:
+        raise ValueError(f"{argument}: packages (@) cannot be chosen; write {argument.partition('@')[0]}=…")
 
 
 def _rewritten(argument: str) -> str:
@@ -49,6 +120,8 @@ def _rewritten(argument: str) -> str:
     if not match:
         return argument
     plus, key, value = match.groups()
+    if key == "task.template" and not re.match(r"""["'$]""", value):
+        value = '"' + value.replace('"', r"\"") + '"'  # Hydra reads braces as a dictionary
     if _OPEN.match(key):
         plus = "++"
     elif key in KEYS:
@@ -64,6 +137,8 @@ def _choice(group: str, value: str) -> str:
     """`value` where it is an option, else the name under which the folder, file or Hub name is now one."""
     if value in options(group):
         return value
+    if not value.strip():
+        raise ValueError(f"{group}= names nothing; choices: {', '.join(options(group))}")
     node = _model(value) if group == "model" else _task(value)
     alias = re.sub(r"[^\w.-]+", "-", str(node["name"])).strip("-") or group
     if alias in options(group):
@@ -83,8 +158,6 @@ def originals(overrides: list[str]) -> list[str]:
 
 def _model(value: str) -> dict[str, Any]:
     """A model that is no option: a folder, else a name on the Hub unless it looks like a misspelt option."""
-    import difflib
-
     path = Path(value).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -105,9 +178,19 @@ def _task(value: str) -> dict[str, Any]:
     path = Path(value).expanduser()
     if not path.is_file() or path.suffix not in (".yaml", ".yml"):
         raise ValueError(unknown("task", value, options("task")) + ", or a YAML file of your own")
-    node = yaml.safe_load(path.read_text())
-    if not isinstance(node, dict):
+    try:
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"task={value}: the file is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, dict) or not all(isinstance(key, str) for key in node):
         raise ValueError(f"task={value}: the file must hold keys and values, as those in conf/task do")
+    known = [f.name for f in fields(Task)]
+    for key in node:
+        if key not in known:
+            raise ValueError(f"task={value}: " + unknown("key", key, known))
+    for key in ("kind", "path", "metrics", "lr"):
+        if node.get(key) is None:
+            raise ValueError(f"task={value}: the file must give {key}, as those in conf/task do")
     return {"name": path.stem} | node
 
 
@@ -120,8 +203,9 @@ def swept(arguments: list[str]) -> list[str]:
 
 
 def sweep_name(arguments: list[str]) -> str:
-    """A readable name for a sweep that ends in the hash of its overrides."""
-    given = sorted(a for a in overrides(arguments) if not a.startswith(("out=", "hydra.", "tracking")))
+    """A readable name for a sweep that ends in the hash of its overrides, as far as they change a result."""
+    named = {a: a.lstrip("+~").partition("=")[0].partition(".")[0] for a in overrides(arguments)}
+    given = sorted(a.lstrip("+") for a, name in named.items() if name not in (*INERT, "hydra"))
     short = "-".join(key.rpartition(".")[2] for key in swept(arguments)) or "one"
     return f"sweep-{short}-{hashlib.sha256(chr(10).join(given).encode()).hexdigest()[:8]}"
 

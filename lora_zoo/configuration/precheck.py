@@ -3,13 +3,15 @@
 What Hydra and OmegaConf report over many lines becomes one line that names the nearest match.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,46 +19,112 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.choices import GROUPS, folder, options
 from lora_zoo.configuration.commandline import KEYS
+from lora_zoo.configuration.limits import check_folder
 from lora_zoo.configuration.settings import Settings, resolved
+
+TROUBLE = (
+    *(HydraException, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, OSError, ImportError, RecursionError),
+)
+"""What Hydra and OmegaConf raise for a command line that they cannot take."""
+_MOST = 10_000
+_LENGTH = 900
 
 
 class Mistake(ValueError):
     """A command line that cannot be run, said in one line."""
 
+    def __init__(self, text: str) -> None:
+        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        super().__init__(line if len(line) <= _LENGTH else f"{line[:_LENGTH]} …")
+
 
 def check(overrides: list[str], *, multirun: bool) -> list[Settings]:
     """Compose enough jobs that each value of each override is seen once. Mistake where one cannot be."""
-    parsed = _parse(overrides)
-    keys = {o.key_or_group for o in parsed}
-    if {"rank", "budget"} <= keys:
-        raise Mistake("budget= finds the rank, so rank= cannot be given as well; drop one of them")
-    sweeping = [o.input_line for o in parsed if o.is_sweep_override()]
-    if sweeping and not multirun:
-        raise Mistake(f"{sweeping[0]} gives several values: add -m to sweep over them")
     with initialize_config_dir(str(folder()), version_base="1.3"):
+        parsed = _parse(overrides)
+        keys = {o.key_or_group for o in parsed}
+        if {"rank", "budget"} <= keys:
+            raise Mistake("budget= finds the rank, so rank= cannot be given as well; drop one of them")
+        sweeping = [o.input_line for o in parsed if o.is_sweep_override()]
+        if sweeping and not multirun:
+            raise Mistake(f"{sweeping[0]} gives several values: add -m to sweep over them")
+        for override in parsed:
+            _check_override(override)
+        _check_hydra([str(o.input_line) for o in parsed if o.is_hydra_override()], parsed)
         return [_compose(job) for job in _representatives(parsed)]
+
+
+def _check_override(override: Override) -> None:
+    key, value = override.key_or_group, override.value()
+    if key == "variant.name":
+        raise Mistake(f"{override.input_line}: a variant is chosen as a whole; write variant={value}")
+    if key in GROUPS and not override.is_sweep_override() and not isinstance(value, (str, QuotedString)):
+        names = ", ".join(options(key))
+        raise Mistake(f"{override.input_line}: {key} is chosen by name; choices: {names}")
+    if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
+        raise Mistake(f"{key} cannot be given; -m and KEY=VALUE,VALUE make a sweep")
+
+
+def _check_hydra(given: list[str], parsed: list[Override]) -> None:
+    """What is said to Hydra itself is composed once as well."""
+    for override in parsed:
+        if override.is_hydra_override() and override.is_sweep_override():
+            raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")
+    if not given:
+        return
+    try:
+        config = compose("config", overrides=given, return_hydra_config=True)
+        places = {"hydra.run.dir": config.hydra.run.dir, "hydra.sweep.dir": config.hydra.sweep.dir}
+    except TROUBLE as error:
+        raise Mistake(said(error, given)) from error
+    for key, place in places.items():
+        if any(line.lstrip("+").startswith(f"{key}=") for line in given):
+            try:
+                check_folder(key, str(place))
+            except ValueError as error:
+                raise Mistake(str(error)) from error
 
 
 def _representatives(parsed: list[Override]) -> Iterator[list[str]]:
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
-    columns = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        for o in parsed
-        if o.is_sweep_override() and o.is_discrete_sweep() and not o.is_hydra_override()
-    ]
+    columns = [_values(o) for o in parsed if o.is_sweep_override()]
+    jobs = math.prod(map(len, columns))
+    if jobs > _MOST:
+        raise Mistake(f"the sweep has {jobs:,} runs, more than {_MOST:,}; give fewer values")
     longest = max(map(len, columns), default=1)
     for row in range(longest):
         yield fixed + [column[row % len(column)] for column in columns]
 
 
+def _values(override: Override) -> list[str]:
+    """The overrides that one swept override stands for. Mistake where they are none or too many."""
+    line = override.input_line
+    if not override.is_discrete_sweep():
+        raise Mistake(f"{line} names no values one by one; write them out, or range(START,STOP,STEP)")
+    if override.is_range_sweep():
+        sweep = override.value()
+        assert isinstance(sweep, RangeSweep)
+        start, stop, step = (float(x or 0) for x in (sweep.start, sweep.stop, sweep.step))
+        if not step or not all(map(math.isfinite, (start, stop, step))) or (stop - start) / step > _MOST:
+            raise Mistake(f"{line} has no end, or more than {_MOST:,} values")
+    try:
+        values = list(override.sweep_string_iterator())
+    except TROUBLE as error:
+        raise Mistake(f"{line} cannot be read: {said(error, [])}") from error
+    if not values:
+        raise Mistake(f"{line} gives no value")
+    return [f"{override.get_key_element()}={v}" for v in values]
+
+
 def _parse(overrides: list[str]) -> list[Override]:
-    parser, parsed = OverridesParser.create(), []
+    loader = GlobalHydra.instance().config_loader()
+    parser, parsed = OverridesParser.create(config_loader=loader), []
     for override in overrides:
         try:
             parsed += parser.parse_overrides([override])
-        except HydraException as error:
-            cause = str(error.__cause__ or error).partition("\n")[0]
-            raise Mistake(f"{override} cannot be read: {cause}") from error
+        except TROUBLE as error:
+            raise Mistake(f"{override} cannot be read: {_first(error.__cause__ or error)}") from error
     return parsed
 
 
@@ -69,20 +137,30 @@ def _compose(job: list[str]) -> Settings:
             if key not in KEYS:
                 raise Mistake(unknown("key", str(key), KEYS))
         return resolved(config)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except TROUBLE as error:
         raise error if isinstance(error, Mistake) else Mistake(said(error, job)) from error
 
 
-def said(error: Exception, job: list[str]) -> str:
+def _first(error: BaseException) -> str:
+    """The first line of an exception, or its kind where it has none."""
+    if isinstance(error, RecursionError) or "Recursive interpolation" in str(error):
+        return "it refers to itself, or is nested too deeply"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def said(error: BaseException, job: list[str]) -> str:
     """One line for people from an exception of Hydra's or OmegaConf's."""
     text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, given = match.groups()
         return unknown(group, given, options(group)) if group in GROUPS else text.partition("\n")[0]
     if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'|Key '([^']+)' not in", text):
         return _unknown_key(next(g for g in match.groups() if g), text, job)
     where = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
-    first = str(error.__cause__ or error).partition("\n")[0].strip()
+    theirs = isinstance(error, (HydraException, OmegaConfBaseException))
+    first = _first((error.__cause__ or error) if theirs else error)
     return f"{where[1]}: {first}" if where and where[1] not in first else first
 
 
@@ -98,7 +176,10 @@ def _unknown_key(given: str, text: str, job: list[str]) -> str:
 def _children(parent: str, job: list[str]) -> list[str]:
     """The keys under `parent` with the groups that the command line chose."""
     groups = [o for o in job if o.partition("=")[0] in GROUPS]
-    config: Any = OmegaConf.select(compose("config", overrides=groups), parent)
+    try:
+        config: Any = OmegaConf.select(compose("config", overrides=groups), parent)
+    except TROUBLE:
+        return list(KEYS)
     return [str(k) for k in config] if isinstance(config, DictConfig) else list(KEYS)
 
 

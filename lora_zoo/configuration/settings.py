@@ -3,6 +3,9 @@
 Hydra merges `conf/` into these classes, so that a wrong key or type is caught before torch is imported.
 """
 
+import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,40 @@ from omegaconf import MISSING, OmegaConf
 from lora_zoo.adapters.budget import parameters
 from lora_zoo.adapters.registry import unknown
 
+# What a run is called, where it goes, who is told of it, how fast it is computed, and what is left of it when
+# it dies change no result.
+INERT = (
+    *("out", "tracking", "threads", "zero_shot", "merge", "eval_splits", "dry_run"),
+    *("resume", "save_minutes"),
+)
+INERT_TRAINER = (
+    *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
+)
+SPLITS = ("train", "validation", "test")
+COLUMNS = {
+    "generation": ("prompt", "target"),
+    "seq2seq": ("prompt", "target"),
+    "choice": ("prompt", "label"),
+    "classification": ("text", "label"),
+    "regression": ("text", "label"),
+}
+"""Kind -> the columns that it cannot do without."""
+_SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 KINDS = ("generation", "choice", "classification", "regression", "seq2seq")
 
 
-def key(default: Any, says: str, *, above: float | None = None, least: float | None = None) -> Any:
-    """A key with its help text and the range that `check` enforces."""
-    about = {"help": says, "above": above, "least": least}
+def key(
+    default: Any,
+    says: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A key with its help text and the range that `resolved` enforces."""
+    about = {"help": says, "above": above, "least": least, "below": below, "most": most}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -44,7 +75,9 @@ class Task:
     data_files: dict[str, str] = key({}, "split: file, for local data")
     options: dict[str, Any] = key({}, "further arguments of datasets.load_dataset (delimiter, …)")
     splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
-    validation_share: float = key(0.1, "part of train held out where there is no validation split", above=0)
+    validation_share: float = key(
+        0.1, "part of train held out where there is no validation split", above=0, below=1
+    )
     sizes: dict[str, int] = key({}, "split: at most so many examples")
     columns: dict[str, str] = key({}, "text, text_pair and label, or prompt and target: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
@@ -52,14 +85,14 @@ class Task:
     terminator: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts")
-    max_length: int = key(256, "tokens of input and target, longer ones are cut", least=2)
-    max_new_tokens: int = key(64, "tokens to generate at most", least=1)
-    num_beams: int = key(1, "beams of the search that generates", least=1)
+    max_length: int = key(256, "tokens of input and target, longer ones are cut", least=2, most=_LONGEST)
+    max_new_tokens: int = key(64, "tokens to generate at most", least=1, most=_LONGEST)
+    num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
     lr: float = key(MISSING, "learning rate that suits LoRA on this task", above=0)
-    steps: int | None = key(None, "default number of optimiser steps", least=1)
+    steps: int | None = key(None, "default number of optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "default number of epochs, where steps is not given", above=0)
-    batch_size: int = key(16, "default batch size", least=1)
-    eval_batch_size: int = key(64, "batch size of evaluation and generation", least=1)
+    batch_size: int = key(16, "default batch size", least=1, most=_COUNT)
+    eval_batch_size: int = key(64, "batch size of evaluation and generation", least=1, most=_COUNT)
 
 
 @dataclass
@@ -75,10 +108,10 @@ class Tracking:
 
 @dataclass
 class Settings:
-    rank: int = key(8, "rank of each update", least=1)
+    rank: int = key(8, "rank of each update", least=1, most=65536)
     alpha: float = key(8.0, "scale of the update before division by the rank", above=0)
     init: str = key("kaiming", "start of the factors: kaiming, gaussian, orthogonal, pissa, milora, olora, …")
-    lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0)
+    lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex"
     )
@@ -89,16 +122,22 @@ class Settings:
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     modules_to_save: Any = key("auto", "modules that train in full; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
-    steps: int | None = key(None, "optimiser steps", least=1)
+    steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0)
-    batch_size: int = key(16, "examples per step and device", least=1)
-    seed: int = key(0, "seed of initialisation, dropout and new heads", least=0)
-    data_seed: int = key(0, "seed of the data order", least=0)
+    batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
+    seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
+    data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
     eval_splits: list[str] = key(["validation", "test"], "splits that are evaluated at the end")
     zero_shot: bool = key(True, "also evaluate the model before training")
+    resume: bool | None = key(
+        None,
+        "true: go on where this run stopped; false: start anew; default: a sweep goes on, a run starts anew",
+    )
+    save_minutes: float = key(5.0, "minutes between checkpoints, beside trainer.save_steps; 0: none", least=0)
+    on_nonfinite: str = key("stop", "when loss or gradients are no numbers: stop, or skip the step")
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")
-    threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1)
+    threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1, most=1024)
     out: str = key("runs", "folder under which run folders are made")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
     model: Model = field(default_factory=Model)
@@ -122,56 +161,73 @@ def _product(factors: Any) -> float:
 
 def resolved(config: Any) -> Settings:
     """The composed configuration as `Settings`, resolved. ValueError for what is out of range."""
+    from lora_zoo.configuration import limits
+
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
     for group, prefix in ((settings, ""), (settings.model, "model."), (settings.task, "task.")):
         _check_ranges(group, prefix)
     _check_words(settings)
+    limits.check(settings)
     if settings.budget is not None:
         parameters(settings.budget)
     if not settings.dry_run:
         _check_files(settings.task)
+        limits.check_folder("out", settings.out)
     return settings
 
 
 def _check_ranges(group: Any, prefix: str) -> None:
     for f in fields(group):
         value = getattr(group, f.name)
-        least, above = f.metadata.get("least"), f.metadata.get("above")
-        if value is None or isinstance(value, (str, list, dict)):
+        if value is None or isinstance(value, (str, list, dict, bool)) or not f.metadata:
             continue
-        if least is not None and not value >= least:
-            raise ValueError(f"{prefix}{f.name} must be at least {least:g}; got {value}")
-        if above is not None and not value > above:
-            raise ValueError(f"{prefix}{f.name} must be above {above:g}; got {value}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{prefix}{f.name} must be a finite number; got {value}")
+        for bound, (fits, words) in _BOUNDS.items():
+            limit = f.metadata[bound]
+            if limit is not None and not fits(value, limit):
+                raise ValueError(f"{prefix}{f.name} must be {words} {limit:.10g}; got {value}")
+
+
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
 
 def _check_words(settings: Settings) -> None:
     words = [
         ("task.kind", settings.task.kind, KINDS),
         ("model.dtype", settings.model.dtype, ("float32", "bfloat16", "float16", "auto")),
+        ("on_nonfinite", settings.on_nonfinite, ("stop", "skip")),
         ("tracking.backend", settings.tracking.backend, ("wandb", "none")),
         ("tracking.mode", settings.tracking.mode, ("auto", "online", "offline", "disabled")),
-        *(("eval_splits", split, ("train", "validation", "test")) for split in settings.eval_splits),
+        *(("eval_splits", split, SPLITS) for split in settings.eval_splits),
     ]
     for name, value, choices in words:
         if value not in choices:
             raise ValueError(unknown(name, value, choices))
     if settings.steps is not None and settings.epochs is not None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
-    if not settings.lora_dropout < 1:
-        raise ValueError(f"lora_dropout must be below 1; got {settings.lora_dropout}")
 
 
 def _check_files(task: Task) -> None:
+    if task.path in ("csv", "json", "parquet", "text") and not (task.data_files or task.data_dir):
+        raise ValueError(
+            f"task {task.name}: task.path={task.path} needs files; give task.data_files={{train:…}}"
+        )
     for split, name in task.data_files.items():
-        if "*" not in name and "://" not in name and not file_of(task, name).is_file():
-            where = (
-                f"task.data_dir={task.data_dir}"
-                if task.data_dir
-                else "the working folder; give task.data_dir"
-            )
-            raise ValueError(f"task {task.name}: its {split} file {name} is not in {where}")
+        if not name.strip():
+            raise ValueError(f"task.data_files.{split} is empty; give a file")
+        if "*" in name or "://" in name or file_of(task, name).is_file():
+            continue
+        folder = (
+            f"task.data_dir={task.data_dir}" if task.data_dir else "the working folder; give task.data_dir"
+        )
+        raise ValueError(f"task {task.name}: its {split} file {name} is not in {folder}")
 
 
 def file_of(task: Task, name: str) -> Path:

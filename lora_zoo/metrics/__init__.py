@@ -5,6 +5,7 @@ load("accuracy").compute(predictions=[0, 1], references=[0, 0])    ->    {"accur
 A new metric is a folder `<name>/<name>.py` with one `evaluate.Metric` in it, found because it is there.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -26,15 +27,22 @@ def names() -> list[str]:
     return sorted(folder.name for folder in HOME.iterdir() if (folder / f"{folder.name}.py").is_file())
 
 
-def load(name: str) -> Metric:
+def load(name: str, *, trust_remote_code: bool = False) -> Metric:
     """One of `names()`, or a module of the user's own: its path, or its name on the Hub ("owner/name").
 
-    The inputs stay in memory, so that any number of processes may load and compute at once.
+    A module is code: one of the Hub is run only where the user trusts it, ValueError otherwise. The inputs
+    stay in memory, so that any number of processes may load and compute at once.
     """
     own = name in names()
     if not own and not _is_elsewhere(name):
         message = unknown("metric", name, names())
         raise ValueError(f"{message}; or the path of an evaluate module, or owner/name on the Hub")
+    of_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    if of_hub and not trust_remote_code:
+        raise ValueError(
+            f"metric {name!r} is no file here, and on the Hub a metric is code: model.trust_remote_code=true "
+            "runs it"
+        )
     import evaluate
 
     try:
@@ -43,10 +51,29 @@ def load(name: str) -> Metric:
         raise ValueError(
             f"metric {name!r} is neither a file or folder here nor a module that the Hub gives out: {missing}"
         ) from missing
+    except Exception as broken:  # a module of the user's own may raise anything
+        raise ValueError(f"metric {name!r} cannot be loaded: {_reason(broken)}") from broken
+
+
+def try_out(name: str, metric: Metric, predictions: list[Any], references: list[Any], kind: str) -> None:
+    """Compute the metric once, on answers as a task of that kind gives them. ValueError where it cannot."""
+    try:
+        values = metric.compute(predictions=predictions, references=references)
+    except Exception as refused:  # a module of the user's own may raise anything
+        raise ValueError(
+            f"metric {name!r} cannot judge the answers of kind={kind}, such as {predictions[0]!r}: "
+            f"{_reason(refused)}"
+        ) from refused
+    if not isinstance(values, dict) or not all(hasattr(value, "__float__") for value in values.values()):
+        raise ValueError(f"metric {name!r} gives no {{name: number}}; got {values!r}")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_elsewhere(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith(".py") or Path(name, f"{name}.py").is_file()
 
 
-__all__ = ["Metric", "load", "names"]
+__all__ = ["Metric", "load", "names", "try_out"]

@@ -10,10 +10,9 @@ from typing import Any
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import hyperparameters
-from lora_zoo.configuration.settings import Settings, file_of
+from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings, file_of
+from lora_zoo.results.secrets import redacted
 
-# What a run is called, where it goes, who is told of it and how fast it is computed change no result.
-INERT = ("out", "tracking", "threads", "zero_shot", "merge", "eval_splits", "dry_run")
 _FLAT = ("rank", "alpha", "init", "lora_dropout")
 _OF_ADAPTERS = ("target_modules", "exclude_modules", "layers")
 _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
@@ -22,9 +21,10 @@ _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 def identity(settings: Settings, variant: type[Variant]) -> str:
     """Eight hexadecimal digits from the settings, the variant's source and the local data files."""
     chosen = {k: v for k, v in asdict(settings).items() if k not in INERT}
+    chosen["trainer"] = {k: v for k, v in settings.trainer.items() if k not in INERT_TRAINER}
     known = hyperparameters(variant)
     chosen = {k: v for k, v in chosen.items() if k not in _FLAT or k in known}
-    parts = [json.dumps(chosen, sort_keys=True, default=str), _source(variant), *_data(settings)]
+    parts = [json.dumps(redacted(chosen), sort_keys=True, default=str), _source(variant), *_data(settings)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
@@ -37,7 +37,7 @@ def readable_name(settings: Settings, variant: type[Variant]) -> str:
         parts += [size, _targets(settings.target_modules)]
     if "init" in known and settings.init != known["init"].default:
         parts.append(settings.init)
-    parts += [settings.model.name, settings.task.name, f"s{settings.seed}"]
+    parts += [settings.model.name[:40], settings.task.name[:40], f"s{settings.seed}"]
     return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
 
 

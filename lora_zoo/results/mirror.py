@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self, final
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.results import wandb_session
 from lora_zoo.results.record import plain
+from lora_zoo.results.secrets import redacted
 from lora_zoo.results.wandb_session import failures, survived
 
 BACKENDS = ("wandb", "none")
@@ -28,7 +29,6 @@ COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective 
 TOP = 8
 LIMITS = {"init_timeout": 60.0, "finish_timeout": 600.0, "finish_timeout_raises": True}  # seconds
 QUIET = {"silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True}
-SECRET = re.compile(r"^token$|(hub|hf|auth|access|api|bearer)_token$|api_?key$|password$|secret$", re.I)
 
 
 class Mirror(ABC):
@@ -104,7 +104,7 @@ class WandbMirror(Mirror):
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None:
         with survived("did not take the results"):
             self.run.config.update(self.config, allow_val_change=True)  # where the callback wrote over it
-            self.run.summary.update(flat({key: result[key] for key in MIRRORED if key in result}))
+            self.run.summary.update(flat(redacted({key: result[key] for key in MIRRORED if key in result})))
             if spectra:
                 table = self.wandb.Table(columns=list(COLUMNS), data=[_cells(row) for row in spectra])
                 self.run.log({"spectra": table})
@@ -147,10 +147,10 @@ def open_mirror(
         return NoMirror()
     chosen = {key: tracking.get(key) or None for key in ("project", "entity", "notes")}
     labels = dict.fromkeys(str(tag)[:64] for tag in (*(tracking.get("tags") or ()), *tags) if tag)
-    init = chosen | {"name": name, "group": group, "tags": list(labels), "dir": str(directory.resolve())}
+    init = redacted(chosen | {"name": name, "group": group, "tags": list(labels), "config": plain(config)})
+    init |= {"dir": str(directory.resolve())}
     with contextlib.ExitStack() as surroundings, survived("mirrors nothing of this run"):
         surroundings.enter_context(wandb_session.environment(directory.resolve() / "wandb"))
-        init |= {"config": without_secrets(plain(config))}
         keep_adapter = bool(tracking.get("log_adapter", True))
         if wandb_session.goes_online(mode):
             with survived("is not reached, so this run is mirrored offline"):
@@ -168,20 +168,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, (str, int, float)):
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-def without_secrets(tree: Any) -> Any:
-    """`tree` with "***" for keys that name a secret and for values of environment variables that do."""
-    known = {value for key, value in os.environ.items() if SECRET.search(key) and len(value) >= 8}
-    return _masked(tree, known)
-
-
-def _masked(tree: Any, known: set[str]) -> Any:
-    if isinstance(tree, dict):
-        return {k: "***" if v and SECRET.search(str(k)) else _masked(v, known) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [_masked(value, known) for value in tree]
-    return "***" if isinstance(tree, str) and tree in known else tree
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

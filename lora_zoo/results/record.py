@@ -7,6 +7,7 @@
 | schema, name, identity | this table's version; a readable name; the hash of what can change the result |
 | state | running, done, diverged, failed or interrupted; `error` (type, message) says why |
 | command, started, ended | the command line; UTC times |
+| resumed | one entry for each time that the run went on after it had ended: at (UTC), step |
 | config | the resolved configuration |
 | variant | name, paper, equation and all hyperparameters as used |
 | metric | the name of the metric that counts |
@@ -21,24 +22,97 @@
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 
-Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`.
+| diverged | step, layers: where the numbers stopped being any |
+| skipped | steps without an update, because a gradient was no number (on_nonfinite=skip) |
+
+A result that says running, and whose folder no process holds, is of a run that was killed.
+
+Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`,
+`checkpoints/` while the run is not over.
 """
 
+import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from lora_zoo.results.secrets import redacted
 
 SCHEMA = 1
 RESULT = "result.json"
+LOCK = ".lock"
 STATES = ("running", "done", "diverged", "failed", "interrupted")
+FINISHED = ("done", "diverged")
+
+
+class Busy(ValueError):
+    """Another process works in the run's folder."""
+
+
+class Claim(NamedTuple):
+    """A run's folder, held by this process alone, and what an earlier process has recorded in it."""
+
+    folder: Path
+    before: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.before.get("state") in FINISHED
+
+
+@contextlib.contextmanager
+def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
+    """Inside, a run's folder is this process's own; a process that dies lets go of it.
+
+    `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
+    one's, the latest of several. Raises Busy where another process holds it.
+    """
+    earlier = {folder: _read(folder) for folder in _of_name(Path(root), name)} if resume else {}
+    done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
+    folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
+        raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+    try:
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield Claim(folder, _read(folder))
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
+        lock.release()
+
+
+def _of_name(root: Path, name: str) -> Iterator[Path]:
+    """`root/name`, `root/name-2`, … as far as they exist."""
+    for number in itertools.count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        if not folder.is_dir():
+            return
+        yield folder
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else {}
 
 
 def claim_folder(root: str | Path, name: str) -> Path:
     """Make and return `root/name`, or `root/name-2`, … where it exists: nothing is ever overwritten."""
-    Path(root).mkdir(parents=True, exist_ok=True)
+    made(Path(root))
     attempt = 1
     while True:
         folder = Path(root) / (name if attempt == 1 else f"{name}-{attempt}")
@@ -50,6 +124,12 @@ def claim_folder(root: str | Path, name: str) -> Path:
             return folder
 
 
+def made(folder: Path) -> Path:
+    """`folder`, which is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`, synced to disk first."""
     part = path.with_name(f".{path.name}.part")
@@ -58,19 +138,34 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names in `folder` to disk: without it, a renamed file may be gone after a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems have no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class Record:
-    """The folder of one run. Every `update` leaves a complete `result.json` behind."""
+    """The folder of one run. Every `update` leaves a complete `result.json` behind.
 
-    def __init__(self, folder: Path, **content: Any) -> None:
+    `before` is what an earlier process has recorded of the same run; it is kept and gone on with.
+    """
+
+    def __init__(self, folder: Path, before: dict[str, Any] | None = None, **content: Any) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = {"schema": SCHEMA, "state": "running", "started": now()}
+        kept = {key: value for key, value in (before or {}).items() if key not in ("error", "ended")}
+        self.content: dict[str, Any] = {"schema": SCHEMA, "started": now(), **kept, "state": "running"}
         self.update(**content)
 
     def update(self, **content: Any) -> None:
-        self.content |= content
-        text = json.dumps(plain(self.content), indent=1, allow_nan=False)
+        self.content |= redacted(plain(content))
+        text = json.dumps(self.content, indent=1, allow_nan=False)
         write_atomically(self.folder / RESULT, text + "\n")
 
     def end(self, state: str, **content: Any) -> None:

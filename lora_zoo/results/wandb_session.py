@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lora_zoo.adapters.registry import unknown
+from lora_zoo.results.secrets import redacted
 
 MODES = ("auto", "online", "offline", "disabled")
 OLD_MODES = {"run": "online", "shared": "online", "dryrun": "offline"}
@@ -54,16 +55,21 @@ def _netrc() -> netrc.netrc:
 
 @contextlib.contextmanager
 def environment(home: Path) -> Iterator[None]:
-    """Inside, wandb says nothing, stages and caches under `home`, and transformers uploads no models."""
+    """Inside, wandb says nothing, stages and caches under `home`, and transformers uploads no models.
+
+    The command line that wandb keeps beside a run is the process's own, here without secrets.
+    """
     home.mkdir(parents=True, exist_ok=True)
     wanted = {"WANDB_SILENT": "true", "WANDB_LOG_MODEL": "false"}
     for key, folder in (("WANDB_DATA_DIR", home), ("WANDB_CACHE_DIR", home / "cache")):
         wanted[key] = os.environ.get(key, str(folder))
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
+    words, sys.argv = sys.argv, redacted(sys.argv)
     try:
         yield
     finally:
+        sys.argv = words
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key, None)
@@ -89,7 +95,7 @@ def survived(trouble: str) -> Iterator[None]:
 
 
 def warn(trouble: str, error: BaseException) -> None:
-    reason = (str(error).splitlines() or [""])[0]
+    reason = redacted((str(error).splitlines() or [""])[0])
     _say(f"W&B {trouble} ({type(error).__name__}: {reason}); the local record is not affected")
 
 

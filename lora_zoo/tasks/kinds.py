@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.configuration.settings import Task
-from lora_zoo.tasks.splits import label_set
+from lora_zoo.tasks.splits import label_set, numbers
 
 Example = dict[str, Any]
 Outcome = dict[str, Any]
@@ -28,6 +28,10 @@ class Kind(ABC):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, tokenizer
+
+    @abstractmethod
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        """Predictions and references as `outcomes` gives them, to try a metric on."""
 
     def head(self) -> dict[str, Any]:
         """What the model's configuration must say of its head."""
@@ -59,6 +63,10 @@ class Kind(ABC):
             else torch.tensor([example[name] for example in batch])
             for name in batch[0]
         }
+
+    def about(self) -> dict[str, Any]:
+        """What a model that is made of a run must know of it, beside its head."""
+        return {}
 
     def encoded(self, data: Any) -> list[Example]:
         """A split as training examples."""
@@ -108,6 +116,9 @@ class Classification(Labelled):
         super().__init__(task, tokenizer, splits)
         self.labels = label_set(task, splits)
 
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        return list(range(len(self.labels))), list(range(len(self.labels)))
+
     def head(self) -> dict[str, Any]:
         names = dict(enumerate(self.labels))
         return {"num_labels": len(names), "id2label": names, "label2id": {v: k for k, v in names.items()}}
@@ -132,8 +143,15 @@ class Regression(Labelled):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
+        numbers(task, splits)
         labels = torch.tensor([float(label) for label in splits["train"]["label"]], dtype=torch.float64)
         self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
+
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        return [1.0, 2.5, 4.0], [1.0, 2.0, 4.5]
+
+    def about(self) -> dict[str, Any]:
+        return {"standardised": {"mean": self.mean, "std": self.std}}
 
     def head(self) -> dict[str, Any]:
         return self.outlined_head(self.task)
@@ -159,6 +177,16 @@ class Choice(Kind):
         super().__init__(task, tokenizer, splits)
         self.labels = label_set(task, splits)
         self.words = [continuation(tokenizer, label) for label in self.labels]
+        for label, word in zip(self.labels, self.words, strict=True):
+            if not word:
+                raise ValueError(f"task {task.name}: the tokenizer has no token for the label {label!r}")
+            if self.words.count(word) > 1:
+                raise ValueError(
+                    f"task {task.name}: to the tokenizer the label {label!r} is like another one"
+                )
+
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        return list(range(len(self.labels))), list(range(len(self.labels)))
 
     def encode(self, example: Example) -> Example:
         return continued(self._prompt_ids(example), self.words[self.labels.index(str(example["label"]))])
@@ -195,7 +223,14 @@ class Generation(Kind):
             raise ValueError(
                 f"task {task.name}: the tokenizer has no end-of-sequence token; give task.terminator"
             )
-        self.end, self.end_id = end, tokenizer(end, add_special_tokens=False)["input_ids"][-1]
+        ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError(f"task {task.name}: the tokenizer has no token for task.terminator={end!r}")
+        self.end, self.end_id = end, ids[-1]
+
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        texts = ["a made-up answer", "another one"]
+        return texts, [[text] for text in texts] if self.task.group_references else texts
 
     def ended(self, target: str) -> str:
         target = target.strip()

@@ -1,13 +1,18 @@
 """transformers.TrainingArguments from the settings: flat keys where they exist, `trainer.` keys elsewhere."""
 
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
-from lora_zoo.adapters.registry import unknown
+from lora_zoo.adapters.registry import fits, said, unknown
 from lora_zoo.configuration.settings import Settings
 
 _FLAT = {
@@ -30,7 +35,9 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
         if name in _FLAT:
             raise ValueError(f"trainer.{name} is set by the key {_FLAT[name]}; use {_FLAT[name]}=…")
         if name not in known:
-            raise ValueError(unknown("key of trainer", name, known))
+            near = difflib.get_close_matches(name, known, n=8, cutoff=0.3)
+            raise ValueError(unknown("key of trainer", name, near) + ", … (transformers.TrainingArguments)")
+    _check_values(given)
     cuda = torch.cuda.is_available()
     ours = {
         "output_dir": str(folder / "checkpoints"),
@@ -49,9 +56,98 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
         **_every("save", given.pop("save_steps", 0)),
     }
     try:
-        return TrainingArguments(**(ours | given))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+        arguments = TrainingArguments(**(ours | given))
+        _try_out(arguments)
+    except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
+        raise ValueError(f"trainer: {_reason(error)}") from error
+    return arguments
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _try_out(arguments: TrainingArguments) -> None:
+    """Make optimiser and schedule once, for one number: no run finds out later that they cannot be."""
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
+    options = {k: v for k, v in options.items() if k not in ("params", "model", "optimizer_dict")}
+    optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **options)
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=1,
+        num_training_steps=10,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {},
+    )
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "gradient_accumulation_steps": (1, 2**31),
+    "logging_steps": (1e-9, 2**31),
+    "eval_steps": (0, 2**31),
+    "save_steps": (0, 2**31),
+    "save_total_limit": (1, 2**31),
+    "max_grad_norm": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, 2**31),
+    "warmup_ratio": (0, 1),
+    "dataloader_num_workers": (0, 256),
+    "dataloader_prefetch_factor": (1, 2**16),
+    "label_smoothing_factor": (0, 1),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, 1),
+    "neftune_noise_alpha": (0, math.inf),
+    "ddp_timeout": (1, 2**31),
+    "torch_empty_cache_steps": (1, 2**31),
+}
+_NEVER = {
+    "push_to_hub": "nothing is uploaded but by tracking=wandb",
+    "load_best_model_at_end": "the adapter that is kept is the last one",
+    "resume_from_checkpoint": "use resume=true",
+    "auto_find_batch_size": "runs would differ in batch_size; give one that fits",
+    "group_by_length": "the data order is data_seed's",
+    "use_liger_kernel": "it replaces the layers that adapters are in",
+    "deepspeed": "one process trains one run",
+    "fsdp": "one process trains one run",
+    "parallelism_config": "one process trains one run",
+}
+_NAMES = ("optim", "lr_scheduler_type", "logging_strategy")
+
+
+def _check_values(given: Mapping[str, Any]) -> None:
+    """Types and ranges that TrainingArguments takes without a word and trips over while it trains."""
+    hints = typing.get_type_hints(TrainingArguments)
+    for name, value in given.items():
+        if name in _NEVER and value:
+            raise ValueError(f"trainer.{name} cannot be given: {_NEVER[name]}")
+        _check_type(name, value, hints[name])
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ValueError(f"trainer.{name} must lie between {low:.10g} and {high:.10g}; got {value}")
+    if given.get("fp16") and given.get("bf16"):
+        raise ValueError("trainer.fp16=true and trainer.bf16=true exclude each other; give one")
+    if given.get("fp16") and not torch.cuda.is_available():
+        raise ValueError("trainer.fp16=true needs a GPU, and there is none; bf16=true works on a CPU")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if name in ("eval_steps", "save_steps"):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"trainer.{name} must be a number of steps, 0 for never; got {value!r}")
+    elif name in _NAMES:
+        if not isinstance(value, str):
+            raise ValueError(f"trainer.{name} must be a name; got {value!r}")
+    elif (plain := _plain(hint)) and not any(fits(value, part) for part in plain):
+        words = ["null" if part is type(None) else said(part) for part in plain]
+        raise ValueError(f"trainer.{name} must be {' or '.join(words)}; got {value!r}")
+
+
+def _plain(hint: Any) -> list[Any]:
+    """The parts of a type hint where all of them are plain; none where any value may do."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    parts = list(typing.get_args(hint)) if union else [hint]
+    return parts if all(part in (int, float, str, bool, type(None)) for part in parts) else []
 
 
 def _length(settings: Settings) -> dict[str, Any]:

@@ -1,22 +1,29 @@
 """The steps of a run: data, model, adapter, training, judgement, what is kept."""
 
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 from rich.console import Console
+from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
+from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo import metrics
 from lora_zoo.adapters.adapter import Variant
-from lora_zoo.adapters.checkpoint import save_adapter
+from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
 from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.adapters.randomness import derived_seed
 from lora_zoo.adapters.registry import check_hyperparameters
 from lora_zoo.adapters.targets import heads
 from lora_zoo.configuration.settings import Settings
+from lora_zoo.merge import merge
 from lora_zoo.models.loading import Loaded, load_model, load_tokenizer
 from lora_zoo.results import spectra
 from lora_zoo.results.identity import flat_hyperparameters
@@ -24,9 +31,13 @@ from lora_zoo.results.mirror import Mirror, open_mirror
 from lora_zoo.results.record import Record
 from lora_zoo.tasks.kinds import KINDS, Kind
 from lora_zoo.tasks.splits import fingerprint, load_splits
+from lora_zoo.training import checkpoints
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.progress import DivergenceWatch, RichProgress
-from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.training.bench import Bench, check_inputs
+from lora_zoo.training.callbacks import Diary, Interrupt, Punctual, RichProgress
+from lora_zoo.training.stopping import Stopped, Stopping
+from lora_zoo.training.trainer import NEEDED, ZooTrainer
+from lora_zoo.training.watch import Diverged
 
 
 def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
@@ -46,24 +57,36 @@ def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
     }
 
 
-class Diverged(RuntimeError):
-    """The loss is no longer a number: a finding, not a failure of the program."""
+class Surroundings(NamedTuple):
+    """Where a run speaks, the sweep that it belongs to, and who may stop it."""
+
+    console: Console
+    group: str | None
+    stopping: Stopping
 
 
 class Experiment:
-    """One run; `run` fills the record step by step, so that what is finished is kept whatever follows."""
+    """One run; `run` fills the record step by step, so that what is finished is kept whatever follows.
+
+    What the record holds already, from a process that has ended, is not done again.
+    """
 
     def __init__(
         self,
         settings: Settings,
         variant: type[Variant],
         record: Record,
-        console: Console,
-        group: str | None,
+        around: Surroundings,
     ) -> None:
-        self.settings, self.variant, self.record, self.console = settings, variant, record, console
-        self.group = group
-        self.timings: dict[str, float] = {}
+        self.settings, self.variant, self.record = settings, variant, record
+        self.console, self.group, self.stopping = around
+        self.timings: dict[str, float] = dict(record.content.get("timings", {}))
+        self.about: dict[str, Any] = {}
+        self.underway = False  # a step has been made: what goes wrong now is no longer the input's fault
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.record.folder / "checkpoints"
 
     def run(self) -> None:
         hyper = flat_hyperparameters(self.settings, self.variant)
@@ -71,34 +94,43 @@ class Experiment:
         about = {"name": self.variant.name, "paper": self.variant.paper, "equation": self.variant.equation}
         self.record.update(variant=about | {"hyperparameters": complete})
         arguments = training_arguments(self.settings, self.record.folder, [])
-        judges = {name: metrics.load(name) for name in self.settings.task.metrics}
+        trust = self.settings.model.trust_remote_code
+        judges = {n: metrics.load(n, trust_remote_code=trust) for n in self.settings.task.metrics}
         with self._timed("load"):
-            kind, splits, loaded = self._load()
+            kind, splits, loaded = self._load(judges)
             injection = self._inject(loaded, hyper, kind)
         bench = Bench(
             injection, kind, splits, judges, record=self.record, eval_splits=self.settings.eval_splits
         )
-        if self.settings.zero_shot:
+        trained = self._trained(injection)
+        trainer = None if trained or not injection.trainable() else self._trainer(injection, bench, arguments)
+        if self.settings.zero_shot and not trained and not self._judged("zero_shot", bench):
             with self._timed("zero_shot"):
                 self.record.update(zero_shot=bench.judge(keep=False))
         with self._mirror() as mirror:
             self.record.update(tracking=mirror.where)
-            arguments.report_to = mirror.report_to
             try:
-                if injection.trainable():
-                    self._train(
-                        ZooTrainer(injection, bench=bench, args=arguments, data_collator=kind.collate)
-                    )
-            except Diverged:
+                if trainer is not None:
+                    self._train(trainer, mirror)
+                    self._save(injection)
+                else:
+                    self._replay(mirror, self.record.content.get("history", []))
+            except Diverged as divergence:
+                self.record.update(diverged=divergence.about)
                 mirror.finish(self.record.content | {"state": "diverged"}, None, [])
                 raise
-            with self._timed("evaluate"):
-                self.record.update(metrics=bench.judge(keep=True))
-            self._keep(injection, loaded, kind)
+            if not self._judged("metrics", bench):
+                with self._timed("evaluate"):
+                    self.record.update(metrics=bench.judge(keep=True))
+            self._keep(injection)
             adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
             mirror.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
 
-    def _load(self) -> tuple[Kind, dict[str, Any], Loaded]:
+    def _judged(self, what: str, bench: Bench) -> bool:
+        """Whether an earlier process has recorded every split of `what`."""
+        return set(bench.eval_splits) <= set(self.record.content.get(what, {}))
+
+    def _load(self, judges: dict[str, Any]) -> tuple[Kind, dict[str, Any], Loaded]:
         datasets.disable_progress_bars()
         settings = self.settings
         splits = load_splits(settings.task)
@@ -110,6 +142,10 @@ class Experiment:
         self.record.update(data=fingerprint(splits), metric=settings.task.metrics[0])
         tokenizer = load_tokenizer(settings.model)
         kind = KINDS[settings.task.kind](settings.task, tokenizer, splits)
+        for name, judge in judges.items():
+            metrics.try_out(name, judge, *kind.made_up(), kind=settings.task.kind)
+        self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
+        self.about |= kind.about()
         seed = derived_seed("head", settings.seed)
         return kind, splits, load_model(settings.model, kind.auto_class, kind.head(), tokenizer, seed)
 
@@ -131,40 +167,93 @@ class Experiment:
         self.record.update(parameters=counts | {"in_full": injection.in_full})
         return injection
 
-    def _train(self, trainer: ZooTrainer) -> None:
-        bench: Bench = trainer.bench
-        trainer.train_dataset = bench.kind.encoded(bench.splits["train"])
-        bar, watch = RichProgress(self.record.content["name"], self.console), DivergenceWatch()
-        trainer.add_callback(bar)
-        trainer.add_callback(watch)
+    def _trained(self, injection: Injection) -> bool:
+        """Whether an earlier process has trained to the end; then its adapter is in the model."""
+        kept, folder = self.record.content.get("adapter", {}), self.record.folder / "adapter"
+        if "sha256" not in kept or not (folder / WEIGHTS).is_file():
+            return False
+        if checkpoints.digest(folder / WEIGHTS)["sha256"] != kept["sha256"]:
+            return False
+        injection.load_state_dict(load_file(folder / WEIGHTS))
+        self.underway = True
+        return True
+
+    def _trainer(self, injection: Injection, bench: Bench, arguments: TrainingArguments) -> ZooTrainer:
+        """Everything that training needs, so that what is wrong with it costs no evaluation."""
+        if self._unasked and arguments.save_total_limit is None:
+            arguments.save_total_limit = 2
+        skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
+        data = bench.kind.encoded(bench.splits["train"])
+        check_inputs(injection.model, data)
+        trainer = ZooTrainer(
+            injection,
+            bench=bench,
+            skip=skip,
+            about=self.about,
+            args=arguments,
+            data_collator=bench.kind.collate,
+            train_dataset=data,
+        )
+        trainer.rehearse()
+        trainer.add_callback(Interrupt(trainer, self.stopping))
+        if self._unasked and self.settings.save_minutes:
+            trainer.add_callback(Punctual(self.settings.save_minutes))
+        return trainer
+
+    @property
+    def _unasked(self) -> bool:
+        """Whether nobody asked for checkpoints: those that are made go when the run is done."""
+        return not self.settings.trainer.get("save_steps", 0)
+
+    def _train(self, trainer: ZooTrainer, mirror: Mirror) -> None:
+        bar = RichProgress(self.record.content["name"], self.console)
+        for callback in (bar, Diary(), *get_reporting_integration_callbacks(mirror.report_to)):
+            trainer.add_callback(callback)
+        last = self._last_checkpoint()
+        if last is not None:
+            self._replay(mirror, TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history)
         try:
-            with self._timed("train_wall"):
-                trainer.train()
+            with self._timed("train_wall"), self.stopping.patient():
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             bar.close()
-            with suppress(OSError):
-                (self.record.folder / "checkpoints").rmdir()  # it is made even where nothing is saved to it
-            self.record.update(
-                history=trainer.state.log_history, timings=self.timings | trainer.clock.summary()
-            )
-        self.timings |= trainer.clock.summary()
-        if watch.diverged_at is not None:
-            raise Diverged(
-                f"the loss is no longer a number at step {watch.diverged_at}; lr={self.settings.lr:g}"
-            )
+            self.timings |= trainer.clock.summary()
+            self.underway = bool(self.timings["steps"])
+            self.record.update(history=trainer.state.log_history, timings=self.timings)
+            if trainer.skipped:
+                self.record.update(skipped=trainer.skipped)
+        if self.stopping.asked is not None:
+            raise Stopped(self.stopping.asked)
 
-    def _keep(self, injection: Injection, loaded: Loaded, kind: Kind) -> None:
-        """The adapter, the summary of its updates and, if asked for, the merged model."""
+    def _replay(self, mirror: Mirror, history: list[dict[str, Any]]) -> None:
+        """An interrupted run of W&B cannot always be gone on with: the new one is given its curves."""
+        for entry in history:
+            mirror.log(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])
+
+    def _last_checkpoint(self) -> Path | None:
+        """The last whole checkpoint of an earlier process, noted in the record."""
+        last = checkpoints.newest(self.checkpoints, needs=NEEDED)
+        if "resumed" in self.record.content:
+            *earlier, entry = self.record.content["resumed"]
+            step = int(last.name.rpartition("-")[2]) if last else 0
+            self.record.update(resumed=[*earlier, entry | {"step": step}])
+            self.console.print(f"going on from step {step}", highlight=False)
+        return last
+
+    def _save(self, injection: Injection) -> None:
+        folder = save_adapter(injection, self.record.folder / "adapter", **self.about)
+        size = sum(f.stat().st_size for f in folder.iterdir())
+        digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
+        self.record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
+        if self._unasked:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _keep(self, injection: Injection) -> None:
+        """The summary of the updates and, if asked for, the merged model."""
         self.record.update(updates=spectra.summary(injection))
-        if injection.trainable():
-            about = {"model": asdict(self.settings.model), "auto_class": kind.auto_class, "head": kind.head()}
-            save_adapter(injection, self.record.folder / "adapter", **about)
-            size = sum(f.stat().st_size for f in (self.record.folder / "adapter").iterdir())
-            self.record.update(adapter={"folder": "adapter", "bytes": size})
-        if self.settings.merge:
-            injection.merge()
-            loaded.model.save_pretrained(self.record.folder / "merged")  # type: ignore[operator]
-            load_tokenizer(self.settings.model).save_pretrained(self.record.folder / "merged")
+        if self.settings.merge and injection.trainable() and not (self.record.folder / "merged").is_dir():
+            trust = self.settings.model.trust_remote_code
+            merge(self.record.folder, self.record.folder / "merged", trust_remote_code=trust)
 
     def _mirror(self) -> Mirror:
         settings, name = self.settings, self.record.content["name"]
@@ -184,39 +273,3 @@ class Experiment:
         yield
         self.timings[what] = time.perf_counter() - began
         self.record.update(timings=dict(self.timings))
-
-
-class Bench:
-    """Judges an adapted model on a task's splits, by the task's metrics."""
-
-    def __init__(
-        self,
-        injection: Injection,
-        kind: Kind,
-        splits: dict[str, Any],
-        judges: dict[str, Any],
-        *,
-        record: Record,
-        eval_splits: list[str],
-    ) -> None:
-        self.injection, self.kind, self.splits, self.judges = injection, kind, splits, judges
-        self.record, self.eval_splits = record, [s for s in eval_splits if s in splits]
-
-    def judge(self, *, keep: bool) -> dict[str, dict[str, float]]:
-        """Metrics by split; `keep` writes the outcome of every example to the run's folder."""
-        return {split: self.judge_split(split, keep=keep) for split in self.eval_splits}
-
-    def judge_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
-        model = self.injection.model
-        training = model.training
-        model.eval()
-        outcomes = self.kind.outcomes(model, self.splits[split])
-        model.train(training)
-        if keep:
-            self.record.examples(split, outcomes)
-        predictions = [o["prediction"] for o in outcomes]
-        references = [o["reference"] for o in outcomes]
-        values: dict[str, float] = {}
-        for metric in self.judges.values():
-            values |= metric.compute(predictions=predictions, references=references)
-        return values

@@ -21,9 +21,12 @@ from lora_zoo.configuration.settings import Settings, resolved
 from lora_zoo.results import summary
 from lora_zoo.results.environment import environment, peak_memory
 from lora_zoo.results.identity import identity, readable_name, without_effect
-from lora_zoo.results.record import Record, claim_folder, write_atomically
+from lora_zoo.results.record import Busy, Claim, Record, claimed, now, write_atomically
+from lora_zoo.results.secrets import RedactingFormatter, redacted
 from lora_zoo.training.dryrun import dry_run
-from lora_zoo.training.experiment import Diverged, Experiment
+from lora_zoo.training.experiment import Experiment, Surroundings
+from lora_zoo.training.stopping import Stopping
+from lora_zoo.training.watch import Diverged
 
 _log = logging.getLogger("lora_zoo")
 
@@ -31,54 +34,106 @@ _log = logging.getLogger("lora_zoo")
 def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
-    `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`.
+    `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
+    there already is not run again. Raises Stopped where the process is told to stop.
     """
     console = Console()
     try:
         settings = resolved(config)
         variant = find_variant(settings.variant["name"])
     except (ValueError, KeyError) as mistake:
-        console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False)
+        _complain(console, str(mistake))
         return 2
     for name in without_effect(settings, variant, overrides):
-        console.print(f"note: {name} has no effect with variant={variant.name}", style="yellow")
+        text = f"note: {name} has no effect with variant={variant.name}"
+        console.print(text, style="yellow", soft_wrap=True)
     if settings.dry_run:
         return dry_run(settings, variant, console)
-    code = identity(settings, variant)
-    name = readable_name(settings, variant)
-    folder = claim_folder(sweep or settings.out, f"{name}-{code}")
+    resume = sweep is not None if settings.resume is None else settings.resume
+    group = Path(sweep).name if sweep else None
+    try:
+        code, name = identity(settings, variant), readable_name(settings, variant)
+        with claimed(sweep or settings.out, f"{name}-{code}", resume=resume) as claim:
+            if claim.finished and not _asks_for_more(settings, claim):
+                return _finished_before(claim, console)
+            record = _opened(claim, settings, config, overrides, name=name, identity=code)
+            with _logging_to(claim.folder / "run.log", console), Stopping().listening() as stopping:
+                return _kept(settings, variant, record, Surroundings(console, group, stopping))
+    except Busy as busy:
+        _complain(console, str(busy))
+        return 2
+    except OSError as refusal:  # the folder cannot be made, or the record not be written
+        _complain(console, f"{refusal.filename or settings.out}: {refusal.strerror or refusal}")
+        return 2
+
+
+def _opened(
+    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: str
+) -> Record:
+    """The record of a run that begins or, where the claim says so, goes on."""
+    resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
+    words = redacted(["python", "-m", "lora_zoo.run", *commandline.originals(overrides)])
     record = Record(
-        folder,
-        name=name,
-        identity=code,
-        command=shlex.join(["python", "-m", "lora_zoo.run", *commandline.originals(overrides)]),
+        claim.folder,
+        claim.before,
+        **names,
+        command=shlex.join(words),
         config=asdict(settings),
         seed=settings.seed,
         data_seed=settings.data_seed,
+        **({"resumed": resumed} if resumed else {}),
     )
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    with _logging_to(folder / "run.log"):
-        return _recorded(settings, variant, record, console, Path(sweep).name if sweep else None)
+    tree = redacted(OmegaConf.to_container(config, resolve=True))
+    write_atomically(claim.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    return record
+
+
+def _asks_for_more(settings: Settings, claim: Claim) -> bool:
+    """Whether a finished run lacks something that can be asked for without changing what it is."""
+    judged = set(claim.before.get("metrics", {}))
+    present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
+    unmerged = settings.merge and not (claim.folder / "merged").is_dir()
+    return claim.before["state"] == "done" and (not present <= judged or unmerged)
+
+
+def _finished_before(claim: Claim, console: Console) -> int:
+    state = claim.before["state"]
+    console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
+    return int(state != "done")
+
+
+def _kept(settings: Settings, variant: type[Variant], record: Record, around: Surroundings) -> int:
+    try:
+        return _recorded(settings, variant, record, around)
+    except OSError as refusal:  # what ended the run stands in no record
+        text = f"{refusal.filename or record.folder}: {refusal.strerror or refusal}"
+        _complain(around.console, f"failed: the record cannot be written: {text}")
+        return 1
 
 
 def _recorded(
-    settings: Settings, variant: type[Variant], record: Record, console: Console, group: str | None
+    settings: Settings,
+    variant: type[Variant],
+    record: Record,
+    around: Surroundings,
 ) -> int:
+    console, group, stopping = around
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     record.update(environment=environment())
     error: Exception | None = None
     state, code = "done", 0
+    experiment = Experiment(settings, variant, record, around)
     try:
-        Experiment(settings, variant, record, console, group).run()
+        experiment.run()
     except Diverged as divergence:
         state, error, code = "diverged", divergence, 1
     except ValueError as mistake:
-        state, error, code = "failed", mistake, 2
-    except KeyboardInterrupt:
-        record.end("interrupted", error={"type": "KeyboardInterrupt", "message": "stopped by the user"})
-        console.print(f"interrupted; what there is lies in {record.folder}", style="yellow")
+        state, error, code = "failed", mistake, 1 if experiment.underway else 2
+    except KeyboardInterrupt as signalled:
+        told = signalled
+        stopping.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
@@ -86,15 +141,30 @@ def _recorded(
         state, error, code = "failed", failure, 1
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
+    if error is not None:
+        _log.error("%s", "".join(traceback.format_exception(error)))
     record.end(state, timings=timings, memory=peak_memory(), **said)
     if error is None:
         show = summary.print_line if group else summary.print_run
         show(record, console)
     else:
-        _log.error("%s", "".join(traceback.format_exception(error)))
-        console.print(f"lora_zoo: {state}: {_one_line(error)}", style="red", markup=False, highlight=False)
-        console.print(f"the record and run.log lie in {record.folder}", highlight=False)
+        _complain(console, f"{state}: {_one_line(error)}")
+        console.print(f"the record and run.log lie in {record.folder}", highlight=False, soft_wrap=True)
     return code
+
+
+def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> None:
+    record.end("interrupted", error={"type": type(told).__name__, "message": str(told) or "stopped"})
+    saved = list((record.folder / "checkpoints").glob("checkpoint-*"))
+    text = f"interrupted; what there is lies in {record.folder}"
+    console.print(text, style="yellow", highlight=False, soft_wrap=True)
+    how = "from its last checkpoint" if saved else "from the start, as it had no checkpoint yet"
+    console.print(f"resume=true goes on {how}", style="yellow", highlight=False)
+
+
+def _complain(console: Console, text: str) -> None:
+    line = redacted(" ".join(text.split()))
+    console.print(f"lora_zoo: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _one_line(error: BaseException) -> str:
@@ -102,26 +172,44 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
 
 
+class _Terminal(logging.Handler):
+    """Shows our own warnings; errors are said elsewhere, in one line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+        self.addFilter(lambda record: record.levelno == logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = redacted(record.getMessage())
+        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Send log records and warnings to the run's own file, and keep libraries' chatter off the terminal."""
+def _logging_to(path: Path, console: Console) -> Iterator[None]:
+    """Send log records and warnings to the run's own file; of them, the terminal shows our warnings alone."""
     import transformers
 
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    level, others = root.level, root.handlers
+    level, others, raising = root.level, root.handlers, logging.raiseExceptions
+    logging.raiseExceptions = False  # a disk that is full costs the log its lines, and the terminal nothing
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_progress_bar()
     logging.captureWarnings(True)
+    _log.addHandler(shown := _Terminal(console))
     try:
         with warnings.catch_warnings():
             yield
     finally:
         logging.captureWarnings(False)
+        _log.removeHandler(shown)
         root.handlers = others
         root.setLevel(level)
-        handler.close()
+        logging.raiseExceptions = raising
+        with contextlib.suppress(OSError):
+            handler.close()

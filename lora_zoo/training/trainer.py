@@ -1,40 +1,59 @@
 """transformers' Trainer with what a variant may ask for: groups, a regulariser, hooks around the step."""
 
-import time
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
+from lora_zoo.adapters.beneath import base_buffers
 from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.method import Progress
+from lora_zoo.training import checkpoints, watch
+from lora_zoo.training.callbacks import MethodHooks, Restore, StepClock
 
-METHOD_STATE = "method.safetensors"
+_log = logging.getLogger("lora_zoo")
+METHOD_STATE, BUFFERS, PROGRESS = "method.safetensors", "buffers.safetensors", "progress.json"
+NEEDED = (WEIGHTS, METHOD_STATE, PROGRESS, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
+"""Without these a run would go on as another one (trainer.save_only_model leaves some of them out)."""
+ENDURED = 10
+"""So many steps in a row may be skipped; a run in which no step is any good has diverged."""
 
 
 class ZooTrainer(Trainer):
-    """Trains an injection's parameters. The loss that is logged is the task's; a regulariser only steers."""
+    """Trains an injection's parameters. The loss that is logged is the task's; a regulariser only steers.
 
-    def __init__(self, injection: Injection, *, bench: Any, **arguments: Any) -> None:
+    A step whose loss or gradients are no numbers raises watch.Diverged, or with `skip` changes nothing.
+    `about` is kept with the adapter in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        injection: Injection,
+        *,
+        bench: Any,
+        skip: bool = False,
+        about: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
         # `evaluate` asks the bench; the Trainer wants to see a data set before it evaluates at all.
         super().__init__(model=injection.model, eval_dataset=[], **arguments)
-        self.injection, self.bench = injection, bench
+        self.injection, self.bench, self.about = injection, bench, about or {}
+        self.skip, self.skipped = skip, list[int]()
         self.clock = StepClock()
+        self.owed = False
         self._penalty: Tensor | float = 0.0
+        self._restored: dict[str, Any] = {}
         self.remove_callback(PrinterCallback)
         self.add_callback(MethodHooks(injection))
         self.add_callback(self.clock)
+        self.add_callback(Restore(self))
 
     @property
     def progress(self) -> Progress:
@@ -49,6 +68,12 @@ class ZooTrainer(Trainer):
             cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = cls(groups, **arguments)
         return self.optimizer
+
+    def rehearse(self) -> None:
+        """Let the method check its schedule. ValueError where it does not fit the length of the run."""
+        self.injection.method.begin(
+            self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        )
 
     def compute_loss(
         self,
@@ -75,8 +100,34 @@ class ZooTrainer(Trainer):
         if self.accelerator.sync_gradients:
             if progress.step == 1:
                 _assert_gradients(self.injection)
-            method.on_backward_end(progress)
+            if self._sound(loss, inputs, progress.step):
+                method.on_backward_end(progress)
         return loss - self._penalty
+
+    def _sound(self, loss: Tensor, inputs: dict[str, Any], step: int) -> bool:
+        """Whether the step is one of numbers; gradients that are none are dropped where steps are skipped."""
+        parameters = self.injection.parameters()
+        scaled = (
+            self.accelerator.scaler is not None
+        )  # float16: overflowing gradients are the scaler's business
+        gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
+        if watch.finite(loss, gradients):
+            return True
+        finding = watch.examine(self.injection, self._prepare_inputs(inputs), loss)
+        endless = self.skipped[1 - ENDURED :] == list(range(step - ENDURED + 1, step))
+        if not self.skip or endless:
+            rate = f"lr={self.args.learning_rate:g}" + (f", {ENDURED} steps in a row" if self.skip else "")
+            raise watch.Diverged(f"at step {step} {finding.said} ({rate})", step=step, layers=finding.layers)
+        _log.warning("step %d is skipped: %s", step, finding.said)
+        self.skipped.append(step)
+        for p in parameters:
+            p.grad = None
+        return False
+
+    def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
+        if "train_loss" in logs:  # of the whole run, also where an earlier process has trained a part of it
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *rest, **more)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The task's metrics on the validation split, in the middle of training."""
@@ -86,71 +137,66 @@ class ZooTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, found)
         return found
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._folder if self._folder is not None else super()._get_output_dir(trial))
+
+    _folder: Path | None = None
+    """Where a checkpoint is being written."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint of transformers', whole or not at all; a disk that refuses costs a warning."""
+        root = Path(self.args.output_dir or ".")
+        try:
+            with checkpoints.staged(root, self.state.global_step) as folder:
+                self._folder = folder.parent
+                super()._save_checkpoint(model, trial)
+                if self.state.best_global_step:
+                    self.state.best_model_checkpoint = str(root / f"checkpoint-{self.state.best_global_step}")
+                    self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        except checkpoints.Unsaved as refusal:
+            _log.warning("%s; training goes on", refusal)
+        else:
+            checkpoints.rotate(root, self.args.save_total_limit, self.state.best_model_checkpoint)
+        finally:
+            self._folder = None
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """A checkpoint is the adapter, and beside it what the method and the dropout keep over time."""
+        """A checkpoint is the adapter, and beside it what the method, dropout and loops keep over time."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        save_adapter(self.injection, folder)
+        save_adapter(self.injection, folder, **self.about)
         kept = {name: t.detach().cpu().clone() for name, t in self.injection.method.state_dict().items()}
         save_file(kept | {"clock": torch.tensor(self.injection.clock.tick)}, folder / METHOD_STATE)
+        buffers = {n: t.detach().cpu().clone() for n, t in base_buffers(self.injection.model).items()}
+        save_file(buffers, folder / BUFFERS)
+        progress = {
+            "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "seconds": self.clock.seconds,
+            "skipped": self.skipped,
+            "owed": self.owed,
+        }
+        (folder / PROGRESS).write_text(json.dumps(progress))
 
+    @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.injection.load_state_dict(load_file(folder / WEIGHTS))
         kept = load_file(folder / METHOD_STATE)
         self.injection.clock.tick = int(kept.pop("clock"))
         self.injection.method.load_state_dict(kept)
+        stored = load_file(folder / BUFFERS)
+        for name, buffer in base_buffers(self.injection.model).items():
+            buffer.copy_(stored[name])
+        self._restored = json.loads((folder / PROGRESS).read_text())
+        self.args.eval_on_start = self._restored["owed"]
 
-
-class MethodHooks(TrainerCallback):
-    """Calls the method where the Trainer has reached its moment."""
-
-    def __init__(self, injection: Injection) -> None:
-        self.injection = injection
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.injection.method.to(args.device)
-        self.injection.method.begin(state.max_steps)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.injection.method.on_step_end(Progress(state.global_step + 1, state.max_steps))
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.injection.method.finalize()
-
-
-class StepClock(TrainerCallback):
-    """Seconds of each optimiser step: no data preparation, evaluation, saving or generation among them."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._began = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._began)
-
-    def summary(self) -> dict[str, float]:
-        if not self.seconds:
-            return {"steps": 0}
-        ordered = sorted(self.seconds)
-        total = sum(ordered)
-        middle = ordered[len(ordered) // 2]
-        return {
-            "steps": len(ordered),
-            "train": total,
-            "step_median": middle,
-            "step_mean": total / len(ordered),
-        }
+    def restore(self) -> None:
+        """Go on with the sums and counts of the checkpoint, once transformers has set its own to zero."""
+        if kept := self._restored:
+            self._tr_loss += kept["loss"]
+            self._total_loss_scalar, self._globalstep_last_logged = kept["total_loss"], kept["last_logged"]
+            self.clock.seconds, self.skipped = kept["seconds"], kept["skipped"]
 
 
 def _assert_each_once(groups: list[dict[str, Any]], injection: Injection) -> None:

@@ -282,8 +282,11 @@ def tensors(adapter):
     return {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}
 
 
-def train(injection, loss, *, steps, total=None, lr=1e-2):
-    """`steps` AdamW steps of a run of `total`, with all hooks; the names that received a gradient."""
+def train(injection, loss, *, steps, total=None, lr=1e-2, skipped=()):
+    """`steps` AdamW steps of a run of `total`, with all hooks; the names that received a gradient.
+
+    Of a skipped step the gradients are dropped before anybody sees them.
+    """
     total, method, reached = total or steps, injection.method, set()
     method.begin(total)
     groups = injection.param_groups(lr=lr)
@@ -292,7 +295,10 @@ def train(injection, loss, *, steps, total=None, lr=1e-2):
         progress = Progress(step, total)
         with method.forward_context(progress):
             (loss() + method.regularizer()).backward()
-        method.on_backward_end(progress)
+        if step in skipped:
+            optimizer.zero_grad()
+        else:
+            method.on_backward_end(progress)
         named = injection.named_parameters().items()
         reached |= {name for name, p in named if p.grad is not None and p.grad.any()}
         optimizer.step()

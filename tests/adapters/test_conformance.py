@@ -607,6 +607,25 @@ def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind
     adapter.law(W_OI)
 
 
+@pytest.mark.parametrize("skipped", [(1,), (3, 4), (6,)])
+@every_variant
+def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
+    model, x = lone("linear"), inputs("linear")
+    injection, target = adapt(model, name), torch.randn_like(model(x))
+    seen_at: list[dict[str, torch.Tensor]] = []
+
+    def loss():
+        seen_at.append({n: p.detach().clone() for n, p in injection.named_parameters().items()})
+        return (model(x) - target).square().mean()
+
+    train(injection, loss, steps=7, skipped=skipped)
+    for step in skipped:
+        assert_close(seen_at[step], seen_at[step - 1], **EXACT)
+    assert all(torch.isfinite(p).all() for p in injection.parameters())
+    only(injection)[0].law(only(injection)[1].matrix().detach())
+    injection.method.law()
+
+
 # --- starts ------------------------------------------------------------------------------------------------
 
 STARTS = [*inits.INITS, "pissa_niter_4", "pissa_halko_4"]

@@ -394,6 +394,8 @@ def test_a_layer_cannot_be_adapted_and_train_in_full():
         ({"init": "kaimign"}, "'kaiming'"),
         ({"target_modules": ["qq"]}, "qq"),
         ({"modules_to_save": ["nope"]}, "nope"),
+        ({"variant": "full", "modules_to_save": ["nope"]}, "nope"),
+        ({"variant": "zero_shot", "modules_to_save": ["nope"]}, "nope"),
         ({"variant": "lora_plus", "loraplus_lr_ratio": -1.0, "modules_to_save": ["lm_head"]}, "ratio"),
         ({"variant": "adalora", "rank": 4, "init_r": 3}, "init_r"),
         ({"variant": "lora_fa", "mode": "frozen"}, "'freeze' or 'projected'"),

@@ -1,0 +1,130 @@
+"""Checkpoints that are whole or not there: written under a temporary name, hashed, synced, renamed.
+
+`checkpoint-N/manifest.json` names every file with its size and SHA-256. What a crash, a full disk or a bad
+sector has left of a checkpoint is found out by it, and the checkpoint before is used.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lora_zoo.results.record import sync_folder, write_atomically
+
+_log = logging.getLogger("lora_zoo")
+MANIFEST = "manifest.json"
+FEW = 1 << 16
+"""Bytes: a disk with less left is full (torch does not say why it could not write)."""
+STAGING = ".unfinished"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Unsaved(RuntimeError):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+@contextlib.contextmanager
+def staged(root: Path, step: int) -> Iterator[Path]:
+    """Inside, the checkpoint of `step` is written to the folder given; afterwards it is in `root`, whole.
+
+    Raises Unsaved where the disk refuses, and leaves nothing of it behind.
+    """
+    staging = root / STAGING
+    folder = staging / f"checkpoint-{step}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        seal(folder)
+        shutil.rmtree(root / folder.name, ignore_errors=True)  # one of the same step that was garbled
+        folder.rename(root / folder.name)
+        sync_folder(root)
+    except Exception as error:
+        if not (reason := _refusal(error, root)):
+            raise
+        raise Unsaved(f"the checkpoint of step {step} could not be written: {reason}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refusal(error: Exception, root: Path) -> str:
+    """What the operating system refused, also where torch or safetensors say it in words of their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    if not ("PytorchStreamWriter" in text or "unexpected pos" in text or "os error" in text):
+        return ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(root).free
+        return f"{os.strerror(errno.ENOSPC) if free < FEW else text} ({free:,} bytes are free)"
+    return text
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of `folder` and sync everything in it to disk."""
+    files = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    for name in files:
+        with (folder / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+    sync_folder(folder)
+
+
+def digest(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def flaw(folder: Path) -> str:
+    """What is wrong with a checkpoint; "" where it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names a file outside of it: {name!r}"
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if digest(folder / name) != expected:
+                size = (folder / name).stat().st_size
+                return f"{name} is not what was written ({size} bytes of {expected['bytes']})"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return "" if files else f"{MANIFEST} is empty"
+
+
+def newest(root: Path, needs: Sequence[str] = ()) -> Path | None:
+    """The last checkpoint under `root` that is whole and has the files that it `needs`.
+
+    A warning names each later one that is not.
+    """
+    for _, folder in sorted(_steps(root), reverse=True):
+        lacking = [f"it has no {name}" for name in needs if not (folder / name).is_file()]
+        if not (said := flaw(folder) or next(iter(lacking), "")):
+            return folder
+        _log.warning("%s is damaged and not used: %s", folder.name, said)
+    return None
+
+
+def rotate(root: Path, keep: int | None, best: str | None = None) -> None:
+    """Delete all but the `keep` last checkpoints, and the best one."""
+    if keep:
+        for _, folder in sorted(_steps(root))[:-keep]:
+            if best is None or folder.name != Path(best).name:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _steps(root: Path) -> Iterator[tuple[int, Path]]:
+    for folder in root.glob("checkpoint-*") if root.is_dir() else ():
+        if match := _NAME.fullmatch(folder.name):
+            yield int(match[1]), folder
+
+
+__all__ = ["Unsaved", "newest", "rotate", "staged"]

@@ -1,0 +1,159 @@
+"""Every variant goes on to the bit: saved at step k, restored into a new process, compared at step n.
+
+No variant is named here. The new process is this file, run with the folder that holds the checkpoints; one
+process restores all variants, after having drawn from every global stream, so that nothing fits by chance.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_training import TRAINED, model, small, trainer
+
+from lora_zoo import inject
+from lora_zoo.adapters.injection import Injection
+from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.training.checkpoints import newest
+
+pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
+STEPS, SAVED, EPOCH = (
+    40,
+    (7, 24, 31),
+    12,
+)  # 48 examples, 4 a step: in the first epoch, at an end, in the third
+
+
+def starts(name: str) -> list[str]:
+    """The starts of a variant, a residual one among them; one word for those that have none."""
+    known = [init for init in variants()[name].inits if init != "pissa_niter"]
+    return list(dict.fromkeys([*known[:1], *known[-2:]])) or ["-"]
+
+
+CASES = [(name, init) for name in TRAINED for init in starts(name)]
+
+
+def counted(network: torch.nn.Module, _: Any) -> None:
+    """As a running mean: a buffer that training changes."""
+    network.count += network.training
+
+
+def adapted(name: str, init: str) -> Injection:
+    """A small model with dropout of its own, adapted with dropout where the variant takes it."""
+    network = model()
+    network.config.attention_dropout = 0.1
+    for layer in network.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    network.register_buffer("count", torch.zeros(2))
+    network.register_forward_pre_hook(counted)
+    known = hyperparameters(variants()[name])
+    chosen = {"init": init} if "init" in known else {}
+    for dropout in (0.1, 0.0) if "lora_dropout" in known else (None,):
+        more = chosen | ({} if dropout is None else {"lora_dropout": dropout})
+        try:
+            return inject(network, name, seed=5, **small(name, **more))
+        except ValueError as refusal:
+            assert "lora_dropout" in str(refusal)
+    raise AssertionError(name)
+
+
+def run(folder: Path, name: str, init: str, **more: Any) -> Any:
+    usual = {"max_steps": STEPS, "weight_decay": 0.1, "lr_scheduler_type": "cosine", "logging_steps": 3}
+    return trainer(folder, adapted(name, init), **(usual | more))
+
+
+def unsettle() -> None:
+    random.seed(99), numpy.random.seed(98), torch.manual_seed(97)
+    torch.rand(5)
+
+
+def finish(folder: Path) -> None:
+    """What the new process does: each case from each of its checkpoints to the end."""
+    torch.set_num_threads(1)
+    for case in sorted(folder.iterdir()):
+        name, init = json.loads((case / "case.json").read_text())
+        for step in SAVED:
+            unsettle()
+            at = run(case, name, init)
+            unsettle()
+            at.train(resume_from_checkpoint=str(case / f"checkpoint-{step}"))
+            save_file(state(at), case / f"from-{step}.safetensors")
+            (case / f"from-{step}.json").write_text(json.dumps(logs(at)))
+
+
+def state(run: Any) -> dict[str, torch.Tensor]:
+    """The adapter, the method's state, the optimiser's, the clock, the model's own buffer."""
+    injection = run.injection
+    moments = {
+        f"optimizer.{i}.{key}": torch.as_tensor(value).clone()
+        for i, entry in run.optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+    kept = {f"method.{k}": v.clone() for k, v in injection.method.state_dict().items()}
+    own = {k: v.detach().clone().contiguous() for k, v in injection.state_dict().items()}
+    rest = {"clock": torch.tensor(injection.clock.tick), "count": injection.model.count.clone()}
+    return own | kept | moments | rest | {"stream": torch.rand(3)}
+
+
+def logs(run: Any) -> list[dict[str, float]]:
+    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    return [{k: v for k, v in e.items() if k not in timed} for e in run.state.log_history]
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Each case trained without a break, its checkpoints finished by a new process."""
+    folder, whole = tmp_path_factory.mktemp("cases"), {}
+    for name, init in CASES:
+        case = folder / f"{name}-{init}"
+        case.mkdir()
+        (case / "case.json").write_text(json.dumps([name, init]))
+        unsettle()
+        at = run(case, name, init, save_strategy="steps", save_steps=1)
+        at.add_callback(Chosen())
+        at.train()
+        whole[case.name] = (state(at), json.loads(json.dumps(logs(at))))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    subprocess.run([sys.executable, __file__, str(folder)], check=True, env=env, timeout=600)
+    return folder, whole
+
+
+class Chosen:
+    """Saves at the chosen steps alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return lambda *_, **__: None
+        raise AttributeError(name)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = state.global_step in SAVED
+
+
+@pytest.mark.parametrize("step", SAVED)
+@pytest.mark.parametrize(("name", "init"), CASES)
+def test_a_new_process_goes_on_to_the_bit(restored: Any, name: str, init: str, step: int) -> None:
+    folder, whole = restored
+    expected, history = whole[f"{name}-{init}"]
+    got = load_file(folder / f"{name}-{init}" / f"from-{step}.safetensors")
+    assert got.keys() == expected.keys()
+    different = [key for key, tensor in expected.items() if not torch.equal(got[key], tensor)]
+    assert not different
+    assert json.loads((folder / f"{name}-{init}" / f"from-{step}.json").read_text()) == history
+
+
+def test_what_was_saved_is_whole(restored: Any) -> None:
+    for case in restored[0].iterdir():
+        last = newest(case)
+        assert last is not None and last.name == f"checkpoint-{SAVED[-1]}"
+
+
+if __name__ == "__main__":
+    finish(Path(sys.argv[1]))
