@@ -236,6 +236,20 @@ def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, tmp_path: Path) -
     assert code == 0 and len(results(tmp_path)) == 2, "without resume=true a run starts anew"
 
 
+def test_killed_after_its_last_checkpoint_a_run_takes_no_step_more(whole: Path, tmp_path: Path) -> None:
+    """All that a kill between the last checkpoint and the end of training leaves."""
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    (path,) = tmp_path.rglob("result.json")
+    result = json.loads(path.read_text())
+    for later in ("history", "adapter", "metrics", "updates", "ended", "memory"):
+        del result[later]
+    path.write_text(json.dumps(result | {"state": "running", "timings": {"load": 1.0}}))
+    shutil.rmtree(path.parent / "adapter")
+    code, said = run(*LONG, "resume=true", at=tmp_path)
+    assert code == 0 and "going on from step 60" in said, said
+    same_run(whole, tmp_path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_within_seconds_with_a_checkpoint(
     number: signal.Signals, whole: Path, tmp_path: Path
@@ -347,6 +361,28 @@ def test_evaluations_and_logs_are_the_same_after_a_stop(tmp_path: Path) -> None:
         for r in (a, b)
     ]
     assert told[0] == told[1] and b["resumed"][0]["step"] == 3
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_the_evaluation_at_an_epoch_s_end_is_made_up_for(step: int, tmp_path: Path) -> None:
+    """Killed after the checkpoint of an epoch's last step and before its evaluation."""
+    asked = ("+variant=lora", "rank=2", "steps=10", "trainer.save_steps=5", "+trainer.eval_strategy=epoch")
+    asked += ("task.sizes.train=40", "batch_size=8", *QUICK)
+    code, said = run(*asked, at=tmp_path)
+    assert code == 0, said
+    (path,) = tmp_path.rglob("result.json")
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in whole.items() if k != "adapter"} | {"state": "running"}))
+    shutil.rmtree(path.parent / "adapter")
+    if step < 10:
+        shutil.rmtree(path.parent / "checkpoints" / "checkpoint-10")
+    code, said = run(*asked, "resume=true", at=tmp_path)
+    assert code == 0 and f"going on from step {step}" in said, said
+    told = [
+        [(e["step"], e.get("loss"), e.get("eval_exact_match")) for e in r["history"]]
+        for r in (whole, *results(tmp_path))
+    ]
+    assert told[0] == told[1] and sum(e[2] is not None for e in told[0]) == 2
 
 
 def stopping_at(folder: Path, step: int) -> Path:

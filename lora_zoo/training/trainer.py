@@ -137,6 +137,11 @@ class ZooTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, found)
         return found
 
+    def _run_epoch(self, *arguments: Any, **more: Any) -> None:
+        """An epoch; none where the checkpoint that a run goes on from is that of its last step."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **more)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder if self._folder is not None else super()._get_output_dir(trial))
 
@@ -174,9 +179,16 @@ class ZooTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
             "seconds": self.clock.seconds,
             "skipped": self.skipped,
-            "owed": self.owed,
+            "owed": self.owed or self._epoch_is_unjudged(),
         }
         (folder / PROGRESS).write_text(json.dumps(progress))
+
+    def _epoch_is_unjudged(self) -> bool:
+        """Whether this step ends an epoch whose evaluation is still to come."""
+        if self.args.eval_strategy != "epoch" or self.state.epoch is None or self.state.epoch % 1:
+            return False
+        now = [entry for entry in self.state.log_history if entry["step"] == self.state.global_step]
+        return not any(name.startswith("eval_") for entry in now for name in entry)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
