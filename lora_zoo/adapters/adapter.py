@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.adapters import inits, targets
+from lora_zoo.adapters import inits, kernels, targets
 from lora_zoo.adapters.hosts import Host, LayerHost, at_least_float32, uncast
+from lora_zoo.adapters.kernels import Pair
 from lora_zoo.adapters.method import Method
 from lora_zoo.adapters.places import Place, places
 from lora_zoo.adapters.randomness import Clock, Dropout
@@ -136,7 +137,14 @@ class Product(Adapter, ABC):
         B_OR, A_RI = self.factors()
         return W_OI + B_OR @ A_RI
 
+    def pairs(self) -> tuple[Pair, Pair | None]:
+        """What `factors()` is made of: the product that learns, and a frozen one if there is any."""
+        return Pair(*self.factors()), None
+
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        learning, frozen = self.pairs()
+        if kernels.fits(host, x, *learning):
+            return kernels.product(host, x, learning, frozen, self.dropout.mask(x))
         B_OR, A_RI = self.factors()
         y = host.base(x)
         return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)
@@ -174,12 +182,19 @@ class LowRank(Adapter, ABC):
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape)
 
+    def pairs(self) -> tuple[Pair, Pair | None]:
+        """The scaled (s B, A), and a residual start's (-s B0, A0)."""
+        learning = Pair(self.scale * self.B_OR, self.A_RI)
+        if self.A0_RI is None or self.B0_OR is None:
+            return learning, None
+        return learning, Pair(-self.scale * self.B0_OR, self.A0_RI)
+
     def branch(self) -> tuple[Tensor, Tensor]:
         """Thin (B, A), the scale and a residual start's own factors included."""
-        if self.A0_RI is None or self.B0_OR is None:
-            return self.scale * self.B_OR, self.A_RI
-        B_OR = torch.cat([self.scale * self.B_OR, -self.scale * self.B0_OR], dim=1)
-        return B_OR, torch.cat([self.A_RI, self.A0_RI])
+        learning, frozen = self.pairs()
+        if frozen is None:
+            return learning
+        return torch.cat([learning.B_OR, frozen.B_OR], dim=1), torch.cat([learning.A_RI, frozen.A_RI])
 
     def update(self) -> Tensor:
         """s B A, less s B0 A0 where the start is residual: (O, I)."""

@@ -265,6 +265,11 @@ def wide(W: Tensor) -> Tensor:
     return W.detach().to(at_least_float32(W.dtype))
 
 
+def cast(device: torch.device) -> bool:
+    """Whether autocast is on for `device`."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast is off: a weight is computed in its tensors' own dtype, whatever x meets."""
     known = torch.amp.is_autocast_available(device.type)

@@ -25,6 +25,7 @@ from lora_zoo.adapters import inits
 from lora_zoo.adapters.injection import inject
 from lora_zoo.adapters.method import Progress
 from lora_zoo.adapters.randomness import derived_seed
+from lora_zoo.adapters.stacks import views
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [
@@ -558,7 +559,11 @@ def test_adalora_s_sensitivity_and_uncertainty_are_peft_s():
     twins = adalora_twins()
     measure(twins, steps=8, total=20, after_step=allocate_and_compare)
     allocator, method = twins.theirs.base_model.rankallocator, twins.injection.method
-    for mine, other in ((method.mean, allocator.exp_avg_ipt), (method.spread, allocator.exp_avg_unc)):
+    for flat, other in ((method.mean, allocator.exp_avg_ipt), (method.spread, allocator.exp_avg_unc)):
+        shaped = views(flat, method.triplets)
+        found = {id(p): view for p, view in zip(method.triplets, shaped, strict=True)}
+        own = [twins.injection.adapters[layer] for layer in ("first", "second")]
+        mine = torch.cat([found[id(p)].flatten() for a in own for p in (a.E_R, a.A_RI, a.B_OR)])
         theirs = [
             next(t for n, t in other.items() if layer in n and f".lora_{factor}." in n).flatten()
             for layer in ("first", "second")
@@ -595,16 +600,16 @@ def test_adalora_s_sensitivity_takes_the_weights_from_before_or_after_the_step(s
         model, "adalora", target_modules="layer", rank=2, sensitivity=sensitivity, tinit=2, tfinal=1
     )
     perturb(injection)
-    adapter, method, progress = injection.adapters["layer"], injection.method, Progress(1, 9)
+    method, progress = injection.method, Progress(1, 9)
     model(x).square().mean().backward()
-    before = [p.detach().clone() for p in adapter.triplets()]
+    before = [p.detach().clone() for p in method.triplets]
     method.on_backward_end(progress)
     with torch.no_grad():
-        for p in adapter.triplets():
+        for p in method.triplets:
             p.sub_(0.5 * p.grad)
     method.on_step_end(progress)
-    weights = before if sensitivity == "pre_step" else adapter.triplets()
-    seen = torch.cat([(w * p.grad).abs().flatten() for w, p in zip(weights, adapter.triplets(), strict=True)])
+    weights = before if sensitivity == "pre_step" else method.triplets
+    seen = torch.cat([(w * p.grad).abs().flatten() for w, p in zip(weights, method.triplets, strict=True)])
     assert_close(method.mean, (1 - 0.85) * seen.detach())
     assert_close(method.spread, (1 - 0.85) * 0.85 * seen.detach())
 

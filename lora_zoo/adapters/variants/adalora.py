@@ -15,6 +15,7 @@ from lora_zoo.adapters.inits import orthonormal_rows
 from lora_zoo.adapters.method import Method, Progress
 from lora_zoo.adapters.randomness import generator, normal
 from lora_zoo.adapters.registry import register
+from lora_zoo.adapters.stacks import Stacks, deviation, views
 
 
 class Budget(Method):
@@ -46,8 +47,12 @@ class Budget(Method):
         self.weight, self.penalty = orth_reg_weight, PENALTIES[orth_reg]
         self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
-        like = self.sites[0].E_R
-        entries = sum(p.numel() for a in self.sites for p in a.triplets())
+        # Q's rows and P's columns, alike ones together: what is done to them takes an operation a shape.
+        self.rows = Stacks([a.A_RI for a in self.sites])
+        self.columns = Stacks([a.B_OR for a in self.sites])
+        E: list[Tensor] = [a.E_R for a in self.sites]
+        self.triplets = E + self.rows.tensors + self.columns.tensors
+        like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
         self.register_buffer("mean", like.new_zeros(entries))
         self.register_buffer("spread", like.new_zeros(entries))
         self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
@@ -71,8 +76,9 @@ class Budget(Method):
 
     def regularizer(self) -> Tensor:
         with uncast(self.sites[0].E_R.device):
-            grams = [(a.A_RI @ a.A_RI.T, a.B_OR.T @ a.B_OR) for a in self.sites]
-        return self.weight * self.penalty(torch.stack([deviation(g) for pair in grams for g in pair]))
+            deviations = [deviation(Q_NRI) for Q_NRI in self.rows.stacked()]
+            deviations += [deviation(P_NOR.mT) for P_NOR in self.columns.stacked()]
+        return self.weight * self.penalty(torch.cat(deviations))
 
     def on_backward_end(self, progress: Progress) -> None:
         if self.pre_step:
@@ -87,29 +93,27 @@ class Budget(Method):
         if progress.step == end or (progress.step < end and due):
             self.allocate(self.full - self.budget(progress))
         if progress.step >= end or due:
-            counts = [len(a.E_R) for a in self.sites]
-            for adapter, kept_R in zip(self.sites, self.kept.split(counts), strict=True):
-                adapter.E_R.masked_fill_(~kept_R, 0)
+            E = self.triplets[: len(self.sites)]
+            torch._foreach_mul_(E, views(self.kept.to(E[0].dtype), E))
 
     @torch.no_grad()
     def observe(self, progress: Progress) -> None:
         """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
-        parts = [(p * p.grad).abs().flatten() for a in self.sites for p in a.triplets() if p.grad is not None]
-        # A step that is skipped has no gradients.
-        if parts and progress.step < self.window(progress.total)[1]:
-            now = torch.cat(parts).to(self.mean.dtype)
-            self.mean.lerp_(now, 1 - self.betas[0])
-            self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
+        gradients = [p.grad for p in self.triplets if p.grad is not None]
+        if not gradients or progress.step >= self.window(progress.total)[1]:
+            return  # a step that is skipped has no gradients
+        mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
+        now = [t.to(self.mean.dtype) for t in torch._foreach_mul(self.triplets, gradients)]
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(mean, now, 1 - self.betas[0])
+        torch._foreach_sub_(now, mean)
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(spread, now, 1 - self.betas[1])
 
     def allocate(self, surplus: int) -> None:
         """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
-        pieces = (self.mean * self.spread).split([p.numel() for a in self.sites for p in a.triplets()])
-        scores = torch.cat(
-            [
-                e + q.view_as(a.A_RI).mean(1) + p.view_as(a.B_OR).mean(0)
-                for a, e, q, p in zip(self.sites, pieces[::3], pieces[1::3], pieces[2::3], strict=True)
-            ]
-        )
+        E, Q, P = (self.mean * self.spread).split([self.full, self.rows.entries, self.columns.entries])
+        scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
         self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
 
     def finalize(self) -> None:
@@ -124,11 +128,6 @@ class Budget(Method):
     mean: Tensor
     spread: Tensor
     kept: Tensor
-
-
-def deviation(gram_RR: Tensor) -> Tensor:
-    """‖G - 1‖_F: how far rows are from orthonormal."""
-    return (gram_RR - torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device)).norm()
 
 
 def sum_squared(norms: Tensor) -> Tensor:
@@ -182,9 +181,6 @@ class AdaLoRA(Product):
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
-
-    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.E_R, self.A_RI, self.B_OR
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.adapters import kernels
 from lora_zoo.adapters.adapter import LowRank, Site
 from lora_zoo.adapters.exchange.forms import in_peft
 from lora_zoo.adapters.exchange.lora import LoraForm
@@ -40,6 +41,9 @@ class DoRA(LowRank):
         return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        learning, frozen = self.pairs()
+        if kernels.fits(host, x, self.m_O, *learning):
+            return kernels.decomposed(host, x, self.m_O, learning, frozen, self.dropout.mask(x))
         W_OI = host.matrix()
         B_OR, A_RI = self.branch()
         gain = host.rows(self.m_O / self.norm(W_OI))

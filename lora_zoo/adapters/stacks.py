@@ -1,0 +1,46 @@
+"""Many small matrices of few shapes, worked on with an operation a shape instead of one a matrix."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Stacks:
+    """Matrices of all sites, those of one shape side by side: each is worked on with its like at once."""
+
+    def __init__(self, matrices: Sequence[Tensor]) -> None:
+        places = sorted(range(len(matrices)), key=lambda i: tuple(matrices[i].shape))
+        self.tensors = [matrices[i] for i in places]
+        self.alike = [list(group) for _, group in itertools.groupby(self.tensors, key=lambda m: m.shape)]
+        self.entries = sum(m.numel() for m in matrices)
+        self.places = places
+
+    def stacked(self) -> list[Tensor]:
+        """A tensor (matrices, rows, columns) for each shape."""
+        return [torch.stack(group) for group in self.alike]
+
+    def means(self, flat: Tensor, *, dim: int) -> Tensor:
+        """The means of all matrices' entries over `dim`, one matrix after the other as they were given."""
+        parts = flat.split([len(group) * group[0].numel() for group in self.alike])
+        found = list[Tensor]()
+        for part, group in zip(parts, self.alike, strict=True):
+            found += part.view(len(group), *group[0].shape).mean(dim).unbind()
+        return torch.cat([found[i] for i in invert(self.places)])
+
+
+def invert(places: Sequence[int]) -> list[int]:
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`flat`, an entry for each of `tensors`' in their order, in their shapes."""
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+
+
+def deviation(X_NRK: Tensor) -> Tensor:
+    """‖X Xᵀ - 1‖_F of each matrix (N,): how far its rows are from orthonormal."""
+    gram_NRR = X_NRK @ X_NRK.mT
+    return (gram_NRR - torch.eye(gram_NRR.shape[1]).to(gram_NRR)).flatten(1).norm(dim=1)

@@ -1,0 +1,232 @@
+"""The fused kernels against ordinary operations, in both orders of each, and what they keep for backward."""
+
+import pytest
+import torch
+from adapter_cases import MATRIX, adapt, inputs, lone, only, perturb
+from hypothesis import given
+from hypothesis import settings as drive
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from lora_zoo.adapters import kernels, randomness
+from lora_zoo.adapters.adapter import Adapter
+from lora_zoo.adapters.hosts import LinearHost
+from lora_zoo.adapters.injection import inject
+from lora_zoo.adapters.kernels import Pair
+from lora_zoo.adapters.randomness import FEW, Few, Many, generator
+
+few = drive(max_examples=25, deadline=None, derandomize=True)
+either_order = pytest.mark.parametrize("form", [True, False])
+sizes = st.integers(1, 9)
+
+
+def gradients(output, tensors):
+    """The gradients of a loss that weighs every entry differently."""
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return torch.autograd.grad((output * weights).sum(), tensors)
+
+
+def always(monkeypatch, form):
+    monkeypatch.setattr(kernels, "cheaper_formed", lambda *_, **__: form)
+
+
+def layer(O, I, bias):
+    host = LinearHost(nn.Linear(I, O, bias=bias, dtype=torch.float64).requires_grad_(False))
+    return host, host.matrix(), host.layer.bias
+
+
+def draw(*shape, learns=True):
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_(learns)
+
+
+@st.composite
+def cases(drawn):
+    O, I, N, R = (drawn(sizes) for _ in range(4))
+    batch = drawn(st.sampled_from([(N,), (2, N), (1, N, 2)]))
+    p = drawn(st.sampled_from([0.0, 0.1, 0.6]))
+    return O, I, batch, R, drawn(st.booleans()), drawn(st.booleans()), p
+
+
+def made(case):
+    O, I, batch, R, bias, residual, p = case
+    x = draw(*batch, I)
+    kind = Few if p <= FEW else Many
+    mask = kind.draw(x.detach(), p, generator("mask")) if p else None
+    start = Pair(draw(O, R, learns=False), draw(R, I, learns=False)) if residual else None
+    return layer(O, I, bias), x, Pair(draw(O, R), draw(R, I)), start, mask
+
+
+@either_order
+@given(case=cases())
+@few
+def test_a_product_is_two_thin_ones(form, case):
+    (host, W_OI, bias_O), x, pair, start, mask = made(case)
+    with pytest.MonkeyPatch.context() as patch:
+        always(patch, form)
+        y = kernels.product(host, x, pair, start, mask)
+        found = gradients(y, (x, *pair))
+    branch = x if mask is None else mask.drop(x)
+    expected = F.linear(x, W_OI, bias_O) + branch @ pair.A_RI.T @ pair.B_OR.T
+    if start:
+        expected = expected + branch @ start.A_RI.T @ start.B_OR.T
+    assert_close(y, expected)
+    assert_close(found, gradients(expected, (x, *pair)))
+
+
+@either_order
+@given(case=cases())
+@few
+def test_a_decomposed_product_is_the_normalised_matrix_times_m(form, case):
+    (host, W_OI, bias_O), x, pair, start, mask = made(case)
+    m_O = draw(len(W_OI))
+    with pytest.MonkeyPatch.context() as patch:
+        always(patch, form)
+        y = kernels.decomposed(host, x, m_O, pair, start, mask)
+        found = gradients(y, (x, m_O, *pair))
+    V_OI = W_OI + pair.B_OR @ pair.A_RI + (start.B_OR @ start.A_RI if start else 0)
+    effective_OI = (m_O / V_OI.detach().norm(dim=1))[:, None] * V_OI
+    branch = x if mask is None else mask.drop(x)
+    expected = F.linear(x, W_OI, bias_O) + F.linear(branch, effective_OI - W_OI)
+    assert_close(y, expected)
+    assert_close(found, gradients(expected, (x, m_O, *pair)))
+
+
+@given(case=cases(), tokens=st.sampled_from([1, 3, 400]))
+@few
+def test_a_scaled_product_is_that_of_the_scaled_factors(case, tokens):
+    """Many tokens and a high rank: formed; few: not."""
+    O, I, _, R, bias, _, p = case
+    (host, W_OI, bias_O), x, pair, _, mask = made((O, I, (tokens,), R, bias, False, p))
+    pair = Pair(*(t.detach() for t in pair))
+    b_O, d_R = draw(O), draw(R)
+    y = kernels.scaled(host, x, b_O, d_R, pair, mask)
+    branch = x if mask is None else mask.drop(x)
+    expected = F.linear(x, W_OI, bias_O) + branch @ pair.A_RI.T @ (b_O[:, None] * pair.B_OR * d_R).T
+    assert_close(y, expected)
+    assert_close(gradients(y, (x, b_O, d_R)), gradients(expected, (x, b_O, d_R)))
+
+
+def test_both_orders_are_taken():
+    """Few tokens on a large matrix: thin; many on a small one: formed. The cost model decides."""
+    assert not kernels.cheaper_formed(16, 8, (768, 768), spared=768)
+    assert kernels.cheaper_formed(1536, 8, (192, 192), spared=192)
+    assert kernels.cheaper_formed(512, 256, (768, 768), spared=1536)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_whole_dense_layers_take_a_kernel_and_equal_the_plain_definition(name, monkeypatch):
+    taken = []
+    for kernel in ("product", "decomposed", "scaled"):
+        plain = getattr(kernels, kernel)
+        monkeypatch.setattr(
+            kernels, kernel, lambda *a, plain=plain, kernel=kernel: taken.append(kernel) or plain(*a)
+        )
+    model, x = lone("linear"), inputs("linear").requires_grad_()
+    injection = adapt(model, name)
+    perturb(injection)
+    adapter, host = only(injection)
+    own = [x, *(p for p in adapter.parameters() if p.requires_grad)]
+    y, plain = model(x), Adapter.forward(adapter, x, host)
+    assert len(taken) == 1
+    assert_close(y, plain)
+    assert_close(gradients(y, own), gradients(plain, own))
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_layer_that_writes_over_the_output_does_no_harm(name):
+    """ReLU(inplace=True) after the adapted layer; DoRA's magnitude learns from that output."""
+    found = []
+    for inplace in (True, False):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=inplace)).double()
+        injection = inject(model, name, target_modules=["0"], rank=2)
+        perturb(injection)
+        x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).requires_grad_()
+        found.append(gradients(model(x), [x, *injection.parameters()]))
+    assert_close(*found)
+
+
+def test_a_zero_magnitude_gives_no_nan():
+    (host, *_), x, pair, _, _ = made((4, 3, (5,), 2, True, False, 0.0))
+    m_O = torch.tensor([0.0, 1.0, -1.0, 1e-320], dtype=torch.float64, requires_grad=True)
+    for gradient in gradients(kernels.decomposed(host, x, m_O, pair), (x, m_O, *pair)):
+        assert gradient.isfinite().all()
+
+
+def kept_bytes(name, tokens, **hyper):
+    """Bytes kept for backward beyond the frozen layer's own, the parameters and buffers not counted."""
+    model = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
+    injection = inject(model, name, target_modules=["0"], rank=4, **hyper)
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    x, kept = torch.randn(tokens, 64, requires_grad=True), dict[int, int]()
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in known:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(x).sum().backward()
+    assert injection.parameters()
+    return sum(kept.values())
+
+
+def test_lora_fa_keeps_r_numbers_a_token_and_lora_the_input():
+    tokens = 1024
+    lora, lora_fa = kept_bytes("lora", tokens), kept_bytes("lora_fa", tokens)
+    assert lora >= tokens * 64 * 4
+    assert tokens * 4 * 4 <= lora_fa < tokens * 5 * 4 + 4096
+    assert lora_fa < 0.1 * lora
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    model, x = lone("linear"), inputs("linear").requires_grad_()
+    perturb(adapt(model, "lora"))
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+# --- masks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, p", [(Few, 0.001), (Few, 0.05), (Few, 0.125), (Many, 0.05), (Many, 0.3)])
+def test_a_mask_drops_each_entry_with_probability_p_and_apart_from_the_others(kind, p):
+    x = torch.ones(400, 1000, dtype=torch.float64)
+    dropped = kind.draw(x, p, generator("draw", p)).drop(x) == 0
+    n = x.numel()
+    for share in (
+        dropped.double().mean(),
+        dropped[::2].double().mean(),
+        dropped[:, :100].double().mean(),
+        dropped[:, -1].double().mean(),
+    ):
+        assert abs(float(share) - p) < 5 * (p / 400) ** 0.5
+    assert abs(int(dropped.sum()) - n * p) < 5 * (n * p) ** 0.5
+    together = (dropped[:, 1:] & dropped[:, :-1]).double().mean()
+    assert abs(float(together) - p * p) < 5 * p / n**0.5
+
+
+@pytest.mark.parametrize("kind", [Few, Many])
+def test_a_mask_is_the_same_in_place_differentiable_and_for_any_shape(kind):
+    x = torch.randn(3, 5, 7, dtype=torch.float64)
+    mask = kind.draw(x, 0.4, generator("mask"))
+    y = mask.drop(x)
+    assert_close(y, torch.where(y == 0, 0, x / 0.6), rtol=1e-4, atol=0)
+    assert 0.2 < float((y == 0).double().mean()) < 0.6
+    assert torch.equal(mask.drop(x.clone().requires_grad_()), y)
+    assert torch.equal(mask.drop_(x.clone()), y)
+    assert torch.equal(mask.drop(x.view(15, 7)), y.view(15, 7))
+    learning = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mask.drop(learning).sum(), learning)
+    assert torch.equal(gradient, mask.drop(torch.ones_like(x)))
+
+
+def test_a_draw_that_falls_short_goes_on(monkeypatch):
+    x = torch.ones(100_000)
+    monkeypatch.setattr(randomness, "SPARE", -60)  # a seventh of what is needed
+    dropped = Few.draw(x, 0.05, generator("short")).drop(x) == 0
+    for part in dropped.split(20_000):
+        assert abs(float(part.double().mean()) - 0.05) < 0.01
