@@ -9,7 +9,7 @@ import contextlib
 import copy
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from lora_zoo.adapters.adapter import Adapter, Variant
 from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.adapters.method import Progress
 from lora_zoo.adapters.registry import find_variant, hyperparameters
+from lora_zoo.adapters.targets import Layers
 from lora_zoo.benchmark.shapes import Batch, Shape
 
 TARGETS = "all-linear"
@@ -87,7 +88,7 @@ def adapts_matrices(variant: type[Variant]) -> bool:
     return issubclass(variant, Adapter)
 
 
-def adapted(base: nn.Module, variant: str, **hyper: Any) -> Injection:
+def adapted(base: nn.Module, variant: str, *, layers: Layers | None = None, **hyper: Any) -> Injection:
     """`variant` on all linear layers of a copy of `base`, its tensors away from their start.
 
     Starts cost time that is no step's (an SVD, say) and leave factors at zero; what is drawn here is the same
@@ -96,7 +97,7 @@ def adapted(base: nn.Module, variant: str, **hyper: Any) -> Injection:
     own = adapts_matrices(find_variant(variant))
     model = sharing(base) if own else differentiable(copy.deepcopy(base))
     with inits.blank():
-        injection = inject(model, variant, target_modules=TARGETS, **hyper_of(variant, **hyper))
+        injection = inject(model, variant, target_modules=TARGETS, layers=layers, **hyper_of(variant, **hyper))
     if own:
         stir(injection)
     return injection
@@ -148,29 +149,40 @@ def reference_forward(injection: Injection) -> Iterator[None]:
             del adapter.forward
 
 
+Paths = dict[tuple[str, float], Contender]
+"""Contenders by path (limit, fused, plain, peft) and dropout."""
+
+
 def contenders(
-    shape: Shape, base: nn.Module, variant: str, *, device: torch.device, dropouts: tuple[float, ...] = (0.0,)
-) -> dict[tuple[str, float], Contender]:
-    """Every way to take a step with `variant`, by (path, dropout), the frozen limit first."""
+    shape: Shape,
+    base: nn.Module,
+    variant: str,
+    *,
+    device: torch.device,
+    dropouts: Sequence[float] = (0.0,),
+    layers: Layers | None = None,
+    **hyper: Any,
+) -> Paths:
+    """Every way to take a step with `variant`; with dropout there is no plain one, a definition knows none."""
     from lora_zoo.benchmark import peft_side
 
-    batch, cls = shape.batch(device), find_variant(variant)
-    found = {("limit", 0.0): limit(base, batch)}
-    known = hyperparameters(cls)
+    batch, found = shape.batch(device), {("limit", 0.0): limit(base, shape.batch(device))}
     for dropout in dropouts:
-        if dropout and not ("lora_dropout" in known and allows_dropout(base, variant)):
+        if dropout and not takes_dropout(base, variant):
             continue
-        fused = adapted(base, variant, lora_dropout=dropout)
-        found["fused", dropout] = as_it_is(fused, batch)
-        if adapts_matrices(cls) and not dropout:
-            found["plain", dropout] = by_definition(adapted(base, variant), batch)
+        ours = adapted(base, variant, layers=layers, lora_dropout=dropout, **hyper)
+        found["fused", dropout] = as_it_is(ours, batch)
+        if ours.adapters and not dropout:
+            found["plain", dropout] = by_definition(adapted(base, variant, layers=layers, **hyper), batch)
         if peft_side.has(variant):
-            found["peft", dropout] = peft_side.contender(fused, sharing(base), batch)
+            found["peft", dropout] = peft_side.contender(ours, sharing(base), batch)
     return found
 
 
-def allows_dropout(base: nn.Module, variant: str) -> bool:
-    """Whether `variant` takes dropout at all: a residual start refuses it."""
+def takes_dropout(base: nn.Module, variant: str) -> bool:
+    """Whether `variant` takes dropout at all: a baseline has none, a residual start refuses it."""
+    if "lora_dropout" not in hyperparameters(find_variant(variant)):
+        return False
     try:
         adapted(base, variant, lora_dropout=0.05)
     except ValueError:

@@ -23,6 +23,7 @@ class Options:
 
     what: tuple[str, ...]
     shapes: tuple[Shape, ...]
+    """Empty where none was named: a measurement then has its own."""
     variants: tuple[str, ...]
     rounds: int
     device: torch.device
@@ -33,10 +34,16 @@ class Options:
     guard: bool = False
     write: bool = False
 
-    def stopwatch(self, least: float = 0.005) -> Stopwatch:
+    def on(self, *usual: str) -> tuple[Shape, ...]:
+        """The shapes that were named, or the `usual` ones."""
+        return self.shapes or tuple(find_shape(name) for name in usual)
+
+    def stopwatch(self, *, at_most: int = 1000) -> Stopwatch:
+        """`at_most` rounds, for what takes long."""
         clock, _ = clock_for(self.device, self.threads)
-        warmup = 1 if self.quick else 2
-        return Stopwatch(self.rounds, warmup, least, clock, settle_for(self.device))
+        warmup = 1 if self.quick or at_most < 1000 else 2
+        rounds = min(self.rounds, at_most)
+        return Stopwatch(rounds, warmup, clock=clock, settle=settle_for(self.device))
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,10 +66,9 @@ def parse(arguments: Sequence[str] | None, about: str) -> Options:
     for key, least in (("rounds", 1), ("threads", 1)):
         if getattr(given, key) is not None and getattr(given, key) < least:
             raise ValueError(f"--{key} must be at least {least}; got {getattr(given, key)}")
-    every = REFERENCE if quick else tuple(SHAPES)
     return Options(
         what=_chosen("measurement", given.what, WHAT),
-        shapes=tuple(find_shape(name) for name in _split(given.shapes) or every),
+        shapes=tuple(find_shape(name) for name in _split(given.shapes)),
         variants=_chosen("variant", given.variants, names),
         rounds=given.rounds or (3 if quick else 15),
         device=_device(given.device),

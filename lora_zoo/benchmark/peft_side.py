@@ -39,7 +39,7 @@ def has(variant: str) -> bool:
 
 def contender(ours: Injection, model: nn.Module, batch: Batch) -> Contender:
     """PEFT's adapter on `model`, a copy of the base, with the settings and the tensors of `ours`."""
-    tuner = wrapped(ours.variant.name, ours.hyper, list(ours.places), model)
+    tuner = wrapped(ours.variant.name, ours.hyper, list(ours.places), model).base_model
     align(ours, tuner)
     trained = [p for p in tuner.parameters() if p.requires_grad]
     steps = itertools.count(FIRST)
@@ -53,19 +53,33 @@ def contender(ours: Injection, model: nn.Module, batch: Batch) -> Contender:
     )
 
 
-def wrapped(variant: str, hyper: Hyper, modules: list[str], model: nn.Module, **more: Any) -> Any:
-    """PEFT's tuner around `model`, which is changed in place."""
+STARTS = {"kaiming": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "pissa": "pissa", "olora": "olora"}
+"""Our start -> PEFT's word for it."""
+
+
+def starts_as(variant: str, init: str) -> bool | str | None:
+    """PEFT's word for the start; None where it has none. AdaLoRA and VeRA have one that is their own."""
+    own = variant in ("adalora", "vera")
+    return True if own else STARTS.get(init, init if init.startswith("pissa_niter_") else None)
+
+
+def wrapped(
+    variant: str, hyper: Hyper, modules: list[str], model: nn.Module, *, started: bool = False
+) -> Any:
+    """PEFT's model around `model`, which is changed in place; `started`: with the variant's own start."""
     import peft
 
+    start = starts_as(variant, hyper["init"]) if started else True
+    more = {} if start is True else {"init_lora_weights": start}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = CONFIGS[variant](hyper, target_modules=modules, **more)
-        tuner = peft.get_peft_model(model, config).base_model
+        adapted = peft.get_peft_model(model, config)
     if variant == "lora_fa":  # as peft.optimizers.create_lorafa_optimizer does
-        for name, parameter in tuner.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
-    return tuner
+    return adapted
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ _ALL = (
         transformers.RobertaConfig, hidden=768, layers=2, sequences=8, length=64,
     ),
     llama(
-        "llama-1b", "Llama-3.2-1B: hidden 2048, intermediate 8192, 8 k/v heads of 32, 1 layer of 16, 128 tokens",
+        "llama-1b", "Llama-3.2-1B: hidden 2048, intermediate 8192, GQA of 8 in 32 heads, 1 layer, 128 tokens",
         hidden=2048, intermediate=8192, layers=1, heads=32, kv_heads=8, sequences=1, length=128,
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import nn
 from lora_zoo.benchmark.contenders import Contender, contenders
 from lora_zoo.benchmark.options import DROPOUT, Options
 from lora_zoo.benchmark.report import Curve, Report, Row
-from lora_zoo.benchmark.shapes import Shape
+from lora_zoo.benchmark.shapes import REFERENCE, SHAPES, Shape
 from lora_zoo.benchmark.timing import Prepare, Spread, ratio
 
 ABOUT = """\
@@ -37,7 +37,7 @@ PATHS = {"fused": "fused (as it is)", "plain": "plain (definition)", "peft": "PE
 
 def measure(options: Options) -> Report:
     rows: list[Row] = []
-    for shape in options.shapes:
+    for shape in options.on(*(REFERENCE if options.quick else SHAPES)):
         base = shape.model(options.dtype, options.device)
         for variant in options.variants:
             rows += measure_one(shape, base, variant, options)
