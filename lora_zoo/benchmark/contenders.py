@@ -97,7 +97,9 @@ def adapted(base: nn.Module, variant: str, *, layers: Layers | None = None, **hy
     own = adapts_matrices(find_variant(variant))
     model = sharing(base) if own else differentiable(copy.deepcopy(base))
     with inits.blank():
-        injection = inject(model, variant, target_modules=TARGETS, layers=layers, **hyper_of(variant, **hyper))
+        injection = inject(
+            model, variant, target_modules=TARGETS, layers=layers, **hyper_of(variant, **hyper)
+        )
     if own:
         stir(injection)
     return injection
@@ -161,12 +163,15 @@ def contenders(
     device: torch.device,
     dropouts: Sequence[float] = (0.0,),
     layers: Layers | None = None,
+    rivals: bool = True,
     **hyper: Any,
 ) -> Paths:
-    """Every way to take a step with `variant`; with dropout there is no plain one, a definition knows none."""
+    """The ways to take a step with `variant`: by itself and, but for dropout, which it does not know, by its
+    definition; with `rivals` also the frozen limit and PEFT's."""
     from lora_zoo.benchmark import peft_side
 
-    batch, found = shape.batch(device), {("limit", 0.0): limit(base, shape.batch(device))}
+    batch = shape.batch(device)
+    found = {("limit", 0.0): limit(base, batch)} if rivals else {}
     for dropout in dropouts:
         if dropout and not takes_dropout(base, variant):
             continue
@@ -174,7 +179,7 @@ def contenders(
         found["fused", dropout] = as_it_is(ours, batch)
         if ours.adapters and not dropout:
             found["plain", dropout] = by_definition(adapted(base, variant, layers=layers, **hyper), batch)
-        if peft_side.has(variant):
+        if rivals and peft_side.has(variant):
             found["peft", dropout] = peft_side.contender(ours, sharing(base), batch)
     return found
 

@@ -12,8 +12,8 @@ from lora_zoo.benchmark.shapes import Shape
 
 ABOUT = """\
 Bytes that autograd saves between forward and backward, each storage once, parameters and frozen tensors left
-out; *adapter's own*: what is saved beyond the frozen limit's, in bytes a token. *peak*: most memory that a step
-allocates beyond what was there before it (on a GPU alone)."""
+out; *adapter's own*: what is saved beyond the frozen limit's, in bytes a token. *peak*: the most memory
+that a step allocates beyond what was there before it (on a GPU alone)."""
 PATHS = {"fused": "fused (as it is)", "plain": "plain (definition)", "peft": "PEFT"}
 COLUMNS = {
     "shape": "shape",
@@ -21,6 +21,7 @@ COLUMNS = {
     "limit": "limit, MB",
     **{f"{path}_own": f"{path}: adapter's own, B/token" for path in PATHS},
     "over_peft": "fused / PEFT",
+    "own_over_lora": "fused / LoRA's",
     **{f"{path}_peak": f"{path}: peak, MB" for path in ("limit", *PATHS)},
 }
 
@@ -29,14 +30,20 @@ def measure(options: Options) -> Report:
     rows = []
     for shape in options.on("llama-192", "llama-768"):
         base = shape.model(options.dtype, options.device)
-        rows += [measure_one(shape, base, variant, options.device) for variant in options.variants]
+        own = [measure_one(shape, base, variant, options.device) for variant in options.variants]
+        rows += [row | _beside_lora(row, own) for row in own]
     return report(rows)
 
 
 def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.device) -> Row:
     found = contenders(shape, base, variant, device=device)
     saved = {path: saved_bytes(contender) for (path, _), contender in found.items()}
-    row: Row = {"shape": shape.name, "variant": variant, "tokens": shape.tokens, "limit": saved["limit"] / 1e6}
+    row: Row = {
+        "shape": shape.name,
+        "variant": variant,
+        "tokens": shape.tokens,
+        "limit": saved["limit"] / 1e6,
+    }
     row |= {f"{path}_bytes": size for path, size in saved.items()}
     for path in saved.keys() - {"limit"}:
         row[f"{path}_own"] = (saved[path] - saved["limit"]) / shape.tokens
@@ -45,6 +52,12 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.devic
     if device.type == "cuda":
         row |= {f"{path}_peak": peak_bytes(contender) / 1e6 for (path, _), contender in found.items()}
     return row
+
+
+def _beside_lora(row: Row, rows: list[Row]) -> Row:
+    """The adapter's own bytes as a share of LoRA's, where that was measured."""
+    lora = next((other["fused_own"] for other in rows if other["variant"] == "lora"), None)
+    return {"own_over_lora": row["fused_own"] / lora} if lora else {}
 
 
 def saved_bytes(contender: Contender) -> int:

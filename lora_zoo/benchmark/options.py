@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 
 from lora_zoo.adapters.registry import unknown, variants
-from lora_zoo.benchmark.shapes import REFERENCE, SHAPES, Shape, find_shape
+from lora_zoo.benchmark.shapes import SHAPES, Shape, find_shape
 from lora_zoo.benchmark.timing import Stopwatch, clock_for, settle_for
 
 WHAT = ("step", "memory", "init", "io", "sweep", "scaling", "targets")
@@ -25,6 +25,8 @@ class Options:
     shapes: tuple[Shape, ...]
     """Empty where none was named: a measurement then has its own."""
     variants: tuple[str, ...]
+    named: tuple[str, ...]
+    """The variants that were named; empty where it was none."""
     rounds: int
     device: torch.device
     dtype: torch.dtype
@@ -70,6 +72,7 @@ def parse(arguments: Sequence[str] | None, about: str) -> Options:
         what=_chosen("measurement", given.what, WHAT),
         shapes=tuple(find_shape(name) for name in _split(given.shapes)),
         variants=_chosen("variant", given.variants, names),
+        named=_split(given.variants),
         rounds=given.rounds or (3 if quick else 15),
         device=_device(given.device),
         dtype=getattr(torch, _chosen("dtype", given.dtype, DTYPES)[0]),

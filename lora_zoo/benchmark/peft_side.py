@@ -53,7 +53,13 @@ def contender(ours: Injection, model: nn.Module, batch: Batch) -> Contender:
     )
 
 
-STARTS = {"kaiming": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "pissa": "pissa", "olora": "olora"}
+STARTS: Mapping[str, bool | str] = {
+    "kaiming": True,
+    "gaussian": "gaussian",
+    "orthogonal": "orthogonal",
+    "pissa": "pissa",
+    "olora": "olora",
+}
 """Our start -> PEFT's word for it."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lora_zoo.benchmark import peft_side
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.timing import clock_for
 from lora_zoo.results.environment import environment
@@ -69,10 +70,6 @@ def _cell(value: Any) -> str:
 def origin(options: Options, command: Sequence[str]) -> dict[str, Any]:
     """What made a report: command, commit, versions, device, threads, rounds and clock."""
     here = environment()
-    try:
-        peft = importlib.metadata.version("peft")
-    except importlib.metadata.PackageNotFoundError:
-        peft = None
     cuda = options.device.type == "cuda"
     return {
         "command": shlex.join(["python", "-m", "lora_zoo.bench", *command]),
@@ -80,7 +77,7 @@ def origin(options: Options, command: Sequence[str]) -> dict[str, Any]:
         "dirty": here["dirty"],
         "torch": here["packages"]["torch"],
         "transformers": here["packages"]["transformers"],
-        "peft": peft,
+        "peft": importlib.metadata.version("peft") if peft_side.installed() else None,
         "device": torch.cuda.get_device_name(options.device) if cuda else f"cpu ({processor()})",
         "dtype": str(options.dtype).removeprefix("torch."),
         "threads": options.threads,
@@ -102,11 +99,9 @@ def said(origin: Mapping[str, Any]) -> str:
     """`origin` as the line below a table."""
     commit = f"`{str(origin['commit'])[:10]}`" + (" with uncommitted changes" if origin["dirty"] else "")
     peft = f"peft {origin['peft']}" if origin["peft"] else "peft is not installed, so its column is left out"
-    return (
-        f"`{origin['command']}`; commit {commit}; torch {origin['torch']}, "
-        f"transformers {origin['transformers']}, {peft}; {origin['device']}; {origin['dtype']}; threads: {origin['threads']}; rounds: "
-        f"{origin['rounds']}, {origin['clock']}."
-    )
+    made = f"torch {origin['torch']}, transformers {origin['transformers']}, {peft}; {origin['device']}"
+    how = f"threads: {origin['threads']}; rounds: {origin['rounds']}, {origin['clock']}"
+    return f"`{origin['command']}`; commit {commit}; {made}; {origin['dtype']}; {how}."
 
 
 def write(report: Report, out: Path, made_by: Mapping[str, Any]) -> list[Path]:

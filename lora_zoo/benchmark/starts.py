@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -38,12 +38,17 @@ LABELS = {"first": "first", "again": "again, same model", "peft": "PEFT"}
 ROUNDS = 5
 
 
-def measure(options: Options) -> Report:
+def measure(options: Options, only: Sequence[str] = ()) -> Report:
+    """`only` these starts, or all."""
     rows = []
     for shape in options.on("llama-768"):
         base = shape.model(options.dtype, options.device)
         pairs = [pair for variant in options.variants for pair in starts(variant)]
-        rows += [measure_one(shape, base, variant, init, options) for variant, init in pairs]
+        rows += [
+            measure_one(shape, base, variant, init, options)
+            for variant, init in pairs
+            if not only or init in only
+        ]
     return report(rows)
 
 

@@ -60,11 +60,7 @@ class Stopwatch:
         """Seconds of one call of each contender, a number for each round."""
         order, shuffle = list(contenders), random.Random(self.seed)
         with _collector_off():
-            warm = {
-                name: [self.once(make) for _ in range(max(1, self.warmup))]
-                for name, make in contenders.items()
-            }
-            calls = {name: max(1, math.ceil(self.least / max(min(t), 1e-9))) for name, t in warm.items()}
+            calls = {name: self._calls(make) for name, make in contenders.items()}
             times: dict[K, list[float]] = {name: [] for name in contenders}
             for _ in range(self.rounds):
                 gc.collect()
@@ -73,6 +69,11 @@ class Stopwatch:
                     taken = [self.once(contenders[name]) for _ in range(calls[name])]
                     times[name].append(statistics.fmean(taken))
         return times
+
+    def _calls(self, prepare: Prepare) -> int:
+        """Warm up, and say how many calls make a sample; without a warm-up it is one."""
+        warm = [self.once(prepare) for _ in range(self.warmup)]
+        return max(1, math.ceil(self.least / max(min(warm), 1e-9))) if warm else 1
 
     def once(self, prepare: Prepare) -> float:
         run = prepare()
@@ -96,10 +97,14 @@ def settle_for(device: torch.device) -> Callable[[], object]:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
+    """Inside, rubbish is collected when asked for, and of what was made inside alone, which is quick."""
     enabled = gc.isenabled()
     gc.disable()
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         if enabled:
             gc.enable()
