@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import types
 from pathlib import Path
 
@@ -282,6 +283,17 @@ def test_every_start_is_timed_on_weights_that_nothing_has_seen() -> None:
     for name, parameter in base.named_parameters():
         assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
         assert_close(one.get_parameter(name), parameter, rtol=0, atol=0.01)
+
+
+def test_starts_leave_a_user_s_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in ("/somewhere", None):
+        monkeypatch.delenv(starts.CACHE, raising=False)
+        if before:
+            monkeypatch.setenv(starts.CACHE, before)
+        with starts.own_cache():
+            folder = Path(os.environ[starts.CACHE])
+            assert folder.is_dir() and not list(folder.iterdir())
+        assert os.environ.get(starts.CACHE) == before and not folder.exists()
 
 
 def test_the_second_start_is_on_the_model_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 """How long it takes to put adapters into a model: each variant, and each start of the factors."""
 
+import contextlib
 import copy
 import itertools
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,7 +25,7 @@ from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
 ABOUT = """\
 Seconds of `inject` on all linear layers, r = 8 (VeRA: 256), and of `get_peft_model` with the same settings.
 *again*: the same model a second time in the same process, as the second job of a sweep does. Each start is on
-weights of its own that no cache can know."""
+weights of its own, with a cache of its own that is empty at first."""
 COLUMNS = {
     "shape": "shape",
     "variant": "variant",
@@ -36,10 +39,16 @@ COLUMNS = {
 FAST = ("pissa_niter_16", "pissa_halko_16")
 LABELS = {"first": "first", "again": "again, same model", "peft": "PEFT"}
 ROUNDS = 5
+CACHE = "LORA_ZOO_CACHE"
 
 
 def measure(options: Options, only: Sequence[str] = ()) -> Report:
     """`only` these starts, or all."""
+    with own_cache():
+        return report(_rows(options, only))
+
+
+def _rows(options: Options, only: Sequence[str]) -> list[Row]:
     rows = []
     for shape in options.on("llama-768"):
         base = shape.model(options.dtype, options.device)
@@ -49,7 +58,21 @@ def measure(options: Options, only: Sequence[str] = ()) -> Report:
             for variant, init in pairs
             if not only or init in only
         ]
-    return report(rows)
+    return rows
+
+
+@contextlib.contextmanager
+def own_cache() -> Iterator[None]:
+    """Inside, decompositions that are kept on disk lie in a folder of their own, which is empty at first."""
+    with tempfile.TemporaryDirectory() as empty:
+        before = os.environ.get(CACHE)
+        os.environ[CACHE] = empty
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE)
+            if before is not None:
+                os.environ[CACHE] = before
 
 
 def starts(variant: str) -> Iterator[tuple[str, str]]:
