@@ -1,10 +1,12 @@
 """The benchmark compares like with like and says what made its numbers; its guard bites what is slower."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
 import types
+import weakref
 from pathlib import Path
 
 import pytest
@@ -252,15 +254,18 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_saved_bytes_count_each_storage_once_and_no_parameter() -> None:
-    layer, x = nn.Linear(6, 6, bias=False), torch.ones(5, 6)
+    layer, x, made = nn.Linear(6, 6, bias=False), torch.ones(5, 6), []
 
     def loss() -> torch.Tensor:
         h = layer(x).exp()  # exp keeps h, the products below the same storage; layer keeps x and its weight
+        made.append(weakref.ref(h))
         return (h * h[:, :]).sum()
 
     assert memory.saved_bytes(Contender(layer, loss)) == 4 * (5 * 6 + 5 * 6)
     layer.requires_grad_(False)
     assert memory.saved_bytes(Contender(layer, loss)) == 0
+    gc.collect()
+    assert [h() for h in made] == [None, None]
 
 
 def test_lora_keeps_its_inputs_and_lora_fa_only_what_a_made_of_them() -> None:

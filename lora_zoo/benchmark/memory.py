@@ -67,7 +67,7 @@ def saved_bytes(contender: Contender) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         saved.update((s, size) for s, size in _storages([tensor]) if s not in held)
-        return tensor
+        return tensor.detach()  # an output that its own graph held would never be freed
 
     with contender.around(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = contender.loss()  # kept until the count is done: no storage is given away meanwhile
