@@ -136,11 +136,11 @@ def test_whole_dense_layers_take_a_kernel_and_equal_the_plain_definition(name, m
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_a_layer_that_writes_over_the_output_does_no_harm(name):
-    """ReLU(inplace=True) after the adapted layer; DoRA's magnitude learns from that output."""
+    """LeakyReLU(inplace=True) after the adapted layer; DoRA's magnitude learns from that output."""
     found = []
     for inplace in (True, False):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=inplace)).double()
+        model = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.5, inplace=inplace)).double()
         injection = inject(model, name, target_modules=["0"], rank=2)
         perturb(injection)
         x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).requires_grad_()
