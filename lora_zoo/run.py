@@ -4,6 +4,7 @@ Exit codes: 0 everything asked for was done; 1 a run failed or diverged; 2 the c
 be run as given; 128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM), `resume=true` goes on.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -99,6 +100,8 @@ def job(config: DictConfig) -> None:
     """One run; what goes wrong in it is recorded and costs no other run of the sweep."""
     from lora_zoo.training.job import run
 
+    if not OUTCOMES:
+        gc.freeze()  # what is imported stays: the collector need not look at its million objects again
     hydra_config = HydraConfig.get()
     sweep = hydra_config.sweep.dir if hydra_config.mode == RunMode.MULTIRUN else None
     code = run(config, list(hydra_config.overrides.task), sweep)

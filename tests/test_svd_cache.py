@@ -214,7 +214,7 @@ def test_a_damaged_entry_is_found_out_and_mended(damage, home):
 
 
 def test_what_was_not_used_for_longest_goes_first(home, monkeypatch):
-    matrices = [gaussian(40 + n, 40) for n in range(3)]
+    matrices = [gaussian(40 + n, 40) for n in range(4)]
     begun = time.time() - 1000
     for age, W_OI in enumerate(matrices[:3]):
         start("pissa", W_OI)
