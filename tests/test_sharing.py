@@ -1,7 +1,7 @@
 """Runs that share a process share their base and data, and are equal to the bit to runs that do not.
 
-This file is also a script: it runs sweeps one after the other in one process, or each job of them in a process
-of its own, forked before anything was loaded.
+This file is also a script: it runs sweeps one after the other in one process, or each job of them in a
+process of its own, forked before anything was loaded.
 """
 
 import hashlib
@@ -14,12 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-
-from lora_zoo import inject
-from lora_zoo.adapters.beneath import base_parameters
-from lora_zoo.adapters.registry import hyperparameters, variants
-from lora_zoo.models.snapshot import Snapshot, can_be_shared, digest
 
 pytestmark = pytest.mark.xdist_group("sharing")
 QUICK = (
@@ -27,7 +21,7 @@ QUICK = (
     "task.sizes={train: 24, validation: 6, test: 6}", "target_modules=[q,v]",
     "task.max_new_tokens=4", "zero_shot=false", "eval_splits=[test]",
 )  # fmt: skip
-BRITTLE = '''
+BRITTLE = """
 import datasets
 import evaluate
 
@@ -42,7 +36,7 @@ class Brittle(evaluate.Metric):
         if len(predictions) > 5:
             raise RuntimeError("too many")
         return {"brittle": 1.0}
-'''
+"""
 CLASSES = (
     "task=classification", "task.path=csv", "task.data_files={train: train.csv, test: test.csv}",
     "task.columns={text: text, label: label}", "task.max_length=16", "epochs=null", "lr=1e-3",
@@ -142,7 +136,9 @@ def outcome(run: Path) -> dict[str, Any]:
     kept["history"] = [
         {k: v for k, v in entry.items() if k not in TIMED} for entry in result.get("history", [])
     ]
-    kept["error"] = {k: str(v).replace("together", "").replace("alone", "") for k, v in result.get("error", {}).items()}
+    kept["error"] = {
+        k: str(v).replace("together", "").replace("alone", "") for k, v in result.get("error", {}).items()
+    }
     files = [*run.glob("adapter/*.safetensors"), *run.glob("merged/*.safetensors"), *run.glob("examples-*")]
     return kept | {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
