@@ -92,6 +92,8 @@ def enter(sweep: Path, jobs: int) -> None:
 
 def stopped(sweep: Path) -> bool:
     """Whether no further run is to begin: the user said so, or the process in front has died."""
+    if FRONT not in os.environ:
+        return False
     return (sweep / _STOP).exists() or (is_one() and os.environ[FRONT] != str(os.getppid()))
 
 

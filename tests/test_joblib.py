@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lora_zoo import workers
+
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
     "batch_size=4", "tracking=none", "task.sizes={train: 24, validation: 6, test: 6}",
@@ -126,6 +128,26 @@ def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert sweep(*words, at=whole)[0] == 0
     assert any("resumed" in r for r in results(tmp_path / "runs").values())
     assert adapters(tmp_path / "runs") == adapters(whole)
+
+
+def test_a_mark_that_a_killed_sweep_has_left_stops_nothing(tmp_path: Path) -> None:
+    left = tmp_path / ".stop"
+    left.write_text("15")
+    assert not workers.stopped(tmp_path)
+    with workers.Front(tmp_path).conducting() as front:
+        assert not workers.stopped(tmp_path)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert workers.stopped(tmp_path) and front.asked == signal.SIGUSR2
+    assert not left.exists()
+
+
+def test_a_worker_whose_front_has_died_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(workers.FRONT, str(os.getppid()))
+    assert workers.is_one() and not workers.stopped(tmp_path)
+    monkeypatch.setenv(workers.FRONT, "1999999999")
+    assert workers.stopped(tmp_path)
 
 
 def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: Path) -> None:
