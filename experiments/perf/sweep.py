@@ -205,14 +205,14 @@ def _peak(variant: str, layers: str, side: str) -> None:
 
 def launcher(jobs: int = 16, rounds: int = 1) -> None:
     """A sweep of short pocket runs one after the other and side by side, in turns."""
-    words = ["-m", "+variant=lora,dora", f"seed=range({jobs // 2})", "steps=60", "threads=1", "tracking=none"]
+    words = ["+variant=lora,dora", f"seed=range({jobs // 2})", "steps=60", "threads=1", "tracking=none"]
     words += ["task.sizes.test=60", "task.sizes.validation=30", "zero_shot=false"]
     took: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for name, more in (("one after the other", []), ("side by side", ["hydra/launcher=joblib"])):
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
-                command = [sys.executable, "-m", "lora_zoo.run", *more, *words]
+                command = [sys.executable, "-m", "lora_zoo.run", "-m", *more, *words]
                 subprocess.run(command, cwd=folder, capture_output=True, check=True)
                 took[name].append(time.perf_counter() - began)
                 states = [json.loads(p.read_text())["state"] for p in Path(folder).rglob("result.json")]
