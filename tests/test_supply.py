@@ -226,3 +226,21 @@ def test_ties_are_part_of_the_hash() -> None:
     assert snapshot.digest(tied) == snapshot.digest(apart)
     tied[1].weight = tied[0].weight
     assert snapshot.digest(tied) != snapshot.digest(apart)
+
+
+def test_a_module_that_reads_its_weight_itself_has_its_own_class_back() -> None:
+    model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(8, 2)})
+    names, taken = list(dict(model.named_parameters())), Snapshot(model)
+    inject(model, "lora", rank=2, target_modules=["q"])
+    assert type(model["attention"]) is not torch.nn.MultiheadAttention
+    taken.restore()
+    assert type(model["attention"]) is torch.nn.MultiheadAttention
+    assert list(dict(model.named_parameters())) == names and taken.intact()
+
+
+def test_a_tensor_that_is_neither_parameter_nor_buffer_is_hashed_too() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.spare = torch.zeros(3)
+    before = snapshot.digest(layer)
+    layer.spare[1] = 1.0
+    assert snapshot.digest(layer) != before
