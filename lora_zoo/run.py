@@ -4,9 +4,11 @@ Exit codes: 0 everything asked for was done; 1 a run failed or diverged; 2 the c
 be run as given; 128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM), `resume=true` goes on.
 """
 
+import gc
 import os
 import sys
 import tempfile
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import hydra
@@ -14,11 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lora_zoo import workers
 from lora_zoo.configuration import commandline, helptext, precheck, settings
 from lora_zoo.configuration.choices import folder
 from lora_zoo.configuration.settings import Settings
 from lora_zoo.results.record import claim_folder, made, write_atomically
 from lora_zoo.results.secrets import redacted
+from lora_zoo.training.stopping import Stopped
 
 settings.register()
 
@@ -46,13 +50,51 @@ def _run(given: list[str]) -> int:
         raise precheck.Mistake(str(error)) from error
     multirun = commandline.is_multirun(ready)
     jobs = precheck.check(commandline.overrides(ready), multirun=multirun)
-    if multirun and all(settings.dry_run for settings in jobs):
-        with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
-            _hydra([*ready, f"hydra.sweep.dir={nowhere}"])
+    if not multirun:
+        _hydra(ready)
         return max(OUTCOMES, default=0)
-    sweep = _sweep_folder(ready, jobs[0]) if multirun else None
-    _hydra([*ready, *([f"hydra.sweep.dir={sweep}"] if sweep else [])])
-    return _exit_code(sweep)
+    if all(settings.dry_run for settings in jobs):
+        with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
+            return max(_swept(ready, Path(nowhere)), default=0)
+    sweep = _sweep_folder(ready, jobs[0])
+    codes = _swept(ready, sweep)
+    if codes:  # none with --cfg and the like
+        from lora_zoo.results.summary import print_sweep
+
+        print_sweep(sweep)
+    return int(any(codes))
+
+
+def _swept(ready: list[str], sweep: Path) -> list[int]:
+    """Run the sweep in its folder and return the exit code of each job."""
+    arguments = [*ready, f"hydra.sweep.dir={sweep}"]
+    if not workers.asked_for(ready):
+        _hydra(arguments)
+        return _outcomes(sweep)
+    with workers.Front(sweep).conducting() as front:
+        try:
+            _hydra([*arguments, *workers.defaults(ready)])
+        except BrokenExecutor as death:
+            if front.asked is None:
+                print(f"lora_zoo: {_one_line(death)}; the same command does what is missing", file=sys.stderr)
+            return [*_outcomes(sweep), 1]
+        finally:
+            if front.asked is not None:
+                _outcomes(sweep)
+                raise Stopped(front.asked)
+    return _outcomes(sweep)
+
+
+def _outcomes(sweep: Path) -> list[int]:
+    told = list(sweep.glob(f"{_OUTCOME}*"))
+    codes = [int(path.read_text()) for path in told]
+    for path in told:
+        path.unlink()
+    return codes
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _refuse_secrets(given: list[str]) -> None:
@@ -71,6 +113,8 @@ def _hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out, instead of ending the process with a traceback
     try:
         hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(job)()
+    except BrokenExecutor:
+        raise
     except Exception as error:
         raise precheck.Mistake(precheck.said(error, [])) from error
 
@@ -97,29 +141,30 @@ _OUTCOME = ".outcome-"
 
 def job(config: DictConfig) -> None:
     """One run; what goes wrong in it is recorded and costs no other run of the sweep."""
+    from lora_zoo.training.callbacks import Progress
     from lora_zoo.training.job import run
 
+    if not OUTCOMES:
+        gc.freeze()  # what is imported stays: the collector need not look at its million objects again
     hydra_config = HydraConfig.get()
-    sweep = hydra_config.sweep.dir if hydra_config.mode == RunMode.MULTIRUN else None
-    code = run(config, list(hydra_config.overrides.task), sweep)
+    overrides = list(hydra_config.overrides.task)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        OUTCOMES.append(run(config, overrides, None))
+        return
+    sweep = Path(hydra_config.sweep.dir)
+    if workers.stopped(sweep):
+        return
+    if workers.is_one():
+        workers.enter(sweep, hydra_config.launcher.n_jobs)
+        code = workers.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
+    else:
+        code = run(config, overrides, str(sweep))
     OUTCOMES.append(code)
-    if sweep:  # a launcher's jobs run in processes of their own
-        write_atomically(Path(sweep) / f"{_OUTCOME}{hydra_config.job.num}", str(code))
-
-
-def _exit_code(sweep: Path | None) -> int:
-    if sweep is None:
-        return max(OUTCOMES, default=0)
-    from lora_zoo.results.summary import print_sweep
-
-    told = list(sweep.glob(f"{_OUTCOME}*"))
-    codes = [int(path.read_text()) for path in told]
-    for path in told:
-        path.unlink()
-    if codes:  # none with --cfg and the like
-        print_sweep(sweep)
-    return int(any(codes))
+    # In a file, since a launcher's jobs run in processes of their own.
+    write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))
 
 
 if __name__ == "__main__":
-    main()
+    from lora_zoo.run import main as front_door  # under its own name, by which workers find `job`
+
+    front_door()

@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the tests start, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that only the Hub could know fails at once
+os.environ.setdefault("LORA_ZOO_CACHE", "0")  # the user's cache is not a test's
 
 import torch
 

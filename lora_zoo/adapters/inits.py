@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lora_zoo.adapters import svd
 from lora_zoo.adapters.randomness import derived_seed, generator, kaiming_bound, normal, uniform
 
 
@@ -100,20 +101,18 @@ def symmetric(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
 
 @init("pissa", "PiSSA (2404.02948) eq. 2-4: the R principal singular triplets of W", residual=True)
 def pissa(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
-    U_OK, S_K, Vh_KI = torch.linalg.svd(W_OI, full_matrices=False)
-    return balanced(U_OK[:, :rank], S_K[:rank], Vh_KI[:rank], scale)
+    return balanced(*svd.leading(W_OI, rank), scale)
 
 
 @init("milora", "MiLoRA (2406.09044) eq. 3-5: the R minor singular triplets of W", residual=True)
 def milora(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
-    U_OK, S_K, Vh_KI = torch.linalg.svd(W_OI, full_matrices=False)
-    return balanced(U_OK[:, -rank:], S_K[-rank:], Vh_KI[-rank:], scale)
+    return balanced(*svd.trailing(W_OI, rank), scale)
 
 
 @init("olora", "OLoRA (2406.01775): the first R columns of Q and rows of R in W = QR", residual=True)
 def olora(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
-    Q_OK, R_KI = torch.linalg.qr(W_OI)
-    return Factors(R_KI[:rank], Q_OK[:, :rank])
+    Q_OR = torch.linalg.qr(W_OI[:, :rank]).Q  # the first columns of Q come from the first ones of W alone
+    return Factors((Q_OR.T @ W_OI).triu(), Q_OR)
 
 
 def iterated(kind: str, iterations: int) -> Init:
@@ -121,12 +120,8 @@ def iterated(kind: str, iterations: int) -> Init:
 
     def draw(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
         q = min(rank + (10 if kind == "halko" else 0), *W_OI.shape)
-        with torch.random.fork_rng(devices=[W_OI.device] if W_OI.is_cuda else []):
-            torch.manual_seed(
-                source.seed
-            )  # svd_lowrank reads the global stream; the fork gives it back untouched
-            U_OK, S_K, V_IK = torch.svd_lowrank(W_OI, q=q, niter=iterations)
-        return balanced(U_OK[:, :rank], S_K[:rank], V_IK[:, :rank].T, scale)
+        U_OQ, S_Q, Vh_QI = svd.randomised(W_OI, q, iterations, source.seed)
+        return balanced(U_OQ[:, :rank], S_Q[:rank], Vh_QI[:rank], scale)
 
     return Init(f"pissa_{kind}_{iterations}", draw, "PiSSA §4.1: randomised SVD", residual=True)
 

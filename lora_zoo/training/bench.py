@@ -8,7 +8,8 @@ from torch import nn
 from lora_zoo.adapters.beneath import beneath
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.results.record import Record
-from lora_zoo.tasks.kinds import Example, Kind
+from lora_zoo.tasks.kinds import Example
+from lora_zoo.training.supply import Material
 
 
 class Bench:
@@ -17,15 +18,14 @@ class Bench:
     def __init__(
         self,
         injection: Injection,
-        kind: Kind,
-        splits: dict[str, Any],
+        material: Material,
         judges: dict[str, Any],
         *,
         record: Record,
         eval_splits: list[str],
     ) -> None:
-        self.injection, self.kind, self.splits, self.judges = injection, kind, splits, judges
-        self.record, self.eval_splits = record, [s for s in eval_splits if s in splits]
+        self.injection, self.material, self.judges = injection, material, judges
+        self.record, self.eval_splits = record, [s for s in eval_splits if s in material.splits]
 
     def judge(self, *, keep: bool) -> dict[str, dict[str, float]]:
         """Metrics by split; `keep` writes the outcome of every example to the run's folder."""
@@ -35,7 +35,7 @@ class Bench:
         model = self.injection.model
         training = model.training
         model.eval()
-        outcomes = self.kind.outcomes(model, self.splits[split])
+        outcomes = self.material.kind.outcomes(model, self.material.splits[split])
         model.train(training)
         if keep:
             self.record.examples(split, outcomes)

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_zoo.adapters import method
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lora_zoo")
 
 
-class RichProgress(TrainerCallback):
+class Progress(TrainerCallback):
+    """How a run shows its steps; this one does not: several runs side by side have one terminal."""
+
+    def __init__(self, name: str, console: Console) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RichProgress(Progress):
+    """A bar that moves."""
+
     def __init__(self, name: str, console: Console) -> None:
-        self.bar = Progress(
+        self.bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
@@ -24,18 +23,18 @@ from lora_zoo.adapters.registry import check_hyperparameters
 from lora_zoo.adapters.targets import heads
 from lora_zoo.configuration.settings import Settings
 from lora_zoo.merge import merge
-from lora_zoo.models.loading import Loaded, load_model, load_tokenizer
+from lora_zoo.models.loading import Loaded
 from lora_zoo.results import spectra
 from lora_zoo.results.identity import flat_hyperparameters
 from lora_zoo.results.mirror import Mirror, open_mirror
 from lora_zoo.results.record import Record
-from lora_zoo.tasks.kinds import KINDS, Kind
-from lora_zoo.tasks.splits import fingerprint, load_splits
+from lora_zoo.tasks.kinds import Kind
 from lora_zoo.training import checkpoints
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.bench import Bench, check_inputs
-from lora_zoo.training.callbacks import Diary, Interrupt, Punctual, RichProgress
+from lora_zoo.training.callbacks import Diary, Interrupt, Progress, Punctual
 from lora_zoo.training.stopping import Stopped, Stopping
+from lora_zoo.training.supply import Material, Supply
 from lora_zoo.training.trainer import NEEDED, ZooTrainer
 from lora_zoo.training.watch import Diverged
 
@@ -58,11 +57,13 @@ def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
 
 
 class Surroundings(NamedTuple):
-    """Where a run speaks, the sweep that it belongs to, and who may stop it."""
+    """Where a run speaks, its sweep, who may stop it, whence it has its base, how it shows its steps."""
 
     console: Console
     group: str | None
     stopping: Stopping
+    supply: Supply
+    progress: type[Progress]
 
 
 class Experiment:
@@ -79,7 +80,7 @@ class Experiment:
         around: Surroundings,
     ) -> None:
         self.settings, self.variant, self.record = settings, variant, record
-        self.console, self.group, self.stopping = around
+        self.console, self.group, self.stopping, self.supply, self.progress = around
         self.timings: dict[str, float] = dict(record.content.get("timings", {}))
         self.about: dict[str, Any] = {}
         self.underway = False  # a step has been made: what goes wrong now is no longer the input's fault
@@ -97,11 +98,9 @@ class Experiment:
         trust = self.settings.model.trust_remote_code
         judges = {n: metrics.load(n, trust_remote_code=trust) for n in self.settings.task.metrics}
         with self._timed("load"):
-            kind, splits, loaded = self._load(judges)
-            injection = self._inject(loaded, hyper, kind)
-        bench = Bench(
-            injection, kind, splits, judges, record=self.record, eval_splits=self.settings.eval_splits
-        )
+            material, loaded = self._load(judges)
+            injection = self._inject(loaded, hyper, material.kind)
+        bench = Bench(injection, material, judges, record=self.record, eval_splits=self.settings.eval_splits)
         trained = self._trained(injection)
         trainer = None if trained or not injection.trainable() else self._trainer(injection, bench, arguments)
         if self.settings.zero_shot and not trained and not self._judged("zero_shot", bench):
@@ -130,24 +129,19 @@ class Experiment:
         """Whether an earlier process has recorded every split of `what`."""
         return set(bench.eval_splits) <= set(self.record.content.get(what, {}))
 
-    def _load(self, judges: dict[str, Any]) -> tuple[Kind, dict[str, Any], Loaded]:
-        datasets.disable_progress_bars()
-        settings = self.settings
-        splits = load_splits(settings.task)
+    def _load(self, judges: dict[str, Any]) -> tuple[Material, Loaded]:
+        settings, task = self.settings, self.settings.task
+        material = self.supply.material(settings)
+        kind, splits = material.kind, material.splits
         absent = [s for s in settings.eval_splits if s not in splits]
         if absent and set(absent) == set(settings.eval_splits):
-            raise ValueError(
-                f"task {settings.task.name} has none of the splits eval_splits={settings.eval_splits}"
-            )
-        self.record.update(data=fingerprint(splits), metric=settings.task.metrics[0])
-        tokenizer = load_tokenizer(settings.model)
-        kind = KINDS[settings.task.kind](settings.task, tokenizer, splits)
+            raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
+        self.record.update(data=material.fingerprint, metric=task.metrics[0])
         for name, judge in judges.items():
-            metrics.try_out(name, judge, *kind.made_up(), kind=settings.task.kind)
+            metrics.try_out(name, judge, *kind.made_up(), kind=task.kind)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
-        seed = derived_seed("head", settings.seed)
-        return kind, splits, load_model(settings.model, kind.auto_class, kind.head(), tokenizer, seed)
+        return material, self.supply.base(settings, material, derived_seed("head", settings.seed))
 
     def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: Kind) -> Injection:
         settings = self.settings
@@ -183,7 +177,7 @@ class Experiment:
         if self._unasked and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
-        data = bench.kind.encoded(bench.splits["train"])
+        data = bench.material.encoded
         check_inputs(injection.model, data)
         trainer = ZooTrainer(
             injection,
@@ -191,7 +185,7 @@ class Experiment:
             skip=skip,
             about=self.about,
             args=arguments,
-            data_collator=bench.kind.collate,
+            data_collator=bench.material.kind.collate,
             train_dataset=data,
         )
         trainer.rehearse()
@@ -206,7 +200,7 @@ class Experiment:
         return not self.settings.trainer.get("save_steps", 0)
 
     def _train(self, trainer: ZooTrainer, mirror: Mirror) -> None:
-        bar = RichProgress(self.record.content["name"], self.console)
+        bar = self.progress(self.record.content["name"], self.console)
         for callback in (bar, Diary(), *get_reporting_integration_callbacks(mirror.report_to)):
             trainer.add_callback(callback)
         last = self._last_checkpoint()

@@ -23,15 +23,19 @@ from lora_zoo.results.environment import environment, peak_memory
 from lora_zoo.results.identity import identity, readable_name, without_effect
 from lora_zoo.results.record import Busy, Claim, Record, claimed, now, write_atomically
 from lora_zoo.results.secrets import RedactingFormatter, redacted
+from lora_zoo.training.callbacks import Progress, RichProgress
 from lora_zoo.training.dryrun import dry_run
 from lora_zoo.training.experiment import Experiment, Surroundings
 from lora_zoo.training.stopping import Stopping
+from lora_zoo.training.supply import Fresh, of_this_process, process_as_it_was
 from lora_zoo.training.watch import Diverged
 
 _log = logging.getLogger("lora_zoo")
 
 
-def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
+def run(
+    config: DictConfig, overrides: list[str], sweep: str | None, progress: type[Progress] = RichProgress
+) -> int:
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
@@ -58,7 +62,9 @@ def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
                 return _finished_before(claim, console)
             record = _opened(claim, settings, config, overrides, name=name, identity=code)
             with _logging_to(claim.folder / "run.log", console), Stopping().listening() as stopping:
-                return _kept(settings, variant, record, Surroundings(console, group, stopping))
+                supply = of_this_process() if group else Fresh()
+                around = Surroundings(console, group, stopping, supply, progress)
+                return _kept(settings, variant, record, around)
     except Busy as busy:
         _complain(console, str(busy))
         return 2
@@ -104,7 +110,8 @@ def _finished_before(claim: Claim, console: Console) -> int:
 
 def _kept(settings: Settings, variant: type[Variant], record: Record, around: Surroundings) -> int:
     try:
-        return _recorded(settings, variant, record, around)
+        with process_as_it_was():
+            return _recorded(settings, variant, record, around)
     except OSError as refusal:  # what ended the run stands in no record
         text = f"{refusal.filename or record.folder}: {refusal.strerror or refusal}"
         _complain(around.console, f"failed: the record cannot be written: {text}")
@@ -117,7 +124,7 @@ def _recorded(
     record: Record,
     around: Surroundings,
 ) -> int:
-    console, group, stopping = around
+    console, group, stopping = around.console, around.group, around.stopping
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -139,6 +146,8 @@ def _recorded(
         Exception
     ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
         state, error, code = "failed", failure, 1
+    finally:
+        around.supply.give_back()
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:

@@ -23,7 +23,7 @@ from typing import Any
 PATIENCE = 7.0  # seconds that a step has to end, of the ten in which a run promises to leave
 LAST = 2.0  # seconds for what is closed afterwards
 SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, n))
-_REQUEUE = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n))
+REQUEUE = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n))
 
 
 class Stopped(KeyboardInterrupt):
@@ -82,7 +82,7 @@ class Stopping:
         number = self.asked or signal.SIGINT
         _after(LAST, lambda *_: os._exit(128 + number))
         record()
-        if number in _REQUEUE:
+        if number in REQUEUE:
             self._requeue(number)
 
     def _requeue(self, number: int) -> None:

@@ -1,0 +1,246 @@
+"""What runs share: a base put back as it was and proved by its content, data read once."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from test_training import TRAINED, examples, small
+
+from lora_zoo import inject
+from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.configuration import settings as configuration
+from lora_zoo.configuration.choices import folder
+from lora_zoo.configuration.settings import Settings
+from lora_zoo.models import snapshot
+from lora_zoo.models.snapshot import Snapshot, can_be_shared
+from lora_zoo.training import supply
+from lora_zoo.training.supply import Fresh, Shared, process_as_it_was
+
+SIZES = "task.sizes={train: 12, validation: 4, test: 4}"
+
+
+def asked(*overrides: str) -> Settings:
+    configuration.register()
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        return configuration.resolved(compose("config", overrides=[f"++{SIZES}", *overrides]))
+
+
+def lend(shared: Shared, seed: int = 0, *overrides: str) -> Any:
+    settings = asked(*overrides)
+    return shared.base(settings, shared.material(settings), seed)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Any:
+    settings = asked()
+    fresh = Fresh()
+    return fresh.base(settings, fresh.material(settings), 0).model
+
+
+def portrait(model: Any) -> Any:
+    """What can be seen of a model: modules, flags, hooks, parameters, configuration."""
+    modules = [
+        (name, type(m), id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
+        for name, m in model.named_modules()
+    ]
+    parameters = [(n, id(p), p.requires_grad, p.grad, p.dtype, p.device) for n, p in model.named_parameters()]
+    said = (model.config.to_dict(), model.generation_config.to_dict())
+    return modules, parameters, said, model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("ends", ["is left as it is", "is merged", "breaks"])
+def test_a_base_is_as_it_was_whatever_a_run_did_to_it(name: str, ends: str, pocket: Any) -> None:
+    before, taken = portrait(pocket), Snapshot(pocket)
+    batch = {key: torch.tensor([row[key] for row in examples()[:4]]) for key in examples()[0]}
+    injection = inject(pocket, name, **small(name))
+    pocket.train()
+    pocket.gradient_checkpointing_enable()
+    pocket.register_forward_hook(lambda *_: None)
+    pocket.config.use_cache, pocket.generation_config.max_length = False, 3
+    pocket.config.id2label["new"] = "label"
+    pocket.forward = pocket.forward  # as accelerate does under bf16
+    pocket(**batch).loss.backward()
+    if ends == "is merged":
+        injection.merge()
+    elif ends == "breaks":
+        pocket.model.layers[0].self_attn.q_proj = None
+        del pocket.model.norm
+    assert portrait(pocket) != before
+    taken.restore()
+    assert taken.intact()
+    assert portrait(pocket) == before
+    assert pocket.config.id2label.keys() == {0, 1}
+    assert injection.model is pocket
+    again = inject(pocket, name, **small(name))  # and can be adapted once more
+    again.remove()
+    assert portrait(pocket)[1] == before[1]
+
+
+def bit(model: Any) -> None:
+    weight = model.model.layers[2].mlp.up_proj.weight
+    weight.data.view(torch.int32)[5, 5] ^= 1
+
+
+def buffer(model: Any) -> None:
+    model.model.rotary_emb.inv_freq[3] += 1e-6
+
+
+def kept_tensor(model: Any) -> None:
+    model.model.rotary_emb.original_inv_freq.data[1] += 1e-6
+
+
+def dtype(model: Any) -> None:
+    model.model.norm.weight.data = model.model.norm.weight.data.half()
+
+
+def relaid(model: Any) -> None:
+    """The same values in another order in memory, for which a product may round differently."""
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    weight.data = weight.data.T.contiguous().T
+
+
+CHANGES = [bit, buffer, kept_tensor, dtype, relaid]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_change_of_content_is_found_and_the_base_loaded_anew(change: Any) -> None:
+    shared = Shared()
+    first = lend(shared)
+    right = {name: p.clone() for name, p in base_parameters(first.model).items()}
+    change(first.model)
+    shared.give_back()
+    second = lend(shared)
+    assert second.model is not first.model
+    assert all(torch.equal(p, right[name]) for name, p in base_parameters(second.model).items())
+    shared.give_back()
+    assert lend(shared).model is second.model
+
+
+def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    for name in ("load_model", "load_splits"):
+        whole = getattr(supply, name)
+        monkeypatch.setattr(
+            supply, name, lambda *a, whole=whole, name=name: (loads.append(name), whole(*a))[1]
+        )
+    shared = Shared()
+    bases = [lend(shared, seed, f"seed={seed}", f"lr={lr}").model for seed in (0, 1) for lr in (1e-3, 1e-2)]
+    assert len({id(model) for model in bases}) == 1
+    assert loads == ["load_splits", "load_model"]
+    gone = weakref.ref(bases[0])
+    del bases
+    other = lend(shared, 0, "model.dtype=bfloat16").model
+    gc.collect()
+    assert gone() is None, "the base before is still in memory"
+    assert other.dtype == torch.bfloat16
+
+
+def test_a_new_head_depends_on_the_seed_alone() -> None:
+    overrides = ("task=pocket-nli", "task.kind=classification", "++task.columns={text: prompt, label: label}")
+    shared = Shared()
+    first = lend(shared, 1, *overrides)
+    assert first.new_modules == ["score"]
+    start = first.model.score.weight.clone()
+    assert lend(shared, 1, *overrides).model is first.model
+    other = lend(shared, 2, *overrides).model.score.weight.clone()
+    assert not torch.equal(other, start)
+    torch.manual_seed(99)
+    assert torch.equal(lend(shared, 1, *overrides).model.score.weight, start)
+
+
+def test_lending_sets_the_global_stream_as_loading_does() -> None:
+    shared, drawn = Shared(), []
+    for seed in (4, 4):
+        torch.manual_seed(1)
+        lend(shared, seed)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+def test_data_is_read_once_a_task_and_again_when_a_file_changes(tmp_path: Path) -> None:
+    csv = tmp_path / "train.csv"
+    csv.write_text("text,label\n" + "good,1\nbad,0\n" * 8)
+    overrides = (
+        "task=classification", "task.path=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
+        "++task.sizes={}", "++task.columns={text: text, label: label}",
+    )  # fmt: skip
+    shared = Shared()
+    one = shared.material(asked(*overrides))
+    assert shared.material(asked(*overrides, "lr=0.5")) is one
+    assert shared.material(asked(*overrides, "task.max_length=7")) is not one
+    csv.write_text("text,label\n" + "fine,1\npoor,0\n" * 9)
+    assert shared.material(asked(*overrides)).splits["train"]["text"][0] in ("fine", "poor")
+
+
+def test_few_data_sets_are_kept() -> None:
+    shared = Shared()
+    lengths = [f"task.max_length={n}" for n in (32, 64, 96)]
+    materials = [weakref.ref(shared.material(asked(length))) for length in lengths]
+    gc.collect()
+    assert [ref() is None for ref in materials] == [True, False, False]
+
+
+def test_models_of_other_tensors_are_not_shared(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Coded(torch.nn.Parameter):
+        """As a quantiser's: a class of its own."""
+
+    assert can_be_shared(pocket)
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = Coded(torch.zeros(2, 2))
+    assert not can_be_shared(layer)
+    monkeypatch.setattr(supply, "can_be_shared", lambda model: False)
+    shared = Shared()
+    assert lend(shared).model is not lend(shared).model
+
+
+def test_what_a_run_sets_for_its_process_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("ACCELERATE_OLD", "1")
+    monkeypatch.delenv("ACCELERATE_NEW", raising=False)
+    before = (torch.get_num_threads(), torch.get_float32_matmul_precision())
+    with pytest.raises(KeyError), process_as_it_was():
+        torch.set_num_threads(3)
+        torch.use_deterministic_algorithms(True)
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        os.environ.update(ACCELERATE_OLD="2", ACCELERATE_NEW="1")
+        raise KeyError
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    assert os.environ["ACCELERATE_OLD"] == "1" and "ACCELERATE_NEW" not in os.environ
+
+
+def test_ties_are_part_of_the_hash() -> None:
+    tied, apart = (torch.nn.ModuleList(torch.nn.Linear(3, 3, bias=False) for _ in range(2)) for _ in range(2))
+    with torch.no_grad():
+        for layer in (*tied, *apart):
+            layer.weight.fill_(0.5)
+    assert snapshot.digest(tied) == snapshot.digest(apart)
+    tied[1].weight = tied[0].weight
+    assert snapshot.digest(tied) != snapshot.digest(apart)
+
+
+def test_a_module_that_reads_its_weight_itself_has_its_own_class_back() -> None:
+    model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(8, 2)})
+    names, taken = list(dict(model.named_parameters())), Snapshot(model)
+    inject(model, "lora", rank=2, target_modules=["q"])
+    assert type(model["attention"]) is not torch.nn.MultiheadAttention
+    taken.restore()
+    assert type(model["attention"]) is torch.nn.MultiheadAttention
+    assert list(dict(model.named_parameters())) == names and taken.intact()
+
+
+def test_a_tensor_that_is_neither_parameter_nor_buffer_is_hashed_too() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.spare = torch.zeros(3)
+    before = snapshot.digest(layer)
+    layer.spare[1] = 1.0
+    assert snapshot.digest(layer) != before
