@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -95,13 +96,16 @@ OUTCOMES: list[int] = []
 _OUTCOME = ".outcome-"
 
 
-def job(config: DictConfig) -> None:
-    """One run; what goes wrong in it is recorded and costs no other run of the sweep."""
+def job(config: DictConfig, **shared: Any) -> None:
+    """One run; what goes wrong in it is recorded and costs no other run of the sweep.
+
+    `shared` says what a launcher that runs several jobs side by side gives each: see `lora_zoo.training.job.run`.
+    """
     from lora_zoo.training.job import run
 
     hydra_config = HydraConfig.get()
     sweep = hydra_config.sweep.dir if hydra_config.mode == RunMode.MULTIRUN else None
-    code = run(config, list(hydra_config.overrides.task), sweep)
+    code = run(config, list(hydra_config.overrides.task), sweep, **shared)
     OUTCOMES.append(code)
     if sweep:  # a launcher's jobs run in processes of their own
         write_atomically(Path(sweep) / f"{_OUTCOME}{hydra_config.job.num}", str(code))

@@ -204,7 +204,7 @@ def swept(arguments: list[str]) -> list[str]:
 
 def sweep_name(arguments: list[str]) -> str:
     """A readable name for a sweep that ends in the hash of its overrides, as far as they change a result."""
-    named = {a: a.lstrip("+~").partition("=")[0].partition(".")[0] for a in overrides(arguments)}
+    named = {a: re.split(r"[=./]", a.lstrip("+~"), maxsplit=1)[0] for a in overrides(arguments)}
     given = sorted(a.lstrip("+") for a, name in named.items() if name not in (*INERT, "hydra"))
     short = "-".join(key.rpartition(".")[2] for key in swept(arguments)) or "one"
     return f"sweep-{short}-{hashlib.sha256(chr(10).join(given).encode()).hexdigest()[:8]}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import datasets
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
 from transformers.trainer import TRAINER_STATE_NAME
@@ -146,15 +147,18 @@ class Experiment:
             metrics.try_out(name, judge, *kind.made_up(), kind=settings.task.kind)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
-        seed = derived_seed("head", settings.seed)
-        return kind, splits, load_model(settings.model, kind.auto_class, kind.head(), tokenizer, seed)
+        return kind, splits, self._model(kind, tokenizer)
+
+    def _model(self, kind: Kind, tokenizer: Any) -> Loaded:
+        seed = derived_seed("head", self.settings.seed)
+        return load_model(self.settings.model, kind.auto_class, kind.head(), tokenizer, seed)
 
     def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: Kind) -> Injection:
         settings = self.settings
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(heads(loaded.model) if kind.head() else [])]
-        injection = inject(loaded.model, self.variant, **asked(settings, save), seed=settings.seed, **hyper)
+        injection = self._adapted(loaded.model, asked(settings, save) | hyper)
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
         trainable, total = injection.trainable(), injection.total()
@@ -166,6 +170,9 @@ class Experiment:
         }
         self.record.update(parameters=counts | {"in_full": injection.in_full})
         return injection
+
+    def _adapted(self, model: nn.Module, how: dict[str, Any]) -> Injection:
+        return inject(model, self.variant, **how, seed=self.settings.seed)
 
     def _trained(self, injection: Injection) -> bool:
         """Whether an earlier process has trained to the end; then its adapter is in the model."""

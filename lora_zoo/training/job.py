@@ -8,13 +8,13 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import find_variant
 from lora_zoo.configuration import commandline
 from lora_zoo.configuration.settings import Settings, resolved
@@ -31,11 +31,19 @@ from lora_zoo.training.watch import Diverged
 _log = logging.getLogger("lora_zoo")
 
 
-def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
+def run(
+    config: DictConfig,
+    overrides: list[str],
+    sweep: str | None,
+    *,
+    make: type[Experiment] | partial[Experiment] = Experiment,
+    stopping: Stopping | None = None,
+) -> int:
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop.
+    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping` are
+    another kind of Experiment and of being told to stop, for jobs that share a process.
     """
     console = Console()
     try:
@@ -57,8 +65,10 @@ def run(config: DictConfig, overrides: list[str], sweep: str | None) -> int:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
             record = _opened(claim, settings, config, overrides, name=name, identity=code)
-            with _logging_to(claim.folder / "run.log", console), Stopping().listening() as stopping:
-                return _kept(settings, variant, record, Surroundings(console, group, stopping))
+            stopping = stopping or Stopping()
+            with _logging_to(claim.folder / "run.log", console), stopping.listening():
+                experiment = make(settings, variant, record, Surroundings(console, group, stopping))
+                return _kept(experiment)
     except Busy as busy:
         _complain(console, str(busy))
         return 2
@@ -102,29 +112,23 @@ def _finished_before(claim: Claim, console: Console) -> int:
     return int(state != "done")
 
 
-def _kept(settings: Settings, variant: type[Variant], record: Record, around: Surroundings) -> int:
+def _kept(experiment: Experiment) -> int:
     try:
-        return _recorded(settings, variant, record, around)
+        return _recorded(experiment)
     except OSError as refusal:  # what ended the run stands in no record
-        text = f"{refusal.filename or record.folder}: {refusal.strerror or refusal}"
-        _complain(around.console, f"failed: the record cannot be written: {text}")
+        text = f"{refusal.filename or experiment.record.folder}: {refusal.strerror or refusal}"
+        _complain(experiment.console, f"failed: the record cannot be written: {text}")
         return 1
 
 
-def _recorded(
-    settings: Settings,
-    variant: type[Variant],
-    record: Record,
-    around: Surroundings,
-) -> int:
-    console, group, stopping = around
+def _recorded(experiment: Experiment) -> int:
+    settings, record, console = experiment.settings, experiment.record, experiment.console
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     record.update(environment=environment())
     error: Exception | None = None
     state, code = "done", 0
-    experiment = Experiment(settings, variant, record, around)
     try:
         experiment.run()
     except Diverged as divergence:
@@ -133,7 +137,7 @@ def _recorded(
         state, error, code = "failed", mistake, 1 if experiment.underway else 2
     except KeyboardInterrupt as signalled:
         told = signalled
-        stopping.leave(lambda: _interrupted(record, console, told))
+        experiment.stopping.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
@@ -145,7 +149,7 @@ def _recorded(
         _log.error("%s", "".join(traceback.format_exception(error)))
     record.end(state, timings=timings, memory=peak_memory(), **said)
     if error is None:
-        show = summary.print_line if group else summary.print_run
+        show = summary.print_line if experiment.group else summary.print_run
         show(record, console)
     else:
         _complain(console, f"{state}: {_one_line(error)}")
