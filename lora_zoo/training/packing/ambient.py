@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
 
 _ROOT, _OURS = logging.getLogger(), logging.getLogger("lora_zoo")
@@ -27,6 +27,7 @@ _GLOBALS: tuple[tuple[Any, str], ...] = (
     (warnings, "showwarning"),
     (warnings, "_showwarnmsg_impl"),
 )
+_OF_ACCELERATE: tuple[Any, ...] = (GradientState, AcceleratorState, PartialState)
 _OF_WANDB = ("run", "config", "log", "summary", "define_metric", "watch")
 
 
@@ -99,9 +100,14 @@ def _set_streams(states: list[Any]) -> None:
         torch.cuda.set_rng_state(cuda)
 
 
-def _set_gradient_state(state: dict[str, Any]) -> None:
-    GradientState._shared_state.clear()
-    GradientState._shared_state.update({key: _own(value) for key, value in state.items()})
+def _accelerate() -> list[dict[str, Any]]:
+    return [dict(cls._shared_state) for cls in _OF_ACCELERATE]
+
+
+def _set_accelerate(states: list[dict[str, Any]]) -> None:
+    for cls, state in zip(_OF_ACCELERATE, states, strict=True):
+        cls._shared_state.clear()
+        cls._shared_state.update({key: _own(value) for key, value in state.items()})
 
 
 def _own(value: Any) -> Any:
@@ -142,7 +148,7 @@ _PARTS = (
     _Part(_environment, _set_environment),
     _Part(_wandb, lambda values: _set_wandb(values) if values else None),
     _Part(_streams, _set_streams),
-    _Part(lambda: dict(GradientState._shared_state), _set_gradient_state),
+    _Part(_accelerate, _set_accelerate),
     _Part(_autocast, _set_autocast),
     _Part(lambda: HydraConfig.instance().cfg, _set_hydra),
 )

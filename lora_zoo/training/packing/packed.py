@@ -44,7 +44,7 @@ class PackedExperiment(Experiment):
             self._alone(base.unfit)
         if base.loaded is None:
             loaded = super()._model(kind, tokenizer)
-            base.unfit = base.unfit or unfit(loaded.model)
+            base.unfit = self.seat.reason = base.unfit or unfit(loaded.model)
             if not base.unfit:
                 base.loaded, base.trunk, base.heads[seed] = loaded, Trunk(loaded.model), _heads(loaded)
                 self.pack.share(base.trunk)
