@@ -99,7 +99,7 @@ _OUTCOME = ".outcome-"
 def job(config: DictConfig, **shared: Any) -> None:
     """One run; what goes wrong in it is recorded and costs no other run of the sweep.
 
-    `shared` says what a launcher that runs several jobs side by side gives each: see `lora_zoo.training.job.run`.
+    `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.job.run`.
     """
     from lora_zoo.training.job import run
 

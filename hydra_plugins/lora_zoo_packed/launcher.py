@@ -30,9 +30,7 @@ class PackedLauncher(Launcher):
             raise ValueError(f"hydra.launcher.max_jobs must be at least 1; got {max_jobs}")
         self.max_jobs = max_jobs
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

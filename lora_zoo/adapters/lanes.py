@@ -1,4 +1,4 @@
-"""Lanes: several adapters in one pass, each for its own rows of the batch, over one product with the frozen W.
+"""Lanes: several adapters in one pass, each for its own rows of the batch, over one product with W.
 
 Shapes: N rows of all lanes together, L the longest lane's positions, … a layer's own axes.
 """
@@ -25,7 +25,7 @@ class Lane(NamedTuple):
 def side_by_side(
     lanes: Sequence[Lane], slots: Mapping[str, Sequence["Slot"]], x: Tensor, base: Tensor
 ) -> Tensor:
-    """The layer's output for `x` (N, …), where each lane's rows meet the adapter of its name, if there is one.
+    """The layer's output for `x` (N, …); each lane's rows meet the adapter of its name, if there is one.
 
     `base` is the frozen layer's output. An adapter is given its rows without the padding that other lanes
     need, so that it sees (and drops out) what it would see alone. ValueError where rows cannot be told apart.
@@ -73,11 +73,11 @@ def _rows(lanes: Sequence[Lane], t: Tensor) -> Tensor:
         return t
     if t.shape[0] == N * L:
         return t.unflatten(0, (N, L))
-    raise ValueError(f"a layer sees {tuple(t.shape)}, in which the {N} rows of the batch cannot be told apart")
+    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be told apart")
 
 
 def _has_positions(lanes: Sequence[Lane], rows: Tensor) -> bool:
-    """Whether `rows` (N, …) has padded positions on its second axis: not where all lanes are of one length."""
+    """Whether `rows` (N, …) has padding on its second axis: not where all lanes are of one length."""
     longest = max(lane.length for lane in lanes)
     if all(lane.length == longest for lane in lanes):
         return False

@@ -69,7 +69,7 @@ class Shell(nn.Module, ABC):
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
         if self.lanes:
-            raise ValueError(f"{self.name} is read and not called: there, rows cannot have adapters of their own")
+            raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
         live = self.live()
         if not live:
             return stored

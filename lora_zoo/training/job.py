@@ -42,8 +42,8 @@ def run(
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping` are
-    another kind of Experiment and of being told to stop, for jobs that share a process.
+    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping`
+    are another kind of Experiment and of being told to stop, for jobs that share a process.
     """
     console = Console()
     try:

@@ -1,6 +1,6 @@
 """What a process has once and each of several jobs must have for itself: put in place while the job runs.
 
-Random streams, loggers, warnings, W&B's current run, Hydra's configuration, accelerate's and autocast's state.
+Random streams, loggers, warnings, W&B's current run, Hydra's configuration, accelerate's, autocast's.
 """
 
 import logging
@@ -88,13 +88,13 @@ def _set_wandb(values: list[Any]) -> None:
 
 def _streams() -> list[Any]:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    return [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda]  # noqa: NPY002
+    return [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda]
 
 
 def _set_streams(states: list[Any]) -> None:
     python, array, cpu, cuda = states
     random.setstate(python)
-    numpy.random.set_state(array)  # noqa: NPY002
+    numpy.random.set_state(array)
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)
@@ -116,7 +116,7 @@ def _own(value: Any) -> Any:
 
 
 def _autocast() -> tuple[int, bool, list[tuple[str, bool, torch.dtype]]]:
-    """How deep within autocast we are, whether it caches, and for each device whether it is on and its dtype."""
+    """How deep within autocast we are, whether it caches; for each device whether it is on, and its dtype."""
     depth = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
     devices = [d for d in ("cpu", "cuda") if torch.amp.is_autocast_available(d)]

@@ -1,9 +1,9 @@
 """A pack: jobs that take turns in one process, and meet where the trunk of their model runs for all of them.
 
-Each job runs in a greenlet of its own, the code of a solo run unchanged, until its training calls the trunk or
-has gone backward through its head. There it waits. Once every job waits (or has ended), the pack makes one pass
-with all batches, and gives each job its part. Exactly one job runs at a time, with its own ambient state and as
-the one adapter in the model.
+Each job runs in a greenlet of its own, the code of a solo run unchanged, until its training calls the trunk
+or has gone backward through its head. There it waits. Once every job waits (or has ended), the pack makes one
+pass with all batches, and gives each job its part. Exactly one job runs at a time, with its own ambient state
+and as the one adapter in the model.
 """
 
 import enum
@@ -95,7 +95,7 @@ class Pack:
         self._apart = False
 
     def run(self, jobs: Sequence[Job]) -> list[Seat]:
-        """Run every job to its end and return their seats. What ends one job early does not touch the others."""
+        """Run every job to its end and return their seats. What ends one early does not touch the others."""
         every = [Seat(f"job{number}", job, self._ambient) for number, job in enumerate(jobs)]
         self._queue = deque(every)
         try:
@@ -129,7 +129,7 @@ class Pack:
         """A training pass of the trunk, by the job whose turn it is: its part of a pass for all."""
         seat = self._here()
         if seat in self._met:
-            raise RuntimeError("the model calls its trunk twice in a step; run it without hydra/launcher=packed")
+            raise RuntimeError("the model calls its trunk twice a step; run it without hydra/launcher=packed")
         seat.inputs = inputs
         seat.wait(Wait.FORWARD)
         seat.inputs, outputs, seat.outputs = {}, seat.outputs, None

@@ -79,7 +79,8 @@ class PackedExperiment(Experiment):
 
     def _alone(self, reason: str) -> None:
         name = self.record.content["name"]
-        self.console.print(f"{name} runs by itself, after the others: {reason}", highlight=False, soft_wrap=True)
+        text = f"{name} runs by itself, after the others: {reason}"
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.pack.be_alone(reason)
 
     def _trainer(self, *arguments: Any) -> ZooTrainer:

@@ -1,8 +1,9 @@
 """The trunk: the part of a model below its head, through which the batches of several jobs go in one pass.
 
-Each job runs the model's own forward on its own batch; where that calls the trunk, the batches are joined along
-their rows, padded on the right to the longest. What comes out is cut: each job's head and loss work on leaves,
-whose gradients then go back through the trunk together. Rows never meet, so each adapter gets its own gradient.
+Each job runs the model's own forward on its own batch; where that calls the trunk, the batches are joined
+along their rows, padded on the right to the longest. What comes out is cut: each job's head and loss work on
+leaves, whose gradients then go back through the trunk together. Rows never meet, so each adapter gets its own
+gradient.
 Shapes: N rows of all jobs, B of one; L the longest batch's positions.
 """
 
@@ -76,7 +77,9 @@ class Trunk:
     def _named(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Inputs:
         bound = self.signature.bind(*arguments, **named).arguments
         rest = [p.name for p in self.signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-        return {k: v for k, v in bound.items() if k not in rest} | {k: v for n in rest for k, v in bound.get(n, {}).items()}
+        for name in rest:
+            bound |= bound.pop(name, {})
+        return dict(bound)
 
     def forward(self, names: Sequence[str], batches: Sequence[Inputs]) -> tuple[list[Any], Passed]:
         """Run the adapters called `names`, each on its batch; returns each one's outputs.
@@ -121,7 +124,8 @@ def _masked(lane: Lane, batch: Inputs) -> Inputs:
         return batch
     tokens = batch.get("input_ids")
     tokens = batch["inputs_embeds"] if tokens is None else tokens
-    return batch | {"attention_mask": torch.ones(lane.rows, lane.length, dtype=torch.long, device=tokens.device)}
+    mask = torch.ones(lane.rows, lane.length, dtype=torch.long, device=tokens.device)
+    return batch | {"attention_mask": mask}
 
 
 def _joined(name: str, lanes: Sequence[Lane], values: Sequence[Any], padding: int) -> Any:
@@ -141,7 +145,8 @@ def _longer(lane: Lane, value: Tensor, longest: int, fill: int) -> Tensor:
     """`value` (B, lane's length, …) padded on the right to `longest` positions."""
     if lane.length == longest or value.ndim < 2 or value.shape[1] != lane.length:
         return value
-    return torch.cat([value, value.new_full((lane.rows, longest - lane.length, *value.shape[2:]), fill)], dim=1)
+    end = value.new_full((lane.rows, longest - lane.length, *value.shape[2:]), fill)
+    return torch.cat([value, end], dim=1)
 
 
 def _cut(value: Any, number: int, passed: Passed) -> Any:
@@ -196,8 +201,9 @@ def unfit(model: nn.Module) -> str:
     with _training(model):
         alone = [trunk.plain(**batch)[0] for batch in batches]
         drawn = any(not torch.equal(a, b) for a, b in zip(streams, _streams(), strict=True))
-        counted = [name for name, tensor in base_buffers(model).items() if not torch.equal(tensor, buffers[name])]
-        for name, tensor in base_buffers(model).items():
+        now = base_buffers(model)
+        counted = [name for name, tensor in now.items() if not torch.equal(tensor, buffers[name])]
+        for name, tensor in now.items():
             tensor.copy_(buffers[name])
         if drawn:
             return "its model draws at random while it trains (dropout), which jobs cannot share"
