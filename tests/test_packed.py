@@ -221,19 +221,19 @@ def pack(most: int = 8) -> Pack:
 
 
 def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", "theirs")
     seen: dict[str, list[float]] = {"alone": [], "packed": []}
 
     def draws(into: list[float], rest: Callable[[], None]) -> None:
         torch.manual_seed(3)
         random.seed(3)
         with warnings.catch_warnings(action="ignore"):
-            os.environ["WANDB_MODE"] = "disabled"
+            os.environ["WANDB_DATA_DIR"] = "mine"
             for _ in range(3):
                 into += [float(torch.rand(())), random.random()]
                 rest()
                 assert warnings.filters[0][0] == "ignore"
-                assert os.environ["WANDB_MODE"] == "disabled"
+                assert os.environ["WANDB_DATA_DIR"] == "mine"
 
     def job(seat: Seat) -> None:
         draws(seen["packed"] if seat.name == "job1" else [], lambda: together.be_alone("it wants to be"))
@@ -241,15 +241,15 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
     def noise(seat: Seat) -> None:
         torch.rand(5)
         random.random()
-        os.environ.pop("WANDB_MODE")
+        os.environ.pop("WANDB_DATA_DIR")
         warnings.simplefilter("error")
 
     draws(seen["alone"], lambda: None)
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", "theirs")
     together = pack()
     together.run([noise, job, job, noise])
     assert seen["packed"] == seen["alone"]
-    assert os.environ["WANDB_MODE"] == "offline"
+    assert os.environ["WANDB_DATA_DIR"] == "theirs"
     assert warnings.filters[0][0] != "error"
 
 

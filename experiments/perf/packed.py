@@ -2,7 +2,7 @@
 
 python experiments/perf/packed.py --model ORG/NAME --dtype bfloat16 --jobs 8 --batch 4 --steps 30
 
-Steps are timed (the median of a run's, which leaves the first ones out); a step of a packed run is one of all.
+Steps are timed (the median of a run's, which leaves the first ones out); a packed run's step is one of all.
 The time of the whole command stands beside; PEFT's is without the start of a process. Losses of the first two
 ways are compared on the way.
 """

@@ -80,8 +80,10 @@ class WandbMirror(Mirror):
         self.wandb, self.keep_adapter, self.config = wandb, keep_adapter, init["config"]
         known = wandb.Settings.model_fields  # wandb grows them from version to version
         settings: dict[str, Any] = {k: v for k, v in (QUIET | LIMITS).items() if k in known}
+        if wandb.run is not None:  # someone's who left it open; other jobs' of a pack are not seen here
+            wandb.run.finish()
         self.run: Any = wandb.init(settings=wandb.Settings(**settings), reinit="create_new", **init)
-        # What transformers' callback reads; a new run does not claim it, as others may be open in a pack.
+        # What transformers' callback reads; a new run beside others does not claim it.
         wandb.run, wandb.config, wandb.summary = self.run, self.run.config, self.run.summary
         wandb.define_metric, wandb.watch = self.run.define_metric, self.run.watch
         self.run.define_metric(STEP)

@@ -28,6 +28,7 @@ _GLOBALS: tuple[tuple[Any, str], ...] = (
     (warnings, "_showwarnmsg_impl"),
 )
 _OF_ACCELERATE: tuple[Any, ...] = (GradientState, AcceleratorState, PartialState)
+_VARIABLES = ("WANDB_SILENT", "WANDB_LOG_MODEL", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")  # an open mirror's
 _OF_WANDB = ("run", "config", "log", "summary", "define_metric", "watch")
 
 
@@ -64,14 +65,16 @@ def _set_globals(values: list[Any]) -> None:
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
-def _environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
+def _environment() -> list[str | None]:
+    return [os.environ.get(key) for key in _VARIABLES]
 
 
-def _set_environment(wanted: dict[str, str]) -> None:
-    for key in _environment().keys() - wanted.keys():
-        del os.environ[key]
-    os.environ.update(wanted)
+def _set_environment(values: list[str | None]) -> None:
+    for key, value in zip(_VARIABLES, values, strict=True):
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 def _wandb() -> list[Any]:
