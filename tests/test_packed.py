@@ -24,8 +24,10 @@ from lora_zoo.adapters.lanes import Lane
 from lora_zoo.adapters.registry import hyperparameters, variants
 from lora_zoo.pocket import HUB
 from lora_zoo.training.packing.pack import Pack, Seat
+from lora_zoo.training.packing.plan import groups
 from lora_zoo.training.packing.stopping import SharedStopping
 from lora_zoo.training.packing.trunk import Trunk, join, unfit
+from lora_zoo.training.stopping import Stopped
 
 ADAPTING = [name for name, variant in variants().items() if variant.count]
 
@@ -273,6 +275,110 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
     assert seats[0].reason == "it is shy"
 
 
+def trained(
+    net: nn.Module, injection: Injection, extra: dict[str, Any], back: Callable[[], None]
+) -> list[float]:
+    """Three steps of a loop of one's own; the losses."""
+    optimizer, losses = torch.optim.SGD(injection.parameters(), lr=0.1), []
+    for step in range(3):
+        loss = net.base_model(**batch(2, 5 + injection.seed, step), **extra).last_hidden_state.square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        back()
+        optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("caches", [(False, False), (True, False)], ids=["joined", "apart"])
+def test_batches_that_cannot_be_joined_cost_a_warning_and_no_result(
+    caches: tuple[bool, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    extras = [{"use_cache": cache} for cache in caches]
+    expected = []
+    for seed, extra in enumerate(extras):
+        net = model().train()
+        expected.append(trained(net, adapted(net, "lora", "all", seed, "default"), extra, lambda: None))
+    net, together = model().train(), pack()
+    trunk = Trunk(net)
+    together.share(trunk)
+
+    def job(seat: Seat) -> list[float]:
+        number = int(seat.name[-1])
+        adapters_of(net).reveal()
+        seat.injection = adapted(net, "lora", "all", number, seat.name)
+        adapters_of(net).show(seat.name)
+        return trained(net, seat.injection, extras[number], together.backward)
+
+    seats = together.run([job, job])
+    assert [seat.outcome for seat in seats] == [pytest.approx(losses) for losses in expected]
+    assert [seat.most for seat in seats] == ([2, 2] if len(set(caches)) == 1 else [1, 1])
+    assert ("use_cache differ" in caplog.text) == (len(set(caches)) == 2)
+    assert not adapters_of(net) and not any("adapters" in name for name, _ in net.named_modules())
+    assert "forward" not in net.base_model.__dict__
+
+
+def configured(*words: str) -> Any:
+    from hydra import compose, initialize_config_dir
+
+    from lora_zoo.configuration import settings
+    from lora_zoo.configuration.choices import folder
+
+    settings.register()
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        return compose("config", overrides=list(words))
+
+
+@pytest.mark.parametrize(
+    ("changes", "jobs", "reason"),
+    [
+        (("seed=1", "lr=0.1", "rank=2", "steps=7", "batch_size=3"), [0, 1], ""),
+        (("variant=dora", "init=pissa", "target_modules=[o]"), [0, 1], ""),
+        (("trainer.gradient_accumulation_steps=2", "trainer.optim=sgd"), [0, 1], ""),
+        (("task=pocket-nli",), [1], ""),
+        (("trainer.bf16=true",), [1], ""),
+        (("model.dtype=bfloat16",), [1], ""),
+        (("threads=2", "seed=1"), [1], ""),
+        (("out=elsewhere",), [1], "the same run as another"),
+        (("dry_run=true",), [1], "trains nothing"),
+        (("trainer.torch_compile=true",), [1], "torch_compile"),
+        (("steps=3", "epochs=3"), [1], "cannot be run as given"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
+)
+def test_which_jobs_can_be_packed(changes: tuple[str, ...], jobs: list[int], reason: str) -> None:
+    found = groups([configured(), configured(*changes)])
+    (group,) = [group for group in found if 1 in group.jobs]
+    assert group.jobs == jobs
+    assert reason in group.reason and bool(group.reason) == bool(reason)
+
+
+def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish_their_step() -> None:
+    stopping, ended = SharedStopping(), []
+    together = Pack(stopping, most=2)
+
+    def trains(seat: Seat) -> None:
+        with stopping.patient():
+            together.be_alone("a step is under way")
+            ended.append(("step", stopping.asked))
+
+    def judges(seat: Seat) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended.append(("judged", None))
+
+    def comes_later(seat: Seat) -> None:
+        ended.append(("began", None))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as told, stopping.attended():
+        seats = together.run([trains, judges, comes_later])
+    assert told.value.code == 143
+    assert ended == [("step", signal.SIGTERM)]
+    assert isinstance(seats[1].error, Stopped)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 # --- whole sweeps ------------------------------------------------------------------------------------------
 
 COMMON = (
@@ -313,6 +419,8 @@ def assert_same_runs(at: Path) -> dict[str, dict[str, Any]]:
         assert one.get("metrics") == other.get("metrics")
         assert one.get("diverged") == other.get("diverged")
         assert one.get("parameters") == other.get("parameters")
+        descriptions = [path.read_text() for path in at.rglob(f"*/{name}/adapter/adapter.json")]
+        assert len(descriptions) in (0, 2) and len(set(descriptions)) <= 1
         assert len(one.get("history", [])) == len(other.get("history", []))
         for ours, theirs in zip(other.get("history", []), one.get("history", []), strict=True):
             assert ours.keys() == theirs.keys()
