@@ -23,7 +23,7 @@ from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.lanes import Lane
 from lora_zoo.adapters.registry import hyperparameters, variants
 from lora_zoo.pocket import HUB
-from lora_zoo.training.packing.pack import Pack, Seat
+from lora_zoo.training.packing.pack import Pack, Seat, Wait
 from lora_zoo.training.packing.plan import groups
 from lora_zoo.training.packing.stopping import SharedStopping
 from lora_zoo.training.packing.trunk import Trunk, join, unfit
@@ -395,9 +395,10 @@ def started(*arguments: str, at: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=at, env=environment, text=True, **pipes)  # type: ignore[call-overload]
 
 
-def both(*arguments: str, at: Path) -> tuple[list[str], list[int]]:
+def both(*arguments: str, at: Path, most: int = 8) -> tuple[list[str], list[int]]:
     """What the sweep says, one run after the other and packed, and the exit codes."""
-    ways = [started(*arguments, "out=plain", at=at), started(PACKED, *arguments, "out=packed", at=at)]
+    packing = (PACKED, f"hydra.launcher.max_jobs={most}")
+    ways = [started(*arguments, "out=plain", at=at), started(*packing, *arguments, "out=packed", at=at)]
     said = [way.communicate(timeout=300)[0] for way in ways]
     return said, [way.returncode for way in ways]
 
@@ -435,26 +436,30 @@ def assert_same_runs(at: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.xdist_group("packed-a")
 def test_a_packed_sweep_equals_the_same_runs_one_after_the_other(tmp_path: Path) -> None:
-    """Dropout, two seeds (and so two data orders), AdaLoRA's schedule; one kind fails, one trains alone."""
+    """Dropout, two seeds (and so two data orders), AdaLoRA's schedule; jobs that join while others train.
+
+    Of those, some fail at their start and some are to train alone.
+    """
     words = (
-        "+variant=lora,dora,vera,adalora,pissa,full",
+        "+variant=lora,dora,pissa,full,vera,adalora",
         "lora_dropout=0.1",
         "seed=0,1",
         "rank=3",
         "steps=4",
     )
-    said, codes = both(*words, "trainer.eval_steps=2", *COMMON, at=tmp_path)
+    said, codes = both(*words, "trainer.eval_steps=2", *COMMON, at=tmp_path, most=5)
     assert codes == [1, 1], said
     packed = assert_same_runs(tmp_path)
     by_variant: dict[str, list[dict[str, Any]]] = {}
     for result in packed.values():
         by_variant.setdefault(result.get("variant", {}).get("name", "-"), []).append(result)
     for name in ("lora", "dora", "vera", "adalora"):
-        assert [result["packed"]["jobs"] for result in by_variant[name]] == [8, 8]
+        assert all(3 <= result["packed"]["jobs"] <= 5 for result in by_variant[name])
+    assert by_variant["lora"][0]["packed"]["jobs"] == 5
     assert all("residual" in result["error"]["message"] for result in by_variant["pissa"])
     assert all("trained in full" in result["packed"]["alone"] for result in by_variant["full"])
     assert said[1].count("runs by itself") == 2
-    assert "at most 8 side by side" in said[1]
+    assert "at most 5 side by side" in said[1]
 
 
 @pytest.mark.xdist_group("packed-b")
