@@ -1,6 +1,7 @@
 """Packed training: jobs that share a base come out as they do alone, whatever befalls the others."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -231,11 +232,16 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
         random.seed(3)
         with warnings.catch_warnings(action="ignore"):
             os.environ["WANDB_DATA_DIR"] = "mine"
+            log, handler = logging.getLogger("lora_zoo"), logging.NullHandler()
+            before = list(log.handlers)
+            log.addHandler(handler)
             for _ in range(3):
                 into += [float(torch.rand(())), random.random()]
                 rest()
                 assert warnings.filters[0][0] == "ignore"
                 assert os.environ["WANDB_DATA_DIR"] == "mine"
+                assert log.handlers == [*before, handler]
+            log.removeHandler(handler)
 
     def job(seat: Seat) -> None:
         draws(seen["packed"] if seat.name == "job1" else [], lambda: together.be_alone("it wants to be"))
@@ -273,6 +279,18 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
     assert [seat.outcome for seat in seats] == ["job0", None, "job2", "job3"]
     assert str(seats[1].error) == "this one fails"
     assert seats[0].reason == "it is shy"
+
+
+def test_no_more_jobs_are_under_way_than_there_are_seats() -> None:
+    events: list[str] = []
+
+    def job(seat: Seat) -> None:
+        events.append(f"{seat.name} begins")
+        seat.wait(Wait.FORWARD)
+        events.append(f"{seat.name} ends")
+
+    pack(most=1).run([job, job])
+    assert events == ["job0 begins", "job0 ends", "job1 begins", "job1 ends"]
 
 
 def trained(
