@@ -71,7 +71,8 @@ class PackedExperiment(Experiment):
             _set(base_parameters(model), heads)
         injection = inject(model, self.variant, **how, seed=self.settings.seed, name=self.seat.name)
         _set(injection.trained, heads)
-        injection.originals |= {n: nn.Parameter(heads[n], False) for n in injection.originals if n in heads}
+        own = {name: nn.Parameter(values.clone(), False) for name, values in heads.items()}
+        injection.originals |= {name: own[name] for name in injection.originals.keys() & own.keys()}
         adapters_of(model).show(self.seat.name)
         injection.name = "default"  # as its files call it
         self.seat.injection = injection
