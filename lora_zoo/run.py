@@ -10,6 +10,7 @@ import sys
 import tempfile
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -139,8 +140,11 @@ OUTCOMES: list[int] = []
 _OUTCOME = ".outcome-"
 
 
-def job(config: DictConfig) -> None:
-    """One run; what goes wrong in it is recorded and costs no other run of the sweep."""
+def job(config: DictConfig, **shared: Any) -> None:
+    """One run; what goes wrong in it is recorded and costs no other run of the sweep.
+
+    `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.job.run`.
+    """
     from lora_zoo.training.callbacks import Progress
     from lora_zoo.training.job import run
 
@@ -158,7 +162,7 @@ def job(config: DictConfig) -> None:
         workers.enter(sweep, hydra_config.launcher.n_jobs)
         code = workers.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
     else:
-        code = run(config, overrides, str(sweep))
+        code = run(config, overrides, str(sweep), **shared)
     OUTCOMES.append(code)
     # In a file, since a launcher's jobs run in processes of their own.
     write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))

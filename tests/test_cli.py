@@ -293,8 +293,10 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     (tmp_path / "empty").mkdir()
-    ended = shell("+variant=vera", "tracking=none", *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
+    words = ("-m", "hydra/launcher=packed", "+variant=vera", "seed=0,1", "tracking=none")
+    ended = shell(*words, *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [result["packed"]["jobs"] for result in results(tmp_path / "empty")] == [2, 2]
     where = "import lora_zoo; print(lora_zoo.__file__)"
     command = [sys.executable, "-c", where]
     env = os.environ | {"PYTHONPATH": str(site)}

@@ -7,13 +7,14 @@ adapters["tone"].remove()
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from lora_zoo.adapters.beneath import base_parameters
+from lora_zoo.adapters.lanes import Lane
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.adapters.shells import Shell, make_shell, put
 from lora_zoo.adapters.tying import Tying, names_by_parameter, warn_if_tied
@@ -98,6 +99,41 @@ class NamedAdapters(Mapping[str, "Injection"]):
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
             put(self.model, name, parameter)
+
+    def show(self, name: str) -> None:
+        """`activate(name)` for adapters that take turns: quicker, and only this one is met in the model.
+
+        `model.parameters()`, `train()` and passes of the model are then this adapter's business alone.
+        """
+        for other in self.active:
+            self._swap(self._by_name[other].originals)
+        self._swap(self._by_name[name].trained)
+        for shell in self._shells.values():
+            shell.show(name)
+        for other, injection in self._by_name.items():
+            injection.clock.runs = other == name
+        self.active = (name,)
+
+    def reveal(self) -> None:
+        """Undo `show`: all adapters are met in the model, and none is active."""
+        for shell in self._shells.values():
+            shell.reveal()
+        for injection in self._by_name.values():
+            injection.clock.runs = True
+        self.activate()
+
+    @contextlib.contextmanager
+    def side_by_side(self, lanes: Sequence[Lane]) -> Iterator[None]:
+        """Inside, a pass of a part of the model takes each lane's rows through the adapter of its name."""
+        self._set_lanes(tuple(lanes))
+        try:
+            yield
+        finally:
+            self._set_lanes(())
+
+    def _set_lanes(self, lanes: tuple[Lane, ...]) -> None:
+        for shell in self._shells.values():
+            shell.lanes = lanes
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:

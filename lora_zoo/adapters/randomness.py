@@ -44,10 +44,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.tick, self.read = 0, False
+        self.runs = True  # not while the model's passes are those of other adapters
 
     def advance(self, module: nn.Module, *_: object) -> None:
         """A forward pre-hook for the adapted model."""
-        if module.training and self.read:
+        if module.training and self.read and self.runs:
             self._count()
 
     @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own

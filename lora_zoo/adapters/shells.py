@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from lora_zoo.adapters.hosts import Host, LayerHost, ParameterHost, at_least_float32, uncast
+from lora_zoo.adapters.lanes import Lane, side_by_side
 
 if TYPE_CHECKING:
     from lora_zoo.adapters.adapter import Adapter
@@ -36,6 +37,8 @@ class Shell(nn.Module, ABC):
         self.name, self.active = name, cast(tuple[str, ...], ())
         self.adapters = nn.ModuleDict()
         self.slots: dict[str, list[Slot]] = {}
+        self.lanes: tuple[Lane, ...] = ()
+        self._alone: dict[str, nn.ModuleDict] = {}
 
     def add(self, adapter_name: str, host: Host, adapter: "Adapter") -> None:
         slots = self.slots.setdefault(adapter_name, [])
@@ -47,12 +50,26 @@ class Shell(nn.Module, ABC):
         for number in range(len(self.slots.pop(adapter_name, []))):
             del self.adapters[f"{adapter_name}/{number}"]
 
+    def show(self, adapter_name: str) -> None:
+        """Make `adapter_name` the active one, and the only one that a walk through the model meets."""
+        if adapter_name not in self._alone:
+            own = enumerate(self.slots.get(adapter_name, ()))
+            self._alone[adapter_name] = nn.ModuleDict({f"{adapter_name}/{n}": s.adapter for n, s in own})
+        self.active, self.adapters = (adapter_name,), self._alone[adapter_name]
+
+    def reveal(self) -> None:
+        """Undo `show`: a walk through the model meets every adapter."""
+        every = ((f"{name}/{n}", s.adapter) for name, own in self.slots.items() for n, s in enumerate(own))
+        self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
+
     def live(self) -> list[list[Slot]]:
         """The slots of each active adapter that has any here."""
         return [self.slots[name] for name in self.active if name in self.slots]
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
+        if self.lanes:
+            raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
         live = self.live()
         if not live:
             return stored
@@ -91,6 +108,8 @@ class Adapted(Shell):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.lanes:
+            return side_by_side(self.lanes, self.slots, x, self.layer(x))
         live = self.live()
         if not live:
             return self.layer(x)

@@ -80,7 +80,12 @@ class WandbMirror(Mirror):
         self.wandb, self.keep_adapter, self.config = wandb, keep_adapter, init["config"]
         known = wandb.Settings.model_fields  # wandb grows them from version to version
         settings: dict[str, Any] = {k: v for k, v in (QUIET | LIMITS).items() if k in known}
-        self.run: Any = wandb.init(settings=wandb.Settings(**settings), reinit="finish_previous", **init)
+        if wandb.run is not None:  # someone's who left it open; other jobs' of a pack are not seen here
+            wandb.run.finish()
+        self.run: Any = wandb.init(settings=wandb.Settings(**settings), reinit="create_new", **init)
+        # What transformers' callback reads; a new run beside others does not claim it.
+        wandb.run, wandb.config, wandb.summary = self.run, self.run.config, self.run.summary
+        wandb.define_metric, wandb.watch = self.run.define_metric, self.run.watch
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP, step_sync=True)
         wandb.log = self._log  # the callback's way in

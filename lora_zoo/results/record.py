@@ -16,6 +16,7 @@
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | adapter | folder, bytes |
 | timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
+| packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU |
 | updates | per changed matrix: shape, norms, stable and effective rank, singular values of ΔW |
 | data | split: size and content hash |

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
 from transformers.trainer import TRAINER_STATE_NAME
@@ -141,14 +142,17 @@ class Experiment:
             metrics.try_out(name, judge, *kind.made_up(), kind=task.kind)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
-        return material, self.supply.base(settings, material, derived_seed("head", settings.seed))
+        return material, self._model(material)
+
+    def _model(self, material: Material) -> Loaded:
+        return self.supply.base(self.settings, material, derived_seed("head", self.settings.seed))
 
     def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: Kind) -> Injection:
         settings = self.settings
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(heads(loaded.model) if kind.head() else [])]
-        injection = inject(loaded.model, self.variant, **asked(settings, save), seed=settings.seed, **hyper)
+        injection = self._adapted(loaded.model, asked(settings, save) | hyper)
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
         trainable, total = injection.trainable(), injection.total()
@@ -160,6 +164,9 @@ class Experiment:
         }
         self.record.update(parameters=counts | {"in_full": injection.in_full})
         return injection
+
+    def _adapted(self, model: nn.Module, how: dict[str, Any]) -> Injection:
+        return inject(model, self.variant, **how, seed=self.settings.seed)
 
     def _trained(self, injection: Injection) -> bool:
         """Whether an earlier process has trained to the end; then its adapter is in the model."""

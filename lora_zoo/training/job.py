@@ -8,13 +8,13 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import find_variant
 from lora_zoo.configuration import commandline
 from lora_zoo.configuration.settings import Settings, resolved
@@ -34,12 +34,19 @@ _log = logging.getLogger("lora_zoo")
 
 
 def run(
-    config: DictConfig, overrides: list[str], sweep: str | None, progress: type[Progress] = RichProgress
+    config: DictConfig,
+    overrides: list[str],
+    sweep: str | None,
+    progress: type[Progress] = RichProgress,
+    *,
+    make: type[Experiment] | partial[Experiment] = Experiment,
+    stopping: Stopping | None = None,
 ) -> int:
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop.
+    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping`
+    are another kind of Experiment and of being told to stop, for jobs that share a process.
     """
     console = Console()
     try:
@@ -61,10 +68,13 @@ def run(
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
             record = _opened(claim, settings, config, overrides, name=name, identity=code)
-            with _logging_to(claim.folder / "run.log", console), Stopping().listening() as stopping:
-                supply = of_this_process() if group else Fresh()
-                around = Surroundings(console, group, stopping, supply, progress)
-                return _kept(settings, variant, record, around)
+            # Who shares being told to stop shares the process, which whoever began it puts back.
+            own = process_as_it_was() if stopping is None else contextlib.nullcontext()
+            supply = of_this_process() if group and stopping is None else Fresh()
+            stopping = stopping or Stopping()
+            around = Surroundings(console, group, stopping, supply, progress)
+            with _logging_to(claim.folder / "run.log", console), stopping.listening(), own:
+                return _kept(make(settings, variant, record, around))
     except Busy as busy:
         _complain(console, str(busy))
         return 2
@@ -108,30 +118,23 @@ def _finished_before(claim: Claim, console: Console) -> int:
     return int(state != "done")
 
 
-def _kept(settings: Settings, variant: type[Variant], record: Record, around: Surroundings) -> int:
+def _kept(experiment: Experiment) -> int:
     try:
-        with process_as_it_was():
-            return _recorded(settings, variant, record, around)
+        return _recorded(experiment)
     except OSError as refusal:  # what ended the run stands in no record
-        text = f"{refusal.filename or record.folder}: {refusal.strerror or refusal}"
-        _complain(around.console, f"failed: the record cannot be written: {text}")
+        text = f"{refusal.filename or experiment.record.folder}: {refusal.strerror or refusal}"
+        _complain(experiment.console, f"failed: the record cannot be written: {text}")
         return 1
 
 
-def _recorded(
-    settings: Settings,
-    variant: type[Variant],
-    record: Record,
-    around: Surroundings,
-) -> int:
-    console, group, stopping = around.console, around.group, around.stopping
+def _recorded(experiment: Experiment) -> int:
+    settings, record, console = experiment.settings, experiment.record, experiment.console
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     record.update(environment=environment())
     error: Exception | None = None
     state, code = "done", 0
-    experiment = Experiment(settings, variant, record, around)
     try:
         experiment.run()
     except Diverged as divergence:
@@ -140,21 +143,21 @@ def _recorded(
         state, error, code = "failed", mistake, 1 if experiment.underway else 2
     except KeyboardInterrupt as signalled:
         told = signalled
-        stopping.leave(lambda: _interrupted(record, console, told))
+        experiment.stopping.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
     ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
         state, error, code = "failed", failure, 1
     finally:
-        around.supply.give_back()
+        experiment.supply.give_back()
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:
         _log.error("%s", "".join(traceback.format_exception(error)))
     record.end(state, timings=timings, memory=peak_memory(), **said)
     if error is None:
-        show = summary.print_line if group else summary.print_run
+        show = summary.print_line if experiment.group else summary.print_run
         show(record, console)
     else:
         _complain(console, f"{state}: {_one_line(error)}")

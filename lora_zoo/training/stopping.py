@@ -82,10 +82,11 @@ class Stopping:
         number = self.asked or signal.SIGINT
         _after(LAST, lambda *_: os._exit(128 + number))
         record()
-        if number in REQUEUE:
-            self._requeue(number)
+        self._requeue(number)
 
     def _requeue(self, number: int) -> None:
+        if number not in REQUEUE:
+            return
         before = self._before.get(number)
         if callable(before):
             signal.setitimer(signal.ITIMER_REAL, 0)
