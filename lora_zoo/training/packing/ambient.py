@@ -78,14 +78,15 @@ def _set_environment(values: list[str | None]) -> None:
 
 
 def _wandb() -> list[Any]:
-    module = sys.modules.get("wandb")
-    return [getattr(module, name) for name in _OF_WANDB] if module else []
+    import wandb  # also where no job has yet: its state before any run is what the next job begins with
+
+    return [getattr(wandb, name) for name in _OF_WANDB]
 
 
 def _set_wandb(values: list[Any]) -> None:
     import wandb
 
-    for name, value in zip(_OF_WANDB, values, strict=False):
+    for name, value in zip(_OF_WANDB, values, strict=True):
         setattr(wandb, name, value)
 
 
@@ -149,7 +150,7 @@ def _set_hydra(config: Any) -> None:
 _PARTS = (
     _Part(_globals, _set_globals),
     _Part(_environment, _set_environment),
-    _Part(_wandb, lambda values: _set_wandb(values) if values else None),
+    _Part(_wandb, _set_wandb),
     _Part(_streams, _set_streams),
     _Part(_accelerate, _set_accelerate),
     _Part(_autocast, _set_autocast),
