@@ -59,5 +59,6 @@ def check_norms(name: str, host: Host, piece: Piece) -> None:
     V_OI = wide(host.matrix()) + piece.scale * piece.B_OR @ piece.A_RI
     if not V_OI.norm(dim=1).all():
         raise ValueError(
-            f"{name} has a row of zeros: PEFT's DoRA divides by its norm, ours leaves it as it is"
+            f"{name} has a row of zeros: PEFT's DoRA divides by its norm, ours leaves it as it is; "
+            "python -m lora_zoo.merge writes an ordinary model instead"
         )
