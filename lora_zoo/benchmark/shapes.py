@@ -100,11 +100,11 @@ def pocket() -> Any:
 
 _ALL = (
     llama(
-        "llama-192", "the issue's first setting: Llama, hidden 192, 2 layers, 1,536 tokens",
+        "llama-192", "the first reference setting: Llama, hidden 192, 2 layers, 1,536 tokens",
         hidden=192, intermediate=512, layers=2, heads=6, sequences=12, length=128,
     ),
     llama(
-        "llama-768", "the issue's second setting: Llama, hidden 768, 2 layers, 512 tokens",
+        "llama-768", "the second reference setting: Llama, hidden 768, 2 layers, 512 tokens",
         hidden=768, intermediate=2048, layers=2, heads=12, sequences=4, length=128,
     ),
     Shape("pocket", "the embedded model: Llama, hidden 128, 4 layers, 32 x 48 tokens", pocket, 32, 48),
