@@ -23,11 +23,11 @@ def draw(curve: "Curve", path: Path) -> bool:
     matplotlib.rcParams.update({"svg.hashsalt": "lora_zoo", "svg.fonttype": "none", "font.size": 9})
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys(row[curve.panel] for row in curve.rows))
+    panels = list(dict.fromkeys(row["panel"] for row in curve.rows))
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels) + 0.6), squeeze=False)
     groups = list(dict.fromkeys(row[curve.group] for row in curve.rows))
     for axis, panel in zip(axes[:, 0], panels, strict=True):
-        rows = [row for row in curve.rows if row[curve.panel] == panel]
+        rows = [row for row in curve.rows if row["panel"] == panel]
         (_lines if _numeric(curve, rows) else _bars)(axis, curve, rows, groups)
         if curve.level is not None:
             axis.axhline(curve.level, color="#666666", linewidth=0.8, linestyle="--")
@@ -56,9 +56,9 @@ def _bars(axis: Any, curve: "Curve", rows: Sequence[dict[str, Any]], groups: Seq
         at = [names.index(row[curve.x]) + (number - (len(groups) - 1) / 2) * width for row in own]
         axis.bar(
             at,
-            [row[curve.y] for row in own],
+            [row["y"] for row in own],
             width,
-            yerr=_spread(curve, own),
+            yerr=_spread(own),
             label=group,
             color=COLOURS[number % len(COLOURS)],
             hatch=HATCHES[number % len(HATCHES)],
@@ -73,8 +73,8 @@ def _lines(axis: Any, curve: "Curve", rows: Sequence[dict[str, Any]], groups: Se
         own = sorted((row for row in rows if row[curve.group] == group), key=lambda row: row[curve.x])
         axis.errorbar(
             [row[curve.x] for row in own],
-            [row[curve.y] for row in own],
-            yerr=_spread(curve, own),
+            [row["y"] for row in own],
+            yerr=_spread(own),
             label=group,
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
@@ -87,9 +87,8 @@ def _lines(axis: Any, curve: "Curve", rows: Sequence[dict[str, Any]], groups: Se
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def _spread(curve: "Curve", rows: Sequence[dict[str, Any]]) -> list[list[float]] | None:
-    """Quartiles as error bars, where a row has them as `…_low` and `…_high`."""
-    low, high = f"{curve.y}_low", f"{curve.y}_high"
-    if not rows or low not in rows[0]:
+def _spread(rows: Sequence[dict[str, Any]]) -> list[list[float]] | None:
+    """Quartiles as error bars, where a row has them."""
+    if not rows or "y_low" not in rows[0]:
         return None
-    return [[row[curve.y] - row[low] for row in rows], [row[high] - row[curve.y] for row in rows]]
+    return [[row["y"] - row["y_low"] for row in rows], [row["y_high"] - row["y"] for row in rows]]

@@ -16,7 +16,7 @@ from lora_zoo.benchmark.contenders import TARGETS, adapts_matrices, hyper_of
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape
-from lora_zoo.benchmark.step import shown, spread
+from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
 
 ABOUT = """\
@@ -109,7 +109,7 @@ def report(rows: list[Row]) -> Report:
     ]
     bars = [
         {"panel": f"{do} ({row['shape']})", "variant": row["variant"], "who": label}
-        | {key: row[f"{do}{name}{end}"] for key, end in (("y", ""), ("y_low", "_low"), ("y_high", "_high"))}
+        | as_y(row, f"{do}{name}")
         for row in rows
         for do in DOES
         for name, label in (("_ms", "lora_zoo"), ("_peft_ms", "PEFT"))
@@ -118,9 +118,7 @@ def report(rows: list[Row]) -> Report:
     curve = Curve(
         title="Saving, loading and merging",
         x="variant",
-        y="y",
         group="who",
-        panel="panel",
         x_label="variant",
         y_label="milliseconds",
         rows=sorted(bars, key=lambda bar: DOES.index(bar["panel"].partition(" ")[0])),

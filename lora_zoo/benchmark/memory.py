@@ -108,9 +108,7 @@ def report(rows: list[Row]) -> Report:
     curve = Curve(
         title="Bytes saved for backward beyond the frozen limit's",
         x="variant",
-        y="y",
         group="path",
-        panel="panel",
         x_label="variant",
         y_label="bytes per token",
         rows=bars,

@@ -20,13 +20,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure's content: bars of `y` by `x`, or lines where `x` is a number, one for each `group`."""
+    """A figure's content: bars of `y` by `x`, or lines where `x` is a number, one for each `group`.
+
+    A row has its `panel`, `y`, and `y_low` and `y_high` where it has quartiles.
+    """
 
     title: str
     x: str
-    y: str
     group: str
-    panel: str
     x_label: str
     y_label: str
     rows: Sequence[Row]

@@ -8,7 +8,7 @@ from lora_zoo.benchmark.contenders import adapts_matrices, contenders
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape, llama
-from lora_zoo.benchmark.step import shown, spread
+from lora_zoo.benchmark.step import as_y, prepared, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Spread, ratio
 
 ABOUT = """\
@@ -87,7 +87,7 @@ def _meant(point: Point, variant: str) -> bool:
 
 def _row(point: Point, base: Any, variant: str, options: Options) -> Row:
     found = contenders(point.shape, base, variant, device=options.device, **point.more)
-    steps: dict[str, Prepare] = {path: _step(contender) for (path, _), contender in found.items()}
+    steps: dict[str, Prepare] = {path: prepared(contender) for (path, _), contender in found.items()}
     times = options.stopwatch(at_most=ROUNDS).alternate(steps)
     row: Row = {"axis": point.axis, "value": point.value, "variant": variant, "shape": point.shape.name}
     row |= spread("limit_ms", Spread.of([1e3 * t for t in times["limit"]]))
@@ -98,10 +98,6 @@ def _row(point: Point, base: Any, variant: str, options: Options) -> Row:
     return row
 
 
-def _step(contender: Any) -> Prepare:
-    return lambda: contender.step
-
-
 def report(rows: list[Row]) -> Report:
     cells: list[Row] = [
         {key: row[key] for key in ("axis", "value", "variant")}
@@ -110,8 +106,7 @@ def report(rows: list[Row]) -> Report:
         for row in rows
     ]
     lines = [
-        {"panel": row["axis"], "x": row["value"], "who": f"{row['variant']}, {label}"}
-        | {key: row[f"{path}{end}"] for key, end in (("y", ""), ("y_low", "_low"), ("y_high", "_high"))}
+        {"panel": row["axis"], "x": row["value"], "who": f"{row['variant']}, {label}"} | as_y(row, path)
         for row in rows
         for path, label in LABELS.items()
         if path in row and path != "plain"
@@ -119,9 +114,7 @@ def report(rows: list[Row]) -> Report:
     curve = Curve(
         title="A step as a multiple of the frozen limit, along four axes",
         x="x",
-        y="y",
         group="who",
-        panel="panel",
         x_label="rank; hidden size; tokens; adapted layers (from the top)",
         y_label="step / frozen limit",
         rows=lines,

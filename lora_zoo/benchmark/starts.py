@@ -19,7 +19,7 @@ from lora_zoo.benchmark.contenders import TARGETS, adapts_matrices, hyper_of
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape
-from lora_zoo.benchmark.step import shown, spread
+from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
 
 ABOUT = """\
@@ -150,7 +150,7 @@ def report(rows: list[Row]) -> Report:
     ]
     bars = [
         {"panel": row["shape"], "start": f"{row['variant']}\n{row['init']}", "who": label}
-        | {key: row[f"{name}_s{end}"] for key, end in (("y", ""), ("y_low", "_low"), ("y_high", "_high"))}
+        | as_y(row, f"{name}_s")
         for row in rows
         for name, label in LABELS.items()
         if f"{name}_s" in row
@@ -158,9 +158,7 @@ def report(rows: list[Row]) -> Report:
     curve = Curve(
         title="Putting adapters into a model",
         x="start",
-        y="y",
         group="who",
-        panel="panel",
         x_label="variant and start",
         y_label="seconds",
         rows=bars,

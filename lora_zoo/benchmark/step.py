@@ -49,7 +49,7 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, options: Options) -
     dropouts = (0.0, DROPOUT)
     found = contenders(shape, base, variant, device=options.device, dropouts=dropouts)
     watch = options.stopwatch()
-    times = watch.alternate({key: _step(c) for key, c in found.items()})
+    times = watch.alternate({key: prepared(c) for key, c in found.items()})
     updates = watch.alternate({key: _update(c) for key, c in found.items() if c.parameters})
     return [_row(shape, variant, p, times, updates) for p in dropouts if ("fused", p) in times]
 
@@ -69,7 +69,7 @@ def _row(shape: Shape, variant: str, dropout: float, times: Times, updates: Time
     return row
 
 
-def _step(contender: Contender) -> Prepare:
+def prepared(contender: Contender) -> Prepare:
     return lambda: contender.step
 
 
@@ -89,6 +89,11 @@ def spread(name: str, value: Spread) -> Row:
     return {name: value.median, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
+def as_y(row: Row, name: str) -> Row:
+    """A value and its quartiles as a figure's `y`."""
+    return {f"y{end}": row[f"{name}{end}"] for end in ("", "_low", "_high")}
+
+
 def shown(row: Row, name: str) -> str | None:
     """A value and its quartiles as a cell."""
     return str(Spread(row[name], row[f"{name}_low"], row[f"{name}_high"])) if name in row else None
@@ -104,7 +109,7 @@ def report(rows: list[Row]) -> Report:
     ]
     bars = [
         {"panel": f"{row['shape']}, dropout {row['dropout']:g}", "variant": row["variant"], "path": label}
-        | {key: row[f"{path}{end}"] for key, end in (("y", ""), ("y_low", "_low"), ("y_high", "_high"))}
+        | as_y(row, path)
         for row in rows
         for path, label in PATHS.items()
         if path in row
@@ -112,9 +117,7 @@ def report(rows: list[Row]) -> Report:
     curve = Curve(
         title="One training step as a multiple of the frozen limit",
         x="variant",
-        y="y",
         group="path",
-        panel="panel",
         x_label="variant (whiskers: quartiles over rounds)",
         y_label="step / frozen limit",
         rows=bars,

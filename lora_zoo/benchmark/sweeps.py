@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
-from lora_zoo.benchmark.step import shown, spread
+from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Run, Spread, Stopwatch, ratio
 from lora_zoo.configuration.choices import folder
 
@@ -108,15 +108,13 @@ def report(rows: list[Row], steps: int) -> Report:
             "launcher": row["launcher"],
             "jobs": row["jobs"],
         }
-        | {key: row[f"per_job{end}"] for key, end in (("y", ""), ("y_low", "_low"), ("y_high", "_high"))}
+        | as_y(row, "per_job")
         for row in rows
     ]
     curve = Curve(
         title="What a job of a sweep costs",
         x="jobs",
-        y="y",
         group="launcher",
-        panel="panel",
         x_label="jobs in the sweep",
         y_label="seconds a job (wall time)",
         rows=lines,
