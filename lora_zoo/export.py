@@ -70,12 +70,12 @@ def export(
     """
     from lora_zoo.adapters.checkpoint import load_adapter
     from lora_zoo.adapters.exchange.write import save_peft
-    from lora_zoo.models.base import base_of
+    from lora_zoo.models.base import adapter_in, base_of
     from lora_zoo.models.loading import load_model, load_tokenizer, source
     from lora_zoo.models.probing import logits
 
     refuse_to_overwrite(out)
-    folder = run / "adapter" if (run / "adapter").is_dir() else run
+    folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     network = load_model(base.model, base.auto_class, base.head, load_tokenizer(base.model), seed=0).model
     injection = load_adapter(network, folder)

@@ -74,14 +74,14 @@ def merge(
     loaded or does not fit, or where `out` holds something, and Unwritten where the disk refuses.
     """
     from lora_zoo.adapters.checkpoint import load_adapter
-    from lora_zoo.models.base import base_of
+    from lora_zoo.models.base import adapter_in, base_of
     from lora_zoo.models.loading import load_tokenizer
     from lora_zoo.models.probing import batch, logits
     from lora_zoo.models.saving import reloaded, whole
 
     out = out.resolve()
     refuse_to_overwrite(out)
-    folder = run / "adapter" if (run / "adapter").is_dir() else run
+    folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(base.model)
     (network, new), scheme = _load(base, tokenizer)

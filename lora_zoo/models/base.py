@@ -3,7 +3,6 @@
 A stranger may have written that: names and labels are taken from it, never options that run code.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_zoo.adapters.checkpoint import DESCRIPTION, read_description
+from lora_zoo.adapters.exchange.files import object_in
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.settings import Model
 
@@ -28,6 +28,11 @@ class Base(NamedTuple):
     head: dict[str, Any]
     unit: dict[str, float] | None
     """mean and std of a regression's labels, where the adapter's head knows standardised ones."""
+
+
+def adapter_in(run: Path) -> Path:
+    """Where the adapter lies: in a run's folder, or what is given is an adapter's own."""
+    return run / "adapter" if (run / "adapter").is_dir() else run
 
 
 def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool = False) -> Base:
@@ -78,12 +83,10 @@ def _about(folder: Path) -> dict[str, Any]:
     peft = folder / PEFT
     if (folder / DESCRIPTION).is_file() or not peft.is_file():
         return dict(read_description(folder).get("about") or {})
-    said = json.loads(peft.read_text())
-    if not isinstance(said, dict):
-        raise ValueError(f"{peft} holds a {type(said).__name__}, not an object")
+    said = object_in(peft)
     auto_class = {"auto_class": PEFT_TASKS.get(str(said.get("task_type")), "AutoModelForCausalLM")}
     path, revision = said.get("base_model_name_or_path"), said.get("revision")
     return auto_class | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
 
 
-__all__ = ["Base", "base_of"]
+__all__ = ["Base", "adapter_in", "base_of"]

@@ -96,11 +96,13 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
 
 def _of_name(root: Path, name: str) -> Iterator[Path]:
     """`root/name`, `root/name-2`, … as far as they exist."""
-    for number in itertools.count(1):
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        if not folder.is_dir():
-            return
-        yield folder
+    return itertools.takewhile(Path.is_dir, _numbered(root, name))
+
+
+def _numbered(root: Path, name: str) -> Iterator[Path]:
+    """`root/name`, `root/name-2`, … without an end."""
+    yield root / name
+    yield from (root / f"{name}-{number}" for number in itertools.count(2))
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -113,16 +115,15 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def claim_folder(root: str | Path, name: str) -> Path:
     """Make and return `root/name`, or `root/name-2`, … where it exists: nothing is ever overwritten."""
-    made(Path(root))
-    attempt = 1
-    while True:
-        folder = Path(root) / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return folder
+    return next(filter(_newly_made, _numbered(made(Path(root)), name)))
+
+
+def _newly_made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def made(folder: Path) -> Path:
