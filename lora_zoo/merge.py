@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_zoo.terminal import in_one_line, on_the_terminal, refuse_to_overwrite, say
+from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite, say
+from lora_zoo.wording import in_one_line
 
 if TYPE_CHECKING:
     from lora_zoo.models.base import Base

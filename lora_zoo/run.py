@@ -24,6 +24,7 @@ from lora_zoo.configuration.settings import Settings
 from lora_zoo.results.record import claim_folder, made, write_atomically
 from lora_zoo.results.secrets import redacted
 from lora_zoo.training.stopping import Stopped
+from lora_zoo.wording import in_one_line
 
 settings.register()
 
@@ -77,7 +78,9 @@ def _swept(ready: list[str], sweep: Path) -> list[int]:
             _hydra([*arguments, *workers.defaults(ready)])
         except BrokenExecutor as death:
             if front.asked is None:
-                print(f"lora_zoo: {_one_line(death)}; the same command does what is missing", file=sys.stderr)
+                print(
+                    f"lora_zoo: {in_one_line(death)}; the same command does what is missing", file=sys.stderr
+                )
             return [*_outcomes(sweep), 1]
         finally:
             if front.asked is not None:
@@ -92,10 +95,6 @@ def _outcomes(sweep: Path) -> list[int]:
     for path in told:
         path.unlink()
     return codes
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _refuse_secrets(given: list[str]) -> None:

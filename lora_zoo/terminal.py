@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lora_zoo.results.secrets import redacted
+from lora_zoo.wording import in_one_line
 
 
 @contextlib.contextmanager
@@ -44,10 +45,6 @@ def on_the_terminal() -> Iterator[None]:
 def say(text: str) -> None:
     """One line to the standard error, as `lora_zoo: …`."""
     print(f"lora_zoo: {redacted(in_one_line(text))}", file=sys.stderr)
-
-
-def in_one_line(message: object) -> str:
-    return " ".join(str(message).split())
 
 
 def refuse_to_overwrite(out: Path) -> None:

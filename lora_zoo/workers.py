@@ -7,12 +7,11 @@ every signal on, once, and waits until the runs in hand have written their check
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from lora_zoo.training.stopping import REQUEUE, SIGNALS, Stopped
+from lora_zoo.training.stopping import REQUEUE, SIGNALS, Stopped, requeue
 
 FRONT = "LORA_ZOO_FRONT"  # the process id of the process in front
 _WORKER, _STOP = ".worker-", ".stop"
@@ -54,9 +53,8 @@ class Front:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._clear()
-            if self.asked in REQUEUE and (job := os.environ.get("SLURM_JOB_ID")):
-                with contextlib.suppress(OSError):
-                    subprocess.run(["scontrol", "requeue", job], check=False)
+            if self.asked in REQUEUE:
+                requeue()
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked is not None, number

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from lora_zoo.adapters.registry import unknown
+from lora_zoo.wording import reason
 
 HOME = Path(__file__).parent
 
@@ -69,7 +70,7 @@ def try_out(name: str, metric: Metric, predictions: list[Any], references: list[
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return reason(error)[:200]
 
 
 def _is_elsewhere(name: str) -> bool:

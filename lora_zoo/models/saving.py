@@ -11,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 
 from lora_zoo.models.base import Base
+from lora_zoo.wording import in_one_line
 
 
 class Unwritten(RuntimeError):
@@ -31,7 +32,7 @@ def whole(out: Path) -> Iterator[Path]:
     except Exception as error:
         if not _refused(error):
             raise
-        raise Unwritten(f"{out} cannot be written: {' '.join(str(error).split())}") from error
+        raise Unwritten(f"{out} cannot be written: {in_one_line(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

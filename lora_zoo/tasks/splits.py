@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.limits import check_template
 from lora_zoo.configuration.settings import COLUMNS, SPLITS, Task, file_of
+from lora_zoo.wording import reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +121,7 @@ def _reason(error: BaseException) -> str:
     """What lies at the bottom of an exception, in one line."""
     while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason(error)
 
 
 def _canonical(task: Task, split: str, data: Dataset) -> Dataset:

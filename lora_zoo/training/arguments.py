@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lora_zoo.adapters.registry import fits, said, unknown
 from lora_zoo.configuration.settings import Settings
+from lora_zoo.wording import reason
 
 _FLAT = {
     "learning_rate": "lr",
@@ -59,12 +60,8 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
         arguments = TrainingArguments(**(ours | given))
         _try_out(arguments)
     except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
-        raise ValueError(f"trainer: {_reason(error)}") from error
+        raise ValueError(f"trainer: {reason(error)}") from error
     return arguments
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _try_out(arguments: TrainingArguments) -> None:

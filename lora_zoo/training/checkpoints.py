@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_zoo.results.record import sync_folder, write_atomically
+from lora_zoo.wording import in_one_line
 
 _log = logging.getLogger("lora_zoo")
 MANIFEST = "manifest.json"
@@ -57,7 +58,7 @@ def _refusal(error: Exception, root: Path) -> str:
     """What the operating system refused, also where torch or safetensors say it in words of their own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     if not ("PytorchStreamWriter" in text or "unexpected pos" in text or "os error" in text):
         return ""
     with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ from lora_zoo.training.experiment import Experiment, Surroundings
 from lora_zoo.training.stopping import Stopping
 from lora_zoo.training.supply import Fresh, of_this_process, process_as_it_was
 from lora_zoo.training.watch import Diverged
+from lora_zoo.wording import in_one_line
 
 _log = logging.getLogger("lora_zoo")
 
@@ -175,12 +176,12 @@ def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> N
 
 
 def _complain(console: Console, text: str) -> None:
-    line = redacted(" ".join(text.split()))
+    line = redacted(in_one_line(text))
     console.print(f"lora_zoo: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
 
 

@@ -70,17 +70,17 @@ class Stopping:
         self.asked = number
         if not self._patient:
             raise Stopped(number)
-        _after(PATIENCE, self._impatient)
+        after(PATIENCE, self._impatient)
 
     def _impatient(self, *_: object) -> None:
         assert self.asked is not None
-        _after(LAST, lambda *_: os._exit(128 + int(self.asked or 0)))
+        at_the_latest(self.asked)
         raise Stopped(self.asked)
 
     def leave(self, record: Callable[[], None]) -> None:
         """Record that the run was stopped, put the job into the queue again where Slurm asked for it."""
         number = self.asked or signal.SIGINT
-        _after(LAST, lambda *_: os._exit(128 + number))
+        at_the_latest(number)
         record()
         self._requeue(number)
 
@@ -91,11 +91,22 @@ class Stopping:
         if callable(before):
             signal.setitimer(signal.ITIMER_REAL, 0)
             before(number, None)  # submitit's own handler, which submits the job anew and exits
-        elif job := os.environ.get("SLURM_JOB_ID"):
-            with contextlib.suppress(OSError):
-                subprocess.run(["scontrol", "requeue", job], check=False)
+        else:
+            requeue()
 
 
-def _after(seconds: float, call: Callable[..., object]) -> None:
+def requeue() -> None:
+    """Put the Slurm job that this process belongs to, if any, into the queue again."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        with contextlib.suppress(OSError):
+            subprocess.run(["scontrol", "requeue", job], check=False)
+
+
+def after(seconds: float, call: Callable[..., object]) -> None:
     signal.signal(signal.SIGALRM, call)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def at_the_latest(number: int) -> None:
+    """Whatever is still going on in `LAST` seconds, the process leaves as signal `number` ends one."""
+    after(LAST, lambda *_: os._exit(128 + number))

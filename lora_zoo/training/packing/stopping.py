@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Hashable, Iterator
 from types import FrameType
 
-from lora_zoo.training.stopping import LAST, PATIENCE, Stopped, Stopping, _after
+from lora_zoo.training.stopping import PATIENCE, Stopped, Stopping, after, at_the_latest
 
 
 class SharedStopping(Stopping):
@@ -32,7 +32,7 @@ class SharedStopping(Stopping):
         with super().listening():
             yield
             if self.asked is not None:
-                _after(LAST, lambda *_: os._exit(128 + int(self.asked or 0)))
+                at_the_latest(self.asked)
                 self._requeue(self.asked)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 raise Stopped(self.asked)
@@ -59,13 +59,13 @@ class SharedStopping(Stopping):
         if self.asked is not None:
             os._exit(128 + number)
         self.asked = number
-        _after(PATIENCE, self._impatient)
+        after(PATIENCE, self._impatient)
         if self.running is not None and (told := self.due(self.running)):
             raise told
 
     def _impatient(self, *_: object) -> None:
         assert self.asked is not None
         self.late = True
-        _after(LAST, lambda *_: os._exit(128 + int(self.asked or 0)))
+        at_the_latest(self.asked)
         if self.running is not None:
             raise Stopped(self.asked)
