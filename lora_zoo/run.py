@@ -23,8 +23,8 @@ from lora_zoo.configuration.choices import folder
 from lora_zoo.configuration.settings import Settings
 from lora_zoo.results.record import claim_folder, made, write_atomically
 from lora_zoo.results.secrets import redacted
+from lora_zoo.terminal import say
 from lora_zoo.training.stopping import Stopped
-from lora_zoo.wording import in_one_line
 
 settings.register()
 
@@ -78,9 +78,7 @@ def _swept(ready: list[str], sweep: Path) -> list[int]:
             _hydra([*arguments, *workers.defaults(ready)])
         except BrokenExecutor as death:
             if front.asked is None:
-                print(
-                    f"lora_zoo: {in_one_line(death)}; the same command does what is missing", file=sys.stderr
-                )
+                say(f"{death}; the same command does what is missing")
             return [*_outcomes(sweep), 1]
         finally:
             if front.asked is not None:

@@ -74,8 +74,11 @@ class Variant(ABC):
 
     @classmethod
     @abstractmethod
-    def plan(cls, model: nn.Module, asked: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
-        """Resolve what the user asked for against `model`. ValueError where nothing could be done."""
+    def plan(cls, model: nn.Module, asked: targets.Targets, in_full: Sequence[str] | None) -> Plan:
+        """Resolve what the user asked for against `model`. ValueError where nothing could be done.
+
+        `in_full` names the parameters of `modules_to_save`; None where none were asked for.
+        """
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
@@ -94,7 +97,7 @@ class Adapter(nn.Module, Variant):
         super().__init__()
 
     @classmethod
-    def plan(cls, model: nn.Module, asked: targets.Targets, modules_to_save: Sequence[str]) -> Plan:
+    def plan(cls, model: nn.Module, asked: targets.Targets, in_full: Sequence[str] | None) -> Plan:
         known = places(model)
         chosen, missed = targets.choose(known, asked)
         if not chosen and not missed:
@@ -105,7 +108,7 @@ class Adapter(nn.Module, Variant):
         if sentence := targets.overlooked(known, asked, chosen):
             warnings.warn(sentence, stacklevel=4)
         said = [targets.missing(model, known, *miss) for miss in missed]
-        return Plan(chosen, targets.parameters_of(model, modules_to_save), said)
+        return Plan(chosen, list(in_full or ()), said)
 
     @abstractmethod
     def weight(self, W_OI: Tensor) -> Tensor:

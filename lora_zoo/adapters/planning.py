@@ -50,8 +50,8 @@ def prepared(
     """
     cls = find_variant(variant) if isinstance(variant, str) else variant
     complete = check(cls, hyper)
-    parameters_of(model, modules_to_save)  # refuses a name that does not exist, also where none is used
-    plan = cls.plan(model, Targets(target_modules, exclude_modules, layers), modules_to_save)
+    in_full = parameters_of(model, modules_to_save) if modules_to_save else None
+    plan = cls.plan(model, Targets(target_modules, exclude_modules, layers), in_full)
     for place in plan.adapted:
         if clash := next(filter(place.holds, plan.in_full), None):
             raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")

@@ -18,5 +18,5 @@ class Full(Baseline):
     equation = "W' = W + ΔW, every parameter trained"
 
     @classmethod
-    def plan(cls, model: nn.Module, asked: Targets, modules_to_save: Sequence[str]) -> Plan:
+    def plan(cls, model: nn.Module, asked: Targets, in_full: Sequence[str] | None) -> Plan:
         return Plan([], list(base_parameters(model)))

@@ -17,8 +17,10 @@ class HeadOnly(Baseline):
     equation = "W' = W below the head, the head trained"
 
     @classmethod
-    def plan(cls, model: nn.Module, asked: Targets, modules_to_save: Sequence[str]) -> Plan:
-        found = list(modules_to_save) or heads(model)
+    def plan(cls, model: nn.Module, asked: Targets, in_full: Sequence[str] | None) -> Plan:
+        if in_full is not None:
+            return Plan([], list(in_full))
+        found = heads(model)
         if not found:
             raise ValueError(
                 "head_only: the model has no head that is known by name; give modules_to_save=[…]"

@@ -17,5 +17,5 @@ class ZeroShot(Baseline):
     equation = "W' = W"
 
     @classmethod
-    def plan(cls, model: nn.Module, asked: Targets, modules_to_save: Sequence[str]) -> Plan:
+    def plan(cls, model: nn.Module, asked: Targets, in_full: Sequence[str] | None) -> Plan:
         return Plan([], [])
