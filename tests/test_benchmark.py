@@ -21,6 +21,7 @@ from lora_zoo.adapters.registry import variants
 from lora_zoo.adapters.variants.lora import LoRA
 from lora_zoo.benchmark import (
     contenders,
+    figures,
     files,
     goals,
     guard,
@@ -585,3 +586,52 @@ def test_the_committed_reference_is_of_every_variant_and_ci_asks_the_guard() -> 
 def test_measuring_is_no_part_of_the_package_that_people_import() -> None:
     assert isinstance(bench, types.ModuleType)
     assert not hasattr(bench, "torch")
+
+
+def with_quartiles(**values: float) -> dict[str, float]:
+    ends = {"": 1.0, "_low": 0.9, "_high": 1.2}
+    return {f"{name}{end}": value * factor for name, value in values.items() for end, factor in ends.items()}
+
+
+FIGURES = {
+    "io": lambda: files.report(
+        [
+            {"shape": "tiny", "variant": "lora"}
+            | with_quartiles(**{f"{do}{end}": 2.0 for do in files.DOES for end in ("_ms", "_peft_ms")})
+            | with_quartiles(**{f"{do}_over_peft": 1.0 for do in files.DOES})
+        ]
+    ),
+    "init": lambda: starts.report(
+        [
+            {"shape": "tiny", "variant": "lora", "init": "pissa"}
+            | with_quartiles(**{f"{name}_s": 2.0 for name in starts.LABELS})
+        ]
+    ),
+    "scaling": lambda: scaling.report(
+        [
+            {"axis": "rank", "value": rank, "variant": "lora"}
+            | with_quartiles(limit_ms=3.0, fused=2.0, plain=5.0, peft=2.0, fused_over_peft=1.0)
+            for rank in (1, 8)
+        ]
+    ),
+    "sweep": lambda: sweeps.report(
+        [
+            {"launcher": "basic", "jobs": jobs}
+            | with_quartiles(seconds=2.0 * jobs, per_job=2.0, over_basic=1.0)
+            for jobs in (1, 4)
+        ],
+        20,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_shows_the_values_of_its_rows_with_their_quartiles(name: str, tmp_path: Path) -> None:
+    report = FIGURES[name]()
+    assert report.name == name and report.curve is not None and report.curve.rows
+    for row in report.curve.rows:
+        assert (row["y"], row["y_low"], row["y_high"]) == (2.0, 1.8, 2.4)
+    assert figures.draw(report.curve, tmp_path / "it.svg")
+    drawn = (tmp_path / "it.svg").read_text()
+    assert all(str(row[report.curve.group]) in drawn for row in report.curve.rows)
+    assert all(str(row["panel"]) in drawn for row in report.curve.rows)
