@@ -262,9 +262,9 @@ def test_saved_bytes_count_each_storage_once_and_no_parameter() -> None:
         made.append(weakref.ref(h))
         return (h * h[:, :]).sum()
 
-    assert memory.saved_bytes(Contender(layer, loss)) == 4 * (5 * 6 + 5 * 6)
+    assert memory.saved_by(Contender(layer, loss)) == 4 * (5 * 6 + 5 * 6)
     layer.requires_grad_(False)
-    assert memory.saved_bytes(Contender(layer, loss)) == 0
+    assert memory.saved_by(Contender(layer, loss)) == 0
     gc.collect()
     assert [h() for h in made] == [None, None]
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_training import TRAINED, model, small, trainer
 
 from lora_zoo import inject
+from lora_zoo.adapters.inits import CONTROLS
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.registry import hyperparameters, variants
 from lora_zoo.training.checkpoints import newest
@@ -33,7 +34,7 @@ STEPS, SAVED, EPOCH = (
 
 def starts(name: str) -> list[str]:
     """The starts of a variant, a residual one among them; one word for those that have none."""
-    known = [init for init in variants()[name].inits if init != "pissa_niter"]
+    known = [init for init in variants()[name].inits if init not in ("pissa_niter", *CONTROLS)]
     return list(dict.fromkeys([*known[:1], *known[-2:]])) or ["-"]
 
 

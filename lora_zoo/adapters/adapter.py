@@ -159,7 +159,7 @@ class LowRank(Adapter, ABC):
     A residual start (PiSSA and kin) also keeps its start factors A0, B0; the update is s (B A - B0 A0).
     """
 
-    inits: ClassVar[Sequence[str]] = (*inits.INITS, "pissa_niter")
+    inits: ClassVar[Sequence[str]] = (*inits.INITS, *inits.CONTROLS, "pissa_niter")
     A0_RI: Tensor | None
     B0_OR: Tensor | None
 

@@ -39,7 +39,7 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Init:
-    """`zero` names the factor that starts at zero ("A", "B" or none); `source` is the paper."""
+    """`zero` names the factors that start at zero ("A", "B", "AB" or none); `source` is the paper."""
 
     name: str
     draw: Draw
@@ -49,13 +49,16 @@ class Init:
 
 
 INITS: dict[str, Init] = {}
+CONTROLS: dict[str, Init] = {}
+"""What a start must not be, to see why: one changes the model at step 0, the other never learns."""
 _BLANK = [False]
 ITERATED = re.compile(r"pissa_(niter|halko)_([1-9]\d?)")  # one to 99 power iterations
 
 
 def init(name: str, source: str, *, residual: bool = False, zero: str = "") -> Callable[[Draw], Draw]:
     def keep(draw: Draw) -> Draw:
-        INITS[name] = Init(name, draw, source, residual, zero)
+        start = Init(name, draw, source, residual, zero)
+        (INITS if residual or zero in ("A", "B") else CONTROLS)[name] = start
         return draw
 
     return keep
@@ -99,6 +102,17 @@ def symmetric(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
     return Factors(A_RI, uniform(rank, O, kaiming_bound(O, 1 / math.sqrt(3)), source.B).T)
 
 
+@init("both_random", "control: A ~ U(±1/√I) and B ~ U(±1/√R), so that W' is not W at step 0")
+def both_random(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+    return Factors(kaiming(W_OI, rank, scale, source).A_RI, zero_a(W_OI, rank, scale, source).B_OR)
+
+
+@init("both_zero", "control: A = B = 0, where neither factor has a gradient", zero="AB")
+def both_zero(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+    O, I = W_OI.shape
+    return Factors(torch.zeros(rank, I), torch.zeros(O, rank))
+
+
 @init("pissa", "PiSSA (2404.02948) eq. 2-4: the R principal singular triplets of W", residual=True)
 def pissa(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
     return balanced(*svd.leading(W_OI, rank), scale)
@@ -139,14 +153,15 @@ def orthonormal_rows(G_RI: Tensor) -> Tensor:
 
 
 def find_init(name: str) -> Init:
-    """The start called `name`: one of `INITS`, `pissa_niter_K` or `pissa_halko_K`. ValueError otherwise."""
+    """`name` of `INITS` or `CONTROLS`, `pissa_niter_K` or `pissa_halko_K`. ValueError otherwise."""
     if match := ITERATED.fullmatch(name):
         return iterated(match[1], int(match[2]))
-    if name not in INITS:
+    known = INITS | CONTROLS
+    if name not in known:
         from lora_zoo.adapters.registry import unknown
 
-        raise ValueError(unknown("init", name, [*INITS, "pissa_niter_4", "pissa_halko_4"]))
-    return INITS[name]
+        raise ValueError(unknown("init", name, [*known, "pissa_niter_4", "pissa_halko_4"]))
+    return known[name]
 
 
 def begin(name: str, W_OI: Tensor, *, rank: int, scale: float, seed: int, site: str) -> tuple[Factors, bool]:

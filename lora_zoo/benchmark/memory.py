@@ -1,14 +1,13 @@
 """What a step keeps for its backward pass, and on a GPU its peak."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_zoo.benchmark.contenders import Contender, contenders
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape
+from lora_zoo.models.activations import saved_bytes
 
 ABOUT = """\
 Bytes that autograd saves between forward and backward, each storage once, parameters and frozen tensors left
@@ -37,7 +36,7 @@ def measure(options: Options) -> Report:
 
 def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.device) -> Row:
     found = contenders(shape, base, variant, device=device)
-    saved = {path: saved_bytes(contender) for (path, _), contender in found.items()}
+    saved = {path: saved_by(contender) for (path, _), contender in found.items()}
     row: Row = {
         "shape": shape.name,
         "variant": variant,
@@ -60,31 +59,10 @@ def _beside_lora(row: Row, rows: list[Row]) -> Row:
     return {"own_over_lora": row["fused_own"] / lora} if lora else {}
 
 
-def saved_bytes(contender: Contender) -> int:
-    """Bytes saved for backward by one forward pass. Tensors that a graph holds by other ways are not seen."""
-    held = {storage for storage, _ in _storages(_tensors(contender.model))}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved.update((s, size) for s, size in _storages([tensor]) if s not in held)
-        return tensor.detach()  # an output that its own graph held would never be freed
-
-    with contender.around(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = contender.loss()  # kept until the count is done: no storage is given away meanwhile
-    total = sum(saved.values())
-    del loss
-    return total
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _storages(tensors: Iterator[Tensor] | list[Tensor]) -> Iterator[tuple[int, int]]:
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        yield storage.data_ptr(), storage.nbytes()
+def saved_by(contender: Contender) -> int:
+    """Bytes saved for backward by one forward pass of `contender`."""
+    with contender.around():
+        return saved_bytes(contender.model, contender.loss)
 
 
 def peak_bytes(contender: Contender) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lora_zoo
 
-GROUPS = ("variant", "model", "task", "trainer", "tracking")
+GROUPS = ("variant", "model", "task", "trainer", "tracking", "experiment")
 
 
 def folder() -> Path:

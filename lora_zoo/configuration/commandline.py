@@ -7,6 +7,7 @@ file of one's own. Every one of several values in a sweep is treated alike.
 import difflib
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 
 from lora_zoo.adapters.registry import unknown
+from lora_zoo.configuration import experiments
 from lora_zoo.configuration.choices import GROUPS, options
 from lora_zoo.configuration.settings import INERT, Model, Settings, Task
 
@@ -56,7 +58,7 @@ def rewritten(arguments: list[str]) -> list[str]:
     """The arguments with our habits turned into Hydra's. ValueError for one that means nothing."""
     flags = _checked_flags(arguments)
     try:
-        return [a if a in flags else _rewritten(a) for a in arguments]
+        return [a if a in flags else _rewritten(a) for a in experiments.expanded(arguments)]
     except (OSError, RuntimeError) as error:  # a path that no system could have
         raise ValueError(str(error)) from error
 
@@ -126,7 +128,7 @@ def _rewritten(argument: str) -> str:
         plus = "++"
     elif key in KEYS:
         plus = ""
-    if key in ("model", "task"):
+    if key in ("model", "task", "experiment"):
         value = ",".join(_choice(key, part) for part in value.split(","))
     if _NESTED.fullmatch(value) or (key in _TARGETS and _PATTERN.fullmatch(value)):
         value = f'"{value}"'  # Hydra's grammar reads nested interpolations and patterns in quotes alone
@@ -139,11 +141,12 @@ def _choice(group: str, value: str) -> str:
         return value
     if not value.strip():
         raise ValueError(f"{group}= names nothing; choices: {', '.join(options(group))}")
-    node = _model(value) if group == "model" else _task(value)
-    alias = re.sub(r"[^\w.-]+", "-", str(node["name"])).strip("-") or group
+    node, package = _NODES[group](value)
+    alias = re.sub(r"[^\w.-]+", "-", str(_named(group, node)["name"])).strip("-") or group
     if alias in options(group):
         alias += "-" + hashlib.sha256(value.encode()).hexdigest()[:6]
-    ConfigStore.instance().store(group=group, name=alias, node=node | {"name": alias})
+    _named(group, node)["name"] = alias
+    ConfigStore.instance().store(group=group, name=alias, node=node, package=package)
     _ALIASES[f"{group}={alias}"] = f"{group}={value}"
     return alias
 
@@ -194,6 +197,19 @@ def _task(value: str) -> dict[str, Any]:
     return {"name": path.stem} | node
 
 
+def _named(group: str, node: dict[str, Any]) -> dict[str, Any]:
+    """The part of a node that holds its name."""
+    return node["experiment"] if group == "experiment" else node
+
+
+_NODES: dict[str, Callable[[str], tuple[dict[str, Any], str | None]]] = {
+    "model": lambda value: (_model(value), None),
+    "task": lambda value: (_task(value), None),
+    "experiment": lambda value: (experiments.read(value), "_global_"),
+}
+"""Group -> what a value that is no option means, and where in the configuration it goes."""
+
+
 def swept(arguments: list[str]) -> list[str]:
     """The keys that a sweep gives several values, in the order of the command line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -206,8 +222,10 @@ def sweep_name(arguments: list[str]) -> str:
     """A readable name for a sweep that ends in the hash of its overrides, as far as they change a result."""
     named = {a: re.split(r"[=./]", a.lstrip("+~"), maxsplit=1)[0] for a in overrides(arguments)}
     given = sorted(a.lstrip("+") for a, name in named.items() if name not in (*INERT, "hydra"))
+    asked = [a.partition("=")[2] for a, name in named.items() if name == "experiment"]
     short = "-".join(key.rpartition(".")[2] for key in swept(arguments)) or "one"
-    return f"sweep-{short}-{hashlib.sha256(chr(10).join(given).encode()).hexdigest()[:8]}"
+    called = asked[-1] if asked else f"sweep-{short}"
+    return f"{called}-{hashlib.sha256(chr(10).join(given).encode()).hexdigest()[:8]}"
 
 
 __all__ = ["GROUPS", "KEYS", "is_multirun", "overrides", "rewritten", "sweep_name", "swept"]

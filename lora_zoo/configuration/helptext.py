@@ -10,13 +10,14 @@ _EXAMPLES = """\
   python -m lora_zoo.run -m +variant=lora,dora,pissa rank=2,8 seed=0,1,2
   python -m lora_zoo.run +variant=lora init=olora target_modules=[q,k,v,o] task=pocket-nli
   python -m lora_zoo.run +variant=lora model=FOLDER_OR_HUB_NAME task=sick task.data_dir=FOLDER epochs=3
+  python -m lora_zoo.run -m +experiment=lora_table5
   python -m lora_zoo.run +variant=adalora --cfg job --resolve      (what would run)"""
 
 
 def text() -> str:
     """The whole help page."""
     parts = ["usage: python -m lora_zoo.run [-m] [+variant=NAME] [KEY=VALUE …]", "", "Examples", _EXAMPLES]
-    for group in ("variant", "model", "task", "tracking"):
+    for group in ("variant", "model", "task", "tracking", "experiment"):
         parts += ["", f"{group}=", *_rows(options(group))]
     parts += ["", "Keys", *_rows({f.name: _about(f) for f in fields(Settings) if f.metadata})]
     parts += ["", "Hydra's own flags (-m, --cfg, --info, --resolve, hydra.*) work as always."]

@@ -20,7 +20,7 @@ from lora_zoo.adapters.registry import unknown
 # it dies change no result.
 INERT = (
     *("out", "tracking", "threads", "zero_shot", "merge", "eval_splits", "dry_run"),
-    *("resume", "save_minutes"),
+    *("resume", "save_minutes", "retention", "experiment"),
 )
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
@@ -128,6 +128,9 @@ class Settings:
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
     eval_splits: list[str] = key(["validation", "test"], "splits that are evaluated at the end")
+    retention: str | None = key(
+        None, "also measure the loss on another text before and after training: pocket, or a text file"
+    )
     zero_shot: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(
         None,
@@ -139,6 +142,7 @@ class Settings:
     merge: bool = key(False, "also write the merged model, in Hub format")
     threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1, most=1024)
     out: str = key("runs", "folder under which run folders are made")
+    experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
     model: Model = field(default_factory=Model)
     task: Task = field(default_factory=Task)

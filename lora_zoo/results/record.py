@@ -17,8 +17,9 @@
 | adapter | folder, bytes |
 | timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
-| memory | peak_rss, and peak_cuda on a GPU |
-| updates | per changed matrix: shape, norms, stable and effective rank, singular values of ΔW |
+| memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
+| retention | of (the text), tokens; before, after: loss on it, nats a token |
+| updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size and content hash |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |

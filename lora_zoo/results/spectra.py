@@ -21,19 +21,31 @@ NOISE = 1e-6  # singular values below this part of the first count as noise in t
 
 
 class Change(NamedTuple):
-    """One ΔW by its singular values, largest first, and ||W||_F of the matrix that it changed."""
+    """One ΔW by its singular values, largest first, ||W||_F of what it changed, and how the rows changed."""
 
     name: str
     shape: tuple[int, int]
     singular_values: Tensor
     base_norm: float
+    rows: "Rows"
+
+
+class Rows(NamedTuple):
+    """DoRA's ΔM and ΔD (2402.09353, eq. 3 and 4): means over the rows of W, which are its output features.
+
+    `magnitude` is mean | ‖W'_o‖ - ‖W_o‖ |, `direction` mean (1 - cos(W'_o, W_o)).
+    """
+
+    magnitude: float
+    direction: float
 
 
 @torch.no_grad()
 def summary(injection: "Injection") -> list[dict[str, Any]]:
     """One row per changed matrix; call it on adapters that are not merged.
 
-    `relative_norm` is ||ΔW||_F / ||W||_F, None where W is zero; `singular_values` are the 64 largest.
+    `relative_norm` is ||ΔW||_F / ||W||_F, None where W is zero; `magnitude_change` and `direction_change` are
+    those of `Rows`; `singular_values` are the 64 largest.
     """
     return [_row(change) for change in _changes(injection)]
 
@@ -75,17 +87,28 @@ def _changes(injection: "Injection") -> Iterator[Change]:
     for name, adapter in injection.adapters.items():
         W_OI = wide(injection.places[name].host.matrix())
         base_norm, factors = float(W_OI.norm()), adapter.factors()
-        if factors is None:
-            values = dense_values(adapter.weight(W_OI) - W_OI, base_norm)
-        else:
-            values = product_values(*factors)
-        yield Change(name, (W_OI.shape[0], W_OI.shape[1]), values, base_norm)
+        dW_OI = adapter.weight(W_OI) - W_OI
+        values = dense_values(dW_OI, base_norm) if factors is None else product_values(*factors)
+        yield Change(name, (W_OI.shape[0], W_OI.shape[1]), values, base_norm, row_changes(W_OI, dW_OI))
     for name in injection.in_full:
         if injection.originals[name].ndim == 2:
             W_OI = wide(injection.originals[name])
-            values = dense_values(wide(injection.trained[name]) - W_OI)
-            shape = (W_OI.shape[0], W_OI.shape[1])
-            yield Change(name.removesuffix(".weight"), shape, values, float(W_OI.norm()))
+            dW_OI = wide(injection.trained[name]) - W_OI
+            shape, rows = (W_OI.shape[0], W_OI.shape[1]), row_changes(W_OI, dW_OI)
+            yield Change(name.removesuffix(".weight"), shape, dense_values(dW_OI), float(W_OI.norm()), rows)
+
+
+def row_changes(W_OI: Tensor, dW_OI: Tensor) -> Rows:
+    """ΔM and ΔD of W' = W + ΔW, sums in float64; a row that is zero before or after has no direction."""
+    squares_O, dots_O, changes_O = (
+        (a * b).sum(1, dtype=torch.float64) for a, b in ((W_OI, W_OI), (W_OI, dW_OI), (dW_OI, dW_OI))
+    )
+    before_O, after_O = squares_O.sqrt(), (squares_O + 2 * dots_O + changes_O).clamp_min(0).sqrt()
+    # 1 - cos = (‖ΔW‖² - (‖W'‖ - ‖W‖)²) / (2 ‖W‖ ‖W'‖): nothing cancels where the change is small
+    grown_O, both_O = after_O - before_O, 2 * before_O * after_O
+    turned_O = ((changes_O - grown_O.square()) / both_O)[both_O > 0].clamp(0, 2)
+    direction = float(turned_O.mean()) if len(turned_O) else 0.0
+    return Rows(float(grown_O.abs().mean()), direction)
 
 
 def _row(change: Change) -> dict[str, Any]:
@@ -98,6 +121,8 @@ def _row(change: Change) -> dict[str, Any]:
         "relative_norm": norm / change.base_norm if change.base_norm else None,
         "stable_rank": float((sigma / top).square().sum()) if top else 0.0,
         "effective_rank": _effective_rank(sigma) if top else 0.0,
+        "magnitude_change": change.rows.magnitude,
+        "direction_change": change.rows.direction,
         "singular_values": sigma[:KEPT].tolist(),
     }
 

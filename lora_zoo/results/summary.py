@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.results.record import RESULT, Record
@@ -87,7 +88,7 @@ def print_sweep(folder: Path) -> None:
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
         given = overrides_of(result)
-        table.add_row(*(given.get(key, "-") for key in keys), *_sweep_row(result))
+        table.add_row(*(escape(given.get(key, "-")) for key in keys), *_sweep_row(result))
     console.print(table)
     for result in (r for r in runs if r["state"] != "done"):
         reason = result.get("error", {}).get("message", "no reason was recorded")

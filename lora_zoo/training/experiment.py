@@ -30,6 +30,7 @@ from lora_zoo.results.identity import flat_hyperparameters
 from lora_zoo.results.mirror import Mirror, open_mirror
 from lora_zoo.results.record import Record
 from lora_zoo.tasks.kinds import Kind
+from lora_zoo.tasks.retention import Retention
 from lora_zoo.training import checkpoints
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.bench import Bench, check_inputs
@@ -104,6 +105,9 @@ class Experiment:
         bench = Bench(injection, material, judges, record=self.record, eval_splits=self.settings.eval_splits)
         trained = self._trained(injection)
         trainer = None if trained or not injection.trainable() else self._trainer(injection, bench, arguments)
+        if trainer is not None:
+            self._measure_activations(trainer)
+        retention = self._retention(material)
         if self.settings.zero_shot and not trained and not self._judged("zero_shot", bench):
             with self._timed("zero_shot"):
                 self.record.update(zero_shot=bench.judge(keep=False))
@@ -122,6 +126,8 @@ class Experiment:
             if not self._judged("metrics", bench):
                 with self._timed("evaluate"):
                     self.record.update(metrics=bench.judge(keep=True))
+            if retention is not None and "retention" not in self.record.content:
+                self.record.update(retention=self._forgotten(retention, injection))
             self._keep(injection)
             adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
             mirror.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
@@ -248,6 +254,31 @@ class Experiment:
         self.record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
         if self._unasked:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _retention(self, material: Material) -> Retention | None:
+        """ValueError where the run's model predicts no next token, or the text cannot be read."""
+        source = self.settings.retention
+        if source is None:
+            return None
+        if material.kind.auto_class != "AutoModelForCausalLM":
+            raise ValueError(
+                f"retention={source} asks how well a decoder predicts a text, and "
+                f"task={self.settings.task.name} ({self.settings.task.kind}) loads another kind of model"
+            )
+        return Retention(source, material.tokenizer)
+
+    def _forgotten(self, retention: Retention, injection: Injection) -> dict[str, Any]:
+        """The loss on the other text without what was trained, and with it."""
+        with injection.disabled():
+            before = retention.loss(injection.model)
+        about = {"of": retention.source, "tokens": retention.tokens}
+        return about | {"before": before, "after": retention.loss(injection.model)}
+
+    def _measure_activations(self, trainer: ZooTrainer) -> None:
+        """Bytes kept for the backward pass of the first batch, with the adapters and without."""
+        saved = trainer.saved_bytes()
+        if saved is not None:
+            self.record.update(memory=self.record.content.get("memory", {}) | saved)
 
     def _keep(self, injection: Injection) -> None:
         """The summary of the updates and, if asked for, the merged model."""

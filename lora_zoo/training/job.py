@@ -109,8 +109,9 @@ def _asks_for_more(settings: Settings, claim: Claim) -> bool:
     """Whether a finished run lacks something that can be asked for without changing what it is."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
+    unmeasured = settings.retention is not None and "retention" not in claim.before
     unmerged = settings.merge and not (claim.folder / "merged").is_dir()
-    return claim.before["state"] == "done" and (not present <= judged or unmerged)
+    return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
 
 
 def _finished_before(claim: Claim, console: Console) -> int:
@@ -156,7 +157,8 @@ def _recorded(experiment: Experiment) -> int:
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:
         _log.error("%s", "".join(traceback.format_exception(error)))
-    record.end(state, timings=timings, memory=peak_memory(), **said)
+    memory = record.content.get("memory", {}) | peak_memory()
+    record.end(state, timings=timings, memory=memory, **said)
     if error is None:
         show = summary.print_line if experiment.group else summary.print_run
         show(record, console)

@@ -15,6 +15,7 @@ from lora_zoo.adapters.beneath import base_buffers
 from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.method import Progress
+from lora_zoo.models import activations
 from lora_zoo.training import checkpoints, watch
 from lora_zoo.training.callbacks import MethodHooks, Restore, StepClock
 
@@ -74,6 +75,28 @@ class ZooTrainer(Trainer):
         self.injection.method.begin(
             self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         )
+
+    def saved_bytes(self) -> dict[str, int] | None:
+        """Bytes that autograd saves for the backward pass of the first batch, adapters on and off.
+
+        In evaluation mode, so that nothing random is drawn. None for a model whose inputs are not embedded.
+        """
+        model, clock = self.injection.model, self.injection.clock
+        data, size = self.train_dataset, self.args.per_device_train_batch_size
+        batch = self._prepare_inputs(self.data_collator([data[i] for i in range(min(size, len(data)))]))
+        training, tick = model.training, clock.tick
+        model.eval()
+        try:
+            with self.compute_loss_context_manager(), activations.embedded_inputs_learn(model):
+                saved = activations.saved_bytes(model, lambda: model(**batch).loss)
+                with self.injection.disabled():
+                    frozen = activations.saved_bytes(model, lambda: model(**batch).loss)
+        except NotImplementedError:
+            return None
+        finally:
+            model.train(training)
+            clock.tick = tick
+        return {"saved": saved, "saved_frozen": frozen}
 
     def compute_loss(
         self,

@@ -95,6 +95,9 @@ class PackedExperiment(Experiment):
         trainer.accelerator.backward = through_the_trunk
         return trainer
 
+    def _measure_activations(self, trainer: ZooTrainer) -> None:
+        """A pass of the trunk is all runs' together: what one of them keeps is not known."""
+
     def _train(self, trainer: ZooTrainer, mirror: Mirror) -> None:
         try:
             super()._train(trainer, mirror)
