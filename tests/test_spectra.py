@@ -155,3 +155,24 @@ def test_the_overview_holds_medians() -> None:
     assert over["matrices"] == 3 and over["norm"] == pytest.approx(2 * math.sqrt(2))
     assert over["relative_norm"] is None
     assert spectra.overview([])["norm"] is None
+
+
+@pytest.mark.parametrize("variant", variants())
+def test_changes_of_rows_are_those_of_their_norms_and_angles(variant: str) -> None:
+    injection = trained(variant)
+    rows = {row["name"]: row for row in spectra.summary(injection)}
+    for name, W_OI, dW_OI in injection:
+        before, after = W_OI.double(), W_OI.double() + dW_OI.double()
+        grown = (after.norm(dim=1) - before.norm(dim=1)).abs().mean()
+        turned = (1 - torch.cosine_similarity(after, before, dim=1, eps=0)).mean()
+        assert rows[name]["magnitude_change"] == pytest.approx(float(grown), rel=1e-4, abs=1e-7)
+        assert rows[name]["direction_change"] == pytest.approx(float(turned), rel=1e-4, abs=1e-7)
+
+
+def test_a_small_turn_does_not_drown_in_rounding() -> None:
+    """A row that turns by 1e-4: 1 - cos = 5e-9, below what float32 can tell from 1."""
+    W_OI = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
+    dW_OI = torch.tensor([[0.0, 3e-4], [1.0, 0.0]])
+    rows = spectra.row_changes(W_OI, dW_OI)
+    assert rows.direction == pytest.approx(5e-9, rel=1e-3), "a row of zeros has no direction"
+    assert rows.magnitude == pytest.approx(0.5, rel=1e-6)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.choices import folder, options
@@ -36,8 +37,8 @@ def read(value: str) -> dict[str, Any]:
             known = unknown("experiment", value, options("experiment"))
             raise ValueError(f"{known}, or a YAML file of your own")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"experiment={value}: the file is no YAML: {said}") from error
     if not isinstance(content, dict) or not isinstance(content.get("experiment"), dict):

@@ -1,0 +1,220 @@
+"""Experiments: a YAML becomes a sweep, and what its runs record beside metrics."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+
+from lora_zoo import inject
+from lora_zoo.adapters import inits
+from lora_zoo.adapters.registry import variants
+from lora_zoo.configuration import commandline, experiments, precheck
+from lora_zoo.configuration.choices import options
+from lora_zoo.configuration.settings import Model, register
+from lora_zoo.models import activations
+from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.tasks.retention import Retention
+from tests.test_training import collate, examples, model, trainer
+
+register()
+
+MINE = {
+    "title": "Ranks",
+    "question": "Which?",
+    "grid": {"rank": [1, 2], "target_modules": ["[q]", ["q", "v"]], "zero_shot": [True], "steps": [None]},
+    "rows": ["rank"],
+}
+
+
+def written(folder: Path, about: object = MINE, **settings: object) -> str:
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"experiment": about, **settings}, sort_keys=False))
+    return f"experiment={folder}/mine.yaml"
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_is_a_sweep_that_composes(name: str) -> None:
+    ready = commandline.rewritten(["-m", f"+experiment={name}"])
+    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    about = jobs[0].experiment
+    assert about["name"] == name and about == experiments.read(name)["experiment"]
+    assert len(about["grid"]["seed"]) >= 5
+    assert set(commandline.swept(ready)) == {k for k, values in about["grid"].items() if len(values) > 1}
+    axes = {*about["rows"], *about.get("columns", []), *about.get("tune", [])}
+    assert axes | {"seed"} == set(commandline.swept(ready)), "an axis of the grid has no place in the table"
+    assert commandline.sweep_name(ready).startswith(f"{name}-")
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_a_reference_names_cells_of_the_table_and_values_of_its_grid(name: str) -> None:
+    about = experiments.read(name)["experiment"]
+    for row in about.get("reference", []):
+        for key in {*about["rows"], *about.get("columns", [])}:
+            values = [str(value).strip("[]") for value in about["grid"][key]]
+            assert str(row[key]) in values or key == "rank", row
+
+
+def test_the_grid_is_swept_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
+    ready = commandline.rewritten(["-m", f"+{written(tmp_path)}", "rank=4"])
+    assert ready == [
+        *("-m", "target_modules=[q],[q,v]", "zero_shot=true", "steps=null"),
+        *("experiment=mine", "rank=4"),
+    ]
+    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    assert [(s.rank, s.target_modules) for s in jobs] == [(4, ["q"]), (4, ["q", "v"])]
+    assert jobs[0].experiment["title"] == "Ranks"
+    assert commandline.originals(["experiment=mine"]) == [written(tmp_path)]
+
+
+def test_settings_of_an_experiment_stand_over_its_variant_and_below_the_command_line(tmp_path: Path) -> None:
+    given = written(tmp_path, batch_size=4, alpha=3)
+    (one, *_) = precheck.check(
+        commandline.overrides(commandline.rewritten(["-m", given, "alpha=5"])), multirun=True
+    )
+    assert (one.batch_size, one.alpha) == (4, 5)
+
+
+def test_one_run_of_an_experiment_is_its_keys_with_one_value_each(tmp_path: Path) -> None:
+    given = ["rank=2", "target_modules=[q]", written(tmp_path)]
+    (settings,) = precheck.check(commandline.overrides(commandline.rewritten(given)), multirun=False)
+    assert settings.rank == 2
+    with pytest.raises(ValueError, match=r"a sweep over rank, target_modules.*-m"):
+        commandline.rewritten(given[2:])
+
+
+WRONG = {
+    "the file must give experiment.title": MINE | {"title": ""},
+    "the file must give experiment.grid": {k: v for k, v in MINE.items() if k != "grid"},
+    "Did you mean 'columns'": MINE | {"column": ["rank"]},
+    "experiment.rows must be a list; got 'rank'": MINE | {"rows": "rank"},
+    "experiment.grid must give each key a list": MINE | {"grid": {"rank": 3}},
+    "needs a number as value; got": MINE | {"reference": [{"rank": 1}]},
+    "the file must hold `experiment:`": [],
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_file_that_is_no_experiment_says_why(said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said.replace("?", ".").replace("(", ".")):
+        commandline.rewritten(["-m", written(tmp_path, WRONG[said])])
+
+
+def test_one_experiment_a_sweep() -> None:
+    with pytest.raises(ValueError, match="a sweep is one experiment"):
+        commandline.rewritten(["-m", "experiment=lora_table5,lora_table6"])
+
+
+# --- controls: starts that papers warn of -------------------------------------------------------------------
+
+
+def gradients(start: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Outputs before and after adapting one layer, and the gradients of A and B at step 0."""
+    torch.manual_seed(0)
+    net, x = torch.nn.Sequential(torch.nn.Linear(6, 5)).double(), torch.randn(4, 6, dtype=torch.float64)
+    before = net(x)
+    injection = inject(net, "lora", target_modules=["0"], rank=2, init=start)
+    (adapter,) = injection.adapters.values()
+    after = net(x)
+    after.square().sum().backward()
+    return before, after, adapter.A_RI.grad, adapter.B_OR.grad
+
+
+def test_both_zero_has_no_gradient_at_all_and_both_random_changes_the_model() -> None:
+    before, after, dA_RI, dB_OR = gradients("both_zero")
+    assert torch.equal(before, after) and not dA_RI.any() and not dB_OR.any()
+    before, after, dA_RI, dB_OR = gradients("both_random")
+    assert not torch.allclose(before, after) and dA_RI.any() and dB_OR.any()
+    before, after, dA_RI, dB_OR = gradients("kaiming")
+    assert torch.equal(before, after) and not dA_RI.any() and dB_OR.any()
+
+
+def test_a_control_is_drawn_as_the_starts_that_it_is_made_of() -> None:
+    def begun(name: str) -> inits.Factors:
+        return inits.begin(name, torch.ones(5, 6), rank=2, scale=1.0, seed=1, site="x")[0]
+
+    both = begun("both_random")
+    assert torch.equal(both.A_RI, begun("kaiming").A_RI) and torch.equal(both.B_OR, begun("zero_a").B_OR)
+    assert set(inits.CONTROLS) == {"both_random", "both_zero"}
+    assert set(inits.CONTROLS).isdisjoint(variants()["lora_fa"].inits)
+
+
+# --- bytes kept for the backward pass ------------------------------------------------------------------------
+
+
+def test_saved_bytes_are_those_of_the_graph_and_leave_no_trace(tmp_path: Path) -> None:
+    injection = inject(model(), "lora", target_modules=["q", "v"], rank=2, lora_dropout=0.5)
+    run = trainer(tmp_path, injection)
+    tick, state = injection.clock.tick, torch.get_rng_state()
+    found = run.saved_bytes()
+    assert found is not None
+    assert injection.clock.tick == tick and torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in injection.parameters())
+    batch = collate(examples()[:4])
+    injection.model.eval()
+    with activations.embedded_inputs_learn(injection.model):
+        expected = activations.saved_bytes(injection.model, lambda: injection.model(**batch).loss)
+        with injection.disabled():
+            frozen = activations.saved_bytes(injection.model, lambda: injection.model(**batch).loss)
+    assert found == {"saved": expected, "saved_frozen": frozen}
+    # 2 layers x 2 matrices share an x of 16 features, which the frozen layer has no use for; 36 tokens each
+    assert 0 < found["saved"] - found["saved_frozen"] <= 2 * 2 * 36 * (16 + 2) * 4
+
+
+def test_a_frozen_a_keeps_less(tmp_path: Path) -> None:
+    kept = {}
+    for name in ("lora", "lora_fa"):
+        run = trainer(tmp_path, inject(model(), name, target_modules=["q", "v"], rank=2))
+        found = run.saved_bytes()
+        assert found is not None
+        kept[name] = found["saved"] - found["saved_frozen"]
+    # of each of 4 adapted matrices A x, two numbers for each of 36 tokens, and the scaled B (16, 2)
+    assert kept["lora_fa"] == 4 * (36 * 2 + 16 * 2) * 4
+    assert kept["lora"] > 3 * kept["lora_fa"]
+
+
+# --- retention ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pocket() -> tuple[torch.nn.Module, object]:
+    settings = Model(name="pocket", path="pocket")
+    tokenizer = load_tokenizer(settings)
+    return load_model(settings, "AutoModelForCausalLM", {}, tokenizer, 0).model, tokenizer
+
+
+def test_the_pocket_remembers_what_it_was_pretrained_on(pocket: tuple) -> None:
+    """The recipe's own held-out loss is 0.86 to 0.95 nats a token; uniform guessing would be log 751."""
+    net, tokenizer = pocket
+    retention = Retention("pocket", tokenizer)
+    assert 0.8 < retention.loss(net) < 1.0
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.model.embed_tokens.weight.zero_()
+    assert retention.loss(other) == pytest.approx(math.log(len(tokenizer)), rel=1e-3)
+
+
+def test_retention_is_the_models_own_loss_on_the_same_blocks(pocket: tuple, tmp_path: Path) -> None:
+    net, tokenizer = pocket
+    (tmp_path / "text.txt").write_text("karin keller works in toronto .\nthe wolf chased the fox .\n" * 40)
+    retention = Retention(str(tmp_path / "text.txt"), tokenizer)
+    ids_NL = retention.ids_NL
+    with torch.no_grad():
+        each = [cross_entropy(net(row[None]).logits[0, :-1], row[1:], reduction="none") for row in ids_NL]
+    assert retention.loss(net) == pytest.approx(float(torch.cat(each).mean()), rel=1e-5)
+    assert retention.tokens == sum(len(row) for row in each)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "No such file"), (b"\xff\xfe\xfa", "no UTF-8"), (b"the", "at least two")]
+)
+def test_a_text_that_cannot_be_read_is_named(
+    text: bytes | None, said: str, pocket: tuple, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(ValueError, match=said):
+        Retention(str(path), pocket[1])
