@@ -141,7 +141,7 @@ def test_a_control_is_drawn_as_the_starts_that_it_is_made_of() -> None:
     assert set(inits.CONTROLS).isdisjoint(variants()["lora_fa"].inits)
 
 
-# --- bytes kept for the backward pass ------------------------------------------------------------------------
+# --- bytes kept for the backward pass -----------------------------------------------------------------
 
 
 def test_saved_bytes_are_those_of_the_graph_and_leave_no_trace(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_frozen_a_keeps_less(tmp_path: Path) -> None:
     assert kept["lora"] > 3 * kept["lora_fa"]
 
 
-# --- retention ------------------------------------------------------------------------------------------------
+# --- retention ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

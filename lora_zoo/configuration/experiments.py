@@ -37,7 +37,7 @@ def read(value: str) -> dict[str, Any]:
             known = unknown("experiment", value, options("experiment"))
             raise ValueError(f"{known}, or a YAML file of your own")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"experiment={value}: the file is no YAML: {said}") from error
