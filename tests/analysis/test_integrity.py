@@ -33,7 +33,8 @@ def test_unfinished_runs_are_left_out(state: str) -> None:
     frame = HONEST.copy()
     frame.loc[[1, 3], "state"] = state
     (finding,) = of_kind(frame, "unfinished")
-    assert finding.rows == (1, 3) and finding.runs == frame.loc[[1, 3], "run"].tolist() and state in finding.said
+    assert finding.rows == (1, 3) and state in finding.said
+    assert finding.runs == frame.loc[[1, 3], "run"].tolist()
     assert list(sound(frame).index) == [0, 2, 4, 5, 6, 7, 8, 9]
 
 
@@ -154,7 +155,8 @@ def test_tasks_and_experiments_have_seeds_of_their_own() -> None:
 
 def test_a_mistake_is_blamed_once() -> None:
     """A doctored copy contradicts itself; it does not cost the original its place."""
-    copy = HONEST.iloc[4].to_dict() | {"seed": 5, "run": "copied", "contradiction": "its name is not of seed 5"}
+    doctored = {"seed": 5, "run": "copied", "contradiction": "its name is not of seed 5"}
+    copy = HONEST.iloc[4].to_dict() | doctored
     (finding,) = findings(planted(copy))
     assert finding.kind == "label" and finding.rows == (10,)
     diverged = HONEST.iloc[4].to_dict() | {"seed": 5, "state": "diverged", "stale": "old"}
