@@ -1,6 +1,7 @@
 """Which runs may be counted: planted or honest mistakes are found, named, and kept out of every table.
 
 Checks run one after the other, each on what the ones before have left: a copy is not judged for its age.
+Of runs that are one, the first that is not stale is counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +56,7 @@ _AGAIN = "the sweep's command does what is missing"
 def _labels(frame: pd.DataFrame) -> Iterator[Finding]:
     for row in frame.index[_told(frame, "contradiction") != ""]:
         why = frame.at[row, "contradiction"]
-        said = f"{_named(frame.loc[[row]])} contradicts itself: {why}; delete the folder and run it again"
+        said = f"{_named(frame.loc[[row]])} at odds with itself: {why}; delete the folder and run it again"
         yield _left_out("label", frame.loc[[row]], said)
 
 
@@ -77,6 +78,7 @@ def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
 
 def _repeated(frame: pd.DataFrame) -> Iterator[Finding]:
     """The same settings and seeds more than once: the first counts."""
+    frame = _freshest_first(frame)
     keys = [texts(frame, [*settings(frame), "seed", *_there(frame, "data_seed")])]
     keys += [frame["run"]] if "run" in frame else []
     again = pd.concat([key.duplicated() for key in keys], axis=1).any(axis=1)
@@ -91,6 +93,7 @@ def _repeated(frame: pd.DataFrame) -> Iterator[Finding]:
 
 def _copies(frame: pd.DataFrame) -> Iterator[Finding]:
     """Different seeds, same weights or same curve to the last digit: no second run has been made."""
+    frame = _freshest_first(frame)
     for outcome in (_weights, _curves):
         known = outcome(frame)
         known = known[known != ""]
@@ -105,6 +108,10 @@ def _copies(frame: pd.DataFrame) -> Iterator[Finding]:
                 )
                 yield _left_out("duplicated seed", group.iloc[1:], said, of=group)
         frame = frame.drop(index=same.index[same.duplicated()])
+
+
+def _freshest_first(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.loc[(_told(frame, "stale") != "").sort_values(kind="stable").index]
 
 
 def _weights(frame: pd.DataFrame) -> pd.Series:
@@ -182,8 +189,8 @@ def _seeds(frame: pd.DataFrame) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[pd.DataFrame], Iterable[Finding]], ...] = (
-    *(_unfinished, _labels, _stale, _repeated, _copies),
-    *(_data, _code, _seeds),
+    *(_unfinished, _labels, _repeated, _copies),
+    *(_stale, _data, _code, _seeds),
 )
 
 

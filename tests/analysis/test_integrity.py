@@ -88,6 +88,16 @@ def test_the_same_run_twice_counts_once() -> None:
     assert of_kind(rerun, "repeated")[0].rows == (10,)  # same settings and seed, whatever its identity says
 
 
+@pytest.mark.parametrize("row", [2, 10])
+def test_of_a_stale_run_and_its_repetition_the_fresh_one_counts(row: int) -> None:
+    frame = planted(HONEST.iloc[2].to_dict() | {"run": "again", "adapter.sha256": "other"})
+    frame.loc[row, "stale"] = "the source of lora has changed since"
+    assert of_kind(frame, "repeated")[0].rows == (row,)
+    copy = planted(HONEST.iloc[2].to_dict() | {"run": "copied", "seed": 6})
+    copy.loc[row, "stale"] = "its settings have another identity today"
+    assert of_kind(copy, "duplicated seed")[0].rows == (row,)
+
+
 def test_stale_runs_among_fresh_ones_are_left_out() -> None:
     frame = HONEST.copy()
     frame.loc[8, "stale"] = "the source of dora has changed since"
