@@ -189,3 +189,5 @@ def test_labels_of_rows_must_tell_them_apart() -> None:
 def test_a_finding_names_the_folders() -> None:
     frame = planted(run(9, state="failed", test=None, validation=None, folder="/a/b/lora-s9-01234567/"))
     assert "lora-s9-01234567 is failed" in findings(frame)[0].said
+    frame.loc[10, ["folder", "name", "run"]] = [None, "lora-s9", "76543210"]  # out of an archive
+    assert "lora-s9-76543210 is failed" in findings(frame)[0].said
