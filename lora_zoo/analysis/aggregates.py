@@ -6,7 +6,7 @@ come from the stratified bootstrap: the runs of each task are resampled apart, w
 several samples. The paper's own library is not used: rliable 1.2 (the latest) passes `random_state` in a way
 that today's arch (7.2) refuses, and draws from numpy's global stream whatever state it is given.
 
-Percentile intervals of few runs are too narrow (with five, a nominal 95 % covers about 86 %, as the tests
+Percentile intervals of few runs are too narrow (with five, a nominal 95 % covers about 85 %, as the tests
 measure); for a statement over seeds of one task take `statistics.interval`.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lora_zoo.analysis.statistics import NAN, Interval
+from lora_zoo.analysis.estimates import NAN, Interval
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """(…, task, run) -> (…)"""

@@ -10,53 +10,14 @@ that the data cannot give is nan, never a guess: one seed has a mean and no inte
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 
-NAN = float("nan")
-
-
-@final
-@dataclass(frozen=True)
-class Interval:
-    """An estimate from `n` runs with its confidence interval; nan bounds where n is too small for one."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-    level: float = 0.95
-
-
-@final
-@dataclass(frozen=True)
-class Difference:
-    """The first minus the second, over `n` seeds and, where items were resampled too, `items` of them."""
-
-    estimate: float
-    low: float
-    high: float
-    p: float
-    n: int
-    items: int | None
-    how: str
-    level: float = 0.95
-
-    def is_resolved(self, level: float = 0.05) -> bool:
-        """Whether p, as corrected, is below `level`; a p that is not known resolves nothing."""
-        return bool(self.p < level)
-
-    def reversed(self) -> "Difference":
-        """The second minus the first."""
-        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
-
-    def corrected(self, p: float, how: str) -> "Difference":
-        return replace(self, p=p, how=f"{self.how}, {how}")
+from lora_zoo.analysis.estimates import NAN, Difference, Interval
 
 
 def interval(values: Any, level: float = 0.95) -> Interval:
@@ -99,10 +60,10 @@ def paired_items(
 ) -> Difference:
     """The mean of a - b for new items and new seeds: items and seeds are resampled, crossed.
 
-    Owen (2007), "The pigeonhole bootstrap". Its standard error takes a t quantile by Satterthwaite's degrees
-    of freedom, n - 1 where seeds make the noise, and the spread over seeds is enlarged by sqrt(n / (n - 1)),
-    for with five seeds plain percentiles are too narrow. One seed: items alone are resampled, and `how` says
-    so. Scores are items x seeds.
+    Owen (2007), "The pigeonhole bootstrap". With five seeds plain percentiles are too narrow: the spread over
+    seeds is enlarged by sqrt(n / (n - 1)), and the standard error takes the t quantiles of seeds and of items,
+    each by the share of the variance that it makes, which covers better than Satterthwaite's degrees of
+    freedom. One seed: items alone are resampled, and `how` says so. Scores are items x seeds.
     """
     seeds, items = (
         scores_a.columns.intersection(scores_b.columns),
@@ -125,19 +86,35 @@ def paired_items(
     if error == 0:
         p = 1.0 if estimate == 0 else NAN
         return Difference(estimate, estimate, estimate, p, S, I, how, level)
-    df = _degrees(D_IS)
-    half = stats.t.ppf((1 + level) / 2, df) * error
-    p = float(2 * stats.t.sf(abs(estimate) / error, df))
+    share = _share_of_seeds(D_IS)
+    half = _quantile(1 - level, share, S, I) * error
+    p = _p_value(abs(estimate) / error, share, S, I)
     return Difference(estimate, estimate - half, estimate + half, p, S, I, how, level)
 
 
-def _degrees(D_IS: np.ndarray) -> float:
-    """Satterthwaite's degrees of freedom of a mean over items and seeds."""
+def _share_of_seeds(D_IS: np.ndarray) -> float:
+    """The part of the variance of a mean over items and seeds that seeds make; 0 for a single seed."""
     I, S = D_IS.shape
     of_items = D_IS.mean(axis=1).var(ddof=1) / I
     of_seeds = D_IS.mean(axis=0).var(ddof=1) / S if S > 1 else 0.0
-    below = of_items**2 / (I - 1) + (of_seeds**2 / (S - 1) if S > 1 else 0.0)
-    return float((of_items + of_seeds) ** 2 / below) if below else float(I - 1)
+    return float(of_seeds / (of_items + of_seeds)) if of_items + of_seeds else 0.0
+
+
+def _quantile(alpha: float, share: float, S: int, I: int) -> float:
+    """How many standard errors a mean is off with the chance `alpha`, on either side."""
+    of_seeds = special.stdtrit(max(S - 1, 1), 1 - alpha / 2)
+    return float(np.sqrt(share * of_seeds**2 + (1 - share) * special.stdtrit(I - 1, 1 - alpha / 2) ** 2))
+
+
+def _p_value(errors: float, share: float, S: int, I: int) -> float:
+    """The chance at which `_quantile` is `errors`; what is below 1e-12 is 1e-12."""
+    if errors >= _quantile(_LEAST, share, S, I):
+        return _LEAST
+    found = optimize.brentq(lambda x: _quantile(math.exp(x), share, S, I) - errors, math.log(_LEAST), 0.0)
+    return math.exp(found)
+
+
+_LEAST = 1e-12
 
 
 def mcnemar(a: pd.Series, b: pd.Series, level: float = 0.95) -> Difference:
@@ -191,3 +168,6 @@ def _error(x: np.ndarray) -> float:
 
 def _finite(x: np.ndarray) -> np.ndarray:
     return x[np.isfinite(x)]
+
+
+__all__ = ["Difference", "Interval", "holm", "interval", "mcnemar", "paired", "paired_items"]

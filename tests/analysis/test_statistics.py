@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from lora_zoo.analysis.power import detectable, power_of, seeds_needed
-from lora_zoo.analysis.statistics import holm, interval, mcnemar, paired, paired_items
+from lora_zoo.analysis.statistics import Difference, holm, interval, mcnemar, paired, paired_items
 
 RNG = np.random.default_rng(0)
 A = pd.Series(RNG.normal(0.8, 0.1, 5), index=[3, 1, 4, 0, 2])
@@ -136,13 +136,30 @@ def test_crossed_bootstrap_has_the_variance_of_the_two_way_layout() -> None:
     D = pd.DataFrame(rng.normal(size=(80, 1)) + rng.normal(size=(1, 6)))
     error = math.sqrt(D.mean(axis=1).var() / 80 + D.mean(axis=0).var() / 6)
     found = paired_items(D, D * 0, resamples=20_000)
-    df = _df(D)
-    assert (found.high - found.low) / 2 / stats.t.ppf(0.975, df) == pytest.approx(error, rel=0.03)
+    assert _in_errors(found, D) == pytest.approx(error, rel=0.03)
 
 
-def _df(D: pd.DataFrame) -> float:
+def _in_errors(found: Difference, D: pd.DataFrame) -> float:
+    """The standard error behind an interval whose quantile mixes those of items and of seeds."""
     of_items, of_seeds = D.mean(axis=1).var() / len(D), D.mean(axis=0).var() / D.shape[1]
-    return (of_items + of_seeds) ** 2 / (of_items**2 / (len(D) - 1) + of_seeds**2 / (D.shape[1] - 1))
+    by_items, by_seeds = (stats.t.ppf(0.975, n - 1) ** 2 for n in D.shape)
+    squared = (of_items * by_items + of_seeds * by_seeds) / (of_items + of_seeds)
+    return (found.high - found.low) / 2 / math.sqrt(squared)
+
+
+def test_a_p_value_of_items_or_of_seeds_alone_is_that_of_student() -> None:
+    """Where one of the two makes all the noise, its degrees of freedom alone count."""
+    rng = np.random.default_rng(8)
+    for D, n in (
+        (pd.DataFrame(np.tile(rng.normal(0.2, 1, (50, 1)), (1, 4))), 50),
+        (pd.DataFrame(np.tile(rng.normal(0.8, 1, (1, 4)), (50, 1))), 4),
+    ):
+        found = paired_items(D, D * 0, resamples=40_000)
+        error = (found.high - found.low) / 2 / stats.t.ppf(0.975, n - 1)
+        assert found.p == pytest.approx(2 * stats.t.sf(abs(found.estimate) / error, n - 1), rel=1e-6)
+        assert error == pytest.approx(
+            D.to_numpy().ravel()[:: 4 if n == 50 else 1][:n].std(ddof=1) / n**0.5, rel=0.03
+        )
 
 
 def test_crossed_bootstrap_matches_items_and_seeds_by_name() -> None:
