@@ -61,7 +61,7 @@ def paired_items(
     """The mean of a - b for new items and new seeds: items and seeds are resampled, crossed.
 
     Owen (2007), "The pigeonhole bootstrap". With five seeds plain percentiles are too narrow: the spread over
-    seeds is enlarged by sqrt(n / (n - 1)), and the standard error takes the t quantiles of seeds and of items,
+    seeds is enlarged by sqrt(n / (n - 1)); the standard error takes the t quantiles of seeds and of items,
     each by the share of the variance that it makes, which covers better than Satterthwaite's degrees of
     freedom. One seed: items alone are resampled, and `how` says so. Scores are items x seeds.
     """
