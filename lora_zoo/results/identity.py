@@ -4,13 +4,14 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import hyperparameters
-from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings, file_of
+from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.results.secrets import redacted
 
 _FLAT = ("rank", "alpha", "init", "lora_dropout")
@@ -20,12 +21,37 @@ _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 
 def identity(settings: Settings, variant: type[Variant]) -> str:
     """Eight hexadecimal digits from the settings, the variant's source and the local data files."""
-    chosen = {k: v for k, v in asdict(settings).items() if k not in INERT}
-    chosen["trainer"] = {k: v for k, v in settings.trainer.items() if k not in INERT_TRAINER}
+    return identity_of(asdict(settings), variant)
+
+
+def identity_of(config: Mapping[str, Any], variant: type[Variant]) -> str:
+    """The identity that a recorded configuration has with today's source and data files."""
     known = hyperparameters(variant)
-    chosen = {k: v for k, v in chosen.items() if k not in _FLAT or k in known}
-    parts = [json.dumps(redacted(chosen), sort_keys=True, default=str), _source(variant), *_data(settings)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    chosen = {k: v for k, v in _effective(config).items() if k not in _FLAT or k in known}
+    return _hashed("\n".join([_text(chosen), _source(variant), *_data(config).values()]))
+
+
+def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]:
+    """What an identity is made of, hashed apart, so that a later reader can tell what has changed.
+
+    settings and source are 16 hexadecimal digits, data holds the SHA-256 of each split's local file.
+    """
+    settings, source = _text(_effective(config)), _source(variant)
+    return {"settings": _hashed(settings, 16), "source": _hashed(source, 16), "data": _data(config)}
+
+
+def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that can change a result."""
+    chosen = {k: v for k, v in config.items() if k not in INERT}
+    return chosen | {"trainer": {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}}
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps(redacted(settings), sort_keys=True, default=str)
+
+
+def _hashed(text: str, digits: int = 8) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def readable_name(settings: Settings, variant: type[Variant]) -> str:
@@ -54,9 +80,11 @@ def _source(variant: type[Variant]) -> str:
         return variant.__qualname__  # defined interactively: it has no file
 
 
-def _data(settings: Settings) -> list[str]:
-    files = [file_of(settings.task, name) for name in settings.task.data_files.values()]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+def _data(config: Mapping[str, Any]) -> dict[str, str]:
+    """Split: the SHA-256 of its local data file, where that is there."""
+    task = Task(data_dir=config["task"].get("data_dir"))
+    files = {split: file_of(task, name) for split, name in config["task"].get("data_files", {}).items()}
+    return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
 
 
 def flat_hyperparameters(settings: Settings, variant: type[Variant]) -> dict[str, Any]:
