@@ -4,13 +4,14 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import hyperparameters
-from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings, file_of
+from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings
 from lora_zoo.results.secrets import redacted
 
 _FLAT = ("rank", "alpha", "init", "lora_dropout")
@@ -20,11 +21,18 @@ _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 
 def identity(settings: Settings, variant: type[Variant]) -> str:
     """Eight hexadecimal digits from the settings, the variant's source and the local data files."""
-    chosen = {k: v for k, v in asdict(settings).items() if k not in INERT}
-    chosen["trainer"] = {k: v for k, v in settings.trainer.items() if k not in INERT_TRAINER}
+    return identity_of(asdict(settings), variant)
+
+
+def identity_of(config: Mapping[str, Any], variant: type[Variant]) -> str:
+    """The identity of the settings that a record keeps under `config`."""
+    chosen = {k: v for k, v in config.items() if k not in INERT}
+    chosen["trainer"] = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     known = hyperparameters(variant)
     chosen = {k: v for k, v in chosen.items() if k not in _FLAT or k in known}
-    parts = [json.dumps(redacted(chosen), sort_keys=True, default=str), _source(variant), *_data(settings)]
+    files = [file for file in data_files(config) if file.is_file()]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    parts = [json.dumps(redacted(chosen), sort_keys=True, default=str), source(variant), *contents]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
@@ -47,16 +55,18 @@ def _targets(targets: str | list[str]) -> str:
     return text if len(text) <= 24 else f"{len(words)}targets"
 
 
-def _source(variant: type[Variant]) -> str:
+def source(variant: type[Variant]) -> str:
+    """The text of the file that the variant is defined in."""
     try:
         return Path(inspect.getfile(variant)).read_text()
     except (OSError, TypeError):
         return variant.__qualname__  # defined interactively: it has no file
 
 
-def _data(settings: Settings) -> list[str]:
-    files = [file_of(settings.task, name) for name in settings.task.data_files.values()]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+def data_files(config: Mapping[str, Any]) -> list[Path]:
+    """The task's local data files; names with wildcards or of the Hub are among them and exist nowhere."""
+    task = config["task"]
+    return [Path(task["data_dir"] or ".").expanduser() / name for name in task["data_files"].values()]
 
 
 def flat_hyperparameters(settings: Settings, variant: type[Variant]) -> dict[str, Any]:
