@@ -1,7 +1,7 @@
 """Archives of runs: one gzipped JSON line a run, small enough to commit, and free of places on a machine.
 
-An archive holds the records; histories are thinned, spectra and curves rounded, scores of examples packed. The
-same runs give the same bytes. `results.load` reads archives as it reads folders.
+An archive holds the records; histories are thinned, spectra and curves rounded, scores of examples packed.
+The same runs give the same bytes; `results.load` reads archives as it reads folders.
 """
 
 import gzip
