@@ -15,10 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.adapters.registry import find_variant
 from lora_zoo.results.curves import packed_scores, scores_of
 from lora_zoo.results.sources import PACKED, order
-from lora_zoo.results.staleness import source_hash
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
 _DIGITS, _OF_SPECTRA = 6, 4
@@ -30,8 +28,9 @@ def archive(frame: pd.DataFrame, path: str | Path) -> Path:
     path = Path(path)
     if not path.name.endswith(PACKED):
         raise ValueError(f"an archive's name ends in {PACKED}, so that it is known again; got {path.name}")
-    rows = zip(frame["record"], frame["folder"], frame["stale"], strict=True)
-    records = sorted((packed(*row) for row in rows), key=lambda record: (order(record), _line(record)))
+    columns = [frame[name] for name in ("record", "folder", "stale", "contradiction")]
+    records = [packed(*row) for row in zip(*columns, strict=True)]
+    records.sort(key=lambda record: (order(record), _line(record)))
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
         file.writelines(_line(record).encode() for record in records)
@@ -42,8 +41,11 @@ def archive(frame: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def packed(record: Mapping[str, Any], folder: Any, stale: str) -> dict[str, Any]:
-    """A record as an archive keeps it. What was packed before comes back as it is."""
+def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: str) -> dict[str, Any]:
+    """A record as an archive keeps it; one that comes from an archive is as it was.
+
+    What is known against the run now is kept, since its folder and data may be on no other machine.
+    """
     config = {key: value for key, value in record["config"].items() if key != "out"}
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
     kept |= {
@@ -56,11 +58,8 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str) -> dict[str, Any]
     }
     if kept["config"] != config:
         kept["moved"] = True
-    if stale:
-        kept["stale"] = stale
-    else:
-        kept["source"] = source_hash(find_variant(config["variant"]["name"]))
-    return kept
+    doubts = {"stale": stale, "contradiction": contradiction}
+    return kept | {key: without_places(doubt) for key, doubt in doubts.items() if doubt}
 
 
 def thinned(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

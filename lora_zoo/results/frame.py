@@ -18,8 +18,8 @@ import pandas as pd
 
 from lora_zoo.adapters.budget import parameters
 from lora_zoo.configuration.settings import INERT, INERT_TRAINER
+from lora_zoo.results.provenance import contradiction, stale
 from lora_zoo.results.sources import Found, found
-from lora_zoo.results.staleness import stale
 
 _PATHS = {
     "run": "identity",
@@ -45,7 +45,7 @@ _PATHS = {
     "commit": "environment.commit",
     "dirty": "environment.dirty",
 }
-TEXTS = ("run", "name", "folder", "experiment", "state", "stale")
+TEXTS = ("run", "name", "folder", "experiment", "state", "stale", "contradiction")
 SETTINGS = (
     *("variant", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
@@ -59,7 +59,7 @@ COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "scores", "source", "moved", "stale")
+_UNSCALAR = (*_OBJECTS, "scores", "moved", "stale", "contradiction")
 _KEYS = {"trainer.weight_decay": "weight_decay"} | {
     key: column
     for column, path in _PATHS.items()
@@ -139,7 +139,8 @@ def _row(record: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     return row | {
         "folder": None if folder is None else str(folder),
         "experiment": (config.get("experiment") or {}).get("name", ""),
-        "stale": stale(record),
+        "stale": record.get("stale") or stale(record),
+        "contradiction": record.get("contradiction") or contradiction(record, folder),
         "variant": config["variant"]["name"],
         "metric": metric,
         "steps": _steps(record),

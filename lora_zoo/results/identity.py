@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import hyperparameters
-from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings
+from lora_zoo.configuration.settings import INERT, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.results.secrets import redacted
 
 _FLAT = ("rank", "alpha", "init", "lora_dropout")
@@ -25,15 +25,33 @@ def identity(settings: Settings, variant: type[Variant]) -> str:
 
 
 def identity_of(config: Mapping[str, Any], variant: type[Variant]) -> str:
-    """The identity of the settings that a record keeps under `config`."""
-    chosen = {k: v for k, v in config.items() if k not in INERT}
-    chosen["trainer"] = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
+    """The identity that a recorded configuration has with today's source and data files."""
     known = hyperparameters(variant)
-    chosen = {k: v for k, v in chosen.items() if k not in _FLAT or k in known}
-    files = [file for file in data_files(config) if file.is_file()]
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    parts = [json.dumps(redacted(chosen), sort_keys=True, default=str), source(variant), *contents]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    chosen = {k: v for k, v in _effective(config).items() if k not in _FLAT or k in known}
+    return _hashed("\n".join([_text(chosen), _source(variant), *_data(config).values()]))
+
+
+def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]:
+    """What an identity is made of, hashed apart, so that a later reader can tell what has changed.
+
+    settings and source are 16 hexadecimal digits, data holds the SHA-256 of each split's local file.
+    """
+    settings, source = _text(_effective(config)), _source(variant)
+    return {"settings": _hashed(settings, 16), "source": _hashed(source, 16), "data": _data(config)}
+
+
+def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that can change a result."""
+    chosen = {k: v for k, v in config.items() if k not in INERT}
+    return chosen | {"trainer": {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}}
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps(redacted(settings), sort_keys=True, default=str)
+
+
+def _hashed(text: str, digits: int = 8) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def readable_name(settings: Settings, variant: type[Variant]) -> str:
@@ -55,18 +73,18 @@ def _targets(targets: str | list[str]) -> str:
     return text if len(text) <= 24 else f"{len(words)}targets"
 
 
-def source(variant: type[Variant]) -> str:
-    """The text of the file that the variant is defined in."""
+def _source(variant: type[Variant]) -> str:
     try:
         return Path(inspect.getfile(variant)).read_text()
     except (OSError, TypeError):
         return variant.__qualname__  # defined interactively: it has no file
 
 
-def data_files(config: Mapping[str, Any]) -> list[Path]:
-    """The task's local data files; names with wildcards or of the Hub are among them and exist nowhere."""
-    task = config["task"]
-    return [Path(task["data_dir"] or ".").expanduser() / name for name in task["data_files"].values()]
+def _data(config: Mapping[str, Any]) -> dict[str, str]:
+    """Split: the SHA-256 of its local data file, where that is there."""
+    task = Task(data_dir=config["task"].get("data_dir"))
+    files = {split: file_of(task, name) for split, name in config["task"].get("data_files", {}).items()}
+    return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
 
 
 def flat_hyperparameters(settings: Settings, variant: type[Variant]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 | key | holds |
 |---|---|
 | schema, name, identity | this table's version; a readable name; the hash of what can change the result |
+| made_of | settings, source, data: a hash of each part of the identity; absent from older results |
 | state | running, done, diverged, failed or interrupted; `error` (type, message) says why |
 | command, started, ended | the command line; UTC times |
 | resumed | one entry for each time that the run went on after it had ended: at (UTC), step |

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +21,7 @@ from lora_zoo.configuration import commandline
 from lora_zoo.configuration.settings import Settings, resolved
 from lora_zoo.results import summary
 from lora_zoo.results.environment import environment, peak_memory
-from lora_zoo.results.identity import identity, readable_name, without_effect
+from lora_zoo.results.identity import identity, made_of, readable_name, without_effect
 from lora_zoo.results.record import Busy, Claim, Record, claimed, now, write_atomically
 from lora_zoo.results.secrets import RedactingFormatter, redacted
 from lora_zoo.training.callbacks import Progress, RichProgress
@@ -68,7 +69,8 @@ def run(
         with claimed(sweep or settings.out, f"{name}-{code}", resume=resume) as claim:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
-            record = _opened(claim, settings, config, overrides, name=name, identity=code)
+            parts = made_of(asdict(settings), variant)
+            record = _opened(claim, settings, config, overrides, name=name, identity=code, made_of=parts)
             # Who shares being told to stop shares the process, which whoever began it puts back.
             own = process_as_it_was() if stopping is None else contextlib.nullcontext()
             supply = of_this_process() if group and stopping is None else Fresh()
@@ -85,7 +87,7 @@ def run(
 
 
 def _opened(
-    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: str
+    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: Any
 ) -> Record:
     """The record of a run that begins or, where the claim says so, goes on."""
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
