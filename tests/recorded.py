@@ -31,7 +31,7 @@ def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: An
         config["experiment"] = experiment
     adapted = 8 if variant.count else 0
     about = {"name": variant.name, "paper": variant.paper, "equation": variant.equation}
-    seed = chosen.seed
+    seed, metric = chosen.seed, chosen.task.metrics[0]
     record = {
         "schema": 1,
         "state": "done",
@@ -47,11 +47,11 @@ def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: An
         "environment": {"commit": COMMIT, "dirty": False, "threads": 1, "device": "x86_64"},
         "variant": about | {"hyperparameters": flat_hyperparameters(chosen, variant)},
         "data": {"test": {"size": 4, "sha256": "aa"}},
-        "metric": "exact_match",
+        "metric": metric,
         "parameters": {"trainable": 1000, "total": 945_920, "share": 0.1, "adapted": adapted, "in_full": []},
         "timings": {"steps": 200, "step_median": 0.25, "train": 50.0, "total": 60.0},
-        "zero_shot": {"validation": {"exact_match": 0.0}, "test": {"exact_match": 0.125}},
-        "metrics": {"validation": {"exact_match": test}, "test": {"exact_match": test}},
+        "zero_shot": {"validation": {metric: 0.0}, "test": {metric: 0.125}},
+        "metrics": {"validation": {metric: test}, "test": {metric: test}},
         "history": history(3, seed=seed),
         "updates": [update("model.layers.1.self_attn.q_proj", 1.0 + seed)],
         "adapter": {"folder": "adapter", "bytes": 4000, "sha256": f"weights of {overrides}"},

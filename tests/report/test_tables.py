@@ -268,7 +268,8 @@ def test_latex_leaves_no_special_sign_bare_and_says_a_repeated_header_once() -> 
     bare = re.sub(r"\\[&%$#_{}]", "", text)
     assert "%" not in bare and "#" not in bare and "α" not in bare and bare.count("$") % 2 == 0
     body = bare[bare.index(r"\midrule") : bare.index(r"\bottomrule")]
-    assert [line.count("&") for line in body.splitlines()[1:-1]] == [3, 3] if body.endswith("\n") else True
+    first, second = body.splitlines()[1:]
+    assert first.count("&") == second.count("&") == 3 and second.lstrip().startswith("& 2 &")
     assert text.count("50 \\%") == 5  # title, column, first row's header and cell, note
 
 
@@ -279,6 +280,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
         cwd=tmp_path,
+        check=False,
         capture_output=True,
         text=True,
     )
