@@ -116,6 +116,9 @@ def test_an_experiment_is_laid_out_as_it_says_with_the_papers_numbers_below(tmp_
     for said in ("n = 3 runs in every cell", "in percent", "arXiv:2106.09685, table 6", "accuracy"):
         assert said in text
     assert table.command == "python -m lora_zoo.run -m +experiment=mine"
+    typed = "python -m lora_zoo.run +experiment=mine rank=2 steps=3 seed=0 out=/home/me"
+    other = sweep(tmp_path / "b", {"rank=2 steps=3": [0.5]}, experiment=EXPERIMENT, command=typed)
+    assert main_table(other).command == "python -m lora_zoo.run -m +experiment=mine steps=3"
     record = next(csv.DictReader(io.StringIO(table.csv())))
     assert set(record) >= {"task", "rank", "mean", "low", "high", "n", "mark", "tied", "paper", "of"}
 
