@@ -85,13 +85,14 @@ def test_the_best_is_bold_the_second_underlined_and_what_ties_is_marked(tmp_path
 
 
 def test_of_a_cost_less_is_better(tmp_path: Path) -> None:
+    two = {rank: [0.5, 0.6] for rank in ("rank=2", "rank=4")}
     frame = sweep(
-        tmp_path, FAR, experiment={"name": "costs", "rows": ["rank"], "value": "loss", "title": "Loss"}
+        tmp_path, two, experiment={"name": "costs", "rows": ["rank"], "value": "loss", "title": "Loss"}
     )
     frame["loss"] = frame["rank"] + frame["seed"] / 100
     rows = cells_of(main_table(frame))
-    assert rows["2"][0].startswith("**2.020") and rows["4"][0].startswith("<u>4.020")
-    assert list(rows)[2:] == ["2", "4", "8"]
+    assert rows["2"][0].startswith("**2.005") and rows["4"][0].startswith("<u>4.005")
+    assert list(rows)[2:] == ["2", "4"]
 
 
 def test_one_seed_has_no_interval_and_a_lonely_cell_no_mark(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_runs_that_ended_early_are_rows_too(tmp_path: Path) -> None:
     assert frame.loc["failed", ["test", "loss", "trainable", "step_seconds"]].isna().all()
     assert frame.loc["failed", "error.message"] == "m" and frame.loc["failed", "history"] == []
     assert math.isnan(frame.loc["diverged", "test"]) and frame.loc["diverged", "loss"] == math.inf
+    assert math.isnan(frame.loc["diverged", "metrics.test.exact_match"])
+    assert results.histories(frame.reset_index())["loss"].tolist() == [math.inf]
 
 
 def test_epochs_give_the_steps_that_were_made(tmp_path: Path) -> None:
