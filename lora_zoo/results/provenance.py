@@ -41,7 +41,7 @@ def stale(record: Mapping[str, Any]) -> str:
 
 def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
     """An older record has no hashes but its identity, which says that something changed and not what."""
-    if "identity" not in record or not _data_is_here(record):
+    if "identity" not in record or record.get("moved") or not _data_is_here(record):
         return ""
     if identity_of(record["config"], variant) == record["identity"]:
         return ""
@@ -86,7 +86,7 @@ def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[
 
 def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
-    if variant is None or before is None:
+    if variant is None or before is None or record.get("moved"):
         return
     now = made_of(record["config"], variant)
     if now["settings"] != before["settings"]:
