@@ -1,0 +1,164 @@
+"""Outcomes of cells: against a setting such as the rank, on a grid of two, against what they cost."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.analysis.statistics import interval
+from lora_zoo.report.figures.cells import (
+    Cell,
+    axis_of,
+    by_task,
+    cells,
+    done,
+    grouped,
+    in_order,
+    needs,
+    value_axis,
+)
+from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Series
+from lora_zoo.report.figures.heat import Heat
+from lora_zoo.report.figures.lines import Bands, Front, Marks
+from lora_zoo.report.figures.looks import kinds
+
+INTERVAL = "mean over seeds with its 95 % t interval (none for a single seed)"
+
+
+def against(runs: pd.DataFrame, x: str, by: Sequence[str], *, value: str = "test") -> Chart:
+    """`value` against a numeric setting `x`, mean and 95 % interval over seeds; one panel a task."""
+    finished = done(runs)
+    needs(finished, x, value)
+    finished = finished.dropna(subset=[x, value])
+    by = [axis for axis in by if axis not in (x, "task")]
+    panels, seen = [], []
+    for task, part in by_task(finished):
+        found = cells(part, by)
+        seen += [(cell.group, cell.member) for cell in found]
+        series = [_along(cell, x, value) for cell in found]
+        panels.append(Marks(task, _axis(finished, x), value_axis(part, value), series))
+    y = value_axis(finished, value)
+    return Chart(
+        f"{y.label.capitalize()} against {axis_of(x).label}", f"Points: {INTERVAL}.", panels, kinds(seen)
+    )
+
+
+def _axis(runs: pd.DataFrame, x: str) -> Axis:
+    """Logarithmic where the values span more than a decade, and none is zero."""
+    values = pd.to_numeric(runs[x])
+    wide = values.min() > 0 and values.max() / values.min() >= 8
+    axis = axis_of(x)
+    return Axis(axis.label, axis.unit, log=bool(wide))
+
+
+def _along(cell: Cell, x: str, value: str) -> Series:
+    places = [(float(key[0]), interval(group[value].astype(float))) for key, group in grouped(cell.runs, [x])]
+    return Series(
+        cell.name,
+        [at for at, _ in places],
+        [i.estimate for _, i in places],
+        [i.low for _, i in places],
+        [i.high for _, i in places],
+        [f"{cell.name}, n = {i.n}" for _, i in places],
+    )
+
+
+def grid(runs: pd.DataFrame, rows: str, columns: str, by: Sequence[str], *, value: str = "test") -> Chart:
+    """Means of `value` on the grid of two settings, one panel for each task and other setting in `by`."""
+    finished = done(runs)
+    needs(finished, rows, columns, value)
+    finished = finished.dropna(subset=[value])
+    means = finished.groupby([*{rows, columns, "task", *by}], dropna=False)[value].mean()
+    low, high = float(means.min()), float(means.max())
+    colour = value_axis(finished, value)
+    panels = []
+    for panel in cells(finished, ["task", *(axis for axis in by if axis not in (rows, columns, "task"))]):
+        panels.append(_heat(panel, (rows, columns), value, colour, (low, high)))
+    label = f"{colour.label.capitalize()} by {axis_of(rows).label} and {axis_of(columns).label}"
+    return Chart(
+        label, "Cells: mean over seeds; empty where nothing was run. One colour scale for all panels.", panels
+    )
+
+
+def _heat(
+    panel: Cell, settings: tuple[str, str], value: str, colour: Axis, ends: tuple[float, float]
+) -> Heat:
+    rows, columns = settings
+    down = sorted(panel.runs[rows].dropna().unique(), key=in_order)
+    along = sorted(panel.runs[columns].dropna().unique(), key=in_order)
+    at = {key: interval(group[value].astype(float)) for key, group in panel.runs.groupby([rows, columns])}
+    return Heat(
+        panel.name,
+        axis_of(columns),
+        axis_of(rows),
+        [_plain(v) for v in along],
+        [_plain(v) for v in down],
+        [[at[r, c].estimate if (r, c) in at else np.nan for c in along] for r in down],
+        colour,
+        *ends,
+        notes=[[f"n = {at[r, c].n}" if (r, c) in at else "" for c in along] for r in down],
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "test") -> Chart:
+    """`value` against a cost, a point a cell, and the front of those that none beats; a panel a task."""
+    finished = done(runs)
+    needs(finished, cost, value)
+    finished = finished.dropna(subset=[cost, value])
+    by = [axis for axis in by if axis != "task"]
+    panels, seen = [], []
+    for task, part in by_task(finished):
+        found = cells(part, by)
+        seen += [(cell.group, cell.member) for cell in found]
+        series = [_point(cell, cost, value) for cell in found]
+        panels.append(Front(task, _axis(part, cost), value_axis(part, value), series))
+    y = value_axis(finished, value)
+    caption = (
+        f"Points: {INTERVAL}; the cost is the seeds' median. Line: Pareto front of the means; "
+        "with few seeds, points whose intervals overlap may change places on it."
+    )
+    return Chart(f"{y.label.capitalize()} against {axis_of(cost).label}", caption, panels, kinds(seen))
+
+
+def _point(cell: Cell, cost: str, value: str) -> Series:
+    mean = interval(cell.runs[value].astype(float))
+    at = float(pd.to_numeric(cell.runs[cost]).median())
+    said = f"{cell.name}, n = {mean.n}"
+    return Series(cell.name, [at], [mean.estimate], [mean.low], [mean.high], [said])
+
+
+def profiles(runs: pd.DataFrame, by: Sequence[str], *, value: str = "test") -> Chart:
+    """Performance profiles: for every score the share of a cell's runs (tasks x seeds) that reach it."""
+    finished = done(runs)
+    needs(finished, value)
+    finished = finished.dropna(subset=[value])
+    found = cells(finished, [axis for axis in by if axis != "task"])
+    if len(found) < 2:
+        raise Nothing("a profile compares two cells or more, and there is one")
+    y = Axis("runs that reach it", "share")
+    panel = Bands(
+        "", value_axis(finished, value), y, [_profile(cell, value, finished[value]) for cell in found]
+    )
+    return Chart(
+        "Share of runs that reach a score",
+        "Performance profiles over tasks and seeds; a curve above another is better at every score.",
+        [panel],
+        kinds((cell.group, cell.member) for cell in found),
+    )
+
+
+def _profile(cell: Cell, value: str, everyone: pd.Series) -> Series:
+    """A staircase: the share falls behind each score that was reached."""
+    levels = np.unique(everyone.to_numpy(dtype=float))
+    scores = cell.runs[value].to_numpy(dtype=float)
+    shares = [float((scores >= level).mean()) for level in levels]
+    x = [float(level) for level in levels for _ in range(2)]
+    y = [1.0, *(share for share in shares for _ in range(2))][:-1] if shares else []
+    return Series(cell.name, x, y)
+
+
+__all__ = ["against", "grid", "pareto", "profiles"]
