@@ -3,6 +3,7 @@
 A panel knows how to draw itself both ways from the same numbers, so the two cannot differ.
 """
 
+import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,11 @@ class Panel(ABC):
     mode: ClassVar[str] = ""
     """What the legend shows of a series: "lines", "markers" or "lines+markers"."""
 
+    @property
+    def pixels(self) -> int:
+        """Height on a screen."""
+        return 320
+
     @abstractmethod
     def draw(self, axes: "Axes", looks: Looks) -> None:
         """Onto matplotlib's axes."""
@@ -155,9 +161,18 @@ class Chart:
                 paths.append(path)
         return paths
 
+    def svg(self) -> bytes:
+        """The figure for print, to be embedded in a page."""
+        import matplotlib
+
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.figure().savefig(buffer, format="svg", metadata=UNDATED["svg"])
+        return buffer.getvalue()
+
     def interactive(self) -> list[dict[str, Any]]:
         """One plotly figure a panel, as plain data: `plotly.graph_objects.Figure(chart.interactive()[0])`."""
-        return [{**panel.plotly(self.looks), "title": panel.title} for panel in self.panels]
+        return [panel.plotly(self.looks) for panel in self.panels]
 
 
 def _handle(name: str, look: Look, mode: str) -> Any:

@@ -42,6 +42,10 @@ class Heat(Panel):
     def size(self) -> tuple[float, float]:
         return (max(2.8, 1.4 + 0.34 * min(len(self.columns), MANY)), max(1.5, 0.9 + 0.24 * len(self.rows)))
 
+    @property
+    def pixels(self) -> int:
+        return 110 + 34 * max(3, len(self.rows))
+
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}g}" if math.isfinite(value) else ""
 
