@@ -1,16 +1,17 @@
 """One number over several tasks, rliable's way: Agarwal et al. (2021), "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice", arXiv:2108.13264.
 
-Scores are frames of runs (rows, one a seed) x tasks (columns), on scales that can be averaged. Intervals come
-from the stratified bootstrap: the runs of each task are resampled apart, which is scipy's bootstrap of several
-samples. The paper's own library is not used: rliable 1.2 (the latest) passes `random_state` in a way that
-arch >= 6 refuses, and draws from numpy's global stream whatever state it is given.
+Scores are frames of runs (rows, one a seed) x tasks (columns), on scales that can be averaged. Intervals
+come from the stratified bootstrap: the runs of each task are resampled apart, which is scipy's bootstrap of
+several samples. The paper's own library is not used: rliable 1.2 (the latest) passes `random_state` in a way
+that today's arch (7.2) refuses, and draws from numpy's global stream whatever state it is given.
 
 Percentile intervals of few runs are too narrow (with five, a nominal 95 % covers about 86 %, as the tests
 measure); for a statement over seeds of one task take `statistics.interval`.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -62,11 +63,17 @@ def profile(scores: pd.DataFrame, thresholds: Iterable[float], level: float = 0.
 
     Columns threshold, share, low, high; the bounds hold at each threshold by itself.
     """
-    rows = [
-        (t, _interval(lambda X_TK, t=t: (X_TK > t).mean(axis=(-2, -1)), scores, level)) for t in thresholds
-    ]
-    bounds = [(t, found.estimate, found.low, found.high) for t, found in rows]
+    found = [(t, _interval(_Above(t), scores, level)) for t in thresholds]
+    bounds = [(t, share.estimate, share.low, share.high) for t, share in found]
     return pd.DataFrame(bounds, columns=["threshold", "share", "low", "high"])
+
+
+@dataclass(frozen=True)
+class _Above:
+    threshold: float
+
+    def __call__(self, X_TK: np.ndarray) -> np.ndarray:
+        return (self.threshold < X_TK).mean(axis=(-2, -1))
 
 
 def _middle_half(X_TK: np.ndarray) -> np.ndarray:

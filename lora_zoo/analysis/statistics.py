@@ -52,6 +52,10 @@ class Difference:
         """Whether p, as corrected, is below `level`; a p that is not known resolves nothing."""
         return bool(self.p < level)
 
+    def reversed(self) -> "Difference":
+        """The second minus the first."""
+        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
+
     def corrected(self, p: float, how: str) -> "Difference":
         return replace(self, p=p, how=f"{self.how}, {how}")
 

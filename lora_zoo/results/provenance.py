@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import variants
+from lora_zoo.configuration.settings import INERT, INERT_TRAINER
 from lora_zoo.results.identity import identity_of, made_of
 
 _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
@@ -21,9 +22,9 @@ _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "
 
 
 def stale(record: Mapping[str, Any]) -> str:
-    """Why the variant's source or the data are no longer those of the run; "" where they are, as far as known.
+    """Why the variant's source or the data are no longer those of the run; "" where they are.
 
-    A data file that is not there (another machine) accuses nobody.
+    What cannot be known (a data file that is not on this machine) accuses nobody.
     """
     variant = _variant(record)
     if variant is None:
@@ -40,19 +41,22 @@ def stale(record: Mapping[str, Any]) -> str:
 
 def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
     """An older record has no hashes but its identity, which says that something changed and not what."""
-    if "identity" not in record or not _data_is_here(record):
+    if "identity" not in record or record.get("moved") or not _data_is_here(record):
         return ""
-    now = identity_of(record["config"], variant)
-    if now == record["identity"]:
+    if identity_of(record["config"], variant) == record["identity"]:
         return ""
-    return (
-        f"its settings have the identity {now} today: the source of {variant.name} or the data have changed"
-    )
+    return f"its settings have another identity today: the source of {variant.name} or the data have changed"
 
 
 def _data_is_here(record: Mapping[str, Any]) -> bool:
     task = record["config"]["task"]
     return all((Path(task.get("data_dir") or ".") / f).is_file() for f in task.get("data_files", {}).values())
+
+
+def changes_results(key: str) -> bool:
+    """Whether a dotted key of the configuration (`trainer.warmup_steps`) can change a result; seeds do."""
+    first, _, rest = key.partition(".")
+    return first not in INERT and not (first == "trainer" and rest in INERT_TRAINER)
 
 
 def contradiction(record: Mapping[str, Any], folder: Path | None = None) -> str:
@@ -82,7 +86,7 @@ def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[
 
 def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
-    if variant is None or before is None:
+    if variant is None or before is None or record.get("moved"):
         return
     now = made_of(record["config"], variant)
     if now["settings"] != before["settings"]:
@@ -139,4 +143,4 @@ def _variant(record: Mapping[str, Any]) -> type[Variant] | None:
     return variants().get(_label(record))
 
 
-__all__ = ["contradiction", "stale"]
+__all__ = ["changes_results", "contradiction", "stale"]

@@ -1,0 +1,165 @@
+"""Cells and what may be said of them: which is best, and which cannot be told from it."""
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.analysis.power import MOST, seeds_needed
+from lora_zoo.analysis.runs import described, listed
+from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
+
+FEWEST = 3
+"""Below so many seeds a cell's spread is hardly known, and a warning stands beside it."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One cell of a table: a value for each seed, all of one configuration."""
+
+    key: dict[str, Any]
+    values: pd.Series
+    validation: pd.Series
+    runs: list[str]
+    chosen: dict[str, Any] = field(default_factory=dict)
+    tried: tuple[str, ...] = ()
+    trainable: float = math.nan
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def tries(self) -> int:
+        """How many settings of the tuned axes were run for this cell."""
+        return len(self.tried)
+
+    @cached_property
+    def interval(self) -> Interval:
+        return interval(self.values)
+
+    @property
+    def mean(self) -> float:
+        return self.interval.estimate
+
+    def scores(self, examples: pd.DataFrame) -> pd.DataFrame:
+        """Items x seeds, out of the items x runs that `results.examples` gives; for `paired_items`."""
+        found = [run for run in self.runs if run in examples]
+        seeds = [self.values.index[self.runs.index(run)] for run in found]
+        return examples[found].set_axis(pd.Index(seeds, name="seed"), axis=1)
+
+    def __str__(self) -> str:
+        return described(self.key)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of one table. `rule` is what a reader must know; it belongs above the table."""
+
+    cells: list[Cell]
+    by: list[str]
+    value: str
+    better: str  # higher or lower
+    rule: str
+    noted: tuple[str, ...] = ()
+
+    def within(self, axis: str) -> dict[Any, "Cells"]:
+        """The cells apart for each value of `axis`, each a family of comparisons of its own."""
+        if axis not in self.by:
+            raise ValueError(f"the cells are not laid out by {axis}; choose of {', '.join(self.by)}")
+        values = dict.fromkeys(cell.key[axis] for cell in self.cells)
+        parts = {v: [cell for cell in self.cells if cell.key[axis] == v] for v in values}
+        return {v: replace(self, cells=part, noted=()) for v, part in parts.items()}
+
+    def best(self) -> Cell:
+        """The cell of the best mean. It need not be better than others: `tied` says which it may not beat."""
+        self._comparable()
+        sign = 1 if self.better == "higher" else -1
+        return max((c for c in self.cells if c.n), key=lambda cell: sign * cell.mean)
+
+    def against_best(self) -> dict[Cell, Difference]:
+        """Each other cell minus the best one, on the seeds that both have.
+
+        The best was picked by the same numbers, so that p is corrected by Holm for all pairs of cells and not
+        for those with the best alone, which would declare a best too often; intervals are Bonferroni's.
+        """
+        best = self.best()
+        pairs = list(itertools.combinations(self.cells, 2))
+        level = 1 - 0.05 / max(len(pairs), 1)
+        raw = {pair: paired(pair[1].values, pair[0].values, level) for pair in pairs}
+        p = dict(zip(raw, holm([difference.p for difference in raw.values()]), strict=True))
+        found = {}
+        for pair, difference in raw.items():
+            if best in pair:
+                other = pair[1] if pair[0] is best else pair[0]
+                seen = difference if other is pair[1] else difference.reversed()
+                found[other] = seen.corrected(p[pair], f"Holm over {len(pairs)} pairs")
+        return {cell: found[cell] for cell in self.cells if cell in found}
+
+    def tied(self, level: float = 0.05) -> list[Cell]:
+        """The best cell and those that cannot be told from it, one seed's cells among them."""
+        best, against = self.best(), self.against_best()
+        return [c for c in self.cells if c is best or not against[c].is_resolved(level)]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What stands in the way of believing the table, one sentence each."""
+        found = [*self.noted]
+        few = [f"{cell} ({cell.n})" for cell in self.cells if cell.n < FEWEST]
+        if few:
+            found.append(f"fewer than {FEWEST} seeds: {listed(few)}; no statement about new seeds is safe")
+        counts = {cell.n for cell in self.cells}
+        if len(counts) > 1:
+            said = listed([f"{cell}: {cell.n}" for cell in self.cells])
+            found.append(f"unequal numbers of seeds ({said}); comparisons take the common ones")
+        return found + self._of_tuning() + self._of_noise()
+
+    def _of_tuning(self) -> list[str]:
+        if len({cell.tried for cell in self.cells}) <= 1:
+            return []
+        said = listed([f"{cell}: {cell.tries} ({listed(cell.tried, 8)})" for cell in self.cells])
+        return [f"unequal tuning: not every cell was tried at the same settings ({said})"]
+
+    def _of_noise(self) -> list[str]:
+        """For each task: whether the best is lost in seed noise against the next."""
+        if "task" in self.by:
+            parts = self.within("task")
+            if len(parts) > 1:
+                return [f"task={task}: {w}" for task, part in parts.items() for w in part._of_noise()]
+        tied = self.tied() if any(cell.n for cell in self.cells) else []
+        if len(tied) < 2:
+            return []
+        best, against = self.best(), self.against_best()
+        sign = 1 if self.better == "higher" else -1
+        nearest = max((c for c in tied if c is not best), key=lambda cell: (cell.n > 0, sign * cell.mean))
+        said = (
+            f"{best} leads within seed noise: {len(tied) - 1} of {len(self.cells) - 1} others cannot be told"
+        )
+        return [f"{said} from it, {nearest} differs by {_noise(against[nearest], best, nearest)}"]
+
+    def _comparable(self) -> None:
+        tasks = {cell.key["task"] for cell in self.cells if "task" in cell.key}
+        if len(tasks) > 1:
+            raise ValueError(f'values of {len(tasks)} tasks do not compare; ask within("task") of each')
+        if not any(cell.n for cell in self.cells):
+            raise ValueError(f"no run has a value of {self.value}")
+
+
+def _noise(difference: Difference, best: Cell, other: Cell) -> str:
+    """The difference, and the seeds that it would take at the level of the table's interval."""
+    gap = abs(difference.estimate)
+    text = f"{gap:.3g} over {difference.n} seed{'' if difference.n == 1 else 's'}"
+    sd = float((best.values - other.values).std(ddof=1))
+    if not (np.isfinite(sd) and sd > 0 and gap > 0):
+        return text
+    try:
+        needed = f"about {seeds_needed(gap, sd, level=1 - difference.level)} seeds"
+    except ValueError:
+        needed = f"more than {MOST} seeds"
+    return f"{text}; to see so little takes {needed}"
