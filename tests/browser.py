@@ -1,4 +1,4 @@
-"""A headless browser for pages: what a script finds in them, and how they look. Skipped where there is none."""
+"""A headless browser for pages: what a script finds in them, and how they look."""
 
 import functools
 import html
@@ -29,7 +29,8 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
     const page = frame.contentWindow;
     page.addEventListener("error", (event) => errors.push(String(event.message)));
     page.addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
-    page.document.addEventListener("securitypolicyviolation", (e) => errors.push(`${e.violatedDirective} ${e.blockedURI}`));
+    const refused = (event) => errors.push(`${event.violatedDirective} ${event.blockedURI}`);
+    page.document.addEventListener("securitypolicyviolation", refused);
     const log = page.console.error;
     page.console.error = (...words) => { errors.push(words.join(" ")); log(...words); };
   };
@@ -44,7 +45,9 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
     const page = frame.contentWindow, document = page.document;
     await settled(page, () => document.documentElement.dataset.ready);
     await sleep(1500);
-    try { tell({ errors, found: await (async () => { SCRIPT })() }); } catch (error) { tell({ errors: [String(error)] }); }
+    try {
+      tell({ errors, found: await (async () => { SCRIPT })() });
+    } catch (error) { tell({ errors: [...errors, String(error)] }); }
   });
 </script>
 """
@@ -71,7 +74,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def run(*words: str) -> str:
     assert BROWSER is not None
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--virtual-time-budget=20000",
+    ]
     done = subprocess.run([BROWSER, *flags, *words], capture_output=True, text=True, timeout=180, check=True)
     return done.stdout
 
@@ -84,7 +93,7 @@ def framed(page: Path, script: str, width: int, height: int) -> str:
 
 
 def look(page: Path, script: str, width: int = 1280, height: int = 900) -> dict[str, Any]:
-    """What `script`, which may use `page` (the window) and `document`, returns; `errors` holds what went wrong."""
+    """`found` is what `script` returns, which knows `page` (the window) and `document`; and `errors`."""
     with served(page.parent) as address:
         dom = run("--dump-dom", f"{address}/{framed(page, script, width, height)}")
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)

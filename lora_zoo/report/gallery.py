@@ -21,6 +21,7 @@ from lora_zoo.report.figures import (
 from lora_zoo.report.figures.cells import axis_of, cells, done
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory")
+GRIDS = 4  # the fullest
 CELLS = 24  # whose spectra are shown
 CURVED = {"loss": "training loss", "grad_norm": "gradient norm"}
 
@@ -84,7 +85,8 @@ def gallery(
         "cost",
         {axis_of(c).label: partial(pareto, runs, c, by, value=value) for c in COSTS},
     )
-    found.add("Performance profiles", "by", {"all": lambda: profiles(runs, by, value=value)})
+    profiled = {name[axis]: partial(profiles, runs, axis, by, value=value) for axis in by if axis != "task"}
+    found.add("Performance profiles", "by", profiled)
     _changes(found, runs, updates, by)
     if similarities:
         found.add("Subspaces", "pair", {"all": lambda: subspaces(similarities)})
@@ -113,10 +115,12 @@ def _numbers(column: pd.Series) -> int:
 
 
 def _pairs(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[str, str]]:
-    """Settings that make a grid: two values of each at least, numbers along the columns."""
+    """Settings that make a grid: two values of each at least, numbers along the columns; fullest first."""
     able = [axis for axis in by if axis != "task" and runs[axis].nunique() > 1]
     able.sort(key=lambda axis: _numbers(runs[axis]))
-    return [(row, column) for i, row in enumerate(able) for column in able[i + 1 :]]
+    pairs = [(row, column) for i, row in enumerate(able) for column in able[i + 1 :]]
+    pairs.sort(key=lambda pair: runs[pair[0]].nunique() * runs[pair[1]].nunique(), reverse=True)
+    return pairs[:GRIDS]
 
 
 def _changes(found: Gallery, runs: pd.DataFrame, updates: pd.DataFrame, by: Sequence[str]) -> None:

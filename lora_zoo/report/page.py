@@ -1,8 +1,8 @@
 """One HTML file for one or several sweeps: tables, figures, claims, findings, settings and commands.
 
 It needs no network: plotly.js is packed into it once, and its policy forbids the browser any request. What
-comes from results is escaped wherever it stands. Without JavaScript, in print and until plotly is unpacked the
-figures are the printed ones.
+comes from results is escaped wherever it stands. Without JavaScript, in print and until plotly is
+unpacked the figures are the printed ones.
 """
 
 import base64

@@ -110,6 +110,22 @@ def value_axis(runs: pd.DataFrame, value: str) -> Axis:
     return Axis(label, "share" if set(metrics) <= SHARES else "")
 
 
+MOST = 10  # series that a panel can hold and a reader tell apart
+
+
+def split(runs: pd.DataFrame, by: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Axes of panels and axes of the series within: where those are too many, axes become panels.
+
+    The task always does; then the later axes, the one of fewest values first.
+    """
+    panels, series = ["task"], [axis for axis in by if axis != "task"]
+    while len(series) > 1 and len(runs[series].drop_duplicates()) > MOST:
+        move = min(series[1:], key=lambda axis: runs[axis].nunique(dropna=False))
+        series.remove(move)
+        panels.append(move)
+    return panels, series
+
+
 def by_task(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """One panel a task; its title is the task's name."""
     return [(str(key[0]), group) for key, group in grouped(runs, ["task"])]
@@ -132,6 +148,7 @@ __all__ = [
     "in_order",
     "missing",
     "needs",
+    "split",
     "value_axis",
     "word",
 ]

@@ -194,7 +194,7 @@ def plotly_axes(x: Axis, y: Axis, **more: Any) -> dict[str, Any]:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    scale = {"type": "log", "dtick": 1, "exponentformat": "power"} if axis.log else {}
+    scale = {"type": "log", "exponentformat": "power"} if axis.log else {}
     return {"title": {"text": escaped(axis.title)}, "automargin": True, **scale}
 
 

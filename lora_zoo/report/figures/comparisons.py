@@ -8,6 +8,7 @@ import pandas as pd
 from lora_zoo.analysis.aggregates import profile
 from lora_zoo.analysis.statistics import interval
 from lora_zoo.report.figures.cells import (
+    MOST,
     Cell,
     axis_of,
     by_task,
@@ -16,6 +17,7 @@ from lora_zoo.report.figures.cells import (
     grouped,
     in_order,
     needs,
+    split,
     value_axis,
 )
 from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Series
@@ -23,22 +25,22 @@ from lora_zoo.report.figures.heat import Heat
 from lora_zoo.report.figures.lines import Bands, Front, Marks
 from lora_zoo.report.figures.looks import kinds
 
-LEVELS = 30
+LEVELS = 16  # each is a bootstrap
 INTERVAL = "mean over seeds with its 95 % t interval (none for a single seed)"
 
 
 def against(runs: pd.DataFrame, x: str, by: Sequence[str], *, value: str = "test") -> Chart:
-    """`value` against a numeric setting `x`, mean and 95 % interval over seeds; one panel a task."""
+    """`value` against a numeric setting `x`, mean and 95 % interval over seeds; panels as in `curves`."""
     finished = done(runs)
     needs(finished, x, value)
     finished = finished.dropna(subset=[x, value])
-    by = [axis for axis in by if axis not in (x, "task")]
+    apart, within = split(finished, [axis for axis in by if axis != x])
     panels, seen = [], []
-    for task, part in by_task(finished):
-        found = cells(part, by)
+    for panel in cells(finished, apart):
+        found = cells(panel.runs, within)
         seen += [(cell.group, cell.member) for cell in found]
         series = [_along(cell, x, value) for cell in found]
-        panels.append(Marks(task, _axis(finished, x), value_axis(part, value), series))
+        panels.append(Marks(panel.name, _axis(finished, x), value_axis(panel.runs, value), series))
     y = value_axis(finished, value)
     return Chart(
         f"{y.label.capitalize()} against {axis_of(x).label}", f"Points: {INTERVAL}.", panels, kinds(seen)
@@ -107,7 +109,10 @@ def _plain(value: object) -> str:
 
 
 def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "test") -> Chart:
-    """`value` against a cost, a point a cell, and the front of those that none beats; a panel a task."""
+    """`value` against a cost, a point a cell, and the front of those that none beats; a panel a task.
+
+    Cells that agree in the first of `by` are one series.
+    """
     finished = done(runs)
     needs(finished, cost, value)
     finished = finished.dropna(subset=[cost, value])
@@ -115,8 +120,9 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
     panels, seen = [], []
     for task, part in by_task(finished):
         found = cells(part, by)
-        seen += [(cell.group, cell.member) for cell in found]
-        series = [_point(cell, cost, value) for cell in found]
+        groups = list(dict.fromkeys(cell.group for cell in found))
+        seen += [(group, "") for group in groups]
+        series = [_points(group, found, cost, value) for group in groups]
         panels.append(Front(task, _axis(part, cost), value_axis(part, value), series))
     y = value_axis(finished, value)
     caption = (
@@ -126,28 +132,39 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
     return Chart(f"{y.label.capitalize()} against {axis_of(cost).label}", caption, panels, kinds(seen))
 
 
-def _point(cell: Cell, cost: str, value: str) -> Series:
-    mean = interval(cell.runs[value].astype(float))
-    at = float(pd.to_numeric(cell.runs[cost]).median())
-    said = f"{cell.name}, n = {mean.n}"
-    return Series(cell.name, [at], [mean.estimate], [mean.low], [mean.high], [said])
+def _points(group: str, found: Sequence[Cell], cost: str, value: str) -> Series:
+    own = [cell for cell in found if cell.group == group]
+    means = [interval(cell.runs[value].astype(float)) for cell in own]
+    return Series(
+        group,
+        [float(pd.to_numeric(cell.runs[cost]).median()) for cell in own],
+        [mean.estimate for mean in means],
+        [mean.low for mean in means],
+        [mean.high for mean in means],
+        [cell.member for cell in own],
+    )
 
 
-def profiles(runs: pd.DataFrame, by: Sequence[str], *, value: str = "test") -> Chart:
-    """Performance profiles: for every score τ the share of a cell's runs above it, averaged over tasks."""
+def profiles(runs: pd.DataFrame, axis: str, over: Sequence[str], *, value: str = "test") -> Chart:
+    """Performance profiles: for every score τ the share of the runs above it, by the values of `axis`.
+
+    Runs of each task and each setting of the axes in `over` are a stratum, and all strata count alike.
+    """
     finished = done(runs)
     needs(finished, value)
     finished = finished.dropna(subset=[value])
-    found = cells(finished, [axis for axis in by if axis != "task"])
-    if len(found) < 2:
-        raise Nothing("a profile compares two cells or more, and there is one")
+    found = cells(finished, [axis])
+    if not 1 < len(found) <= MOST:
+        raise Nothing(f"a profile compares 2 to {MOST} values, and there are {len(found)}")
+    strata = ["task", *(other for other in over if other not in (axis, "task"))]
     levels = _levels(finished[value].to_numpy(dtype=float))
-    series = [_profile(cell, value, levels) for cell in found]
+    series = [_profile(cell, strata, value, levels) for cell in found]
     panel = Bands("", value_axis(finished, value), Axis("runs above it", "share"), series)
     return Chart(
         "Share of runs that score above a threshold",
-        "Performance profiles over seeds and tasks (Agarwal et al. 2021); bands: 95 % stratified bootstrap, "
-        "which is too narrow for few seeds; a curve above another is better at every threshold.",
+        f"Performance profiles over seeds and {', '.join(axis_of(s).label for s in strata)} (Agarwal et al. "
+        "2021). Bands: 95 % stratified bootstrap, too narrow for few seeds. A curve above another is better "
+        "at every threshold.",
         [panel],
         kinds((cell.group, cell.member) for cell in found),
     )
@@ -160,15 +177,15 @@ def _levels(scores: np.ndarray) -> np.ndarray:
     return np.concatenate([[distinct[0] - margin], distinct[:: -(-len(distinct) // LEVELS)]])
 
 
-def _profile(cell: Cell, value: str, levels: np.ndarray) -> Series:
+def _profile(cell: Cell, strata: list[str], value: str, levels: np.ndarray) -> Series:
     """A staircase: the share falls at each score that was reached."""
-    seeds = cell.runs.groupby("task").cumcount()
+    stratum = cell.runs.groupby(strata, dropna=False).ngroup()
+    seed = stratum.groupby(stratum).cumcount()
+    scores = pd.DataFrame({"stratum": stratum, "seed": seed, "score": cell.runs[value]})
     try:
-        table = profile(
-            cell.runs.assign(_seed=seeds).pivot(index="_seed", columns="task", values=value), levels
-        )
+        table = profile(scores.pivot(index="seed", columns="stratum", values="score"), levels)
     except ValueError as uneven:
-        raise Nothing(f"{cell.name}: {uneven}") from uneven
+        raise Nothing(f"{cell.name}: its settings have unequal numbers of seeds") from uneven
     at = np.repeat(table["threshold"].to_numpy(), 2)[1:].tolist()
     share, low, high = (np.repeat(table[c].to_numpy(), 2)[:-1].tolist() for c in ("share", "low", "high"))
     return Series(cell.name, at, share, low, high)

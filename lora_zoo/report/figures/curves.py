@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lora_zoo.report.figures.cells import Cell, axis_of, by_task, cells, done, needs
+from lora_zoo.report.figures.cells import Cell, axis_of, cells, done, needs, split
 from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Series
 from lora_zoo.report.figures.lines import Bands
 from lora_zoo.report.figures.looks import kinds
@@ -21,7 +21,8 @@ def curves(
     y: str = "loss",
     against: str = "step",
 ) -> Chart:
-    """Mean over the seeds of each cell, with a band from the lowest to the highest; one panel a task.
+    """Mean over the seeds of each cell, with a band from the lowest to the highest; a panel a task, and
+    more of them where one would hold too many cells.
 
     `histories` is the long frame of `lora_zoo.results.histories`. `against` "seconds" is the logged time, or
     else steps times the run's median step. Raises Nothing where no run has logged `y`.
@@ -30,14 +31,14 @@ def curves(
     needs(histories, "step", y)
     timed = with_seconds(finished, histories.dropna(subset=[y]))
     needs(timed, against)
-    by = [axis for axis in by if axis != "task"]
+    apart, within = split(finished, by)
     panels, seen = [], []
-    for task, part in by_task(finished):
-        found = [(cell, _series(cell, timed, y, against)) for cell in cells(part, by)]
+    for panel in cells(finished, apart):
+        found = [(cell, _series(cell, timed, y, against)) for cell in cells(panel.runs, within)]
         found = [(cell, series) for cell, series in found if series.x]
         seen += [(cell.group, cell.member) for cell, _ in found]
         if found:
-            panels.append(Bands(task, axis_of(against), _y_axis(y), [series for _, series in found]))
+            panels.append(Bands(panel.name, axis_of(against), _y_axis(y), [series for _, series in found]))
     if not panels:
         raise Nothing(f"no finished run has logged {y}")
     seconds = " Seconds are those of training steps alone." if against == "seconds" else ""

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_zoo.report.figures.chart import Axis, Panel, Series, escaped, finite, plain, plotly_axes
-from lora_zoo.report.figures.looks import Look, Looks, faint
+from lora_zoo.report.figures.looks import Look, Looks, faint, joined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GREY = "#808080"
 FEW_TICKS = 12
+FEW_LABELS = 12
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,13 @@ class Front(Plane):
     def draw_series(self, axes: "Axes", series: Series, look: Look) -> None:
         marks: dict[str, Any] = {"color": look.colour, "linestyle": "none", "marker": look.point[0]}
         axes.errorbar(series.x, series.y, yerr=_arms(series), elinewidth=0.7, **marks)
+        for x, y, text in zip(series.x, series.y, self._labels(series), strict=True):
+            axes.annotate(plain(text), (x, y), (3, 3), textcoords="offset points", fontsize=6)
+
+    def _labels(self, series: Series) -> Sequence[str]:
+        """What stands beside the points: nothing where they are so many that it would overlap."""
+        few = sum(len(one.x) for one in self.series) <= FEW_LABELS
+        return series.said if few and series.said else [""] * len(series.x)
 
     def finish(self, axes: "Axes") -> None:
         x, y = zip(*self.stairs, strict=True) if self.stairs else ((), ())
@@ -195,7 +203,12 @@ class Front(Plane):
     def traces(self, series: Series, look: Look) -> list[dict[str, Any]]:
         below, above = _arms(series)
         bars = {"type": "data", "symmetric": False, "array": finite(above), "arrayminus": finite(below)}
-        return [_line(series, look, self.mode) | {"error_y": {**bars, "thickness": 1, "width": 3}}]
+        labels = [escaped(text) for text in self._labels(series)]
+        mode = {"mode": "markers+text", "text": labels, "textposition": "top right"} if any(labels) else {}
+        names = [f"{escaped(series.name)} {escaped(said)}" for said in series.said or [""] * len(series.x)]
+        hover = {"hovertext": names, "hoverinfo": "text+x+y"}
+        point = _line(series, look, self.mode) | mode | hover
+        return [point | {"error_y": {**bars, "thickness": 1, "width": 3}}]
 
     def plotly(self, looks: Looks) -> dict[str, Any]:
         drawn = super().plotly(looks)
@@ -211,7 +224,12 @@ class Front(Plane):
         return drawn | {"data": [stairs, *drawn["data"]]}
 
     def said(self) -> str:
-        best = [s.name for s in self.series if set(zip(s.x, s.y, strict=True)) & set(self.stairs)]
+        best = [
+            joined(s.name, said)
+            for s in self.series
+            for x, y, said in zip(s.x, s.y, s.said or [""] * len(s.x), strict=True)
+            if (float(x), float(y)) in self.stairs
+        ]
         return f"{super().said()} On the Pareto front: {', '.join(best) or 'none'}."
 
 

@@ -4,7 +4,8 @@
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const of = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const config = { responsive: true, displayModeBar: false };
+  const coarse = matchMedia("(pointer: coarse)").matches; // a finger on a figure scrolls the page
 
   const theme = () => {
     const axis = { gridcolor: of("--rule"), linecolor: of("--rule"), zeroline: false };
@@ -14,7 +15,7 @@
     const { font, axis } = theme();
     const quiet = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false };
     const margin = { l: 8, r: 8, t: 8, b: 8 };
-    return { ...quiet, font, margin, hovermode: "closest", dragmode: "pan",
+    return { ...quiet, font, margin, hovermode: "closest", dragmode: coarse ? false : "zoom",
              ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis } };
   };
 
@@ -70,7 +71,7 @@
         const bars = trace.error_y;
         const whole = bars && (bars.array[i] || bars.arrayminus[i]);
         const ends = whole ? `${(trace.y[i] - bars.arrayminus[i]).toPrecision(4)} to ${(trace.y[i] + bars.array[i]).toPrecision(4)}` : "";
-        return [unescaped(trace.name), x, trace.y[i], ends];
+        return [unescaped(trace.hovertext?.[i] ?? trace.name), x, trace.y[i], ends];
       });
   const tabulate = (details) => {
     const view = details.closest(".view");
