@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import pandas as pd
 
@@ -53,6 +54,11 @@ class Gallery:
         if charts:
             self.views.append(Views(heading, choice, charts))
 
+    def with_subspaces(self, similarities: Mapping[str, pd.DataFrame]) -> Self:
+        """Add the overlaps φ(i, j), by title."""
+        self.add("Subspaces", "pairs", {"all": partial(subspaces, similarities)})
+        return self
+
 
 def gallery(
     runs: pd.DataFrame,
@@ -61,9 +67,8 @@ def gallery(
     axes: Sequence[str],
     *,
     value: str = "test",
-    similarities: Mapping[str, pd.DataFrame] | None = None,
 ) -> Gallery:
-    """Every figure that these runs, which differ in `axes`, can fill. `similarities`: φ by title."""
+    """Every figure that these runs, which differ in `axes`, can fill."""
     found = Gallery()
     by = [axis for axis in axes if axis in runs] or ["variant"]
     _curves(found, runs, histories, by)
@@ -88,8 +93,6 @@ def gallery(
     profiled = {name[axis]: partial(profiles, runs, axis, by, value=value) for axis in by if axis != "task"}
     found.add("Performance profiles", "by", profiled)
     _changes(found, runs, updates, by)
-    if similarities:
-        found.add("Subspaces", "pair", {"all": lambda: subspaces(similarities)})
     return found
 
 

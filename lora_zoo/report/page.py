@@ -73,6 +73,9 @@ class Page:
     figures: Sequence[Views] = ()
     absent: Sequence[str] = ()
     claims: Sequence[Verdict] = ()
+    undecided: Sequence[Verdict] = ()
+    """Claims that these runs say nothing about."""
+    tally: str = ""
     findings: Sequence[Any] | None = None
     """What integrity found; None where nobody looked."""
     axes: Sequence[str] = ()
@@ -81,11 +84,6 @@ class Page:
     columns: Sequence[str] = ()
     runs: Sequence[Line] = ()
     footer: str = ""
-
-    @property
-    def tally(self) -> str:
-        counts = pd.Series([claim.status for claim in self.claims]).value_counts()
-        return ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,14 @@ def html(page: Page) -> str:
 def _shown(page: Page, figures: Sequence[_Figure]) -> Mapping[str, Any]:
     return vars(page) | {
         "figures": figures,
-        "tables": [Markup(table) for table in page.tables],
-        "tally": page.tally,
+        "tables": [_scrolling(table) for table in page.tables],
     }
+
+
+def _scrolling(table: str) -> Markup:
+    """The table's HTML with a box around the table itself, so that a wide one does not widen the page."""
+    box = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
+    return Markup(table.replace("<table>", box).replace("</table>", "</table></div>"))
 
 
 def _drawn(figures: Sequence[Views]) -> list[_Figure]:

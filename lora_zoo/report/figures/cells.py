@@ -29,7 +29,7 @@ AXES = {
     "peak_memory": Axis("peak memory", "bytes"),
     "seconds": Axis("training time", "s"),
     "step": Axis("optimiser step"),
-    "loss": Axis("training loss", "nats per token", log=True),
+    "loss": Axis("training loss", log=True),
     "grad_norm": Axis("gradient norm", log=True),
     "target_modules": Axis("target matrices"),
 }

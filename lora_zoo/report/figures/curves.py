@@ -38,19 +38,25 @@ def curves(
         found = [(cell, series) for cell, series in found if series.x]
         seen += [(cell.group, cell.member) for cell, _ in found]
         if found:
-            panels.append(Bands(panel.name, axis_of(against), _y_axis(y), [series for _, series in found]))
+            panels.append(
+                Bands(panel.name, axis_of(against), _y_axis(y, finished), [series for _, series in found])
+            )
     if not panels:
         raise Nothing(f"no finished run has logged {y}")
     seconds = " Seconds are those of training steps alone." if against == "seconds" else ""
     return Chart(
-        f"{_y_axis(y).label.capitalize()} against {axis_of(against).label}",
+        f"{_y_axis(y, finished).label.capitalize()} against {axis_of(against).label}",
         f"Lines: mean over seeds; bands: lowest to highest seed.{seconds}",
         panels,
         kinds(seen),
     )
 
 
-def _y_axis(y: str) -> Axis:
+def _y_axis(y: str, runs: pd.DataFrame) -> Axis:
+    """The loss is a cross-entropy, but for tasks of regression."""
+    kinds_of_task = set(runs["config.task.kind"]) if "config.task.kind" in runs else set()
+    if y == "loss" and kinds_of_task and "regression" not in kinds_of_task:
+        return replace(axis_of(y), unit="nats")
     if not y.startswith("eval_"):
         return axis_of(y)
     return replace(axis_of(y.removeprefix("eval_")), label=y.removeprefix("eval_").replace("_", " "))
