@@ -212,11 +212,18 @@ def facts(runs: pd.DataFrame) -> dict[str, str]:
         "Model": _listed(runs, "model"),
         "Seeds": _listed(runs, "seed"),
         "Metric": _listed(runs, "metric"),
-        "Ended": str(max(runs["ended"].dropna(), default="")) if "ended" in runs else "",
-        "Machine": ", ".join(_listed(runs, f"environment.{key}") for key in ("device", "packages.torch")),
+        "Ended": _ended(runs),
+        "Machine": _listed(runs, "environment.device"),
+        "torch": _listed(runs, "environment.packages.torch"),
         "Commit": _commits(runs),
     }
-    return {name: text for name, text in said.items() if text.strip(", ")}
+    return {name: text for name, text in said.items() if text}
+
+
+def _ended(runs: pd.DataFrame) -> str:
+    """When the last run ended."""
+    times = pd.to_datetime(runs["ended"], utc=True, errors="coerce").dropna() if "ended" in runs else []
+    return f"{max(times):%Y-%m-%d %H:%M} UTC" if len(times) else ""
 
 
 def _listed(runs: pd.DataFrame, column: str) -> str:

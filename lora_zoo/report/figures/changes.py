@@ -31,7 +31,8 @@ def layer_ranks(updates: pd.DataFrame, measures: Sequence[str] = tuple(RANKS)[:2
     what = " and ".join(RANKS[m].label.removesuffix(" of ΔW") for m in present)
     return Chart(
         f"{what.capitalize()} of ΔW by layer and role{f': {title}' if title else ''}",
-        f"Cells: mean over {_counted(updates)}. Effective rank: exp of σ's entropy (Roy & Vetterli 2007).",
+        f"Cells: mean over {_counted(updates)}. Effective rank: exp of σ's entropy (Roy & Vetterli 2007);"
+        " numerical rank: how many of the recorded σ (64 at most) are above 1e-6 of the first.",
         panels,
     )
 

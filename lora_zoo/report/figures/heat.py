@@ -61,7 +61,8 @@ class Heat(Panel):
         axes.spines[:].set_visible(False)
         if len(self.columns) <= MANY:
             self._write(axes, grid_RC)
-        axes.figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+        if self.high > self.low:
+            axes.figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
 
     def _write(self, axes: "Axes", grid_RC: "np.ndarray[Any, Any]") -> None:
         middle = (self.low + self.high) / 2
@@ -79,6 +80,7 @@ class Heat(Panel):
             "zmax": self.high if self.high > self.low else self.low + 1,
             "colorscale": SCALE.title(),
             "colorbar": {"thickness": 10, "outlinewidth": 0},
+            "showscale": self.high > self.low,
             "hoverongaps": False,
             "xgap": 1,
             "ygap": 1,

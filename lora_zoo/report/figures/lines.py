@@ -45,7 +45,11 @@ class Plane(Panel):
 
     def plotly(self, looks: Looks) -> dict[str, Any]:
         data = [trace for series in self.series for trace in self.traces(series, looks[series.name])]
-        return {"data": data, "layout": plotly_axes(self.x, self.y)}
+        layout = plotly_axes(self.x, self.y)
+        for name, axis, values in (("xaxis", self.x, "x"), ("yaxis", self.y, "y")):
+            if axis.log:
+                layout[name] |= _ticks([v for series in self.series for v in getattr(series, values)])
+        return {"data": data, "layout": layout}
 
     @abstractmethod
     def draw_series(self, axes: "Axes", series: Series, look: Look) -> None: ...
@@ -56,6 +60,16 @@ class Plane(Panel):
     def said(self) -> str:
         ends = (f"{s.name}: {_span(s)}" for s in self.series)
         return f"{self.title or 'Panel'}, {self.y.title} against {self.x.title}: {'; '.join(ends)}."
+
+
+def _ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Ticks of a logarithmic axis: the decades, and 2 and 5 of each where there are few."""
+    positive = [v for v in values if math.isfinite(v) and v > 0]
+    if not positive or max(positive) / min(positive) > 100:
+        return {"dtick": 1}
+    decades = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _span(series: Series) -> str:
