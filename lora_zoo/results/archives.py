@@ -50,7 +50,7 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
     kept |= {
         "config": without_places(config),
-        "command": without_places(_without_out(record.get("command", ""))),
+        "command": portable(record.get("command", "")),
         **{key: without_places(record[key]) for key in ("error", "packed", "environment") if key in record},
         "history": thinned(record.get("history", [])),
         "updates": [_rounded_update(row) for row in record.get("updates", [])],
@@ -84,9 +84,10 @@ def without_places(value: Any) -> Any:
     return _PATH.sub(r"\g<name>", value)
 
 
-def _without_out(command: str) -> str:
-    """A command line without the folder that its results went to."""
-    return shlex.join(word for word in shlex.split(command) if not word.lstrip("+").startswith("out="))
+def portable(command: str) -> str:
+    """A command line without the folder that its results went to, and without places on the machine."""
+    words = [word for word in shlex.split(command) if not word.lstrip("+").startswith("out=")]
+    return str(without_places(shlex.join(words)))
 
 
 def _spaced(numbers: Sequence[int], most: int) -> list[int]:

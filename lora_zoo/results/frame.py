@@ -17,8 +17,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.adapters.budget import parameters
-from lora_zoo.configuration.settings import INERT, INERT_TRAINER
-from lora_zoo.results.provenance import contradiction, stale
+from lora_zoo.results.provenance import changes_results, contradiction, stale
 from lora_zoo.results.sources import Found, found
 
 _PATHS = {
@@ -123,10 +122,9 @@ def axes(frame: pd.DataFrame) -> list[str]:
 
 def _further(columns: Iterable[str]) -> list[str]:
     """The settings without a column of their own that can change a result."""
-    inert = {*INERT, *(f"trainer.{key}" for key in INERT_TRAINER), "seed", "data_seed"}
     ours = [name for name in columns if name.startswith(("config.", "variant.hyperparameters."))]
     keys = {name: name.removeprefix("config.") for name in ours}
-    return [name for name, key in keys.items() if key not in inert and key.partition(".")[0] not in inert]
+    return [name for name, key in keys.items() if changes_results(key) and key not in ("seed", "data_seed")]
 
 
 def _row(record: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
