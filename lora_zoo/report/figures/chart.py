@@ -146,6 +146,8 @@ class Chart:
             if len(self.legend) > 1:
                 handles = [_handle(*entry) for entry in self.legend]
                 figure.legend(handles=handles, loc="outside lower left", ncols=max(1, int(width / 1.6)))
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not again for every format
         return figure
 
     def save(self, stem: str | Path, kinds: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
