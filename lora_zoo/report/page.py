@@ -161,7 +161,7 @@ def _drawn(figures: Sequence[Views]) -> list[_Figure]:
 
 
 def _data_uri(chart: Chart) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(chart.svg()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(chart.svg).decode()}"
 
 
 def _json(tree: Any, **options: Any) -> str:

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,22 +155,28 @@ class Chart:
         """Write `stem`.svg, .pdf and .png (300 dpi); the same chart gives the same bytes."""
         import matplotlib
 
-        figure, paths = self.figure(), []
+        paths = [Path(f"{stem}.{kind}") for kind in kinds]
         with matplotlib.rc_context(STYLE):
-            for kind in kinds:
-                path = Path(f"{stem}.{kind}")
+            for path, kind in zip(paths, kinds, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=300, metadata=UNDATED.get(kind))
-                paths.append(path)
+                if kind == "svg":
+                    path.write_bytes(self.svg)
+                else:
+                    self._drawn.savefig(path, dpi=300, metadata=UNDATED.get(kind))
         return paths
 
+    @cached_property
+    def _drawn(self) -> "Figure":
+        return self.figure()
+
+    @cached_property
     def svg(self) -> bytes:
         """The figure for print, to be embedded in a page."""
         import matplotlib
 
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            self.figure().savefig(buffer, format="svg", metadata=UNDATED["svg"])
+            self._drawn.savefig(buffer, format="svg", metadata=UNDATED["svg"])
         return buffer.getvalue()
 
     def interactive(self) -> list[dict[str, Any]]:

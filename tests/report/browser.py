@@ -92,10 +92,11 @@ def framed(page: Path, script: str, width: int, height: int) -> str:
     return "probe.html"
 
 
-def look(page: Path, script: str, width: int = 1280, height: int = 900) -> dict[str, Any]:
+def look(page: Path, script: str, width: int = 1280, height: int = 900, *flags: str) -> dict[str, Any]:
     """`found` is what `script` returns, which knows `page` (the window) and `document`; and `errors`."""
     with served(page.parent) as address:
-        dom = run("--dump-dom", f"{address}/{framed(page, script, width, height)}")
+        window = f"--window-size={max(500, width)},{height}"
+        dom = run("--dump-dom", window, *flags, f"{address}/{framed(page, script, width, height)}")
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found and found[1], "the page never became ready"
     return json.loads(html.unescape(found[1]))

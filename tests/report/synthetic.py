@@ -70,32 +70,29 @@ def _run(number: int, task: str, variant: str, targets: str, rank: int, seed: in
         "dirty": False,
         "command": f"python -m lora_zoo.run variant={variant} rank={rank} seed={seed} task={task}",
         "config.trainer.warmup_steps": 0.06,
+        "config.task.kind": "generation",
+        "history": _history(seed),
+        "updates": _updates(rank),
+        "experiment_about": {},
     }
 
 
-def histories(frame: pd.DataFrame, steps: tuple[int, ...] = (10, 20, 30)) -> pd.DataFrame:
-    rows = [
-        {"run": run.run, "step": step, "loss": (2 + run.seed / 10) / step, "eval_exact_match": step / 40}
-        for run in frame.itertuples()
-        for step in steps
-    ]
-    return pd.DataFrame(rows)
+def _history(seed: int) -> list[dict[str, float]]:
+    return [{"step": s, "loss": (2 + seed / 10) / s, "grad_norm": 1.0, "epoch": s / 10} for s in (10, 20, 30)]
 
 
-def updates(frame: pd.DataFrame, layers: int = 2, roles: tuple[str, ...] = ("q", "v")) -> pd.DataFrame:
-    """Singular values halve from one to the next; there are as many as the rank."""
-    rows = [
+def _updates(rank: int) -> list[dict[str, Any]]:
+    """Two layers of q and v; singular values halve from one to the next, `rank` of them and a zero."""
+    return [
         {
-            "run": run.run,
             "name": f"model.layers.{layer}.self_attn.{role}_proj",
-            "role": role,
-            "layer": layer,
-            "effective_rank": float(run.rank) - 0.5 * layer,
-            "numerical_rank": run.rank,
-            "singular_values": [(layer + 1) * 0.5**i for i in range(run.rank)],
+            "shape": [128, 128],
+            "norm": 1.0,
+            "relative_norm": 0.1,
+            "stable_rank": 1.5,
+            "effective_rank": rank - 0.5 * layer,
+            "singular_values": [(layer + 1) * 0.5**i for i in range(rank)] + [0.0],
         }
-        for run in frame.itertuples()
-        for layer in range(layers)
-        for role in roles
+        for layer in range(2)
+        for role in ("q", "v")
     ]
-    return pd.DataFrame(rows)
