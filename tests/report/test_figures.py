@@ -146,7 +146,7 @@ def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:
     assert math.isnan(heat.values[0][2])
     assert heat.values[1] == pytest.approx([0.55, 0.59, 0.67, 0.79])
     for panel in chart.panels:
-        assert (panel.low, panel.high) == pytest.approx((0.53, 0.86)), "one scale for all panels"
+        assert (panel.low, panel.high) == pytest.approx((0.53, 0.84)), "one scale for all panels"
     assert heat.plotly({})["data"][0]["z"][0][2] is None
 
 
