@@ -2,8 +2,6 @@
 
 import copy
 import json
-import statistics
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ import pytest
 from lora_zoo.adapters.registry import variants
 from lora_zoo.configuration import commandline, precheck
 from lora_zoo.configuration.settings import Settings, register
-from lora_zoo.results import table
 from lora_zoo.results.identity import identity, readable_name, without_effect
 from lora_zoo.results.record import RESULT, SCHEMA, Record, claim_folder, plain
 
@@ -113,28 +110,3 @@ def test_settings_are_not_changed_by_being_named() -> None:
     identity(one, LORA)
     readable_name(one, LORA)
     assert one == before
-
-
-def test_a_table_shows_means_over_seeds_and_says_what_made_them(tmp_path: Path) -> None:
-    for seed, value in ((0, 0.5), (1, 0.7)):
-        folder = claim_folder(tmp_path, "run")
-        one = settings(f"seed={seed}")
-        record = Record(
-            folder, name="x", seed=seed, config=asdict(one), command="python -m lora_zoo.run", metric="m"
-        )
-        record.update(
-            variant={"name": "lora"}, parameters={"trainable": 1234}, timings={"steps": 7, "step_median": 1.0}
-        )
-        record.update(
-            environment={"commit": "abcdef", "dirty": False, "threads": 1}, zero_shot={"test": {"m": 0.1}}
-        )
-        record.end("done", metrics={"test": {"m": value}})
-    Record(claim_folder(tmp_path, "run"), name="y", seed=2, metric="m").end("failed")
-    frame = table.load(tmp_path)
-    text = table.markdown(frame)
-    spread = statistics.stdev([0.5, 0.7])
-    assert f"| lora | 0.600 ± {spread:.3f} | 0.100 | 2 | 1,234 | 1.000 |" in text
-    for part in ("pocket-sql", "steps 7", "seeds 0, 1", "commit abcdef", "1 runs did not finish"):
-        assert part in text
-    with pytest.raises(ValueError, match=r"no result\.json"):
-        table.load(tmp_path / "nowhere")

@@ -80,7 +80,7 @@ def without_places(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.startswith(("/", "~/")) and not {"{", "\n"} & set(value):
-        return PurePath(value).name
+        return PurePath(value).name or value
     return _PATH.sub(r"\g<name>", value)
 
 

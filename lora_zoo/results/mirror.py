@@ -24,7 +24,10 @@ from lora_zoo.results.wandb_session import failures, survived
 
 BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
-MIRRORED = ("state", "metrics", "zero_shot", "parameters", "timings", "memory")
+MIRRORED = (
+    *("state", "metrics", "zero_shot", "parameters", "timings", "memory", "retention"),
+    *("command", "started", "metric", "variant", "adapter", "data", "environment", "made_of"),
+)
 COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective rank", "top singular values")
 TOP = 8
 LIMITS = {"init_timeout": 60.0, "finish_timeout": 600.0, "finish_timeout_raises": True}  # seconds
