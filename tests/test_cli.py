@@ -15,6 +15,7 @@ import pytest
 import transformers as tf
 
 from lora_zoo.adapters.registry import variants
+from lora_zoo.results.provenance import contradiction, stale
 
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
@@ -48,6 +49,11 @@ def test_the_front_door(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("dora-r8-qv-pocket-pocket-sql-s0-")
     assert folder.name.endswith(result["identity"])
+    assert len(result["made_of"]["settings"]) == len(result["made_of"]["source"]) == 16
+    assert (stale(result), contradiction(result, folder)) == ("", "")
+    adapter = json.loads((folder / "adapter" / "adapter.json").read_text())
+    (folder / "adapter" / "adapter.json").write_text(json.dumps(adapter | {"variant": "lora"}))
+    assert contradiction(result, folder).startswith("its saved adapter says variant=lora")
     outcomes = [json.loads(line) for line in (folder / "examples-test.jsonl").read_text().splitlines()]
     assert len(outcomes) == 30
     mean = sum(o["score"] for o in outcomes) / 30

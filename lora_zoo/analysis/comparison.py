@@ -89,6 +89,10 @@ class Cells:
         The best was picked by the same numbers, so that p is corrected by Holm for all pairs of cells and not
         for those with the best alone, which would declare a best too often; intervals are Bonferroni's.
         """
+        return dict(self._against)
+
+    @cached_property
+    def _against(self) -> dict[Cell, Difference]:
         best = self.best()
         pairs = list(itertools.combinations(self.cells, 2))
         level = 1 - 0.05 / max(len(pairs), 1)

@@ -15,9 +15,8 @@ from typing import Any, final
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
-from statsmodels.stats.multitest import multipletests
 
 NAN = float("nan")
 
@@ -65,7 +64,7 @@ def interval(values: Any, level: float = 0.95) -> Interval:
     x = _finite(np.asarray(values, dtype=float))
     if len(x) < 2:
         return Interval(x.mean() if len(x) else NAN, NAN, NAN, len(x), level)
-    half = stats.t.ppf((1 + level) / 2, len(x) - 1) * stats.sem(x)
+    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * _error(x)
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), level)
 
 
@@ -86,7 +85,7 @@ def paired(a: pd.Series, b: pd.Series, level: float = 0.95) -> Difference:
         how = f"sign test over {n} seeds, whose differences are all equal"
         return Difference(float(d.mean()), low, high, p, n, None, how, level)
     mean = interval(d, level)
-    p = float(stats.ttest_1samp(d, 0.0).pvalue)
+    p = float(2 * special.stdtr(n - 1, -abs(mean.estimate) / _error(d)))
     return Difference(mean.estimate, mean.low, mean.high, p, n, None, f"paired t over {n} seeds", level)
 
 
@@ -164,9 +163,14 @@ def mcnemar(a: pd.Series, b: pd.Series, level: float = 0.95) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; a p that is not known counts as 1 and is one of the family."""
+    """Holm's step-down correction; a p that is not known counts as 1 and is one of the family.
+
+    Four lines, since statsmodels' multipletests collects garbage at each call: 0.3 s beside torch.
+    """
     p = np.nan_to_num(np.asarray(p_values, dtype=float), nan=1.0)
-    return multipletests(p, method="holm")[1].tolist() if len(p) else []
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(stepped, 1.0)[np.argsort(order)].tolist()
 
 
 def _matched(a: pd.Series, b: pd.Series) -> np.ndarray:
@@ -174,8 +178,15 @@ def _matched(a: pd.Series, b: pd.Series) -> np.ndarray:
         if not one.index.is_unique:
             twice = sorted(map(str, one.index[one.index.duplicated()].unique()))
             raise ValueError(f"seeds stand twice: {', '.join(twice)}; a paired test needs one run a seed")
-    common = a.index.intersection(b.index)
-    return (a.loc[common].astype(float) - b.loc[common].astype(float)).to_numpy()
+    if not a.index.equals(b.index):
+        common = a.index.intersection(b.index)
+        a, b = a.loc[common], b.loc[common]
+    return a.to_numpy(float) - b.to_numpy(float)
+
+
+def _error(x: np.ndarray) -> float:
+    """The standard error of a mean."""
+    return float(x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def _finite(x: np.ndarray) -> np.ndarray:
