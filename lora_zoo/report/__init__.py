@@ -6,21 +6,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from lora_zoo.report.page import Page
     from lora_zoo.report.typeset import Table
 
 FORMATS = ("md", "tex", "csv", "html")
+PAGE = "report.html"
+VIEWS = 6  # of a figure, as files
 
 
 def write(*sources: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of the runs in these folders and archives; returns the folder that it lies in.
 
+    It holds the tables, figures/ for print, and all of it as one page, report.html. Runs that are mirrored in
+    Weights & Biases get it there, too, in their sweep's group.
+
     `out` is `report` in the source where that is one folder, else in the working folder. An earlier report's
     files are replaced. ValueError where there are no runs, or none that may be counted.
     """
+    from lora_zoo.report import wandb_side
     from lora_zoo.report.tables import tables
     from lora_zoo.results import load
 
-    return write_tables(tables(load(*sources)), place(*sources) if out is None else Path(out), FORMATS)
+    frame = load(*sources)
+    made, folder = tables(frame), place(*sources) if out is None else Path(out)
+    write_tables(made, folder, FORMATS)
+    page = write_page(frame, made, folder)
+    wandb_side.mirror(frame, made, page, write_figures(page, folder), folder)
+    return folder
 
 
 def place(*sources: str | Path) -> Path:
@@ -41,6 +55,27 @@ def write_tables(tables: "Sequence[Table]", out: Path, formats: Sequence[str]) -
 
 def _of_file(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
+
+
+def write_page(frame: "pd.DataFrame", tables: "Sequence[Table]", out: Path) -> "Page":
+    """Write `out`/report.html and return what it says."""
+    from lora_zoo.report.contents import page_of
+    from lora_zoo.report.page import html
+
+    page = page_of(frame, [table.html() for table in tables])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PAGE).write_text(html(page), encoding="utf-8")
+    return page
+
+
+def write_figures(page: "Page", out: Path) -> dict[str, Path]:
+    """Write each figure, of long lists the first, to `out`/figures as SVG, PDF and PNG; the PNGs by name."""
+    pngs = {}
+    for views in page.figures:
+        for name, chart in list(views.charts.items())[:VIEWS]:
+            stem = _of_file(f"{views.heading} {name}".lower().replace("δ", "d"))[:100].strip("-")
+            *_, pngs[stem] = chart.save(out / "figures" / stem)
+    return pngs
 
 
 __all__ = ["write"]

@@ -1,11 +1,17 @@
-"""Tables of recorded runs, from folders and archives: shown, and written as Markdown, LaTeX, CSV and HTML."""
+"""Reports of recorded runs, from folders and archives.
+
+Tables are shown, and written as Markdown, LaTeX, CSV and HTML; figures as SVG, PDF and PNG; and all of it,
+with the claims, the findings and every run's command, as one page that needs no network: report.html.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from lora_zoo.report import FORMATS, place, write_tables
+from lora_zoo.report import FORMATS, place, write_figures, write_page, write_tables
 from lora_zoo.terminal import say
+
+ALL = (*FORMATS, "figures", "page")
 
 
 def main() -> None:
@@ -14,8 +20,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; default: report, in the folder given")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="also keep the runs in FILE, a *.jsonl.gz")
     parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=FORMATS, help="what to write; default: all"
+        "--format",
+        nargs="+",
+        choices=ALL,
+        default=ALL,
+        metavar="FORMAT",
+        help=f"of {', '.join(ALL)}; default: all",
     )
+    parser.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
     given = parser.parse_args()
     try:
         report(given)
@@ -26,6 +38,7 @@ def main() -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Show and write what the command line asks for."""
+    from lora_zoo.report import wandb_side
     from lora_zoo.report.tables import tables
     from lora_zoo.results import archive, load
 
@@ -36,7 +49,14 @@ def report(given: argparse.Namespace) -> None:
     if given.pack is not None:
         packed = archive(frame, given.pack)
         say(f"{len(frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
-    say(f"written to {write_tables(made, given.out or place(*given.sources), given.format)}")
+    folder = write_tables(made, given.out or place(*given.sources), [f for f in given.format if f in FORMATS])
+    if given.wandb or {"page", "figures"} & {*given.format}:
+        page = write_page(frame, made, folder)
+    if given.wandb or "figures" in given.format:
+        pngs = write_figures(page, folder)
+    if given.wandb:
+        say(wandb_side.mirror(frame, made, page, pngs, folder) or "W&B was not reached")
+    say(f"written to {folder}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.results import wandb_session
@@ -34,6 +34,13 @@ LIMITS = {"init_timeout": 60.0, "finish_timeout": 600.0, "finish_timeout_raises"
 QUIET = {"silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True}
 
 
+class Sheet(NamedTuple):
+    """A table: in each row a value for each of the columns."""
+
+    columns: list[str | int]
+    rows: list[list[Any]]
+
+
 class Mirror(ABC):
     """A run as W&B sees it. Leaving the `with` block closes it whatever happened inside."""
 
@@ -48,6 +55,10 @@ class Mirror(ABC):
     @abstractmethod
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None:
         """Write the outcome and close; exit code 0 only if `result["state"]` is done."""
+
+    @abstractmethod
+    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None:
+        """Tables and images by their names there."""
 
     @abstractmethod
     def close(self, exit_code: int) -> None:
@@ -67,6 +78,8 @@ class NoMirror(Mirror):
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
 
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None: ...
+
+    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
 
@@ -121,6 +134,16 @@ class WandbMirror(Mirror):
                 self._keep(adapter)
         self.close(0 if result.get("state") == "done" else 1)
 
+    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None:
+        with survived("did not take the tables"):
+            made = {
+                name: self.wandb.Table(columns=sheet.columns, data=sheet.rows)
+                for name, sheet in tables.items()
+            }
+            self.run.log(made)
+        with survived("did not take the figures"):
+            self.run.log({name: self.wandb.Image(str(path)) for name, path in images.items()})
+
     def _keep(self, adapter: Path) -> None:
         artifact = self.wandb.Artifact(artifact_name(self.run.name), type="model")
         add = artifact.add_dir if adapter.is_dir() else artifact.add_file
@@ -142,11 +165,13 @@ def open_mirror(
     config: dict[str, Any],
     group: str | None,
     tags: Sequence[str],
+    job_type: str | None = None,
 ) -> Mirror:
     """Open the mirror that `tracking` asks for, its files under `directory`/wandb.
 
     Mode auto is WANDB_MODE if set, else online for a user who is logged in, else offline. An online run that
-    cannot be opened becomes an offline one. ValueError for a backend or mode that does not exist.
+    cannot be opened becomes an offline one. `job_type` sets runs apart that are no trainings: "report".
+    ValueError for a backend or mode that does not exist.
     """
     backend, mode = tracking.get("backend", "wandb"), wandb_session.mode(tracking.get("mode", "auto"))
     if backend not in BACKENDS:
@@ -155,7 +180,10 @@ def open_mirror(
         return NoMirror()
     chosen = {key: tracking.get(key) or None for key in ("project", "entity", "notes")}
     labels = dict.fromkeys(str(tag)[:64] for tag in (*(tracking.get("tags") or ()), *tags) if tag)
-    init = redacted(chosen | {"name": name, "group": group, "tags": list(labels), "config": plain(config)})
+    init = redacted(
+        chosen
+        | {"name": name, "group": group, "job_type": job_type, "tags": list(labels), "config": plain(config)}
+    )
     init |= {"dir": str(directory.resolve())}
     with contextlib.ExitStack() as surroundings, survived("mirrors nothing of this run"):
         surroundings.enter_context(wandb_session.environment(directory.resolve() / "wandb"))
@@ -188,4 +216,4 @@ def artifact_name(run_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"
 
 
-__all__ = ["Mirror", "NoMirror", "WandbMirror", "open_mirror"]
+__all__ = ["Mirror", "NoMirror", "Sheet", "WandbMirror", "open_mirror"]

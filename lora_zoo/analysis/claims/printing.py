@@ -1,0 +1,93 @@
+"""The ledger for people: a table on the terminal, Markdown, JSON."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_zoo.analysis.claims import Entry
+from lora_zoo.analysis.claims.verdicts import Status
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLOURS = {Status.SUPPORTED: "green", Status.NOT_SUPPORTED: "red", Status.INCONCLUSIVE: "yellow"}
+HEAD = ("claim", "source", "verdict", "effect", "n", "found")
+
+
+def effect(entry: Entry) -> str:
+    """The deciding estimate with its interval, level and unit; "" where nothing was compared."""
+    made = entry.verdict.effect
+    if made is None:
+        return ""
+    bounds = "" if math.isnan(made.low) else f" [{made.low:.3g}, {made.high:.3g}]"
+    return f"{made.estimate:.3g}{bounds} {entry.verdict.unit}"
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    """The cells of `HEAD` but the first, which is the id and what the claim says."""
+    n = str(entry.verdict.n) if entry.verdict.n else ""
+    found = entry.verdict.said
+    if entry.against:
+        found += f" (contradicts {', '.join(entry.against)})"
+    return (f"{entry.paper}, {entry.where}".rstrip(", "), entry.verdict.status, effect(entry), n, found)
+
+
+def totals(entries: Sequence[Entry]) -> str:
+    """How many claims have which status."""
+    counts = Counter(entry.verdict.status for entry in entries)
+    said = [f"{counts[status]} {status}" for status in Status if counts[status]]
+    return f"{len(entries)} claims: {', '.join(said)}."
+
+
+def contradictions(entries: Sequence[Entry]) -> Iterator[str]:
+    """A sentence for each pair of claims that cannot both be true."""
+    by_id = {entry.id: entry for entry in entries}
+    pairs = {tuple(sorted((e.id, other))): None for e in entries for other in e.against if other in by_id}
+    for one, other in pairs:
+        a, b = (f"{name} ({by_id[name].verdict.status})" for name in (one, other))
+        yield f"{a} against {b}"
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for entry in entries:
+        cells = (f"**{entry.id}**: {entry.says}", *row(entry))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    pairs = [f"* {pair}" for pair in contradictions(entries)]
+    return "\n".join([totals(entries), "", *lines, "", "Contradictions among the sources:", "", *pairs])
+
+
+def as_json(entries: Sequence[Entry]) -> str:
+    """A list of objects, one a claim; what is not known is null."""
+    return json.dumps([_plain(entry) for entry in entries], indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    made = entry.verdict.effect
+    numbers = None if made is None else {key: _number(value) for key, value in vars(made).items()}
+    return vars(entry) | {
+        "against": list(entry.against),
+        "verdict": vars(entry.verdict) | {"status": str(entry.verdict.status), "effect": numbers},
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def table(entries: Sequence[Entry]) -> "Table":
+    """The ledger for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*HEAD, title=totals(entries), show_lines=True, expand=True)
+    for column, ratio in zip(made.columns, (5, 3, 2, 3, 1, 6), strict=True):
+        column.ratio, column.overflow = ratio, "fold"
+    for entry in entries:
+        claim = Text.assemble((entry.id, "bold"), "\n", entry.says)
+        source, status, size, n, found = row(entry)
+        colour = COLOURS.get(entry.verdict.status, "dim")
+        made.add_row(claim, Text(source), Text(status, colour), Text(size), Text(n), Text(found))
+    return made

@@ -1,0 +1,248 @@
+"""What claims read off the result table: cells by the table's own protocol, and quantities of single runs.
+
+Whatever is not there as expected raises Missing with a sentence, never another error: a claim is asked of
+any results at all.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.analysis.cells import cells
+from lora_zoo.analysis.claims.verdicts import Comparison
+from lora_zoo.results import column, updates
+
+SETTING = ("model", "task", "steps", "batch_size")
+"""Runs that differ in one of these are never compared with each other."""
+
+LR, RATIO = "task_lr", "variant.hyperparameters.loraplus_lr_ratio"
+
+Measure = Callable[[pd.Series], float]
+"""A number of one run (a row of the frame), or Missing."""
+
+
+class Missing(LookupError):
+    """Something that a claim needs is not in the results; the message says what."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one experiment on one model and task, all of them finished."""
+
+    frame: pd.DataFrame
+    setting: str
+
+    def said(self, text: str) -> str:
+        return f"{self.setting}: {text}" if self.setting else text
+
+    def named(self, comparison: Comparison) -> Comparison:
+        return replace(comparison, label=self.said(comparison.label))
+
+    def values(self, axis: str) -> list[Any]:
+        """The values of `axis`, in order. Missing unless there are two."""
+        found = self._axis(axis).dropna().unique().tolist()
+        if len(found) < 2:
+            raise Missing(f"only {axis}={found[0]} was run" if found else f"no runs with {axis}")
+        return sorted(found)
+
+    def of(
+        self, where: Mapping[str, Any], value: str | Measure = "test", *, tune: Sequence[str] | None = None
+    ) -> pd.Series:
+        """`value` by seed in the cell `where`; `tune` (default: the experiment's) is chosen on validation."""
+        chosen = self.frame[self._matches(where)]
+        words = ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
+        if chosen.empty:
+            raise Missing(f"no runs with {words}")
+        axes = [axis for axis in self._tuned(tune) if axis not in where and chosen[axis].notna().any()]
+        if axes and not self._numbers(chosen, "validation").notna().any():
+            raise Missing(f"the runs with {words} have no validation to choose {', '.join(axes)} by")
+        chosen = chosen.assign(measured=self._measured(chosen, value), cell=words)
+        try:
+            table = cells(chosen, by=["cell"], value="measured", tune=axes).cells
+        except ValueError as refusal:
+            raise Missing(f"{words}: {refusal}") from refusal
+        values = table[0].values if table else pd.Series(dtype=float)
+        values = values[np.isfinite(values)]
+        if values.empty:
+            raise Missing(f"the runs with {words} have no {_name(value)}")
+        return values
+
+    def difference(
+        self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
+    ) -> pd.Series:
+        """`one` - `other`, paired by seed."""
+        return paired(self.of(one, value), self.of(other, value), lambda a, b: a - b)
+
+    def ratio(
+        self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
+    ) -> pd.Series:
+        """`one` / `other`, paired by seed; Missing unless both are positive."""
+        a, b = self.of(one, value), self.of(other, value)
+        if (a <= 0).any() or (b <= 0).any():
+            raise Missing(f"{_name(value)} is not positive, so there is no ratio")
+        return paired(a, b, lambda a, b: a / b)
+
+    @property
+    def point(self) -> float:
+        """One point of the metric: 0.01 where it lies in 0..1, 1 where it counts to 100."""
+        scores = self._numbers(self.frame, "test").abs()
+        return 1.0 if scores.max() > 1 else 0.01
+
+    @property
+    def metric(self) -> str:
+        names = self.frame["metric"].dropna().unique().tolist() if "metric" in self.frame else []
+        return str(names[0]) if len(names) == 1 else "score"
+
+    def _axis(self, axis: str) -> pd.Series:
+        if axis not in self.frame:
+            raise Missing(f"the results have no {axis}")
+        return self.frame[axis]
+
+    def _matches(self, where: Mapping[str, Any]) -> pd.Series:
+        matches = pd.Series(True, index=self.frame.index)
+        for axis, wanted in where.items():
+            matches &= self._axis(axis).map(_plain) == _plain(wanted)
+        return matches
+
+    def _tuned(self, tune: Sequence[str] | None) -> list[str]:
+        if tune is None:
+            abouts = self.frame["experiment_about"] if "experiment_about" in self.frame else pd.Series()
+            about = next((a for a in abouts if isinstance(a, dict)), {})
+            tune = about.get("tune") or []
+        try:
+            return [column(self.frame, axis) for axis in tune]
+        except ValueError as unknown:
+            raise Missing(str(unknown)) from unknown
+
+    def _measured(self, chosen: pd.DataFrame, value: str | Measure) -> pd.Series:
+        if callable(value):
+            return chosen.apply(value, axis=1).astype(float)
+        return self._numbers(chosen, value)
+
+    def _numbers(self, chosen: pd.DataFrame, column: str) -> pd.Series:
+        if column not in chosen:
+            return pd.Series(math.nan, index=chosen.index)
+        return pd.to_numeric(chosen[column], errors="coerce")
+
+
+def contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
+    """The finished runs of an experiment ("": of no experiment) by model, task, steps and batch size."""
+    if frame.empty or "seed" not in frame:
+        return
+    names = frame["experiment"].fillna("") if "experiment" in frame else pd.Series("", index=frame.index)
+    wanted = names == experiment
+    if "state" in frame:
+        wanted &= frame["state"] == "done"
+    wanted &= frame["seed"].notna()
+    mine = frame[wanted]
+    keys = [key for key in SETTING if key in mine]
+    if mine.empty or not keys:
+        yield from [] if mine.empty else [Runs(mine, "")]
+        return
+    told = [key for key in keys if key in ("model", "task") or mine[key].nunique(dropna=False) > 1]
+    for values, part in mine.groupby(keys, dropna=False):
+        setting = dict(zip(keys, values, strict=True))
+        words = [str(setting[key]) if key in ("model", "task") else f"{key}={setting[key]}" for key in told]
+        yield Runs(part, ", ".join(words))
+
+
+def paired(a: pd.Series, b: pd.Series, join: Callable[[pd.Series, pd.Series], pd.Series]) -> pd.Series:
+    """`join` of what both have of the same seed. Missing where they share none."""
+    both = a.index.intersection(b.index)
+    if both.empty:
+        raise Missing("the cells share no seed")
+    return join(a[both], b[both])
+
+
+def by_seed(columns: Mapping[Any, pd.Series]) -> pd.DataFrame:
+    """Seeds x cells, of the seeds that all cells have. Missing where they share none."""
+    table = pd.DataFrame(dict(columns)).dropna()
+    if table.empty:
+        raise Missing("the cells share no seed")
+    return table
+
+
+def slope(columns: Mapping[float, pd.Series]) -> pd.Series:
+    """By seed, the slope of log(value) on log(key): the exponent of a power law."""
+    table = by_seed(columns)
+    if (table <= 0).any(axis=None):
+        raise Missing("a value is not positive, so there is no power law")
+    x = np.log(np.array(table.columns, dtype=float))
+    return table.apply(lambda row: float(np.polyfit(x, np.log(row.to_numpy(dtype=float)), 1)[0]), axis=1)
+
+
+def early_loss(run: pd.Series) -> float:
+    """The mean training loss logged in the first quarter of the steps."""
+    logged = _logged(run, "loss")
+    end = max(step for step, _ in _logged(run, "loss"))
+    early = [loss for step, loss in logged if step <= end / 4]
+    return float(np.mean(early)) if early else math.nan
+
+
+def gradient_norm(run: pd.Series) -> float:
+    """The mean norm of the gradient (before clipping) over all logged steps after the first.
+
+    At the first step only one of LoRA's factors has a gradient.
+    """
+    return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
+
+
+def forgotten(run: pd.Series) -> float:
+    """How much the loss on the text of pretraining grew."""
+    before, after = (run.get(f"retention_{when}") for when in ("before", "after"))
+    return _number(after) - _number(before)
+
+
+def change_correlation(run: pd.Series) -> float:
+    """Pearson's correlation of ΔM and ΔD over the query matrices of one run; NaN for fewer than 3 of them."""
+    matrices = changes(run)
+    if not {"magnitude_change", "direction_change"} <= set(matrices):
+        raise Missing("the runs recorded no changes of magnitude and direction")
+    mine = matrices[matrices["role"] == "q"][["magnitude_change", "direction_change"]].dropna().astype(float)
+    if len(mine) < 3 or (mine.std() == 0).any():
+        return math.nan
+    return float(np.corrcoef(mine.to_numpy().T)[0, 1])
+
+
+def changes(run: pd.Series) -> pd.DataFrame:
+    """One row a changed matrix of a run: name, role, layer, norm, numerical_rank, … Missing without any."""
+    try:
+        found = updates(run.to_frame().T)
+    except (KeyError, TypeError, IndexError, ValueError) as unreadable:
+        raise Missing("the runs recorded no ΔW") from unreadable
+    if found.empty:
+        raise Missing("the runs recorded no ΔW")
+    return found
+
+
+def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
+    """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
+    history = run.get("history")
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    pairs = [(_number(entry.get("step")), _number(entry.get(what))) for entry in entries]
+    found = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    if not found:
+        raise Missing(f"the runs logged no {what}")
+    return found
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _plain(value: Any) -> Any:
+    """A value of an axis so that equal settings are equal: 8 and 8.0, "q,v" and "v,q"."""
+    if isinstance(value, str):
+        return ",".join(sorted(value.split(",")))
+    return float(value) if isinstance(value, int | float | np.number) else value
+
+
+def _name(value: str | Measure) -> str:
+    return value if isinstance(value, str) else value.__name__.replace("_", " ")

@@ -1,0 +1,28 @@
+"""Figures of results: each function takes plain frames and gives a `Chart`.
+
+frame = lora_zoo.results.load("runs")
+chart = figures.against(frame, "rank", by=["variant"])
+chart.save("figures/rank")                                # .svg, .pdf, .png
+plotly.graph_objects.Figure(chart.interactive()[0])       # the same for a notebook
+"""
+
+from lora_zoo.report.figures.changes import layer_ranks, spectra, subspaces
+from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Panel, Series
+from lora_zoo.report.figures.comparisons import against, grid, pareto, profiles
+from lora_zoo.report.figures.curves import curves
+
+__all__ = [
+    "Axis",
+    "Chart",
+    "Nothing",
+    "Panel",
+    "Series",
+    "against",
+    "curves",
+    "grid",
+    "layer_ranks",
+    "pareto",
+    "profiles",
+    "spectra",
+    "subspaces",
+]

@@ -1,0 +1,114 @@
+"""Heat maps with their numbers written into the cells."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from lora_zoo.report.figures.chart import Axis, Panel, escaped, finite, plain
+from lora_zoo.report.figures.looks import SCALE, Looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MANY = 14  # columns beyond which numbers would not be readable
+
+
+@final
+@dataclass(frozen=True)
+class Heat(Panel):
+    """`values[row][column]`, NaN where nothing was measured; the numbers are written into the cells.
+
+    `low` and `high` are the ends of the colour scale, the same for panels that are to be compared; the
+    chart's or the panel's title says what `colour` says, the bar beside the map does not repeat it.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float]]
+    colour: Axis
+    low: float
+    high: float
+    digits: int = 3
+    notes: Sequence[Sequence[str]] = ()
+    """More on each cell, shown on hovering: how many runs, the interval."""
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return (max(2.8, 1.4 + 0.34 * min(len(self.columns), MANY)), max(1.5, 0.9 + 0.24 * len(self.rows)))
+
+    @property
+    def pixels(self) -> int:
+        return 110 + 34 * max(3, len(self.rows))
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.digits}g}" if math.isfinite(value) else ""
+
+    def draw(self, axes: "Axes", looks: Looks) -> None:
+        grid_RC = np.array(self.values, dtype=float)
+        image = axes.imshow(grid_RC, cmap=SCALE, vmin=self.low, vmax=self.high, aspect="auto")
+        every = math.ceil(len(self.columns) / MANY)
+        axes.set_xticks(range(0, len(self.columns), every), [plain(c) for c in self.columns[::every]])
+        axes.set_yticks(range(len(self.rows)), [plain(row) for row in self.rows])
+        axes.set_xlabel(plain(self.x.title))
+        axes.set_ylabel(plain(self.y.title))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if len(self.columns) <= MANY:
+            self._write(axes, grid_RC)
+        if self.high > self.low:
+            axes.figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+
+    def _write(self, axes: "Axes", grid_RC: "np.ndarray[Any, Any]") -> None:
+        middle = (self.low + self.high) / 2
+        for (row, column), value in np.ndenumerate(grid_RC):
+            ink = "white" if value < middle else "black"
+            axes.text(column, row, self.text(value), ha="center", va="center", color=ink, fontsize=6)
+
+    def plotly(self, looks: Looks) -> dict[str, Any]:
+        trace = {
+            "type": "heatmap",
+            "x": [escaped(column) for column in self.columns],
+            "y": [escaped(row) for row in self.rows],
+            "z": [finite(row) for row in self.values],
+            "zmin": self.low,
+            "zmax": self.high if self.high > self.low else self.low + 1,
+            "colorscale": SCALE.title(),
+            "colorbar": {"thickness": 10, "outlinewidth": 0},
+            "showscale": self.high > self.low,
+            "hoverongaps": False,
+            "xgap": 1,
+            "ygap": 1,
+            "hovertemplate": "%{y}, %{x}: %{z:.4g}%{customdata}<extra></extra>",
+            "customdata": [[f"<br>{escaped(n)}" if n else "" for n in row] for row in self._notes()],
+        }
+        if len(self.columns) <= MANY:
+            trace |= {"text": [[self.text(v) for v in row] for row in self.values], "texttemplate": "%{text}"}
+        x = {"type": "category", "title": {"text": escaped(self.x.title)}, "automargin": True}
+        y = {"type": "category", "title": {"text": escaped(self.y.title)}, "automargin": True}
+        return {"data": [trace], "layout": {"xaxis": x, "yaxis": y | {"autorange": "reversed"}}}
+
+    def _notes(self) -> Sequence[Sequence[str]]:
+        return self.notes or [[""] * len(self.columns) for _ in self.rows]
+
+    def said(self) -> str:
+        cells = [
+            (value, row, column)
+            for row, line in zip(self.rows, self.values, strict=True)
+            for column, value in zip(self.columns, line, strict=True)
+            if math.isfinite(value)
+        ]
+        what = f"{self.title or 'Panel'}, {self.colour.title} by {self.y.label} and {self.x.label}"
+        if not cells:
+            return f"{what}: no values."
+        (least, row, column), (most, row_most, column_most) = min(cells), max(cells)
+        low, high = self.text(least), self.text(most)
+        return f"{what}: from {low} ({row}, {column}) to {high} ({row_most}, {column_most})."
+
+
+__all__ = ["Heat"]

@@ -1,0 +1,367 @@
+"""The page: complete, one file, no network, nothing that results can smuggle in, fit for every screen."""
+
+import base64
+import gzip
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import browser
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+from synthetic import sweep
+
+from lora_zoo.report import page as pages
+from lora_zoo.report.contents import page_of
+from lora_zoo.report.gallery import Views
+from lora_zoo.report.tables import tables
+
+EVIL = "<script>pwned=1</script><img src=x onerror=pwned=2>"
+OWN = {"data:", "#"}
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, the text of scripts and styles, and all other text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.inside: list[tuple[str, dict[str, str], str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self.tags[-1] if self.tags else ("", {})
+        if tag in ("script", "style") and self.cdata_elem:
+            self.inside.append((tag, attributes, data))
+        else:
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return sweep(variants=("lora", "dora", "pissa"), targets=("q", "q,v"), tasks=("pocket-sql", "pocket-nli"))
+
+
+@pytest.fixture(scope="module")
+def text(frame: pd.DataFrame) -> str:
+    similarity = {"r2 in r8": pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=[1, 2], columns=[1, 2])}
+    return pages.html(page_of(frame, [table.html() for table in tables(frame)], similarities=similarity))
+
+
+@pytest.fixture(scope="module")
+def hostile() -> str:
+    """Markup wherever results hold words."""
+    runs = sweep(variants=("lora", EVIL)).assign(name=EVIL, model=EVIL, task=EVIL, command=EVIL, commit=EVIL)
+    runs["config.model.path"] = EVIL
+    runs["experiment_about"] = [{"name": EVIL, "title": EVIL, "question": EVIL}] * len(runs)
+    runs.loc[0, "state"] = "failed"
+    return pages.html(page_of(runs, [table.html() for table in tables(runs)]))
+
+
+@pytest.fixture
+def file(text: str, tmp_path: Path) -> Path:
+    return kept(text, tmp_path)
+
+
+def kept(text: str, folder: Path) -> Path:
+    path = folder / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def charts_of(text: str) -> dict[str, Any]:
+    (found,) = [data for _, a, data in Elements(text).inside if a.get("id") == "charts"]
+    return json.loads(found)
+
+
+def test_nothing_in_the_page_points_outside(text: str) -> None:
+    elements = Elements(text)
+    for tag, attributes in elements.tags:
+        for name in ("src", "href", "data", "srcset", "action", "poster", "xlink:href", "background"):
+            value = attributes.get(name, "#")
+            assert value.startswith(tuple(OWN)), f"<{tag} {name}={value[:40]}>"
+        assert not any(name.startswith("on") for name in attributes), tag
+    styles = [data for tag, _, data in elements.inside if tag == "style"]
+    assert styles and not any(re.search(r"url\(|@import", style) for style in styles)
+
+
+def test_the_policy_lets_the_page_ask_for_nothing(text: str) -> None:
+    (policy,) = [m["content"] for m in Elements(text).of("meta") if "http-equiv" in m]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data: blob:"
+    assert "unsafe" not in rules["script-src"] and rules["script-src"].count("'sha256-") == 2
+
+
+def test_plotly_is_in_it_once_and_whole_and_the_page_is_small(text: str) -> None:
+    packed = [data for _, a, data in Elements(text).inside if a.get("id") == "plotly"]
+    assert [gzip.decompress(base64.b64decode(data)).decode() for data in packed] == [get_plotlyjs()]
+    assert get_plotlyjs()[:200] not in text
+    assert len(text.encode()) < 6_000_000
+
+
+def test_the_same_results_give_the_same_page(frame: pd.DataFrame) -> None:
+    few = frame[frame["task"] == "pocket-sql"]
+    assert pages.html(page_of(few)) == pages.html(page_of(few.copy()))
+
+
+def test_figures_are_captioned_and_have_words_for_the_blind(text: str) -> None:
+    elements = Elements(text)
+    assert all(image["alt"] for image in elements.of("img"))
+    assert all(d["aria-label"] for d in elements.of("div") if d.get("role") in ("img", "region"))
+    names = [tag for tag, _ in elements.tags]
+    assert names.count("figcaption") == names.count("figure") > 10
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {a["href"][1:] for a in elements.of("a")} <= set(ids)
+    levels = [int(tag[1]) for tag, _ in elements.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(deeper - before <= 1 for before, deeper in itertools.pairwise(levels))
+
+
+def test_every_kind_of_figure_is_there(text: str) -> None:
+    headings = re.findall(r'<h3 id="figure-\d+">(.*?)</h3>', text)
+    assert headings == [
+        "Training",
+        "Outcome against a setting",
+        "Two settings at once",
+        "Outcome against cost",
+        "Performance profiles",
+        "Ranks of ΔW",
+        "Spectra of ΔW",
+        "Subspaces",
+    ]
+    kinds = {
+        trace["type"] for chart in charts_of(text).values() for panel in chart for trace in panel["data"]
+    }
+    assert kinds == {"scatter", "heatmap"}
+
+
+def test_what_was_not_drawn_is_said_with_its_reason(text: str) -> None:
+    said = " ".join(Elements(text).text.split())
+    assert "activations kept for backward: the results have no saved_bytes" in said
+    assert "nothing was evaluated there (trainer.eval_steps=0)" in said
+
+
+def test_every_run_is_listed_with_its_command(text: str, frame: pd.DataFrame) -> None:
+    said = Elements(text).text
+    for run, command in zip(frame["run"], frame["command"], strict=True):
+        assert run in said and command in said
+    assert "trainer.warmup_steps" in said and "0.06" in said
+
+
+def test_tables_claims_and_facts_are_there(text: str) -> None:
+    said = Elements(text).text
+    assert "over seeds with the 95 % t interval" in said, "the table's rule"
+    assert "not supported" in said and "claims that these runs say nothing about" in said
+    assert "0123456789" in said and "72 done" in said
+
+
+def test_markup_in_results_stays_text(hostile: str, text: str) -> None:
+    elements, usual = Elements(hostile), Elements(text)
+    assert len(elements.of("script")) == len(usual.of("script"))
+    assert not [image for image in elements.of("img") if not image["src"].startswith("data:")]
+    assert not any(name.startswith("on") for _, attributes in elements.tags for name in attributes)
+    assert elements.text.count(EVIL) > 20
+    assert "<" not in next(data for _, a, data in elements.inside if a.get("id") == "charts")
+
+
+def test_a_run_that_may_not_be_counted_is_told_and_in_no_figure() -> None:
+    runs = sweep()
+    again = runs.iloc[[0]].assign(test=0.99)
+    runs = pd.concat([runs, again], ignore_index=True)
+    told = page_of(runs)
+    assert told.findings, "a seed that stands twice is a finding"
+    assert "0.99" not in json.dumps([c.interactive() for v in told.figures for c in v.charts.values()])
+    assert "Integrity" in pages.html(told) and told.findings[0].said in Elements(pages.html(told)).text
+    assert len(told.runs) == len(runs)
+
+
+def test_of_a_tuned_experiment_the_figures_show_what_validation_chose() -> None:
+    about = {"name": "tuned", "rows": ["variant"], "tune": ["lr"], "value": "test", "title": "Tuned"}
+    good, bad = sweep(ranks=(8,)), sweep(ranks=(8,))
+    bad = bad.assign(
+        lr=9.0, task_lr=9.0, validation=0.1, test=0.99, run=[f"b{i:07x}" for i in range(len(bad))]
+    )
+    runs = pd.concat([good, bad], ignore_index=True).assign(experiment="tuned")
+    runs["experiment_about"] = [about] * len(runs)
+    told = page_of(runs)
+    drawn = json.dumps([c.interactive() for v in told.figures for c in v.charts.values()])
+    assert told.title == "Tuned" and "0.99" not in drawn
+    assert told.commands == ["python -m lora_zoo.run -m +experiment=tuned"]
+    assert len(told.runs) == len(runs)
+
+
+def test_figures_of_several_experiments_carry_their_names() -> None:
+    one, other = sweep().assign(experiment="one"), sweep().assign(experiment="other")
+    one["experiment_about"] = [{"name": "one"}] * len(one)
+    other["experiment_about"] = [{"name": "other"}] * len(other)
+    other["run"] = [f"c{i:07x}" for i in range(len(other))]
+    other["history"] = [[{"step": 10, "loss": 3.0 + i}] for i in range(len(other))]  # no copies of the others
+    headings = [views.heading for views in page_of(pd.concat([one, other], ignore_index=True)).figures]
+    assert {heading.partition(":")[0] for heading in headings} == {"one", "other"}
+
+
+def test_printed_figures_end_where_the_page_would_grow_too_large(
+    monkeypatch: pytest.MonkeyPatch, frame: pd.DataFrame
+) -> None:
+    monkeypatch.setattr(pages, "STATIC", 1)
+    made = pages.html(page_of(frame))
+    assert len(Elements(made).of("img")) == 1 and "Not drawn for print" in made
+
+
+@browser.needed
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_browser_draws_it_without_errors_and_nothing_sticks_out(file: Path, width: int) -> None:
+    seen = browser.look(
+        file,
+        """
+        document.querySelectorAll("details").forEach((each) => { each.open = true; });
+        await sleep(500);
+        const page_width = document.documentElement.clientWidth;
+        const free = (each) => each.closest(".scroll, svg") === null && each.getClientRects().length > 0;
+        const beyond = (each) => each.getBoundingClientRect().right > page_width + 1;
+        const out = [...document.body.querySelectorAll("*")].filter((each) => free(each) && beyond(each));
+        return { page_width, scroll: document.documentElement.scrollWidth,
+          out: out.map((each) => each.outerHTML.slice(0, 80)),
+          wide: [...document.querySelectorAll(".scroll")].filter((b) => b.scrollWidth > b.clientWidth).length,
+          drawn: [...document.querySelectorAll(".drawn .plot")].every((p) => p.querySelector(".main-svg")),
+          figures: document.querySelectorAll(".drawn").length,
+          requests: page.performance.getEntriesByType("resource").map((entry) => entry.name) };
+        """,
+        width,
+        20_000,
+    )
+    assert seen["errors"] == []
+    found = seen["found"]
+    assert found["page_width"] == found["scroll"] == width and found["out"] == []
+    assert found["drawn"] and found["figures"] == 8
+    assert [name for name in found["requests"] if not name.startswith(("data:", "blob:"))] == []
+    assert found["wide"] > 0, "wide tables scroll inside of their boxes"
+
+
+@browser.needed
+def test_views_series_and_numbers_answer_to_the_keyboard(file: Path) -> None:
+    seen = browser.look(
+        file,
+        """
+        const view = document.querySelector(".view"), group = view.closest(".figure");
+        const second = group.querySelectorAll("button[data-choice]")[1];
+        second.focus();
+        const focused = document.activeElement === second;
+        second.click();
+        await sleep(800);
+        const shown = [...group.querySelectorAll(".view")].map((each) => !each.hidden);
+        const now = group.querySelectorAll(".view")[1];
+        const title = now.querySelector(".xtitle").textContent;
+        const button = now.querySelector("button[data-series]");
+        const visible = () => now.querySelector(".plot").data.filter((t) => t.visible !== false).length;
+        const before = visible(); button.click(); await sleep(300);
+        const after = visible(); button.click(); await sleep(300);
+        now.querySelector("details").open = true; await sleep(300);
+        const select = document.querySelector("select[data-choice]");
+        select.value = "1"; select.dispatchEvent(new page.Event("change")); await sleep(800);
+        const chosen = select.closest(".figure").querySelectorAll(".view")[1];
+        return { focused, shown, title, before, after, back: visible(),
+          pressed: button.getAttribute("aria-pressed"),
+          rows: now.querySelectorAll(".numbers tbody tr").length,
+          cell: now.querySelector(".numbers td").textContent,
+          selected: !chosen.hidden && chosen.querySelector(".main-svg") !== null,
+          boxes: [...document.querySelectorAll(".scroll")].every((box) => box.tabIndex === 0) };
+        """,
+    )
+    assert seen["errors"] == []
+    found = seen["found"]
+    assert found["focused"] and found["shown"] == [False, True, False, False]
+    assert found["title"] == "training time (s)"
+    assert (found["before"] - found["after"], found["back"]) == (2, found["before"]), "a line and its band"
+    assert found["pressed"] == "true" and found["rows"] > 10 and found["cell"]
+    assert found["selected"] and found["boxes"]
+
+
+@browser.needed
+def test_print_has_the_printed_figures_and_no_controls(file: Path) -> None:
+    """With the rules for print in force on the screen."""
+    seen = browser.look(
+        file,
+        """
+        for (const sheet of document.styleSheets) for (const rule of sheet.cssRules)
+          if (rule.media?.mediaText === "print") rule.media.mediaText = "all";
+        await sleep(200);
+        const visible = (each) => each.getClientRects().length > 0;
+        const images = [...document.querySelectorAll(".static")];
+        return { images: images.length, shown: images.filter(visible).length,
+          loaded: images.every((image) => image.complete && image.naturalWidth > 0),
+          other: [...document.querySelectorAll("nav, .choice, .legend, .plot")].filter(visible).length,
+          out: document.documentElement.scrollWidth - document.documentElement.clientWidth };
+        """,
+        700,
+    )
+    assert seen["errors"] == []
+    found = seen["found"]
+    assert found["images"] == found["shown"] > 8 and found["loaded"]
+    assert found["other"] == 0 and found["out"] == 0
+
+
+@browser.needed
+@pytest.mark.parametrize(("dark", "darker"), [(0, True), (1, False)])
+def test_the_page_and_its_figures_follow_the_scheme(file: Path, dark: int, darker: bool) -> None:
+    seen = browser.look(
+        file,
+        """
+        const parts = (colour) => colour.match(/\\d+/g).slice(0, 3).map(Number);
+        const light = (colour) => parts(colour).reduce((sum, part) => sum + part, 0) / 3;
+        const style = (each) => page.getComputedStyle(each);
+        document.querySelector(".view").scrollIntoView(); await sleep(1000);
+        return { ground: light(style(document.documentElement).backgroundColor),
+          ink: light(style(document.body).color),
+          tick: light(style(document.querySelector(".drawn .xtick text")).fill) };
+        """,
+        1280,
+        4000,
+        f"--blink-settings=preferredColorScheme={dark}",
+    )
+    found = seen["found"]
+    assert (
+        (found["ground"] < 60) is darker
+        and (found["ink"] > 180) is darker
+        and (found["tick"] > 180) is darker
+    )
+
+
+def test_without_javascript_the_printed_figures_are_shown(text: str) -> None:
+    """Every figure has its printed form, and what a script would have drawn into takes no room."""
+    figures = re.findall(r'<article class="figure".*?</article>', text, re.DOTALL)
+    assert figures and all('<img class="static" src="data:image/svg+xml;base64,' in one for one in figures)
+    assert re.search(r"\n\.panels \{ display: none; \}", text) and "<noscript><style>.view[hidden]" in text
+
+
+@browser.needed
+def test_a_browser_runs_nothing_of_what_results_hold(hostile: str, tmp_path: Path) -> None:
+    script = """
+        document.querySelectorAll("details").forEach((each) => { each.open = true; });
+        await sleep(1000);
+        return { pwned: page.pwned ?? null, images: document.querySelectorAll("img:not(.static)").length,
+          legend: document.querySelector("[data-series*=script]").dataset.series };
+    """
+    seen = browser.look(kept(hostile, tmp_path), script, 1280, 20_000)
+    assert seen["errors"] == [] and seen["found"]["pwned"] is None and seen["found"]["images"] == 0
+    assert EVIL in seen["found"]["legend"]
+
+
+def test_views_are_named_by_what_there_is_to_choose(frame: pd.DataFrame) -> None:
+    made = page_of(frame)
+    (views,) = [views for views in made.figures if views.heading == "Outcome against cost"]
+    assert isinstance(views, Views)
+    costs = ["trainable parameters", "time of a step, median", "training time", "peak memory"]
+    assert list(views.charts) == costs

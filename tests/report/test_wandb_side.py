@@ -1,0 +1,89 @@
+"""The report in W&B, read back from the file that `wandb sync` uploads; its failures cost a warning."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic import sweep
+from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
+
+from lora_zoo.report import wandb_side, write_figures
+from lora_zoo.report.contents import page_of
+from lora_zoo.report.page import Page
+from lora_zoo.report.tables import tables
+from lora_zoo.results import mirror as mirrors
+
+TRACKED = {
+    "config.tracking.backend": "wandb",
+    "config.tracking.mode": "offline",
+    "config.tracking.project": "zoo",
+}
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    frame = sweep().assign(**TRACKED)
+    return frame.assign(folder=[f"/runs/sweep-1/{name}" for name in frame["name"]])
+
+
+@pytest.fixture(scope="module")
+def page(runs: pd.DataFrame) -> Page:
+    made = page_of(runs)
+    return Page(**(vars(made) | {"figures": made.figures[:1]}))
+
+
+def table(folder: Path, row: dict[str, Any], name: str) -> dict[str, Any]:
+    (file,) = folder.glob(f"wandb/*run-*/files/{row[f'{name}/path']}")
+    return json.loads(file.read_text())
+
+
+def test_tables_figures_and_verdicts_are_in_the_sweeps_group(
+    runs: pd.DataFrame, page: Page, tmp_path: Path
+) -> None:
+    made, pngs = tables(runs), write_figures(page, tmp_path)
+    where = wandb_side.mirror(runs, made, page, pngs, tmp_path)
+    assert where.startswith("wandb sync ")
+    found = records(tmp_path)
+    (run,) = of_kind(found, "run")[:1]
+    assert (run.project, run.run_group, run.job_type) == ("zoo", "sweep-1", "report")
+    assert exit_code(found) == 0
+    logged = {key: value for row in history_of(found) for key, value in row.items()}
+    cells = table(tmp_path, logged, "tables/runs")
+    assert len(cells["data"]) == 4 and "variant" in cells["columns"]
+    claims = table(tmp_path, logged, "claims")
+    assert len(claims["data"]) == len(page.claims) + len(page.undecided) > 50
+    assert table(tmp_path, logged, "integrity")["columns"] == ["kind", "said", "runs"]
+    images = {key.removesuffix("/_type") for key, value in logged.items() if value == "image-file"}
+    assert images == {f"figures/{name}" for name in pngs} and len(images) >= 2
+
+
+def test_runs_that_were_not_mirrored_get_no_report_there(
+    runs: pd.DataFrame, page: Page, tmp_path: Path
+) -> None:
+    for frame in (runs.assign(**{"config.tracking.backend": "none"}), sweep()):
+        assert wandb_side.mirror(frame, tables(frame), page, {}, tmp_path) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_wandb_costs_a_warning(
+    runs: pd.DataFrame, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = {"figures": tmp_path / "absent.png"}
+    with pytest.warns(UserWarning, match="W&B did not take the figures"):
+        wandb_side.mirror(runs, [], page, absent, tmp_path)
+
+    def broken(**_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(mirrors, "WandbMirror", lambda *_, **__: broken())
+    with pytest.warns(UserWarning, match="mirrors nothing of this run"):
+        assert wandb_side.mirror(runs, [], page, {}, tmp_path / "second") == ""
+
+
+def test_the_group_is_the_sweep_of_all_runs_or_none(runs: pd.DataFrame) -> None:
+    assert wandb_side.group_of(runs) == "sweep-1"
+    assert wandb_side.group_of(runs.assign(folder=None)) is None
+    mixed = runs.assign(folder=["/runs/a/x", *["/runs/b/x"] * (len(runs) - 1)])
+    assert wandb_side.group_of(mixed) is None
