@@ -17,8 +17,8 @@ from lora_zoo.analysis.claims.verdicts import Status, Verdict
 
 @dataclass(frozen=True)
 class Entry:
-    """A claim beside its verdict. `command` makes the runs that it needs; `against` lists "
-    "contradicting ids."""
+    """A claim beside its verdict. `command` makes the runs that it needs; `against` names claims that
+    disagree with it."""
 
     id: str
     paper: str

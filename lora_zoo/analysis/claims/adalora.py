@@ -145,7 +145,6 @@ def budget_met(runs: Runs) -> Iterator[Comparison]:
         "At equal trainable parameters, each at its own best learning rate, AdaLoRA scores higher than LoRA."
     ),
     needs="bakeoff_budget",
-    against=["tuning/most-tie"],
 )
 def over_lora(runs: Runs) -> Iterator[Comparison]:
     difference = runs.difference({"variant": "adalora"}, {"variant": "lora"})

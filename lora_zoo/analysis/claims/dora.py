@@ -69,7 +69,6 @@ def magnitudes(runs: Runs) -> Iterator[Comparison]:
     where="section 5.1, table 1; H36",
     says="At one rank, each with its own best learning rate, DoRA scores higher than LoRA.",
     needs="bakeoff_rank",
-    against=["tuning/most-tie"],
 )
 def over_lora(runs: Runs) -> Iterator[Comparison]:
     difference = runs.difference({"variant": "dora"}, {"variant": "lora"})

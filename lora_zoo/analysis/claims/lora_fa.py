@@ -1,5 +1,4 @@
-"""LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning "
-"(Zhang et al., 2023)."""
+"""LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (2023)."""
 
 from collections.abc import Iterator
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_zoo.analysis.claims.reading import RATIO, Runs, by_seed, early_loss
 from lora_zoo.analysis.claims.registry import claim
-from lora_zoo.analysis.claims.verdicts import Comparison, Range, Sampled, above, below, within
+from lora_zoo.analysis.claims.verdicts import Comparison, OnGrid, Range, Sampled, above, below, within
 
 PAPER = "2402.12354"
 
@@ -29,7 +29,7 @@ def _optimum(runs: Runs, claimed: Range) -> Iterator[Comparison]:
     scores = by_seed({ratio: runs.of({RATIO: ratio}) for ratio in runs.values(RATIO)})
     logs = np.log2(np.array(scores.columns, dtype=float))
     best = scores.apply(lambda row: float(logs[(row == row.max()).to_numpy()].mean()), axis=1)
-    yield Sampled("log2 of the best λ", best, claimed, "log2 λ")
+    yield OnGrid("log2 of the best λ", best, claimed, "log2 λ", step=float(np.diff(logs).max()))
 
 
 @claim(

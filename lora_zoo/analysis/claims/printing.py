@@ -42,7 +42,7 @@ def totals(entries: Sequence[Entry]) -> str:
 
 
 def contradictions(entries: Sequence[Entry]) -> Iterator[str]:
-    """A sentence for each pair of claims that cannot both be true."""
+    """A sentence for each pair of claims that disagree."""
     by_id = {entry.id: entry for entry in entries}
     pairs = {tuple(sorted((e.id, other))): None for e in entries for other in e.against if other in by_id}
     for one, other in pairs:
@@ -82,12 +82,14 @@ def table(entries: Sequence[Entry]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*HEAD, title=totals(entries), show_lines=True, expand=True)
-    for column, ratio in zip(made.columns, (5, 3, 2, 3, 1, 6), strict=True):
+    made = Table("claim", "verdict", "found", title=totals(entries), show_lines=True, expand=True)
+    for column, ratio in zip(made.columns, (5, 3, 5), strict=True):
         column.ratio, column.overflow = ratio, "fold"
     for entry in entries:
-        claim = Text.assemble((entry.id, "bold"), "\n", entry.says)
         source, status, size, n, found = row(entry)
+        claim = Text.assemble((entry.id, "bold"), f" ({source})\n{entry.says}")
         colour = COLOURS.get(entry.verdict.status, "dim")
-        made.add_row(claim, Text(source), Text(status, colour), Text(size), Text(n), Text(found))
+        made.add_row(
+            claim, Text.assemble((status, colour), f"\n{size}", f"\nn={n}" if n else ""), Text(found)
+        )
     return made

@@ -15,6 +15,7 @@ import pandas as pd
 from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.claims.verdicts import Comparison
 from lora_zoo.results import column, updates
+from lora_zoo.results.frame import COLUMNS
 
 SETTING = ("model", "task", "steps", "batch_size")
 """Runs that differ in one of these are never compared with each other."""
@@ -131,22 +132,16 @@ class Runs:
 
 def contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     """The finished runs of an experiment ("": of no experiment) by model, task, steps and batch size."""
-    if frame.empty or "seed" not in frame:
+    if frame.empty:
         return
-    names = frame["experiment"].fillna("") if "experiment" in frame else pd.Series("", index=frame.index)
-    wanted = names == experiment
-    if "state" in frame:
-        wanted &= frame["state"] == "done"
-    wanted &= frame["seed"].notna()
-    mine = frame[wanted]
-    keys = [key for key in SETTING if key in mine]
-    if mine.empty or not keys:
-        yield from [] if mine.empty else [Runs(mine, "")]
-        return
-    told = [key for key in keys if key in ("model", "task") or mine[key].nunique(dropna=False) > 1]
-    for values, part in mine.groupby(keys, dropna=False):
-        setting = dict(zip(keys, values, strict=True))
-        words = [str(setting[key]) if key in ("model", "task") else f"{key}={setting[key]}" for key in told]
+    lacking = [name for name in COLUMNS if name not in frame]
+    whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
+    ours = (whole["experiment"].fillna("") == experiment) & (whole["state"] == "done")
+    mine = whole[ours & whole["seed"].notna()]
+    told = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
+    for values, part in mine.groupby(list(SETTING), dropna=False):
+        setting = dict(zip(SETTING, values, strict=True))
+        words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in told]
         yield Runs(part, ", ".join(words))
 
 

@@ -18,7 +18,7 @@ from lora_zoo.analysis.claims.verdicts import Comparison, Rule, Status, Verdict,
 
 @dataclass(frozen=True)
 class Claim(ABC):
-    """Who says what and where, and how it is tested. `against` are claims that cannot both be true."""
+    """Who says what and where, and how it is tested. `against` names claims that disagree with it."""
 
     id: str
     paper: str

@@ -1,5 +1,4 @@
-"""Which factor starts at zero: LoRA section 4.1, "The Impact of Initialization on LoRA" "
-"(2406.08447), and others."""
+"""Which factor starts at zero: LoRA section 4.1, the impact of initialisation (2406.08447), and others."""
 
 from collections.abc import Iterator
 
@@ -8,7 +7,7 @@ import pandas as pd
 
 from lora_zoo.analysis.claims.reading import LR, Missing, Runs, by_seed, changes
 from lora_zoo.analysis.claims.registry import claim
-from lora_zoo.analysis.claims.verdicts import Comparison, Counted, Sampled, above, below
+from lora_zoo.analysis.claims.verdicts import Comparison, Counted, OnGrid, Sampled, above, below
 
 NEEDS = "starts"
 DYNAMICS = "2406.08447"
@@ -109,7 +108,8 @@ def a_random_takes_larger_rates(runs: Runs) -> Iterator[Comparison]:
     rates = runs.values(LR)
     best = {init: _best_rate(runs, init, rates) for init in ("kaiming", "zero_a")}
     ratio = (best["kaiming"] - best["zero_a"]).dropna()
-    yield Sampled("log2 of the best rates' ratio", ratio, above(0), "log2 of the rate")
+    step = float(np.sqrt(2) * np.diff(np.log2(rates)).max())  # both rates are rounded
+    yield OnGrid("log2 of the best rates' ratio", ratio, above(0), "log2 of the rate", step)
 
 
 def _best_rate(runs: Runs, init: str, rates: list[float]) -> pd.Series:

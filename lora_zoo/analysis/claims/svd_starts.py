@@ -39,7 +39,7 @@ def pissa_faster_early(runs: Runs) -> Iterator[Comparison]:
     where="section 5; H27",
     says="At one rank, each at its own best learning rate, PiSSA scores higher than LoRA.",
     needs="bakeoff_rank",
-    against=["milora/lora-over-pissa", "milora/over-pissa", "tuning/most-tie"],
+    against=["milora/lora-over-pissa"],
 )
 def pissa_over_lora(runs: Runs) -> Iterator[Comparison]:
     yield from _over(runs, "pissa", "lora")
@@ -65,7 +65,6 @@ def lora_over_pissa(runs: Runs) -> Iterator[Comparison]:
     where="table 1; H27",
     says="At one rank, each at its own best learning rate, MiLoRA scores higher than PiSSA.",
     needs="bakeoff_rank",
-    against=["pissa/over-lora"],
 )
 def milora_over_pissa(runs: Runs) -> Iterator[Comparison]:
     yield from _over(runs, "milora", "pissa")
@@ -77,7 +76,6 @@ def milora_over_pissa(runs: Runs) -> Iterator[Comparison]:
     where="tables 1 and 2; H27",
     says="At one rank, each at its own best learning rate, MiLoRA scores higher than LoRA.",
     needs="bakeoff_rank",
-    against=["tuning/most-tie"],
 )
 def milora_over_lora(runs: Runs) -> Iterator[Comparison]:
     yield from _over(runs, "milora", "lora")

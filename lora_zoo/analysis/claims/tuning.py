@@ -31,7 +31,6 @@ def _ties(runs: Runs) -> Iterator[Comparison]:
     where="equal rank",
     says="At one rank, each at its own best learning rate, most variants are within 1 point of LoRA.",
     needs="bakeoff_rank",
-    against=["dora/over-lora", "pissa/over-lora", "milora/over-lora"],
     rule=most,
 )
 def most_tie(runs: Runs) -> Iterator[Comparison]:
@@ -44,7 +43,6 @@ def most_tie(runs: Runs) -> Iterator[Comparison]:
     where="equal parameters",
     says="At equal parameters, each at its own best learning rate, most variants are within 1 point of LoRA.",
     needs="bakeoff_budget",
-    against=["adalora/over-lora"],
     rule=most,
 )
 def most_tie_at_equal_parameters(runs: Runs) -> Iterator[Comparison]:

@@ -15,7 +15,8 @@ alike" (TOST, each of its two tests at half of 1 - level), (m, ∞) for "the siz
   it is not supported.
 * Every model and task in the results makes its own comparisons; none are averaged.
 * Runs are paired by seed: intervals are Student's t of the differences, of logarithms for ratios and of
-  Fisher's z for correlations. Equal values in all seeds leave no spread to judge by and stay open, unless the
+  Fisher's z for correlations. A quantity that is read off a grid (the best of six ratios) has the rounding's
+  variance, step²/12, besides. Equal values in all seeds leave no spread to judge by and stay open, unless the
   quantity is counted and not sampled (bytes, ranks); a counted one holds or fails as all of its runs do.
 """
 
@@ -24,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import pandas as pd
 from scipy import stats
@@ -100,6 +101,16 @@ _NEARLY_ONE = 1 - 1e-9
 CORRELATION = Scale(lambda r: math.atanh(min(max(r, -_NEARLY_ONE), _NEARLY_ONE)), math.tanh)
 
 
+def doubt(mean: float, error: float, n: int, claimed: Range) -> float:
+    """1 less the level of the widest interval that still lies on one side of the range."""
+    if not error > 0:
+        return 1.0
+    p_values = [
+        2 * float(stats.t.sf(abs(mean - end) / error, n - 1)) for end in claimed if math.isfinite(end)
+    ]
+    return max(p_values) if claimed.low < mean < claimed.high else min(p_values)
+
+
 @dataclass(frozen=True)
 class Comparison(ABC):
     """One quantity (a value a seed) and the range that is claimed for it."""
@@ -118,6 +129,7 @@ class Comparison(ABC):
         """The greatest 1 - level at which the interval still lies on one side; 1 where none does."""
 
 
+@final
 @dataclass(frozen=True)
 class Sampled(Comparison):
     """A quantity that varies from seed to seed: Student's t interval of its mean on `scale`."""
@@ -132,21 +144,37 @@ class Sampled(Comparison):
     def doubt(self) -> float:
         scaled = self._scaled()
         error = float(scaled.sem()) if len(scaled) > 1 else 0.0
-        if not error > 0:
-            return 1.0
-        inside = self.claimed.low < self.scale.back(scaled.mean()) < self.claimed.high
-        p_values = [2 * float(stats.t.sf(abs(x), len(scaled) - 1)) for x in self._distances(scaled, error)]
-        return max(p_values) if inside else min(p_values)
-
-    def _distances(self, scaled: pd.Series, error: float) -> list[float]:
-        """From the mean to each end of the range, in standard errors."""
-        ends = [end for end in self.claimed if math.isfinite(end)]
-        return [(scaled.mean() - self.scale.forward(end)) / error for end in ends]
+        ends = (self.scale.forward(end) if math.isfinite(end) else end for end in self.claimed)
+        return doubt(float(scaled.mean()), error, len(scaled), Range(*ends))
 
     def _scaled(self) -> pd.Series:
         return self.values.map(self.scale.forward).astype(float)
 
 
+@final
+@dataclass(frozen=True)
+class OnGrid(Comparison):
+    """A quantity read off a grid of this step (the best of a few settings): each seed's is rounded.
+
+    Rounding adds step²/12 to the variance, also where all seeds agree.
+    """
+
+    step: float
+
+    def interval(self, level: float) -> Interval:
+        n, mean = len(self.values), float(self.values.mean())
+        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * self._error() if n > 1 else math.nan
+        return Interval(mean, mean - half, mean + half, n, level)
+
+    def doubt(self) -> float:
+        return doubt(float(self.values.mean()), self._error(), len(self.values), self.claimed)
+
+    def _error(self) -> float:
+        """Standard error of the mean."""
+        return math.sqrt((float(self.values.var()) + self.step**2 / 12) / len(self.values))
+
+
+@final
 @dataclass(frozen=True)
 class Counted(Comparison):
     """A quantity that is counted: the interval is the least and the greatest of its runs."""
