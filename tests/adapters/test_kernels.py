@@ -14,7 +14,7 @@ from lora_zoo.adapters import kernels, randomness
 from lora_zoo.adapters.adapter import Adapter
 from lora_zoo.adapters.hosts import LinearHost
 from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.kernels import Pair
+from lora_zoo.adapters.kernels import Pair, additive
 from lora_zoo.adapters.randomness import FEW, Few, Many, generator
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
@@ -29,7 +29,7 @@ def gradients(output, tensors):
 
 
 def always(monkeypatch, form):
-    monkeypatch.setattr(kernels, "cheaper_formed", lambda *_, **__: form)
+    monkeypatch.setattr(additive, "cheaper_formed", lambda *_, **__: form)
 
 
 def layer(O, I, bias):
@@ -110,9 +110,9 @@ def test_a_scaled_product_is_that_of_the_scaled_factors(case, tokens):
 
 def test_both_orders_are_taken():
     """Few tokens on a large matrix: thin; many on a small one: formed. The cost model decides."""
-    assert not kernels.cheaper_formed(16, 8, (768, 768), spared=768)
-    assert kernels.cheaper_formed(1536, 8, (192, 192), spared=192)
-    assert kernels.cheaper_formed(512, 256, (768, 768), spared=1536)
+    assert not additive.cheaper_formed(16, 8, (768, 768), spared=768)
+    assert additive.cheaper_formed(1536, 8, (192, 192), spared=192)
+    assert additive.cheaper_formed(512, 256, (768, 768), spared=1536)
 
 
 @pytest.mark.parametrize("name", MATRIX)
