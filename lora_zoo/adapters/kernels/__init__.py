@@ -75,7 +75,7 @@ def decomposed(
         dtype = at_least_float32(torch.promote_types(W_OI.dtype, pair.B_OR.dtype))
         B_OR, A_RI = (t.to(dtype) for t in joined(pair, start))
         V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
-        norm_O = V_OI.norm(dim=1).clamp_min(torch.finfo(V_OI.dtype).tiny)
+        norm_O = V_OI.norm(dim=1).detach().clamp_min(torch.finfo(V_OI.dtype).tiny)
     x, pair, start = branched(x, pair, start)
     x, gain_O, *factors = learning(x, m_O / norm_O, *pair)
     known = V_OI if formable(x, pair.B_OR) else None
@@ -88,10 +88,10 @@ def scaled(
     host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: Pair, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
-    x, pair, _ = branched(x, pair)
-    x, *own = learning(x, b_O, d_R, *pair)
+    dtype = narrowed(x, pair.B_OR.dtype)
+    x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
-        y: Tensor = Scaled.apply(x, host.matrix(), host.layer.bias, *own, mask)
+        y: Tensor = Scaled.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
     return y
 
 
@@ -102,10 +102,13 @@ def branched(x: Tensor, pair: Pair, start: Pair | None = None) -> tuple[Tensor, 
     """
     if cast(x.device) or not formable(x, pair.B_OR):
         pair, start = joined(pair, start), None
-    if cast(x.device):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, pair = x.to(dtype), Pair(*(t.to(dtype) for t in pair))
-    return x, pair, start
+    B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair)
+    return x.to(narrowed(x, x.dtype)), Pair(B_OR, A_RI), start
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What autocast makes of `dtype` beside x."""
+    return torch.get_autocast_dtype(x.device.type) if cast(x.device) else dtype
 
 
 def joined(pair: Pair, start: Pair | None) -> Pair:

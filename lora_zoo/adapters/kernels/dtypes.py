@@ -15,13 +15,9 @@ from torch import Tensor
 from lora_zoo.adapters.hosts import at_least_float32, cast, uncast
 
 
-def wide(t: Tensor) -> bool:
-    return t.dtype == at_least_float32(t.dtype)
-
-
 def formable(x: Tensor, B_OR: Tensor) -> bool:
     """Whether W + B A may stand in for W; rounded to a narrow dtype it would lose a small B A."""
-    return x.dtype == B_OR.dtype and wide(x)
+    return x.dtype == B_OR.dtype == at_least_float32(x.dtype)
 
 
 def plus_(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
