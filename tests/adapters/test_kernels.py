@@ -1,8 +1,11 @@
 """The fused kernels against ordinary operations, in both orders of each, and what they keep for backward."""
 
+import contextlib
+import functools
+
 import pytest
 import torch
-from adapter_cases import MATRIX, adapt, inputs, lone, only, perturb
+from adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 from hypothesis import given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from lora_zoo.adapters import kernels, randomness
 from lora_zoo.adapters.adapter import Adapter
 from lora_zoo.adapters.hosts import LinearHost
 from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.kernels import Pair
+from lora_zoo.adapters.kernels import Pair, additive
 from lora_zoo.adapters.randomness import FEW, Few, Many, generator
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
@@ -29,7 +32,7 @@ def gradients(output, tensors):
 
 
 def always(monkeypatch, form):
-    monkeypatch.setattr(kernels, "cheaper_formed", lambda *_, **__: form)
+    monkeypatch.setattr(additive, "cheaper_formed", lambda *_, **__: form)
 
 
 def layer(O, I, bias):
@@ -110,19 +113,25 @@ def test_a_scaled_product_is_that_of_the_scaled_factors(case, tokens):
 
 def test_both_orders_are_taken():
     """Few tokens on a large matrix: thin; many on a small one: formed. The cost model decides."""
-    assert not kernels.cheaper_formed(16, 8, (768, 768), spared=768)
-    assert kernels.cheaper_formed(1536, 8, (192, 192), spared=192)
-    assert kernels.cheaper_formed(512, 256, (768, 768), spared=1536)
+    assert not additive.cheaper_formed(16, 8, (768, 768), spared=768)
+    assert additive.cheaper_formed(1536, 8, (192, 192), spared=192)
+    assert additive.cheaper_formed(512, 256, (768, 768), spared=1536)
 
 
-@pytest.mark.parametrize("name", MATRIX)
-def test_whole_dense_layers_take_a_kernel_and_equal_the_plain_definition(name, monkeypatch):
+def spied(monkeypatch):
+    """The kernels that are taken from now on."""
     taken = []
     for kernel in ("product", "decomposed", "scaled"):
         plain = getattr(kernels, kernel)
         monkeypatch.setattr(
             kernels, kernel, lambda *a, plain=plain, kernel=kernel: taken.append(kernel) or plain(*a)
         )
+    return taken
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_whole_dense_layers_take_a_kernel_and_equal_the_plain_definition(name, monkeypatch):
+    taken = spied(monkeypatch)
     model, x = lone("linear"), inputs("linear").requires_grad_()
     injection = adapt(model, name)
     perturb(injection)
@@ -155,12 +164,12 @@ def test_a_zero_magnitude_gives_no_nan():
         assert gradient.isfinite().all()
 
 
-def kept_bytes(name, tokens, **hyper):
+def kept_bytes(name, tokens, dtype=torch.float32, *, autocast=False, bias=True, **hyper):
     """Bytes kept for backward beyond the frozen layer's own, the parameters and buffers not counted."""
-    model = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
-    injection = inject(model, name, target_modules=["0"], rank=4, **hyper)
+    model = nn.Sequential(nn.Linear(64, 64, bias=bias, dtype=dtype)).requires_grad_(False)
+    injection = inject(model, name, target_modules=["0"], **settings(name, **hyper))
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    x, kept = torch.randn(tokens, 64, requires_grad=True), dict[int, int]()
+    x, kept = torch.randn(tokens, 64, dtype=dtype, requires_grad=True), dict[int, int]()
 
     def pack(t):
         if t.untyped_storage().data_ptr() not in known:
@@ -168,7 +177,9 @@ def kept_bytes(name, tokens, **hyper):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(x).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.sum().backward()
     assert injection.parameters()
     return sum(kept.values())
 
@@ -181,12 +192,142 @@ def test_lora_fa_keeps_r_numbers_a_token_and_lora_the_input():
     assert lora_fa < 0.1 * lora
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_narrow_input_is_kept_as_it_is_and_no_weight_is_kept_anew(autocast):
+    """DoRA without a bias keeps its output besides, with one that of V; dropout a mask of few positions."""
+    tokens, dtype = 4096, torch.float32 if autocast else torch.bfloat16
+    kept = functools.partial(kept_bytes, tokens=tokens, dtype=dtype, autocast=autocast)
+    thin, narrow = 8192 + tokens * 4 * 4, tokens * 64 * 2
+    assert narrow <= kept("lora") <= narrow + thin
+    assert narrow < kept("lora", lora_dropout=0.05) < 1.4 * narrow
+    assert tokens * 4 * 2 <= kept("lora_fa") <= tokens * 4 * 4 + thin
+    for bias in (True, False):
+        assert 2 * narrow <= kept("dora", bias=bias) <= 2 * narrow + thin
+
+
 def test_a_second_derivative_is_refused_and_not_wrong():
     model, x = lone("linear"), inputs("linear").requires_grad_()
     perturb(adapt(model, "lora"))
     (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+# --- dtypes ------------------------------------------------------------------------------------------------
+
+NARROW, WIDE, HALF = torch.bfloat16, torch.float32, [torch.bfloat16, torch.float16]
+TOKENS, OUT, IN = 640, 48, 64
+WAYS = [
+    {},
+    {"bias": False},
+    {"lora_dropout": 0.1},
+    {"lora_dropout": 0.5, "bias": False},
+    {"init": "pissa"},
+    {"rank": 48},
+    {"rank": 48, "lora_dropout": 0.1},
+]
+
+
+def narrow(name, dtype, *, bias=True, size=0.05, **more):
+    """A layer in `dtype` and its adapter away from its start; all dtypes hold the layer's numbers."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(IN, OUT, bias=bias, dtype=NARROW)).requires_grad_(False).to(dtype)
+    injection = inject(model, name, target_modules=["0"], **settings(name, **more))
+    perturb(injection, size)
+    return model.train(), injection
+
+
+def allowed():
+    """The variants in each way that they take."""
+    for name in MATRIX:
+        for more in WAYS:
+            with contextlib.suppress(ValueError):
+                narrow(name, WIDE, **more)
+                yield name, more
+
+
+every_way = pytest.mark.parametrize(("name", "more"), list(allowed()), ids=str)
+
+
+def passed(model, injection, dtype, *, autocast=False, within=False):
+    """The output, then the gradients of the input and the adapter, of one and the same pass."""
+    injection.clock.tick = 3
+    x = torch.randn(TOKENS, IN, generator=generator("x")).to(NARROW).to(dtype).requires_grad_()
+    g = torch.randn(TOKENS, OUT, generator=generator("g")).to(NARROW)
+    with torch.autocast("cpu", NARROW, enabled=autocast):
+        y = model(x)
+    with torch.autocast("cpu", NARROW, enabled=within):
+        return [y, *torch.autograd.grad(y, [x, *injection.parameters()], g.to(y.dtype))]
+
+
+def compared(name, dtype, monkeypatch, *, autocast=False, **more):
+    """The errors of the kernel and of ordinary operations, beside the same pass in double precision."""
+    model, injection = narrow(name, dtype, **more)
+    taken = spied(monkeypatch)
+    fused = passed(model, injection, dtype, autocast=autocast)
+    assert len(taken) == 1
+    monkeypatch.setattr(kernels, "fits", lambda *_: False)
+    ordinary = passed(model, injection, dtype, autocast=autocast)
+    exact = passed(model.double(), injection, torch.float64)
+    assert [t.dtype for t in fused] == [t.dtype for t in ordinary]
+    return [
+        tuple(float((t.double() - e).norm() / e.norm()) for t in both)
+        for *both, e in zip(fused, ordinary, exact, strict=True)
+    ]
+
+
+@every_way
+@pytest.mark.parametrize("dtype", HALF)
+def test_on_a_narrow_base_a_kernel_is_as_exact_as_ordinary_operations(name, more, dtype, monkeypatch):
+    for fused, ordinary in compared(name, dtype, monkeypatch, **more):
+        assert fused <= 1.02 * ordinary + 1e-6
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [NARROW, WIDE])
+def test_under_autocast_a_kernel_is_about_as_exact_as_ordinary_operations(name, more, dtype, monkeypatch):
+    for fused, ordinary in compared(name, dtype, monkeypatch, autocast=True, **more):
+        assert 1e-4 < fused <= 1.15 * ordinary
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [NARROW, WIDE])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_backward_pass_has_the_dtypes_of_its_forward_pass(name, more, dtype, autocast):
+    """Whether it is called under autocast or not."""
+    model, injection = narrow(name, dtype, **more)
+    found = [passed(model, injection, dtype, autocast=autocast, within=within) for within in (False, True)]
+    for outside, within in zip(*found, strict=True):
+        assert torch.equal(outside, within)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_fa"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_residual_start_is_no_change_in_a_narrow_dtype(name, dtype):
+    model, injection = narrow(name, dtype, size=0.0, init="pissa", rank=16)
+    x = torch.randn(TOKENS, IN).to(dtype)
+    got = model(x)
+    with injection.disabled():
+        assert_close(got, model(x), rtol=0, atol=1e-5)
+
+
+def test_double_precision_stays_as_it_is_under_autocast():
+    model, injection = narrow("lora", torch.float64)
+    outside, within = (passed(model, injection, torch.float64, autocast=on) for on in (False, True))
+    for one, other in zip(outside, within, strict=True):
+        assert other.dtype == torch.float64
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("change", [lambda p: p.bfloat16(), lambda p: p.double()])
+def test_an_adapter_of_any_one_dtype_gives_the_same(change):
+    """A narrower one than its base is left to ordinary operations, a wider one is not."""
+    model, injection = narrow("lora", WIDE)
+    expected = passed(model, injection, WIDE)
+    for p in injection.parameters():
+        p.data = change(p.data)
+    for got, before in zip(passed(model, injection, WIDE), expected, strict=True):
+        assert_close(got.float(), before, rtol=3e-2, atol=3e-2 * float(before.abs().max()))
 
 
 # --- masks -------------------------------------------------------------------------------------------------
