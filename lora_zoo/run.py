@@ -64,7 +64,19 @@ def _run(given: list[str]) -> int:
         from lora_zoo.results.summary import print_sweep
 
         print_sweep(sweep)
+        if jobs[0].experiment:
+            _conclude(sweep, jobs[0].experiment["name"])
     return int(any(codes))
+
+
+def _conclude(sweep: Path, name: str) -> None:
+    """Table, verdicts and report of an experiment, of what there is; trouble with them costs no run."""
+    from lora_zoo import report
+
+    try:
+        report.conclude(sweep, name)
+    except (ValueError, OSError) as trouble:
+        say(f"no report: {trouble}; python -m lora_zoo.report {sweep} tries again")
 
 
 def _swept(ready: list[str], sweep: Path) -> list[int]:

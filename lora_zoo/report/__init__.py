@@ -37,6 +37,25 @@ def write(*sources: str | Path, out: str | Path | None = None) -> Path:
     return folder
 
 
+def conclude(sweep: Path, name: str) -> Path:
+    """Write the report of an experiment's sweep, and show its table and the verdicts of its claims."""
+    from rich.console import Console
+
+    from lora_zoo.analysis.claims import ledger, printing
+    from lora_zoo.report.tables import tables
+    from lora_zoo.results import load
+
+    folder = write(sweep)
+    frame = load(sweep)
+    for table in tables(frame):
+        print(table.markdown())
+    console = Console()
+    if tested := [entry for entry in ledger(frame) if entry.needs == name]:
+        console.print(printing.table(tested))
+    console.print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    return folder
+
+
 def place(*sources: str | Path) -> Path:
     """Where a report of these sources goes if nobody says otherwise."""
     only = Path(sources[0]) if len(sources) == 1 else Path()
@@ -78,4 +97,4 @@ def write_figures(page: "Page", out: Path) -> dict[str, Path]:
     return pngs
 
 
-__all__ = ["write"]
+__all__ = ["conclude", "write"]

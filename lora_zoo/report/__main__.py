@@ -27,6 +27,12 @@ def main() -> None:
         metavar="FORMAT",
         help=f"of {', '.join(ALL)}; default: all",
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="also keep an experiment's table, claims and runs in FOLDER",
+    )
     parser.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
     given = parser.parse_args()
     try:
@@ -49,6 +55,10 @@ def report(given: argparse.Namespace) -> None:
     if given.pack is not None:
         packed = archive(frame, given.pack)
         say(f"{len(frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
+    if given.keep is not None:
+        from lora_zoo.report.keeping import keep
+
+        say(f"{len(frame)} runs kept in {keep(frame, made[0], given.keep)}")
     folder = write_tables(made, given.out or place(*given.sources), [f for f in given.format if f in FORMATS])
     if given.wandb or {"page", "figures"} & {*given.format}:
         page = write_page(frame, made, folder)

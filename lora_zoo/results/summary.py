@@ -96,6 +96,9 @@ def print_sweep(folder: Path) -> None:
             f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
         )
     console.print(f"written to {folder}", highlight=False)
+    if "experiment" not in keys and not any(run.get("config", {}).get("experiment") for run in runs):
+        line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def differing(overrides: list[dict[str, str]]) -> list[str]:

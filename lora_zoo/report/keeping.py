@@ -1,0 +1,79 @@
+"""An experiment's folder for the repository: a README with what was measured, and its runs in one archive.
+
+The part of the README between the markers is made anew each time; what people write around it stays.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_zoo.analysis.claims import Entry, ledger, printing
+from lora_zoo.report.typeset import Table
+from lora_zoo.results.archives import archive
+
+ARCHIVE, README = "results.jsonl.gz", "README.md"
+MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->", "<!-- /measured -->"
+_PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
+
+
+def keep(frame: pd.DataFrame, table: Table, folder: Path) -> Path:
+    """Write the runs of one experiment and what they say to `folder`; returns the folder.
+
+    ValueError for runs of no experiment or of several.
+    """
+    names = sorted(frame["experiment"].dropna().unique())
+    if len(names) != 1 or not names[0]:
+        of = ", ".join(map(str, names)) or "no experiment"
+        raise ValueError(f"--keep takes the runs of one experiment; these are of {of}")
+    about: Mapping[str, Any] = next(about for about in frame["experiment_about"] if about)
+    folder.mkdir(parents=True, exist_ok=True)
+    archive(frame, folder / ARCHIVE)
+    begin, end = MARKERS[0].format(f"experiments/{names[0]}"), MARKERS[1]
+    part = f"{begin}\n{measured(frame, table, names[0])}\n{end}"
+    path = folder / README
+    if not path.is_file():
+        path.write_text(_opening(about) + part + "\n", encoding="utf-8")
+        return folder
+    text = path.read_text(encoding="utf-8")
+    if not _PART.search(text):
+        raise ValueError(f"{path} lacks the markers {begin} … {end}, between which the results go")
+    path.write_text(_PART.sub(lambda _: part, text), encoding="utf-8")
+    return folder
+
+
+def measured(frame: pd.DataFrame, table: Table, name: str) -> str:
+    """The table, the claims that the experiment tests, and the time that it took, in Markdown."""
+    tested = [entry for entry in ledger(frame) if entry.needs == name]
+    return "\n".join([table.markdown().rstrip(), "", *_claims(tested), *_time(frame)])
+
+
+def _claims(entries: list[Entry]) -> Iterator[str]:
+    if not entries:
+        return
+    yield "| claim | source | verdict | effect | n | found |"
+    yield "|---|---|---|---|---|---|"
+    for entry in entries:
+        cells = (f"**{entry.id}**: {entry.says}", *printing.row(entry))
+        yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def _time(frame: pd.DataFrame) -> Iterator[str]:
+    """From the first start to the last end, and the runs' own sum: side by side it is the longer."""
+    if "started" not in frame or "ended" not in frame:
+        return
+    began, ended = (pd.to_datetime(frame[name], utc=True) for name in ("started", "ended"))
+    took = (ended.max() - began.min()).total_seconds() / 60
+    own = frame["total_seconds"].sum() / 60
+    yield f"{len(frame)} runs; {took:.0f} minutes from first to last, {own:.0f} minutes of runs in sum."
+
+
+def _opening(about: Mapping[str, Any]) -> str:
+    paper = f"{about['paper']}\n\n" if about.get("paper") else ""
+    return f"# {about['title']}\n\n{about['question']}\n\n{paper}"
+
+
+__all__ = ["keep"]
