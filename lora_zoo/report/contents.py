@@ -27,10 +27,8 @@ def page_of(
 
     `similarities` are overlaps φ of subspaces by title: adapters' files tell them, records do not.
     """
-    found = findings(frame)
-    counted = sound(frame)
-    parts = [(_about(part), part) for _, part in counted.groupby("experiment", sort=False)]
-    galleries = [(about, _gallery(about, part)) for about, part in parts]
+    parts = [(_about(part), part) for _, part in frame.groupby("experiment", sort=False)]
+    galleries = [(about, _gallery(about, sound(part))) for about, part in parts]
     if similarities:
         galleries.append(({}, Gallery().with_subspaces(similarities)))
     several = len(parts) > 1
@@ -47,7 +45,7 @@ def page_of(
         claims=[_verdict(entry) for entry in entries if entry.verdict.status in DECIDED],
         undecided=[_verdict(entry) for entry in entries if entry.verdict.status not in DECIDED],
         tally=printing.totals(entries),
-        findings=found,
+        findings=[finding for _, part in parts for finding in findings(part)],
         axes=differing,
         settings=shared_settings(frame),
         commands=[f"python -m lora_zoo.run -m +experiment={about['name']}" for about, _ in parts if about],
