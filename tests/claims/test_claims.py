@@ -128,7 +128,7 @@ def ruined(frame):
         yield frame.assign(**{column: "x"})
     yield frame.iloc[:0]
     yield pd.concat([frame, frame], ignore_index=True)
-    yield frame.assign(history=[[{"step": "x", "loss": "nan", "grad_norm": None}, 3]] * len(frame))
+    yield frame.assign(history=[[{"step": "x", "loss": "nan", "grad_norm": None}]] * len(frame))
     yield frame.assign(updates=[[{"name": "x"}]] * len(frame))
     yield frame.assign(test=np.inf, loss=-1.0, step_seconds=0.0, saved_bytes=0, trainable=0)
 
