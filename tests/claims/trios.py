@@ -471,7 +471,9 @@ TRIOS: dict[str, Trio] = {
         {"kaiming": (0.9, 0.5), "zero_a": (0.5, 0.9)},
         noisy=_rates({"kaiming": (0.7, 0.7), "zero_a": (0.7, 0.7)}),
     ),
-    "overfitting/grows-with-rank": trio(*OVER, _over(0.1, 0.5, 0, 0, 0), _over(0.5, 0.1, 1, 1, 1), GAP),
+    "overfitting/grows-with-rank": trio(
+        *OVER, _over(0.1, 0.5, 0, 0, 0), _over(0.5, 0.1, 1, 1, 1), GAP, loud=1
+    ),
     "overfitting/small-rank-generalises": trio(*OVER, _over(0.9, 0.8, 0, 1, 1), _over(0.8, 0.9, 1, 0, 0)),
     "overfitting/dropout-helps": trio(*OVER, _over(0.9, 0.6, 0.9, 0.8, 0.6), _over(0.6, 0.9, 0.9, 0.8, 1.0)),
     "overfitting/decay-helps": trio(*OVER, _over(0.9, 0.6, 0.9, 0.6, 0.8), _over(0.6, 0.9, 0.9, 1.0, 0.8)),

@@ -159,7 +159,7 @@ def gain_ends_at_16(runs: Runs) -> Iterator[Comparison]:
     "theory/half-the-width",
     paper="source S1",
     where="theory of expressive power; H08",
-    says="Half the width is needed: the greatest rank scores over 1 point above each from 4 to its half.",
+    says="The greatest rank scores over 1 point above each rank from 4 to below its half (half the width).",
     needs="lora_rank_study",
     against=["lora/rank-4-suffices", "lora/gain-ends-at-16"],
 )
