@@ -27,8 +27,18 @@ def findings(frame: pd.DataFrame) -> list[Finding]:
 
 
 def sound(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs that may be counted: done, at one with themselves, each once, all on the same data."""
-    return frame.drop(index=[row for finding in findings(frame) for row in finding.rows])
+    """The runs that may be counted: done, at one with themselves, each once, all on the same data.
+
+    The frame is marked in its `attrs`, which pandas hands on to its parts: they are not looked through again.
+    """
+    if frame.attrs.get(_SOUND):
+        return frame
+    kept = frame.drop(index=[row for finding in findings(frame) for row in finding.rows])
+    kept.attrs[_SOUND] = True
+    return kept
+
+
+_SOUND = "lora_zoo: sound"
 
 
 def _unfinished(frame: pd.DataFrame) -> Iterator[Finding]:

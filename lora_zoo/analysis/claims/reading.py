@@ -14,6 +14,7 @@ import pandas as pd
 
 from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.claims.verdicts import Comparison
+from lora_zoo.analysis.integrity import sound
 from lora_zoo.results import column, updates
 from lora_zoo.results.frame import COLUMNS
 
@@ -137,7 +138,7 @@ def contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     lacking = [name for name in COLUMNS if name not in frame]
     whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
     ours = (whole["experiment"].fillna("") == experiment) & (whole["state"] == "done")
-    mine = whole[ours & whole["seed"].notna()]
+    mine = sound(whole[ours & whole["seed"].notna()])
     told = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
         setting = dict(zip(SETTING, values, strict=True))
