@@ -65,16 +65,16 @@ def _run(given: list[str]) -> int:
 
         print_sweep(sweep)
         if jobs[0].experiment:
-            _conclude(sweep, jobs[0].experiment["name"])
+            _conclude(sweep)
     return int(any(codes))
 
 
-def _conclude(sweep: Path, name: str) -> None:
+def _conclude(sweep: Path) -> None:
     """Table, verdicts and report of an experiment, of what there is; trouble with them costs no run."""
     from lora_zoo import report
 
     try:
-        report.conclude(sweep, name)
+        report.conclude(sweep)
     except (ValueError, OSError) as trouble:
         say(f"no report: {trouble}; python -m lora_zoo.report {sweep} tries again")
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lora_zoo.report import FORMATS, place, write_figures, write_page, write_tables
+from lora_zoo.report import FORMATS, place
 from lora_zoo.terminal import say
 
 ALL = (*FORMATS, "figures", "page")
@@ -44,28 +44,24 @@ def main() -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Show and write what the command line asks for."""
-    from lora_zoo.report import wandb_side
-    from lora_zoo.report.tables import tables
-    from lora_zoo.results import archive, load
+    from lora_zoo.report.report import Report
+    from lora_zoo.results import load
 
-    frame = load(*given.sources)
-    made = tables(frame)
-    for table in made:
+    made = Report(load(*given.sources))
+    for table in made.tables:
         print(table.markdown())
     if given.pack is not None:
-        packed = archive(frame, given.pack)
-        say(f"{len(frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
+        packed = made.pack(given.pack)
+        say(f"{len(made.frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
     if given.keep is not None:
-        from lora_zoo.report.keeping import keep
-
-        say(f"{len(frame)} runs kept in {keep(frame, made[0], given.keep)}")
-    folder = write_tables(made, given.out or place(*given.sources), [f for f in given.format if f in FORMATS])
-    if given.wandb or {"page", "figures"} & {*given.format}:
-        page = write_page(frame, made, folder)
-    if given.wandb or "figures" in given.format:
-        pngs = write_figures(page, folder)
+        say(f"{len(made.frame)} runs kept in {made.keep(given.keep)}")
+    folder = given.out or place(*given.sources)
+    made.write_tables(folder, [f for f in given.format if f in FORMATS])
+    if "page" in given.format:
+        made.write_page(folder)
+    pngs = made.write_figures(folder) if given.wandb or "figures" in given.format else {}
     if given.wandb:
-        say(wandb_side.mirror(frame, made, page, pngs, folder) or "W&B was not reached")
+        say(made.mirror(folder, pngs) or "W&B was not reached")
     say(f"written to {folder}")
 
 

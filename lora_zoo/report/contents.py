@@ -20,10 +20,11 @@ DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
 def page_of(
     frame: pd.DataFrame,
     tables: Sequence[str] = (),
+    entries: Sequence[Entry] | None = None,
     *,
     similarities: Mapping[str, pd.DataFrame] | None = None,
 ) -> Page:
-    """The page of a frame from `lora_zoo.results.load`, with the HTML of its tables.
+    """The page of a frame from `lora_zoo.results.load`, with the HTML of its tables and its ledger of claims.
 
     `similarities` are overlaps φ of subspaces by title: adapters' files tell them, records do not.
     """
@@ -32,7 +33,9 @@ def page_of(
     if similarities:
         galleries.append(({}, Gallery().with_subspaces(similarities)))
     several = len(parts) > 1
-    entries = ledger(frame)
+    names = set(frame["experiment"])
+    entries = ledger(frame) if entries is None else entries
+    entries = sorted(entries, key=lambda entry: entry.needs not in names)  # its own first
     differing = axes(frame)
     columns, every_run = lines(frame, differing)
     return Page(

@@ -4,13 +4,13 @@ The part of the README between the markers is made anew each time; what people w
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.claims import Entry, ledger, printing
+from lora_zoo.analysis.claims import Entry, printing
 from lora_zoo.report.typeset import Table
 from lora_zoo.results.archives import archive
 
@@ -19,8 +19,8 @@ MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->",
 _PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
 
 
-def keep(frame: pd.DataFrame, table: Table, folder: Path) -> Path:
-    """Write the runs of one experiment and what they say to `folder`; returns the folder.
+def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Path) -> Path:
+    """Write the runs of one experiment, its table and the claims that it tests to `folder`; returns it.
 
     ValueError for runs of no experiment or of several.
     """
@@ -32,7 +32,7 @@ def keep(frame: pd.DataFrame, table: Table, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     archive(frame, folder / ARCHIVE)
     begin, end = MARKERS[0].format(f"experiments/{names[0]}"), MARKERS[1]
-    part = f"{begin}\n{measured(frame, table, names[0])}\n{end}"
+    part = f"{begin}\n{measured(frame, table, tested)}\n{end}"
     path = folder / README
     if not path.is_file():
         path.write_text(_opening(about) + part + "\n", encoding="utf-8")
@@ -44,13 +44,12 @@ def keep(frame: pd.DataFrame, table: Table, folder: Path) -> Path:
     return folder
 
 
-def measured(frame: pd.DataFrame, table: Table, name: str) -> str:
-    """The table, the claims that the experiment tests, and the time that it took, in Markdown."""
-    tested = [entry for entry in ledger(frame) if entry.needs == name]
+def measured(frame: pd.DataFrame, table: Table, tested: Sequence[Entry]) -> str:
+    """The table, the claims, and the time that the runs took, in Markdown."""
     return "\n".join([table.markdown().rstrip(), "", *_claims(tested), *_time(frame)])
 
 
-def _claims(entries: list[Entry]) -> Iterator[str]:
+def _claims(entries: Sequence[Entry]) -> Iterator[str]:
     if not entries:
         return
     yield "| claim | source | verdict | effect | n | found |"

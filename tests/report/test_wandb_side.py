@@ -9,9 +9,10 @@ import pytest
 from synthetic import sweep
 from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
-from lora_zoo.report import wandb_side, write_figures
+from lora_zoo.report import wandb_side
 from lora_zoo.report.contents import page_of
 from lora_zoo.report.page import Page
+from lora_zoo.report.report import write_figures
 from lora_zoo.report.tables import tables
 from lora_zoo.results import mirror as mirrors
 

@@ -21,6 +21,8 @@ def effect(entry: Entry) -> str:
     made = entry.verdict.effect
     if made is None:
         return ""
+    if made.low == made.high:  # counted, not sampled
+        return f"{made.estimate:,.6g} {entry.verdict.unit}"
     bounds = "" if math.isnan(made.low) else f" [{made.low:.3g}, {made.high:.3g}]"
     return f"{made.estimate:.3g}{bounds} {entry.verdict.unit}"
 
