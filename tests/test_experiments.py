@@ -1,7 +1,9 @@
 """Experiments: a YAML becomes a sweep, and what its runs record beside metrics."""
 
 import copy
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,17 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from lora_zoo import inject
+from lora_zoo import inject, results
 from lora_zoo.adapters import inits
 from lora_zoo.adapters.registry import variants
+from lora_zoo.analysis.integrity import sound
 from lora_zoo.configuration import commandline, experiments, precheck
 from lora_zoo.configuration.choices import options
 from lora_zoo.configuration.settings import Model, register
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.tasks.retention import Retention
+from tests.test_cli import shell
 from tests.test_training import collate, examples, model, trainer
 
 register()
@@ -218,3 +222,93 @@ def test_a_text_that_cannot_be_read_is_named(
         path.write_bytes(text)
     with pytest.raises(ValueError, match=said):
         Retention(str(path), pocket[1])
+
+
+# --- the end of a sweep -------------------------------------------------------------------------------------
+
+
+def sweep(at: Path, *more: str) -> str:
+    """What the sweep of an experiment of one's own says: ranks 1 and 2, three seeds, four steps."""
+    about = MINE | {
+        "grid": {"rank": [1, 2], "seed": [0, 1, 2]},
+        "reference": [{"rank": 1, "value": 68.8, "of": "WikiSQL"}],
+        "paper": "arXiv:2106.09685, table 6",
+    }
+    quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
+    ended = shell("-m", f"+{written(at, about, zero_shot=False)}", *quick, *more, at=at)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout
+
+
+def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> None:
+    said = sweep(tmp_path)
+    (folder,) = (tmp_path / "runs").glob("mine-*")
+    assert "**Ranks**" in said and "68.8" in said and "made by `python -m lora_zoo.run -m +experiment" in said
+    page = (folder / "report" / "report.html").read_text()
+    assert "Ranks" in page and "WikiSQL" in page
+    assert len(list((folder / "report" / "figures").glob("*.svg"))) > 3
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    again = sweep(tmp_path)
+    assert again.count("done already") == 6 and "**Ranks**" in again
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")} == made
+
+    kept = [f"{folder}", "--keep", "experiments/mine", "--format", "md"]
+    for text in ("", "What people wrote stays.\n"):
+        readme = tmp_path / "experiments" / "mine" / "README.md"
+        if text:
+            readme.write_text(text + readme.read_text())
+        ended = shell(*kept, at=tmp_path, module="lora_zoo.report")
+        assert ended.returncode == 0, ended.stderr
+        assert readme.read_text().startswith(
+            text or "# Ranks\n\nWhich?\n\narXiv:2106.09685, table 6\n\n<!-- measured"
+        )
+        assert readme.read_text().count("| 1 |") == 1 and "6 runs; " in readme.read_text()
+    frame = results.load(tmp_path / "experiments" / "mine" / "results.jsonl.gz")
+    assert sorted(frame["rank"]) == [1, 1, 1, 2, 2, 2] and set(frame["experiment"]) == {"mine"}
+
+
+def test_planted_mistakes_are_named_and_not_counted(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    (folder,) = (tmp_path / "runs").glob("mine-*")
+    runs = {
+        (r["config"]["rank"], r["seed"]): p
+        for p in folder.glob("*/result.json")
+        for r in [json.loads(p.read_text())]
+    }
+
+    def change(path: Path, **changes: object) -> None:
+        record = json.loads(path.read_text())
+        for key, value in changes.items():
+            record[key] = value
+        path.write_text(json.dumps(record))
+
+    copied = shutil.copytree(runs[1, 0].parent, folder / "a-copy")
+    record = json.loads((copied / "result.json").read_text())
+    change(copied / "result.json", seed=3, config=record["config"] | {"seed": 3})  # a seed that was never run
+    record = json.loads(runs[2, 1].read_text())
+    change(runs[2, 1], variant=record["variant"] | {"name": "dora"})  # a label that is another's
+    record = json.loads(runs[2, 2].read_text())
+    change(runs[2, 2], made_of=record["made_of"] | {"source": "0" * 16})  # of a source that has changed since
+    said = shell(str(folder), "--format", "md", at=tmp_path, module="lora_zoo.report").stdout
+    for kind in ("label", "stale"):
+        assert f"left out ({kind})" in said, kind
+    assert said.count("left out (label)") == 2, "the copy's name is not of its seed"
+    found = results.load(folder)
+    assert len(found) == 7 and len(sound(found)) == 4
+
+
+def test_keep_takes_one_experiment(tmp_path: Path) -> None:
+    ended = shell(
+        "+variant=lora",
+        "steps=2",
+        "task.sizes.test=20",
+        "task.sizes.validation=20",
+        "tracking=none",
+        at=tmp_path,
+    )
+    assert ended.returncode == 0
+    ended = shell("runs", "--keep", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
+    assert ended.returncode == 2 and ended.stderr == (
+        "lora_zoo: --keep takes the runs of one experiment; these are of no experiment\n"
+    )
+    assert not (tmp_path / "kept").exists()

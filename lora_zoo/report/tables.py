@@ -67,8 +67,7 @@ def _grid(plan: Plan) -> _Body:
         ours = ("ours",) if plan.quoted else ()
         rows.append(Row((*down, *ours), tuple(map(plan.entry, keys))))
         if quotes := [quote for key in keys if (quote := plan.quote(key))]:
-            of = _listed(quote.get("of", "") for quote in quotes)
-            rows.append(Row((*down, f"paper ({of})" if of else "paper"), tuple(map(plan.quote_entry, keys))))
+            rows.append(Row((*down, _paper(quotes)), tuple(map(plan.quote_entry, keys))))
     names = [
         ", ".join(f"{_label(a)} {w}" for a, w in zip(plan.columns, words, strict=True)) for words in across
     ]
@@ -82,14 +81,21 @@ def _list(plan: Plan) -> _Body:
         sign = 1 if plan.cells.better == "lower" else -1
         keys.sort(key=lambda words: (_task(plan, words), sign * plan.measured[words].mean))
     costs = {**_chosen(plan), **_costs(plan)}
-    names = [_metric(plan.runs, plan.cells.value), *(["paper"] if plan.quoted else []), "n", *costs]
+    paper = [_paper(filter(None, map(plan.quote, keys)))] if plan.quoted else []
+    names = [_metric(plan.runs, plan.cells.value), *paper, "n", *costs]
     rows = []
     for words in keys:
         told = [Told(values.get(words, "-")) for values in costs.values()]
-        paper = [plan.quote_entry(words)] if plan.quoted else []
+        quoted = [plan.quote_entry(words)] if plan.quoted else []
         cell = plan.measured.get(words)
-        rows.append(Row(words, (plan.entry(words), *paper, Told(str(cell.n if cell else 0)), *told)))
+        rows.append(Row(words, (plan.entry(words), *quoted, Told(str(cell.n if cell else 0)), *told)))
     return _Body(tuple(names), tuple(rows))
+
+
+def _paper(quotes: Iterable[Mapping[str, Any]]) -> str:
+    """What the paper's numbers stand under, with what they were measured on."""
+    of = _listed(quote.get("of", "") for quote in quotes)
+    return f"paper ({of})" if of else "paper"
 
 
 def _chosen(plan: Plan) -> dict[str, dict[tuple[str, ...], str]]:
