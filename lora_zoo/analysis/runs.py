@@ -18,10 +18,24 @@ _NOT_SETTINGS = ("experiment", *SEEDS)
 
 
 def settings(frame: pd.DataFrame) -> list[str]:
-    """The columns that hold what a person can set and that can change a result; the seeds are none."""
+    """The columns that hold what a person can set and that can change a result; the seeds are none.
+
+    Nor is a variant's own key that is the run's seed (VeRA's projection_prng_key).
+    """
     keys = [c.removeprefix(_CONFIG) for c in frame if str(c).startswith(_CONFIG)]
     kept = [k for k in keys if k.partition(".")[0] not in _NOT_SETTINGS and changes_results(k)]
-    return [*(c for c in _OWN if c in frame), *(_CONFIG + k for k in kept)]
+    found = [
+        *(_CONFIG + k for k in kept),
+        *(c for c in frame if str(c).startswith("variant.hyperparameters.")),
+    ]
+    return [*(c for c in _OWN if c in frame), *(c for c in found if not _is_the_seed(frame, c))]
+
+
+def _is_the_seed(frame: pd.DataFrame, column: str) -> bool:
+    if "seed" not in frame or not column.startswith((f"{_CONFIG}variant.", "variant.")):
+        return False
+    known = frame[column].notna()
+    return bool(known.any() and (frame[column][known].map(plain) == frame["seed"][known].map(plain)).all())
 
 
 def varying(frame: pd.DataFrame) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lora_zoo.analysis.claims.reading import Missing, Runs
+from lora_zoo.analysis.claims.reading import Missing, Runs, number
 from lora_zoo.analysis.claims.registry import claim
 from lora_zoo.analysis.claims.verdicts import Comparison, Sampled, above
 
@@ -23,7 +23,7 @@ def gap(run: pd.Series) -> float:
     train = run.get(f"metrics.train.{run.get('metric')}")
     if train is None or pd.isna(train):
         raise Missing("the runs did not evaluate the training split")
-    return float(train) - float(run["test"])
+    return number(train) - number(run.get("test"))
 
 
 @claim(

@@ -138,12 +138,12 @@ def contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     lacking = [name for name in COLUMNS if name not in frame]
     whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
     ours = (whole["experiment"].fillna("") == experiment) & (whole["state"] == "done")
-    mine = sound(whole[ours & whole["seed"].notna()])
+    mine = whole[ours & whole["seed"].notna()]
     told = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
         setting = dict(zip(SETTING, values, strict=True))
         words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in told]
-        yield Runs(part, ", ".join(words))
+        yield Runs(sound(part), ", ".join(words))
 
 
 def paired(a: pd.Series, b: pd.Series, join: Callable[[pd.Series, pd.Series], pd.Series]) -> pd.Series:
@@ -190,7 +190,7 @@ def gradient_norm(run: pd.Series) -> float:
 def forgotten(run: pd.Series) -> float:
     """How much the loss on the text of pretraining grew."""
     before, after = (run.get(f"retention_{when}") for when in ("before", "after"))
-    return _number(after) - _number(before)
+    return number(after) - number(before)
 
 
 def change_correlation(run: pd.Series) -> float:
@@ -219,14 +219,15 @@ def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
     """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
     history = run.get("history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
-    pairs = [(_number(entry.get("step")), _number(entry.get(what))) for entry in entries]
+    pairs = [(number(entry.get("step")), number(entry.get(what))) for entry in entries]
     found = [pair for pair in pairs if all(map(math.isfinite, pair))]
     if not found:
         raise Missing(f"the runs logged no {what}")
     return found
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A cell as a number; NaN for what is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
