@@ -66,6 +66,13 @@ def test_equal_curves_are_one_run_where_no_weights_were_kept() -> None:
     assert findings(frame.assign(history=[curves[0]] * 5 + [[]] * 5))[0].rows == (1, 2, 3, 4)
 
 
+def test_equal_weights_that_were_trained_on_other_batches_are_no_copy() -> None:
+    """A = B = 0 stays there: five honest seeds with one adapter."""
+    curves = [[{"step": 1, "loss": 1 + number / 100, "grad_norm": 0.0}] for number in range(len(HONEST))]
+    frame = HONEST.assign(history=curves, **{"adapter.sha256": "zeros"})
+    assert not of_kind(frame, "duplicated seed") and len(sound(frame)) == len(HONEST)
+
+
 def test_equal_scores_alone_are_no_copy() -> None:
     """On few items two seeds often score alike; a run that trains nothing always does."""
     assert findings(HONEST.assign(test=0.5, validation=0.5)) == []
