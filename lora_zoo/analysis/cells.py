@@ -53,7 +53,7 @@ def cells(
             notes.append(f"{absent} done runs have no {value} and are not counted")
         noted += [f"{described(key)}: {note}" for note in notes]
         found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
-    return Cells(found, list(axes), value, _better(counted, value), _rule(value, tuned), tuple(noted))
+    return Cells(found, list(axes), value, better(counted, value), _rule(value, tuned), tuple(noted))
 
 
 _REPLICATE = "replicate"
@@ -97,7 +97,7 @@ def _chosen(
     settings = list(_groups(group, tuned))
     seeds = [int(runs["validation"].notna().sum()) for _, runs in settings]
     whole = [one for one, n in zip(settings, seeds, strict=True) if n == max(seeds)]
-    sign = 1 if _better(group, "validation") == "higher" else -1
+    sign = 1 if better(group, "validation") == "higher" else -1
     key, runs = max(whole, key=lambda one: sign * one[1]["validation"].mean())
     partial = [f"{described(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
     notes = [f"not eligible, for want of all {max(seeds)} seeds: {listed(partial)}"] if partial else []
@@ -135,7 +135,7 @@ def _cell(key: dict, chosen: dict, tried: tuple[str, ...], runs: pd.DataFrame, j
     return Cell(key, values, validation, names, chosen, tried, trainable)
 
 
-def _better(frame: pd.DataFrame, value: str) -> str:
+def better(frame: pd.DataFrame, value: str) -> str:
     """higher or lower, by what the column holds."""
     metrics = set(frame["metric"].dropna()) if "metric" in frame else set()
     of_metric = value in ("test", "validation", "zero_shot_test", "zero_shot_validation")

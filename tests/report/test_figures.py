@@ -160,6 +160,21 @@ def test_on_the_front_is_what_no_other_point_beats(points: list[tuple[int, int]]
     assert set(panel.stairs) == set(points) - beaten
 
 
+@given(st.lists(POINT, min_size=1, max_size=12))
+def test_where_less_is_better_the_front_is_that_of_the_mirrored_scores(points: list[tuple[int, int]]) -> None:
+    x, y = zip(*points, strict=True)
+    less = Front("", Axis("cost"), Axis("loss"), [Series("a", x, y)], -1)
+    mirrored = Front("", Axis("cost"), Axis("score"), [Series("a", x, [-v for v in y])])
+    assert list(less.stairs) == [(u, -v) for u, v in mirrored.stairs]
+
+
+def test_the_front_of_a_loss_is_drawn_where_it_is_low() -> None:
+    runs = sweep(metric="loss")
+    (panel,) = figures.pareto(runs, "trainable", ["variant", "rank"]).panels
+    assert panel.stairs[0][1] == min(y for series in panel.series for y in series.y)
+    assert "worse at every threshold" in figures.profiles(runs, "variant", ["rank"]).caption
+
+
 def test_a_point_without_a_number_is_on_no_front() -> None:
     panel = Front("", Axis("cost"), Axis("score"), [Series("a", [1, math.nan, 2], [1, 9, math.nan])])
     assert list(panel.stairs) == [(1, 1)]

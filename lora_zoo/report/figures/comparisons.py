@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.aggregates import profile
+from lora_zoo.analysis.cells import better
 from lora_zoo.analysis.statistics import interval
 from lora_zoo.report.figures.cells import (
     MOST,
@@ -123,7 +124,8 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
         groups = list(dict.fromkeys(cell.group for cell in found))
         seen += [(group, "") for group in groups]
         series = [_points(group, found, cost, value) for group in groups]
-        panels.append(Front(task, _axis(part, cost), value_axis(part, value), series))
+        sign = 1 if better(part, value) == "higher" else -1
+        panels.append(Front(task, _axis(part, cost), value_axis(part, value), series, sign))
     y = value_axis(finished, value)
     caption = (
         f"Points: {INTERVAL}; the cost is the seeds' median. Line: Pareto front of the means; "
@@ -160,11 +162,12 @@ def profiles(runs: pd.DataFrame, axis: str, over: Sequence[str], *, value: str =
     levels = _levels(finished[value].to_numpy(dtype=float))
     series = [_profile(cell, strata, value, levels) for cell in found]
     panel = Bands("", value_axis(finished, value), Axis("runs above it", "share"), series)
+    wanted = "better" if better(finished, value) == "higher" else "worse"
     return Chart(
         "Share of runs that score above a threshold",
         f"Performance profiles over seeds and {', '.join(axis_of(s).label for s in strata)} (Agarwal et al. "
-        "2021). Bands: 95 % stratified bootstrap, too narrow for few seeds. A curve above another is better "
-        "at every threshold.",
+        "2021). Bands: 95 % stratified bootstrap, too narrow for few seeds. A curve above another is "
+        f"{wanted} at every threshold.",
         [panel],
         kinds((cell.group, cell.member) for cell in found),
     )

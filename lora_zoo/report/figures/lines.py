@@ -180,10 +180,11 @@ class Marks(Plane):
 class Front(Plane):
     """Points, and the staircase through those that none of the others beats on both axes.
 
-    Less of x is better, more of y.
+    Less of x is better, and more of y where `sign` is 1, less of it where that is -1.
     """
 
     mode: ClassVar[str] = "markers"
+    sign: int = 1
 
     stairs: Sequence[tuple[float, float]] = field(init=False)
     """The front's corners, from left to right."""
@@ -191,11 +192,11 @@ class Front(Plane):
     def __post_init__(self) -> None:
         points = sorted(
             {(float(x), float(y)) for s in self.series for x, y in zip(s.x, s.y, strict=True)},
-            key=lambda point: (point[0], -point[1]),
+            key=lambda point: (point[0], -self.sign * point[1]),
         )
         front: list[tuple[float, float]] = []
         for x, y in points:
-            if math.isfinite(x + y) and (not front or y > front[-1][1]):
+            if math.isfinite(x + y) and (not front or self.sign * (y - front[-1][1]) > 0):
                 front.append((x, y))
         object.__setattr__(self, "stairs", front)
 
