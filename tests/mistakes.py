@@ -50,6 +50,13 @@ MISTAKES: dict[str, Cases] = {
         "+variant=vera init=gaussian": "vera cannot start from init=gaussian",
         "+variant=vera variant.d_initail=1": "Did you mean 'd_initial'?",
     },
+    "Experiments": {
+        "-m experiment=lora_tabl5": "unknown experiment 'lora_tabl5'. Did you mean 'lora_table5'?",
+        "experiment=lora_table5": "is a sweep over task, target_modules, seed: add -m",
+        "-m experiment=lora_table5,lora_table6": "a sweep is one experiment",
+        "retention=no-such-text.txt": "No such file",
+        "task=pocket-nli retention=": "retention",
+    },
     "Grammar and flags": {
         "rank=[": "rank=[ cannot be read",
         "rank='3": "cannot be read",
