@@ -243,6 +243,7 @@ def sweep(at: Path, *more: str) -> str:
 def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> None:
     said = sweep(tmp_path)
     (folder,) = (tmp_path / "runs").glob("mine-*")
+    assert "[HYDRA] GSUB" not in said, "fontTools tells of its work"
     assert "**Ranks**" in said and "68.8" in said and "made by `python -m lora_zoo.run -m +experiment" in said
     page = (folder / "report" / "report.html").read_text()
     assert "Ranks" in page and "WikiSQL" in page

@@ -4,6 +4,7 @@ A panel knows how to draw itself both ways from the same numbers, so the two can
 """
 
 import io
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph that goes into a PDF
 STYLE = {
     "font.size": 8,
     "font.family": "sans-serif",
