@@ -45,7 +45,7 @@ def command(counted: pd.DataFrame, about: Mapping[str, Any]) -> str:
     values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for run in runs for key in run}
     if about.get("name"):
         grid = {key: {str(value) for value in given} for key, given in about.get("grid", {}).items()}
-        own = {key: given for key, given in values.items() if not set(given) <= grid.get(key, set())}
+        own = {key: given for key, given in values.items() if set(given) != grid.get(key)}
         return _sweep({"+experiment": [about["name"]]} | {k: v for k, v in own.items() if k != "experiment"})
     if len({*told}) == 1 or math.prod(map(len, values.values())) != len({*told}):
         return next(iter(told), "")

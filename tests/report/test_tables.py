@@ -119,7 +119,7 @@ def test_an_experiment_is_laid_out_as_it_says_with_the_papers_numbers_below(tmp_
     assert table.command == "python -m lora_zoo.run -m +experiment=mine"
     typed = "python -m lora_zoo.run +experiment=mine rank=2 steps=3 seed=0 out=/home/me"
     other = sweep(tmp_path / "b", {"rank=2 steps=3": [0.5]}, experiment=EXPERIMENT, command=typed)
-    assert main_table(other).command == "python -m lora_zoo.run -m +experiment=mine steps=3"
+    assert main_table(other).command == "python -m lora_zoo.run -m +experiment=mine rank=2 steps=3 seed=0"
     record = next(csv.DictReader(io.StringIO(table.csv())))
     assert set(record) >= {"task", "rank", "mean", "low", "high", "n", "mark", "tied", "paper", "of"}
 
