@@ -46,18 +46,8 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
 
 def measured(frame: pd.DataFrame, table: Table, tested: Sequence[Entry]) -> str:
     """The table, the claims, and the time that the runs took, in Markdown."""
-    return "\n".join([table.markdown().rstrip(), "", *_claims(tested), *_time(frame)])
-
-
-def _claims(entries: Sequence[Entry]) -> Iterator[str]:
-    if not entries:
-        return
-    yield "| claim | source | verdict | effect | n | found |"
-    yield "|---|---|---|---|---|---|"
-    for entry in entries:
-        cells = (f"**{entry.id}**: {entry.says}", *printing.row(entry))
-        yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-    yield ""
+    claims = [*printing.grid(tested), ""] if tested else []
+    return "\n".join([table.markdown().rstrip(), "", *claims, *_time(frame)])
 
 
 def _time(frame: pd.DataFrame) -> Iterator[str]:

@@ -41,7 +41,7 @@ def origin(counted: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:
 def command(counted: pd.DataFrame, about: Mapping[str, Any]) -> str:
     """The sweep that makes the runs again; where they are no whole product of values, the first run."""
     told = [portable(line) for line in counted.get("command", ()) if isinstance(line, str)]
-    runs = [overrides_of({"command": line}) for line in told]
+    runs = [overrides_of(line) for line in told]
     values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for run in runs for key in run}
     if about.get("name"):
         grid = {key: {str(value) for value in given} for key, given in about.get("grid", {}).items()}

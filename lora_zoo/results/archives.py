@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.results.curves import packed_scores, scores_of
+from lora_zoo.results.record import write_atomically
 from lora_zoo.results.sources import PACKED, order
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
@@ -35,9 +36,7 @@ def archive(frame: pd.DataFrame, path: str | Path) -> Path:
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
         file.writelines(_line(record).encode() for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(buffer.getvalue())
-    part.replace(path)
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -26,9 +26,7 @@ def identity(settings: Settings, variant: type[Variant]) -> str:
 
 def identity_of(config: Mapping[str, Any], variant: type[Variant]) -> str:
     """The identity that a recorded configuration has with today's source and data files."""
-    known = hyperparameters(variant)
-    chosen = {k: v for k, v in _effective(config).items() if k not in _FLAT or k in known}
-    return _hashed("\n".join([_text(chosen), _source(variant), *_data(config).values()]))
+    return identified(config, variant)[0]
 
 
 def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]:
@@ -36,8 +34,16 @@ def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]
 
     settings and source are 16 hexadecimal digits, data holds the SHA-256 of each split's local file.
     """
-    settings, source = _text(_effective(config)), _source(variant)
-    return {"settings": _hashed(settings, 16), "source": _hashed(source, 16), "data": _data(config)}
+    return identified(config, variant)[1]
+
+
+def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
+    """`identity_of` and `made_of`, for which source and data files are read once."""
+    known, settings = hyperparameters(variant), _effective(config)
+    chosen = {k: v for k, v in settings.items() if k not in _FLAT or k in known}
+    source, data = _source(variant), _data(config)
+    parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
+    return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Both read a record as it stands in `result.json` and change nothing.
 """
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from lora_zoo.adapters.adapter import Variant
 from lora_zoo.adapters.registry import variants
 from lora_zoo.configuration.settings import INERT, INERT_TRAINER
-from lora_zoo.results.identity import identity_of, made_of
+from lora_zoo.results.identity import identified, identity_of, made_of
+from lora_zoo.results.summary import overrides_of
 
 _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
 """Keys that a command line gives as plain words."""
@@ -88,10 +88,10 @@ def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
     if variant is None or before is None or record.get("moved"):
         return
-    now = made_of(record["config"], variant)
+    code, now = identified(record["config"], variant)
     if now["settings"] != before["settings"]:
         yield "its configuration is not the one that it ran with: the hash of the settings is another"
-    elif now == before and identity_of(record["config"], variant) != record["identity"]:
+    elif now == before and code != record["identity"]:
         yield f"its identity {record['identity']} is not that of its configuration"
 
 
@@ -122,8 +122,7 @@ def _differing(who: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 def _spoken(command: str) -> dict[str, str]:
     """The plain keys of a command line; of a key that is given twice, the last."""
-    words = (word.lstrip("+").partition("=") for word in shlex.split(command) if "=" in word)
-    given = {key: value for key, _, value in words}
+    given = overrides_of(command)
     plain = {key: given[key].strip("'\"") for key in _SPOKEN if key in given}
     return {key: value for key, value in plain.items() if "$" not in value and value not in ("null", "~")}
 

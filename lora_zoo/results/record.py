@@ -134,11 +134,11 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`, synced to disk first."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file that holds `content`, text as UTF-8, synced to disk first."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

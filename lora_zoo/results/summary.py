@@ -81,13 +81,13 @@ def print_sweep(folder: Path) -> None:
     """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
-    keys = differing([overrides_of(run) for run in runs])
+    keys = differing([overrides_of(run["command"]) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
     numbers = ("value", "trainable", "s/step")
     for column in (*keys, "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
-        given = overrides_of(result)
+        given = overrides_of(result["command"])
         table.add_row(*(escape(given.get(key, "-")) for key in keys), *_sweep_row(result))
     console.print(table)
     for result in (r for r in runs if r["state"] != "done"):
@@ -96,7 +96,7 @@ def print_sweep(folder: Path) -> None:
             f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
         )
     console.print(f"written to {folder}", highlight=False)
-    if "experiment" not in keys and not any(run.get("config", {}).get("experiment") for run in runs):
+    if not any(run.get("config", {}).get("experiment") for run in runs):
         line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -107,9 +107,9 @@ def differing(overrides: list[dict[str, str]]) -> list[str]:
     return [key for key in keys if len({one.get(key) for one in overrides}) > 1]
 
 
-def overrides_of(result: dict[str, Any]) -> dict[str, str]:
-    """The overrides of a run's command line."""
-    words = (word.lstrip("+").partition("=") for word in shlex.split(result["command"]) if "=" in word)
+def overrides_of(command: str) -> dict[str, str]:
+    """The overrides of a run's command line; of a key that is given twice, the last."""
+    words = (word.lstrip("+").partition("=") for word in shlex.split(command) if "=" in word)
     return {key: value for key, _, value in words}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_zoo.models.modes import evaluating
 from lora_zoo.tasks.kinds import on_device
 
 POCKET = "pocket"
@@ -41,11 +42,8 @@ class Retention:
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy (nats a token) of each token given those before it in its block."""
-        training = model.training
-        model.eval()
-        total = sum(float(_summed(model, ids_NL)) for ids_NL in self.ids_NL.split(TOGETHER))
-        model.train(training)
-        return total / self.tokens
+        with evaluating(model):
+            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(TOGETHER)) / self.tokens
 
 
 def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:

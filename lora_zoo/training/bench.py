@@ -7,6 +7,7 @@ from torch import nn
 
 from lora_zoo.adapters.beneath import beneath
 from lora_zoo.adapters.injection import Injection
+from lora_zoo.models.modes import evaluating
 from lora_zoo.results.record import Record
 from lora_zoo.tasks.kinds import Example
 from lora_zoo.training.supply import Material
@@ -33,10 +34,8 @@ class Bench:
 
     def judge_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
         model = self.injection.model
-        training = model.training
-        model.eval()
-        outcomes = self.material.kind.outcomes(model, self.material.splits[split])
-        model.train(training)
+        with evaluating(model):
+            outcomes = self.material.kind.outcomes(model, self.material.splits[split])
         if keep:
             self.record.examples(split, outcomes)
         predictions = [o["prediction"] for o in outcomes]

@@ -21,7 +21,7 @@ from lora_zoo.configuration import commandline
 from lora_zoo.configuration.settings import Settings, resolved
 from lora_zoo.results import summary
 from lora_zoo.results.environment import environment, peak_memory
-from lora_zoo.results.identity import identity, made_of, readable_name, without_effect
+from lora_zoo.results.identity import identified, readable_name, without_effect
 from lora_zoo.results.record import Busy, Claim, Record, claimed, now, write_atomically
 from lora_zoo.results.secrets import RedactingFormatter, redacted
 from lora_zoo.training.callbacks import Progress, RichProgress
@@ -65,11 +65,11 @@ def run(
     resume = sweep is not None if settings.resume is None else settings.resume
     group = Path(sweep).name if sweep else None
     try:
-        code, name = identity(settings, variant), readable_name(settings, variant)
+        code, parts = identified(asdict(settings), variant)
+        name = readable_name(settings, variant)
         with claimed(sweep or settings.out, f"{name}-{code}", resume=resume) as claim:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
-            parts = made_of(asdict(settings), variant)
             record = _opened(claim, settings, config, overrides, name=name, identity=code, made_of=parts)
             # Who shares being told to stop shares the process, which whoever began it puts back.
             own = process_as_it_was() if stopping is None else contextlib.nullcontext()

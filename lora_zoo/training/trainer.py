@@ -16,6 +16,7 @@ from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.method import Progress
 from lora_zoo.models import activations
+from lora_zoo.models.modes import evaluating
 from lora_zoo.training import checkpoints, watch
 from lora_zoo.training.callbacks import MethodHooks, Restore, StepClock
 
@@ -84,17 +85,15 @@ class ZooTrainer(Trainer):
         model, clock = self.injection.model, self.injection.clock
         data, size = self.train_dataset, self.args.per_device_train_batch_size
         batch = self._prepare_inputs(self.data_collator([data[i] for i in range(min(size, len(data)))]))
-        training, tick = model.training, clock.tick
-        model.eval()
+        tick, cast = clock.tick, self.compute_loss_context_manager()
         try:
-            with self.compute_loss_context_manager(), activations.embedded_inputs_learn(model):
+            with evaluating(model), cast, activations.embedded_inputs_learn(model):
                 saved = activations.saved_bytes(model, lambda: model(**batch).loss)
                 with self.injection.disabled():
                     frozen = activations.saved_bytes(model, lambda: model(**batch).loss)
         except NotImplementedError:
             return None
         finally:
-            model.train(training)
             clock.tick = tick
         return {"saved": saved, "saved_frozen": frozen}
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.shells import Shell
+from lora_zoo.models.modes import evaluating
 
 SHOWN = 5  # layers that a message names
 
@@ -55,7 +56,7 @@ def examine(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Fi
 def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     """The adapted layer whose output is the first that is no number, in a pass without dropout."""
     seen: list[str] = []
-    with contextlib.ExitStack() as hooks, _evaluating(model):
+    with contextlib.ExitStack() as hooks, evaluating(model):
         for shell in (module for module in model.modules() if isinstance(module, Shell)):
             hook = shell.register_forward_hook(lambda s, _, y: seen.append(s.name) if _broken(y) else None)
             hooks.callback(hook.remove)
@@ -65,17 +66,6 @@ def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 
 def _broken(y: Any) -> bool:
     return isinstance(y, Tensor) and not bool(y.isfinite().all())
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _layers(names: Iterator[str]) -> list[str]:

@@ -52,13 +52,18 @@ def contradictions(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"{a} against {b}"
 
 
-def markdown(entries: Sequence[Entry]) -> str:
+def grid(entries: Sequence[Entry]) -> list[str]:
+    """The lines of a Markdown table, a row a claim."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for entry in entries:
         cells = (f"**{entry.id}**: {entry.says}", *row(entry))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    pairs = [f"* {pair}" for pair in contradictions(entries)]
-    return "\n".join([totals(entries), "", *lines, "", "Contradictions among the sources:", "", *pairs])
+    return lines
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    pairs = ["Contradictions among the sources:", "", *(f"* {pair}" for pair in contradictions(entries))]
+    return "\n".join([totals(entries), "", *grid(entries), "", *pairs])
 
 
 def as_json(entries: Sequence[Entry]) -> str:

@@ -9,8 +9,7 @@ Shapes: N rows of all jobs, B of one; L the longest batch's positions.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from lora_zoo.adapters.adapter import Plan
 from lora_zoo.adapters.beneath import base_buffers
 from lora_zoo.adapters.lanes import Lane
 from lora_zoo.adapters.named import adapters_of
+from lora_zoo.models.modes import training
 
 Inputs = dict[str, Any]
 ALONE = ("num_items_in_batch",)  # the loss's business, which some models hand down
@@ -198,7 +198,7 @@ def unfit(model: nn.Module) -> str:
     trunk, streams = Trunk(model), _streams()
     buffers = {name: tensor.clone() for name, tensor in base_buffers(model).items()}
     batches = [_made_up(model, rows, length, trunk.padding) for rows, length in ((1, 3), (2, 5))]
-    with _training(model):
+    with training(model):
         alone = [trunk.plain(**batch)[0] for batch in batches]
         drawn = any(not torch.equal(a, b) for a, b in zip(streams, _streams(), strict=True))
         now = base_buffers(model)
@@ -232,14 +232,3 @@ def _near(one: Tensor, other: Tensor) -> bool:
     """Whether two states are equal but for rounding: a thousandth in float32."""
     bound = max(1e-3, 8 * torch.finfo(one.dtype).eps)
     return bool((one - other).float().norm() <= bound * one.float().norm())
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
