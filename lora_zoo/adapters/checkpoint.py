@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -66,6 +66,25 @@ def load_adapter(
     `enable`, the roles of a fused layer's adapted parts. Raises FileNotFoundError where there is no adapter,
     ValueError where it does not fit the model, which is then as it was.
     """
+    return placed(model, read_adapter(model, folder, alpha=alpha, enable=enable), name)
+
+
+class Read(NamedTuple):
+    """An adapter's files, understood for one model."""
+
+    ready: Prepared
+    state: dict[str, Tensor]
+    source: Path
+    name: str = "default"
+    seed: int = 0
+    started: bool = False
+    """Whether start factors are computed from the base; otherwise `state` holds them and nothing is."""
+
+
+def read_adapter(
+    model: nn.Module, folder: str | Path, *, alpha: float | None = None, enable: Sequence[str] = ()
+) -> Read:
+    """What `load_adapter` would put into `model`, which stays as it is; raises as that does."""
     folder = Path(folder)
     if folder.is_file():
         ready, state, started = from_loralib(model, folder, alpha=alpha, enable=enable)
@@ -74,12 +93,11 @@ def load_adapter(
     elif is_peft(folder) and not (folder / DESCRIPTION).is_file():
         ready, state, started = from_peft(model, folder)
     else:
-        return _load_ours(model, folder, name)
-    seed, name = 0, name or "default"
-    return _injected(model, ready, state, folder, seed=seed, name=name, started=started)
+        return _read_ours(model, folder)
+    return Read(ready, state, folder, started=started)
 
 
-def _load_ours(model: nn.Module, folder: Path, name: str | None) -> Injection:
+def _read_ours(model: nn.Module, folder: Path) -> Read:
     description = read_description(folder)
     cls = find_variant(description["variant"])
     ready = Prepared(
@@ -88,28 +106,21 @@ def _load_ours(model: nn.Module, folder: Path, name: str | None) -> Injection:
         check(cls, description["hyperparameters"]),
         description.get("patterns", {}),
     )
-    name = name or description.get("name", "default")
     state = load_file(folder / WEIGHTS)
-    return _injected(model, ready, state, folder, seed=description["seed"], name=name)
+    return Read(ready, state, folder, description.get("name", "default"), description["seed"])
 
 
-def _injected(
-    model: nn.Module,
-    ready: Prepared,
-    state: dict[str, Tensor],
-    source: Path,
-    *,
-    seed: int,
-    name: str,
-    started: bool = False,
-) -> Injection:
-    """`started`: start factors are computed from the base; otherwise `state` holds them and nothing is."""
+def placed(model: nn.Module, read: Read, name: str | None = None) -> Injection:
+    """Inject what was read, in place; raises as `load_adapter` does."""
+    name = name or read.name
     if name in adapters_of(model):
-        raise ValueError(f"{source}: the model has an adapter called {name!r} already; give another name")
-    with contextlib.nullcontext() if started else inits.blank():
-        injection = Injection(model, ready, seed=seed, name=name)
+        raise ValueError(
+            f"{read.source}: the model has an adapter called {name!r} already; give another name"
+        )
+    with contextlib.nullcontext() if read.started else inits.blank():
+        injection = Injection(model, read.ready, seed=read.seed, name=name)
     try:
-        injection.load_state_dict(injection.state_dict() | state if started else state)
+        injection.load_state_dict(injection.state_dict() | read.state if read.started else read.state)
     except ValueError:
         injection.remove()
         raise

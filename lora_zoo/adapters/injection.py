@@ -76,16 +76,31 @@ class Injection:
 
     def __iter__(self) -> Iterator[Update]:
         """Every matrix that this adapter changes as `name, W, ΔW`, detached; W is the frozen one."""
-        with torch.no_grad(), self._group.unmerged():
-            for name, adapter in self.adapters.items():
-                W_OI = wide(self.places[name].host.matrix())
-                with uncast(W_OI.device):
-                    update = Update(name, W_OI, adapter.weight(W_OI) - W_OI)
-                yield update
-            for name in self.in_full:
-                if self.originals[name].ndim == 2:
-                    W_OI = wide(self.originals[name])
-                    yield Update(name.removesuffix(".weight"), W_OI, wide(self.trained[name]) - W_OI)
+        return map(self.update, self.changed())
+
+    def changed(self) -> list[str]:
+        """The names of the matrices that this adapter changes, those that train in full last."""
+        whole = [name for name in self.in_full if self.originals[name].ndim == 2]
+        return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
+
+    def original(self, name: str) -> Tensor:
+        """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
+        if name not in self.adapters:
+            return wide(self.originals[self._in_full(name)])
+        with self._group.unmerged():
+            return wide(self.places[name].host.matrix())
+
+    @torch.no_grad()
+    def update(self, name: str) -> Update:
+        """`name, W, ΔW` of one of the matrices that change."""
+        W_OI = self.original(name)
+        if name not in self.adapters:
+            return Update(name, W_OI, wide(self.trained[self._in_full(name)]) - W_OI)
+        with uncast(W_OI.device):
+            return Update(name, W_OI, self.adapters[name].weight(W_OI) - W_OI)
+
+    def _in_full(self, name: str) -> str:
+        return name if name in self.trained else f"{name}.weight"
 
     def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimiser groups: the variant's own for its adapters, and one or two for what trains in full.

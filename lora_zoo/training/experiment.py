@@ -23,9 +23,9 @@ from lora_zoo.adapters.randomness import derived_seed
 from lora_zoo.adapters.registry import check_hyperparameters
 from lora_zoo.adapters.targets import heads
 from lora_zoo.configuration.settings import Settings
+from lora_zoo.deltas.summary import summary
 from lora_zoo.merge import merge
 from lora_zoo.models.loading import Loaded
-from lora_zoo.results import spectra
 from lora_zoo.results.identity import flat_hyperparameters
 from lora_zoo.results.mirror import Mirror, open_mirror
 from lora_zoo.results.record import Record
@@ -282,7 +282,7 @@ class Experiment:
 
     def _keep(self, injection: Injection) -> None:
         """The summary of the updates and, if asked for, the merged model."""
-        self.record.update(updates=spectra.summary(injection))
+        self.record.update(updates=summary(injection))
         if self.settings.merge and injection.trainable() and not (self.record.folder / "merged").is_dir():
             trust = self.settings.model.trust_remote_code
             merge(self.record.folder, self.record.folder / "merged", trust_remote_code=trust)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.adapters.registry import variants
-from lora_zoo.results import spectra
+from lora_zoo.deltas.against import row_changes
+from lora_zoo.deltas.delta import Dense, Product
+from lora_zoo.deltas.summary import summary
 
 O, I = 24, 17
 
@@ -51,7 +53,7 @@ def erank(sigma: Tensor) -> float:
 @pytest.mark.parametrize("variant", variants())
 def test_rows_agree_with_the_dense_update(variant: str) -> None:
     injection = trained(variant)
-    rows = {row["name"]: row for row in spectra.summary(injection)}
+    rows = {row["name"]: row for row in summary(injection)}
     assert list(rows) == [update.name for update in injection]
     for name, W_OI, dW_OI in injection:
         sigma, row = torch.linalg.svdvals(dW_OI.double()), rows[name]
@@ -74,7 +76,7 @@ def test_thin_values_are_those_of_the_product(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     B_OR = torch.randn(O, rank, generator=generator, dtype=torch.float64)
     A_RI = torch.randn(rank, I, generator=generator, dtype=torch.float64)
-    thin, dense = spectra.product_values(B_OR, A_RI), torch.linalg.svdvals(B_OR @ A_RI)
+    thin, dense = Product("W", B_OR, A_RI).singular_values, torch.linalg.svdvals(B_OR @ A_RI)
     assert len(thin) == min(rank, O, I)
     torch.testing.assert_close(thin, dense[: len(thin)])
 
@@ -83,26 +85,25 @@ def test_thin_values_never_form_the_matrix() -> None:
     side = 1_000_000  # the (O, I) matrix would take 8 TB
     B_OR, A_RI = torch.zeros(side, 2), torch.zeros(2, side)
     B_OR[0, 0], B_OR[1, 1], A_RI[0, 0], A_RI[1, 1] = 3.0, 2.0, 5.0, 1.0
-    assert spectra.product_values(B_OR, A_RI).tolist() == pytest.approx([15.0, 2.0])
+    assert Product("W", B_OR, A_RI).singular_values.tolist() == pytest.approx([15.0, 2.0])
 
 
 @pytest.mark.parametrize("variant", ["lora", "pissa", "dora", "vera", "full"])
 def test_an_unchanged_model_has_zeros(variant: str) -> None:
     injection = trained(variant, scale=0.0)
-    rows = spectra.summary(injection)
+    rows = summary(injection)
     assert rows
     for row in rows:
         numbers = [row[key] for key in ("norm", "relative_norm", "stable_rank", "effective_rank")]
         assert numbers + row["singular_values"] == [0.0] * (4 + len(row["singular_values"])), row
-    assert spectra.overview(rows)["effective_rank"] == 0.0
 
 
 def test_the_rounding_of_the_effective_weight_is_no_update() -> None:
     generator = torch.Generator().manual_seed(0)
     W_OI = torch.randn(O, I, generator=generator)
     turned = (W_OI * 3.0) / 3.0 - W_OI
-    assert float(turned.norm()) > 0 and not spectra.dense_values(turned, float(W_OI.norm())).any()
-    assert spectra.dense_values(turned).any()
+    assert float(turned.norm()) > 0 and not Dense("W", turned, float(W_OI.norm())).singular_values.any()
+    assert Dense("W", turned).singular_values.any()
 
 
 def row_of(dW_OI: Tensor) -> dict[str, object]:
@@ -112,7 +113,7 @@ def row_of(dW_OI: Tensor) -> dict[str, object]:
     injection = inject(model, "full", target_modules=["0"])
     with torch.no_grad():
         model[0].weight += dW_OI
-    (row,) = spectra.summary(injection)
+    (row,) = summary(injection)
     return row
 
 
@@ -144,23 +145,15 @@ def test_a_diverged_model_has_no_numbers_and_costs_no_crash() -> None:
     injection = trained("lora")
     with torch.no_grad():
         injection.parameters()[0].fill_(math.nan)
-    rows = spectra.summary(injection)
+    rows = summary(injection)
     assert math.isnan(rows[0]["norm"]) and math.isnan(rows[0]["effective_rank"])
-    assert math.isfinite(spectra.overview(rows)["norm"])
-
-
-def test_the_overview_holds_medians() -> None:
-    rows = [row_of(scale * torch.eye(2)) for scale in (1.0, 2.0, 9.0)]
-    over = spectra.overview(rows)
-    assert over["matrices"] == 3 and over["norm"] == pytest.approx(2 * math.sqrt(2))
-    assert over["relative_norm"] is None
-    assert spectra.overview([])["norm"] is None
+    assert math.isfinite(rows[1]["norm"])
 
 
 @pytest.mark.parametrize("variant", variants())
 def test_changes_of_rows_are_those_of_their_norms_and_angles(variant: str) -> None:
     injection = trained(variant)
-    rows = {row["name"]: row for row in spectra.summary(injection)}
+    rows = {row["name"]: row for row in summary(injection)}
     for name, W_OI, dW_OI in injection:
         before, after = W_OI.double(), W_OI.double() + dW_OI.double()
         grown = (after.norm(dim=1) - before.norm(dim=1)).abs().mean()
@@ -173,6 +166,6 @@ def test_a_small_turn_does_not_drown_in_rounding() -> None:
     """A row that turns by 1e-4: 1 - cos = 5e-9, below what float32 can tell from 1."""
     W_OI = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
     dW_OI = torch.tensor([[0.0, 3e-4], [1.0, 0.0]])
-    rows = spectra.row_changes(W_OI, dW_OI)
+    rows = row_changes(W_OI, dW_OI)
     assert rows.direction == pytest.approx(5e-9, rel=1e-3), "a row of zeros has no direction"
     assert rows.magnitude == pytest.approx(0.5, rel=1e-6)
