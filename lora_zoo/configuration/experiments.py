@@ -9,6 +9,8 @@ Beside settings of the run, which Hydra merges, the file holds under `experiment
 | rows, columns | the keys by which the main table is laid out |
 | value | the column that is compared; `test` where nothing is said |
 | tune | keys that are chosen for each cell, by the mean over seeds on validation |
+| deltas | tables of `lora_zoo.deltas` that are recorded for each run when the sweep ends |
+| adapters | true: `--keep` keeps the adapters, too |
 | reference | the paper's own numbers: the cell's keys, value, spread, of (the task there) |
 """
 
@@ -23,9 +25,13 @@ from omegaconf import OmegaConf
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.choices import folder, options
 
-KEYS = ("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference")
+KEYS = (
+    *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
+    *("deltas", "adapters"),
+)
+DELTAS = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
 NEEDED = ("title", "question", "grid", "rows")
-_LISTS = ("rows", "columns", "tune", "reference")
+_LISTS = ("rows", "columns", "tune", "deltas", "reference")
 
 
 def read(value: str) -> dict[str, Any]:
@@ -57,6 +63,11 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"the file must give experiment.{key}" for key in NEEDED if not about.get(key))
     for key in (key for key in _LISTS if not isinstance(about.get(key, []), list)):
         yield f"experiment.{key} must be a list; got {about[key]!r}"
+    for name in about.get("deltas", []):
+        if name not in DELTAS:
+            yield "experiment.deltas: " + unknown("table", str(name), DELTAS)
+    if not isinstance(about.get("adapters", False), bool):
+        yield f"experiment.adapters must be true or false; got {about['adapters']!r}"
     grid = about["grid"]
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         yield "experiment.grid must give each key a list of values"

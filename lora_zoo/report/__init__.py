@@ -31,6 +31,7 @@ def conclude(sweep: Path) -> None:
     from lora_zoo.report.report import PAGE, Report
     from lora_zoo.results import load
 
+    _record_deltas(sweep)
     report, folder, console = Report(load(sweep)), place(sweep), Console()
     for table in report.tables:
         print(table.markdown())
@@ -38,6 +39,23 @@ def conclude(sweep: Path) -> None:
         console.print(printing.table(report.tested))
     report.write(folder)
     console.print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _record_deltas(sweep: Path) -> None:
+    """Make the tables of ΔW that the experiment asks for, where a run lacks them."""
+    from lora_zoo.results import load
+    from lora_zoo.terminal import say
+
+    for _, run in load(sweep).iterrows():
+        wanted = (run["experiment_about"] or {}).get("deltas", [])
+        if not wanted or run["state"] != "done" or run["folder"] is None:
+            continue
+        from lora_zoo.deltas.recording import record
+
+        try:
+            record(run["folder"], wanted)
+        except (ValueError, OSError) as mistake:
+            say(f"warning: no tables of ΔW for {run['name']}: {mistake}")
 
 
 def place(*sources: str | Path) -> Path:

@@ -3,16 +3,20 @@
 The part of the README between the markers is made anew each time; what people write around it stays.
 """
 
+import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS
 from lora_zoo.analysis.claims import Entry, printing
 from lora_zoo.report.typeset import Table
-from lora_zoo.results.archives import archive
+from lora_zoo.results.archives import archive, without_places
+from lora_zoo.results.sources import kept_adapter
 
 ARCHIVE, README = "results.jsonl.gz", "README.md"
 MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->", "<!-- /measured -->"
@@ -31,6 +35,8 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
     about: Mapping[str, Any] = next(about for about in frame["experiment_about"] if about)
     folder.mkdir(parents=True, exist_ok=True)
     archive(frame, folder / ARCHIVE)
+    if about.get("adapters"):
+        _keep_adapters(frame, folder)
     begin, end = MARKERS[0].format(f"experiments/{names[0]}"), MARKERS[1]
     part = f"{begin}\n{measured(frame, table, tested)}\n{end}"
     path = folder / README
@@ -42,6 +48,18 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
         raise ValueError(f"{path} lacks the markers {begin} … {end}, between which the results go")
     path.write_text(_PART.sub(lambda _: part, text), encoding="utf-8")
     return folder
+
+
+def _keep_adapters(frame: pd.DataFrame, folder: Path) -> None:
+    """Copy each run's adapter to where `lora_zoo.results.load` looks for it, without places on a machine."""
+    for record, adapter in zip(frame["record"], frame["adapter"], strict=True):
+        kept = kept_adapter(folder, record)
+        if adapter is None or Path(adapter).resolve() == kept.resolve():
+            continue
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(adapter) / WEIGHTS, kept / WEIGHTS)
+        description = json.loads((Path(adapter) / DESCRIPTION).read_text(encoding="utf-8"))
+        (kept / DESCRIPTION).write_text(json.dumps(without_places(description), indent=2), encoding="utf-8")
 
 
 def measured(frame: pd.DataFrame, table: Table, tested: Sequence[Entry]) -> str:

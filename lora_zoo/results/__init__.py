@@ -16,10 +16,11 @@ _HOMES = {
     "histories": "curves",
     "updates": "curves",
     "examples": "curves",
+    "deltas": "curves",
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
-__all__ = ["archive", "axes", "column", "examples", "histories", "load", "load_wandb", "updates"]
+__all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb", "updates"]
 
 
 def __getattr__(name: str) -> Any:

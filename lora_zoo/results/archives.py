@@ -53,6 +53,7 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
         **{key: without_places(record[key]) for key in ("error", "packed", "environment") if key in record},
         "history": thinned(record.get("history", [])),
         "updates": [_rounded_update(row) for row in record.get("updates", [])],
+        **{key: _rounded(record[key], _OF_SPECTRA) for key in ("deltas",) if key in record},
         "scores": {split: packed_scores(scores) for split, scores in scores_of(record, folder).items()},
     }
     if kept["config"] != config:

@@ -46,6 +46,22 @@ def updates(frame: pd.DataFrame) -> pd.DataFrame:
     return table[[*_OF_MATRIX, *(c for c in table.columns if c not in _OF_MATRIX)]]
 
 
+def deltas(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """A table of `lora_zoo.deltas` (`amplification`, …) of all runs that recorded it, with a column `run`.
+
+    ValueError where none did, with the tables that there are.
+    """
+    found = [(run, record.get("deltas", {})) for run, record in _each(frame, "record")]
+    rows = [{"run": run, **row} for run, tables in found for row in tables.get(table, [])]
+    if not rows:
+        there = ", ".join(sorted({name for _, tables in found for name in tables})) or "none"
+        raise ValueError(
+            f"no run recorded the table {table!r} (recorded: {there}); "
+            "python -m lora_zoo.spectra RUN… --record makes them from the runs' adapters"
+        )
+    return pd.DataFrame(rows)
+
+
 def examples(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Scores, items x runs (their identities), of the runs that kept them. ValueError where none did."""
     series = []

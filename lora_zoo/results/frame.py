@@ -44,7 +44,7 @@ _PATHS = {
     "commit": "environment.commit",
     "dirty": "environment.dirty",
 }
-TEXTS = ("run", "name", "folder", "experiment", "state", "stale", "contradiction")
+TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
 SETTINGS = (
     *("variant", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
@@ -58,7 +58,7 @@ COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "scores", "moved", "stale", "contradiction")
+_UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
 _KEYS = {"trainer.weight_decay": "weight_decay"} | {
     key: column
     for column, path in _PATHS.items()
@@ -79,7 +79,7 @@ def load(*sources: str | Path) -> pd.DataFrame:
 def frame_of(runs: Sequence[Found]) -> pd.DataFrame:
     """The frame of records that were read already."""
     records = [_numbers(run.record) for run in runs]
-    named = pd.DataFrame([_row(record, run.folder) for record, run in zip(records, runs, strict=True)])
+    named = pd.DataFrame([_row(record, run) for record, run in zip(records, runs, strict=True)])
     numbers = list(_NUMBERS)
     named[numbers] = named[numbers].apply(pd.to_numeric, errors="coerce")
     flat = pd.json_normalize([_scalars(record) for record in records])
@@ -127,8 +127,8 @@ def _further(columns: Iterable[str]) -> list[str]:
     return [name for name, key in keys.items() if changes_results(key) and key not in ("seed", "data_seed")]
 
 
-def _row(record: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    config = record["config"]
+def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
+    config, folder = record["config"], run.folder
     metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
     row = {name: _at(record, path) for name, path in _PATHS.items()}
     for split in ("validation", "test"):
@@ -136,6 +136,7 @@ def _row(record: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
         row[f"zero_shot_{split}"] = _at(record, f"zero_shot.{split}.{metric}")
     return row | {
         "folder": None if folder is None else str(folder),
+        "adapter": None if run.adapter is None else str(run.adapter),
         "experiment": (config.get("experiment") or {}).get("name", ""),
         "stale": record.get("stale") or stale(record),
         "contradiction": record.get("contradiction") or contradiction(record, folder),

@@ -30,8 +30,11 @@
 
 A result that says running, and whose folder no process holds, is of a run that was killed.
 
-Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`,
-`checkpoints/` while the run is not over.
+`deltas.json` beside it, where `python -m lora_zoo.spectra --record` or an experiment made it: tables of
+`lora_zoo.deltas` by name, rows as objects; archives keep it in the record, under `deltas`.
+
+Also beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`,
+`run.log`, `checkpoints/` while the run is not over.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +11,16 @@ from lora_zoo.results.record import RESULT, SCHEMA
 from lora_zoo.wording import in_one_line
 
 ARCHIVE = "results.jsonl.gz"
+DELTAS = "deltas.json"
 PACKED = ".jsonl.gz"
 
 
 class Found(NamedTuple):
-    """A run's record, and its folder; None where only the record was kept."""
+    """A run's record, its folder, None where only the record was kept, and the folder of its adapter."""
 
     record: dict[str, Any]
     folder: Path | None
+    adapter: Path | None = None
 
 
 def found(sources: Iterable[str | Path]) -> list[Found]:
@@ -48,13 +50,38 @@ def _files(source: Path) -> list[Path]:
 def _read(file: Path) -> Iterator[Found]:
     try:
         if file.name == RESULT:
-            yield Found(_record(file.read_text(encoding="utf-8"), str(file)), file.parent)
+            record = _record(file.read_text(encoding="utf-8"), str(file))
+            yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
             return
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                yield Found(_record(line, f"{file}, line {number}"), None)
+                record = _record(line, f"{file}, line {number}")
+                yield Found(record, None, _adapter(kept_adapter(file.parent, record)))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read: {in_one_line(error)}") from error
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What `lora_zoo.deltas` recorded in a run's folder, as a part of its record: {"deltas": tables}."""
+    path = folder / DELTAS
+    if not path.is_file():
+        return {}
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {in_one_line(error)}") from error
+    if not isinstance(tables, dict) or not all(isinstance(table, list) for table in tables.values()):
+        raise ValueError(f"{path} holds no tables")
+    return {"deltas": tables}
+
+
+def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
+    """Where the adapter of a run lies beside the archive in the folder `archive`, if it was kept."""
+    return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
+
+
+def _adapter(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
 
 
 def _record(text: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Tables of ΔW beside the records of runs, which outlive the adapters: `deltas.json` in a run's folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_zoo.adapters.registry import unknown
+from lora_zoo.deltas import tables
+from lora_zoo.deltas.reading import Deltas, read
+from lora_zoo.results.record import write_atomically
+from lora_zoo.results.sources import DELTAS, recorded
+
+TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
+    "spectra": tables.spectra,
+    "changes": tables.changes,
+    "amplification": tables.amplification,
+    "touched": tables.touched,
+    "intruders": tables.intruders,
+}
+"""What is made of one adapter; `evolution` beside them is made of a run's checkpoints."""
+THIN = ("spectra",)
+"""Those that need the base only where the adapter does."""
+
+
+def record(run: str | Path, names: Sequence[str], *, model: str | None = None, again: bool = False) -> Path:
+    """Make the tables `names` of a run's adapter and write them to its `deltas.json`, beside what is there.
+
+    A table that is there is left as it is, unless `again`. Raises as `read` does, and ValueError for a name
+    that is none.
+    """
+    run = Path(run)
+    for name in names:
+        if name not in TABLES and name != "evolution":
+            raise ValueError(unknown("table", name, [*TABLES, "evolution"]))
+    there: dict[str, Any] = recorded(run).get("deltas", {})
+    wanted = [name for name in names if again or name not in there]
+    if wanted:
+        made = {name: _rows(table) for name, table in made_of(run, wanted, model=model).items()}
+        write_atomically(run / DELTAS, json.dumps(there | made) + "\n")
+    return run / DELTAS
+
+
+def made_of(
+    source: str | Path, names: Sequence[str], *, model: str | None = None, **of_file: Any
+) -> dict[str, pd.DataFrame]:
+    """The tables `names` of one run or adapter; `of_file`: what `read` wants to know of loralib's."""
+    found: dict[str, pd.DataFrame] = {}
+    own = [name for name in names if name in TABLES]
+    if own:
+        deltas = read(source, base=bool(set(own) - set(THIN)), model=model, **of_file)
+        found = {name: TABLES[name](deltas) for name in own}
+    if "evolution" in names:
+        found["evolution"] = tables.evolution(source, model=model)
+    return found
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
+    return rows
+
+
+__all__ = ["TABLES", "made_of", "record"]
