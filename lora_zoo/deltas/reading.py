@@ -101,7 +101,7 @@ def read(
     ValueError where it or its base cannot be read.
     """
     folder = adapter_in(Path(source))
-    label = _label(Path(source))
+    label = label_of(Path(source))
     if not folder.exists():
         raise FileNotFoundError(f"{source} does not exist")
     why: ValueError = NeedsBase("the base's weights are asked for")
@@ -169,7 +169,8 @@ def position(name: str) -> Position:
     return Position(role_of(name), int(layer[1]) if layer else None)
 
 
-def _label(source: Path) -> str:
+def label_of(source: Path) -> str:
+    """What an adapter is called in tables: its run's name, else its folder's."""
     try:
         record = json.loads((source / RESULT).read_text(encoding="utf-8"))
         return str(record["name"])
@@ -245,4 +246,4 @@ def _by_layer(
     return pairs, {name: tensor for name, tensor in tensors.items() if name not in own}
 
 
-__all__ = ["Deltas", "NeedsBase", "Position", "checkpoints", "position", "read", "read_each"]
+__all__ = ["Deltas", "NeedsBase", "Position", "checkpoints", "label_of", "position", "read", "read_each"]

@@ -1,7 +1,7 @@
 """Tables of ΔW beside the records of runs, which outlive the adapters: `deltas.json` in a run's folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.deltas import tables
 from lora_zoo.deltas.reading import Deltas, read
-from lora_zoo.results.record import write_atomically
+from lora_zoo.results.record import RESULT, write_atomically
 from lora_zoo.results.sources import DELTAS, recorded
 
 TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
@@ -25,28 +25,37 @@ THIN = ("spectra",)
 """Those that need the base only where the adapter does."""
 
 
-def record(run: str | Path, names: Sequence[str], *, model: str | None = None, again: bool = False) -> Path:
-    """Make the tables `names` of a run's adapter and write them to its `deltas.json`, beside what is there.
+def record(run: str | Path, names: Sequence[str], *, model: str | None = None) -> Path:
+    """Make those of the tables `names` that a run's `deltas.json` lacks, from its adapter; returns the file.
 
-    A table that is there is left as it is, unless `again`. Raises as `read` does, and ValueError for a name
-    that is none.
+    Raises as `read` does, and ValueError for a name that is none and a folder that is no run's.
     """
+    there = recorded(Path(run)).get("deltas", {})
+    wanted = [name for name in names if name not in there]
+    return write(run, made_of(run, wanted, model=model) if wanted else {})
+
+
+def write(run: str | Path, made: Mapping[str, pd.DataFrame]) -> Path:
+    """Put tables by name into a run's `deltas.json`, beside the others that are there."""
     run = Path(run)
-    for name in names:
-        if name not in TABLES and name != "evolution":
-            raise ValueError(unknown("table", name, [*TABLES, "evolution"]))
+    if not (run / RESULT).is_file():
+        raise ValueError(f"{run} is no run's folder with {RESULT}: there is no record to keep tables with")
     there: dict[str, Any] = recorded(run).get("deltas", {})
-    wanted = [name for name in names if again or name not in there]
-    if wanted:
-        made = {name: _rows(table) for name, table in made_of(run, wanted, model=model).items()}
-        write_atomically(run / DELTAS, json.dumps(there | made) + "\n")
+    tables = there | {name: _rows(table) for name, table in made.items()}
+    write_atomically(run / DELTAS, json.dumps(tables) + "\n")
     return run / DELTAS
 
 
 def made_of(
     source: str | Path, names: Sequence[str], *, model: str | None = None, **of_file: Any
 ) -> dict[str, pd.DataFrame]:
-    """The tables `names` of one run or adapter; `of_file`: what `read` wants to know of loralib's."""
+    """The tables `names` of one run or adapter; `of_file`: what `read` wants to know of loralib's.
+
+    Raises as `read` does, and ValueError for a name that is none.
+    """
+    for name in names:
+        if name not in (*TABLES, "evolution"):
+            raise ValueError(unknown("table", name, [*TABLES, "evolution"]))
     found: dict[str, pd.DataFrame] = {}
     own = [name for name in names if name in TABLES]
     if own:
@@ -62,4 +71,4 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["TABLES", "made_of", "record"]
+__all__ = ["TABLES", "made_of", "record", "write"]
