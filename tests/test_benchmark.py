@@ -90,7 +90,7 @@ def test_every_shape_is_adapted_alike_by_every_path(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("name, hidden, tokens", [("llama-192", 192, 1536), ("llama-768", 768, 512)])
-def test_the_reference_settings_are_the_issue_s(name: str, hidden: int, tokens: int) -> None:
+def test_the_reference_settings_are_those_that_were_set(name: str, hidden: int, tokens: int) -> None:
     shape = SHAPES[name]
     assert shape.batch()["input_ids"].numel() == shape.tokens == tokens
     injection = contenders.adapted(shape.model(), "lora")
@@ -385,9 +385,7 @@ def test_a_table_says_its_command_commit_and_machine_and_the_json_and_figure_go_
             (tmp_path / f"{name}.md").read_text(),
             json.loads((tmp_path / f"{name}.json").read_text()),
         )
-        said = (
-            f"`python -m lora_zoo.bench {' '.join(arguments)} --out {tmp_path}`; commit `{str(commit)[:10]}`"
-        )
+        said = f"`python -m lora_zoo.bench {' '.join(arguments)}`; commit `{str(commit)[:10]}`"
         assert said in text and said in printed
         assert f"torch {torch.__version__}" in text and "threads: 1; rounds: 2, processor time" in text
         assert data["origin"]["commit"] == commit and data["origin"]["rounds"] == 2

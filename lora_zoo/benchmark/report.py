@@ -1,5 +1,6 @@
 """A measurement as files: a Markdown table, the numbers as JSON, and a figure, each saying what made it."""
 
+import argparse
 import importlib.metadata
 import json
 import shlex
@@ -73,7 +74,7 @@ def origin(options: Options, command: Sequence[str]) -> dict[str, Any]:
     here = environment()
     cuda = options.device.type == "cuda"
     return {
-        "command": shlex.join(["python", "-m", "lora_zoo.bench", *command]),
+        "command": shlex.join(["python", "-m", "lora_zoo.bench", *_without_place(command)]),
         "commit": here["commit"],
         "dirty": here["dirty"],
         "torch": here["packages"]["torch"],
@@ -85,6 +86,13 @@ def origin(options: Options, command: Sequence[str]) -> dict[str, Any]:
         "rounds": options.rounds,
         "clock": clock_for(options.device, options.threads)[1],
     }
+
+
+def _without_place(command: Sequence[str]) -> list[str]:
+    """The command line less the folder that it wrote to."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out")
+    return parser.parse_known_args(command)[1]
 
 
 def processor() -> str:
