@@ -10,6 +10,7 @@ from lora_zoo.analysis.claims import Entry, Status, ledger, printing
 from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.runs import listed
 from lora_zoo.report.gallery import Gallery, Views, gallery
+from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.page import Page, Verdict, facts, lines, shared_settings
 from lora_zoo.results.curves import histories, updates
 from lora_zoo.results.frame import axes, column
@@ -17,21 +18,10 @@ from lora_zoo.results.frame import axes, column
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
 
 
-def page_of(
-    frame: pd.DataFrame,
-    tables: Sequence[str] = (),
-    entries: Sequence[Entry] | None = None,
-    *,
-    similarities: Mapping[str, pd.DataFrame] | None = None,
-) -> Page:
-    """The page of a frame from `lora_zoo.results.load`, with the HTML of its tables and its ledger of claims.
-
-    `similarities` are overlaps φ of subspaces by title: adapters' files tell them, records do not.
-    """
+def page_of(frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[Entry] | None = None) -> Page:
+    """The page of a frame from `lora_zoo.results.load`, with its tables in HTML and its ledger of claims."""
     parts = [(_about(part), part) for _, part in frame.groupby("experiment", sort=False)]
     galleries = [(about, _gallery(about, sound(part))) for about, part in parts]
-    if similarities:
-        galleries.append(({}, Gallery().with_subspaces(similarities)))
     several = len(parts) > 1
     names = set(frame["experiment"])
     entries = ledger(frame) if entries is None else entries
@@ -78,7 +68,9 @@ def _gallery(about: Mapping[str, Any], runs: pd.DataFrame) -> Gallery:
     laid_out = [column(runs, axis) for axis in (*about.get("rows", ()), *about.get("columns", ()))]
     by = laid_out or axes(runs)
     judged = _chosen(runs, by, value, about.get("tune", ()))
-    return gallery(judged, histories(judged), updates(judged), by, value=value)
+    return gallery(judged, histories(judged), updates(judged), by, value=value).with_subspaces(
+        overlaps(judged)
+    )
 
 
 def _chosen(runs: pd.DataFrame, by: Sequence[str], value: str, tune: Sequence[str]) -> pd.DataFrame:

@@ -56,7 +56,12 @@ class Gallery:
 
     def with_subspaces(self, similarities: Mapping[str, pd.DataFrame]) -> Self:
         """Add the overlaps φ(i, j), by title."""
-        self.add("Subspaces", "pairs", {"all": partial(subspaces, similarities)})
+        if similarities:
+            self.add("Overlap of subspaces", "pairs", {"all": partial(subspaces, similarities)})
+        else:
+            self.absent.append(
+                "Overlap of subspaces: no two adapters of different seeds are there to compare"
+            )
         return self
 
 

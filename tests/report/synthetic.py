@@ -60,6 +60,7 @@ def _run(number: int, task: str, variant: str, targets: str, rank: int, seed: in
         "trainable": trainable,
         "total": 963_328,
         "adapted": 8,
+        "adapter": None,
         "adapter_bytes": trainable * 4.0,
         "saved_bytes": float("nan"),
         "step_seconds": 0.05 + 0.01 * (variant == "dora"),

@@ -14,10 +14,13 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 from synthetic import sweep
+from torch import nn
 
+from lora_zoo import inject, save_adapter
 from lora_zoo.report import page as pages
 from lora_zoo.report.contents import page_of
 from lora_zoo.report.gallery import Views
+from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.tables import tables
 
 EVIL = "<script>pwned=1</script><img src=x onerror=pwned=2>"
@@ -54,9 +57,46 @@ def frame() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def text(frame: pd.DataFrame) -> str:
-    similarity = {"r2 in r8": pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=[1, 2], columns=[1, 2])}
-    return pages.html(page_of(frame, [table.html() for table in tables(frame)], similarities=similarity))
+def text(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> str:
+    ours = frame.copy()
+    for index, run in ours[ours["variant"] == "lora"].drop_duplicates(["rank", "seed"]).iterrows():
+        folder = tmp_path_factory.mktemp("adapter")
+        ours.loc[index, "adapter"] = str(adapter(folder, int(run["rank"]), int(run["seed"])))
+    return pages.html(page_of(ours, [table.html() for table in tables(ours)]))
+
+
+def adapter(folder: Path, rank: int, seed: int) -> Path:
+    """An adapter of two layers' q and v."""
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict(projections()) for _ in range(2)])})
+    injection = inject(model, "lora", rank=rank, target_modules=["q", "v"], seed=seed, init="both_random")
+    return save_adapter(injection, folder)
+
+
+def projections() -> dict[str, nn.Module]:
+    return {f"{role}_proj": nn.Linear(96, 96) for role in "qv"}
+
+
+def test_overlaps_are_of_other_seeds_in_the_middle_layer(frame: pd.DataFrame, tmp_path: Path) -> None:
+    """Of one seed a greater rank begins with the rows of a smaller one: not what is asked."""
+    ours = frame[frame["variant"] == "lora"].drop_duplicates(["rank", "seed"]).copy()
+    assert not overlaps(ours), "no adapters, no overlaps"
+    for index, run in ours.iterrows():
+        place = adapter(tmp_path / str(index), int(run["rank"]), int(run["seed"]))
+        ours.loc[index, "adapter"] = str(place)
+    small, great = sorted(ours["rank"].unique())[:: len(ours["rank"].unique()) - 1]
+    found = overlaps(ours)
+    assert list(found) == [
+        f"{role}, layer 1: rank {a:g} (seed 0) and rank {great:g} (seed 1)"
+        for a in (small, great)
+        for role in "qv"
+    ]
+    for title, table in found.items():
+        assert table.shape == (min(8, small if f"rank {small:g} (seed 0)" in title else great), great)
+        assert table.iloc[-1, -1] == pytest.approx(great / 96, abs=0.12), "random subspaces"
+    alone = overlaps(ours[ours["seed"] == 0])
+    assert not alone
+    (tmp_path / str(ours.index[0]) / "adapter.json").write_text("{}")
+    assert overlaps(ours), "an adapter that cannot be read costs its figure alone"
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +179,7 @@ def test_every_kind_of_figure_is_there(text: str) -> None:
         "Performance profiles",
         "Ranks of ΔW",
         "Spectra of ΔW",
-        "Subspaces",
+        "Overlap of subspaces",
     ]
     kinds = {
         trace["type"] for chart in charts_of(text).values() for panel in chart for trace in panel["data"]
