@@ -203,7 +203,8 @@ def _from_factors(
 
 def _structure(folder: Path, model: str | None, enable: Sequence[str]) -> nn.Module:
     """A model without weights: from the shapes of the factors, or from the base's configuration."""
-    shapes = None if model or enable else _shapes(folder)  # a part does not tell its layer's shape
+    part = bool(enable) and folder.is_file()  # a part of a fused layer does not tell the layer's shape
+    shapes = None if model or part else _shapes(folder)
     if shapes is not None:
         return skeleton(*shapes)
     try:
