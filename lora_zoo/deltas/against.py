@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.adapters import svd
+from lora_zoo.adapters.hosts import wide
 from lora_zoo.deltas.delta import Delta
 
 INTRUDERS, EPSILON = 10, 0.5
@@ -47,7 +48,7 @@ def amplification(delta: Delta, W_OI: Tensor, directions: int) -> Amplification:
     R, (U_OK, _, Vh_KI) = min(directions, delta.rank), delta.triplets
     W64_OI = W_OI.detach().to("cpu", torch.float64)
     own = float((U_OK[:, :R].T @ W64_OI @ Vh_KI[:R].T).norm())
-    base = float(svd.leading(W_OI.detach(), R).S_R.double().norm()) if R else 0.0
+    base = float(svd.leading(wide(W_OI), R).S_R.double().norm()) if R else 0.0
     random = float(W64_OI.norm()) * R / math.sqrt(W_OI.numel())
     return Amplification(R, own, base, random, delta.norm / own if own else math.nan)
 
@@ -56,13 +57,13 @@ def touched(delta: Delta, W_OI: Tensor, side: str = "right") -> Tensor:
     """(K,): the part of ‖ΔW‖_F² along each of W's own singular vectors, largest σ of W first.
 
     `side` right: the input's, left: the output's. A random ΔW puts 1 / D into each of the D dimensions of
-    that side; what sums up to less than 1 lies outside of W's row (column) space. ValueError for another
+    that side; what is missing to a sum of 1 lies outside of all K. ValueError for another
     `side` or shape.
     """
     _check(delta, W_OI)
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r} is neither left nor right")
-    whole = svd.leading(W_OI.detach(), min(W_OI.shape))
+    whole = svd.leading(wide(W_OI), min(W_OI.shape))
     U_OK, S_K, Vh_KI = delta.triplets
     own_KD, theirs_KD = (Vh_KI, whole.Vh_RI) if side == "right" else (U_OK.T, whole.U_OR.T)
     along_K = (theirs_KD.cpu().double() @ (own_KD.T * S_K)).square().sum(1)
@@ -89,6 +90,7 @@ class Intruders(NamedTuple):
 def intruders(delta: Delta, W_OI: Tensor, first: int = INTRUDERS) -> Intruders:
     """The first left singular vectors of W' = W + ΔW against all of W. ValueError for another shape."""
     _check(delta, W_OI)
+    delta.check_finite()
     W64_OI = W_OI.detach().to("cpu", torch.float64)
     theirs_OK = torch.linalg.svd(W64_OI, full_matrices=False).U
     tuned_OK = torch.linalg.svd(W64_OI + delta.dense(), full_matrices=False).U[:, :first]
@@ -98,6 +100,7 @@ def intruders(delta: Delta, W_OI: Tensor, first: int = INTRUDERS) -> Intruders:
 
 def row_changes(W_OI: Tensor, dW_OI: Tensor) -> Rows:
     """ΔM and ΔD of W' = W + ΔW, sums in float64; a row that is zero before or after has no direction."""
+    W_OI, dW_OI = wide(W_OI), wide(dW_OI)
     squares_O, dots_O, changes_O = (
         (a * b).sum(1, dtype=torch.float64) for a, b in ((W_OI, W_OI), (W_OI, dW_OI), (dW_OI, dW_OI))
     )

@@ -52,7 +52,8 @@ class Delta(ABC):
         """How many singular values are more than rounding."""
         return int((self.singular_values > 0).sum())
 
-    def _finite(self) -> None:
+    def check_finite(self) -> None:
+        """ValueError where ΔW is not finite."""
         if self.singular_values.isnan().any():
             raise ValueError(f"ΔW of {self.name} holds values that are no numbers")
 
@@ -76,7 +77,7 @@ class Product(Delta):
 
     @cached_property
     def triplets(self) -> Triplets:
-        self._finite()
+        self.check_finite()
         B_OR, A_RI = self.factors()
         (Q_b, R_b), (Q_a, R_a) = torch.linalg.qr(B_OR), torch.linalg.qr(A_RI.T)
         u, S_K, vh = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)
@@ -102,22 +103,27 @@ class Product(Delta):
 
 @final
 class Dense(Delta):
-    """ΔW as it is. `of_norm`: ‖W‖_F where it is a difference of matrices, whose rounding it then holds."""
+    """ΔW as it is. `of_norm`: ‖W‖_F where it is a difference of matrices, whose rounding it then holds.
+
+    Otherwise it holds that of its own entries.
+    """
 
     def __init__(self, name: str, dW_OI: Tensor, of_norm: float = 0.0) -> None:
         O, I = dW_OI.shape
         super().__init__(name, (O, I))
         self.dW_OI = dW_OI.detach()
-        self._rounding = torch.finfo(dW_OI.dtype).eps * of_norm * (O**-0.5 + I**-0.5)
+        norm = float(self.dense().norm())
+        entries = torch.finfo(dW_OI.dtype).eps * max(norm, of_norm) * (O**-0.5 + I**-0.5)
+        self._rounding = entries + torch.finfo(torch.float64).eps * max(O, I) * norm  # the latter: LAPACK's
 
     @cached_property
     def singular_values(self) -> Tensor:
-        return _values(self.dW_OI, self._rounding)
+        return _values(self.dense(), self._rounding)
 
     @cached_property
     def triplets(self) -> Triplets:
-        self._finite()
-        U_OK, S_K, Vh_KI = map(_double, torch.linalg.svd(self.dW_OI, full_matrices=False))
+        self.check_finite()
+        U_OK, S_K, Vh_KI = torch.linalg.svd(self.dense(), full_matrices=False)
         return Triplets(U_OK, torch.where(self._rounding < S_K, S_K, 0.0), Vh_KI)
 
     def dense(self) -> Tensor:
@@ -137,7 +143,7 @@ def _double(tensor: Tensor) -> Tensor:
 def _values(matrix: Tensor, rounding: float) -> Tensor:
     if not matrix.isfinite().all():
         return torch.full((min(matrix.shape),), torch.nan, dtype=torch.float64)
-    values = _double(torch.linalg.svdvals(matrix))
+    values = torch.linalg.svdvals(matrix)
     return torch.where(values > rounding, values, 0.0)
 
 

@@ -35,9 +35,10 @@ def participation_ratio(sigma_K: Tensor) -> float:
     return float(energy_K.sum() ** 2 / energy_K.square().sum())
 
 
-def numerical_rank(sigma_K: Tensor) -> int:
+def numerical_rank(sigma_K: Tensor) -> float:
     """How many σ are above 1e-6 of the first."""
-    return int((sigma_K > NOISE * sigma_K[0]).sum()) if len(sigma_K) else 0
+    top = _top(sigma_K)
+    return top if math.isnan(top) else int((sigma_K > NOISE * top).sum())
 
 
 def energy(sigma_K: Tensor) -> Tensor:
@@ -46,11 +47,12 @@ def energy(sigma_K: Tensor) -> Tensor:
     return squares_K.cumsum(0) / squares_K.sum().clamp_min(torch.finfo(squares_K.dtype).tiny)
 
 
-def energy_rank(sigma_K: Tensor, part: float = 0.9) -> int:
+def energy_rank(sigma_K: Tensor, part: float = 0.9) -> float:
     """The least number of σ that hold this part of Σσ²."""
-    if not _top(sigma_K):
-        return 0
-    return int((energy(sigma_K) < part * (1 - 1e-12)).sum()) + 1
+    top = _top(sigma_K)
+    if math.isnan(top):
+        return top
+    return 0 if not top else int((energy(sigma_K) < part * (1 - 1e-12)).sum()) + 1
 
 
 def _top(sigma_K: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS, placed, read_adapter, read_description
 from lora_zoo.adapters.exchange.files import tensors_in
-from lora_zoo.adapters.exchange.read import is_peft, read_peft
+from lora_zoo.adapters.exchange.read import is_peft, read_peft, saved_by
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.adapters.roles import role_of
@@ -97,7 +97,8 @@ def read(
     Without `base` nothing but the factors is read where that is enough (LoRA and its kin, residual starts of
     ours), and the model's structure where the files do not tell all shapes; a DoRA adapter, full fine-tuning
     and PEFT's PiSSA need the base's weights and load them. `model` stands in for the base that the adapter
-    names; `alpha` and `enable` are for loralib's files. Raises FileNotFoundError where there is no adapter,
+    names; `alpha` and `enable` are for loralib's files, whose convolutions are taken for linear layers unless
+    `model` is given. Raises FileNotFoundError where there is no adapter,
     ValueError where it or its base cannot be read.
     """
     folder = adapter_in(Path(source))
@@ -148,7 +149,7 @@ def _on(
 
 
 def checkpoints(run: str | Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, and its adapter at the end where the run says after which step.
+    """The checkpoints of a run by step.
 
     ValueError where there is none: they are kept with trainer.save_steps=N.
     """
@@ -184,7 +185,11 @@ def _from_factors(
     ours = not folder.is_file() and (folder / DESCRIPTION).is_file()
     if ours and not read_description(folder)["target_modules"]:
         raise NeedsBase(f"{folder}: what was trained in full is compared with the base's weights")
-    network = _structure(folder, model)
+    if _holds_base(folder):
+        raise NeedsBase(
+            f"{folder}: it holds tensors of its base, which only the base's weights tell from trained"
+        )
+    network = _structure(folder, model, enable)
     known = read_adapter(network, folder, alpha=alpha, enable=enable)
     if known.started:
         raise NeedsBase(f"{folder}: its start factors come from the base's weights")
@@ -197,18 +202,31 @@ def _from_factors(
     return thin
 
 
-def _structure(folder: Path, model: str | None) -> nn.Module:
+def _structure(folder: Path, model: str | None, enable: Sequence[str]) -> nn.Module:
     """A model without weights: from the shapes of the factors, or from the base's configuration."""
-    shapes = None if model else _shapes(folder)
+    part = bool(enable) and folder.is_file()  # a part of a fused layer does not tell the layer's shape
+    shapes = None if model or part else _shapes(folder)
     if shapes is not None:
         return skeleton(*shapes)
     try:
         about = base_of(folder, model)
         return hollow(outline(about.model, about.auto_class, about.head))
     except ValueError as mistake:
-        raise NeedsBase(
-            f"{folder}: its tensors do not tell the shapes of its matrices ({mistake})"
-        ) from mistake
+        raise NeedsBase(f"{folder}: its tensors do not tell the shapes of its matrices") from mistake
+
+
+def _holds_base(folder: Path) -> bool:
+    """Whether tensors that nobody said would train stand beside the factors: the base's own, most likely."""
+    if folder.is_file():
+        tensors = tensors_in(folder)
+        factors = {name for name in tensors if name.endswith((".lora_A", ".lora_B"))}
+        adapted = tuple(f"{name.rpartition('.')[0]}." for name in factors)
+        return any(name.startswith(adapted) for name in tensors.keys() - factors)
+    if (folder / DESCRIPTION).is_file() or not is_peft(folder):
+        return False
+    saved, rest = read_peft(folder)
+    wanted = saved.config.get("modules_to_save") or []
+    return any(saved_by(name, wanted) is None for name in rest)
 
 
 def _shapes(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]] | None:

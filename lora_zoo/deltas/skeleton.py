@@ -12,10 +12,12 @@ from lora_zoo.adapters.beneath import base_parameters
 
 
 def hollow(model: nn.Module) -> nn.Module:
-    """`model`, from torch's meta device, with zeros that take no memory for weights, in place."""
+    """`model`, from torch's meta device, with zeros that take no memory for weights, in place; ties stay."""
+    zeros: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, _zeros(parameter.shape, parameter.dtype))
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            zeros.setdefault(parameter, _zeros(parameter.shape, parameter.dtype))
+            setattr(module, name, zeros[parameter])
     return model
 
 
@@ -45,7 +47,7 @@ def _put(root: nn.Module, name: str, thing: nn.Module | nn.Parameter) -> None:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = getattr(root, part)
-    if last in root._modules or last in root._parameters:
+    if last in root._modules or root._parameters.get(last) is not None:
         raise ValueError(f"{name} is there twice")
     setattr(root, last, thing)
 

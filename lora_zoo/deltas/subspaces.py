@@ -77,9 +77,14 @@ def principal_cosines(one_KD: Tensor, other_KD: Tensor) -> Tensor:
 
 
 def cosine(one: Delta, other: Delta) -> float:
-    """The cosine between two ΔW as vectors; 0 where one is zero. ValueError for other shapes."""
+    """The cosine between two ΔW as vectors; 0 where one is zero.
+
+    ValueError where they are of other shapes, or not finite.
+    """
     if one.shape != other.shape:
         raise ValueError(f"ΔW of {one.name} is {one.shape}, and {other.shape} in the other adapter")
+    one.check_finite()
+    other.check_finite()
     scale = one.norm * other.norm
     return max(-1.0, min(1.0, one.inner(other) / scale)) if scale else 0.0
 
@@ -87,13 +92,14 @@ def cosine(one: Delta, other: Delta) -> float:
 def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
     if not isinstance(delta, Product):
         raise ValueError(f"ΔW of {delta.name} is no product of factors; compare its left or right directions")
+    delta.check_finite()
     return delta.factors()
 
 
 def _independent(rows: Tensor) -> Tensor:
     """The right singular vectors of `rows`, down to the last σ that is more than rounding."""
     _, S_K, Vh_KD = torch.linalg.svd(rows, full_matrices=False)
-    return Vh_KD[torch.finfo(rows.dtype).eps * max(rows.shape) * S_K.max() < S_K]
+    return Vh_KD[torch.finfo(rows.dtype).eps * max(rows.shape) * S_K[:1] < S_K]
 
 
 __all__ = [

@@ -154,7 +154,7 @@ def comparison(one: Deltas, other: Deltas, *, of: str = "right", first: int = FI
                 "random": subspaces.expected(i, j, dimension),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
 def grid(one: Delta, other: Delta, *, of: str = "A", first: Sequence[int] = (8, 64)) -> pd.DataFrame:

@@ -107,14 +107,14 @@ def _trained(model: nn.Module, saved: Saved, rest: dict[str, Tensor]) -> dict[st
         if there.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(there.shape)}")
         equal = bool((there.detach().cpu().to(tensor.dtype) == tensor).all())
-        module = _saved_by(name, wanted)
+        module = saved_by(name, wanted)
         if not equal and (module is None or name in buffers):
             raise ValueError(f"{name} is not the base's own, but no module of modules_to_save trains it")
         if module is not None and name in every:
             found.setdefault(module, {})[name] = tensor
             same[module] = same.get(module, True) and equal
     for name in every:
-        module = _saved_by(name, wanted)
+        module = saved_by(name, wanted)
         if module is not None and name not in found.get(module, {}):
             raise ValueError(f"{name} is missing, and {module} is among modules_to_save")
     heads = HEADS.get(str(saved.config.get("task_type")), ())
@@ -122,7 +122,7 @@ def _trained(model: nn.Module, saved: Saved, rest: dict[str, Tensor]) -> dict[st
     return {name: tensor for own in kept for name, tensor in own.items()}
 
 
-def _saved_by(parameter: str, wanted: list[str]) -> str | None:
+def saved_by(parameter: str, wanted: list[str]) -> str | None:
     """The outermost module around a parameter whose name ends with one of `wanted`, as in PEFT."""
     parts = parameter.split(".")
     around = (".".join(parts[:end]) for end in range(1, len(parts)))
