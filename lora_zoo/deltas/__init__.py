@@ -18,6 +18,7 @@ _HOMES = {
     "checkpoints": "reading",
     "Deltas": "reading",
     "NeedsBase": "reading",
+    "of_runs": "recording",
     "amplification": "tables",
     "changes": "tables",
     "comparison": "tables",

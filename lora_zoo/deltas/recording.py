@@ -66,9 +66,29 @@ def made_of(
     return found
 
 
+def of_runs(
+    frame: pd.DataFrame, table: str, settings: Sequence[str] = ("variant", "rank", "seed")
+) -> pd.DataFrame:
+    """A table of all runs of a frame, as recorded or else made of the adapter, with `run` and the `settings`.
+
+    Runs that have neither are left out; ValueError where none has.
+    """
+    found = []
+    for _, run in frame[frame["state"] == "done"].iterrows():
+        rows = run["record"].get("deltas", {}).get(table)
+        source = run["folder"] if table == "evolution" else run["adapter"]
+        if rows is None and source is not None:
+            rows = made_of(source, [table])[table]
+        if rows is not None:
+            found.append(pd.DataFrame(rows).assign(run=run["run"], **{name: run[name] for name in settings}))
+    if not found:
+        raise ValueError(f"no run has recorded the table {table!r}, and none has an adapter to make it of")
+    return pd.concat(found, ignore_index=True)
+
+
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return rows
 
 
-__all__ = ["TABLES", "made_of", "record", "write"]
+__all__ = ["TABLES", "made_of", "of_runs", "record", "write"]

@@ -23,6 +23,55 @@ def sweep(
     return pd.DataFrame(rows)
 
 
+def delta_tables(
+    variants: tuple[str, ...] = ("lora", "pissa"), ranks: tuple[int, ...] = (4, 8, 64), seeds: int = 3
+) -> pd.DataFrame:
+    """All columns of the tables of `lora_zoo.deltas`, of two layers of q and v (128 x 128) and 3 steps.
+
+    Norms grow with the step; seeds differ by tenths, and v is twice q.
+    """
+    rows = [
+        _matrix(variant, rank, seed, layer, role, step)
+        for variant, rank, seed, layer, role, step in itertools.product(
+            variants, ranks, range(seeds), range(2), ("q", "v"), (10, 20, 30)
+        )
+    ]
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def _matrix(variant: str, rank: int, seed: int, layer: int, role: str, step: int) -> dict[str, Any]:
+    norm = (1 + seed / 10) * (1 + (role == "v")) * step
+    profile = np.full(128, 1 / 128) if variant == "lora" else np.array([1.0] + [0.0] * 127)
+    return {
+        "run": f"{variant}-r{rank}-s{seed}",
+        "variant": variant,
+        "rank": float(rank),
+        "seed": seed,
+        "step": step,
+        "name": f"model.layers.{layer}.self_attn.{role}_proj",
+        "role": role,
+        "layer": layer,
+        "norm": norm,
+        "relative_norm": norm / 100,
+        "stable_rank": 1.5,
+        "effective_rank": 2.0 + seed,
+        "singular_values": [norm * 0.5**i for i in range(rank)],
+        "magnitude_change": norm / 10,
+        "direction_change": norm / 20 if variant == "lora" else 1 / norm,
+        "directions": rank,
+        "own": 2.0 * rank,
+        "base": 10.0 * rank,
+        "random": 1.0 * rank,
+        "factor": norm / (2.0 * rank),
+        "top": float(profile[:13].sum()),
+        "expected": 13 / 128,
+        "profile": profile.tolist(),
+        "intruders": 64 // rank + seed,
+        "of": 10,
+        "floor": 0.28,
+    }
+
+
 def _run(number: int, task: str, variant: str, targets: str, rank: int, seed: int) -> dict[str, Any]:
     score = (
         0.5 + 0.04 * np.log2(rank) + 0.02 * len(targets.split(",")) + 0.01 * seed + 0.05 * (variant == "dora")

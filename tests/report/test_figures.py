@@ -1,5 +1,6 @@
 """Figures show the numbers of the frame, both renderers the same ones, and say what they cannot show."""
 
+import itertools
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic import sweep
+from synthetic import delta_tables, sweep
 
 from lora_zoo import results
 from lora_zoo.report import figures
@@ -24,7 +25,9 @@ from lora_zoo.report.figures.looks import kinds
 
 RUNS = sweep(ranks=(1, 2, 8, 64), targets=("q", "q,v"), tasks=("pocket-sql", "pocket-nli"))
 BY = ["task", "variant", "target_modules", "rank"]
+TABLES = delta_tables()
 SIMILARITY = pd.DataFrame([[1.0, 0.5], [0.25, 0.125]], index=[1, 2], columns=[1, 2])
+GREAT = pd.DataFrame(0.5, index=range(1, 65), columns=range(1, 65))
 
 
 def curves(runs: pd.DataFrame = RUNS, **options: str) -> Chart:
@@ -41,6 +44,15 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
     "subspaces": lambda: figures.subspaces({"r8 in r64": SIMILARITY}),
+    "many subspaces": lambda: figures.subspaces({"64 x 64": GREAT}, dimension=128),
+    "decay": lambda: figures.decay(TABLES, ["rank"]),
+    "ranks of ΔW": lambda: figures.ranks(TABLES, ["variant"]),
+    "amplification": lambda: figures.amplification(TABLES, "rank", ["variant"]),
+    "amplification by layer": lambda: figures.amplification(TABLES, "layer", ["variant", "rank"]),
+    "touched": lambda: figures.touched(TABLES, ["variant"]),
+    "intruders": lambda: figures.intruders(TABLES),
+    "evolution": lambda: figures.evolution(TABLES, ["variant", "rank"]),
+    "ΔM and ΔD": lambda: figures.magnitude_direction(TABLES, ["variant"]),
 }
 
 
@@ -224,6 +236,24 @@ def test_subspaces_are_shown_as_given_on_a_scale_from_0_to_1() -> None:
     (heat,) = figures.subspaces({"a": SIMILARITY}).panels
     assert isinstance(heat, Heat) and heat.values == SIMILARITY.to_numpy().tolist()
     assert (heat.low, heat.high) == (0, 1)
+
+
+def test_beside_subspaces_stands_what_random_ones_have() -> None:
+    *_, random = figures.subspaces({"a": SIMILARITY, "b": GREAT}, dimension=128).panels
+    assert isinstance(random, Heat) and "128" in random.title
+    assert random.values[7][63] == random.values[63][7] == 0.5 and random.values[0][0] == 1 / 128
+    assert (len(random.values), len(random.values[0])) == (64, 64), "as great as the greatest of the others"
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (64, 64), (7, 32)])
+def test_a_great_map_fits_a_page_and_its_labels_do_not_collide(rows: int, columns: int) -> None:
+    table = pd.DataFrame(0.5, index=range(1, rows + 1), columns=range(1, columns + 1))
+    (axes, *_) = figures.subspaces({"a": table}).figure().axes
+    assert max(axes.figure.get_size_inches()) < 4
+    assert not axes.texts, "no numbers in cells that are too small for them"
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in ticks]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 def test_where_cells_are_many_there_are_more_panels_and_none_is_lost() -> None:

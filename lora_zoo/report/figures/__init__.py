@@ -6,10 +6,12 @@ chart.save("figures/rank")                                # .svg, .pdf, .png
 plotly.graph_objects.Figure(chart.interactive()[0])       # the same for a notebook
 """
 
+from lora_zoo.report.figures.against_base import amplification, intruders, touched
 from lora_zoo.report.figures.changes import layer_ranks, spectra, subspaces
 from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Panel, Series
 from lora_zoo.report.figures.comparisons import against, grid, pareto, profiles
 from lora_zoo.report.figures.curves import curves
+from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction, ranks
 
 __all__ = [
     "Axis",
@@ -18,11 +20,18 @@ __all__ = [
     "Panel",
     "Series",
     "against",
+    "amplification",
     "curves",
+    "decay",
+    "evolution",
     "grid",
+    "intruders",
     "layer_ranks",
+    "magnitude_direction",
     "pareto",
     "profiles",
+    "ranks",
     "spectra",
     "subspaces",
+    "touched",
 ]

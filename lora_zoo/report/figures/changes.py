@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from lora_zoo.report.figures.cells import grouped, in_order, needs
@@ -100,27 +101,40 @@ def _values(part: pd.DataFrame, name: str, most: int) -> Series:
     return Series(name, [int(i) + 1 for i in real.columns], real.mean().tolist())
 
 
-def subspaces(similarities: Mapping[str, pd.DataFrame], title: str = "Overlap of subspaces") -> Chart:
-    """φ(i, j) in 0..1 of the first i and the first j directions: a panel a title, index i down, columns j."""
+def subspaces(
+    similarities: Mapping[str, pd.DataFrame],
+    title: str = "Overlap of subspaces",
+    dimension: int | None = None,
+) -> Chart:
+    """φ(i, j) in 0..1 of the first i and the first j directions: a panel a title, index i down, columns j.
+
+    With the `dimension` of the space that they lie in, the last panel is what random directions have.
+    """
     if not similarities:
         raise Nothing("no subspaces were compared")
-    panels = [
-        Heat(
-            name,
-            Axis("first j directions"),
-            Axis("first i directions"),
-            [str(j) for j in table.columns],
-            [str(i) for i in table.index],
-            table.to_numpy(dtype=float).tolist(),
-            Axis("φ(i, j)"),
-            0.0,
-            1.0,
-            digits=2,
-        )
-        for name, table in similarities.items()
-    ]
+    shown = dict(similarities)
+    if dimension:
+        largest = max(shown.values(), key=lambda table: table.size)
+        ij = np.maximum.outer(largest.index.to_numpy(), largest.columns.to_numpy())
+        shown[f"random, expected: max(i, j) / {dimension}"] = largest.mask(largest.notna(), ij / dimension)
+    panels = [_overlap(name, table) for name, table in shown.items()]
     caption = "φ = 1: the smaller subspace lies within the other; 0: they are orthogonal (LoRA, section 7.2)."
     return Chart(title, caption, panels)
+
+
+def _overlap(name: str, table: pd.DataFrame) -> Heat:
+    return Heat(
+        name,
+        Axis("first j directions"),
+        Axis("first i directions"),
+        [str(j) for j in table.columns],
+        [str(i) for i in table.index],
+        table.to_numpy(dtype=float).tolist(),
+        Axis("φ(i, j)"),
+        0.0,
+        1.0,
+        digits=2,
+    )
 
 
 __all__ = ["layer_ranks", "spectra", "subspaces"]

@@ -3,6 +3,8 @@
 A panel knows how to draw itself both ways from the same numbers, so the two cannot differ.
 """
 
+import base64
+import html
 import io
 import logging
 import math
@@ -180,6 +182,12 @@ class Chart:
         with matplotlib.rc_context(STYLE):
             self._drawn.savefig(buffer, format="svg", metadata=UNDATED["svg"])
         return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        """The figure and its caption, where a notebook shows a cell's last value."""
+        picture = base64.b64encode(self.svg).decode()
+        image = f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(self.alt)}">'
+        return f"<figure>{image}<figcaption>{html.escape(self.caption)}</figcaption></figure>"
 
     def interactive(self) -> list[dict[str, Any]]:
         """One plotly figure a panel, as plain data: `plotly.graph_objects.Figure(chart.interactive()[0])`."""

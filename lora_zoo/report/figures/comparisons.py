@@ -40,23 +40,24 @@ def against(runs: pd.DataFrame, x: str, by: Sequence[str], *, value: str = "test
     for panel in cells(finished, apart):
         found = cells(panel.runs, within)
         seen += [(cell.group, cell.member) for cell in found]
-        series = [_along(cell, x, value) for cell in found]
-        panels.append(Marks(panel.name, _axis(finished, x), value_axis(panel.runs, value), series))
+        series = [along(cell, x, value) for cell in found]
+        panels.append(Marks(panel.name, spanning(finished, x), value_axis(panel.runs, value), series))
     y = value_axis(finished, value)
     return Chart(
         f"{y.label.capitalize()} against {axis_of(x).label}", f"Points: {INTERVAL}.", panels, kinds(seen)
     )
 
 
-def _axis(runs: pd.DataFrame, x: str) -> Axis:
-    """Logarithmic where the values span more than a decade, and none is zero."""
+def spanning(runs: pd.DataFrame, x: str) -> Axis:
+    """The axis of x, logarithmic where the values span more than a decade, and none is zero."""
     values = pd.to_numeric(runs[x])
     wide = values.min() > 0 and values.max() / values.min() >= 8
     axis = axis_of(x)
     return Axis(axis.label, axis.unit, log=bool(wide))
 
 
-def _along(cell: Cell, x: str, value: str) -> Series:
+def along(cell: Cell, x: str, value: str) -> Series:
+    """Means of `value` over a cell's rows at each x, with their 95 % intervals."""
     places = [(float(key[0]), interval(group[value].astype(float))) for key, group in grouped(cell.runs, [x])]
     return Series(
         cell.name,
@@ -125,7 +126,7 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
         seen += [(group, "") for group in groups]
         series = [_points(group, found, cost, value) for group in groups]
         sign = 1 if better(part, value) == "higher" else -1
-        panels.append(Front(task, _axis(part, cost), value_axis(part, value), series, sign))
+        panels.append(Front(task, spanning(part, cost), value_axis(part, value), series, sign))
     y = value_axis(finished, value)
     caption = (
         f"Points: {INTERVAL}; the cost is the seeds' median. Line: Pareto front of the means; "
@@ -194,4 +195,4 @@ def _profile(cell: Cell, strata: list[str], value: str, levels: np.ndarray) -> S
     return Series(cell.name, at, share, low, high)
 
 
-__all__ = ["against", "grid", "pareto", "profiles"]
+__all__ = ["against", "along", "grid", "pareto", "profiles", "spanning"]

@@ -1,4 +1,4 @@
-"""Heat maps with their numbers written into the cells."""
+"""Heat maps, with their numbers written into the cells where these are few."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MANY = 14  # columns beyond which numbers would not be readable
+PICTURE = 8  # rows of numbers that are as high as a picture at most
 
 
 @final
 @dataclass(frozen=True)
 class Heat(Panel):
-    """`values[row][column]`, NaN where nothing was measured; the numbers are written into the cells.
+    """`values[row][column]`, NaN where nothing was measured.
+
+    The numbers are written into the cells of up to 14 columns; a greater map is a picture, not a table.
 
     `low` and `high` are the ends of the colour scale, the same for panels that are to be compared; the
     chart's or the panel's title says what `colour` says, the bar beside the map does not repeat it.
@@ -40,11 +43,18 @@ class Heat(Panel):
 
     @property
     def size(self) -> tuple[float, float]:
-        return (max(2.8, 1.4 + 0.34 * min(len(self.columns), MANY)), max(1.5, 0.9 + 0.24 * len(self.rows)))
+        if self._is_picture:
+            return (3.4, 0.9 + 0.24 * min(len(self.rows), PICTURE))
+        return (max(2.8, 1.4 + 0.34 * len(self.columns)), max(1.5, 0.9 + 0.24 * len(self.rows)))
 
     @property
     def pixels(self) -> int:
-        return 110 + 34 * max(3, len(self.rows))
+        rows = min(len(self.rows), PICTURE) if self._is_picture else len(self.rows)
+        return 110 + 34 * max(3, rows)
+
+    @property
+    def _is_picture(self) -> bool:
+        return len(self.columns) > MANY
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}g}" if math.isfinite(value) else ""
@@ -52,14 +62,14 @@ class Heat(Panel):
     def draw(self, axes: "Axes", looks: Looks) -> None:
         grid_RC = np.array(self.values, dtype=float)
         image = axes.imshow(grid_RC, cmap=SCALE, vmin=self.low, vmax=self.high, aspect="auto")
-        every = math.ceil(len(self.columns) / MANY)
-        axes.set_xticks(range(0, len(self.columns), every), [plain(c) for c in self.columns[::every]])
-        axes.set_yticks(range(len(self.rows)), [plain(row) for row in self.rows])
+        for names, ticks in ((self.columns, axes.set_xticks), (self.rows, axes.set_yticks)):
+            every = math.ceil(len(names) / MANY)
+            ticks(range(0, len(names), every), [plain(name) for name in names[::every]])
         axes.set_xlabel(plain(self.x.title))
         axes.set_ylabel(plain(self.y.title))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        if len(self.columns) <= MANY:
+        if not self._is_picture:
             self._write(axes, grid_RC)
         if self.high > self.low:
             axes.figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
@@ -82,12 +92,12 @@ class Heat(Panel):
             "colorbar": {"thickness": 10, "outlinewidth": 0},
             "showscale": self.high > self.low,
             "hoverongaps": False,
-            "xgap": 1,
-            "ygap": 1,
+            "xgap": int(not self._is_picture),
+            "ygap": int(not self._is_picture),
             "hovertemplate": "%{y}, %{x}: %{z:.4g}%{customdata}<extra></extra>",
             "customdata": [[f"<br>{escaped(n)}" if n else "" for n in row] for row in self._notes()],
         }
-        if len(self.columns) <= MANY:
+        if not self._is_picture:
             trace |= {"text": [[self.text(v) for v in row] for row in self.values], "texttemplate": "%{text}"}
         x = {"type": "category", "title": {"text": escaped(self.x.title)}, "automargin": True}
         y = {"type": "category", "title": {"text": escaped(self.y.title)}, "automargin": True}

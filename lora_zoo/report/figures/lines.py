@@ -1,4 +1,7 @@
-"""Panels of two numeric axes: curves with bands, marks with intervals, points with their Pareto front."""
+"""Panels of two numeric axes: curves with bands, marks with intervals, points, and those with a Pareto front.
+
+Each may have baselines: what chance gives, or what is the most possible, drawn thin and grey behind the rest.
+"""
 
 import math
 from abc import abstractmethod
@@ -11,8 +14,9 @@ from lora_zoo.report.figures.looks import Look, Looks, faint, joined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
 
-GREY = "#808080"
+GREY, INK = "#808080", "#606060"  # of lines, and of the words beside them
 FEW_TICKS = 12
 FEW_LABELS = 12
 
@@ -25,6 +29,8 @@ class Plane(Panel):
     x: Axis
     y: Axis
     series: Sequence[Series]
+    baselines: Sequence[Series] = field(default=(), kw_only=True)
+    """Grey lines that bear their names themselves; the legend does not explain them."""
 
     @property
     def names(self) -> list[str]:
@@ -36,6 +42,13 @@ class Plane(Panel):
                 scale("log")
         for series in self.series:
             self.draw_series(axes, series, looks[series.name])
+        for base in self.baselines:
+            axes.plot(base.x, base.y, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1, zorder=0)
+            beside: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(plain(base.name), (base.x[-1], base.y[-1]), color=INK, fontsize=6, **beside)
+        for axis, ruler, values in ((self.x, axes.xaxis, "x"), (self.y, axes.yaxis, "y")):
+            if axis.log and "tickvals" in self._log_ticks(values):
+                _in_words(ruler)
         self.finish(axes)
         axes.set_xlabel(plain(self.x.title))
         axes.set_ylabel(plain(self.y.title))
@@ -44,12 +57,18 @@ class Plane(Panel):
         """What is drawn once all series are."""
 
     def plotly(self, looks: Looks) -> dict[str, Any]:
-        data = [trace for series in self.series for trace in self.traces(series, looks[series.name])]
+        data = [_base(base) for base in self.baselines]
+        data += [trace for series in self.series for trace in self.traces(series, looks[series.name])]
         layout = plotly_axes(self.x, self.y)
         for name, axis, values in (("xaxis", self.x, "x"), ("yaxis", self.y, "y")):
             if axis.log:
-                layout[name] |= _ticks([v for series in self.series for v in getattr(series, values)])
+                layout[name] |= _ticks(
+                    [v for one in (*self.series, *self.baselines) for v in getattr(one, values)]
+                )
         return {"data": data, "layout": layout}
+
+    def _log_ticks(self, values: str) -> dict[str, Any]:
+        return _ticks([v for one in (*self.series, *self.baselines) for v in getattr(one, values)])
 
     @abstractmethod
     def draw_series(self, axes: "Axes", series: Series, look: Look) -> None: ...
@@ -58,8 +77,22 @@ class Plane(Panel):
     def traces(self, series: Series, look: Look) -> list[dict[str, Any]]: ...
 
     def said(self) -> str:
-        ends = (f"{s.name}: {_span(s)}" for s in self.series)
+        ends = (f"{s.name}: {_span(s)}" for s in (*self.series, *self.baselines))
         return f"{self.title or 'Panel'}, {self.y.title} against {self.x.title}: {'; '.join(ends)}."
+
+
+def _base(base: Series) -> dict[str, Any]:
+    """A baseline's trace, its name above its last point."""
+    return {
+        "type": "scatter",
+        "mode": "lines+text",
+        "name": escaped(base.name),
+        "x": finite(base.x),
+        "y": finite(base.y),
+        "text": [*[""] * (len(base.x) - 1), escaped(base.name)],
+        "textposition": "top left",
+        "line": {"color": GREY, "width": 1, "dash": "dot"},
+    }
 
 
 def _ticks(values: Sequence[float]) -> dict[str, Any]:
@@ -70,6 +103,15 @@ def _ticks(values: Sequence[float]) -> dict[str, Any]:
     decades = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
     return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _in_words(ruler: "XAxis | YAxis") -> None:
+    """1, 2 and 5 of each decade as plain numbers, where powers of ten would be too few."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ruler.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ruler.set_major_formatter("{x:g}")
+    ruler.set_minor_formatter(NullFormatter())
 
 
 def _span(series: Series) -> str:
@@ -156,7 +198,7 @@ class Marks(Plane):
     def finish(self, axes: "Axes") -> None:
         if ticks := self._ticks():
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.minorticks_off()
+            axes.set_xticks([], minor=True)
 
     def _ticks(self) -> list[float]:
         ticks = sorted({float(x) for series in self.series for x in series.x})
@@ -173,6 +215,27 @@ class Marks(Plane):
             said = [f"{tick:g}" for tick in ticks]
             drawn["layout"]["xaxis"] |= {"tickmode": "array", "tickvals": ticks, "ticktext": said}
         return drawn
+
+
+@final
+@dataclass(frozen=True)
+class Points(Plane):
+    """Measured points with nothing between them."""
+
+    mode: ClassVar[str] = "markers"
+
+    def draw_series(self, axes: "Axes", series: Series, look: Look) -> None:
+        marks: dict[str, Any] = {"color": look.colour, "marker": look.point[0], "markersize": 3}
+        axes.plot(series.x, series.y, linestyle="none", alpha=0.8, **marks)
+
+    def traces(self, series: Series, look: Look) -> list[dict[str, Any]]:
+        return [_line(series, look, self.mode)]
+
+    def said(self) -> str:
+        counts = (
+            f"{len(s.x)} points of {s.name}, y from {min(s.y):.4g} to {max(s.y):.4g}" for s in self.series
+        )
+        return f"{self.title or 'Panel'}, {self.y.title} against {self.x.title}: {'; '.join(counts)}."
 
 
 @final
@@ -248,4 +311,4 @@ class Front(Plane):
         return f"{super().said()} On the Pareto front: {', '.join(best) or 'none'}."
 
 
-__all__ = ["Bands", "Front", "Marks"]
+__all__ = ["Bands", "Front", "Marks", "Points"]
