@@ -173,6 +173,8 @@ def test_amplification_is_lora_s_table(asked: int | None, taken: int) -> None:
 
 def test_where_the_adapter_has_no_rank_eight_directions_are_looked_at() -> None:
     assert set(deltas.amplification(read("full")[0])["directions"]) == {8}
+    # a residual start's ΔW has twice the adapter's rank
+    assert set(deltas.amplification(read("pissa")[0])["directions"]) == {RANK}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
