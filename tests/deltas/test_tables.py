@@ -268,7 +268,7 @@ def space(of: str, injection: Injection, name: str, first: int) -> numpy.ndarray
 
 
 @pytest.mark.parametrize("of", ["right", "left", "A", "B"])
-@pytest.mark.parametrize("first", [8, 2])
+@pytest.mark.parametrize("first", [8, 2, 1])
 def test_a_comparison_is_of_angles_and_vectors(of: str, first: int) -> None:
     one, other = adapted(seed=1, rank=2), adapted(seed=2, rank=4)
     table = deltas.comparison(Deltas("one", one), Deltas("other", other), of=of, first=first)
