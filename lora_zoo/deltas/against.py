@@ -57,8 +57,7 @@ def touched(delta: Delta, W_OI: Tensor, side: str = "right") -> Tensor:
     """(K,): the part of ‖ΔW‖_F² along each of W's own singular vectors, largest σ of W first.
 
     `side` right: the input's, left: the output's. A random ΔW puts 1 / D into each of the D dimensions of
-    that side; what is missing to a sum of 1 lies outside of all K. ValueError for another
-    `side` or shape.
+    that side; what is missing to a sum of 1 lies outside of all K. ValueError for another `side` or shape.
     """
     _check(delta, W_OI)
     if side not in ("left", "right"):

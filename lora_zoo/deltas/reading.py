@@ -98,8 +98,8 @@ def read(
     ours), and the model's structure where the files do not tell all shapes; a DoRA adapter, full fine-tuning
     and PEFT's PiSSA need the base's weights and load them. `model` stands in for the base that the adapter
     names; `alpha` and `enable` are for loralib's files, whose convolutions are taken for linear layers unless
-    `model` is given. Raises FileNotFoundError where there is no adapter,
-    ValueError where it or its base cannot be read.
+    `model` is given. Raises FileNotFoundError where there is no adapter, ValueError where it or its base
+    cannot be read.
     """
     folder = adapter_in(Path(source))
     label = label_of(Path(source))

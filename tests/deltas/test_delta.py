@@ -115,6 +115,15 @@ def test_rounded_entries_add_no_rank() -> None:
     assert delta.rank == 2
 
 
+def test_no_more_than_the_rounding_of_entries_is_taken_away() -> None:
+    """float32 resolves 1e-7 of an entry, which in 200 rows is a direction of less than 1e-7 of the norm."""
+    left, right = torch.eye(200)[:, :2].double(), torch.eye(150)[:2].double()
+    for second, rank in ((3e-8, 2), (1e-9, 1)):
+        sigma = torch.tensor([1.0, second], dtype=torch.float64)
+        assert Dense("W", (left * sigma @ right).float()).rank == rank
+        assert Dense("W", (left * sigma @ right).float() / 10, 1.0).rank == 1
+
+
 def test_small_values_that_are_there_are_kept() -> None:
     sigma = (1.0, 1e-4, 1e-8, 1e-12)
     for delta in (
@@ -215,7 +224,7 @@ def test_a_spectrum_of_a_power_law() -> None:
 
 def test_the_spread_does_not_depend_on_the_size() -> None:
     sigma = (1.0, 0.5, 0.4, 1e-3)
-    for size in (1e-30, 1e30):
+    for size in (1e-90, 1e90):
         assert numbers(*(size * s for s in sigma)) == pytest.approx(numbers(*sigma), rel=1e-9)
 
 

@@ -173,6 +173,8 @@ def test_amplification_is_lora_s_table(asked: int | None, taken: int) -> None:
 
 def test_where_the_adapter_has_no_rank_eight_directions_are_looked_at() -> None:
     assert set(deltas.amplification(read("full")[0])["directions"]) == {8}
+    # a residual start's ΔW has twice the adapter's rank
+    assert set(deltas.amplification(read("pissa")[0])["directions"]) == {RANK}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -266,7 +268,7 @@ def space(of: str, injection: Injection, name: str, first: int) -> numpy.ndarray
 
 
 @pytest.mark.parametrize("of", ["right", "left", "A", "B"])
-@pytest.mark.parametrize("first", [8, 2])
+@pytest.mark.parametrize("first", [8, 2, 1])
 def test_a_comparison_is_of_angles_and_vectors(of: str, first: int) -> None:
     one, other = adapted(seed=1, rank=2), adapted(seed=2, rank=4)
     table = deltas.comparison(Deltas("one", one), Deltas("other", other), of=of, first=first)

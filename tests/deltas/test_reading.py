@@ -554,6 +554,13 @@ def test_a_hollow_model_has_everything_but_numbers() -> None:
     assert not model.model.norm.weight.any() and resident() - before < 300e6
 
 
+def test_one_parameter_under_two_names_of_a_module_stays_one() -> None:
+    module = nn.Module()
+    module.a = module.b = nn.Parameter(torch.ones(2, 3, device="meta"))
+    skeleton.hollow(module)
+    assert module.a is module.b and module.a.tolist() == [[0.0] * 3] * 2
+
+
 def test_a_layer_s_bias_stands_beside_it_and_a_name_stands_once() -> None:
     others = {"a.b.weight": torch.ones(3, 2), "a.b.bias": torch.ones(3), "a.c.d": torch.ones(2, 2, 2)}
     model = skeleton.skeleton({"a.b": (3, 2), "a.b2": (1, 5)}, others)
