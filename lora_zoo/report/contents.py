@@ -69,7 +69,7 @@ def _gallery(about: Mapping[str, Any], runs: pd.DataFrame) -> Gallery:
     by = laid_out or axes(runs)
     judged = _chosen(runs, by, value, about.get("tune", ()))
     return gallery(judged, histories(judged), updates(judged), by, value=value).with_subspaces(
-        overlaps(judged)
+        *overlaps(judged)
     )
 
 

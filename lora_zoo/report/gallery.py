@@ -11,15 +11,21 @@ from lora_zoo.report.figures import (
     Chart,
     Nothing,
     against,
+    amplification,
     curves,
+    evolution,
     grid,
+    intruders,
     layer_ranks,
+    magnitude_direction,
     pareto,
     profiles,
     spectra,
     subspaces,
+    touched,
 )
 from lora_zoo.report.figures.cells import axis_of, cells, done
+from lora_zoo.results.curves import deltas
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory")
 GRIDS = 4  # the fullest
@@ -54,10 +60,11 @@ class Gallery:
         if charts:
             self.views.append(Views(heading, choice, charts))
 
-    def with_subspaces(self, similarities: Mapping[str, pd.DataFrame]) -> Self:
-        """Add the overlaps φ(i, j), by title."""
+    def with_subspaces(self, similarities: Mapping[str, pd.DataFrame], dimension: int | None) -> Self:
+        """Add the overlaps φ(i, j), by title; with the `dimension` of their space, what chance gives, too."""
         if similarities:
-            self.add("Overlap of subspaces", "pairs", {"all": partial(subspaces, similarities)})
+            drawn = partial(subspaces, similarities, dimension=dimension)
+            self.add("Overlap of subspaces", "pairs", {"all": drawn})
         else:
             self.absent.append(
                 "Overlap of subspaces: no two adapters of different seeds are there to compare"
@@ -98,6 +105,7 @@ def gallery(
     profiled = {name[axis]: partial(profiles, runs, axis, by, value=value) for axis in by if axis != "task"}
     found.add("Performance profiles", "by", profiled)
     _changes(found, runs, updates, by)
+    _learned(found, runs, by)
     return found
 
 
@@ -146,6 +154,42 @@ def _changes(found: Gallery, runs: pd.DataFrame, updates: pd.DataFrame, by: Sequ
     own = {name: part for name, part in own.items() if len(part)}
     found.add("Ranks of ΔW", "setting", {n: partial(layer_ranks, own[n], title=n) for n in own})
     found.add("Spectra of ΔW", "setting", {n: partial(spectra, own[n], title=n) for n in own})
+
+
+def _learned(found: Gallery, runs: pd.DataFrame, by: list[str]) -> None:
+    """What was recorded of ΔW by `lora_zoo.deltas`."""
+    heading = "What ΔW has to do with W"
+    if "record" not in runs or not any("deltas" in record for record in runs["record"]):
+        said = "nothing was recorded of it; python -m lora_zoo.spectra RUN… --record does that"
+        found.absent.append(f"{heading}: {said}")
+        return
+    x = "rank" if "rank" in by and _numbers(runs["rank"]) > 1 else "layer"
+    apart = [axis for axis in by if axis != x]
+    makers: dict[str, tuple[str, Callable[[pd.DataFrame], Chart]]] = {
+        "what ΔW strengthens in W": ("amplification", lambda table: amplification(table, x, apart)),
+        "W's directions": ("touched", lambda table: touched(table, by)),
+        "intruders": ("intruders", lambda table: intruders(table, "rank", apart)),
+        "growth": ("evolution", lambda table: evolution(table, by)),
+        "magnitude and direction": ("evolution", lambda table: magnitude_direction(_queries(table), by)),
+    }
+    drawn = {label: partial(_drawn, make, runs, name, by) for label, (name, make) in makers.items()}
+    found.add(heading, "of", drawn)
+
+
+def _queries(table: pd.DataFrame) -> pd.DataFrame:
+    """The query matrices, which DoRA's figure 2 shows; all where there are none."""
+    queries = table[table["role"] == "q"]
+    return queries if len(queries) else table
+
+
+def _drawn(make: Callable[[pd.DataFrame], Chart], runs: pd.DataFrame, table: str, by: Sequence[str]) -> Chart:
+    """A figure of a recorded table, with the settings of its runs."""
+    try:
+        rows = deltas(runs, table)
+    except (KeyError, ValueError) as missing:
+        raise Nothing(str(missing)) from missing
+    settings = runs.set_index("run")[[c for c in dict.fromkeys((*by, "rank")) if c in runs and c not in rows]]
+    return make(rows.join(settings, on="run"))
 
 
 __all__ = ["Gallery", "Views", "gallery"]

@@ -23,13 +23,20 @@ class Pair(NamedTuple):
     other: pd.Series
 
 
-def overlaps(runs: pd.DataFrame, of: str = "A") -> dict[str, pd.DataFrame]:
-    """φ(i, j) by title, of up to two pairs of runs and two of their matrices, in the middle of the model.
+class Overlaps(NamedTuple):
+    """φ(i, j) by title, and the dimension of the space of all of them; None where they differ."""
 
-    `of`: the directions, of `lora_zoo.deltas.subspaces`. Empty where no two adapters can be compared without
-    their base.
+    similarities: dict[str, pd.DataFrame]
+    dimension: int | None
+
+
+def overlaps(runs: pd.DataFrame) -> Overlaps:
+    """Of up to two pairs of runs, two matrices in the middle of the model: directions of the factor A.
+
+    Empty where no two adapters can be compared without their base.
     """
     found: dict[str, pd.DataFrame] = {}
+    dimensions = set()
     for title, *both in _pairs(runs):
         try:
             one, other = (read(run["adapter"]) for run in both)
@@ -40,8 +47,9 @@ def overlaps(runs: pd.DataFrame, of: str = "A") -> dict[str, pd.DataFrame]:
             if all(isinstance(delta, Product) and delta.rank for delta in deltas):
                 role, layer = position(name)
                 said = f"{role or name}, layer {layer}" if layer is not None else role or name
-                found[f"{said}: {title}"] = grid(*deltas, of=of, first=FIRST)
-    return found
+                found[f"{said}: {title}"] = grid(*deltas, of="A", first=FIRST)
+                dimensions.add(deltas[0].shape[1])
+    return Overlaps(found, dimensions.pop() if len(dimensions) == 1 else None)
 
 
 def _pairs(runs: pd.DataFrame) -> Iterator[Pair]:

@@ -79,12 +79,13 @@ def projections() -> dict[str, nn.Module]:
 def test_overlaps_are_of_other_seeds_in_the_middle_layer(frame: pd.DataFrame, tmp_path: Path) -> None:
     """Of one seed a greater rank begins with the rows of a smaller one: not what is asked."""
     ours = frame[frame["variant"] == "lora"].drop_duplicates(["rank", "seed"]).copy()
-    assert not overlaps(ours), "no adapters, no overlaps"
+    assert overlaps(ours) == ({}, None), "no adapters, no overlaps"
     for index, run in ours.iterrows():
         place = adapter(tmp_path / str(index), int(run["rank"]), int(run["seed"]))
         ours.loc[index, "adapter"] = str(place)
     small, great = sorted(ours["rank"].unique())[:: len(ours["rank"].unique()) - 1]
-    found = overlaps(ours)
+    found, dimension = overlaps(ours)
+    assert dimension == 96
     assert list(found) == [
         f"{role}, layer 1: rank {a:g} (seed 0) and rank {great:g} (seed 1)"
         for a in (small, great)
@@ -94,9 +95,9 @@ def test_overlaps_are_of_other_seeds_in_the_middle_layer(frame: pd.DataFrame, tm
         assert table.shape == (min(8, small if f"rank {small:g} (seed 0)" in title else great), great)
         assert table.iloc[-1, -1] == pytest.approx(great / 96, abs=0.12), "random subspaces"
     alone = overlaps(ours[ours["seed"] == 0])
-    assert not alone
+    assert alone == ({}, None)
     (tmp_path / str(ours.index[0]) / "adapter.json").write_text("{}")
-    assert overlaps(ours), "an adapter that cannot be read costs its figure alone"
+    assert overlaps(ours).similarities, "an adapter that cannot be read costs its figure alone"
 
 
 @pytest.fixture(scope="module")
