@@ -45,13 +45,16 @@ def of_w(column: str) -> Make:
 
 
 def counted(level: float) -> dict[str, Any]:
-    """All intruders in one matrix, and one matrix too small to tell."""
+    """All intruders in one matrix; one is too small to tell, and that of the embeddings does not count."""
     rows = [*uneven("q", intruders=0.0), {"name": "v0", "role": "v", "layer": 0, "intruders": level}]
-    return score(0.9) | table("intruders", rows + nothing("up", "intruders"))
+    rows += nothing("up", "intruders") + uneven("embed", intruders=9 - level)
+    return score(0.9) | table("intruders", rows)
 
 
 def effective(level: float) -> dict[str, Any]:
-    return score(0.9) | table("spectra", uneven("q", effective_rank=level))
+    return score(0.9) | table(
+        "spectra", uneven("q", effective_rank=level) + uneven("embed", effective_rank=-level)
+    )
 
 
 def forgetting(sign: int) -> Make:

@@ -35,11 +35,12 @@ def one_context(frame):
 def test_a_formula_is_averaged_over_the_matrices_that_have_it():
     run = a_run(**table("amplification", ROWS))
     assert mean_of("amplification", "own / random")(run) == pytest.approx((2 + 3 + 9) / 3)
-    assert mean_of("amplification", "own / random", "q")(run) == pytest.approx(2.5)
+    assert mean_of("amplification", "own / random", ["q"])(run) == pytest.approx(2.5)
+    assert total_of("amplification", "own", ["q", "k"])(run) == 8
     assert mean_of("amplification", "count")(run) == 3.5
     assert total_of("amplification", "count")(run) == 7
     assert np.isnan(total_of("amplification", "count")(a_run(**table("amplification", [ROWS[1]]))))
-    assert np.isnan(mean_of("amplification", "own", "k")(run))
+    assert np.isnan(mean_of("amplification", "own", ["k"])(run))
 
 
 @pytest.mark.parametrize("record", [None, {}, {"deltas": {"touched": ROWS}}, float("nan")], ids=str)

@@ -1,7 +1,8 @@
 """LoRA vs Full Fine-tuning: An Illusion of Equivalence (Shuttleworth et al., 2024): intruder dimensions.
 
 One of the first 10 left singular vectors of W' is an intruder where no left singular vector of W has a |cos|
-of 0.5 with it; runs count by the sum over their matrices, as the paper's do.
+of 0.5 with it. Runs count by the sum over the matrices of attention and feed-forward: the embeddings, which
+full fine-tuning changes as well, have no LoRA to be compared with.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 import pandas as pd
 
+from lora_zoo.analysis.claims.adalora import ATTENTION, FEED_FORWARD
 from lora_zoo.analysis.claims.matrices import mean_of, total_of
 from lora_zoo.analysis.claims.reading import Missing, Runs, by_seed, forgotten
 from lora_zoo.analysis.claims.registry import claim
@@ -16,8 +18,9 @@ from lora_zoo.analysis.claims.verdicts import CORRELATION, Comparison, Counted, 
 
 PAPER = "2410.21228"
 NEEDS = "intruders"
-INTRUDERS = total_of("intruders", "intruders")
-EFFECTIVE_RANK = mean_of("spectra", "effective_rank")
+MATRICES = ATTENTION + FEED_FORWARD
+INTRUDERS = total_of("intruders", "intruders", MATRICES)
+EFFECTIVE_RANK = mean_of("spectra", "effective_rank", MATRICES)
 LORA, FULL = {"variant": "lora"}, {"variant": "full"}
 SMALL = 16
 """The greatest rank at which the paper always finds intruders."""

@@ -15,7 +15,7 @@ from lora_zoo.analysis.claims.verdicts import RATIO, Comparison, Range, Sampled,
 
 NEEDS = "lora_table7"
 TABLE = "amplification"
-FACTOR = mean_of(TABLE, "factor", "q")
+FACTOR = mean_of(TABLE, "factor", ["q"])
 PRINTED = {4: 6.91 / 0.32, 64: 3.57 / 1.90}
 TIMES = 1.5
 PART = 0.1
@@ -23,7 +23,7 @@ PART = 0.1
 
 def _at_each_rank(runs: Runs, formula: str, claimed: Range, label: str, unit: str) -> Iterator[Comparison]:
     for rank in runs.values("rank"):
-        values = runs.of({"rank": rank}, mean_of(TABLE, formula, "q"))
+        values = runs.of({"rank": rank}, mean_of(TABLE, formula, ["q"]))
         yield Sampled(f"rank {rank:g}: {label}", values, claimed, unit)
 
 

@@ -1,6 +1,7 @@
 """Numbers of one run from its ΔW: what its record says of each matrix, and tables of `lora_zoo.deltas`."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,31 +31,31 @@ def recorded(run: pd.Series, table: str) -> pd.DataFrame:
         ) from unreadable
 
 
-def mean_of(table: str, formula: str, role: str = "") -> Measure:
-    """A run's mean over its matrices (those of `role`) of a formula of the columns of a recorded table."""
+def mean_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
+    """A run's mean over its matrices (those of `roles`) of a formula of the columns of a recorded table."""
 
     def measure(run: pd.Series) -> float:
-        return float(_each(run, table, formula, role).mean())
+        return float(_each(run, table, formula, roles).mean())
 
     measure.__name__ = f"{formula} in {table}"
     return measure
 
 
-def total_of(table: str, formula: str) -> Measure:
+def total_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
     """The sum in place of the mean; NaN where no matrix has the quantity."""
 
     def measure(run: pd.Series) -> float:
-        return float(_each(run, table, formula).sum(min_count=1))
+        return float(_each(run, table, formula, roles).sum(min_count=1))
 
     measure.__name__ = f"{formula} in {table}"
     return measure
 
 
-def _each(run: pd.Series, table: str, formula: str, role: str = "") -> pd.Series:
+def _each(run: pd.Series, table: str, formula: str, roles: Sequence[str]) -> pd.Series:
     """The formula by matrix; NaN where it has no finite value."""
     rows = recorded(run, table)
     try:
-        mine = rows[rows["role"] == role] if role else rows
+        mine = rows[rows["role"].isin(roles)] if roles else rows
         found = pd.to_numeric(mine.eval(formula), errors="coerce")
     except (KeyError, NameError, TypeError) as lacking:
         raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
