@@ -105,7 +105,7 @@ q_more = Trio(
 )
 
 rank_4_64 = {4: math.log(21.5), 64: math.log(1.9)}
-some_intruders = _lora(0, 4, 9, 0)
+some_intruders = _lora(2, 4, 0, 9)
 falls = _lora(9.3, 7.1, 4.6, 2.2)
 
 

@@ -11,7 +11,14 @@ from trios import frame as made
 
 from lora_zoo import deltas
 from lora_zoo.analysis.claims import Status, claims
-from lora_zoo.analysis.claims.lora_subspaces import between_ranks, between_seeds, jackknife, others, top
+from lora_zoo.analysis.claims.lora_subspaces import (
+    between_ranks,
+    between_seeds,
+    jackknife,
+    mean_over,
+    others,
+    top,
+)
 from lora_zoo.analysis.claims.matrices import change_correlation, mean_of, total_of
 from lora_zoo.analysis.claims.reading import Missing, contexts
 
@@ -140,11 +147,27 @@ def test_pairs_of_seeds_count_a_seed_once():
     assert jackknife(uneven).mean() == pytest.approx(np.mean(list(uneven.values())))
 
 
-def test_all_pairs_of_seeds_are_compared():
-    runs = one_context(planted(0.6, 0.0, lambda level: {"q": (level, level), "v": (level, level)}))
+def test_all_pairs_of_seeds_are_compared_at_rank_64():
+    frame = planted(0.6, 0.0, lambda level: {"q": (level, level), "v": (level, level)})
     met = []
-    between_seeds(runs, lambda one, other: met.append((id(one), id(other))) or 0.0)
+
+    def number(one, other):
+        assert len(one[NAMES["q"]]) == len(other[NAMES["q"]]) == 64
+        met.append((id(one), id(other)))
+        return 0.0
+
+    between_seeds(one_context(frame), number)
     assert len(set(met)) == 10 and len({one for pair in met for one in pair}) == 5
+
+
+def test_the_matrices_of_a_role_count_alike():
+    """φ(1, 1) is 1 in one matrix of q and 0 in the other; v, and what one adapter lacks, do not count."""
+    axes = torch.eye(4, dtype=torch.float64)
+    names = [f"model.layers.{i}.self_attn.{role}_proj" for i in (0, 1) for role in "qv"]
+    one, other = dict.fromkeys(names, axes), dict(zip(names, (axes, axes, axes.flip(0), axes), strict=True))
+    assert mean_over("q", top, one | {"model.layers.2.self_attn.q_proj": axes}, other) == 0.5
+    with pytest.raises(Missing, match="no matrix of k"):
+        mean_over("k", top, one, other)
 
 
 @pytest.mark.parametrize("name", [name for name in TRIOS if "adapter" in TRIOS[name].supports])
