@@ -1,4 +1,4 @@
-"""Which way imports point: analysis reads results and adapters, and knows nothing that trains."""
+"""Which way imports point: analysis reads results, adapters and their ΔW, and knows nothing that trains."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import lora_zoo.analysis
 
 FOLDER = Path(lora_zoo.analysis.__file__).parent
 FILES = {str(path.relative_to(FOLDER)): path for path in sorted(FOLDER.rglob("*.py"))}
-OURS = ("lora_zoo.analysis", "lora_zoo.results", "lora_zoo.adapters")
+OURS = ("lora_zoo.analysis", "lora_zoo.results", "lora_zoo.adapters", "lora_zoo.deltas")
 FOREIGN = ("hydra", "omegaconf", "wandb", "transformers", "datasets")
 
 
@@ -24,7 +24,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_analysis_imports_results_and_adapters_alone(name: str) -> None:
+def test_analysis_imports_results_adapters_and_deltas_alone(name: str) -> None:
     for module in imports(FILES[name]):
         if module.startswith("lora_zoo"):
             assert module == "lora_zoo" or module.startswith(OURS), module

@@ -3,12 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from trios import SEEDS, TRIOS
+from delta_trios import TRIOS as OF_DELTAS
+from trios import SEEDS
+from trios import TRIOS as OF_SCORES
 
 from lora_zoo.analysis.claims import Status, claims, ledger
 from lora_zoo.analysis.claims.registry import Computed, Measured, OnRecord, Unbuilt, claim
 
 CLAIMS = claims()
+TRIOS = OF_SCORES | OF_DELTAS
 MEASURED = [name for name, c in CLAIMS.items() if isinstance(c, Measured)]
 
 
@@ -78,7 +81,11 @@ def test_runs_that_are_not_done_do_not_count(name):
     assert said_of(name, TRIOS[name].supports.assign(state="failed")).status is Status.NOT_RUN
 
 
-ABOUT_ONE_CELL = ("dora/full-negative", "dora/lora-positive", "dora/dora-negative")
+ABOUT_ONE_CELL = (
+    *("dora/full-negative", "dora/lora-positive", "dora/dora-negative"),
+    *("lora/seeds-share-directions", "lora/q-shares-more-than-v"),
+    *("pissa/changes-the-top", "milora/leaves-the-top", "intruders/full-has-none"),
+)
 
 
 @pytest.mark.parametrize("name", sorted(set(MEASURED) - set(ABOUT_ONE_CELL)))
@@ -118,7 +125,7 @@ def test_without_runs_every_claim_says_what_it_needs(frame):
             assert entry.verdict.status is Status.NOT_MEASURABLE
 
 
-READ = ("experiment", "task", "validation", "test", "history", "updates")
+READ = ("experiment", "task", "validation", "test", "history", "updates", "record", "adapter")
 
 
 def ruined(frame):
@@ -136,6 +143,19 @@ def ruined(frame):
 def test_whatever_the_results_a_claim_answers(name):
     for frame in ruined(TRIOS[name].supports):
         assert isinstance(said_of(name, frame).status, Status)
+
+
+WITH_TABLES = [name for name in MEASURED if TRIOS[name].supports["record"].notna().any()]
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_whatever_a_recorded_table_holds_a_claim_answers(name):
+    frame = TRIOS[name].supports
+    (table,) = frame["record"].iloc[0]["deltas"]
+    words = {"name": "x", "role": "q", "factor": "x", "own": "x", "top": "x", "intruders": "x"}
+    for rows in ([], [{"name": "x"}], [words], [1], "x", 1, None):
+        ruined = frame.assign(record=[{"deltas": {table: rows}}] * len(frame))
+        assert said_of(name, ruined).status is Status.INCONCLUSIVE
 
 
 def test_several_runs_for_one_cell_are_refused_by_name():

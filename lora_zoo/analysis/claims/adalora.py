@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.claims.reading import Missing, Runs, changes
+from lora_zoo.analysis.claims.matrices import changes
+from lora_zoo.analysis.claims.reading import Missing, Runs
 from lora_zoo.analysis.claims.registry import claim
 from lora_zoo.analysis.claims.verdicts import CORRELATION, Comparison, Counted, Sampled, above, within
 
@@ -117,8 +118,8 @@ def same_pattern(runs: Runs) -> Iterator[Comparison]:
 
 def _maps(runs: Runs, budget: float) -> dict[int, pd.Series]:
     """seed -> final ranks by matrix."""
-    mine = runs.frame[(runs.frame["variant"] == "adalora") & (runs.frame["rank"] == budget)]
-    return {run["seed"]: changes(run).set_index("name")["numerical_rank"] for _, run in mine.iterrows()}
+    found = runs.each({"variant": "adalora", "rank": budget})
+    return {seed: changes(run).set_index("name")["numerical_rank"] for seed, run in found.items()}
 
 
 @claim(

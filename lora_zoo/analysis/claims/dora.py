@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from lora_zoo.analysis.claims.reading import LR, Runs, by_seed, change_correlation
+from lora_zoo.analysis.claims.matrices import change_correlation
+from lora_zoo.analysis.claims.reading import LR, Runs, by_seed
 from lora_zoo.analysis.claims.registry import claim
 from lora_zoo.analysis.claims.verdicts import CORRELATION, Comparison, Range, Sampled, above, below, within
 

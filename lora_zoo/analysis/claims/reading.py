@@ -15,7 +15,7 @@ import pandas as pd
 from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.claims.verdicts import Comparison
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.results import column, updates
+from lora_zoo.results import column
 from lora_zoo.results.frame import COLUMNS
 
 SETTING = ("model", "task", "steps", "batch_size")
@@ -72,6 +72,16 @@ class Runs:
         if values.empty:
             raise Missing(f"the runs with {words} have no {_name(value)}")
         return values
+
+    def each(self, where: Mapping[str, Any]) -> dict[Any, pd.Series]:
+        """Seed -> the run in the cell `where`. Missing where there is none, or several of one seed."""
+        chosen = self.frame[self._matches(where)]
+        words = ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
+        if chosen.empty:
+            raise Missing(f"no runs with {words}")
+        if chosen["seed"].duplicated().any():
+            raise Missing(f"several runs of one seed with {words}")
+        return {run["seed"]: run for _, run in chosen.sort_values("seed").iterrows()}
 
     def difference(
         self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
@@ -191,28 +201,6 @@ def forgotten(run: pd.Series) -> float:
     """How much the loss on the text of pretraining grew."""
     before, after = (run.get(f"retention_{when}") for when in ("before", "after"))
     return number(after) - number(before)
-
-
-def change_correlation(run: pd.Series) -> float:
-    """Pearson's correlation of ΔM and ΔD over the query matrices of one run; NaN for fewer than 3 of them."""
-    matrices = changes(run)
-    if not {"magnitude_change", "direction_change"} <= set(matrices):
-        raise Missing("the runs recorded no changes of magnitude and direction")
-    mine = matrices[matrices["role"] == "q"][["magnitude_change", "direction_change"]].dropna().astype(float)
-    if len(mine) < 3 or (mine.std() == 0).any():
-        return math.nan
-    return float(np.corrcoef(mine.to_numpy().T)[0, 1])
-
-
-def changes(run: pd.Series) -> pd.DataFrame:
-    """One row a changed matrix of a run: name, role, layer, norm, numerical_rank, … Missing without any."""
-    try:
-        found = updates(run.to_frame().T)
-    except (KeyError, TypeError, IndexError, ValueError) as unreadable:
-        raise Missing("the runs recorded no ΔW") from unreadable
-    if found.empty:
-        raise Missing("the runs recorded no ΔW")
-    return found
 
 
 def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:

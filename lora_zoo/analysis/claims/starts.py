@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.claims.reading import LR, Missing, Runs, by_seed, changes
+from lora_zoo.analysis.claims.matrices import changes
+from lora_zoo.analysis.claims.reading import LR, Missing, Runs, by_seed
 from lora_zoo.analysis.claims.registry import claim
 from lora_zoo.analysis.claims.verdicts import Comparison, Counted, OnGrid, Sampled, above, below
 

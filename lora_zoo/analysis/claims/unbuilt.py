@@ -98,22 +98,6 @@ WAITING = {
         "LoRA keeps the kernel of the pretrained model.",
         "the empirical neural tangent kernel before and after",
     ),
-    "table-7": (
-        "2106.09685, table 7",
-        "ΔW amplifies directions that W does not emphasise, the more the smaller its rank (21.5 "
-        "at 4, 1.9 at 64).",
-        "the subspace analysis of lora_table7's adapters",
-    ),
-    "figure-3": (
-        "2106.09685, figure 3",
-        "Adapters of rank 8 and 64 share their top direction (overlap above 0.5) and little else.",
-        "the subspace analysis of lora_table7's adapters",
-    ),
-    "figure-4": (
-        "2106.09685, figure 4",
-        "Two seeds share more directions in ΔW of q than of v, and random matrices share none.",
-        "the subspace analysis of lora_table7's adapters",
-    ),
     "corda": (
         "2406.05223",
         "CorDA keeps more knowledge of pretraining than LoRA and PiSSA.",
@@ -125,11 +109,6 @@ WAITING = {
         "2404.02948",
         "Quantising PiSSA's residual leaves about a fifth less error than quantising W.",
         "a quantised base for PiSSA",
-    ),
-    "intruders": (
-        "2410.21228",
-        "LoRA's ΔW has intruder dimensions, the more the smaller its rank; full fine-tuning's has none.",
-        "the intruder analysis of W and W'",
     ),
 }
 
