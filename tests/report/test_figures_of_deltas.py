@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 from synthetic import delta_tables
 
-from lora_zoo import deltas
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Axis, Nothing, Series
 from lora_zoo.report.figures.lines import Bands, Marks, Plane, Points
@@ -163,24 +162,3 @@ def test_a_notebook_shows_the_picture_its_words_and_the_caption() -> None:
     shown = figures.Chart("a < b", "c & d", [Points("", Axis("x"), Axis("y"), [])])._repr_html_()
     assert "data:image/svg+xml;base64," in shown
     assert 'alt="a &lt; b.' in shown and "<figcaption>c &amp; d</figcaption>" in shown
-
-
-def test_tables_of_runs_are_read_or_made() -> None:
-    recorded = {"deltas": {"spectra": [{"name": "q", "norm": 2.0}]}}
-    frame = pd.DataFrame(
-        {
-            "run": ["a", "b", "c"],
-            "state": ["done", "done", "failed"],
-            "variant": "lora",
-            "rank": 8,
-            "seed": 0,
-            "folder": None,
-            "adapter": None,
-            "record": [recorded, {}, recorded],
-        }
-    )
-    assert deltas.of_runs(frame, "spectra").to_dict("records") == [
-        {"name": "q", "norm": 2.0, "run": "a", "variant": "lora", "rank": 8, "seed": 0}
-    ]
-    with pytest.raises(ValueError, match="no run has recorded the table 'intruders'"):
-        deltas.of_runs(frame, "intruders")
