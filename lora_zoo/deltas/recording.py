@@ -27,6 +27,8 @@ TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
 """What is made of one adapter; `evolution` beside them is made of a run's checkpoints."""
 THIN = ("spectra",)
 """Those that need the base only where the adapter does."""
+IN_EVERY_RECORD = ("spectra", "changes")
+"""Those whose columns are, but for a few, among the `updates` of a run's record."""
 
 
 def record(run: str | Path, names: Sequence[str], *, model: str | None = None) -> Path:
@@ -97,8 +99,8 @@ def of_runs(
 ) -> pd.DataFrame:
     """A table of all runs of a frame, as recorded or else made of the adapter, with `run` and the `settings`.
 
-    Of runs without either, `spectra` has what every record holds of ΔW; from other tables they are left out.
-    ValueError where nothing remains.
+    Of runs without either, `spectra` and `changes` have what every record holds of ΔW; from other tables they
+    are left out. ValueError where nothing remains.
     """
     found = []
     for _, run in frame[frame["state"] == "done"].iterrows():
@@ -106,7 +108,7 @@ def of_runs(
         source = run["folder"] if table == "evolution" else run["adapter"]
         if rows is None and source is not None:
             rows = made_of(source, [table])[table]
-        elif rows is None and table == "spectra":
+        elif rows is None and table in IN_EVERY_RECORD:
             rows = updates(run.to_frame().T)
         if rows is not None and len(rows):
             found.append(pd.DataFrame(rows).assign(run=run["run"], **{name: run[name] for name in settings}))

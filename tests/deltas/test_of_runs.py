@@ -33,11 +33,18 @@ def test_what_is_made_of_an_adapter_is_what_was_recorded(two: pd.DataFrame, tabl
     assert made["run"].tolist() == recorded["run"].tolist()
 
 
-def test_a_record_alone_tells_the_spectra_and_nothing_else(two: pd.DataFrame) -> None:
+def test_what_was_recorded_outlives_the_adapter(two: pd.DataFrame) -> None:
+    gone = deltas.of_runs(two.assign(adapter=None), "touched")
+    assert gone[["run", "name"]].equals(deltas.of_runs(two, "touched")[["run", "name"]])
+
+
+def test_a_record_alone_tells_spectra_and_changes_and_nothing_else(two: pd.DataFrame) -> None:
     bare = without(two, adapter=None)
     spectra, whole = deltas.of_runs(bare, "spectra"), deltas.of_runs(two, "spectra")
     assert spectra["effective_rank"].tolist() == pytest.approx(whole["effective_rank"].tolist(), rel=1e-3)
     assert spectra[SETTINGS].drop_duplicates().to_numpy().tolist() == [["lora", 4, 1], ["lora", 8, 1]]
+    changes, made = deltas.of_runs(bare, "changes"), deltas.of_runs(without(two), "changes")
+    assert changes["magnitude_change"].tolist() == pytest.approx(made["magnitude_change"].tolist(), rel=1e-3)
     with pytest.raises(ValueError, match="no run has recorded the table 'touched', and none has an adapter"):
         deltas.of_runs(bare, "touched")
 

@@ -70,10 +70,11 @@ def test_what_is_in_w_stands_between_its_own_and_chance() -> None:
 def test_cells_share_a_panel_only_where_they_share_the_baselines() -> None:
     chart = figures.amplification(END, "layer", ["variant", "rank"])
     *projected, _ = chart.panels
-    assert [panel.title for panel in projected] == [f"W in the first {r} directions" for r in (4, 8, 64)]
+    assert [panel.title for panel in projected] == [f"first {r} directions" for r in (4, 8, 64)]
     assert [one.name for one in projected[0].series] == ["lora · r4", "pissa · r4"]
     other = END.assign(base=END["base"] * np.where(END["variant"] == "lora", 1, 2))
-    assert len(figures.amplification(other, "layer", ["variant"]).panels) == 3
+    titles = [panel.title for panel in figures.amplification(other, "rank", ["variant"]).panels]
+    assert titles == ["lora: first r directions", "pissa: first r directions", "amplification"]
 
 
 def test_a_matrix_outside_of_the_layers_has_no_place_along_them() -> None:
@@ -141,6 +142,7 @@ def test_the_table_of_one_adapter_needs_neither_runs_nor_steps() -> None:
     one = END[END["run"] == "lora-r8-s0"].drop(columns=["run", "variant", "seed", "step"])
     (panel,) = figures.magnitude_direction(one, []).panels
     assert panel.title.startswith("all runs") and len(panel.series[0].x) == 4
+    assert panel.names == ["step end"]
     (touched,) = figures.touched(one).panels
     assert all(np.isnan(low) for low in touched.series[0].low), "one run has no interval"
 
