@@ -1,21 +1,88 @@
-"""Every notebook runs from top to bottom, in a fresh kernel, from a folder of its own."""
+"""Every notebook runs from top to bottom, in a fresh kernel, from a folder of its own.
 
+On the results that are committed, and on a reader's own runs.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+OWN = "LORA_ZOO_RUNS"
+
+
+@pytest.fixture(scope="module")
+def own_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight runs of a few steps, with checkpoints."""
+    folder = tmp_path_factory.mktemp("own")
+    grid = ["+variant=lora,full", "rank=2,4", "seed=0,1", "steps=4", "trainer.save_steps=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "lora_zoo.run",
+        "-m",
+        *grid,
+        "threads=1",
+        "tracking=none",
+        f"out={folder}",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_adapters(own_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LoRA adapters of those runs, without their records."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for adapter in own_runs.rglob("lora-*/adapter"):
+        shutil.copytree(adapter, folder / adapter.parent.name)
+    return folder
+
+
+def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
+    """What the notebook's cells display, figures in words; an error in one of them is raised."""
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    environment = {key: value for key, value in os.environ.items() if key != OWN}
+    environment |= {OWN: str(own)} if own else {}
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(cwd)}})
+    client.execute(env=environment)
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "\n".join(text(data) for data in outputs)
+
+
+def text(data: dict[str, Any]) -> str:
+    return str(data.get("text/html", data.get("text/plain", "")))
+
+
+def test_notebooks_are_committed_without_output() -> None:
+    assert NOTEBOOKS
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_notebook_reads_committed_results_or_those_that_one_variable_names(
+    path: Path, own_runs: Path, tmp_path: Path
 ) -> None:
-    from nbclient import NotebookClient
+    committed, own = shown(path, tmp_path), shown(path, tmp_path, own_runs)
+    assert "<figure>" in committed and "<figure>" in own
+    assert committed != own
+    assert not list(tmp_path.iterdir()), "a notebook that reads leaves nothing behind"
 
-    monkeypatch.setenv("LORA_ZOO_STEPS", "20")
-    notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "commit notebooks without their output"
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:3], ids=lambda path: path.stem)
+def test_a_notebook_on_spectra_takes_adapters_without_runs(
+    path: Path, own_adapters: Path, tmp_path: Path
+) -> None:
+    assert "<figure>" in shown(path, tmp_path, own_adapters)

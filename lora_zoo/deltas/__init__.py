@@ -19,6 +19,7 @@ _HOMES = {
     "Deltas": "reading",
     "NeedsBase": "reading",
     "of_runs": "recording",
+    "runs": "recording",
     "amplification": "tables",
     "changes": "tables",
     "comparison": "tables",

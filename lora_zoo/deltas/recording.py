@@ -7,11 +7,15 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.adapters.checkpoint import DESCRIPTION
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.deltas import tables
 from lora_zoo.deltas.reading import Deltas, read
+from lora_zoo.models.base import PEFT
+from lora_zoo.results.curves import updates
+from lora_zoo.results.frame import load
 from lora_zoo.results.record import RESULT, write_atomically
-from lora_zoo.results.sources import DELTAS, recorded
+from lora_zoo.results.sources import ARCHIVE, DELTAS, recorded
 
 TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
     "spectra": tables.spectra,
@@ -23,6 +27,8 @@ TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
 """What is made of one adapter; `evolution` beside them is made of a run's checkpoints."""
 THIN = ("spectra",)
 """Those that need the base only where the adapter does."""
+IN_EVERY_RECORD = ("spectra", "changes")
+"""Those whose columns are, but for a few, among the `updates` of a run's record."""
 
 
 def record(run: str | Path, names: Sequence[str], *, model: str | None = None) -> Path:
@@ -66,12 +72,35 @@ def made_of(
     return found
 
 
+def runs(source: str | Path) -> pd.DataFrame:
+    """What `lora_zoo.results.load` gives; of adapters without runs, the columns that their ΔW need.
+
+    `seed` numbers such adapters within their variant and rank. ValueError where there is neither.
+    """
+    source = Path(source)
+    if source.is_file() or any(source.rglob(RESULT)) or any(source.rglob(ARCHIVE)):
+        return load(source)
+    folders = {path.parent for name in (DESCRIPTION, PEFT) for path in source.rglob(name)}
+    if not folders:
+        raise ValueError(f"{source} holds neither runs nor adapters")
+    rows = []
+    for folder in sorted(folders):
+        deltas = read(folder)
+        rows.append(
+            {"run": str(folder), "name": deltas.label, "variant": deltas.variant, "rank": deltas.rank}
+        )
+    found = pd.DataFrame(rows).assign(state="done", folder=None, adapter=[row["run"] for row in rows])
+    found["record"] = [{} for _ in rows]
+    return found.assign(seed=found.groupby(["variant", "rank"], dropna=False).cumcount())
+
+
 def of_runs(
     frame: pd.DataFrame, table: str, settings: Sequence[str] = ("variant", "rank", "seed")
 ) -> pd.DataFrame:
     """A table of all runs of a frame, as recorded or else made of the adapter, with `run` and the `settings`.
 
-    Runs that have neither are left out; ValueError where none has.
+    Of runs without either, `spectra` and `changes` have what every record holds of ΔW; from other tables they
+    are left out. ValueError where nothing remains.
     """
     found = []
     for _, run in frame[frame["state"] == "done"].iterrows():
@@ -79,7 +108,9 @@ def of_runs(
         source = run["folder"] if table == "evolution" else run["adapter"]
         if rows is None and source is not None:
             rows = made_of(source, [table])[table]
-        if rows is not None:
+        elif rows is None and table in IN_EVERY_RECORD:
+            rows = updates(run.to_frame().T)
+        if rows is not None and len(rows):
             found.append(pd.DataFrame(rows).assign(run=run["run"], **{name: run[name] for name in settings}))
     if not found:
         raise ValueError(f"no run has recorded the table {table!r}, and none has an adapter to make it of")
@@ -91,4 +122,4 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["TABLES", "made_of", "of_runs", "record", "write"]
+__all__ = ["TABLES", "made_of", "of_runs", "record", "runs", "write"]

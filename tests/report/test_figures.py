@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from scipy import stats
 from synthetic import delta_tables, sweep
 
@@ -40,6 +41,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "against": lambda: figures.against(RUNS, "rank", BY),
     "grid": lambda: figures.grid(RUNS, "target_modules", "rank", BY),
     "pareto": lambda: figures.pareto(RUNS, "trainable", ["variant", "rank"]),
+    "pareto of one task": lambda: figures.pareto(sweep(), "trainable", ["variant"]),
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
@@ -89,6 +91,22 @@ def test_axes_are_labelled_and_the_words_for_the_blind_name_every_series(chart: 
     axes = [axes for axes in chart.figure().axes if axes.axison and axes.get_label() != "<colorbar>"]
     assert len(axes) == len(chart.panels) and all(a.get_xlabel() and a.get_ylabel() for a in axes)
     assert chart.title in chart.alt and chart.caption
+
+
+def test_no_words_are_cut_off(chart: Chart) -> None:
+    figure = chart.figure()
+    words = [word for axes in figure.axes for word in (axes.xaxis.label, axes.yaxis.label, *axes.texts)]
+    words += [text for text in figure.findobj(Text) if text.get_text() in named(chart)]
+    for word in words:
+        box = word.get_window_extent()
+        inside = box.x0 > -2 and box.y0 > -2 and box.x1 < figure.bbox.x1 + 2 and box.y1 < figure.bbox.y1 + 2
+        assert inside, f"{word.get_text()!r} at {box}"
+
+
+def named(chart: Chart) -> set[str]:
+    return {chart.title, *(panel.title for panel in chart.panels), *(name for name, _, _ in chart.legend)} - {
+        ""
+    }
 
 
 def test_no_two_series_of_a_chart_look_alike(chart: Chart) -> None:

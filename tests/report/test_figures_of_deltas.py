@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 from synthetic import delta_tables
 
-from lora_zoo import deltas
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Axis, Nothing, Series
 from lora_zoo.report.figures.lines import Bands, Marks, Plane, Points
@@ -71,10 +70,11 @@ def test_what_is_in_w_stands_between_its_own_and_chance() -> None:
 def test_cells_share_a_panel_only_where_they_share_the_baselines() -> None:
     chart = figures.amplification(END, "layer", ["variant", "rank"])
     *projected, _ = chart.panels
-    assert [panel.title for panel in projected] == [f"W in the first {r} directions" for r in (4, 8, 64)]
+    assert [panel.title for panel in projected] == [f"first {r} directions" for r in (4, 8, 64)]
     assert [one.name for one in projected[0].series] == ["lora · r4", "pissa · r4"]
     other = END.assign(base=END["base"] * np.where(END["variant"] == "lora", 1, 2))
-    assert len(figures.amplification(other, "layer", ["variant"]).panels) == 3
+    titles = [panel.title for panel in figures.amplification(other, "rank", ["variant"]).panels]
+    assert titles == ["lora: first r directions", "pissa: first r directions", "amplification"]
 
 
 def test_a_matrix_outside_of_the_layers_has_no_place_along_them() -> None:
@@ -142,6 +142,7 @@ def test_the_table_of_one_adapter_needs_neither_runs_nor_steps() -> None:
     one = END[END["run"] == "lora-r8-s0"].drop(columns=["run", "variant", "seed", "step"])
     (panel,) = figures.magnitude_direction(one, []).panels
     assert panel.title.startswith("all runs") and len(panel.series[0].x) == 4
+    assert panel.names == ["step end"]
     (touched,) = figures.touched(one).panels
     assert all(np.isnan(low) for low in touched.series[0].low), "one run has no interval"
 
@@ -163,24 +164,3 @@ def test_a_notebook_shows_the_picture_its_words_and_the_caption() -> None:
     shown = figures.Chart("a < b", "c & d", [Points("", Axis("x"), Axis("y"), [])])._repr_html_()
     assert "data:image/svg+xml;base64," in shown
     assert 'alt="a &lt; b.' in shown and "<figcaption>c &amp; d</figcaption>" in shown
-
-
-def test_tables_of_runs_are_read_or_made() -> None:
-    recorded = {"deltas": {"spectra": [{"name": "q", "norm": 2.0}]}}
-    frame = pd.DataFrame(
-        {
-            "run": ["a", "b", "c"],
-            "state": ["done", "done", "failed"],
-            "variant": "lora",
-            "rank": 8,
-            "seed": 0,
-            "folder": None,
-            "adapter": None,
-            "record": [recorded, {}, recorded],
-        }
-    )
-    assert deltas.of_runs(frame, "spectra").to_dict("records") == [
-        {"name": "q", "norm": 2.0, "run": "a", "variant": "lora", "rank": 8, "seed": 0}
-    ]
-    with pytest.raises(ValueError, match="no run has recorded the table 'intruders'"):
-        deltas.of_runs(frame, "intruders")

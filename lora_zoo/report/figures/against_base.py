@@ -49,7 +49,8 @@ def _projected(group: Sequence[Cell], x: str) -> Marks:
     """The part of W in the directions of each cell, between the baselines that they share."""
     (of,) = cells(pd.concat([cell.runs for cell in group]), ())
     directions = {round(number) for number in along(of, x, "directions").y}
-    title = f"W in the first {directions.pop() if len(directions) == 1 else 'r'} directions"
+    whose = f"{group[0].name}: " if len(group) == 1 else ""
+    title = f"{whose}first {directions.pop() if len(directions) == 1 else 'r'} directions"
     baselines = []
     for name, value in (("W's own", "base"), ("random", "random")):
         line = along(of, x, value)

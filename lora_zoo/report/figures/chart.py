@@ -38,6 +38,7 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 WIDE = 3  # panels side by side
+LETTER = 0.08  # inches of a figure's title, more than the mean
 UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -137,7 +138,7 @@ class Chart:
             columns = min(WIDE, len(self.panels))
             rows = math.ceil(len(self.panels) / columns)
             sizes = [panel.size for panel in self.panels]
-            width = max(3.4, columns * max(w for w, _ in sizes))
+            width = max(3.4, LETTER * len(self.title), columns * max(w for w, _ in sizes))
             lines = math.ceil(len(self.legend) / max(1, int(width / 1.6)))
             height = rows * max(h for _, h in sizes) + 0.17 * lines + 0.3
             figure = Figure(figsize=(width, height), layout="constrained")

@@ -52,10 +52,10 @@ def decay(spectra: pd.DataFrame, by: Sequence[str], most: int = 64) -> Chart:
 
 
 def _decay(cell: Cell, most: int) -> Series:
-    rows = [np.asarray(row[:most], dtype=float) for row in cell.runs["singular_values"] if row and row[0] > 0]
-    if not rows:
+    rows = [np.asarray(row, dtype=float)[:most] for row in cell.runs["singular_values"]]
+    table = pd.DataFrame([row / row[0] for row in rows if row.any()])
+    if table.empty:
         return Series(cell.name, [], [])
-    table = pd.DataFrame([row / row[0] for row in rows])
     table = table.where(table > 1e-6).dropna(axis=1)
     low, high = (table.quantile(q).tolist() for q in (0.1, 0.9))
     return Series(cell.name, [int(i) + 1 for i in table.columns], table.mean().tolist(), low, high)
