@@ -8,6 +8,7 @@ from trios import SEEDS
 from trios import TRIOS as OF_SCORES
 
 from lora_zoo.analysis.claims import Status, claims, ledger
+from lora_zoo.analysis.claims.reading import Evidence
 from lora_zoo.analysis.claims.registry import Computed, Measured, OnRecord, Unbuilt, claim
 
 CLAIMS = claims()
@@ -16,7 +17,7 @@ MEASURED = [name for name, c in CLAIMS.items() if isinstance(c, Measured)]
 
 
 def said_of(name, frame):
-    return CLAIMS[name].verdict(frame)
+    return CLAIMS[name].verdict(Evidence(frame))
 
 
 @pytest.fixture(params=MEASURED)

@@ -20,7 +20,7 @@ from lora_zoo.analysis.claims.lora_subspaces import (
     top,
 )
 from lora_zoo.analysis.claims.matrices import change_correlation, mean_of, total_of
-from lora_zoo.analysis.claims.reading import Missing, contexts
+from lora_zoo.analysis.claims.reading import Evidence, Missing
 
 ROWS = [
     {"name": "a", "role": "q", "layer": 0, "own": 2.0, "random": 1.0, "count": 3},
@@ -35,7 +35,7 @@ def a_run(**columns):
 
 
 def one_context(frame):
-    (runs,) = contexts(frame, "lora_table7")
+    (runs,) = Evidence(frame).of("lora_table7")
     return runs
 
 
@@ -90,11 +90,11 @@ def test_checkpoints_are_points_of_dora_s_figure_2_where_they_were_recorded():
 
 def test_dora_s_claims_read_the_checkpoints():
     frame = made("dora_decomposition", "variant", {"lora": -0.7}, 0.002, decomposed)
-    assert claims()["dora/lora-positive"].verdict(frame).status is Status.NOT_SUPPORTED
+    assert claims()["dora/lora-positive"].verdict(Evidence(frame)).status is Status.NOT_SUPPORTED
     noise = np.random.default_rng(0).normal(size=len(frame)) * 0.1
     records = [table("evolution", points([(1, 2 + e), (2, 1), (11, 12), (12, 11)], [50] * 4)) for e in noise]
     with_them = frame.assign(record=[r["record"] for r in records])
-    assert claims()["dora/lora-positive"].verdict(with_them).status is Status.SUPPORTED
+    assert claims()["dora/lora-positive"].verdict(Evidence(with_them)).status is Status.SUPPORTED
 
 
 def test_two_ranks_are_compared_at_different_seeds():
@@ -176,14 +176,14 @@ def test_the_matrices_of_a_role_count_alike():
 )
 def test_adapters_that_are_not_there_leave_a_claim_open(name, lost, said):
     frame = TRIOS[name].supports
-    verdict = claims()[name].verdict(frame.assign(adapter=lost))
+    verdict = claims()[name].verdict(Evidence(frame.assign(adapter=lost)))
     assert verdict.status is Status.INCONCLUSIVE
     assert pd.Series(verdict.said).str.contains(said).all(), verdict.said
 
 
 def test_adapters_of_one_role_leave_the_other_open():
     frame = planted(0.9, 0.002, lambda level: {"q": (level, 0.1)})
-    verdict = claims()["lora/top-direction-shared"].verdict(frame)
+    verdict = claims()["lora/top-direction-shared"].verdict(Evidence(frame))
     assert verdict.status is Status.INCONCLUSIVE and "no matrix of v" in verdict.said
 
 
@@ -191,7 +191,9 @@ def test_an_adapter_that_learned_nothing_has_no_directions():
     frame = TRIOS["lora/top-direction-of-change-shared"].supports
     zeros = {NAMES["q"] + ".A_RI": torch.zeros(8, 128), NAMES["q"] + ".B_OR": torch.zeros(OUT, 8)}
     empty = frame.assign(adapter=[written(8, 0, zeros)] * len(frame))
-    assert claims()["lora/top-direction-of-change-shared"].verdict(empty).status is Status.INCONCLUSIVE
+    assert (
+        claims()["lora/top-direction-of-change-shared"].verdict(Evidence(empty)).status is Status.INCONCLUSIVE
+    )
 
 
 def test_a_rank_as_wide_as_the_matrix_leaves_no_others():
@@ -199,7 +201,9 @@ def test_a_rank_as_wide_as_the_matrix_leaves_no_others():
     narrow = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     tensors = {f"{name}.A_RI": narrow for name in NAMES.values()}
     tensors |= {f"{name}.B_OR": torch.eye(64) for name in NAMES.values()}
-    verdict = claims()["lora/other-directions-differ"].verdict(frame.assign(adapter=written(64, 0, tensors)))
+    verdict = claims()["lora/other-directions-differ"].verdict(
+        Evidence(frame.assign(adapter=written(64, 0, tensors)))
+    )
     assert verdict.status is Status.INCONCLUSIVE and "width" in verdict.said
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lora_zoo.analysis.claims.reading import Evidence
 from lora_zoo.analysis.claims.registry import claims
 from lora_zoo.analysis.claims.verdicts import Status, Verdict
 
@@ -32,9 +33,9 @@ class Entry:
 
 def ledger(frame: pd.DataFrame | None = None) -> list[Entry]:
     """Every claim with what `frame` (None: no runs) says about it, by id."""
-    runs = pd.DataFrame() if frame is None else frame
+    evidence = Evidence(pd.DataFrame() if frame is None else frame)
     return [
-        Entry(c.id, c.paper, c.where, c.says, c.needs, c.command, c.against, c.verdict(runs))
+        Entry(c.id, c.paper, c.where, c.says, c.needs, c.command, c.against, c.verdict(evidence))
         for c in claims().values()
     ]
 

@@ -141,8 +141,21 @@ class Runs:
         return pd.to_numeric(chosen[column], errors="coerce")
 
 
-def contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
-    """The finished runs of an experiment ("": of no experiment) by model, task, steps and batch size."""
+class Evidence:
+    """A frame of any runs, sorted out once for all claims that ask for the same experiment."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self._contexts: dict[str, list[Runs]] = {}
+
+    def of(self, experiment: str) -> list[Runs]:
+        """The finished runs of an experiment ("": of no experiment) by model, task, steps and batch size."""
+        if experiment not in self._contexts:
+            self._contexts[experiment] = list(_contexts(self.frame, experiment))
+        return self._contexts[experiment]
+
+
+def _contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     if frame.empty:
         return
     lacking = [name for name in COLUMNS if name not in frame]

@@ -10,9 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import pandas as pd
-
-from lora_zoo.analysis.claims.reading import Missing, Runs, contexts
+from lora_zoo.analysis.claims.reading import Evidence, Missing, Runs
 from lora_zoo.analysis.claims.verdicts import Comparison, Rule, Status, Verdict, every, verdict
 
 
@@ -37,8 +35,8 @@ class Claim(ABC):
         return ""
 
     @abstractmethod
-    def verdict(self, frame: pd.DataFrame) -> Verdict:
-        """What `frame`, of any runs at all, says about it."""
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """What `evidence`, of any runs at all, says about it."""
 
 
 Compare = Callable[[Runs], Iterator[Comparison]]
@@ -61,11 +59,11 @@ class Measured(Claim):
     def command(self) -> str:
         return f"python -m lora_zoo.run -m {self.sweep or '+experiment=' + self.experiment}"
 
-    def verdict(self, frame: pd.DataFrame) -> Verdict:
+    def verdict(self, evidence: Evidence) -> Verdict:
         """Not run without runs of the experiment; every model and task makes comparisons of its own."""
         comparisons: list[Comparison] = []
         missing: list[str] = []
-        for runs in contexts(frame, self.experiment):
+        for runs in evidence.of(self.experiment):
             try:
                 for comparison in self.compare(runs):  # what was compared before a gap counts
                     comparisons.append(runs.named(comparison))
@@ -83,7 +81,7 @@ class Computed(Claim):
 
     compute: Callable[[], Verdict]
 
-    def verdict(self, frame: pd.DataFrame) -> Verdict:
+    def verdict(self, evidence: Evidence) -> Verdict:
         return self.compute()
 
 
@@ -97,7 +95,7 @@ class Unbuilt(Claim):
     def needs(self) -> str:
         return self.waits_for
 
-    def verdict(self, frame: pd.DataFrame) -> Verdict:
+    def verdict(self, evidence: Evidence) -> Verdict:
         return Verdict(Status.NOT_BUILT, f"needs {self.waits_for}")
 
 
@@ -107,7 +105,7 @@ class OnRecord(Claim):
 
     known: str
 
-    def verdict(self, frame: pd.DataFrame) -> Verdict:
+    def verdict(self, evidence: Evidence) -> Verdict:
         return Verdict(Status.NOT_MEASURABLE, self.known)
 
 
