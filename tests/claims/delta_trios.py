@@ -9,8 +9,8 @@ from planted import adapter, nothing, table, uneven
 from trios import QUIET, Levels, Make, Trio, _sometimes, frame, score, svd, trio
 
 SEVEN = ("lora_table7", "rank")
-INTRUDERS = ("intruders", "variant rank")
-FULL = ("full", math.nan)
+INTRUDERS = ("intruders", "variant rank alpha")
+FULL = ("full", math.nan, math.nan)
 RANKS = (1, 4, 16, 64)
 
 
@@ -67,7 +67,9 @@ def forgetting(sign: int) -> Make:
 
 
 def _lora(*levels: float) -> Levels:
-    return {("lora", rank): level for rank, level in zip(RANKS, levels, strict=True)}
+    """At α = 8; at α = r there are as many as no claim but one would want."""
+    fixed = {("lora", rank, 8.0): level for rank, level in zip(RANKS, levels, strict=True)}
+    return fixed | {("lora", rank, float(rank)): 5.0 for rank in RANKS}
 
 
 def planted(
@@ -115,8 +117,8 @@ def half(make: Make, odd: int) -> pd.DataFrame:
     return made[made["seed"] % 2 == odd]
 
 
-never: Levels = {("lora", 4): 0.0, ("lora", 16): 0.0}
-always: Levels = {("lora", 4): 3.0, ("lora", 16): 1.0}
+never: Levels = {("lora", 4, 8.0): 0.0, ("lora", 16, 8.0): 0.0}
+always: Levels = {("lora", 4, 8.0): 3.0, ("lora", 16, 8.0): 1.0}
 
 TRIOS: dict[str, Trio] = {
     "lora/change-along-w": trio(
@@ -181,6 +183,7 @@ TRIOS: dict[str, Trio] = {
         noisy=_sometimes(*INTRUDERS, [{FULL: 0.0}, {FULL: 2.0}], counted)
     ),
     "intruders/fall-with-rank": trio(*INTRUDERS, falls, _lora(9.3, 7.1, 7.6, 2.2), counted, loud=9),
+    "intruders/fewer-with-alpha": trio(*INTRUDERS, _lora(0, 0, 8, 7), _lora(9, 9, 8, 3), counted, loud=9),
     "intruders/full-has-more-ranks": trio(
         *(*INTRUDERS, _lora(1, 3, 9, 30) | {FULL: 40.0}, _lora(1, 3, 9, 30) | {FULL: 20.0}),
         effective,
