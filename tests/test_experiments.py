@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from lora_zoo import inject, results
+from lora_zoo import deltas, inject, results
 from lora_zoo.adapters import inits
 from lora_zoo.adapters.registry import variants
 from lora_zoo.analysis.integrity import sound
@@ -96,6 +96,10 @@ WRONG = {
     "experiment.rows must be a list; got 'rank'": MINE | {"rows": "rank"},
     "experiment.grid must give each key a list": MINE | {"grid": {"rank": 3}},
     "needs a number as value; got": MINE | {"reference": [{"rank": 1}]},
+    "a key of the jobs is written": MINE | {"grid": {"alpha": [8, "${rank}"]}},
+    "Did you mean 'intruders'": MINE | {"deltas": ["intruder"]},
+    "experiment.deltas must be a list; got 'spectra'": MINE | {"deltas": "spectra"},
+    "experiment.adapters must be true or false; got 'yes please'": MINE | {"adapters": "yes please"},
     "the file must hold `experiment:`": [],
 }
 
@@ -104,6 +108,14 @@ WRONG = {
 def test_a_file_that_is_no_experiment_says_why(said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said.replace("?", ".").replace("(", ".")):
         commandline.rewritten(["-m", written(tmp_path, WRONG[said])])
+
+
+def test_a_grid_may_name_another_key_of_the_job(tmp_path: Path) -> None:
+    about = MINE | {"grid": {"rank": [1, 2], "alpha": [8, r"\${rank}"]}}
+    ready = commandline.rewritten(["-m", f"+{written(tmp_path, about)}"])
+    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    assert [(s.rank, s.alpha) for s in jobs] == [(1, 8), (2, 2)], "each value once"
+    assert {str(s.experiment["grid"]["alpha"]) for s in jobs} == {"[8, '${rank}']"}
 
 
 def test_one_experiment_a_sweep() -> None:
@@ -233,6 +245,8 @@ def sweep(at: Path, *more: str) -> str:
         "grid": {"rank": [1, 2], "seed": [0, 1, 2]},
         "reference": [{"rank": 1, "value": 68.8, "of": "WikiSQL"}],
         "paper": "arXiv:2106.09685, table 6",
+        "deltas": ["amplification"],
+        "adapters": True,
     }
     quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
     ended = shell("-m", f"+{written(at, about, zero_shot=False)}", *quick, *more, at=at)
@@ -266,6 +280,12 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
         assert readme.read_text().count("| 1 |") == 1 and "6 runs; " in readme.read_text()
     frame = results.load(tmp_path / "experiments" / "mine" / "results.jsonl.gz")
     assert sorted(frame["rank"]) == [1, 1, 1, 2, 2, 2] and set(frame["experiment"]) == {"mine"}
+    recorded = results.deltas(frame, "amplification").merge(frame, on="run")
+    assert len(recorded) == 6 * 8 and (recorded["directions"] == recorded["rank"]).all()
+    for _, run in frame.iterrows():
+        delta = next(iter(deltas.read(run["adapter"]).values()))
+        assert delta.rank == run["rank"]
+        assert str(tmp_path) not in (Path(run["adapter"]) / "adapter.json").read_text()
 
 
 def test_planted_mistakes_are_named_and_not_counted(tmp_path: Path) -> None:
