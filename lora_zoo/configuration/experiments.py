@@ -5,7 +5,7 @@ Beside settings of the run, which Hydra merges, the file holds under `experiment
 | key | holds |
 |---|---|
 | title, question, paper | one line each; the paper's arXiv number and table or figure |
-| grid | key: values, each swept unless the command line gives the key; '\\${rank}': a job's own rank |
+| grid | key: values, each swept unless the command line gives the key; $rank is a job's own rank |
 | rows, columns | the keys by which the main table is laid out |
 | value | the column that is compared; `test` where nothing is said |
 | tune | keys that are chosen for each cell, by the mean over seeds on validation |
@@ -21,7 +21,6 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lora_zoo.adapters.registry import unknown
 from lora_zoo.configuration.choices import folder, options
@@ -52,12 +51,7 @@ def read(value: str) -> dict[str, Any]:
         raise ValueError(
             f"experiment={value}: the file must hold `experiment:`, as those in conf/experiment do"
         )
-    try:  # '\${rank}' in a grid is ${rank} in each job
-        about: Any = OmegaConf.to_container(OmegaConf.create(content["experiment"]), resolve=True)
-    except OmegaConfBaseException as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"experiment={value}: {said}; a key of the jobs is written '\\${{rank}}'") from error
-    content["experiment"] = {"name": path.stem} | about
+    content["experiment"] = {"name": path.stem} | content["experiment"]
     for wrong in _wrong(content["experiment"]):
         raise ValueError(f"experiment={value}: {wrong}")
     return content
@@ -107,6 +101,8 @@ def expanded(arguments: list[str]) -> list[str]:
 
 def _said(value: Any) -> str:
     """A value of YAML as Hydra's command line writes it."""
+    if isinstance(value, str) and (other := re.fullmatch(r"\$([\w.]+)", value)):
+        return f"${{{other[1]}}}"
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
