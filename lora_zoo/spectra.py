@@ -7,7 +7,8 @@ the first is compared with each other one.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,8 @@ from lora_zoo.terminal import on_the_terminal, say
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lora_zoo.report.figures import Chart
 
 ALONE = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
 DIRECTIONS = ("right", "left", "A", "B")
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--first", type=int, default=8, help="how many directions are compared (8)")
     parser.add_argument("--all", action="store_true", help="show every matrix, however many there are")
-    parser.add_argument("--out", type=Path, help="write the tables as CSV, and figures as SVG and PDF")
+    parser.add_argument("--out", type=Path, help="write the tables as CSV, and figures as SVG, PDF and PNG")
     parser.add_argument(
         "--record",
         action="store_true",
@@ -78,7 +81,8 @@ def analyse(given: argparse.Namespace) -> None:
         _show(f"{kind}: {label}", table, given.all)
         found.setdefault(kind, []).append(table.assign(adapter=label))
     if given.out is not None:
-        _write({kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}, given.out)
+        joined = {kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}
+        _write(joined, asked, given.of, given.out)
 
 
 class Asked(NamedTuple):
@@ -193,12 +197,54 @@ def _said(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write(tables: dict[str, "pd.DataFrame"], out: Path) -> None:
-    """Each table as CSV."""
+def _write(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str, out: Path) -> None:
+    """Each table as CSV, and the figures that show them as SVG, PDF and PNG."""
+    from lora_zoo.report.figures import Nothing
+
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
-    say(f"{', '.join(tables)} written to {out}")
+    drawn = []
+    for name, draw in _figures(tables, asked, of).items():
+        try:
+            draw().save(out / name)
+        except Nothing as reason:
+            say(f"no figure {name}: {reason}")
+        else:
+            drawn.append(name)
+    files = ", ".join(f"{name}.csv" for name in tables)
+    say(f"written to {out}: {files}; figures: {', '.join(drawn) or 'none'}")
+
+
+def _figures(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str) -> dict[str, Callable[[], "Chart"]]:
+    from lora_zoo.report import figures
+
+    by = ["adapter"]
+    makers: dict[str, Callable[[pd.DataFrame], Chart]] = {
+        "spectra": lambda table: figures.decay(table, by),
+        "changes": lambda table: figures.magnitude_direction(table, by),
+        "amplification": lambda table: figures.amplification(table, "layer", by),
+        "touched": lambda table: figures.touched(table, by),
+        "evolution": lambda table: figures.evolution(table, by),
+        "comparison": lambda _: _overlaps(asked, of),
+    }
+    return {name: partial(make, tables[name]) for name, make in makers.items() if name in tables}
+
+
+def _overlaps(asked: Asked, of: str) -> "Chart":
+    """φ(i, j) of the first two adapters, for the matrices in the middle of those that both have."""
+    from lora_zoo.deltas.reading import read
+    from lora_zoo.deltas.tables import grid
+    from lora_zoo.report.figures import subspaces
+    from lora_zoo.report.overlaps import middle
+
+    (label, source), (other, path), *_ = asked.sources.items()
+    one, two = read(source, **asked.how), read(path, **asked.how)
+    grids = {name: grid(one[name], two[name], of=of) for name in middle(one, two)}
+    found = {name: phi for name, phi in grids.items() if phi.size}
+    dimensions = {one[name].shape[int(of in ("right", "A"))] for name in found}
+    same = dimensions.pop() if len(dimensions) == 1 else None
+    return subspaces(found, f"Overlap of {label} and {other}", same)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,29 @@ def test_of_several_the_first_is_compared_with_each(tmp_path, capsys):
     assert len(pd.read_csv(out / "spectra.csv")) == 24
 
 
+def test_figures_are_files_and_a_figure_that_cannot_be_drawn_costs_nothing(tmp_path, capsys):
+    for number in range(2):
+        adapter(tmp_path / f"a{number}", seed=number, rank=4)
+    out = tmp_path / "out"
+    spectra(
+        [f"{tmp_path}/a0", f"{tmp_path}/a1", "--what", "spectra,amplification,touched", "--out", str(out)]
+    )
+    assert {path.name for path in out.iterdir()} == {
+        f"{name}.{ending}"
+        for name in ("spectra", "amplification", "touched", "comparison")
+        for ending in ("csv", "svg", "pdf", "png")
+    }
+    assert "a0 and a1" in (out / "comparison.svg").read_text()
+    lora_zoo.save_adapter(
+        lora_zoo.inject(AutoModelForCausalLM.from_pretrained(HUB), "lora", rank=2), tmp_path / "zero"
+    )
+    capsys.readouterr()
+    spectra([f"{tmp_path}/zero", f"{tmp_path}/a0", "--out", str(tmp_path / "none")])
+    said = capsys.readouterr()
+    assert "figures: spectra\n" in said.err and "no figure comparison" in said.err
+    assert len(pd.read_csv(tmp_path / "none" / "comparison.csv")) == 8
+
+
 def test_many_matrices_are_shown_by_role(tmp_path, capsys):
     folders = [adapter(tmp_path / "wide", rank=2, target_modules="all-linear")]
     (title, (head, *rows)), *_ = shown(capsys, *folders).items()

@@ -42,7 +42,7 @@ def overlaps(runs: pd.DataFrame) -> Overlaps:
             one, other = (read(run["adapter"]) for run in both)
         except (NeedsBase, OSError, ValueError):  # a figure less; the adapters' own commands say why
             continue
-        for name in _middle(one, other):
+        for name in middle(one, other):
             deltas = one[name], other[name]
             if all(isinstance(delta, Product) and delta.rank for delta in deltas):
                 role, layer = position(name)
@@ -72,7 +72,7 @@ def _said(one: pd.Series, other: pd.Series) -> Pair:
     return Pair(words, one, other)
 
 
-def _middle(one: Deltas, other: Deltas) -> list[str]:
+def middle(one: Deltas, other: Deltas) -> list[str]:
     """Matrices of different roles that both have, of the layer in the middle."""
     common = [name for name in one if name in set(other)]
     layers = sorted({layer for name in common if (layer := position(name).layer) is not None})
@@ -81,4 +81,4 @@ def _middle(one: Deltas, other: Deltas) -> list[str]:
     return list(here.values())[::-1][:MATRICES]
 
 
-__all__ = ["overlaps"]
+__all__ = ["middle", "overlaps"]
