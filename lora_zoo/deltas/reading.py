@@ -24,7 +24,7 @@ from lora_zoo.deltas.delta import Delta, Product
 from lora_zoo.deltas.skeleton import hollow, skeleton
 from lora_zoo.deltas.summary import delta_of
 from lora_zoo.models.base import adapter_in, base_of
-from lora_zoo.models.loading import load_model, load_tokenizer, outline
+from lora_zoo.models.loading import load_model, outline
 from lora_zoo.results.record import RESULT
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -136,7 +136,7 @@ def read_each(
 
 def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Module:
     about = base_of(folder, model, trust_remote_code=trust_remote_code)
-    return load_model(about.model, about.auto_class, about.head, load_tokenizer(about.model), seed=0).model
+    return load_model(about.model, about.auto_class, about.head, None, seed=0).model
 
 
 def _on(

@@ -46,6 +46,8 @@ def load_model(
 ) -> Loaded:
     """The model on the CPU in evaluation mode; new heads are drawn from `seed` alone.
 
+    Without a `tokenizer` (None) it is not told which token pads, which its weights do not need.
+
     Raises ValueError where the folder or name holds no model of that class.
     """
     torch.manual_seed(seed)
@@ -63,7 +65,7 @@ def load_model(
         raise ValueError(_unreachable(settings, error)) from error
     _check_direction(settings, model.config, auto_class)
     _check_weights(settings, model, info["missing_keys"])
-    if model.config.pad_token_id is None:
+    if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
     return Loaded(model.eval(), missing)
