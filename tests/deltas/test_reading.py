@@ -283,8 +283,14 @@ def test_factors_that_are_stored_need_no_base_at_all(tmp_path: Path, no_weights:
     if all(adapter.factors() is not None for adapter in injection.adapters.values()):
         compare_with(deltas.read(tmp_path), injection, skipped=True)
     else:
-        with pytest.raises(ValueError, match=f"ΔW of {variant} depends on the base's weights; .*{NOWHERE}"):
+        with pytest.raises(AssertionError, match="the base's weights are loaded"):
             deltas.read(tmp_path)
+
+
+def test_a_base_that_is_needed_and_nowhere_is_named(tmp_path: Path) -> None:
+    saved_here("bert", "dora", tmp_path, NOWHERE)
+    with pytest.raises(ValueError, match=f"ΔW of dora depends on the base's weights; .*{NOWHERE}"):
+        deltas.read(tmp_path)
 
 
 TIED = [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["norm"]]
