@@ -27,7 +27,7 @@ from lora_zoo.report.figures import (
 from lora_zoo.report.figures.cells import axis_of, cells, done
 from lora_zoo.results.curves import deltas
 
-COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory")
+COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
 GRIDS = 4  # the fullest
 CELLS = 24  # whose spectra are shown
 CURVED = {"loss": "training loss", "grad_norm": "gradient norm"}

@@ -27,6 +27,7 @@ AXES = {
     "train_seconds": Axis("training time", "s"),
     "total_seconds": Axis("time of the whole run", "s"),
     "peak_memory": Axis("peak memory", "bytes"),
+    "retention_after": Axis("loss on the other text after training", "nats a token"),
     "seconds": Axis("training time", "s"),
     "step": Axis("optimiser step"),
     "loss": Axis("training loss", log=True),
