@@ -1,6 +1,7 @@
 """What stands below a table: which runs were left out and why, and what made those that count."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,11 +46,16 @@ def command(counted: pd.DataFrame, about: Mapping[str, Any]) -> str:
     values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for run in runs for key in run}
     if about.get("name"):
         grid = {key: {str(value) for value in given} for key, given in about.get("grid", {}).items()}
-        own = {key: given for key, given in values.items() if set(given) != grid.get(key)}
+        own = {key: given for key, given in values.items() if set(map(_in_yaml, given)) != grid.get(key)}
         return _sweep({"+experiment": [about["name"]]} | {k: v for k, v in own.items() if k != "experiment"})
     if len({*told}) == 1 or math.prod(map(len, values.values())) != len({*told}):
         return next(iter(told), "")
     return _sweep(values)
+
+
+def _in_yaml(value: str) -> str:
+    """A job's override as a grid writes it: another key of the job is $rank there."""
+    return re.sub(r"\$\\?\{([\w.]+)\\?\}", r"$\1", value)
 
 
 def _sweep(values: Mapping[str, Sequence[str]]) -> str:

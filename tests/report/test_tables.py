@@ -17,6 +17,7 @@ from scipy import stats
 
 from lora_zoo import report, results
 from lora_zoo.report import __main__ as front
+from lora_zoo.report.origin import command
 from lora_zoo.report.tables import main_table, tables
 from lora_zoo.report.typeset import Html, Latex, Look, Markdown, Measured, Row, Table, Told
 
@@ -249,6 +250,15 @@ def test_html_shows_any_text_as_it_is_and_closes_what_it_opens() -> None:
     reader = Reader(awkward().html())
     assert reader.texts.count(AWKWARD) == 5 and not reader.open and not reader.wrong
     assert "python -m x 'a_b=[q,v]'" in reader.texts and "0.500 ± 0.100" in reader.texts
+
+
+def test_a_grid_that_names_another_key_is_run_as_a_whole_by_its_experiment() -> None:
+    about = {"name": "mine", "grid": {"rank": [2, 4], "alpha": [8, "$rank"]}}
+    words = ("alpha=8", r"'alpha=$\{rank\}'")
+    told = [f"python -m lora_zoo.run +experiment=mine rank={r} {alpha}" for r in (2, 4) for alpha in words]
+    assert command(pd.DataFrame({"command": told}), about) == "python -m lora_zoo.run -m +experiment=mine"
+    part = command(pd.DataFrame({"command": told[::2]}), about)
+    assert part == "python -m lora_zoo.run -m +experiment=mine alpha=8"
 
 
 def test_markdown_rows_keep_their_columns_whatever_a_cell_says() -> None:
