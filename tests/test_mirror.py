@@ -93,6 +93,8 @@ def parsed(data: bytes) -> list[Any]:
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         piece = data[at + 7 : at + 7 + length]
+        if len(piece) < length:  # being written just now
+            break
         assert zlib.crc32(data[at + 6 : at + 7] + piece) == int.from_bytes(data[at : at + 4], "little")
         part = piece if kind in (1, 2) else part + piece
         if kind in (1, 4):

@@ -48,6 +48,7 @@ class Deltas(Mapping[str, Delta]):
         self.label, self._injection = label, injection
         self.variant: str = injection.variant.name
         self.rank: int | None = injection.hyper.get("rank")
+        self.alpha: float | None = injection.hyper.get("alpha")
         self.skipped: list[str] = []
         self._names = injection.changed()
 

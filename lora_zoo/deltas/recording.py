@@ -86,9 +86,8 @@ def runs(source: str | Path) -> pd.DataFrame:
     rows = []
     for folder in sorted(folders):
         deltas = read(folder)
-        rows.append(
-            {"run": str(folder), "name": deltas.label, "variant": deltas.variant, "rank": deltas.rank}
-        )
+        known = {"variant": deltas.variant, "rank": deltas.rank, "alpha": deltas.alpha}
+        rows.append({"run": str(folder), "name": deltas.label, **known})
     found = pd.DataFrame(rows).assign(state="done", folder=None, adapter=[row["run"] for row in rows])
     found["record"] = [{} for _ in rows]
     return found.assign(seed=found.groupby(["variant", "rank"], dropna=False).cumcount())
