@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def runs_of(sources: Sequence[str]) -> "pd.DataFrame | None":
     """The runs of `sources`; of those in experiments/ where none are given, None where there are none."""
-    from lora_zoo.results import load
+    from lora_zoo.runs import load
 
     kept = sources or sorted(map(str, Path(KEPT).glob("*/results.jsonl.gz")))
     if not kept:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from lora_zoo.adapters.exchange.write import Written
+    from lora_zoo.formats.peft.write import Written
 
 TASKS = {
     "AutoModelForCausalLM": "CAUSAL_LM",
@@ -68,11 +68,11 @@ def export(
     Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known or does not
     fit, where PEFT's format does not hold the adapter, or where `out` holds something.
     """
-    from lora_zoo.adapters.checkpoint import load_adapter
-    from lora_zoo.adapters.exchange.write import save_peft
+    from lora_zoo.formats.native import load_adapter
+    from lora_zoo.formats.peft.write import save_peft
     from lora_zoo.models.base import adapter_in, base_of
+    from lora_zoo.models.compare import logits
     from lora_zoo.models.loading import load_model, load_tokenizer, source
-    from lora_zoo.models.probing import logits
 
     refuse_to_overwrite(out)
     folder = adapter_in(run)

@@ -8,7 +8,7 @@ from lora_zoo.export import TASKS
 from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from lora_zoo.adapters.injection import Injection
+    from lora_zoo.inject.injection import Injection
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,8 +48,8 @@ def load(
     Raises FileNotFoundError where there is no adapter, ValueError where it or the base cannot be read, where
     they do not fit each other, or where `out` holds something.
     """
-    from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
-    from lora_zoo.configuration.settings import Model
+    from lora_zoo.config.schema import Model
+    from lora_zoo.formats.native import load_adapter, save_adapter
     from lora_zoo.models.base import base_of
     from lora_zoo.models.loading import load_model, load_tokenizer
 

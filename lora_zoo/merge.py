@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_zoo.core.errors import in_one_line
 from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite, say
-from lora_zoo.wording import in_one_line
 
 if TYPE_CHECKING:
     from lora_zoo.models.base import Base
@@ -74,10 +74,10 @@ def merge(
     Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known, cannot be
     loaded or does not fit, or where `out` holds something, and Unwritten where the disk refuses.
     """
-    from lora_zoo.adapters.checkpoint import load_adapter
+    from lora_zoo.formats.native import load_adapter
     from lora_zoo.models.base import adapter_in, base_of
+    from lora_zoo.models.compare import batch, logits
     from lora_zoo.models.loading import load_tokenizer
-    from lora_zoo.models.probing import batch, logits
     from lora_zoo.models.saving import reloaded, whole
 
     out = out.resolve()
@@ -115,11 +115,11 @@ def merge(
 
 def _load(base: "Base", tokenizer: Any) -> tuple[Any, str | None]:
     """The base in plain layers and what its file lacks, and the scheme of its quantisation if it had one."""
-    from lora_zoo.models import quantised
+    from lora_zoo.models import dequantize
     from lora_zoo.models.loading import load_model
 
-    if scheme := quantised.scheme_of(base.model):
-        return quantised.load_dequantised(base.model, base.auto_class, base.head, tokenizer), scheme
+    if scheme := dequantize.scheme_of(base.model):
+        return dequantize.load_dequantised(base.model, base.auto_class, base.head, tokenizer), scheme
     return load_model(base.model, base.auto_class, base.head, tokenizer, seed=0), None
 
 
@@ -132,14 +132,14 @@ def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
 
 def _against_codes(base: "Base", tokenizer: Any, injection: Any, adapted: Any, asked: dict[str, Any]) -> str:
     """What the scheme's own layers with this adapter make of the batch, where they run on this machine."""
-    from lora_zoo.models import quantised
-    from lora_zoo.models.probing import logits
+    from lora_zoo.models import dequantize
+    from lora_zoo.models.compare import logits
 
     try:
-        model: Any = quantised.load_quantised(base.model, base.auto_class, base.head, tokenizer).model
+        model: Any = dequantize.load_quantised(base.model, base.auto_class, base.head, tokenizer).model
         if getattr(model, "hf_quantizer", None) is None:
             return "its own layers do not run on this machine, so they are not compared"
-        with quantised.with_adapter(model, injection):
+        with dequantize.with_adapter(model, injection):
             apart = float((logits(model, asked) - adapted).abs().max())
     except (LookupError, RuntimeError, ValueError) as error:
         return f"its own layers are not compared: {in_one_line(error)}"

@@ -17,27 +17,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lora_zoo import workers
-from lora_zoo.configuration import commandline, helptext, precheck, settings
-from lora_zoo.configuration.choices import folder
-from lora_zoo.configuration.settings import Settings
-from lora_zoo.results.record import claim_folder, made, write_atomically
-from lora_zoo.results.secrets import redacted
+from lora_zoo.config import command_line, compose, help_text, schema
+from lora_zoo.config.groups import folder
+from lora_zoo.config.schema import Settings
+from lora_zoo.launchers import joblib
+from lora_zoo.runs.record import claim_folder, made, write_atomically
+from lora_zoo.runs.redact import redacted
 from lora_zoo.terminal import say
-from lora_zoo.training.stopping import Stopped
+from lora_zoo.training.signals import Stopped
 
-settings.register()
+schema.register()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what the command line asks for and leave with its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if not {"-h", "--help"}.isdisjoint(given):
-        print(helptext.text())
+        print(help_text.text())
         return
     try:
         sys.exit(_run(given))
-    except precheck.Mistake as mistake:
+    except compose.Mistake as mistake:
         print(f"lora_zoo: {redacted(str(mistake))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as told:
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(given: list[str]) -> int:
     try:
         _refuse_secrets(given)
-        ready = commandline.rewritten(given)
+        ready = command_line.rewritten(given)
     except ValueError as error:
-        raise precheck.Mistake(str(error)) from error
-    multirun = commandline.is_multirun(ready)
-    jobs = precheck.check(commandline.overrides(ready), multirun=multirun)
+        raise compose.Mistake(str(error)) from error
+    multirun = command_line.is_multirun(ready)
+    jobs = compose.check(command_line.overrides(ready), multirun=multirun)
     if not multirun:
         _hydra(ready)
         return max(OUTCOMES, default=0)
@@ -61,7 +61,7 @@ def _run(given: list[str]) -> int:
     sweep = _sweep_folder(ready, jobs[0])
     codes = _swept(ready, sweep)
     if codes:  # none with --cfg and the like
-        from lora_zoo.results.summary import print_sweep
+        from lora_zoo.runs.summary import print_sweep
 
         print_sweep(sweep)
         if jobs[0].experiment:
@@ -82,12 +82,12 @@ def _conclude(sweep: Path) -> None:
 def _swept(ready: list[str], sweep: Path) -> list[int]:
     """Run the sweep in its folder and return the exit code of each job."""
     arguments = [*ready, f"hydra.sweep.dir={sweep}"]
-    if not workers.asked_for(ready):
+    if not joblib.asked_for(ready):
         _hydra(arguments)
         return _outcomes(sweep)
-    with workers.Front(sweep).conducting() as front:
+    with joblib.Front(sweep).conducting() as front:
         try:
-            _hydra([*arguments, *workers.defaults(ready)])
+            _hydra([*arguments, *joblib.defaults(ready)])
         except BrokenExecutor as death:
             if front.asked is None:
                 say(f"{death}; the same command does what is missing")
@@ -126,7 +126,7 @@ def _hydra(arguments: list[str]) -> None:
     except BrokenExecutor:
         raise
     except Exception as error:
-        raise precheck.Mistake(precheck.said(error, [])) from error
+        raise compose.Mistake(compose.said(error, [])) from error
 
 
 def _sweep_folder(ready: list[str], first: Settings) -> Path:
@@ -137,11 +137,11 @@ def _sweep_folder(ready: list[str], first: Settings) -> Path:
     given = [a.partition("=")[2] for a in ready if a.startswith("hydra.sweep.dir=")]
     if given:
         return Path(given[-1])
-    name = commandline.sweep_name(ready)
+    name = command_line.sweep_name(ready)
     try:
         return claim_folder(first.out, name) if first.resume is False else made(Path(first.out) / name)
     except OSError as refusal:
-        raise precheck.Mistake(f"out={first.out}: {refusal.strerror or refusal}") from refusal
+        raise compose.Mistake(f"out={first.out}: {refusal.strerror or refusal}") from refusal
 
 
 OUTCOMES: list[int] = []
@@ -152,10 +152,10 @@ _OUTCOME = ".outcome-"
 def job(config: DictConfig, **shared: Any) -> None:
     """One run; what goes wrong in it is recorded and costs no other run of the sweep.
 
-    `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.job.run`.
+    `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.runner.run`.
     """
     from lora_zoo.training.callbacks import Progress
-    from lora_zoo.training.job import run
+    from lora_zoo.training.runner import run
 
     if not OUTCOMES:
         gc.freeze()  # what is imported stays: the collector need not look at its million objects again
@@ -165,11 +165,11 @@ def job(config: DictConfig, **shared: Any) -> None:
         OUTCOMES.append(run(config, overrides, None))
         return
     sweep = Path(hydra_config.sweep.dir)
-    if workers.stopped(sweep):
+    if joblib.stopped(sweep):
         return
-    if workers.is_one():
-        workers.enter(sweep, hydra_config.launcher.n_jobs)
-        code = workers.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
+    if joblib.is_one():
+        joblib.enter(sweep, hydra_config.launcher.n_jobs)
+        code = joblib.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
     else:
         code = run(config, overrides, str(sweep), **shared)
     OUTCOMES.append(code)

@@ -93,7 +93,7 @@ class Asked(NamedTuple):
 
 
 def _names(what: str) -> list[str]:
-    from lora_zoo.adapters.registry import unknown
+    from lora_zoo.core.errors import unknown
 
     names = [name.strip() for name in what.split(",") if name.strip()]
     for name in names:
@@ -103,7 +103,7 @@ def _names(what: str) -> list[str]:
 
 
 def _alone(asked: Asked, names: list[str], keep: bool) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
-    from lora_zoo.deltas.recording import made_of, write
+    from lora_zoo.updates.recording import made_of, write
 
     for label, source in asked.sources.items():
         made = made_of(source, names, **asked.how)
@@ -114,7 +114,7 @@ def _alone(asked: Asked, names: list[str], keep: bool) -> Iterator[tuple[str, st
 
 def _each(sources: Sequence[Path]) -> dict[str, Path]:
     """Label -> run or adapter; a folder of several stands for all that are in it."""
-    from lora_zoo.deltas.reading import label_of
+    from lora_zoo.updates.reading import label_of
 
     found = [path for source in sources for path in _in(source)]
     labels = [label_of(path) for path in found]
@@ -125,10 +125,10 @@ def _each(sources: Sequence[Path]) -> dict[str, Path]:
 
 def _in(source: Path) -> list[Path]:
     """The runs, else the adapters, at any depth of a folder; `source` where it is one itself."""
-    from lora_zoo.adapters.checkpoint import DESCRIPTION
+    from lora_zoo.formats.native import DESCRIPTION
     from lora_zoo.models.base import PEFT, adapter_in
-    from lora_zoo.results.record import RESULT
-    from lora_zoo.results.sources import PACKED
+    from lora_zoo.runs.loading import PACKED
+    from lora_zoo.runs.record import RESULT
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
@@ -151,8 +151,8 @@ def _in(source: Path) -> list[Path]:
 
 def _compared(asked: Asked, of: str, first: int) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
     """The first adapter against each other one."""
-    from lora_zoo.deltas.reading import read
-    from lora_zoo.deltas.tables import comparison
+    from lora_zoo.updates.reading import read
+    from lora_zoo.updates.tables import comparison
 
     (label, source), *others = asked.sources.items()
     if not others:
@@ -233,10 +233,10 @@ def _figures(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str) -> dict[s
 
 def _overlaps(asked: Asked, of: str) -> "Chart":
     """φ(i, j) of the first two adapters, for the matrices in the middle of those that both have."""
-    from lora_zoo.deltas.reading import read
-    from lora_zoo.deltas.tables import grid
     from lora_zoo.report.figures import subspaces
     from lora_zoo.report.overlaps import middle
+    from lora_zoo.updates.reading import read
+    from lora_zoo.updates.tables import grid
 
     (label, source), (other, path), *_ = asked.sources.items()
     one, two = read(source, **asked.how), read(path, **asked.how)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from lora_zoo.results.secrets import redacted
-from lora_zoo.wording import in_one_line
+from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.redact import redacted
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_zoo.adapters.registry import find_variant
-from lora_zoo.configuration import commandline, precheck
-from lora_zoo.configuration.settings import Settings, register
-from lora_zoo.results.identity import flat_hyperparameters, identity_of, made_of, readable_name
-from lora_zoo.results.record import RESULT, Record, plain
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import Settings, register
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.identity import flat_hyperparameters, identity_of, made_of, readable_name
+from lora_zoo.runs.record import RESULT, Record, plain
 
 register()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -19,13 +19,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @functools.cache
 def settings(*overrides: str) -> Settings:
-    return precheck.check(commandline.rewritten(list(overrides)), multirun=False)[0]
+    return compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]
 
 
 def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: Any = 0.5, **more: Any) -> dict:
     """The record of a finished run with these overrides; `more` replaces its keys, None removes one."""
     chosen = settings(*overrides)
-    variant = find_variant(chosen.variant["name"])
+    variant = VARIANTS.find(chosen.variant["name"])
     config = copy.deepcopy(asdict(chosen))
     if experiment is not None:
         config["experiment"] = experiment

@@ -15,10 +15,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from lora_zoo import bench
-from lora_zoo.adapters.adapter import Adapter, Additive
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.registry import variants
-from lora_zoo.adapters.variants.lora import LoRA
 from lora_zoo.benchmark import (
     contenders,
     figures,
@@ -36,10 +32,15 @@ from lora_zoo.benchmark.contenders import Contender, adapts_matrices
 from lora_zoo.benchmark.report import Report
 from lora_zoo.benchmark.shapes import REFERENCE, SHAPES, Shape, llama
 from lora_zoo.benchmark.timing import Spread, Stopwatch, ratio
-from lora_zoo.results.environment import environment
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import inject
+from lora_zoo.runs.environment import environment
+from lora_zoo.variants.additive.lora import LoRA
+from lora_zoo.variants.low_rank import Additive
 
 CPU = torch.device("cpu")
-ADAPTERS = [name for name, cls in variants().items() if adapts_matrices(cls)]
+ADAPTERS = [name for name, cls in VARIANTS.items() if adapts_matrices(cls)]
 TINY = llama(
     "tiny", "", hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, sequences=2, length=8
 )  # fmt: skip

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import transformers as tf
 
-from lora_zoo.adapters.registry import variants
-from lora_zoo.results.provenance import contradiction, stale
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.provenance import contradiction, stale
 
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
@@ -105,7 +105,7 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 
 
 def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
-    names = list(variants())
+    names = list(VARIANTS)
     ended = shell(
         "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path
     )  # fmt: skip
@@ -266,7 +266,7 @@ def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(not E2E.is_dir(), reason="needs the E2E data beside the project")
 def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> None:
     made = shell(
-        "--text", str(E2E / "dev.txt"), "--out", "base", at=tmp_path, module="lora_zoo.models.scratch"
+        "--text", str(E2E / "dev.txt"), "--out", "base", at=tmp_path, module="lora_zoo.models.from_scratch"
     )
     assert made.returncode == 0, made.stderr
     common = (

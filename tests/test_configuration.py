@@ -8,11 +8,14 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lora_zoo.adapters.registry import hyperparameters, variants
-from lora_zoo.adapters.targets import ROLES
-from lora_zoo.configuration import commandline, helptext, precheck
-from lora_zoo.configuration.choices import GROUPS, folder, options
-from lora_zoo.configuration.settings import register, resolved
+from lora_zoo.config import command_line, help_text
+from lora_zoo.config import compose as precheck
+from lora_zoo.config.groups import GROUPS, folder, options
+from lora_zoo.config.schema import register
+from lora_zoo.config.validate import resolved
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.targets import ROLES
 
 register()
 
@@ -60,7 +63,7 @@ BAD = {
 @pytest.mark.parametrize("line", BAD)
 def test_a_mistake_ends_in_one_line_that_names_it(line: str) -> None:
     with pytest.raises((precheck.Mistake, ValueError)) as caught:
-        precheck.check(commandline.rewritten(line.split()), multirun=False)
+        precheck.check(command_line.rewritten(line.split()), multirun=False)
     message = str(caught.value)
     assert "\n" not in message
     for part in BAD[line]:
@@ -78,9 +81,9 @@ def test_help_lists_what_exists_quickly_and_without_torch() -> None:
     began = time.perf_counter()
     ended = _shell("--help")
     assert time.perf_counter() - began < 10  # a noisy machine's bound; 0.4 s when quiet
-    for name in [*variants(), *options("model"), *options("task"), "target_modules", *ROLES]:
+    for name in [*VARIANTS, *options("model"), *options("task"), "target_modules", *ROLES]:
         assert name in ended.stdout, name
-    probe = "import sys; from lora_zoo.configuration import helptext, precheck; helptext.text();"
+    probe = "import sys; from lora_zoo.config import helptext, precheck; helptext.text();"
     loaded = "print([m for m in ('torch', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", probe + loaded], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
@@ -99,7 +102,7 @@ def test_a_mistake_is_found_without_torch() -> None:
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
     (settings,) = precheck.check(
-        commandline.rewritten([f"{plus}variant=dora", f"{plus}rank=4"]), multirun=False
+        command_line.rewritten([f"{plus}variant=dora", f"{plus}rank=4"]), multirun=False
     )
     assert settings.variant["name"] == "dora"
     assert settings.rank == 4
@@ -109,7 +112,7 @@ def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
 @pytest.mark.parametrize("name", options("variant"))
 def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> None:
     node = yaml.safe_load((folder() / "variant" / f"{name}.yaml").read_text())
-    known = hyperparameters(variants()[name])
+    known = hyperparameters(VARIANTS[name])
     del node["variant"]
     with initialize_config_dir(str(folder()), version_base="1.3"):
         composed = resolved(compose("config", [f"variant={name}"])).variant
@@ -129,7 +132,7 @@ def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> N
 
 
 def test_every_variant_has_a_yaml_and_every_yaml_a_variant() -> None:
-    assert set(options("variant")) == set(variants())
+    assert set(options("variant")) == set(VARIANTS)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -141,27 +144,27 @@ def test_every_option_composes_and_says_what_it_is(group: str) -> None:
 
 
 def test_alpha_can_be_an_interpolation() -> None:
-    (settings,) = precheck.check(commandline.rewritten(["rank=4", "alpha=${mul:3,${rank}}"]), multirun=False)
+    (settings,) = precheck.check(command_line.rewritten(["rank=4", "alpha=${mul:3,${rank}}"]), multirun=False)
     assert settings.alpha == 12.0
 
 
 @pytest.mark.parametrize("pattern", [r".*layers\.[01]\..*q_proj", r".*\.(q|v)_proj", r".*attn\.[qv]_proj"])
 def test_a_regular_expression_needs_no_quotes(pattern: str) -> None:
-    (settings,) = precheck.check(commandline.rewritten([f"target_modules={pattern}"]), multirun=False)
+    (settings,) = precheck.check(command_line.rewritten([f"target_modules={pattern}"]), multirun=False)
     assert settings.target_modules == pattern
 
 
 def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     (tmp_path / "tiny-bert").mkdir()
     (tmp_path / "tiny-bert" / "config.json").write_text("{}")
-    ready = commandline.rewritten([f"model=pocket,{tmp_path}/tiny-bert"])
+    ready = command_line.rewritten([f"model=pocket,{tmp_path}/tiny-bert"])
     assert ready == ["model=pocket,tiny-bert"]
     assert [s.model.path for s in precheck.check(ready, multirun=True)] == ["pocket", f"{tmp_path}/tiny-bert"]
-    assert commandline.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
+    assert command_line.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
 
 
 def test_a_hub_name_becomes_a_model() -> None:
-    (settings,) = precheck.check(commandline.rewritten(["model=FacebookAI/roberta-base"]), multirun=False)
+    (settings,) = precheck.check(command_line.rewritten(["model=FacebookAI/roberta-base"]), multirun=False)
     assert (settings.model.name, settings.model.path) == ("roberta-base", "FacebookAI/roberta-base")
 
 
@@ -169,7 +172,7 @@ def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
     )
-    (settings,) = precheck.check(commandline.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
+    (settings,) = precheck.check(command_line.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
     assert (settings.task.name, settings.task.kind, settings.lr) == ("mine", "generation", 1e-3)
 
 
@@ -182,17 +185,17 @@ def test_a_sweep_is_checked_value_by_value() -> None:
 
 
 def test_sweep_names_are_readable_and_tell_sweeps_apart() -> None:
-    one = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,2"])
-    other = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,4"])
+    one = command_line.sweep_name(["-m", "variant=lora,dora", "rank=1,2"])
+    other = command_line.sweep_name(["-m", "variant=lora,dora", "rank=1,4"])
     assert one.startswith("sweep-variant-rank-")
     assert one != other
-    moved = commandline.sweep_name(["-m", "variant=lora,dora", "rank=1,2", "out=elsewhere"])
+    moved = command_line.sweep_name(["-m", "variant=lora,dora", "rank=1,2", "out=elsewhere"])
     assert one == moved
 
 
 def test_help_text_shows_each_key() -> None:
     for key in ("rank", "alpha", "lora_dropout", "batch_size", "eval_splits"):
-        assert f"  {key} " in helptext.text()
+        assert f"  {key} " in help_text.text()
 
 
 def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:

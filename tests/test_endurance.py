@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lora_zoo.results.record import Busy, claimed
+from lora_zoo.runs.record import Busy, claimed
 from lora_zoo.training import checkpoints
 
 QUICK = ("task.sizes.test=10", "task.sizes.validation=10", "threads=1", "tracking=none", "zero_shot=false")
@@ -181,7 +181,7 @@ def test_a_run_s_folder_is_one_process_s_own(tmp_path: Path) -> None:
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from lora_zoo.results.record import claimed\n"
+        "import sys, time; from lora_zoo.runs.record import claimed\n"
         "with claimed(sys.argv[1], 'run', resume=True): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -11,16 +11,17 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from lora_zoo import deltas, inject, results
-from lora_zoo.adapters import inits
-from lora_zoo.adapters.registry import variants
+from lora_zoo import inject, updates
+from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.configuration import commandline, experiments, precheck
-from lora_zoo.configuration.choices import options
-from lora_zoo.configuration.settings import Model, register
+from lora_zoo.config import command_line, compose, experiments
+from lora_zoo.config.groups import options
+from lora_zoo.config.schema import Model, register
+from lora_zoo.core.init import Factors, init_names, initial_factors
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
-from lora_zoo.tasks.retention import Retention
+from lora_zoo.tasks.forgetting import Retention
 from tests.test_cli import shell
 from tests.test_training import collate, examples, model, trainer
 
@@ -41,15 +42,15 @@ def written(folder: Path, about: object = MINE, **settings: object) -> str:
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_is_a_sweep_that_composes(name: str) -> None:
-    ready = commandline.rewritten(["-m", f"+experiment={name}"])
-    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    ready = command_line.rewritten(["-m", f"+experiment={name}"])
+    jobs = compose.check(command_line.overrides(ready), multirun=True)
     about = jobs[0].experiment
     assert about["name"] == name and about == experiments.read(name)["experiment"]
     assert len(about["grid"]["seed"]) >= 5
-    assert set(commandline.swept(ready)) == {k for k, values in about["grid"].items() if len(values) > 1}
+    assert set(command_line.swept(ready)) == {k for k, values in about["grid"].items() if len(values) > 1}
     axes = {*about["rows"], *about.get("columns", []), *about.get("tune", [])}
-    assert axes | {"seed"} == set(commandline.swept(ready)), "an axis of the grid has no place in the table"
-    assert commandline.sweep_name(ready).startswith(f"{name}-")
+    assert axes | {"seed"} == set(command_line.swept(ready)), "an axis of the grid has no place in the table"
+    assert command_line.sweep_name(ready).startswith(f"{name}-")
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -62,31 +63,31 @@ def test_a_reference_names_cells_of_the_table_and_values_of_its_grid(name: str) 
 
 
 def test_the_grid_is_swept_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
-    ready = commandline.rewritten(["-m", f"+{written(tmp_path)}", "rank=4"])
+    ready = command_line.rewritten(["-m", f"+{written(tmp_path)}", "rank=4"])
     assert ready == [
         *("-m", "target_modules=[q],[q,v]", "zero_shot=true", "steps=null"),
         *("experiment=mine", "rank=4"),
     ]
-    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    jobs = compose.check(command_line.overrides(ready), multirun=True)
     assert [(s.rank, s.target_modules) for s in jobs] == [(4, ["q"]), (4, ["q", "v"])]
     assert jobs[0].experiment["title"] == "Ranks"
-    assert commandline.originals(["experiment=mine"]) == [written(tmp_path)]
+    assert command_line.originals(["experiment=mine"]) == [written(tmp_path)]
 
 
 def test_settings_of_an_experiment_stand_over_its_variant_and_below_the_command_line(tmp_path: Path) -> None:
     given = written(tmp_path, batch_size=4, alpha=3)
-    (one, *_) = precheck.check(
-        commandline.overrides(commandline.rewritten(["-m", given, "alpha=5"])), multirun=True
+    (one, *_) = compose.check(
+        command_line.overrides(command_line.rewritten(["-m", given, "alpha=5"])), multirun=True
     )
     assert (one.batch_size, one.alpha) == (4, 5)
 
 
 def test_one_run_of_an_experiment_is_its_keys_with_one_value_each(tmp_path: Path) -> None:
     given = ["rank=2", "target_modules=[q]", written(tmp_path)]
-    (settings,) = precheck.check(commandline.overrides(commandline.rewritten(given)), multirun=False)
+    (settings,) = compose.check(command_line.overrides(command_line.rewritten(given)), multirun=False)
     assert settings.rank == 2
     with pytest.raises(ValueError, match=r"a sweep over rank, target_modules.*-m"):
-        commandline.rewritten(given[2:])
+        command_line.rewritten(given[2:])
 
 
 WRONG = {
@@ -106,20 +107,20 @@ WRONG = {
 @pytest.mark.parametrize("said", WRONG)
 def test_a_file_that_is_no_experiment_says_why(said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said.replace("?", ".").replace("(", ".")):
-        commandline.rewritten(["-m", written(tmp_path, WRONG[said])])
+        command_line.rewritten(["-m", written(tmp_path, WRONG[said])])
 
 
 def test_a_grid_may_name_another_key_of_the_job(tmp_path: Path) -> None:
     about = MINE | {"grid": {"rank": [1, 2], "alpha": [8, "$rank"]}}
-    ready = commandline.rewritten(["-m", f"+{written(tmp_path, about)}"])
-    jobs = precheck.check(commandline.overrides(ready), multirun=True)
+    ready = command_line.rewritten(["-m", f"+{written(tmp_path, about)}"])
+    jobs = compose.check(command_line.overrides(ready), multirun=True)
     assert [(s.rank, s.alpha) for s in jobs] == [(1, 8), (2, 2)], "each value once"
     assert {str(s.experiment["grid"]["alpha"]) for s in jobs} == {"[8, '$rank']"}
 
 
 def test_one_experiment_a_sweep() -> None:
     with pytest.raises(ValueError, match="a sweep is one experiment"):
-        commandline.rewritten(["-m", "experiment=lora_table5,lora_table6"])
+        command_line.rewritten(["-m", "experiment=lora_table5,lora_table6"])
 
 
 # --- controls: starts that papers warn of -------------------------------------------------------------------
@@ -147,13 +148,13 @@ def test_both_zero_has_no_gradient_at_all_and_both_random_changes_the_model() ->
 
 
 def test_a_control_is_drawn_as_the_starts_that_it_is_made_of() -> None:
-    def begun(name: str) -> inits.Factors:
-        return inits.begin(name, torch.ones(5, 6), rank=2, scale=1.0, seed=1, site="x")[0]
+    def begun(name: str) -> Factors:
+        return initial_factors(name, torch.ones(5, 6), rank=2, scale=1.0, seed=1, matrix="x")[0]
 
     both = begun("both_random")
     assert torch.equal(both.A_RI, begun("kaiming").A_RI) and torch.equal(both.B_OR, begun("zero_a").B_OR)
-    assert set(inits.CONTROLS) == {"both_random", "both_zero"}
-    assert set(inits.CONTROLS).isdisjoint(variants()["lora_fa"].inits)
+    assert init_names(lambda init: init.control) == ["both_random", "both_zero"]
+    assert not init_names(lambda init: init.control and VARIANTS["lora_fa"].accepts_init(init))
 
 
 # --- bytes kept for the backward pass -----------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
     recorded = results.deltas(frame, "amplification").merge(frame, on="run")
     assert len(recorded) == 6 * 8 and (recorded["directions"] == recorded["rank"]).all()
     for _, run in frame.iterrows():
-        delta = next(iter(deltas.read(run["adapter"]).values()))
+        delta = next(iter(updates.read(run["adapter"]).values()))
         assert delta.rank == run["rank"]
         assert str(tmp_path) not in (Path(run["adapter"]) / "adapter.json").read_text()
 

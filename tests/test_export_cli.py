@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import lora_zoo
 from lora_zoo.export import main as export
 from lora_zoo.load import main as load
-from lora_zoo.models.probing import logits
+from lora_zoo.models.compare import logits
 from lora_zoo.pocket import HUB
 
 MODEL = {"name": "pocket", "path": "pocket"}

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lora_zoo.configuration import commandline, precheck
-from lora_zoo.configuration.choices import GROUPS, options
-from lora_zoo.configuration.settings import Model, Settings, Task, Tracking, register
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.groups import GROUPS, options
+from lora_zoo.config.schema import Model, Settings, Task, Tracking, register
 
 register()
 LONG = int(os.environ.get("LORA_ZOO_FUZZ", "0"))
@@ -105,13 +105,13 @@ def _elsewhere(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def checked(words: list[str], *, multirun: bool) -> list[Settings] | str:
     """What the front door does before anything runs: the settings, or the one line."""
     try:
-        ready = commandline.rewritten(words)
+        ready = command_line.rewritten(words)
     except ValueError as error:
-        line = str(precheck.Mistake(str(error)))
+        line = str(compose.Mistake(str(error)))
     else:
         try:
-            return precheck.check(commandline.overrides(ready), multirun=multirun)
-        except precheck.Mistake as mistake:
+            return compose.check(command_line.overrides(ready), multirun=multirun)
+        except compose.Mistake as mistake:
             line = str(mistake)
     assert line.strip()
     assert len(line.splitlines()) == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lora_zoo import workers
+from lora_zoo.launchers import joblib
 
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
@@ -133,21 +133,21 @@ def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
 def test_a_mark_that_a_killed_sweep_has_left_stops_nothing(tmp_path: Path) -> None:
     left = tmp_path / ".stop"
     left.write_text("15")
-    assert not workers.stopped(tmp_path)
-    with workers.Front(tmp_path).conducting() as front:
-        assert not workers.stopped(tmp_path)
+    assert not joblib.stopped(tmp_path)
+    with joblib.Front(tmp_path).conducting() as front:
+        assert not joblib.stopped(tmp_path)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert workers.stopped(tmp_path) and front.asked == signal.SIGUSR2
+        assert joblib.stopped(tmp_path) and front.asked == signal.SIGUSR2
     assert not left.exists()
 
 
 def test_a_worker_whose_front_has_died_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(workers.FRONT, str(os.getppid()))
-    assert workers.is_one() and not workers.stopped(tmp_path)
-    monkeypatch.setenv(workers.FRONT, "1999999999")
-    assert workers.stopped(tmp_path)
+    monkeypatch.setenv(joblib.FRONT, str(os.getppid()))
+    assert joblib.is_one() and not joblib.stopped(tmp_path)
+    monkeypatch.setenv(joblib.FRONT, "1999999999")
+    assert joblib.stopped(tmp_path)
 
 
 def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters"))
 
-from adapter_cases import VARIANTS, perturb, settings
+from adapter_cases import perturb, settings
 
-from lora_zoo.adapters.checkpoint import save_adapter
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.registry import variants
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import save_adapter
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.merge import main, merge
 from lora_zoo.pocket import HUB
 
@@ -103,7 +103,7 @@ def adapter_folder(
     """A trained adapter's folder and the adapted model that it was saved from."""
     _, auto_class, head, targets = KINDS[kind]
     model = loaded(base, kind, **head)
-    where = {} if not variants()[name].count else {"target_modules": targets}
+    where = {} if not VARIANTS[name].count else {"target_modules": targets}
     heads = ["classifier"] if head and name != "full" else []
     adapted = inject(model, name, **where, modules_to_save=heads, **settings(name))
     with torch.no_grad():

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lora_zoo.results import mirror as mirrors
-from lora_zoo.results import wandb_session
-from lora_zoo.results.mirror import Mirror, open_mirror
+from lora_zoo.runs import tracking as mirrors
+from lora_zoo.runs import wandb_session
+from lora_zoo.runs.tracking import Mirror, open_mirror
 
 wandb = pytest.importorskip("wandb")
 

@@ -153,8 +153,8 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.Mo
 
 def test_a_template_runs_nothing_of_the_data() -> None:
     """What `str.format` would reach through an attribute, an index or a format is refused, not looked up."""
-    from lora_zoo.configuration.limits import check_template
-    from lora_zoo.configuration.settings import Task
+    from lora_zoo.config.schema import Task
+    from lora_zoo.config.validate import check_template
 
     fields = ("prompt.__class__", "prompt[0]", "prompt!r", "prompt:>9", "0", "", "prompt:{prompt}", "_a.b")
     for inside in fields:

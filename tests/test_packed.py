@@ -20,17 +20,18 @@ from greenlet import getcurrent
 from torch import Tensor, nn
 
 from lora_zoo import adapters_of, inject
-from lora_zoo.adapters.injection import Injection
-from lora_zoo.adapters.lanes import Lane
-from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.batched import Lane
+from lora_zoo.inject.injection import Injection
+from lora_zoo.launchers.packed.backbone import Trunk, join, unfit
+from lora_zoo.launchers.packed.grouping import groups
+from lora_zoo.launchers.packed.scheduler import Pack, Seat, Wait
+from lora_zoo.launchers.packed.signals import SharedStopping
 from lora_zoo.pocket import HUB
-from lora_zoo.training.packing.pack import Pack, Seat, Wait
-from lora_zoo.training.packing.plan import groups
-from lora_zoo.training.packing.stopping import SharedStopping
-from lora_zoo.training.packing.trunk import Trunk, join, unfit
-from lora_zoo.training.stopping import Stopped
+from lora_zoo.training.signals import Stopped
 
-ADAPTING = [name for name, variant in variants().items() if variant.count]
+ADAPTING = [name for name, variant in VARIANTS.items() if variant.count]
 
 
 def model(**changes: Any) -> tf.LlamaForCausalLM:
@@ -59,7 +60,7 @@ TARGETS: dict[str, Any] = {"linear": ["q", "v"], "all": ["q", "k", "v", "o", "do
 
 
 def adapted(net: nn.Module, name: str, targets: str, seed: int, as_called: str) -> Injection:
-    known = hyperparameters(variants()[name])
+    known = hyperparameters(VARIANTS[name])
     dropped = known["init"].default != "pissa" and name not in ("pissa", "milora")
     hyper = {"rank": 2 + seed} | ({"lora_dropout": 0.3} if dropped else {})
     return stirred(inject(net, name, target_modules=TARGETS[targets], seed=seed, name=as_called, **hyper))
@@ -339,10 +340,10 @@ def test_batches_that_cannot_be_joined_cost_a_warning_and_no_result(
 def configured(*words: str) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from lora_zoo.configuration import settings
-    from lora_zoo.configuration.choices import folder
+    from lora_zoo.config import schema
+    from lora_zoo.config.groups import folder
 
-    settings.register()
+    schema.register()
     with initialize_config_dir(str(folder()), version_base="1.3"):
         return compose("config", overrides=list(words))
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lora_zoo import catalogue
+from lora_zoo import docs_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_variants_is_the_registrys() -> None:
-    assert catalogue.written(README) == README, "run: python -m lora_zoo.catalogue --write README.md"
+    assert docs_tables.written(README) == README, "run: python -m lora_zoo.docs_tables --write README.md"
 
 
 def test_there_are_exactly_two_commands_and_ci_runs_the_second() -> None:

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from lora_zoo.adapters.registry import variants
-from lora_zoo.configuration import commandline, precheck
-from lora_zoo.configuration.settings import Settings, register
-from lora_zoo.results.identity import identity, readable_name, without_effect
-from lora_zoo.results.record import RESULT, SCHEMA, Record, claim_folder, plain
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import Settings, register
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.identity import identity, readable_name, without_effect
+from lora_zoo.runs.record import RESULT, SCHEMA, Record, claim_folder, plain
 
 register()
 
 
 def settings(*overrides: str) -> Settings:
-    return precheck.check(commandline.rewritten(list(overrides)), multirun=False)[0]
+    return compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]
 
 
-LORA = variants()["lora"]
+LORA = VARIANTS["lora"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
 
 
 def test_a_key_that_a_variant_has_no_use_for_leaves_its_identity() -> None:
-    full = variants()["full"]
+    full = VARIANTS["full"]
     assert identity(settings("variant=full"), full) == identity(settings("variant=full", "rank=4"), full)
     assert without_effect(settings("variant=full"), full, ["rank=4", "lr=1"]) == ["rank"]
     assert without_effect(settings(), LORA, ["rank=4"]) == []
@@ -67,7 +67,7 @@ def test_names_are_readable() -> None:
     assert readable_name(settings("init=olora", "target_modules=all-linear"), LORA).startswith(
         "lora-r8-all-linear-olora-"
     )
-    assert readable_name(settings("variant=full"), variants()["full"]) == "full-pocket-pocket-sql-s0"
+    assert readable_name(settings("variant=full"), VARIANTS["full"]) == "full-pocket-pocket-sql-s0"
 
 
 def test_a_folder_is_never_claimed_twice(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from test_training import TRAINED, model, small, trainer
 
 from lora_zoo import inject
-from lora_zoo.adapters.inits import CONTROLS
-from lora_zoo.adapters.injection import Injection
-from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.init import Init, init_names
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import Injection
 from lora_zoo.training.checkpoints import newest
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
@@ -34,7 +35,11 @@ STEPS, SAVED, EPOCH = (
 
 def starts(name: str) -> list[str]:
     """The starts of a variant, a residual one among them; one word for those that have none."""
-    known = [init for init in variants()[name].inits if init not in ("pissa_niter", *CONTROLS)]
+
+    def accepted(init: Init) -> bool:
+        return VARIANTS[name].accepts_init(init) and not init.control and not init.name.endswith("_4")
+
+    known = init_names(accepted)
     return list(dict.fromkeys([*known[:1], *known[-2:]])) or ["-"]
 
 
@@ -54,7 +59,7 @@ def adapted(name: str, init: str) -> Injection:
         layer.self_attn.attention_dropout = 0.1
     network.register_buffer("count", torch.zeros(2))
     network.register_forward_pre_hook(counted)
-    known = hyperparameters(variants()[name])
+    known = hyperparameters(VARIANTS[name])
     chosen = {"init": init} if "init" in known else {}
     for dropout in (0.1, 0.0) if "lora_dropout" in known else (None,):
         more = chosen | ({} if dropout is None else {"lora_dropout": dropout})

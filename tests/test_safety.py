@@ -21,15 +21,15 @@ import torch
 import transformers as tf
 
 import lora_zoo
-from lora_zoo.adapters.checkpoint import load_adapter, load_adapters, save_adapter, save_adapters
-from lora_zoo.adapters.injection import inject
-from lora_zoo.configuration.settings import Model, Settings, Task
+from lora_zoo.config.schema import Model, Settings, Task
+from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
+from lora_zoo.inject.injection import inject
 from lora_zoo.merge import main, merge
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.pocket import HUB
-from lora_zoo.results.record import claim_folder
-from lora_zoo.results.secrets import MASK, RedactingFormatter, is_secret, redacted
-from lora_zoo.tasks.splits import load_splits
+from lora_zoo.runs.record import claim_folder
+from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted
+from lora_zoo.tasks.data import load_splits
 
 PACKAGE = Path(lora_zoo.__file__).parent
 CAUSAL = "AutoModelForCausalLM"
@@ -399,11 +399,11 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     "name", ["../../evil", "/etc/evil", "..", "~/x", "a\nb", "x" * 300, "C:\\evil", "\0"]
 )
 def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Path) -> None:
-    from lora_zoo.adapters.registry import find_variant
-    from lora_zoo.results.identity import readable_name
+    from lora_zoo.core.variants import VARIANTS
+    from lora_zoo.runs.identity import readable_name
 
     settings = Settings(lr=1.0, model=Model(name=name, path="pocket"), task=Task(name=name))
-    made = claim_folder(tmp_path / "runs", f"{readable_name(settings, find_variant('lora'))}-0123abcd")
+    made = claim_folder(tmp_path / "runs", f"{readable_name(settings, VARIANTS.find('lora'))}-0123abcd")
     assert made.parent == tmp_path / "runs" and made.resolve().parent == (tmp_path / "runs").resolve()
     assert made.is_dir() and list(tmp_path.iterdir()) == [tmp_path / "runs"]
 

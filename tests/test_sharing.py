@@ -91,7 +91,7 @@ def together(order: list[int]) -> None:
 
 
 def alone(order: list[int]) -> None:
-    import lora_zoo.training.job  # noqa: F401
+    import lora_zoo.training.runner  # noqa: F401
 
     for number in order:
         for job in jobs(SWEEPS[number]):

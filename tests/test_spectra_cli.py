@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lora_zoo
-from lora_zoo import results
+from lora_zoo import runs
 from lora_zoo.pocket import HUB
-from lora_zoo.results.record import RESULT
+from lora_zoo.runs.record import RESULT
 from lora_zoo.spectra import main as spectra
 from tests.recorded import recorded
 
@@ -141,18 +141,18 @@ def test_recorded_tables_are_found_by_results_and_archives(tmp_path, capsys):
     for seed in (0, 1):
         run(sweep, "rank=4", f"seed={seed}")
     shown(capsys, sweep, "--what", "amplification,touched", "--record")
-    frame = results.load(sweep)
-    results.archive(frame, tmp_path / "kept.jsonl.gz")
-    for found in (frame, results.load(tmp_path / "kept.jsonl.gz")):
-        table = results.deltas(found, "amplification")
+    frame = runs.load(sweep)
+    runs.archive(frame, tmp_path / "kept.jsonl.gz")
+    for found in (frame, runs.load(tmp_path / "kept.jsonl.gz")):
+        table = runs.deltas(found, "amplification")
         assert len(table) == 16 and set(table["run"]) == set(frame["run"])
         assert (table["own"] < table["base"]).all() and (table["directions"] == 4).all()
-        assert len(results.deltas(found, "touched").loc[0, "profile"]) > 64
+        assert len(runs.deltas(found, "touched").loc[0, "profile"]) > 64
         with pytest.raises(ValueError, match="recorded: amplification, touched"):
-            results.deltas(found, "intruders")
+            runs.deltas(found, "intruders")
     before = (frame.loc[0, "folder"], "deltas.json")
     shown(capsys, before[0], "--record")
-    assert len(results.deltas(results.load(sweep), "spectra")) == 8, "beside the others"
+    assert len(runs.deltas(runs.load(sweep), "spectra")) == 8, "beside the others"
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -11,14 +11,15 @@ from hydra import compose, initialize_config_dir
 from test_training import TRAINED, examples, small
 
 from lora_zoo import inject
-from lora_zoo.adapters.beneath import base_parameters
-from lora_zoo.configuration import settings as configuration
-from lora_zoo.configuration.choices import folder
-from lora_zoo.configuration.settings import Settings
+from lora_zoo.config import schema as configuration
+from lora_zoo.config.groups import folder
+from lora_zoo.config.schema import Settings
+from lora_zoo.config.validate import resolved
+from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
-from lora_zoo.training import supply
-from lora_zoo.training.supply import Fresh, Shared, process_as_it_was
+from lora_zoo.training import resources
+from lora_zoo.training.resources import Fresh, Shared, process_as_it_was
 
 SIZES = "task.sizes={train: 12, validation: 4, test: 4}"
 
@@ -26,7 +27,7 @@ SIZES = "task.sizes={train: 12, validation: 4, test: 4}"
 def asked(*overrides: str) -> Settings:
     configuration.register()
     with initialize_config_dir(str(folder()), version_base="1.3"):
-        return configuration.resolved(compose("config", overrides=[f"++{SIZES}", *overrides]))
+        return resolved(compose("config", overrides=[f"++{SIZES}", *overrides]))
 
 
 def lend(shared: Shared, seed: int = 0, *overrides: str) -> Any:
@@ -125,9 +126,9 @@ def test_a_change_of_content_is_found_and_the_base_loaded_anew(change: Any) -> N
 def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
     for name in ("load_model", "load_splits"):
-        whole = getattr(supply, name)
+        whole = getattr(resources, name)
         monkeypatch.setattr(
-            supply, name, lambda *a, whole=whole, name=name: (loads.append(name), whole(*a))[1]
+            resources, name, lambda *a, whole=whole, name=name: (loads.append(name), whole(*a))[1]
         )
     shared = Shared()
     bases = [lend(shared, seed, f"seed={seed}", f"lr={lr}").model for seed in (0, 1) for lr in (1e-3, 1e-2)]
@@ -194,7 +195,7 @@ def test_models_of_other_tensors_are_not_shared(pocket: Any, monkeypatch: pytest
     layer = torch.nn.Linear(2, 2)
     layer.weight = Coded(torch.zeros(2, 2))
     assert not can_be_shared(layer)
-    monkeypatch.setattr(supply, "can_be_shared", lambda model: False)
+    monkeypatch.setattr(resources, "can_be_shared", lambda model: False)
     shared = Shared()
     assert lend(shared).model is not lend(shared).model
 

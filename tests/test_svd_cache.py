@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_zoo import inject
-from lora_zoo.adapters import cache, inits, svd
+from lora_zoo.core.init import Factors, initial_factors
+from lora_zoo.inits import cache, svd
 
 STARTS = ("pissa", "milora", "olora", "pissa_niter_4", "pissa_halko_2")
 RANK = 4
@@ -55,11 +56,11 @@ LARGE = {
 }
 
 
-def start(init: str, W_OI: Tensor, rank: int = RANK, seed: int = 0) -> inits.Factors:
-    return inits.begin(init, W_OI, rank=rank, scale=0.5, seed=seed, site="layer")[0]
+def start(init: str, W_OI: Tensor, rank: int = RANK, seed: int = 0) -> Factors:
+    return initial_factors(init, W_OI, rank=rank, scale=0.5, seed=seed, matrix="layer")[0]
 
 
-def same(one: inits.Factors, other: inits.Factors) -> bool:
+def same(one: Factors, other: Factors) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -184,7 +185,7 @@ def test_the_key_knows_content_shape_dtype_and_what_is_done(home, monkeypatch):
 
 def test_equal_matrices_have_equal_keys_in_another_process(home):
     code = (
-        "import torch; from lora_zoo.adapters import cache; torch.set_num_threads(1); "
+        "import torch; from lora_zoo.inits import cache; torch.set_num_threads(1); "
         "print(cache.key(torch.arange(12.).view(3, 4), 'exact'))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -261,10 +262,10 @@ def test_it_lies_where_other_libraries_keep_theirs(monkeypatch):
 
 def crowd(home: Path, count: int) -> Iterator[subprocess.Popen[str]]:
     code = (
-        "import torch; from lora_zoo.adapters import inits; torch.set_num_threads(1)\n"
+        "import torch; from lora_zoo.core.init import initial_factors; torch.set_num_threads(1)\n"
         "for n in range(30):\n"
         "    W = torch.randn(40, 30 + n % 5, generator=torch.Generator().manual_seed(n % 5))\n"
-        "    A, B = inits.begin('pissa', W, rank=4, scale=1.0, seed=0, site='x')[0]\n"
+        "    A, B = initial_factors('pissa', W, rank=4, scale=1.0, seed=0, matrix='x')[0]\n"
         "    print(float((A * 3).sum() + B.sum()).hex())"
     )
     for _ in range(count):

@@ -17,10 +17,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lora_zoo.configuration.settings import Task
-from lora_zoo.models import scratch
-from lora_zoo.tasks.kinds import IGNORED, KINDS
-from lora_zoo.tasks.splits import fingerprint, load_splits
+from lora_zoo.config.schema import Task
+from lora_zoo.models import from_scratch
+from lora_zoo.tasks.base import IGNORED
+from lora_zoo.tasks.data import fingerprint, load_splits
+from lora_zoo.tasks.registry import KINDS
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -128,7 +129,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     (folder / "text.txt").write_text(
         "\n".join(f"{row['first']} {row['second']} yes no maybe" for row in ROWS)
     )
-    scratch.make(
+    from_scratch.make(
         text=[folder / "text.txt"], out=folder / "base", hidden=16, layers=1, heads=2, vocabulary=300, seed=0
     )
     model = LlamaForCausalLM.from_pretrained(folder / "base").eval()

@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from lora_zoo import inject
-from lora_zoo.adapters.injection import Injection
-from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import Injection
 from lora_zoo.training.trainer import ZooTrainer
 
 
@@ -67,10 +68,10 @@ def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **chan
 
 
 def small(name: str, **more: Any) -> dict[str, Any]:
-    return more | ({"rank": 2} if "rank" in hyperparameters(variants()[name]) else {})
+    return more | ({"rank": 2} if "rank" in hyperparameters(VARIANTS[name]) else {})
 
 
-TRAINED = [name for name in variants() if name != "zero_shot"]
+TRAINED = [name for name in VARIANTS if name != "zero_shot"]
 
 
 @pytest.mark.parametrize("name", TRAINED)

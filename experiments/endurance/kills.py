@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.adapters.registry import hyperparameters, variants
-from lora_zoo.results.environment import environment
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.environment import environment
 
 ASKED = (
     *("steps=40", "trainer.save_steps=4", "trainer.logging_steps=3", "zero_shot=false", "tracking=none"),
@@ -39,14 +40,14 @@ class Kill(NamedTuple):
 
 
 def command(variant: str) -> list[str]:
-    dropout = ["lora_dropout=0.1"] if "lora_dropout" in hyperparameters(variants()[variant]) else []
+    dropout = ["lora_dropout=0.1"] if "lora_dropout" in hyperparameters(VARIANTS[variant]) else []
     dropout = [] if variant in REFUSE_DROPOUT else dropout
     return [sys.executable, "-m", "lora_zoo.run", f"+variant={variant}", *dropout, *ASKED]
 
 
 REFUSE_DROPOUT = [
     name
-    for name, cls in variants().items()
+    for name, cls in VARIANTS.items()
     if (init := hyperparameters(cls).get("init")) is not None and init.default in ("pissa", "milora")
 ]
 """A residual start has no use for dropout."""
@@ -105,7 +106,7 @@ def report(found: list[Kill], kills: int) -> str:
     rows = [
         f"| `{name}` | {sum(len(k.seconds) for k in own)} | {sum(k.survived for k in own)} of {len(own)} | "
         f"{', '.join(map(str, sorted(step for k in own for step in k.steps))) or '-'} |"
-        for name in variants()
+        for name in VARIANTS
         if (own := [k for k in found if k.variant == name])
     ]
     total = sum(len(k.seconds) for k in found)
@@ -135,7 +136,7 @@ def report(found: list[Kill], kills: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=5, help="runs that are killed, for each variant")
-    parser.add_argument("--variants", nargs="*", default=list(variants()), help="default: all")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="default: all")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args()

@@ -21,10 +21,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from lora_zoo.configuration.settings import Model, Task
+from lora_zoo.config.schema import Model, Task
 from lora_zoo.models.loading import load_model, load_tokenizer
-from lora_zoo.tasks.kinds import KINDS
-from lora_zoo.tasks.splits import load_splits
+from lora_zoo.tasks.data import load_splits
+from lora_zoo.tasks.registry import KINDS
 from lora_zoo.training.callbacks import StepClock
 
 SIZES = {"train": 512, "validation": 2}

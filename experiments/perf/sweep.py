@@ -54,15 +54,15 @@ def watched(arguments: list[str]) -> Seconds:
     import transformers
 
     import lora_zoo.run
-    import lora_zoo.training.bench
+    import lora_zoo.training.evaluation
     import lora_zoo.training.experiment
-    from lora_zoo.results.mirror import WandbMirror
-    from lora_zoo.results.record import Record
+    from lora_zoo.runs.record import Record
+    from lora_zoo.runs.tracking import WandbMirror
 
     spent["imports"] = [tuple(b - a for a, b in zip(began, now(), strict=True))]  # type: ignore[list-item]
     run = lora_zoo.training.experiment.Experiment
     watch(transformers.Trainer, "train", "training", spent)
-    watch(lora_zoo.training.bench.Bench, "judge", "evaluation", spent)
+    watch(lora_zoo.training.evaluation.Bench, "judge", "evaluation", spent)
     watch(run, "_load", "data and model", spent)
     watch(run, "_inject", "adapters", spent)
     watch(run, "_trainer", "tokens and trainer", spent)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lora_zoo import deltas
+from lora_zoo import updates
 
 SHAPES = {
     **{f"self_attn.{role}_proj": (4096, 4096) for role in "qkvo"},
@@ -56,7 +56,7 @@ def main() -> None:
         print(
             f"from the factors, {given.layers * len(SHAPES)} matrices, the command as a whole: {thin:.1f} s"
         )
-        found, whole, worst = deltas.read(folder), 0.0, 0.0
+        found, whole, worst = updates.read(folder), 0.0, 0.0
         for name, shape in SHAPES.items():
             if name not in ("self_attn.q_proj", "mlp.gate_proj"):
                 continue

@@ -9,8 +9,8 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 
+from lora_zoo.analysis.columns import described, listed
 from lora_zoo.analysis.power import MOST, seeds_needed
-from lora_zoo.analysis.runs import described, listed
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
 
 FEWEST = 3

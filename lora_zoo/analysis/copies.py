@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.analysis.columns import listed, plain, settings, texts
 from lora_zoo.analysis.finding import Finding, left_out, named, there, told
-from lora_zoo.analysis.runs import listed, plain, settings, texts
 
 
 def repeated(frame: pd.DataFrame) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.runs import listed
+from lora_zoo.analysis.columns import listed
 
 
 class Finding(NamedTuple):

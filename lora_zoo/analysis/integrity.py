@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pandas as pd
 
+from lora_zoo.analysis.columns import described, listed, plain, replicates, settings, texts, varying
 from lora_zoo.analysis.copies import copied, repeated
 from lora_zoo.analysis.finding import Finding, left_out, named, names, there, told
-from lora_zoo.analysis.runs import described, listed, plain, replicates, settings, texts, varying
 
 
 def findings(frame: pd.DataFrame) -> list[Finding]:

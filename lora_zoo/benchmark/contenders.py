@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.adapters import inits
-from lora_zoo.adapters.adapter import Adapter, Variant
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.method import Progress
-from lora_zoo.adapters.registry import find_variant, hyperparameters
-from lora_zoo.adapters.targets import Layers
 from lora_zoo.benchmark.shapes import Batch, Shape
+from lora_zoo.core import init
+from lora_zoo.core.adapter import Adapter, Variant
+from lora_zoo.core.hooks import Progress
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.inject.targets import Layers
 
 TARGETS = "all-linear"
 RANK = 8
@@ -78,7 +79,7 @@ def limit(base: nn.Module, batch: Batch) -> Contender:
 
 def hyper_of(variant: str, **wanted: Any) -> dict[str, Any]:
     """The hyperparameters that `variant` is measured with; what it does not know is left out."""
-    known = hyperparameters(find_variant(variant))
+    known = hyperparameters(VARIANTS.find(variant))
     return {
         k: v for k, v in ({"rank": RANK} | dict(SETTINGS.get(variant, {})) | wanted).items() if k in known
     }
@@ -94,9 +95,9 @@ def adapted(base: nn.Module, variant: str, *, layers: Layers | None = None, **hy
     Starts cost time that is no step's (an SVD, say) and leave factors at zero; what is drawn here is the same
     for every copy.
     """
-    own = adapts_matrices(find_variant(variant))
+    own = adapts_matrices(VARIANTS.find(variant))
     model = sharing(base) if own else differentiable(copy.deepcopy(base))
-    with inits.blank():
+    with init.blank():
         injection = inject(
             model, variant, target_modules=TARGETS, layers=layers, **hyper_of(variant, **hyper)
         )
@@ -186,7 +187,7 @@ def contenders(
 
 def takes_dropout(base: nn.Module, variant: str) -> bool:
     """Whether `variant` takes dropout at all: a baseline has none, a residual start refuses it."""
-    if "lora_dropout" not in hyperparameters(find_variant(variant)):
+    if "lora_dropout" not in hyperparameters(VARIANTS.find(variant)):
         return False
     try:
         adapted(base, variant, lora_dropout=0.05)

@@ -8,9 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.registry import find_variant
 from lora_zoo.benchmark import peft_side
 from lora_zoo.benchmark.contenders import TARGETS, adapts_matrices, hyper_of
 from lora_zoo.benchmark.options import Options
@@ -18,6 +15,9 @@ from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape
 from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.inject.injection import Injection, inject
 
 ABOUT = """\
 Milliseconds to save an adapter of all linear layers (r = 8, VeRA: 256), to load it into a model that is
@@ -37,7 +37,7 @@ def measure(options: Options) -> Report:
     rows = []
     for shape in options.on("llama-768"):
         base = shape.model(options.dtype, options.device)
-        for variant in filter(lambda name: adapts_matrices(find_variant(name)), options.variants):
+        for variant in filter(lambda name: adapts_matrices(VARIANTS.find(name)), options.variants):
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(measure_one(shape, base, variant, options, Path(folder)))
     return report(rows)

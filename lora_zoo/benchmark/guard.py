@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.adapters.registry import find_variant
 from lora_zoo.benchmark.contenders import adapts_matrices, contenders
 from lora_zoo.benchmark.options import DROPOUT, Options
 from lora_zoo.benchmark.shapes import llama
 from lora_zoo.benchmark.timing import Prepare, Spread, ratio
+from lora_zoo.core.variants import VARIANTS
 
 REFERENCE = Path(__file__).with_name("reference.json")
 SHAPE = llama(
@@ -74,7 +74,7 @@ def _step(contender: Any) -> Prepare:
 
 def guarded(options: Options) -> list[str]:
     """The variants that have a forward pass of their own to guard."""
-    return [name for name in options.variants if adapts_matrices(find_variant(name))]
+    return [name for name in options.variants if adapts_matrices(VARIANTS.find(name))]
 
 
 def compare(allowed: Mapping[str, Allowed], variants: Sequence[str], measure: Measure) -> list[Slower]:

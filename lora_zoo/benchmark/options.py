@@ -8,9 +8,10 @@ from typing import NoReturn
 
 import torch
 
-from lora_zoo.adapters.registry import unknown, variants
 from lora_zoo.benchmark.shapes import SHAPES, Shape, find_shape
 from lora_zoo.benchmark.timing import Stopwatch, clock_for, settle_for
+from lora_zoo.core.errors import unknown
+from lora_zoo.core.variants import VARIANTS
 
 WHAT = ("step", "memory", "init", "io", "sweep", "scaling", "targets")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -62,7 +63,7 @@ def parse(arguments: Sequence[str] | None, about: str) -> Options:
     if left:
         known = [flag for action in parser._actions for flag in action.option_strings if flag[:2] == "--"]
         raise ValueError(unknown("option", left[0].partition("=")[0], known))
-    quick, names = given.quick, list(variants())
+    quick, names = given.quick, list(VARIANTS)
     if given.write and not given.guard:
         raise ValueError("--write belongs to --guard: it writes the guard's reference")
     for key, least in (("rounds", 1), ("threads", 1)):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.adapters.injection import Injection
 from lora_zoo.benchmark.contenders import FIRST, TOTAL, Contender
 from lora_zoo.benchmark.shapes import Batch
+from lora_zoo.inject.injection import Injection
 
 Hyper = Mapping[str, Any]
 TENSORS = {

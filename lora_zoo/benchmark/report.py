@@ -14,7 +14,7 @@ import torch
 from lora_zoo.benchmark import peft_side
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.timing import clock_for
-from lora_zoo.results.environment import environment
+from lora_zoo.runs.environment import environment
 
 Row = dict[str, Any]
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lora_zoo.adapters.registry import find_variant, hyperparameters
 from lora_zoo.benchmark.contenders import adapts_matrices, contenders
 from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape, llama
 from lora_zoo.benchmark.step import as_y, prepared, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Spread, ratio
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
 
 ABOUT = """\
 A step (see the table of steps) as a multiple of the frozen limit of the same model, along one axis at a time:
@@ -25,7 +26,7 @@ COLUMNS = {
     "peft": "PEFT / limit",
     "fused_over_peft": "fused / PEFT",
 }
-VARIANTS = ("lora", "dora", "vera")
+DEFAULT_VARIANTS = ("lora", "dora", "vera")
 """What is measured where no variant was named."""
 ROUNDS = 5
 LABELS = {"fused": "fused", "plain": "plain", "peft": "PEFT"}
@@ -42,7 +43,7 @@ def measure(options: Options) -> Report:
     rows = []
     for point in points(options.quick):
         base = point.shape.model(options.dtype, options.device)
-        for variant in options.named or VARIANTS:
+        for variant in options.named or DEFAULT_VARIANTS:
             if _meant(point, variant):
                 rows.append(_row(point, base, variant, options))
     return report(rows)
@@ -81,7 +82,7 @@ def _shape(hidden: int, tokens: int, *, layers: int) -> Shape:
 
 def _meant(point: Point, variant: str) -> bool:
     """Whether a variant has what the axis is about."""
-    cls = find_variant(variant)
+    cls = VARIANTS.find(variant)
     return adapts_matrices(cls) and (point.axis != "rank" or "rank" in hyperparameters(cls))
 
 

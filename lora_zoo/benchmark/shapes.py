@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lora_zoo.adapters.registry import unknown
+from lora_zoo.core.errors import unknown
 from lora_zoo.pocket import HUB
 
 Batch = dict[str, Tensor]

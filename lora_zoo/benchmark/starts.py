@@ -10,10 +10,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from lora_zoo.adapters import inits
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.planning import check
-from lora_zoo.adapters.registry import find_variant
 from lora_zoo.benchmark import peft_side
 from lora_zoo.benchmark.contenders import TARGETS, adapts_matrices, hyper_of
 from lora_zoo.benchmark.options import Options
@@ -21,6 +17,10 @@ from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.shapes import Shape
 from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
+from lora_zoo.core import init as inits
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.plan import check
 
 ABOUT = """\
 Seconds of `inject` on all linear layers, r = 8 (VeRA: 256), and of `get_peft_model` with the same settings.
@@ -77,7 +77,7 @@ def own_cache() -> Iterator[None]:
 
 def starts(variant: str) -> Iterator[tuple[str, str]]:
     """A variant with its default start; plain LoRA with every start, PiSSA with the fast ones."""
-    cls = find_variant(variant)
+    cls = VARIANTS.find(variant)
     if not adapts_matrices(cls):
         return
     usual = str(check(cls, hyper_of(variant)).get("init", "-"))

@@ -16,7 +16,7 @@ from lora_zoo.benchmark.options import Options
 from lora_zoo.benchmark.report import Curve, Report, Row
 from lora_zoo.benchmark.step import as_y, shown, spread
 from lora_zoo.benchmark.timing import Run, Spread, Stopwatch, ratio
-from lora_zoo.configuration.choices import folder
+from lora_zoo.config.groups import folder
 
 ABOUT = """\
 Wall time of `python -m lora_zoo.run -m` on the embedded model (LoRA, r = 8, seeds 0 to n - 1), the start of

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from lora_zoo.adapters.registry import unknown
-from lora_zoo.wording import reason
+from lora_zoo.core.errors import reason, unknown
 
 HOME = Path(__file__).parent
 

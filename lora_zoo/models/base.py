@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.adapters.checkpoint import DESCRIPTION, read_description
-from lora_zoo.adapters.exchange.files import object_in
-from lora_zoo.adapters.registry import unknown
-from lora_zoo.configuration.settings import Model
+from lora_zoo.config.schema import Model
+from lora_zoo.core.errors import unknown
+from lora_zoo.formats.native import DESCRIPTION, read_description
+from lora_zoo.formats.safe_files import object_in
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HEAD = ("num_labels", "id2label", "label2id", "problem_type")

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from lora_zoo.configuration.settings import Model
+from lora_zoo.config.schema import Model
 from lora_zoo.pocket import HUB
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

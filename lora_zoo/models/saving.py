@@ -10,8 +10,8 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 
+from lora_zoo.core.errors import in_one_line
 from lora_zoo.models.base import Base
-from lora_zoo.wording import in_one_line
 
 
 class Unwritten(RuntimeError):

@@ -6,7 +6,7 @@ No question is paired with an SQL statement, and no document has the form of a p
 import random
 from collections.abc import Callable, Iterator
 
-from . import grammar, inference, queries, statements, tables
+from lora_zoo.pocket import grammar, inference, queries, statements, tables
 
 TASK_WORDS = grammar.words("question sql premise hypothesis label")
 """Words of the tasks' prompts; here they only occur as words to copy."""

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-from . import grammar, statements
-from .statements import Claim
+from lora_zoo.pocket import grammar, statements
+from lora_zoo.pocket.statements import Claim
 
 LABELS = ("yes", "no", "maybe")
 """Entailed, contradicted, left open."""

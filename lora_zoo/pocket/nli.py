@@ -2,7 +2,7 @@
 
 import random
 
-from . import grammar, inference
+from lora_zoo.pocket import grammar, inference
 
 LABELS = inference.LABELS
 HAPPENINGS = 0.65

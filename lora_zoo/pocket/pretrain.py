@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from . import genres, vocabulary
-from .initialisation import initialise
-from .muon import Muon
+from lora_zoo.pocket import genres, vocabulary
+from lora_zoo.pocket.initialisation import initialise
+from lora_zoo.pocket.muon import Muon
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from .tables import Column
+from lora_zoo.pocket.tables import Column
 
 AGGREGATES = {
     "": ("what is the", "show the", "list the", "which is the"),

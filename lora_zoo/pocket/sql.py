@@ -2,7 +2,7 @@
 
 import random
 
-from . import grammar, queries, tables
+from lora_zoo.pocket import grammar, queries, tables
 
 
 def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 
-from . import grammar
+from lora_zoo.pocket import grammar
 
 
 @dataclass(frozen=True)

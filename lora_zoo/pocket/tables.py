@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import grammar
-from .grammar import words
+from lora_zoo.pocket import grammar
+from lora_zoo.pocket.grammar import words
 
 Kind = Callable[[random.Random, str], str]
 

@@ -5,7 +5,7 @@ import random
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from . import genres, grammar, nli, sql
+from lora_zoo.pocket import genres, grammar, nli, sql
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 _SAMPLE = 4_000

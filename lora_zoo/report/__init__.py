@@ -16,7 +16,7 @@ def write(*sources: str | Path, out: str | Path | None = None) -> Path:
     files are replaced. ValueError where there are no runs, or none that may be counted.
     """
     from lora_zoo.report.report import Report
-    from lora_zoo.results import load
+    from lora_zoo.runs import load
 
     folder = place(*sources) if out is None else Path(out)
     Report(load(*sources)).write(folder)
@@ -29,7 +29,7 @@ def conclude(sweep: Path) -> None:
 
     from lora_zoo.analysis.claims import printing
     from lora_zoo.report.report import PAGE, Report
-    from lora_zoo.results import load
+    from lora_zoo.runs import load
 
     _record_deltas(sweep)
     report, folder, console = Report(load(sweep)), place(sweep), Console()
@@ -43,14 +43,14 @@ def conclude(sweep: Path) -> None:
 
 def _record_deltas(sweep: Path) -> None:
     """Make the tables of ΔW that the experiment asks for, where a run lacks them."""
-    from lora_zoo.results import load
+    from lora_zoo.runs import load
     from lora_zoo.terminal import say
 
     for _, run in load(sweep).iterrows():
         wanted = (run["experiment_about"] or {}).get("deltas", [])
         if not wanted or run["state"] != "done" or run["folder"] is None:
             continue
-        from lora_zoo.deltas.recording import record
+        from lora_zoo.updates.recording import record
 
         try:
             record(run["folder"], wanted)

@@ -45,7 +45,7 @@ def main() -> None:
 def report(given: argparse.Namespace) -> None:
     """Show and write what the command line asks for."""
     from lora_zoo.report.report import Report
-    from lora_zoo.results import load
+    from lora_zoo.runs import load
 
     made = Report(load(*given.sources))
     for table in made.tables:

@@ -25,7 +25,7 @@ from lora_zoo.report.figures import (
     touched,
 )
 from lora_zoo.report.figures.cells import axis_of, cells, done
-from lora_zoo.results.curves import deltas
+from lora_zoo.runs.curves import deltas
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
 GRIDS = 4  # the fullest
@@ -157,7 +157,7 @@ def _changes(found: Gallery, runs: pd.DataFrame, updates: pd.DataFrame, by: Sequ
 
 
 def _learned(found: Gallery, runs: pd.DataFrame, by: list[str]) -> None:
-    """What was recorded of ΔW by `lora_zoo.deltas`."""
+    """What was recorded of ΔW by `lora_zoo.updates`."""
     heading = "What ΔW has to do with W"
     if "record" not in runs or not any("deltas" in record for record in runs["record"]):
         said = "nothing was recorded of it; python -m lora_zoo.spectra RUN… --record does that"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS
 from lora_zoo.analysis.claims import Entry, printing
+from lora_zoo.formats.native import DESCRIPTION, WEIGHTS
 from lora_zoo.report.typeset import Table
-from lora_zoo.results.archives import archive, without_places
-from lora_zoo.results.sources import kept_adapter
+from lora_zoo.runs.archives import archive, without_places
+from lora_zoo.runs.loading import kept_adapter
 
 ARCHIVE, README = "results.jsonl.gz", "README.md"
 MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->", "<!-- /measured -->"
@@ -51,7 +51,7 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
 
 
 def _keep_adapters(frame: pd.DataFrame, folder: Path) -> None:
-    """Copy each run's adapter to where `lora_zoo.results.load` looks for it, without places on a machine."""
+    """Copy each run's adapter to where `lora_zoo.runs.loading` looks for it, without places on a machine."""
     for record, adapter in zip(frame["record"], frame["adapter"], strict=True):
         kept = kept_adapter(folder, record)
         if adapter is None or Path(adapter).resolve() == kept.resolve():

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.analysis.columns import listed, said
 from lora_zoo.analysis.integrity import findings
-from lora_zoo.analysis.runs import listed, said
-from lora_zoo.results.archives import portable
-from lora_zoo.results.summary import overrides_of
+from lora_zoo.runs.archives import portable
+from lora_zoo.runs.summary import overrides_of
 
 
 def doubts(frame: pd.DataFrame) -> list[str]:

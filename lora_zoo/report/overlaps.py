@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lora_zoo.deltas.delta import Product
-from lora_zoo.deltas.reading import Deltas, NeedsBase, position, read
-from lora_zoo.deltas.tables import grid
+from lora_zoo.updates.delta import Product
+from lora_zoo.updates.reading import Deltas, NeedsBase, position, read
+from lora_zoo.updates.tables import grid
 
 FIRST = (8, 64)
 MATRICES = 2

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lora_zoo.analysis.columns import said
 from lora_zoo.analysis.comparison import Cell, Cells
-from lora_zoo.analysis.runs import said
 from lora_zoo.report.typeset import ABSENT, Content, Look, Measured, Quoted
 
 _NOT_AXES = ("value", "spread", "of")

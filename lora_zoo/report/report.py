@@ -14,14 +14,14 @@ from lora_zoo.report.keeping import keep
 from lora_zoo.report.page import Page, html
 from lora_zoo.report.tables import tables
 from lora_zoo.report.typeset import Table
-from lora_zoo.results import archive
+from lora_zoo.runs import archive
 
 PAGE = "report.html"
 VIEWS = 6  # of a figure, as files
 
 
 class Report:
-    """The report of a frame from `lora_zoo.results.load`. ValueError where no run may be counted."""
+    """The report of a frame from `lora_zoo.runs.loading`. ValueError where no run may be counted."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame

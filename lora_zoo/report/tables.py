@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.cells import cells
+from lora_zoo.analysis.columns import said
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.runs import said
+from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.origin import command, doubts, origin
 from lora_zoo.report.plan import NOWHERE, Plan
 from lora_zoo.report.typeset import Row, Table, Told
-from lora_zoo.results.frame import axes, column
+from lora_zoo.runs.frame import axes, column
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:

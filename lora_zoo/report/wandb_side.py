@@ -12,7 +12,7 @@ import pandas as pd
 
 from lora_zoo.report.page import Page
 from lora_zoo.report.typeset import Table
-from lora_zoo.results.mirror import Sheet, open_mirror
+from lora_zoo.runs.tracking import Sheet, open_mirror
 
 JOB = "report"
 _TRACKING = "config.tracking."

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from lora_zoo.adapters.registry import fits, said, unknown
-from lora_zoo.configuration.settings import Settings
-from lora_zoo.wording import reason
+from lora_zoo.config.schema import Settings
+from lora_zoo.core.errors import reason, unknown
+from lora_zoo.core.hyperparameters import fits, said
 
 _FLAT = {
     "learning_rate": "lr",

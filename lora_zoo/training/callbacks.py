@@ -17,12 +17,12 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_zoo.adapters import method
-from lora_zoo.adapters.injection import Injection
-from lora_zoo.training.stopping import Stopping
+from lora_zoo.core import hooks
+from lora_zoo.inject.injection import Injection
 
 if TYPE_CHECKING:
-    from lora_zoo.training.trainer import ZooTrainer
+    pass
+
 
 _log = logging.getLogger("lora_zoo")
 
@@ -113,7 +113,7 @@ class MethodHooks(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.injection.method.on_step_end(method.Progress(state.global_step + 1, state.max_steps))
+        self.injection.method.on_step_end(hooks.Progress(state.global_step + 1, state.max_steps))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -148,28 +148,6 @@ class StepClock(TrainerCallback):
             "step_median": middle,
             "step_mean": total / len(ordered),
         }
-
-
-class Restore(TrainerCallback):
-    def __init__(self, trainer: "ZooTrainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.restore()
-
-
-class Interrupt(TrainerCallback):
-    """Ends training after the step in hand, with a checkpoint, once the process is told to stop."""
-
-    def __init__(self, trainer: "ZooTrainer", stopping: Stopping) -> None:
-        self.trainer, self.stopping = trainer, stopping
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.stopping.asked is not None:
-            self.trainer.owed = control.should_evaluate  # the next process makes up for it
-            control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
 
 
 class Punctual(TrainerCallback):

@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_zoo.results.record import sync_folder, write_atomically
-from lora_zoo.wording import in_one_line
+from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.record import sync_folder, write_atomically
 
 _log = logging.getLogger("lora_zoo")
 MANIFEST = "manifest.json"

@@ -16,29 +16,30 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo import metrics
-from lora_zoo.adapters.adapter import Variant
-from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.randomness import derived_seed
-from lora_zoo.adapters.registry import check_hyperparameters
-from lora_zoo.adapters.targets import heads
-from lora_zoo.configuration.settings import Settings
-from lora_zoo.deltas.summary import summary
+from lora_zoo.config.schema import Settings
+from lora_zoo.core.adapter import Variant
+from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.seeding import derived_seed
+from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.inject.targets import heads
 from lora_zoo.merge import merge
 from lora_zoo.models.loading import Loaded
-from lora_zoo.results.identity import flat_hyperparameters
-from lora_zoo.results.mirror import Mirror, open_mirror
-from lora_zoo.results.record import Record
-from lora_zoo.tasks.kinds import Kind
-from lora_zoo.tasks.retention import Retention
+from lora_zoo.runs.identity import flat_hyperparameters
+from lora_zoo.runs.record import Record
+from lora_zoo.runs.tracking import Mirror, open_mirror
+from lora_zoo.tasks.base import Kind
+from lora_zoo.tasks.forgetting import Retention
 from lora_zoo.training import checkpoints
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.bench import Bench, check_inputs
-from lora_zoo.training.callbacks import Diary, Interrupt, Progress, Punctual
-from lora_zoo.training.stopping import Stopped, Stopping
-from lora_zoo.training.supply import Material, Supply
+from lora_zoo.training.callbacks import Diary, Progress, Punctual
+from lora_zoo.training.divergence import Diverged
+from lora_zoo.training.evaluation import Bench, check_inputs
+from lora_zoo.training.interrupt import Interrupt
+from lora_zoo.training.resources import Material, Supply
+from lora_zoo.training.signals import Stopped, Stopping
 from lora_zoo.training.trainer import NEEDED, ZooTrainer
-from lora_zoo.training.watch import Diverged
+from lora_zoo.updates.summary import summary
 
 
 def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:

@@ -8,22 +8,32 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
-from lora_zoo.adapters.beneath import base_buffers
-from lora_zoo.adapters.checkpoint import WEIGHTS, save_adapter
-from lora_zoo.adapters.injection import Injection
-from lora_zoo.adapters.method import Progress
+from lora_zoo.core.hooks import Progress
+from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.inject.base_model import base_buffers
+from lora_zoo.inject.injection import Injection
 from lora_zoo.models import activations
-from lora_zoo.models.modes import evaluating
-from lora_zoo.training import checkpoints, watch
-from lora_zoo.training.callbacks import MethodHooks, Restore, StepClock
+from lora_zoo.models.train_eval import evaluating
+from lora_zoo.training import checkpoints, divergence
+from lora_zoo.training.callbacks import MethodHooks, StepClock
 
 _log = logging.getLogger("lora_zoo")
+
+
 METHOD_STATE, BUFFERS, PROGRESS = "method.safetensors", "buffers.safetensors", "progress.json"
+
+
 NEEDED = (WEIGHTS, METHOD_STATE, PROGRESS, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
 """Without these a run would go on as another one (trainer.save_only_model leaves some of them out)."""
+
+
 ENDURED = 10
 """So many steps in a row may be skipped; a run in which no step is any good has diverged."""
 
@@ -133,13 +143,15 @@ class ZooTrainer(Trainer):
             self.accelerator.scaler is not None
         )  # float16: overflowing gradients are the scaler's business
         gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
-        if watch.finite(loss, gradients):
+        if divergence.finite(loss, gradients):
             return True
-        finding = watch.examine(self.injection, self._prepare_inputs(inputs), loss)
+        finding = divergence.examine(self.injection, self._prepare_inputs(inputs), loss)
         endless = self.skipped[1 - ENDURED :] == list(range(step - ENDURED + 1, step))
         if not self.skip or endless:
             rate = f"lr={self.args.learning_rate:g}" + (f", {ENDURED} steps in a row" if self.skip else "")
-            raise watch.Diverged(f"at step {step} {finding.said} ({rate})", step=step, layers=finding.layers)
+            raise divergence.Diverged(
+                f"at step {step} {finding.said} ({rate})", step=step, layers=finding.layers
+            )
         _log.warning("step %d is skipped: %s", step, finding.said)
         self.skipped.append(step)
         for p in parameters:
@@ -247,3 +259,11 @@ def _assert_gradients(injection: Injection) -> None:
             f"{without[0]} (and {len(without) - 1} more) gets no gradient: the model does not use it; "
             "take it out of target_modules"
         )
+
+
+class Restore(TrainerCallback):
+    def __init__(self, trainer: "ZooTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.restore()

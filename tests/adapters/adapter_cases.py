@@ -23,14 +23,15 @@ from transformers import (
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from lora_zoo.adapters.adapter import Adapter, LowRank
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.method import Progress
-from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hooks import Progress
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import inject
+from lora_zoo.variants.low_rank import LowRank
 
-VARIANTS = list(variants())
-MATRIX = [name for name, cls in variants().items() if issubclass(cls, Adapter)]
-LOW_RANK = [name for name, cls in variants().items() if issubclass(cls, LowRank)]
+MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
+LOW_RANK = [name for name, cls in VARIANTS.items() if issubclass(cls, LowRank)]
 
 
 class Kind(NamedTuple):
@@ -261,7 +262,7 @@ def perturb(injection, size=0.3, seed=1):
 
 def settings(name, rank=4, **more):
     """`rank` and `more` as far as the variant called `name` has such hyperparameters."""
-    known = hyperparameters(variants()[name])
+    known = hyperparameters(VARIANTS[name])
     return {key: value for key, value in {"rank": rank, **more}.items() if key in known}
 
 

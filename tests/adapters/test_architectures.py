@@ -23,11 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lora_zoo.adapters.hosts import LayerHost
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.places import places
-from lora_zoo.adapters.roles import ROLES
-from lora_zoo.adapters.targets import resolve
+from lora_zoo.core.host import LayerHost
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.matrices import places
+from lora_zoo.inject.roles import ROLES
+from lora_zoo.inject.targets import resolve
 
 tf.utils.logging.set_verbosity_error()
 pytestmark = [

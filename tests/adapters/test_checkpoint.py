@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from adapter_cases import VARIANTS, fresh, logits, lone, perturb, settings
+from adapter_cases import fresh, logits, lone, perturb, settings
 from safetensors.torch import load_file, save_file
 
-from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS, load_adapter, read_description, save_adapter
-from lora_zoo.adapters.injection import inject
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, load_adapter, read_description, save_adapter
+from lora_zoo.inject.injection import inject
 
 
 @pytest.fixture

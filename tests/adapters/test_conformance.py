@@ -35,9 +35,11 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from lora_zoo.adapters import hosts, inits
-from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
-from lora_zoo.adapters.registry import check_hyperparameters, counted, hyperparameters, variants
+from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
+from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.hosts.find import HOSTS
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -55,7 +57,7 @@ def adapted(name, kind, **more):
 
 
 def test_every_kind_of_host_has_a_layer_here():
-    assert {type(only(adapt(lone(kind), MATRIX[0]))[1]) for kind in KINDS} == set(hosts.KINDS)
+    assert {type(only(adapt(lone(kind), MATRIX[0]))[1]) for kind in KINDS} == set(HOSTS.values())
 
 
 @every_layer
@@ -106,7 +108,7 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
     O=st.integers(6, 20), I=st.integers(6, 20), rank=st.integers(1, 4), kind=st.sampled_from(sorted(KINDS))
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
-    cls = variants()[name]
+    cls = VARIANTS[name]
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.places.values()
@@ -281,9 +283,8 @@ def test_a_loaded_adapter_trains_in_the_same_groups(name, tmp_path):
     def rates(injection):
         return [(g["lr"], g["weight_decay"], len(g["params"])) for g in injection.param_groups(lr=1.0)]
 
-    for init in variants()[name].inits:
-        known = {} if init == "pissa_niter" else {"init": init}
-        injection = adapt(lone("linear"), name, **known)
+    for init in init_names(VARIANTS[name].accepts_init):
+        injection = adapt(lone("linear"), name, init=init)
         save_adapter(injection, tmp_path)
         assert rates(load_adapter(lone("linear"), tmp_path)) == rates(injection), init
 
@@ -357,7 +358,7 @@ def start(name, seed, layer="linear", **more):
 @every_variant
 def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
     """`seed`, and whatever hyperparameter says by its name that it is one."""
-    seeds = {key: 1 for key in hyperparameters(variants()[name]) if key.endswith(("seed", "prng_key"))}
+    seeds = {key: 1 for key in hyperparameters(VARIANTS[name]) if key.endswith(("seed", "prng_key"))}
     with Draws() as draws:
         adapter_draws = start(name, 0, kind)
     torch.manual_seed(123)
@@ -435,20 +436,23 @@ def test_starts_are_nested_in_rank(name, kind):
             assert parallel_rows(*(t.detach() for t in pair)), tensor_name
 
 
-@pytest.mark.parametrize("init", inits.INITS)
+@pytest.mark.parametrize("init", init_names(lambda init: not init.control and init.name[-1] != "4"))
 def test_every_start_is_nested_in_rank(init):
     W_OI = lone("linear").layer.weight
-    small, great = (inits.begin(init, W_OI, rank=rank, scale=1.0, seed=0, site="layer")[0] for rank in (2, 4))
+    small, great = (
+        initial_factors(init, W_OI, rank=rank, scale=1.0, seed=0, matrix="layer")[0] for rank in (2, 4)
+    )
     assert parallel_rows(small.A_RI, great.A_RI)
     assert parallel_rows(small.B_OR.T, great.B_OR.T)
 
 
 def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
     W_OI = lone("linear").layer.weight
-    for name, start_ in inits.INITS.items():
-        A_RI, B_OR = inits.begin(name, W_OI, rank=4, scale=0.5, seed=0, site="layer")[0]
-        assert bool(A_RI.any()) == (start_.zero != "A"), name
-        assert bool(B_OR.any()) == (start_.zero != "B"), name
+    for name in init_names():
+        start_ = find_init(name)
+        A_RI, B_OR = initial_factors(name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer")[0]
+        assert bool(A_RI.any()) == ("A" not in start_.zero), name
+        assert bool(B_OR.any()) == ("B" not in start_.zero), name
         assert not start_.residual or (A_RI.any() and B_OR.any()), name
         if name == "orthogonal":
             assert_close(A_RI @ A_RI.T, torch.eye(4, dtype=A_RI.dtype))
@@ -492,7 +496,7 @@ def test_an_adapter_lives_on_the_device_of_its_layer(name, kind):
 
 def with_dropout(name, kind="linear", p=0.5, **more):
     """A model with dropout in the adapter's branch and every tensor perturbed; skips where there is none."""
-    if "lora_dropout" not in hyperparameters(variants()[name]):
+    if "lora_dropout" not in hyperparameters(VARIANTS[name]):
         pytest.skip("has no dropout")
     model = lone(kind)
     try:
@@ -543,7 +547,7 @@ def test_dropout_is_unbiased(name):
 @pytest.mark.parametrize("kind", UNSEEN)
 @every_variant
 def test_dropout_is_refused_where_an_adapter_never_sees_the_input(name, kind):
-    if "lora_dropout" in hyperparameters(variants()[name]):
+    if "lora_dropout" in hyperparameters(VARIANTS[name]):
         with pytest.raises(ValueError, match=r"lora_dropout=0\.5"):
             adapt(lone(kind), name, lora_dropout=0.5)
 
@@ -628,15 +632,15 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
 
 # --- starts ------------------------------------------------------------------------------------------------
 
-STARTS = [*inits.INITS, "pissa_niter_4", "pissa_halko_4"]
+STARTS = init_names(lambda init: not init.control)
 
 
 @pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_any_start_that_is_allowed_leaves_the_function_and_any_other_is_refused(name, init):
     model, x = lone("linear"), inputs("linear")
-    before, cls = model(x), variants()[name]
-    if not cls.allows(init):
+    before, cls = model(x), VARIANTS[name]
+    if not cls.accepts_init(find_init(init)):
         with pytest.raises(ValueError, match=init):
             adapt(model, name, init=init)
         assert torch.equal(model(x), before)
@@ -652,7 +656,7 @@ def test_any_start_that_is_allowed_leaves_the_function_and_any_other_is_refused(
 
 @every_variant
 def test_an_unknown_start_is_refused_by_name(name):
-    if "init" in hyperparameters(variants()[name]):
+    if "init" in hyperparameters(VARIANTS[name]):
         with pytest.raises(ValueError, match="kaimingg"):
             adapt(lone("linear"), name, init="kaimingg")
 
@@ -660,6 +664,6 @@ def test_an_unknown_start_is_refused_by_name(name):
 @every_variant
 @pytest.mark.parametrize("rank", [0, -1])
 def test_a_rank_below_one_is_refused(name, rank):
-    if "rank" in hyperparameters(variants()[name]):
+    if "rank" in hyperparameters(VARIANTS[name]):
         with pytest.raises(ValueError, match="rank"):
             adapt(lone("linear"), name, rank=rank)

@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lora_zoo.adapters import kernels, randomness
-from lora_zoo.adapters.adapter import Adapter
-from lora_zoo.adapters.hosts import LinearHost
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.kernels import Pair, additive
-from lora_zoo.adapters.randomness import FEW, Few, Many, generator
+from lora_zoo import kernels
+from lora_zoo.core import dropout
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.dropout import FEW, Few, Many
+from lora_zoo.core.seeding import generator
+from lora_zoo.hosts.linear import LinearHost
+from lora_zoo.inject.injection import inject
+from lora_zoo.kernels import Pair, additive
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
 either_order = pytest.mark.parametrize("form", [True, False])
@@ -367,7 +369,7 @@ def test_a_mask_is_the_same_in_place_differentiable_and_for_any_shape(kind):
 
 def test_a_draw_that_falls_short_goes_on(monkeypatch):
     x = torch.ones(100_000)
-    monkeypatch.setattr(randomness, "SPARE", -60)  # a seventh of what is needed
+    monkeypatch.setattr(dropout, "SPARE", -60)  # a seventh of what is needed
     dropped = Few.draw(x, 0.05, generator("short")).drop(x) == 0
     for part in dropped.split(20_000):
         assert abs(float(part.double().mean()) - 0.05) < 0.01

@@ -19,8 +19,8 @@ import transformers as tf
 from torch import nn
 from torch.nn import functional as F
 
-from lora_zoo.adapters.layouts import contiguous, declare_fused, parts_of, repeated, stack_of
-from lora_zoo.adapters.roles import ROLES, fused, of_head, role_of
+from lora_zoo.hosts.fused import contiguous, declare_fused, parts_of, repeated, stack_of
+from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
 
 
 @dataclass

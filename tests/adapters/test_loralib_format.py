@@ -11,7 +11,7 @@ from adapter_cases import fresh, logits, randomise
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
+from lora_zoo.formats.native import load_adapter, save_adapter
 
 ALPHA = 6
 

@@ -21,10 +21,10 @@ from adapter_cases import (
 from torch import nn
 from torch.testing import assert_close
 
-from lora_zoo.adapters.checkpoint import load_adapter, load_adapters, save_adapters
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.named import adapters_of
-from lora_zoo.adapters.shells import Shell
+from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.wrappers import Shell
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)

@@ -21,11 +21,11 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from lora_zoo.adapters import inits
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.method import Progress
-from lora_zoo.adapters.randomness import derived_seed
-from lora_zoo.adapters.stacks import views
+from lora_zoo.core.hooks import Progress
+from lora_zoo.core.init import initial_factors
+from lora_zoo.core.seeding import derived_seed
+from lora_zoo.inject.injection import inject
+from lora_zoo.variants.adaptive.batched import views
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [
@@ -459,7 +459,7 @@ def test_oversampling_brings_the_fast_svd_close_to_the_exact_one():
     best = torch.linalg.svdvals(W_OI)[4:].norm()
     excess = {}
     for init in ("pissa", "pissa_niter_4", "pissa_halko_4"):
-        A_RI, B_OR = inits.begin(init, W_OI, rank=4, scale=2.0, seed=0, site="layer")[0]
+        A_RI, B_OR = initial_factors(init, W_OI, rank=4, scale=2.0, seed=0, matrix="layer")[0]
         excess[init] = float((W_OI - 2.0 * B_OR @ A_RI).norm() / best) - 1
     assert abs(excess["pissa"]) < 1e-9
     assert excess["pissa_halko_4"] < 1e-3 < excess["pissa_niter_4"]

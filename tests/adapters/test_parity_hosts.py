@@ -34,8 +34,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.named import adapters_of
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.injection import inject
 
 # (difference, reason, the test that shows it)
 DIFFERENCES = [

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from test_parity_hosts import GPT_OSS, LLAMA_4, MIXTRAL, evaluated
 from torch import nn
 
-from lora_zoo.adapters.adapter import Additive
-from lora_zoo.adapters.checkpoint import load_adapter, save_adapter
-from lora_zoo.adapters.exchange.write import CONFIG, WEIGHTS, save_peft
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.registry import variants
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.formats.peft.write import CONFIG, WEIGHTS, save_peft
+from lora_zoo.inject.injection import inject
+from lora_zoo.variants.low_rank import Additive
 
 LIMIT = 1e-5
 WAYS = {
@@ -127,7 +127,7 @@ def test_a_residual_start_is_lora_of_twice_the_rank_on_the_untouched_base(tmp_pa
     assert json.loads((tmp_path / CONFIG).read_text())["r"] == 8
 
 
-@pytest.mark.parametrize("name", [n for n in MATRIX if issubclass(variants()[n], Additive)])
+@pytest.mark.parametrize("name", [n for n in MATRIX if issubclass(VARIANTS[n], Additive)])
 @pytest.mark.parametrize("form", ["peft", "lora"])
 def test_plain_lora_says_the_same(tmp_path, name, form):
     base, model, injection = adapted("gpt2", name)

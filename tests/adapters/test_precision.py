@@ -14,7 +14,6 @@ from adapter_cases import (
     KINDS,
     MATRIX,
     MODELS,
-    VARIANTS,
     adapt,
     batch,
     fresh,
@@ -37,11 +36,12 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lora_zoo.adapters.adapter import Adapter
-from lora_zoo.adapters.beneath import base_parameters
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.named import adapters_of
-from lora_zoo.adapters.registry import hyperparameters, variants
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.inject.injection import inject
 
 EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
@@ -505,7 +505,7 @@ def test_a_layer_and_its_deep_copy_do_not_touch_each_other(name, kind, first, me
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_model_can_be_pickled_with_any_choice(name):
-    for key, parameter in hyperparameters(variants()[name]).items():
+    for key, parameter in hyperparameters(VARIANTS[name]).items():
         for choice in typing.get_args(parameter.annotation):
             if isinstance(choice, str):
                 model, _ = whole(name, "bert", **{key: choice})

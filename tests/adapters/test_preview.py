@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 import transformers as tf
-from adapter_cases import MATRIX, VARIANTS, fresh, settings
+from adapter_cases import MATRIX, fresh, settings
 from hypothesis import given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.preview import preview
-from lora_zoo.adapters.registry import variants
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.preview import preview
 
 WHERE = {
     "llama": {"target_modules": ["q", "v"], "layers": "1-"},
@@ -140,7 +140,7 @@ def test_a_budget_that_small_matrices_cannot_use_is_warned_of():
 
 @pytest.mark.parametrize("name", [n for n in MATRIX if ranked(n)])
 def test_a_rank_is_the_largest_that_a_matrix_takes(name):
-    cls = variants()[name]
+    cls = VARIANTS[name]
     model = fresh("llama")[0]
     most = cls.largest_rank((16, 16), inject(model, name, target_modules=["q"]).hyper)
     if most is not None:

@@ -10,13 +10,13 @@ import torch
 import transformers as tf
 from torch import nn
 
-from lora_zoo.adapters import layouts
-from lora_zoo.adapters.hosts import DENSE, find_host
-from lora_zoo.adapters.injection import inject
-from lora_zoo.adapters.layouts import declare_fused, repeated
-from lora_zoo.adapters.registry import variants
-from lora_zoo.adapters.roles import ROLES
-from lora_zoo.adapters.targets import Targets, heads, resolve
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.hosts import fused
+from lora_zoo.hosts.find import find_host
+from lora_zoo.hosts.fused import declare_fused, repeated
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.roles import ROLES
+from lora_zoo.inject.targets import Targets, heads, resolve
 
 ENCODER = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37
@@ -165,7 +165,7 @@ def test_all_linear_is_every_linear_layer_outside_the_head(kind):
     for role in set(ENDS[kind]) - {"head", "embed"}:
         parts = [p for p in resolve(module, role) if p.whole]
         assert found.issuperset(resolved(module, role)) or all(p.whole in found for p in parts), role
-    assert all(find_host(module.get_submodule(name), kinds=DENSE) for name in found)
+    assert all((host := find_host(module.get_submodule(name))) and host.dense for name in found)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "vit", "llama_classifier"])
@@ -240,7 +240,7 @@ class Fused(nn.Module):
 
 @pytest.mark.parametrize("role", ["q", "k", "v"])
 def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_declared(role, monkeypatch):
-    monkeypatch.setattr(layouts, "_LAYOUTS", dict(layouts._LAYOUTS))
+    monkeypatch.setattr(fused, "_LAYOUTS", dict(fused._LAYOUTS))
     with pytest.raises(ValueError, match=rf"'{role}' is fused into qkv.*target_modules=\[qkv\]"):
         resolved(Fused(), role)
     assert resolved(Fused(), "qkv") == ["qkv"]
@@ -361,7 +361,7 @@ def test_patterns_budgets_and_names_that_cannot_be_are_refused(wrong, said):
 
 
 def test_a_variant_without_meaning_on_a_kind_of_layer_refuses_by_name():
-    class Picky(variants()["lora"]):
+    class Picky(VARIANTS["lora"]):
         refuses = MappingProxyType({"linear": "it needs two ears"})
 
     with pytest.raises(

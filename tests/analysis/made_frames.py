@@ -1,4 +1,4 @@
-"""Frames of runs made by hand, after the columns of `lora_zoo.results.load`, with effects that are known."""
+"""Frames of runs made by hand, after the columns of `lora_zoo.runs.loading`, with effects that are known."""
 
 import hashlib
 from collections.abc import Iterable

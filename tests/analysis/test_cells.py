@@ -9,8 +9,8 @@ import pytest
 from made_frames import run, study, tuned
 from scipy import stats
 
-from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.comparison import Cell, Cells
+from lora_zoo.analysis.protocol import cells
 from lora_zoo.analysis.statistics import holm, paired_items
 
 

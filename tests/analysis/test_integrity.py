@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from made_frames import run, study
 
-from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.integrity import Finding, findings, sound
+from lora_zoo.analysis.protocol import cells
 
 HONEST = study({"lora": 0.7, "dora": 0.8})
 

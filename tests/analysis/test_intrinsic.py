@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_zoo.analysis.intrinsic import RandomSubspace, d90
+from lora_zoo.analysis.intrinsic_dimension import RandomSubspace, d90
 
 
 def linear(inputs: int = 8, outputs: int = 5) -> nn.Linear:

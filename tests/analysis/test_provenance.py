@@ -8,26 +8,27 @@ from typing import Any
 
 import pytest
 
-from lora_zoo.adapters.registry import check_hyperparameters, variants
-from lora_zoo.configuration import commandline, precheck
-from lora_zoo.configuration.settings import Settings, register
-from lora_zoo.results import identity as identities
-from lora_zoo.results.identity import flat_hyperparameters, identity, made_of, readable_name
-from lora_zoo.results.provenance import changes_results, contradiction, stale
-from lora_zoo.results.record import plain
-from lora_zoo.results.secrets import redacted
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import Settings, register
+from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs import identity as identities
+from lora_zoo.runs.identity import flat_hyperparameters, identity, made_of, readable_name
+from lora_zoo.runs.provenance import changes_results, contradiction, stale
+from lora_zoo.runs.record import plain
+from lora_zoo.runs.redact import redacted
 
 register()
 
 
 def settings(*overrides: str) -> Settings:
-    return precheck.check(commandline.rewritten(list(overrides)), multirun=False)[0]
+    return compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]
 
 
 def recorded(*overrides: str) -> dict[str, Any]:
     """What a run of these settings records before it trains, as read back from its file."""
     own = settings(*overrides)
-    variant = variants()[own.variant["name"]]
+    variant = VARIANTS[own.variant["name"]]
     hyper = check_hyperparameters(variant, flat_hyperparameters(own, variant))
     content = {
         "name": readable_name(own, variant),
@@ -47,7 +48,7 @@ def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 OVERRIDES = [
-    *([f"variant={name}"] for name in variants()),
+    *([f"variant={name}"] for name in VARIANTS),
     ["rank=4", "seed=2", "lr=1e-3", "target_modules=[q,k]"],
     ["budget=8k", "variant=vera"],
     ["layers=[0,1]", "rank_pattern={q:4}", "task=pocket-nli", "steps=null", "epochs=1"],
@@ -66,7 +67,7 @@ def test_an_honest_record_is_neither_stale_nor_contradictory(overrides: list[str
 @pytest.mark.parametrize("overrides", [["rank=4"], ["variant=full"], ["lr=1e-3", "seed=3"]], ids=str)
 def test_a_stored_configuration_suffices_for_the_identity(overrides: list[str]) -> None:
     record = recorded(*overrides)
-    variant = variants()[record["variant"]["name"]]
+    variant = VARIANTS[record["variant"]["name"]]
     assert identities.identity_of(record["config"], variant) == record["identity"]
 
 

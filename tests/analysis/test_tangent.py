@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lora_zoo import inject
-from lora_zoo.analysis.tangent import alignment, tangent_kernel
+from lora_zoo.analysis.ntk import alignment, tangent_kernel
 
 
 def test_a_linear_function_has_the_kernel_of_its_inputs() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_zoo.deltas import measures
-from lora_zoo.deltas.delta import Delta, Dense, Product
+from lora_zoo.updates import measures
+from lora_zoo.updates.delta import Delta, Dense, Product
 
 O, I = 13, 9
 

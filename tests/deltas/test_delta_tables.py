@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_zoo import deltas
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.deltas.reading import Deltas, Thin
+from lora_zoo import updates as deltas
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
+from lora_zoo.updates.reading import Deltas, Thin
 from tests.test_cli import shell
 
 O, I, RANK = 24, 18, 3

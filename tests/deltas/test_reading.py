@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 
 from adapter_cases import MODELS, fresh, perturb, randomise, settings
 
-from lora_zoo import deltas
-from lora_zoo.adapters.adapter import LowRank
-from lora_zoo.adapters.beneath import base_parameters
-from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS, save_adapter
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.registry import variants
-from lora_zoo.deltas import reading, skeleton
-from lora_zoo.deltas.delta import Dense, Product
+from lora_zoo import updates as deltas
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
+from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
+from lora_zoo.updates import meta_model, read
+from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.variants.low_rank import LowRank
 
 NOWHERE = "nobody/nothing"
 CLASSES = {"bert": "AutoModelForSequenceClassification"}
@@ -54,7 +54,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the base's weights are loaded")
 
-    monkeypatch.setattr(reading, "load_model", refused)
+    monkeypatch.setattr(read, "load_model", refused)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(settings.path)
         return original(settings, *rest, **more)
 
-    original = reading.load_model
-    monkeypatch.setattr(reading, "load_model", load)
+    original = read.load_model
+    monkeypatch.setattr(read, "load_model", load)
     return paths
 
 
@@ -258,7 +258,7 @@ def compare_with(found: deltas.Deltas, injection: Injection, skipped: bool) -> N
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("variant", variants())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_read_with_its_base_and_without(
     tmp_path: Path, loaded: list[str], bases: Mapping[str, Path], kind: str, variant: str
 ) -> None:
@@ -277,7 +277,7 @@ def test_every_variant_is_read_with_its_base_and_without(
         assert torch.equal(found.base(name), W_OI)
 
 
-@pytest.mark.parametrize("variant", [n for n, cls in variants().items() if issubclass(cls, LowRank)])
+@pytest.mark.parametrize("variant", [n for n, cls in VARIANTS.items() if issubclass(cls, LowRank)])
 def test_factors_that_are_stored_need_no_base_at_all(tmp_path: Path, no_weights: None, variant: str) -> None:
     injection = saved_here("bert", variant, tmp_path, NOWHERE)
     if all(adapter.factors() is not None for adapter in injection.adapters.values()):
@@ -509,7 +509,7 @@ def test_several_adapters_share_one_base(
     ],
 )
 def test_a_name_tells_role_and_layer(name: str, role: str, layer: int | None) -> None:
-    assert reading.position(name) == (role, layer)
+    assert read.position(name) == (role, layer)
 
 
 # --- models without weights -------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def llama_7b(layers: int = 32) -> dict[str, tuple[int, int]]:
 def test_a_skeleton_has_the_shapes_of_a_model_and_none_of_its_memory() -> None:
     before, shapes = resident(), llama_7b()
     head = torch.zeros(()).expand(32000, 4096)
-    model = skeleton.skeleton(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
+    model = meta_model.skeleton(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
     assert sum(p.numel() for p in model.parameters()) > 2.5e9 and stored(model) < 1000
     for name, (O, I) in shapes.items():
         layer = model.get_submodule(name)
@@ -551,7 +551,7 @@ def test_a_hollow_model_has_everything_but_numbers() -> None:
     before = resident()
     with torch.device("meta"):
         model = tf.LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    assert skeleton.hollow(model) is model
+    assert meta_model.hollow(model) is model
     assert sum(p.numel() for p in model.parameters()) > 6e9 and stored(model) < 2000
     assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {
         ("cpu", torch.bfloat16, False)
@@ -563,17 +563,17 @@ def test_a_hollow_model_has_everything_but_numbers() -> None:
 def test_one_parameter_under_two_names_of_a_module_stays_one() -> None:
     module = nn.Module()
     module.a = module.b = nn.Parameter(torch.ones(2, 3, device="meta"))
-    skeleton.hollow(module)
+    meta_model.hollow(module)
     assert module.a is module.b and module.a.tolist() == [[0.0] * 3] * 2
 
 
 def test_a_layer_s_bias_stands_beside_it_and_a_name_stands_once() -> None:
     others = {"a.b.weight": torch.ones(3, 2), "a.b.bias": torch.ones(3), "a.c.d": torch.ones(2, 2, 2)}
-    model = skeleton.skeleton({"a.b": (3, 2), "a.b2": (1, 5)}, others)
+    model = meta_model.skeleton({"a.b": (3, 2), "a.b2": (1, 5)}, others)
     shapes = {name: tuple(p.shape) for name, p in base_parameters(model).items()}
     assert shapes == {"a.b.weight": (3, 2), "a.b.bias": (3,), "a.b2.weight": (1, 5), "a.c.d": (2, 2, 2)}
     with pytest.raises(ValueError, match=r"a\.b is there twice"):
-        skeleton.skeleton({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
+        meta_model.skeleton({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
 
 
 def test_every_name_of_the_package_is_there() -> None:

@@ -9,9 +9,9 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lora_zoo.deltas import subspaces
-from lora_zoo.deltas.delta import Delta, Dense, Product
-from lora_zoo.deltas.subspaces import DIRECTIONS
+from lora_zoo.updates import subspaces
+from lora_zoo.updates.delta import Delta, Dense, Product
+from lora_zoo.updates.subspaces import DIRECTIONS
 
 O, I = 14, 10
 

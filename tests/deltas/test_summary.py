@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.adapters.injection import Injection, inject
-from lora_zoo.adapters.registry import variants
-from lora_zoo.deltas.against import row_changes
-from lora_zoo.deltas.delta import Dense, Product
-from lora_zoo.deltas.summary import summary
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.updates.summary import summary
+from lora_zoo.updates.vs_base import row_changes
 
 O, I = 24, 17
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 def trained(variant: str, scale: float = 0.1, **hyper: object) -> Injection:
     """`variant` on Net with every trainable tensor moved by noise, as training would."""
-    cls = variants()[variant]
+    cls = VARIANTS[variant]
     hyper = {"rank": 3} | hyper if "rank" in _arguments(variant) else dict(hyper)
     injection = inject(Net(), cls, target_modules=["first", "second"], modules_to_save=["head"], **hyper)
     generator = torch.Generator().manual_seed(1)
@@ -39,9 +39,9 @@ def trained(variant: str, scale: float = 0.1, **hyper: object) -> Injection:
 
 
 def _arguments(variant: str) -> set[str]:
-    from lora_zoo.adapters.registry import hyperparameters
+    from lora_zoo.core.hyperparameters import hyperparameters
 
-    return set(hyperparameters(variants()[variant]))
+    return set(hyperparameters(VARIANTS[variant]))
 
 
 def erank(sigma: Tensor) -> float:
@@ -50,7 +50,7 @@ def erank(sigma: Tensor) -> float:
     return math.exp(-sum(s / sum(kept) * math.log(s / sum(kept)) for s in kept))
 
 
-@pytest.mark.parametrize("variant", variants())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_agree_with_the_dense_update(variant: str) -> None:
     injection = trained(variant)
     rows = {row["name"]: row for row in summary(injection)}
@@ -150,7 +150,7 @@ def test_a_diverged_model_has_no_numbers_and_costs_no_crash() -> None:
     assert math.isfinite(rows[1]["norm"])
 
 
-@pytest.mark.parametrize("variant", variants())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_changes_of_rows_are_those_of_their_norms_and_angles(variant: str) -> None:
     injection = trained(variant)
     rows = {row["name"]: row for row in summary(injection)}

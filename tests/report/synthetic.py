@@ -1,4 +1,4 @@
-"""Frames of made-up runs, in the columns of `lora_zoo.results.load`: known numbers, no training."""
+"""Frames of made-up runs, in the columns of `lora_zoo.runs.loading`: known numbers, no training."""
 
 import itertools
 from typing import Any
@@ -26,7 +26,7 @@ def sweep(
 def delta_tables(
     variants: tuple[str, ...] = ("lora", "pissa"), ranks: tuple[int, ...] = (4, 8, 64), seeds: int = 3
 ) -> pd.DataFrame:
-    """All columns of the tables of `lora_zoo.deltas`, of two layers of q and v (128 x 128) and 3 steps.
+    """All columns of the tables of `lora_zoo.updates`, of two layers of q and v (128 x 128) and 3 steps.
 
     Norms grow with the step; seeds differ by tenths, and v is twice q.
     """

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from scipy import stats
 from synthetic import delta_tables, sweep
 
-from lora_zoo import results
+from lora_zoo import runs as results
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Axis, Chart, Nothing, Series
 from lora_zoo.report.figures.cells import MOST

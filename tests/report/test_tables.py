@@ -15,7 +15,8 @@ import pytest
 from recorded import recorded, written
 from scipy import stats
 
-from lora_zoo import report, results
+from lora_zoo import report
+from lora_zoo import runs as results
 from lora_zoo.report import __main__ as front
 from lora_zoo.report.origin import command
 from lora_zoo.report.tables import main_table, tables

@@ -14,7 +14,7 @@ from lora_zoo.report.contents import page_of
 from lora_zoo.report.page import Page
 from lora_zoo.report.report import write_figures
 from lora_zoo.report.tables import tables
-from lora_zoo.results import mirror as mirrors
+from lora_zoo.runs import tracking as mirrors
 
 TRACKED = {
     "config.tracking.backend": "wandb",

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded import history, recorded, update, written
 
-from lora_zoo import results
-from lora_zoo.results.archives import thinned, without_places
+from lora_zoo import runs as results
+from lora_zoo.runs.archives import thinned, without_places
 
 OBJECTS = ["history", "updates", "record"]
 PLACES = ["folder", "command", "config.out", "tracking"]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from recorded import COMMIT, history, recorded, update, written
 
-from lora_zoo import results
-from lora_zoo.results.frame import COLUMNS
+from lora_zoo import runs as results
+from lora_zoo.runs.frame import COLUMNS
 
 
 def test_a_run_is_a_row_of_what_it_was_and_what_came_out(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_examples_are_items_by_runs(tmp_path: Path) -> None:
 
 
 def test_results_are_offered_without_pandas() -> None:
-    code = "import sys, lora_zoo.results as r; assert 'pandas' not in sys.modules; print(r.axes.__name__)"
+    code = "import sys, lora_zoo.runs as r; assert 'pandas' not in sys.modules; print(r.axes.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "axes\n"
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -13,8 +13,8 @@ from recorded import recorded, update, written
 from test_mirror import config_of, history_of, records, summary_of
 from transformers.integrations.integration_utils import rewrite_logs
 
-from lora_zoo import results
-from lora_zoo.results import mirror
+from lora_zoo import runs as results
+from lora_zoo.runs import tracking as mirror
 
 PROJECT = "team/zoo"
 KEPT = [

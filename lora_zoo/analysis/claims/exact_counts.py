@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from lora_zoo.adapters.registry import counted, find_variant
 from lora_zoo.analysis.claims.registry import Computed, enter
 from lora_zoo.analysis.claims.verdicts import Status, Verdict
 from lora_zoo.analysis.statistics import Interval
+from lora_zoo.core.hyperparameters import counted
+from lora_zoo.core.variants import VARIANTS
 
 
 class Count(NamedTuple):
@@ -78,7 +79,7 @@ COUNTS = {
 def counting(count: Count) -> Verdict:
     """Supported if the number from shapes is within one `unit`, the last printed digit, of "
     "the printed one."""
-    each = counted(find_variant(count.variant), (count.width, count.width), count.hyper)
+    each = counted(VARIANTS.find(count.variant), (count.width, count.width), count.hyper)
     total = count.matrices * each
     right = abs(total - count.printed) < count.unit
     said = f"computed from shapes: {count.matrices} x {each:,} = {total:,}; printed {count.printed:,.0f}"

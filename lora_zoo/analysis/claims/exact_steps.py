@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.analysis.claims.registry import computed
 from lora_zoo.analysis.claims.verdicts import Comparison, Sampled, Status, Verdict, verdict, within
 from lora_zoo.analysis.statistics import Interval
+from lora_zoo.inject.injection import Injection, inject
 
 WIDTH, TOKENS = 64, 32
 RANKS = (2, 4, 8, 16, 32, 64)

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lora_zoo import deltas
-from lora_zoo.adapters.roles import role_of
+from lora_zoo import updates
 from lora_zoo.analysis.claims.lora import PAPER
 from lora_zoo.analysis.claims.reading import Missing, Runs
 from lora_zoo.analysis.claims.registry import claim
 from lora_zoo.analysis.claims.verdicts import Comparison, Sampled, above, below
-from lora_zoo.deltas.subspaces import directions, expected, similarity
+from lora_zoo.inject.roles import role_of
+from lora_zoo.updates.subspaces import directions, expected, similarity
 
 NEEDS = "lora_table7"
 SMALL, GREAT = 8, 64
@@ -70,7 +70,7 @@ def _directions(folder: object, of: str) -> Directions:
     if not isinstance(folder, str):
         raise Missing("the adapters of the runs were not kept")
     try:
-        adapter = deltas.read(folder)
+        adapter = updates.read(folder)
         return {name: found for name in adapter if len(found := directions(adapter[name], of))}
     except (OSError, ValueError) as unreadable:
         raise Missing(f"an adapter cannot be read: {unreadable}") from unreadable

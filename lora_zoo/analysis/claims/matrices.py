@@ -1,4 +1,4 @@
-"""Numbers of one run from its ΔW: what its record says of each matrix, and tables of `lora_zoo.deltas`."""
+"""Numbers of one run from its ΔW: what its record says of each matrix, and tables of `lora_zoo.updates`."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.claims.reading import Measure, Missing
-from lora_zoo.results import deltas, updates
+from lora_zoo.runs import deltas, updates
 
 
 def changes(run: pd.Series) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def changes(run: pd.Series) -> pd.DataFrame:
 
 
 def recorded(run: pd.Series, table: str) -> pd.DataFrame:
-    """A table of `lora_zoo.deltas` that was recorded with a run, a row a matrix. Missing where it was not."""
+    """A table of `lora_zoo.updates` that was recorded with a run, a row a matrix. Missing where it was not."""
     try:
         return deltas(run.to_frame().T, table)
     except (KeyError, TypeError, AttributeError, ValueError) as unreadable:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.claims.verdicts import Comparison
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.results import column
-from lora_zoo.results.frame import COLUMNS
+from lora_zoo.analysis.protocol import cells
+from lora_zoo.runs import column
+from lora_zoo.runs.frame import COLUMNS
 
 SETTING = ("model", "task", "steps", "batch_size")
 """Runs that differ in one of these are never compared with each other."""

@@ -1,6 +1,6 @@
 """Figures of results: each function takes plain frames and gives a `Chart`.
 
-frame = lora_zoo.results.load("runs")
+frame = lora_zoo.runs.loading("runs")
 chart = figures.against(frame, "rank", by=["variant"])
 chart.save("figures/rank")                                # .svg, .pdf, .png
 plotly.graph_objects.Figure(chart.interactive()[0])       # the same for a notebook

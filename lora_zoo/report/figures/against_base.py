@@ -1,4 +1,4 @@
-"""ΔW against W: amplification, touched directions and intruders, from the tables of `lora_zoo.deltas`.
+"""ΔW against W: amplification, touched directions and intruders, from the tables of `lora_zoo.updates`.
 
 table = deltas.of_runs(results.load("runs"), "amplification")
 figures.amplification(table, "rank").save("figures/table7")

@@ -22,7 +22,7 @@ RANKS = {
 def layer_ranks(updates: pd.DataFrame, measures: Sequence[str] = tuple(RANKS)[:2], title: str = "") -> Chart:
     """A grid of roles x layers for each measure, means over the runs in `updates`.
 
-    `updates` is the long frame of `lora_zoo.results.updates`, of the runs of one cell.
+    `updates` is the long frame of `lora_zoo.runs.updates`, of the runs of one cell.
     """
     present = [m for m in measures if m in updates and updates[m].notna().any()]
     if not present:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.aggregates import profile
-from lora_zoo.analysis.cells import better
+from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.statistics import interval
 from lora_zoo.report.figures.cells import (
     MOST,

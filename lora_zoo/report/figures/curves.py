@@ -24,7 +24,7 @@ def curves(
     """Mean over the seeds of each cell, with a band from the lowest to the highest; a panel a task, and
     more of them where one would hold too many cells.
 
-    `histories` is the long frame of `lora_zoo.results.histories`. `against` "seconds" is the logged time, or
+    `histories` is the long frame of `lora_zoo.runs.curves`. `against` "seconds" is the logged time, or
     else steps times the run's median step. Raises Nothing where no run has logged `y`.
     """
     finished = done(runs)

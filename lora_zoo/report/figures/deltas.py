@@ -1,4 +1,4 @@
-"""Spectra of ΔW by variant, rank and step, and DoRA's ΔM against ΔD, from the tables of `lora_zoo.deltas`.
+"""Spectra of ΔW by variant, rank and step, and DoRA's ΔM against ΔD, from the tables of `lora_zoo.updates`.
 
 table = deltas.of_runs(results.load("runs"), "spectra")
 figures.ranks(table, ["variant"]).save("figures/ranks")

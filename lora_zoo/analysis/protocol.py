@@ -1,0 +1,154 @@
+"""The protocol of a table: from runs to cells that may be compared.
+
+    table = cells(frame, by=["variant"], tune=["task.lr"])
+    table.rule; table.warnings; [(str(cell), cell.mean, cell.n) for cell in table.tied()]
+
+A cell is one configuration over several seeds. Tuned axes are chosen for each cell by its mean validation
+score and by nothing else; every try has to have all seeds of the cell, so that no survivor is chosen.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from lora_zoo.analysis.columns import column, described, listed, plain, replicates, said, texts, varying
+from lora_zoo.analysis.comparison import Cell, Cells
+from lora_zoo.analysis.integrity import sound
+
+LOWER = ("loss", "train_loss", "eval_loss", "mse", "mae", "rmse", "perplexity", "wer", "cer", "ter")
+"""Metrics of which less is better."""
+_COSTS = (
+    *("trainable", "adapter_bytes", "saved_bytes", "step_seconds", "train_seconds", "total_seconds"),
+    *("peak_memory", "retention_before", "retention_after"),
+)
+
+
+def cells(
+    frame: pd.DataFrame,
+    by: Sequence[str],
+    value: str = "test",
+    tune: Sequence[str] = (),
+) -> Cells:
+    """The cells of `frame` by the axes `by`, compared in the column `value`.
+
+    An axis is a column or a key of the command line. ValueError for an axis that is not there, and where runs
+    of one cell differ in an axis that is named in neither `by` nor `tune`: their mean would be of two things.
+    """
+    axes, tuned = {a: column(frame, a) for a in by}, {a: column(frame, a) for a in tune}
+    judged, counted = column(frame, value), sound(frame)
+    counted = counted.assign(**{_REPLICATE: replicates(counted)})
+    tries = pd.concat([counted, frame[frame["state"] == "diverged"]])
+    found, noted = [], _doubts(frame, counted, value, bool(tuned))
+    for key, mine in _groups(tries, axes):
+        group = mine[mine["state"] == "done"]
+        if group.empty:
+            noted.append(f"{described(key)}: every run diverged, so that it has no cell")
+            continue
+        chosen, runs, notes = _chosen(group, mine, tuned)
+        _one_configuration(key, runs)
+        lost = _like(mine[mine["state"] == "diverged"], chosen, tuned)
+        if len(lost):
+            notes.append(f"{len(lost)} seeds diverged, and the mean is of those that did not")
+        if absent := int(runs[judged].isna().sum()):
+            notes.append(f"{absent} done runs have no {value} and are not counted")
+        noted += [f"{described(key)}: {note}" for note in notes]
+        found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
+    return Cells(found, list(axes), value, better(counted, value), _rule(value, tuned), tuple(noted))
+
+
+_REPLICATE = "replicate"
+SMALL = 100
+"""Below so many test items, a warning says how far one of them moves a score."""
+
+
+def _doubts(frame: pd.DataFrame, counted: pd.DataFrame, value: str, tuned: bool) -> list[str]:
+    found = []
+    if len(counted) < len(frame):
+        found.append(f"{len(frame) - len(counted)} of {len(frame)} runs are not counted; findings say why")
+    if tuned and value == "validation":
+        found.append("tuned axes were chosen by the very scores that are compared, which flatters them")
+    size = f"data.{value}.size"
+    items = counted[size].min() if size in counted else SMALL
+    if items < SMALL:
+        found.append(f"the {value} set has {items:.0f} items: one of them moves a score by {1 / items:.2g}")
+    return found
+
+
+def _like(runs: pd.DataFrame, chosen: dict, tuned: dict[str, str]) -> pd.DataFrame:
+    """Of `runs`, those of the chosen setting."""
+    alike = [runs[name].map(plain) == chosen[axis] for axis, name in tuned.items()]
+    return runs[pd.concat(alike, axis=1).all(axis=1)] if alike else runs
+
+
+def _groups(frame: pd.DataFrame, axes: dict[str, str]) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """The rows of each value of the axes, in the order in which they come."""
+    for _, group in frame.groupby(texts(frame, axes.values()), sort=False):
+        yield {axis: plain(group[name].iloc[0]) for axis, name in axes.items()}, group
+
+
+def _chosen(
+    group: pd.DataFrame, tries: pd.DataFrame, tuned: dict[str, str]
+) -> tuple[dict, pd.DataFrame, list[str]]:
+    """The setting of the tuned axes with the best mean validation score, its runs, and doubts about it."""
+    if not tuned:
+        return {}, group, []
+    if "validation" not in group or group["validation"].isna().all():
+        raise ValueError(f"tuning {', '.join(tuned)} needs validation scores; evaluate with eval_splits")
+    settings = list(_groups(group, tuned))
+    seeds = [int(runs["validation"].notna().sum()) for _, runs in settings]
+    whole = [one for one, n in zip(settings, seeds, strict=True) if n == max(seeds)]
+    sign = 1 if better(group, "validation") == "higher" else -1
+    key, runs = max(whole, key=lambda one: sign * one[1]["validation"].mean())
+    partial = [f"{described(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
+    notes = [f"not eligible, for want of all {max(seeds)} seeds: {listed(partial)}"] if partial else []
+    return key, runs, [*notes, *_edges(key, tries, tuned)]
+
+
+def _edges(chosen: dict, tries: pd.DataFrame, tuned: dict[str, str]) -> Iterator[str]:
+    for axis, name in tuned.items():
+        values = pd.to_numeric(tries[name], errors="coerce").dropna().unique()
+        if len(values) > 2 and chosen[axis] in (values.min(), values.max()):
+            side = "least" if chosen[axis] == values.min() else "greatest"
+            yield f"the {axis} chosen ({said(chosen[axis])}) is the {side} tried: a better may lie beyond"
+
+
+def _tried(tries: pd.DataFrame, tuned: dict[str, str]) -> tuple[str, ...]:
+    keys = [key for key, _ in _groups(tries, tuned)] if tuned else []
+    return tuple(sorted({described(key) for key in keys}))
+
+
+def _one_configuration(key: dict, runs: pd.DataFrame) -> None:
+    if others := varying(runs):
+        values = {name: listed(sorted(set(map(said, runs[name]))), 4) for name in others}
+        text = "; ".join(f"{name} ({value})" for name, value in values.items())
+        raise ValueError(
+            f"the runs of {described(key)} differ in {text}: name it in `by` or `tune`, or filter"
+        )
+
+
+def _cell(key: dict, chosen: dict, tried: tuple[str, ...], runs: pd.DataFrame, judged: str) -> Cell:
+    by_seed = runs.set_index(pd.Index(runs[_REPLICATE], name="seed")).sort_index()
+    validation = by_seed.get("validation", pd.Series(float("nan"), by_seed.index))
+    trainable = float(runs["trainable"].median()) if "trainable" in runs else float("nan")
+    names = [str(run) for run in by_seed["run"]]
+    values, validation = by_seed[judged].astype(float), validation.astype(float)
+    return Cell(key, values, validation, names, chosen, tried, trainable)
+
+
+def better(frame: pd.DataFrame, value: str) -> str:
+    """higher or lower, by what the column holds."""
+    metrics = set(frame["metric"].dropna()) if "metric" in frame else set()
+    of_metric = value in ("test", "validation", "zero_shot_test", "zero_shot_validation")
+    names = metrics if of_metric else {value.rpartition(".")[2]}
+    low = [name in LOWER or name in _COSTS for name in names]
+    if any(low) and not all(low):
+        raise ValueError(f"of the metrics {', '.join(sorted(names))} some are better high and some low")
+    return "lower" if low and all(low) else "higher"
+
+
+def _rule(value: str, tuned: dict[str, str]) -> str:
+    tuning = f"{', '.join(tuned)} chosen for each cell by its mean validation over seeds, never by test; "
+    return (
+        f"mean {value} over seeds with the 95 % t interval; {tuning if tuned else ''}compared by the paired "
+        "t test over common seeds, p corrected by Holm for all pairs"
+    )

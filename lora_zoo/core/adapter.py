@@ -1,0 +1,116 @@
+"""The interface of every variant: a pure map from the frozen matrix W to the effective matrix W' = weight(W).
+
+Forward, merging, ΔW = W' - W, spectra, export, parameter counts and nearly all tests follow from `weight`; a
+variant overrides `forward` only to compute the same value faster.
+Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lora_zoo.core.dropout import Clock, Dropout
+from lora_zoo.core.dtypes import at_least_float32, uncast
+from lora_zoo.core.hooks import Method
+from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.init import Init
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an adapter sits, and all that it may know: its draws depend on `name` and `seed` alone."""
+
+    name: str
+    host: Host
+    seed: int
+    clock: Clock
+    shared: nn.Module | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        O, I = self.host.matrix().shape
+        return O, I
+
+    def dropout(self, p: float) -> Dropout:
+        """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""
+        if p and not self.host.sees_input:
+            raise ValueError(
+                f"lora_dropout={p} has no meaning on {self.name}: its module reads the weight by itself, "
+                "so that the adapter never sees the input; use lora_dropout=0 or exclude_modules"
+            )
+        return Dropout(p, seed=self.seed, name=self.name, clock=self.clock)
+
+
+class Variant(ABC):
+    """Anything that the registry holds, from a matrix's adapter to full fine-tuning."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    count: ClassVar[str]
+    """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
+    mergeable: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """A host's `kind` -> why this variant has no meaning on it."""
+    method: ClassVar[type[Method]] = Method
+
+    adapts: ClassVar[bool] = True
+    """False for a variant that puts no adapter on any matrix."""
+
+    @classmethod
+    def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
+        """The names of the model's own parameters that train.
+
+        `modules_to_save` are the parameters that the user asked for, None where none were. ValueError where
+        there is nothing to train.
+        """
+        return list(modules_to_save or ())
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        """The greatest rank that a matrix (O, I) takes; None where there is no such limit."""
+        return None
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        """True if the variant can begin with `init`."""
+        return False
+
+
+class Adapter(nn.Module, Variant):
+    """One adapted matrix. A subclass's keyword-only arguments are its hyperparameters."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def weight(self, W_OI: Tensor) -> Tensor:
+        """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors."""
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        W_OI = host.matrix()
+        with uncast(W_OI.device):
+            effective_OI = self.weight(W_OI).to(W_OI.dtype)
+        return host.apply(x, effective_OI)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
+        return None
+
+    def law(self, W_OI: Tensor) -> None:
+        """Assert what makes this variant itself (called by the conformance suite)."""
+
+
+class Baseline(Variant, ABC):
+    """Trains the model's own parameters, or none, and adapts no matrix."""
+
+    count: ClassVar[str] = ""
+    adapts: ClassVar[bool] = False
+
+
+def trainable(W_OI: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> nn.Parameter:
+    """A constant trainable tensor on `W_OI`'s device, in float32 or wider."""
+    return nn.Parameter(W_OI.new_full(shape, fill, dtype=at_least_float32(W_OI.dtype)))

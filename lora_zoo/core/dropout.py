@@ -1,0 +1,144 @@
+"""Dropout whose masks are keyed by seed, layer and forward pass."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.seeding import generator
+
+
+class Clock:
+    """Counts the model's training-mode forward passes: the dropout masks of one pass share its tick.
+
+    A layer recomputed in the backward pass (gradient checkpointing) therefore sees the same mask again, as
+    long as no other forward pass came in between.
+    """
+
+    def __init__(self) -> None:
+        self.tick, self.read = 0, False
+        self.runs = True  # not while the model's passes are those of other adapters
+
+    def advance(self, module: nn.Module, *_: object) -> None:
+        """A forward pre-hook for the adapted model."""
+        if module.training and self.read and self.runs:
+            self._count()
+
+    @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own
+    def _count(self) -> None:
+        recomputed = torch._C._current_graph_task_id() >= 0  # we are within a backward pass
+        self.tick += not recomputed
+
+
+SPARE = 8
+"""So many standard deviations more positions are drawn than are expected."""
+
+
+@dataclass(frozen=True)
+class Mask(ABC):
+    """Which entries of an input a pass drops, in any shape of it; the others grow by `scale`, 1 / (1 - p)."""
+
+    entries: Tensor
+    scale: float
+
+    @classmethod
+    @abstractmethod
+    def draw(cls, like: Tensor, p: float, source: torch.Generator) -> Self: ...
+
+    @abstractmethod
+    def zero(self, x: Tensor) -> Tensor:
+        """`x` with its dropped entries zero, differentiable."""
+
+    @abstractmethod
+    def zero_(self, x: Tensor) -> Tensor:
+        """The same in place, in contiguous `x`."""
+
+    def drop(self, x: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and x.requires_grad
+        return self.zero(x) * self.scale if learns else self.zero_(x.contiguous() * self.scale)
+
+    def drop_(self, x: Tensor) -> Tensor:
+        return self.zero_(x.mul_(self.scale))
+
+
+@final
+class Few(Mask):
+    """The dropped entries' positions (dropped,): for small p the cheapest to draw, to keep and to apply."""
+
+    @classmethod
+    def draw(cls, like: Tensor, p: float, source: torch.Generator) -> Self:
+        expected = like.numel() * p
+        drawn = max(int(expected + SPARE * math.sqrt(expected)), 1) + 16
+        reached, last = list[Tensor](), 0.0
+        while last <= like.numel():  # one draw falls short once in 10^15
+            # From one dropped entry to the next it is a geometrically distributed number of steps.
+            u = torch.rand(drawn, generator=source, dtype=torch.float64)
+            reached.append(u.neg_().log1p_().div_(math.log1p(-p)).floor_().add_(1).cumsum_(0).add_(last))
+            last = float(reached[-1][-1])
+        ends = torch.cat(reached) if len(reached) > 1 else reached[0]
+        within = int(torch.searchsorted(ends, float(like.numel()), right=True))
+        return cls(ends[:within].to(torch.int64).sub_(1), 1 / (1 - p))
+
+    def zero(self, x: Tensor) -> Tensor:
+        return x.flatten().index_fill(0, self.entries, 0).view_as(x)
+
+    def zero_(self, x: Tensor) -> Tensor:
+        x.view(-1).index_fill_(0, self.entries, 0)
+        return x
+
+
+@final
+class Many(Mask):
+    """A byte an entry, 1 where it is kept; p is rounded to the 16 random bits that are drawn for each."""
+
+    @classmethod
+    def draw(cls, like: Tensor, p: float, source: torch.Generator) -> Self:
+        dropped = min(round(p * 2**16), 2**16 - 1)
+        words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+        # random_() without bounds leaves out the sign bit; with these, all 64 bits are random.
+        bits = words.random_(-(2**63), None, generator=source).view(torch.int16)[: like.numel()]
+        return cls(bits >= dropped - 2**15, 1 / (1 - dropped / 2**16))
+
+    def zero(self, x: Tensor) -> Tensor:
+        return x * self.entries.to(x.dtype).view_as(x)
+
+    def zero_(self, x: Tensor) -> Tensor:
+        return x.mul_(self.entries.to(x.dtype).view_as(x))
+
+
+FEW = 0.125
+"""Up to this p positions are cheaper than a byte for every entry."""
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose masks depend on the seed, the layer's name and the pass, and on nothing else.
+
+    Raises ValueError unless 0 <= p < 1.
+    """
+
+    def __init__(self, p: float, *, seed: int, name: str, clock: Clock) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1); got {p}")
+        self.p, self.seed, self.name, self.clock = p, seed, name, clock
+        clock.read |= p > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(x)
+        return x if mask is None else mask.drop(x)
+
+    def mask(self, x: Tensor) -> Mask | None:
+        """This pass's mask for an input like `x`; None where nothing is dropped."""
+        return self._drawn(x.detach()) if self.training and self.p else None
+
+    @torch.compiler.disable  # the seed is hashed in Python, from a count
+    def _drawn(self, x: Tensor) -> Mask:
+        source = generator("dropout", self.seed, self.name, self.clock.tick, device=x.device)
+        kind: type[Mask] = Few if self.p <= FEW and x.device.type == "cpu" else Many
+        return kind.draw(x, self.p, source)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

@@ -1,0 +1,27 @@
+"""Dtypes of adapters, and what autocast may change."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an adapter's tensors on a base of `dtype`: float32, or float64 on a float64 base."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(W: Tensor) -> Tensor:
+    """`W` detached, in float32 or wider."""
+    return W.detach().to(at_least_float32(W.dtype))
+
+
+def cast(device: torch.device) -> bool:
+    """Whether autocast is on for `device`."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside, autocast is off: a weight is computed in its tensors' own dtype, whatever x meets."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()

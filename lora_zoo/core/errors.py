@@ -1,0 +1,21 @@
+"""Errors of others in the words of one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def in_one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, or its type where it says nothing."""
+    return in_one_line(error) or type(error).__name__
+
+
+def unknown(kind: str, given: str, choices: Iterable[str]) -> str:
+    """The one-line message for a name that does not exist."""
+    choices = list(choices)
+    near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {given!r}.{meant} Choices: {', '.join(choices)}"

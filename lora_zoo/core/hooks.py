@@ -1,0 +1,76 @@
+"""A variant's part that spans layers or time. Every hook has a neutral default.
+
+The order of a training step: forward inside `forward_context` -> task loss + `regularizer` -> backward ->
+`on_backward_end` -> clipping -> optimiser step -> schedule -> `on_step_end` -> gradients to zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Progress(NamedTuple):
+    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's."""
+
+    step: int
+    total: int
+
+
+class Method(nn.Module):
+    """What one adapted model's adapters do together; its buffers are saved and resumed, not shipped.
+
+    Keyword-only arguments of a subclass's constructor are hyperparameters of the variant, beside the
+    adapter's own.
+    """
+
+    def __init__(self, adapters: Mapping[str, Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "adapters", dict(adapters))  # owned by their layers, not by the method
+
+    adapters: dict[str, Any]
+
+    @classmethod
+    def shared(
+        cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
+    ) -> nn.Module | None:
+        """What all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
+        return None
+
+    def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Look at data before training."""
+
+    def begin(self, total: int) -> None:
+        """Training of `total` optimiser steps is about to start; may be called again before it does.
+
+        ValueError where a schedule does not fit.
+        """
+
+    def param_groups(
+        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups over the adapters' trainable parameters."""
+        return [{"params": list(named.values()), "lr": lr, "weight_decay": weight_decay}]
+
+    def regularizer(self) -> Tensor | float:
+        """Added to the loss that is differentiated, never to the loss that is reported."""
+        return 0.0
+
+    def forward_context(self, progress: Progress) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def on_backward_end(self, progress: Progress) -> None:
+        """Gradients exist and are not yet clipped; weights are those that the gradients belong to."""
+
+    def on_step_end(self, progress: Progress) -> None:
+        """The optimiser has stepped; gradients are still there, or None where the step was skipped."""
+
+    def finalize(self) -> None:
+        """Training is over."""
+
+    def law(self) -> None:
+        """Assert what makes this method itself (called by the conformance suite)."""

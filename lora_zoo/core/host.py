@@ -1,0 +1,111 @@
+"""Hosts: the only place that knows how a layer stores a matrix and applies one.
+
+Shapes: O out, I in, R rank; x is (..., I) for dense layers, (...) of token ids for embeddings and
+(N, channels, *space) for convolutions.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Rows = slice | torch.Tensor
+"""A slice where the rows are contiguous, else their numbers, a LongTensor on the CPU."""
+EVERY = slice(None)
+
+
+class Host(ABC):
+    """One matrix W (O, I) inside a layer's stored tensor: all of its rows, or the `part` that is adapted."""
+
+    kind: ClassVar[str]
+    starts: ClassVar[Mapping[str, str]] = {}
+    """An init's name -> what this kind of layer conventionally uses in its place."""
+    dense: ClassVar[bool] = False
+    """True for a plain product with W: y = x Wᵀ + bias."""
+    linear: ClassVar[bool] = False
+    """True if `all-linear` means it."""
+    sees_input: ClassVar[bool] = True
+    """Whether an adapter on it is given the layer's input, which is what dropout acts on."""
+
+    def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
+        self.layer, self.part = layer, part
+
+    @abstractmethod
+    def tensor(self) -> Tensor:
+        """The frozen tensor that the layer stores."""
+
+    @abstractmethod
+    def view(self, stored: Tensor) -> Tensor:
+        """A tensor in the layer's own layout as one matrix of all rows; a view of contiguous memory."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are adapted."""
+        return isinstance(self.part, slice) and self.part == EVERY
+
+    def read(self, stored: Tensor) -> Tensor:
+        """W (O, I) as a tensor in the layer's own layout holds it."""
+        return self.view(stored) if self.whole else self.view(stored)[self.part]
+
+    def write(self, stored: Tensor, W_OI: Tensor) -> None:
+        """Put `W_OI` into contiguous `stored`, in place."""
+        self.view(stored)[self.part] = W_OI.to(stored.dtype)
+
+    def matrix(self) -> Tensor:
+        """The frozen W (O, I)."""
+        return self.read(self.tensor())
+
+
+class LayerHost(Host):
+    """A layer that is called as `layer(x)`: its output is computed anew around the adapted matrix."""
+
+    known: Tensor | None = None
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, layer: nn.Module) -> bool: ...
+
+    def tensor(self) -> Tensor:
+        return self.layer.weight  # type: ignore[return-value]
+
+    @abstractmethod
+    def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
+        """The bias-free output (..., O) if the matrix were `W_OI`."""
+
+    def low_rank(self, x: Tensor, B_OR: Tensor, A_RI: Tensor) -> Tensor:
+        """The bias-free output (..., O) of the product B A, by two thin products."""
+        return F.linear(self.times(x, A_RI), B_OR)
+
+    def plus_bias(self, y: Tensor) -> Tensor:
+        bias = getattr(self.layer, "bias", None)
+        return y if bias is None else y + self.rows(self.rows_of(bias)).to(y.dtype)
+
+    def rows(self, v_O: Tensor) -> Tensor:
+        """`v_O` shaped to scale an output (..., O)."""
+        return v_O
+
+    def dropped(self, x: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+        """The input of the adapter's branch under dropout."""
+        return dropout(x)
+
+    def apply(self, x: Tensor, W_OI: Tensor) -> Tensor:
+        """The output, bias included, as if the matrix were `W_OI`."""
+        return self.plus_bias(self.times(x, W_OI))
+
+    def rows_of(self, y: Tensor) -> Tensor:
+        """The adapted rows' entries of the whole layer's output (..., all rows)."""
+        return y if self.whole else y[..., self.part]
+
+    def base(self, x: Tensor) -> Tensor:
+        """The frozen layer's own output, of the adapted rows."""
+        return self.rows_of(self.layer(x)) if self.known is None else self.known
+
+    def given(self, y: Tensor) -> Self:
+        """This host where the frozen layer's whole output `y` is known already."""
+        twin = copy.copy(self)
+        twin.known = self.rows_of(y)
+        return twin

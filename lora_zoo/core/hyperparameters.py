@@ -1,0 +1,72 @@
+"""A variant's hyperparameters: the keyword-only arguments of its class and hooks, checked and counted."""
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from lora_zoo.core.errors import unknown
+
+
+def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
+    sources: list[Callable[..., Any]] = [cls.__init__, cls.method.__init__]
+    return {
+        p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
+        for source in sources
+        for p in inspect.signature(source).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
+    """The trainable parameters on one matrix (O, I), by the variant's own formula `count`."""
+    O, I = shape
+    names = {"ceil": math.ceil, **hyper, "O": O, "I": I, "R": hyper.get("rank")}
+    return int(eval(cls.count, {"__builtins__": {}}, names)) if cls.count else 0
+
+
+def accepted(target: Callable[..., Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `hyper` that `target` takes as keyword-only arguments."""
+    wanted = inspect.signature(target).parameters.values()
+    return {p.name: hyper[p.name] for p in wanted if p.kind is p.KEYWORD_ONLY and p.name in hyper}
+
+
+def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` completed with defaults, each value of its declared type. ValueError for people otherwise."""
+    known, name = hyperparameters(cls), cls.name
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
+        if not fits(value, known[key].annotation):
+            raise ValueError(f"{name}: {key} must be {said(known[key].annotation)}; got {value!r}")
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise ValueError(f"{name}: {', '.join(missing)} must be given")
+    return {key: given.get(key, p.default) for key, p in known.items()}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint` (int passes for float; bool passes for neither)."""
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(fits(value, part) for part in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def said(hint: Any) -> str:
+    """A type hint in words."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(said(part) for part in typing.get_args(hint))
+    return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
+        getattr(hint, "__name__", ""), str(hint)
+    )

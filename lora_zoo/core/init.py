@@ -1,0 +1,145 @@
+"""Initialisations of the factors A (R, I) and B (O, R) of a low-rank update, by name.
+
+`init` is an axis of its own: any initialisation combines with any variant that has free factors. A residual
+one (PiSSA, MiLoRA, OLoRA) begins away from zero and keeps its first factors, so that the variant works on
+W - s B0 A0 + s B A: the model's function is unchanged at step 0 and the stored base is never written to.
+Shapes: O out, I in, R rank.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.errors import unknown
+from lora_zoo.core.registry import Registry
+from lora_zoo.core.seeding import derived_seed, generator
+
+
+class Factors(NamedTuple):
+    A_RI: Tensor
+    B_OR: Tensor
+
+
+class Source(NamedTuple):
+    """Randomness of one matrix: a generator for each factor, and the number from which they were made."""
+
+    A: torch.Generator
+    B: torch.Generator
+    seed: int
+
+
+class Draw(Protocol):
+    def __call__(self, W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors: ...
+
+
+@dataclass(frozen=True)
+class Init:
+    """One initialisation.
+
+    `zero` names the factors that begin at zero ("A", "B", "AB" or none), `source` is the paper. A `control`
+    is what an initialisation must not be, to see why: one changes the model at step 0, one never learns.
+    """
+
+    name: str
+    draw: Draw
+    source: str
+    residual: bool = False
+    zero: str = ""
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class InitFamily:
+    """Initialisations called `<name>_<K>`, of K = 1 to 99 iterations."""
+
+    name: str
+    draw: Callable[[int], Draw]
+    source: str
+    residual: bool = False
+
+    def member(self, iterations: int) -> Init:
+        return Init(f"{self.name}_{iterations}", self.draw(iterations), self.source, self.residual)
+
+
+INITS: Registry[Init | InitFamily] = Registry("init", "lora_zoo.inits")
+_BLANK = [False]
+
+
+def register(
+    name: str, source: str, *, residual: bool = False, zero: str = "", control: bool = False
+) -> Callable[[Draw], Draw]:
+    """Add the drawing function below to `INITS`."""
+
+    def keep(draw: Draw) -> Draw:
+        INITS.add(name, Init(name, draw, source, residual, zero, control), source=draw)
+        return draw
+
+    return keep
+
+
+def register_family(
+    name: str, source: str, *, residual: bool = False
+) -> Callable[[Callable[[int], Draw]], Callable[[int], Draw]]:
+    """Add the function below, from a number of iterations to a drawing function, to `INITS`."""
+
+    def keep(draw: Callable[[int], Draw]) -> Callable[[int], Draw]:
+        INITS.add(name, InitFamily(name, draw, source, residual), source=draw)
+        return draw
+
+    return keep
+
+
+def find_init(name: str) -> Init:
+    """`name` of `INITS`, or `<family>_K`. ValueError otherwise."""
+    family, _, iterations = name.rpartition("_")
+    numbered = INITS.get(family) if re.fullmatch(r"[1-9]\d?", iterations) else None
+    if isinstance(numbered, InitFamily):
+        return numbered.member(int(iterations))
+    member = INITS.get(name)
+    if not isinstance(member, Init):
+        raise ValueError(unknown("init", name, init_names()))
+    return member
+
+
+def init_names(accepts: Callable[[Init], bool] = lambda init: True) -> list[str]:
+    """The initialisations that `accepts` lets through, a family by its member of four iterations."""
+    members = (m if isinstance(m, Init) else m.member(4) for m in INITS.values())
+    return [member.name for member in members if accepts(member)]
+
+
+def initial_factors(
+    name: str, W_OI: Tensor, *, rank: int, scale: float, seed: int, matrix: str
+) -> tuple[Factors, bool]:
+    """The factors at step 0 on `W_OI`'s device, float32 or wider, and whether they are residual.
+
+    `matrix` is the name of W, which keys the draw together with `seed`.
+    """
+    chosen = find_init(name)
+    O, I = W_OI.shape
+    if not 1 <= rank <= min(O, I):
+        raise ValueError(f"rank must lie between 1 and the smaller side of {matrix} ({O} x {I}); got {rank}")
+    wide = torch.promote_types(W_OI.dtype, torch.float32)
+    if _BLANK[0]:
+        return Factors(
+            W_OI.new_zeros(rank, I, dtype=wide), W_OI.new_zeros(O, rank, dtype=wide)
+        ), chosen.residual
+    number = derived_seed("init", seed, matrix)
+    source = Source(generator(number, "A"), generator(number, "B"), number)
+    A_RI, B_OR = chosen.draw(W_OI.detach().to(wide), rank, scale, source)
+    A_RI, B_OR = (f.to(W_OI.device, wide).contiguous() for f in (A_RI, B_OR))
+    return Factors(A_RI, B_OR), chosen.residual
+
+
+@contextlib.contextmanager
+def blank() -> Iterator[None]:
+    """Inside, every initialisation is zeros of the right shape: for adapters that are about to be loaded."""
+    _BLANK[0] = True
+    try:
+        yield
+    finally:
+        _BLANK[0] = False

@@ -1,0 +1,123 @@
+"""Named members of a kind, found by file or by entry point, imported when they are first asked for.
+
+VARIANTS = Registry("variant", "lora_zoo.variants")       # scans the package's files, recursively
+
+@VARIANTS.register("mine")                                # in any of those files
+class Mine(Adapter): ...
+
+Another distribution adds members by entry points in the group `lora_zoo.<kind>`.
+"""
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lora_zoo.core.errors import unknown
+
+T = TypeVar("T")
+M = TypeVar("M")
+_REGISTERED = re.compile(r"""^@[\w.]*register(?:_family)?\(\s*["']([\w -]+)["']""", re.MULTILINE)
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The members of one kind by name, in alphabetical order.
+
+    Iterating imports nothing: names are read from the sources. A file that cannot be imported costs its own
+    members alone; asking for one of them raises ValueError with the reason. `check` may refuse a member,
+    `attribute` is where a member keeps its own name.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        *,
+        check: Callable[[str, Any], None] = lambda name, member: None,
+        attribute: str = "",
+    ) -> None:
+        self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
+        self._members: dict[str, T] = {}
+        self._origins: dict[str, tuple[str, str]] = {}
+
+    def register(self, name: str) -> Callable[[M], M]:
+        """Add what stands below under `name`. ValueError for a name that is taken."""
+
+        def add(member: M) -> M:
+            self.add(name, member)
+            return member
+
+        return add
+
+    def add(self, name: str, member: Any, *, source: Any = None) -> None:
+        """Add `member` under `name`. ValueError for a name that another member has.
+
+        `source` is the class or function that it is made of, where it is neither itself. A module that is
+        loaded again replaces its own members.
+        """
+        origin = _origin(source or member)
+        taken = self._origins.get(name) or (self._modules.get(name, origin[0]), origin[1])
+        if taken != origin:
+            raise ValueError(f"the {self.kind} name {name!r} is taken by {'.'.join(taken)}")
+        self._check(name, member)
+        if self._attribute:
+            setattr(member, self._attribute, name)
+        self._members[name], self._origins[name] = member, origin
+
+    def find(self, name: str) -> T:
+        """The member called `name`. ValueError with the nearest names, or with why it cannot be loaded."""
+        if name not in self:
+            raise ValueError(unknown(self.kind, name, self))
+        if name not in self._members:
+            self._load(name)
+        return self._members[name]
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise KeyError(name)
+        return self.find(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members or name in self._modules or name in self._entry_points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._members, *self._modules, *self._entry_points}))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def _load(self, name: str) -> None:
+        try:
+            if name in self._modules:
+                importlib.import_module(self._modules[name])
+            else:
+                self.add(name, self._entry_points[name].load())
+        except Exception as error:  # another's file may raise anything; it disables itself alone
+            raise ValueError(
+                f"{self.kind} {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        """Name -> the module of the package that registers it."""
+        spec = importlib.util.find_spec(self.package)
+        folders = spec.submodule_search_locations if spec else None
+        found: dict[str, str] = {}
+        for folder in map(Path, folders or ()):
+            for path in sorted(folder.rglob("*.py")):
+                module = ".".join([self.package, *path.relative_to(folder).with_suffix("").parts])
+                found |= dict.fromkeys(_REGISTERED.findall(path.read_text(encoding="utf-8")), module)
+        return found
+
+    @cached_property
+    def _entry_points(self) -> dict[str, Any]:
+        group = f"lora_zoo.{self.kind.replace(' ', '_')}"
+        return {point.name: point for point in entry_points(group=group)}
+
+
+def _origin(source: Any) -> tuple[str, str]:
+    return source.__module__, source.__qualname__

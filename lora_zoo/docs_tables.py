@@ -1,0 +1,77 @@
+"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants and hosts."""
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+
+_MARKERS = "<!-- {0}: made by python -m lora_zoo.docs_tables --write README.md -->", "<!-- /{0} -->"
+
+
+def variants_table() -> str:
+    """One Markdown row a variant: name, equation, trainable parameters per (O, I) matrix, own keys, paper."""
+    rows = ["| `variant=` | equation | trainable per matrix | keys | paper |", "|---|---|---|---|---|"]
+    for name, cls in VARIANTS.items():
+        keys = ", ".join(f"`{key}`" for key in hyperparameters(cls)) or "-"
+        count = f"`{cls.count}`" if cls.count else "-"
+        equation = cls.equation.replace("|", "\\|")
+        rows.append(f"| `{name}` | {equation} | {count} | {keys} | {_link(cls.paper)} |")
+    return "\n".join(rows)
+
+
+def hosts_table() -> str:
+    """One Markdown row a kind of layer: what it is, which variants adapt it, whether with dropout."""
+    from lora_zoo.core.adapter import Adapter
+    from lora_zoo.hosts.find import HOSTS
+
+    rows = ["| host | matrix | variants | `lora_dropout` |", "|---|---|---|---|"]
+    adapters = {name: cls for name, cls in VARIANTS.items() if issubclass(cls, Adapter)}
+    for host in HOSTS.values():
+        about = inspect.cleandoc(host.__doc__ or "").partition("\n")[0].rstrip(".")
+        refused = {name: cls.refuses[host.kind] for name, cls in adapters.items() if host.kind in cls.refuses}
+        but = "; ".join(f"not `{name}`: {why}" for name, why in refused.items())
+        who = (
+            f"all {len(adapters)}"
+            if not refused
+            else f"{len(adapters) - len(refused)} of {len(adapters)}, {but}"
+        )
+        dropout = "yes" if host.sees_input else "refused: an adapter there never sees the input"
+        rows.append(f"| {host.kind} | {about} | {who} | {dropout} |")
+    return "\n".join(rows)
+
+
+TABLES = {"variants": variants_table, "hosts": hosts_table}
+
+
+def _link(paper: str) -> str:
+    number = paper.removeprefix("arXiv:")
+    return f"[{number}](https://arxiv.org/abs/{number})" if number != paper else paper
+
+
+def written(text: str) -> str:
+    """`text` with what stands between each table's markers replaced. ValueError where there are none."""
+    for name, table in TABLES.items():
+        begin, end = (marker.format(name) for marker in _MARKERS)
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"the file lacks the markers {begin} … {end}")
+        made = f"{begin}\n{table()}\n{end}"
+        text = pattern.sub(lambda _, made=made: made, text)  # type: ignore[misc]
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lora_zoo.docs_tables", description=__doc__)
+    parser.add_argument("--write", type=Path, help="replace the tables in this file")
+    path = parser.parse_args().write
+    if path is None:
+        print("\n\n".join(table() for table in TABLES.values()))
+    else:
+        path.write_text(written(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Stacked experts in PEFT (`target_parameters`): one A and one B for all experts of a parameter.
+
+Shapes: E experts, O out, I in, R rank. PEFT's A is (E R, I), expert after expert; its B (O, R E), by turns.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lora_zoo.core.host import Host
+from lora_zoo.formats.peft.forms import Saved, pick, stored
+from lora_zoo.inject.base_model import own_parameters
+from lora_zoo.inject.matrices import Place
+
+
+def stacked(place: Place) -> bool:
+    """Whether `place` is a whole matrix of a stack."""
+    return getattr(place.host, "expert", None) is not None and not place.whole
+
+
+def keys(tensors: Sequence[str], host: Host) -> dict[str, str]:
+    """Parameter -> the module that holds its factors in PEFT: of several in one, the last is outermost."""
+    own = [name for name in own_parameters(host.layer) if any(t.endswith(f".{name}") for t in tensors)]
+    module = tensors[0].rpartition(".")[0]
+    return {f"{module}.{name}": module + ".base_layer" * (len(own) - 1 - at) for at, name in enumerate(own)}
+
+
+def write(host: Any, pairs: Mapping[int, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
+    """The tensors by PEFT's short names; `pairs` maps experts to (B, A), the scale included."""
+    E = len(host.tensor())
+    O, I = host.matrix().shape
+    some = next(iter(pairs.values()))[0]
+    A, B = some.new_zeros(E, rank, I), some.new_zeros(E, O, rank)
+    for expert, (B_OR, A_RI) in pairs.items():
+        A[expert, : len(A_RI)], B[expert, :, : len(A_RI)] = A_RI, B_OR
+    if _exchanged(host):
+        A, B = B.mT, A.mT
+    return {
+        "lora_A.weight": stored(A.flatten(0, 1)),
+        "lora_B.weight": stored(B.permute(1, 2, 0).flatten(1)),
+    }
+
+
+def read(name: str, host: Any, tensors: Mapping[str, Tensor], rank: int) -> list[tuple[Tensor, Tensor]]:
+    """(B, A) of each expert. ValueError for a tensor that is missing, left over or of another shape."""
+    E = len(host.tensor())
+    O, I = host.matrix().shape
+    O, I = (I, O) if _exchanged(host) else (O, I)
+    shapes = {"lora_A.weight": (E * rank, I), "lora_B.weight": (O, rank * E)}
+    A, B = pick(name, tensors, shapes)
+    A_ERI, B_EOR = A.unflatten(0, (E, rank)), B.unflatten(1, (rank, E)).permute(2, 0, 1)
+    if _exchanged(host):
+        A_ERI, B_EOR = B_EOR.mT, A_ERI.mT
+    return [(b.contiguous(), a.contiguous()) for b, a in zip(B_EOR, A_ERI, strict=True)]
+
+
+def _exchanged(host: Any) -> bool:
+    """Whether PEFT takes (E, I, O) for (E, O, I): where the module does not say `is_transposed`."""
+    return bool(host.transposed) != bool(getattr(host.layer, "is_transposed", False))
+
+
+def resolve(saved: Saved, known: Mapping[str, Place]) -> dict[str, list[Place]]:
+    """Module of PEFT's -> the experts that it adapts. ValueError for a parameter that is no stack."""
+    found: dict[str, list[Place]] = {}
+    stacks: dict[str, list[Place]] = {}
+    for place in known.values():
+        if stacked(place):
+            stacks.setdefault(place.tensor, []).append(place)
+    wanted = saved.config.get("target_parameters") or []
+    meant = [t for t in stacks if any(t == one or t.endswith(f".{one}") for one in wanted)]
+    for one in wanted:
+        if not any(t == one or t.endswith(f".{one}") for t in meant):
+            raise ValueError(f"target_parameters: {one} is no stack of experts of this model")
+    for tensor in meant:
+        beside = [t for t in meant if t.rpartition(".")[0] == tensor.rpartition(".")[0]]
+        found[keys(beside, stacks[tensor][0].host)[tensor]] = stacks[tensor]
+    for module in found:
+        if module not in saved.modules:
+            raise ValueError(f"{module} is among target_parameters, but its tensors are missing")
+    return found

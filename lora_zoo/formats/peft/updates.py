@@ -1,0 +1,65 @@
+"""Changes of single places as products s B A, and what they are together on the layer that holds them.
+
+Shapes: O out, I in, R rank.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.dtypes import wide
+from lora_zoo.core.host import EVERY, Host
+from lora_zoo.inject.matrices import Place
+
+
+class Piece(NamedTuple):
+    """s B A on one place; `alpha` is known where the user chose it. m: DoRA's magnitudes."""
+
+    place: Place
+    B_OR: Tensor
+    A_RI: Tensor
+    scale: float
+    alpha: float | None = None
+    m_O: Tensor | None = None
+
+
+def as_product(adapter: Adapter, place: Place) -> Piece | None:
+    """A piece of any adapter whose change of W is B A."""
+    pair = adapter.factors()
+    return pair and Piece(place, pair[0].detach(), pair[1].detach(), 1.0)
+
+
+def joined(parts: list[Piece]) -> Piece:
+    """One piece for the whole layer: A's below each other, each B in its own rows and columns."""
+    first = parts[0]
+    if not first.place.whole:
+        return first
+    whole: Host = copy.copy(first.place.host)
+    whole.part = EVERY
+    W_OI = wide(whole.matrix())
+    A_RI = torch.cat([part.A_RI for part in parts])
+    B_OR = A_RI.new_zeros(len(W_OI), len(A_RI))
+    m_O = None if first.m_O is None else W_OI.norm(dim=1).to(first.m_O)
+    column = 0
+    for part in parts:
+        columns = slice(column, column + len(part.A_RI))
+        rows = torch.arange(len(W_OI))[part.place.host.part].to(A_RI.device)
+        B_OR[rows, columns] = part.B_OR * (part.scale / first.scale)
+        column = columns.stop
+        if m_O is not None:
+            m_O[rows] = part.m_O
+    place = Place(first.place.whole, first.place.tensor, "", whole)
+    return Piece(place, B_OR, A_RI, first.scale, None, m_O)
+
+
+def check_norms(name: str, host: Host, piece: Piece) -> None:
+    """ValueError where PEFT's DoRA would divide by zero."""
+    V_OI = wide(host.matrix()) + piece.scale * piece.B_OR @ piece.A_RI
+    if not V_OI.norm(dim=1).all():
+        raise ValueError(
+            f"{name} has a row of zeros: PEFT's DoRA divides by its norm, ours leaves it as it is; "
+            "python -m lora_zoo.merge writes an ordinary model instead"
+        )

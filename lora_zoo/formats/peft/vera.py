@@ -1,0 +1,100 @@
+"""PEFT's form of VeRA: two vectors a layer, and the frozen pair that all layers share."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.formats.peft.forms import (
+    PREFIX,
+    Form,
+    Packed,
+    Saved,
+    Unfit,
+    Unpacked,
+    in_peft,
+    pick,
+    stored,
+    whole_dense,
+)
+from lora_zoo.inits.shared_projections import Pair, gain_of
+from lora_zoo.inject.injection import Injection
+from lora_zoo.inject.matrices import places
+
+
+class SharedForm(Form):
+    """PEFT's VeRA, the pair stored too: `nested` has each site's gain within d, for want of another place."""
+
+    peft_type = "VERA"
+    shared = ("vera_A", "vera_B")
+
+    def pack(self, injection: Injection) -> Packed:
+        adapters = cast("dict[str, Any]", injection.adapters)
+        for name, place in injection.places.items():
+            if not whole_dense(place):
+                raise Unfit(f"PEFT's VeRA adapts whole linear layers, {name} is none")
+        pair = next(iter(adapters.values())).pair
+        tensors = {"base_model.vera_A": stored(pair.A_RI), "base_model.vera_B": stored(pair.B_OR)}
+        for name, adapter in adapters.items():
+            d_R = adapter.gain * adapter.d_R.detach().double()
+            padded = d_R.new_zeros(len(pair.A_RI)).index_copy_(0, torch.arange(len(d_R)).to(d_R.device), d_R)
+            tensors[f"{PREFIX}{name}.vera_lambda_d"] = stored(padded)
+            tensors[f"{PREFIX}{name}.vera_lambda_b"] = stored(adapter.b_O)
+        config = {"peft_type": "VERA", "target_modules": sorted(adapters), "save_projection": True}
+        config |= {"r": len(pair.A_RI), "projection_prng_key": injection.hyper["projection_prng_key"]}
+        config |= {"d_initial": injection.hyper["d_initial"], "vera_dropout": injection.hyper["lora_dropout"]}
+        config["fan_in_fan_out"] = any(place.host.kind != "linear" for place in injection.places.values())
+        return Packed(config, tensors, [])
+
+    def accepts(self, config: Mapping[str, Any]) -> bool:
+        return bool(config["peft_type"] == self.peft_type)
+
+    def unpack(self, saved: Saved, model: nn.Module) -> Unpacked:
+        known = {place.name: place for place in places(model) if place.name in saved.modules}
+        R, key = saved.config.get("r", 256), saved.config.get("projection_prng_key", 0)
+        O, I = (max(side) for side in zip(*(place.shape for place in known.values()), strict=True))
+        projection, state = found_pair(saved, O, I, R, key), dict[str, Tensor]()
+        for module, tensors in saved.modules.items():
+            if not whole_dense(known[module]):
+                raise ValueError(f"{module}, a {known[module].host.kind}, has no VeRA in PEFT")
+            (O, I), shapes = (
+                known[module].shape,
+                {"vera_lambda_b": (known[module].shape[0],), "vera_lambda_d": (R,)},
+            )
+            state[f"{module}.b_O"], d_R = pick(module, tensors, shapes)
+            state[f"{module}.d_R"] = without(gain_of(projection, I, R), d_R)
+        hyper = {"rank": R, "projection": projection, "projection_prng_key": key}
+        hyper |= {"d_initial": float(saved.config.get("d_initial", 0.1))}
+        hyper |= {"lora_dropout": float(saved.config.get("vera_dropout", 0.0))}
+        return Unpacked(hyper, {}, [known[module] for module in saved.modules], state)
+
+
+def found_pair(saved: Saved, O: int, I: int, rank: int, seed: int) -> str:
+    """Which of our projections PEFT's file was made with. ValueError for one that its seed does not give."""
+    if not saved.config.get("save_projection", True):
+        return "peft"
+    shapes = {"vera_A": (rank, I), "vera_B": (O, rank)}
+    A_RI, B_OR = pick("base_model", saved.shared, shapes)
+    for projection in ("peft", "nested"):
+        pair = Pair(O, I, rank, seed=seed, projection=projection, device=torch.device("cpu"))
+        # PEFT rounds the pair where the base is of half precision.
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            ours = (pair.A_RI.to(dtype).float(), pair.B_OR.to(dtype).float())
+            if torch.equal(ours[0], A_RI.float()) and torch.equal(ours[1], B_OR.float()):
+                return projection
+    raise ValueError(f"base_model.vera_A and vera_B are not those that projection_prng_key={seed} gives here")
+
+
+def without(gain: float, d_R: Tensor) -> Tensor:
+    """The float32 vector that `gain` makes into `d_R` again, if there is one: a quotient may be one off."""
+    near_R = (d_R.double() / gain).float()
+    tries_NR = torch.stack(
+        [near_R, *(near_R.nextafter(near_R.new_tensor(to)) for to in (-math.inf, math.inf))]
+    )
+    misses_NR = ((tries_NR.double() * gain).float() - d_R.float()).abs()
+    return tries_NR.gather(0, misses_NR.argmin(0, keepdim=True))[0]
+
+
+__all__ = ["SharedForm", "in_peft"]

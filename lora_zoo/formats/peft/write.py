@@ -1,0 +1,150 @@
+"""`save_peft`: an adapter as a folder that PEFT's `PeftModel.from_pretrained` loads.
+
+The bytes depend on the adapter alone: sorted keys, no dates, float32 whatever the base's dtype.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_zoo.core.dtypes import uncast, wide
+from lora_zoo.formats.peft.forms import PREFIX, Packed, Unfit, form_of, stored
+from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.low_rank import factored
+from lora_zoo.formats.peft.patterns import targets, trained_modules
+from lora_zoo.formats.peft.updates import Piece, as_product
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.base_model import base_parameters, beneath
+from lora_zoo.inject.injection import Injection
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NOTHING = "dummy-target-modules"
+"""PEFT's word for an adapter that adapts no module."""
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Modules that PEFT's models of a task want in the file, by the end of their names."""
+
+
+@dataclass
+class Written:
+    """What `save_peft` wrote: the folder, the configuration, and what a user should know, a sentence each.
+
+    `errors` is the relative Frobenius error of each matrix that was brought to a chosen rank.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def save_peft(
+    injection: Injection,
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    task_type: str | None = None,
+    form: Literal["peft", "lora"] = "peft",
+    rank: int | None = None,
+) -> Written:
+    """Write `injection` in PEFT's format: in PEFT's own form of the variant, or as plain LoRA.
+
+    `base` and `task_type` are written as they are; `rank` brings every matrix to that rank at most, as plain
+    LoRA. Raises ValueError, before anything is written, for what PEFT's files cannot hold.
+    """
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1; got {rank}")
+    written = Written(Path(folder), {})
+    with adapters_of(injection.model).disabled():
+        packed = _packed(injection, form, rank, written)
+        forced = HEADS.get(task_type or "", ())
+        modules = _modules(injection, forced)
+        tensors = packed.tensors | _in_full(injection, modules)
+        written.config = packed.config | {
+            "base_model_name_or_path": base,
+            "task_type": task_type,
+            "bias": "none",
+            "inference_mode": True,
+            "target_modules": _targets(injection, packed.config, modules),
+            "modules_to_save": modules or None,
+        }
+    written.notes += packed.notes
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite: the adapter is broken")
+    written.folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(sorted(tensors.items())), written.folder / WEIGHTS, metadata={"format": "pt"})
+    (written.folder / CONFIG).write_text(json.dumps(written.config, indent=2, sort_keys=True) + "\n")
+    return written
+
+
+def _packed(injection: Injection, form: str, rank: int | None, written: Written) -> Packed:
+    own = form_of(injection.variant)
+    if own and form == "peft" and rank is None and injection.adapters:
+        try:
+            return own.pack(injection)
+        except Unfit as reason:
+            written.notes.append(f"written as plain LoRA: {reason}")
+    plain = LoraForm()
+    pieces = [_product(injection, name, rank, written) for name in injection.adapters]
+    return plain.write(pieces, 0.0)
+
+
+def _product(injection: Injection, name: str, rank: int | None, written: Written) -> Piece:
+    """One matrix's change as a product, at its exact rank or at most `rank`. ValueError where it has none."""
+    adapter, place = injection.adapters[name], injection.places[name]
+    exact = as_product(adapter, place)
+    if exact and (rank is None or exact.A_RI.shape[0] <= rank):
+        return exact
+    W_OI = wide(place.host.matrix())
+    with uncast(W_OI.device):
+        dW_OI = exact.B_OR @ exact.A_RI if exact else adapter.weight(W_OI) - W_OI
+    smaller = min(dW_OI.shape)
+    B_OR, A_RI, error = factored(dW_OI, rank or smaller, beside=0.0 if exact else float(W_OI.norm()))
+    if rank is None and len(A_RI) == smaller:
+        raise ValueError(
+            f"{injection.variant.name} changes {name} by a matrix of full rank {smaller}, which is no LoRA: "
+            "give a rank to have the nearest one, or use python -m lora_zoo.merge"
+        )
+    if rank is not None:
+        written.errors[name] = error
+    return Piece(place, B_OR, A_RI, 1.0)
+
+
+def _targets(injection: Injection, config: dict[str, Any], modules: list[str]) -> str | list[str]:
+    if config["target_modules"] or config.get("target_parameters"):
+        return targets(injection.model, config["target_modules"], modules)
+    return NOTHING
+
+
+def _modules(injection: Injection, forced: tuple[str, ...]) -> list[str]:
+    if not injection.adapters and not injection.trained:
+        raise ValueError(f"{injection.variant.name} trains nothing: there is no adapter to write")
+    if len(injection.trained) == len(base_parameters(injection.model)):
+        raise ValueError("every parameter is trained, which is no adapter: use python -m lora_zoo.merge")
+    return trained_modules(injection.model, injection.trained, forced) if injection.trained or forced else []
+
+
+def _in_full(injection: Injection, modules: list[str]) -> dict[str, Tensor]:
+    """Every tensor of `modules`, buffers that are saved with a model included, as PEFT wants it."""
+    every, by_name = base_parameters(injection.model), dict(beneath(injection.model))
+    tensors: dict[str, Tensor] = {}
+    for module in modules:
+        own = {name: tensor for name, tensor in every.items() if name.startswith(f"{module}.")}
+        own |= {f"{module}.{name}": tensor for name, tensor in by_name[module].state_dict().items()}
+        tensors |= {f"{PREFIX}{name}": stored(tensor) for name, tensor in own.items()}
+        tensors |= {
+            f"{PREFIX}{name}": stored(tensor)
+            for name, tensor in injection.trained.items()
+            if name.startswith(f"{module}.")
+        }
+    return tensors

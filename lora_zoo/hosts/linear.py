@@ -1,0 +1,38 @@
+"""Dense layers: torch's Linear and transformers' Conv1D."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_zoo.core.host import LayerHost
+from lora_zoo.hosts.find import HOSTS
+
+
+@HOSTS.register("linear")
+class LinearHost(LayerHost):
+    """`torch.nn.Linear`: stored as (O, I)."""
+
+    dense = linear = True
+
+    @classmethod
+    def accepts(cls, layer: nn.Module) -> bool:
+        # Exact type: a subclass (quantised, or bypassed by a fused kernel) needs a host of its own.
+        plain = type(layer) is nn.Linear or type(layer).__name__ == "FalconLinear"
+        return plain and layer.weight.is_floating_point()  # type: ignore[operator]
+
+    def view(self, stored: Tensor) -> Tensor:
+        return stored
+
+    def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
+        return F.linear(x.to(W_OI.dtype), W_OI)
+
+
+@HOSTS.register("transformers Conv1D")
+class Conv1DHost(LinearHost):
+    """transformers' `Conv1D` (GPT-2): a linear layer stored transposed, as (I, O)."""
+
+    @classmethod
+    def accepts(cls, layer: nn.Module) -> bool:
+        return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+    def view(self, stored: Tensor) -> Tensor:
+        return stored.T

@@ -1,0 +1,245 @@
+"""The named adapters of one model: which there are, which are active, what is merged.
+
+adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
+adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
+with adapters.disabled(): ...
+adapters["tone"].remove()
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from lora_zoo.core.adapter import Adapter, Variant
+from lora_zoo.core.dropout import Clock
+from lora_zoo.core.errors import unknown
+from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.inject.batched import Lane
+from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.tied_weights import Tying, names_by_parameter, warn_if_tied
+from lora_zoo.inject.wrappers import Shell, make_shell, put
+
+_KEY = "_lora_zoo_adapters"
+
+
+class NamedAdapter(Protocol):
+    """What the set knows of an adapter (`inject.injection.Injection`)."""
+
+    name: str
+    variant: type[Variant]
+    clock: Clock
+    adapters: dict[str, Adapter]
+    places: dict[str, Place]
+    in_full: list[str]
+    trained: dict[str, nn.Parameter]
+    originals: dict[str, nn.Parameter]
+
+    def forget(self) -> None: ...
+
+
+A = TypeVar("A", bound=NamedAdapter)
+
+
+class NamedAdapters(Mapping[str, A]):
+    """A model's adapters by name. The first one freezes the model; the last one to leave restores it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active: tuple[str, ...] = ()
+        self._by_name: dict[str, A] = {}
+        self._shells: dict[str, Shell] = {}
+        self._merged: dict[str, nn.Parameter] | None = None
+        self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
+        self._tying = Tying(model)
+
+    def __getitem__(self, name: str) -> A:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def merged(self) -> bool:
+        return self._merged is not None
+
+    def enter(self, injection: A) -> None:
+        """Take in a new adapter and make it the active one."""
+        self.unmerge()
+        if not self._by_name:
+            self.model.requires_grad_(False)
+            self.model.__dict__[_KEY] = self
+        self._by_name[injection.name] = injection
+        for place in injection.places.values():
+            if place.tensor not in self._shells:
+                shell = self._shells[place.tensor] = make_shell(place.host, place.tensor)
+                shell.install(self.model)
+            self._shells[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
+        self.activate(injection.name)
+
+    def activate(self, *names: str) -> None:
+        """Make `names` the active adapters, all others idle. What was merged is unmerged first.
+
+        Raises ValueError for a name that is not there, and where two would train the same parameter in full.
+        """
+        for name in names:
+            if name not in self._by_name:
+                raise ValueError(unknown("adapter", name, self._by_name))
+        names = tuple(dict.fromkeys(names))
+        self._check_compatible([self._by_name[name] for name in names])
+        self.unmerge()
+        for injection in self._by_name.values():
+            self._swap(injection.originals)
+        for name in names:
+            self._swap(self._by_name[name].trained)
+        for shell in self._shells.values():
+            shell.active = names
+        self.active = names
+        self._tying.update()
+
+    def _check_compatible(self, together: list[A]) -> None:
+        owner: dict[str, str] = {}
+        for injection in together:
+            for name in injection.in_full:
+                if name in owner:
+                    raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
+                owner[name] = injection.name
+        for injection in together:
+            for place in injection.places.values():
+                if held := next(filter(place.holds, owner), None):
+                    raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
+
+    def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, parameter in parameters.items():
+            put(self.model, name, parameter)
+
+    def show(self, name: str) -> None:
+        """`activate(name)` for adapters that take turns: quicker, and only this one is met in the model.
+
+        `model.parameters()`, `train()` and passes of the model are then this adapter's business alone.
+        """
+        for other in self.active:
+            self._swap(self._by_name[other].originals)
+        self._swap(self._by_name[name].trained)
+        for shell in self._shells.values():
+            shell.show(name)
+        for other, injection in self._by_name.items():
+            injection.clock.runs = other == name
+        self.active = (name,)
+
+    def reveal(self) -> None:
+        """Undo `show`: all adapters are met in the model, and none is active."""
+        for shell in self._shells.values():
+            shell.reveal()
+        for injection in self._by_name.values():
+            injection.clock.runs = True
+        self.activate()
+
+    @contextlib.contextmanager
+    def side_by_side(self, lanes: Sequence[Lane]) -> Iterator[None]:
+        """Inside, a pass of a part of the model takes each lane's rows through the adapter of its name."""
+        self._set_lanes(tuple(lanes))
+        try:
+            yield
+        finally:
+            self._set_lanes(())
+
+    def _set_lanes(self, lanes: tuple[Lane, ...]) -> None:
+        for shell in self._shells.values():
+            shell.lanes = lanes
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is exactly the one from before all injections; afterwards it is as it was."""
+        with self.unmerged():
+            active = self.active
+            self.activate()
+            try:
+                yield
+            finally:
+                self.activate(*active)
+
+    @contextlib.contextmanager
+    def unmerged(self) -> Iterator[None]:
+        """Inside, merged weights are out of their layers; they are put back afterwards."""
+        merged = self.merged
+        self.unmerge()
+        try:
+            yield
+        finally:
+            if merged:
+                self.merge()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the active adapters' effective weights into their layers, which become plain ones.
+
+        The original parameters are kept, so that `unmerge` is exact; `remove` lets go of them. Raises
+        ValueError where an active adapter is no function of the weight.
+        """
+        if self._merged is not None:
+            return
+        for name in self.active:
+            variant = self._by_name[name].variant
+            if not variant.mergeable:
+                raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
+        self._merged, names = {}, names_by_parameter(self.model)
+        for key, shell in self._shells.items():
+            original = shell.stored
+            self._merged[key] = original
+            effective = shell.effective(original).detach() if shell.live() else original
+            shell.uninstall(self.model)
+            if effective is not original:
+                warn_if_tied(key, original, names)
+                shell.store(nn.Parameter(effective, requires_grad=False))
+        self._tying.update()
+
+    def unmerge(self) -> None:
+        """Undo `merge`, to the bit."""
+        for key, original in (self._merged or {}).items():
+            self._shells[key].store(original)
+            self._shells[key].install(self.model)
+        if self._merged is not None:
+            self._tying.update()
+        self._merged = None
+
+    def leave(self, name: str) -> None:
+        """Take one adapter out; the others stay as they are. ValueError while several are merged together."""
+        if len(self) == 1:
+            self.remove()
+            return
+        if self.merged:
+            raise ValueError(
+                f"{', '.join(self)} are merged: unmerge() first, or adapters_of(model).remove() to keep it so"
+            )
+        self.activate(*(other for other in self.active if other != name))
+        self._by_name.pop(name).forget()
+        for key, shell in list(self._shells.items()):
+            shell.drop(name)
+            if not shell.slots:
+                shell.uninstall(self.model)
+                del self._shells[key]
+
+    def remove(self) -> nn.Module:
+        """Take all adapters out for good: merged weights stay, otherwise the model is as it was before."""
+        if self._merged is None:
+            self.activate()
+            for shell in self._shells.values():
+                shell.uninstall(self.model)
+        for injection in self._by_name.values():
+            injection.forget()
+        for name, parameter in base_parameters(self.model).items():
+            parameter.requires_grad_(self._required_grad.get(name, True))
+        self._by_name, self._shells, self._merged, self.active = {}, {}, None, ()
+        self.model.__dict__.pop(_KEY, None)
+        return self.model
+
+
+def adapters_of(model: nn.Module) -> NamedAdapters[Any]:
+    """The named adapters of `model`; empty where it has none."""
+    return model.__dict__.get(_KEY) or NamedAdapters(model)

@@ -1,0 +1,93 @@
+"""Lanes: several adapters in one pass, each for its own rows of the batch, over one product with W.
+
+Shapes: N rows of all lanes together, L the longest lane's positions, … a layer's own axes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.host import Host, LayerHost
+
+
+class Slot(NamedTuple):
+    host: Host
+    adapter: Adapter
+
+
+class Lane(NamedTuple):
+    """The rows of one adapter, in the order of the batch, and how many positions of them are not padding."""
+
+    name: str
+    rows: int
+    length: int
+
+
+def side_by_side(
+    lanes: Sequence[Lane], slots: Mapping[str, Sequence[Slot]], x: Tensor, base: Tensor
+) -> Tensor:
+    """The layer's output for `x` (N, …); each lane's rows meet the adapter of its name, if there is one.
+
+    `base` is the frozen layer's output. An adapter is given its rows without the padding that other lanes
+    need, so that it sees (and drops out) what it would see alone. ValueError where rows cannot be told apart.
+    """
+    if not any(lane.name in slots for lane in lanes):
+        return base
+    parts = zip(lanes, _split(lanes, x), _split(lanes, base), strict=True)
+    found = [_adapted(slots.get(lane.name, ()), own_x, own) for lane, own_x, own in parts]
+    rows = _rows(lanes, base)
+    if _has_positions(lanes, rows):
+        plain = rows.split([lane.rows for lane in lanes])
+        ends = [part[:, lane.length :] for lane, part in zip(lanes, plain, strict=True)]
+        found = [torch.cat(pair, dim=1) for pair in zip(found, ends, strict=True)]
+    joined = torch.cat(found)
+    return joined if rows is base else joined.flatten(0, 1)
+
+
+def _adapted(slots: Sequence[Slot], x: Tensor, base: Tensor) -> Tensor:
+    """The output of the rows of one lane, from the frozen layer's."""
+    if not slots:
+        return base
+    hosts = [(cast(LayerHost, host).given(base), adapter) for host, adapter in slots]
+    if len(hosts) == 1 and hosts[0][0].whole:
+        host, adapter = hosts[0]
+        return adapter(x, host).to(base.dtype)
+    y = base.clone()
+    for host, adapter in hosts:
+        y[..., host.part] = adapter(x, host).to(y.dtype)
+    return y
+
+
+def _split(lanes: Sequence[Lane], t: Tensor) -> list[Tensor]:
+    """Each lane's rows, without its padding."""
+    rows = _rows(lanes, t)
+    parts = rows.split([lane.rows for lane in lanes])
+    if not _has_positions(lanes, rows):
+        return list(parts)
+    return [part[:, : lane.length] for lane, part in zip(lanes, parts, strict=True)]
+
+
+def _rows(lanes: Sequence[Lane], t: Tensor) -> Tensor:
+    """`t` with the batch's rows first; some layers see rows and positions as one axis."""
+    N, L = sum(lane.rows for lane in lanes), max(lane.length for lane in lanes)
+    if t.shape[0] == N:
+        return t
+    if t.shape[0] == N * L:
+        return t.unflatten(0, (N, L))
+    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be told apart")
+
+
+def _has_positions(lanes: Sequence[Lane], rows: Tensor) -> bool:
+    """Whether `rows` (N, …) has padding on its second axis: not where all lanes are of one length."""
+    longest = max(lane.length for lane in lanes)
+    if all(lane.length == longest for lane in lanes):
+        return False
+    tokens = rows.ndim == 2 and not rows.is_floating_point()
+    if not tokens and rows.ndim < 3:
+        return False
+    if rows.shape[1] != longest:
+        raise ValueError(f"a layer sees {tuple(rows.shape)}, in which {longest} positions cannot be found")
+    return True

@@ -1,0 +1,164 @@
+"""Targets by role: `target_modules=[q, v]` means the same on every architecture.
+
+A target is a role (q, k, v, o, gate, up, down, embed, head), `all-linear`, the name of a matrix or of a
+module around some (or the end of one), or a regular expression that matches whole names.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lora_zoo.core.errors import unknown
+from lora_zoo.inject.base_model import base_parameters, beneath
+from lora_zoo.inject.layers import in_layers
+from lora_zoo.inject.matrices import Place, places
+from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
+
+Names = str | Sequence[str]
+Layers = int | str | Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the user asked to adapt: targets, less the excluded ones, in some layers or in all."""
+
+    target_modules: Names = ("q", "v")
+    exclude_modules: Names = ()
+    layers: Layers | None = None
+
+
+def resolve(model: nn.Module, targets: Targets | Names) -> list[Place]:
+    """The matrices that `targets` mean, in the model's order. ValueError where one matches nothing."""
+    known = places(model)
+    chosen, missed = choose(known, targets if isinstance(targets, Targets) else Targets(targets))
+    if missed:
+        raise ValueError(missing(model, known, *missed[0]))
+    return chosen
+
+
+def choose(known: list[Place], asked: Targets) -> tuple[list[Place], list[tuple[str, str]]]:
+    """The chosen places, and (key, target) of each target that matches nothing."""
+    if not listed(asked.target_modules):
+        raise ValueError("target_modules is empty; name at least one role, e.g. target_modules=[q,v]")
+    missed: list[tuple[str, str]] = []
+
+    def named(key: str, targets: Names) -> set[str]:
+        found: set[str] = set()
+        for target in listed(targets):
+            matched = {place.name for place in matching(known, target, key)}
+            missed.extend([] if matched else [(key, target)])
+            found |= matched
+        return found
+
+    wanted, excluded = (
+        named("target_modules", asked.target_modules),
+        named("exclude_modules", asked.exclude_modules),
+    )
+    chosen = [p for p in known if p.name in wanted and not excluded & {p.name, p.whole}]
+    if asked.layers is not None:
+        chosen = in_layers(chosen, known, asked.layers)
+    names = {place.name for place in chosen}
+    for place in chosen:
+        if place.whole in names:
+            raise ValueError(f"target_modules names both {place.whole} and its part {place.name}; choose one")
+    return chosen, missed
+
+
+def matching(known: list[Place], target: str, key: str = "target_modules") -> list[Place]:
+    """The places that one target means, none where it means nothing. `key` is named in errors."""
+    if target == "all-linear":
+        return [p for p in known if p.linear and not p.whole and not of_head(p.name)]
+    if target in ROLES:
+        return [p for p in known if p.role == target]
+    if re.fullmatch(r"[\w.]+", target):
+        named = [p for p in known if _ends(p.name, target) or (not p.whole and _ends(p.tensor, target))]
+        within = re.compile(rf"(?:.*\.)?{re.escape(target)}\..*")
+        return named or [p for p in known if not p.whole and within.fullmatch(p.name)]
+    try:
+        found = {p.name: p for p in known if re.fullmatch(target, p.name)}
+    except re.error as error:
+        raise ValueError(f"{key}: {target!r} is no regular expression: {error}") from error
+    return [p for p in found.values() if p.whole not in found]
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
+    """Why `target` matched nothing, and what would match."""
+    exists = [m for n, m in beneath(model) if n and _ends(n, target)]
+    if exists:
+        kinds = "/".join(sorted({type(module).__name__ for module in exists}))
+        return f"{key}: {target!r} is a {kinds}, which holds no matrix to adapt"
+    ends = sorted({p.name.rpartition(".")[2] for p in known if not p.whole and p.name == p.tensor})
+    unsliced = sorted({name.rpartition(".")[2] for name in _unsliced(known)})
+    if unsliced and target in {"q", "k", "v"}:
+        return (
+            f"{key}: role {target!r} is fused into {', '.join(unsliced)} in this model, in an order that is "
+            f"not known here; target_modules=[{unsliced[0]}] is the whole, declare_fused() tells the order"
+        )
+    roles = [role for role in ROLES if any(p.role == role for p in known)]
+    if target in ROLES:
+        return f"{key}: this model has no role {target!r}. It has: {', '.join(roles) or 'none'}"
+    return f"{key}: " + unknown("target", target, [*roles, "all-linear", *ends])
+
+
+def _unsliced(known: list[Place]) -> list[str]:
+    """The names of layers that seem to fuse q, k and v, in an order that is not known."""
+    sliced = {p.whole for p in known}
+    return [p.name for p in known if not p.whole and fused(p.name) and p.name not in sliced]
+
+
+def overlooked(known: list[Place], asked: Targets, chosen: list[Place]) -> str:
+    """A sentence where a role is adapted in some layers while others fuse it in an unknown order."""
+    roles = [target for target in listed(asked.target_modules) if target in {"q", "k", "v"}]
+    meant = {p.name for target in listed(asked.exclude_modules) for p in matching(known, target)}
+    meant |= {p.name for p in chosen}
+    left = [name for name in _unsliced(known) if name not in meant]
+    if not roles or not left or not any(p.role in roles for p in chosen):
+        return ""
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return (
+        f"target_modules: {left[0]}{more} may hold {', '.join(roles)} as well, fused in an order that is not "
+        "known here, and stays as it is; declare_fused() tells the order, exclude_modules that this is meant"
+    )
+
+
+def by_pattern(chosen: list[Place], patterns: dict[str, float], key: str) -> dict[str, float]:
+    """Place -> the value of the first pattern that means it. ValueError for a pattern that means none."""
+    values: dict[str, float] = {}
+    for target, value in patterns.items():
+        meant = matching(chosen, target, key)
+        if not meant:
+            ends = sorted({p.role for p in chosen if p.role} | {p.name.rpartition(".")[2] for p in chosen})
+            raise ValueError(f"{key}: " + unknown("target among the adapted ones", target, ends))
+        for place in meant:
+            values.setdefault(place.name, value)
+    return values
+
+
+def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
+    """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss."""
+    found: list[str] = []
+    names, every = [n for n, _ in beneath(model)], base_parameters(model)
+    for module in modules:
+        owners = [n for n in names if n and _ends(n, module)]
+        if not owners:
+            raise ValueError(
+                "modules_to_save: " + unknown("module", module, [n for n in names if n and "." not in n])
+            )
+        found += [p for n in owners for p in every if p.startswith(f"{n}.")]
+    return list(dict.fromkeys(found))
+
+
+def heads(model: nn.Module) -> list[str]:
+    """The names of the model's topmost head modules (what `modules_to_save` usually means)."""
+    found = [n for n, m in beneath(model) if role_of(n) == "head" and any(True for _ in m.parameters())]
+    return [n for n in found if not any(n.startswith(f"{other}.") for other in found)]

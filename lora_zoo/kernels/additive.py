@@ -1,0 +1,93 @@
+"""W x + bias + (B A + B0 A0) drop(x).
+
+Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lora_zoo.core.dropout import Mask
+from lora_zoo.kernels.dtypes import formable, in_own_dtypes, plus_
+from lora_zoo.kernels.shared import columns, formed, frozen, keep, kept_of, seen, through, unflattened
+
+FIXED = 8
+"""An entry of a matrix that is formed costs its R multiplications, and about so many more for the memory."""
+
+
+def cheaper_formed(N: int, R: int, shape: tuple[int, int], *, spared: int) -> bool:
+    """Whether W + B A is better formed, which spares the branch `spared` multiplications a token and rank."""
+    O, I = shape
+    return N * R * spared > O * I * (R + FIXED)
+
+
+class Added(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_OI: Tensor,
+        bias_O: Tensor | None,
+        B_OR: Tensor,
+        A_RI: Tensor,
+        B0_OR: Tensor | None,
+        A0_RI: Tensor | None,
+        mask: Mask | None,
+    ) -> Tensor:
+        x_NI, (O, I) = x.reshape(-1, x.shape[-1]), W_OI.shape
+        _, _, _, for_B, for_A, *_ = ctx.needs_input_grad
+        # B's gradient takes A x anyway: the branch's first product is not spared where B learns.
+        spared, rank = O if for_B else O + I, both(B_OR, B0_OR)
+        h_NR = None
+        if mask is None and formable(x, B_OR) and cheaper_formed(len(x_NI), rank, (O, I), spared=spared):
+            y = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI), bias_O)
+        else:
+            y = frozen(x, W_OI, bias_O)
+            y_NO = y.view(-1, O)
+            dropped_NI = seen(x_NI, mask, A_RI.dtype)
+            h_NR = dropped_NI @ A_RI.T
+            plus_(y_NO, h_NR, B_OR.T)
+            if B0_OR is not None and A0_RI is not None:
+                y_NO.addmm_(dropped_NI @ A0_RI.T, B0_OR.T)
+        if for_B and not for_A and h_NR is None:
+            h_NR = x_NI @ A_RI.T  # R numbers a token are kept, not the I of x
+        kept = (x_NI if for_A else None, h_NR if for_B else None)
+        keep(ctx, x, mask, *kept, W_OI, B_OR, A_RI, B0_OR, A0_RI)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    @in_own_dtypes
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        mask, x_NI, h_NR, W_OI, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+        (O, I), g_NO = W_OI.shape, g.reshape(-1, g.shape[-1])
+        for_x, _, _, for_B, for_A, *_ = ctx.needs_input_grad
+        form = (
+            mask is None
+            and formable(g, B_OR)
+            and cheaper_formed(len(g_NO), both(B_OR, B0_OR), (O, I), spared=I if for_A else O + I)
+        )
+        own_NO = g_NO.to(B_OR.dtype)
+        gB_NR = own_NO @ columns(B_OR) if for_A or (for_x and not form) else None
+        dB_OR = dA_RI = dx = None
+        if for_A:
+            dropped_NI = seen(x_NI, mask, A_RI.dtype)
+            h_NR = dropped_NI @ A_RI.T if h_NR is None and for_B else h_NR
+            assert gB_NR is not None
+            dA_RI = gB_NR.T @ dropped_NI
+        if for_B:
+            dB_OR = (h_NR.T @ own_NO).T
+        if for_x and form:
+            dx = g_NO @ formed(W_OI, B_OR, A_RI, B0_OR, A0_RI)
+        elif for_x:
+            assert gB_NR is not None
+            dx = through(g_NO, W_OI, gB_NR, A_RI, B0_OR, A0_RI, mask)
+        return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
+
+
+def both(B_OR: Tensor, B0_OR: Tensor | None) -> int:
+    """The rank of the pair and its start together."""
+    return B_OR.shape[1] + (0 if B0_OR is None else B0_OR.shape[1])

@@ -1,0 +1,124 @@
+"""W x + bias + (gain V - W) drop(x), V = W + B A + B0 A0: a product with the rows of V scaled.
+
+Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lora_zoo.core.dropout import Mask
+from lora_zoo.kernels.dtypes import formable, in_own_dtypes, plus_
+from lora_zoo.kernels.shared import (
+    NONE,
+    columns,
+    formed,
+    frozen,
+    keep,
+    kept_of,
+    seen,
+    through,
+    unflattened,
+)
+
+
+class Normed(torch.autograd.Function):
+    """V is written over; it is None where it may not be formed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_OI: Tensor,
+        bias_O: Tensor | None,
+        V_OI: Tensor | None,
+        gain_O: Tensor,
+        B_OR: Tensor,
+        A_RI: Tensor,
+        B0_OR: Tensor | None,
+        A0_RI: Tensor | None,
+        mask: Mask | None,
+    ) -> Tensor:
+        learns, ctx.lent = any(ctx.needs_input_grad[4:7]), None
+        dropped = x if mask is None else mask.drop(x)
+        if V_OI is None:
+            kept = frozen(dropped, W_OI)
+            wide = F.linear(F.linear(dropped.to(A_RI.dtype), A_RI), B_OR).to(gain_O.dtype)
+            wide.add_(kept).mul_(gain_O)
+            if mask is not None:
+                wide.sub_(kept).add_(frozen(x, W_OI))
+            y = (wide if bias_O is None else wide.add_(bias_O)).to(x.dtype)
+        elif mask is None:
+            y = F.linear(x, V_OI.mul_(gain_O[:, None]), bias_O)
+            kept = y
+            if learns:
+                ctx.lent, kept = Lent.of(y)
+        else:
+            y = F.linear(x - dropped, W_OI, bias_O)
+            kept = F.linear(dropped, V_OI)
+            y.addcmul_(kept, gain_O)
+        own = (x, kept) if learns else NONE
+        keep(ctx, x, mask, *own, gain_O, W_OI, bias_O, B_OR, A_RI, B0_OR, A0_RI)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    @in_own_dtypes
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        mask, x, kept, gain_O, W_OI, bias_O, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+        g_NO = g.reshape(-1, g.shape[-1])
+        for_x, *_, for_gain, for_B, for_A, _, _, _ = ctx.needs_input_grad
+        wide_NO = g_NO.to(gain_O.dtype)
+        gained_NO = wide_NO * gain_O
+        gB_NR = gained_NO.to(B_OR.dtype) @ columns(B_OR)
+        together = formable(g, B_OR)
+        dgain_O = dG_OR = dA_RI = dx = None
+        if for_A or for_B or (for_gain and not together):
+            dropped_NI = seen(x.reshape(-1, x.shape[-1]), mask, A_RI.dtype)
+            dG_OR = ((dropped_NI @ A_RI.T).to(gain_O.dtype).T @ wide_NO).T
+            dA_RI = gB_NR.T @ dropped_NI if for_A else None
+        if for_gain and ctx.lent and not ctx.lent.written():
+            dgain_O = of_output(wide_NO, kept, gain_O, bias_O)
+        elif for_gain:
+            if ctx.lent:
+                kept = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI))
+            dgain_O = (wide_NO * kept.reshape(g_NO.shape)).sum(0)
+            if not together and dG_OR is not None:  # W x alone is kept, for its B A x is not as exact
+                dgain_O += (dG_OR * B_OR).sum(1)
+        if for_x and mask is None:
+            dx = through(gained_NO.to(g.dtype), W_OI, gB_NR, A_RI, B0_OR, A0_RI, None)
+        elif for_x:
+            changed_NO = (gained_NO - g_NO).to(g.dtype)
+            more_NI = through(changed_NO, W_OI, gB_NR, A_RI, B0_OR, A0_RI, None, of_pair=gained_NO)
+            dx = plus_(mask.drop_(more_NI), g_NO, W_OI.to(g.dtype))
+        dB_OR = (gain_O[:, None] * dG_OR).to(B_OR.dtype) if for_B and dG_OR is not None else None
+        return unflattened(dx, ctx.shape), None, None, None, dgain_O, dB_OR, dA_RI, None, None, None
+
+
+def of_output(g_NO: Tensor, y: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """The gain's gradient from the output y = gain (V x) + bias; where the gain is zero it is zero."""
+    dgain_O = (g_NO * y.reshape(g_NO.shape)).sum(0)
+    if bias_O is not None:
+        dgain_O -= g_NO.sum(0) * bias_O
+    tiny = torch.finfo(gain_O.dtype).tiny
+    return dgain_O / torch.where(gain_O.abs() < tiny, tiny, gain_O)
+
+
+class Lent(NamedTuple):
+    """An output that is kept without a copy; whoever comes next keeps it as well, or writes over it."""
+
+    witness: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, y: Tensor) -> tuple["Lent", Tensor]:
+        """`.data` is not checked for that, and the witness, a tensor without memory, tells it."""
+        lent, kept = cls(y.detach(), y._version), y.data
+        lent.witness.data = y.new_empty(0)
+        return lent, kept
+
+    def written(self) -> bool:
+        return self.witness._version != self.version

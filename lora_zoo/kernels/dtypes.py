@@ -1,0 +1,56 @@
+"""Which dtype is computed in: the frozen product in x's, the branch in its factors', often a wider one.
+
+The input is widened for the branch while it is used and kept as it is, and a sum is rounded once.
+Shapes: N tokens, O out, I in, R rank.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.dtypes import at_least_float32, cast, uncast
+
+
+def formable(x: Tensor, B_OR: Tensor) -> bool:
+    """Whether W + B A may stand in for W; rounded to a narrow dtype it would lose a small B A."""
+    return x.dtype == B_OR.dtype == at_least_float32(x.dtype)
+
+
+def plus_(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """y += one two in place; where y is narrower than the factors, the sum alone is rounded."""
+    if y.dtype == one.dtype:
+        return y.addmm_(one, two)
+    if (y.dtype, one.dtype) == (torch.bfloat16, torch.float32):
+        # In two bfloat16 parts the factors keep 16 bits, and nothing of y's size is made in float32.
+        (a, da), (b, db) = parts(one), parts(two)
+        return y.addmm_(torch.cat([a, a, da], dim=1), torch.cat([b, db, b]))
+    return y.add_(one @ two)
+
+
+def parts(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bfloat16 tensors whose sum is the float32 `t`, to 16 bits."""
+    high = t.to(torch.bfloat16)
+    return high, (t - high).to(torch.bfloat16)
+
+
+def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Inside, autocast changes no dtype."""
+    return uncast(x.device) if cast(x.device) else contextlib.nullcontext()
+
+
+Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+
+
+def in_own_dtypes(backward: Backward) -> Backward:
+    """A backward pass in the dtypes of its forward pass, also where it is called under autocast."""
+
+    @functools.wraps(backward)
+    def within(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        with exactly(g):
+            return backward(ctx, g)
+
+    return within

@@ -1,0 +1,83 @@
+"""What the kernels have in common.
+
+Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lora_zoo.core.dropout import Mask
+from lora_zoo.kernels.dtypes import plus_
+
+
+class Pair(NamedTuple):
+    """A product B A of thin factors, B (O, R) and A (R, I)."""
+
+    B_OR: Tensor
+    A_RI: Tensor
+
+
+NONE = (None, None)
+
+
+def keep(ctx: Any, x: Tensor, mask: Mask | None, *tensors: Tensor | None) -> None:
+    """Save what backward needs where whoever watches saved tensors (checkpointing, offloading) sees it."""
+    ctx.shape, ctx.mask = x.shape, None if mask is None else replace(mask, entries=x.new_empty(0))
+    ctx.save_for_backward(None if mask is None else mask.entries, *tensors)
+
+
+def kept_of(ctx: Any) -> tuple[Any, ...]:
+    entries, *tensors = ctx.saved_tensors
+    return None if ctx.mask is None else replace(ctx.mask, entries=entries), *tensors
+
+
+def frozen(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """The frozen layer's own output, in x's dtype."""
+    return F.linear(x, W_OI.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
+
+
+def seen(x_NI: Tensor, mask: Mask | None, dtype: torch.dtype) -> Tensor:
+    """What the branch is given, in its dtype."""
+    return x_NI.to(dtype) if mask is None else mask.drop(x_NI.to(dtype))
+
+
+def through(
+    g_NO: Tensor,
+    W_OI: Tensor,
+    gB_NR: Tensor,
+    A_RI: Tensor,
+    B0_OR: Tensor | None,
+    A0_RI: Tensor | None,
+    mask: Mask | None,
+    of_pair: Tensor | None = None,
+) -> Tensor:
+    """The input's gradient g W + drop(g B A + g B0 A0); `of_pair` stands for g at B0, where it is another."""
+    W_OI = W_OI.to(g_NO.dtype)
+    gB0_NR = None if B0_OR is None else (g_NO if of_pair is None else of_pair) @ columns(B0_OR)
+    if mask is None:
+        dx_NI = plus_(g_NO @ W_OI, gB_NR, A_RI)
+        return dx_NI if gB0_NR is None or A0_RI is None else dx_NI.addmm_(gB0_NR, A0_RI)
+    dx_NI = gB_NR @ A_RI
+    if gB0_NR is not None and A0_RI is not None:
+        dx_NI.addmm_(gB0_NR, A0_RI)
+    mask.drop_(dx_NI)
+    return dx_NI.addmm_(g_NO, W_OI) if dx_NI.dtype == g_NO.dtype else (g_NO @ W_OI).add_(dx_NI)
+
+
+def formed(W_OI: Tensor, B_OR: Tensor, A_RI: Tensor, B0_OR: Tensor | None, A0_RI: Tensor | None) -> Tensor:
+    """W + B A + B0 A0, a new tensor."""
+    formed_OI = torch.addmm(W_OI, B_OR, A_RI)
+    return formed_OI if B0_OR is None or A0_RI is None else formed_OI.addmm_(B0_OR, A0_RI)
+
+
+def columns(B_OR: Tensor) -> Tensor:
+    """B with its columns contiguous: a product from the left reads them in order, twice as fast."""
+    return B_OR.T.contiguous().T
+
+
+def unflattened(dx_NI: Tensor | None, shape: torch.Size) -> Tensor | None:
+    return None if dx_NI is None else dx_NI.view(shape)

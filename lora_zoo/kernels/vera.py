@@ -1,0 +1,97 @@
+"""W x + bias + diag(b) B diag(d) A drop(x), with B and A frozen.
+
+Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lora_zoo.core.dropout import Mask
+from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.kernels.dtypes import formable, in_own_dtypes
+from lora_zoo.kernels.shared import NONE, columns, frozen, keep, kept_of, seen, through, unflattened
+
+
+class Scaled(torch.autograd.Function):
+    """The branch's products are in `dtype`: x's or, where the factors are wider and stay so, theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_OI: Tensor,
+        bias_O: Tensor | None,
+        b_O: Tensor,
+        d_R: Tensor,
+        B_OR: Tensor,
+        A_RI: Tensor,
+        dtype: torch.dtype,
+        mask: Mask | None,
+    ) -> Tensor:
+        x_NI, (O, I), R = x.reshape(-1, x.shape[-1]), W_OI.shape, len(d_R)
+        learns, together, N = any(ctx.needs_input_grad[3:5]), formable(x, B_OR), len(x_NI)
+        ctx.dtype, ctx.wide = dtype, dtype == at_least_float32(dtype)
+        # Formed: B diag(d) A here and one more such product in the backward pass, which makes gᵀ x, too;
+        # where it cannot be added to W, two large products more.
+        whole = (1 + learns) * R * O * I + (learns + (0 if together else 1 + learns)) * N * O * I
+        ctx.formed = mask is None and ctx.wide and whole < (1 + learns) * N * R * (O + I)
+        if ctx.formed:
+            M_OI = (B_OR * d_R) @ A_RI
+            if together:
+                y = F.linear(x, torch.addcmul(W_OI, M_OI, b_O[:, None]), bias_O)
+            else:
+                y = frozen(x, W_OI, bias_O).add_(F.linear(x.to(M_OI.dtype), b_O[:, None] * M_OI))
+            kept: tuple[Tensor, Tensor | None] = x_NI, M_OI
+        else:
+            h_NR = seen(x_NI, mask, dtype) @ A_RI.to(dtype).T
+            y, u_NO = frozen(x, W_OI, bias_O), None
+            if ctx.wide:
+                u_NO = (h_NR * d_R) @ B_OR.T
+                y.view(-1, O).addcmul_(u_NO, b_O)
+            else:
+                y.view(-1, O).addmm_(h_NR, scaling(b_O, B_OR, d_R).to(dtype).T)
+            kept = h_NR, u_NO
+        keep(ctx, x, mask, *(kept if learns else NONE), b_O, d_R, W_OI, B_OR, A_RI)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    @in_own_dtypes
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        mask, one, two, b_O, d_R, W_OI, B_OR, A_RI = kept_of(ctx)
+        g_NO = g.reshape(-1, g.shape[-1])
+        own_NO = g_NO.to(ctx.dtype)
+        for_x, _, _, for_b, for_d, *_ = ctx.needs_input_grad
+        db_O = dd_R = dx = None
+        if ctx.formed and one is not None:
+            x_NI, M_OI = one, two
+            G_OI = own_NO.T @ x_NI.to(own_NO.dtype)
+            db_O = (G_OI * M_OI).sum(1) if for_b else None
+            dd_R = (((B_OR * b_O[:, None]).T @ G_OI) * A_RI).sum(1) if for_d else None
+            if for_x and formable(g, B_OR):
+                dx = g_NO @ torch.addcmul(W_OI, M_OI, b_O[:, None])
+            elif for_x:
+                dx = (g_NO @ W_OI.to(g.dtype)).add_(own_NO @ (M_OI * b_O[:, None]))
+            return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
+        h_NR, u_NO = one, two
+        if ctx.wide:
+            gB_NR = (own_NO * b_O) @ columns(B_OR)
+            db_O = (own_NO * u_NO).sum(0) if for_b else None
+            dd_R = (gB_NR * h_NR).sum(0) if for_d else None
+            gB_NR.mul_(d_R)
+        else:
+            gB_NR = own_NO @ columns(scaling(b_O, B_OR, d_R).to(ctx.dtype))
+            if for_b or for_d:
+                G_OR = (h_NR.T @ own_NO).T * B_OR
+                db_O, dd_R = (G_OR * d_R).sum(1), (G_OR * b_O[:, None]).sum(0)
+        dx = through(g_NO, W_OI, gB_NR, A_RI.to(ctx.dtype), None, None, mask) if for_x else None
+        return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
+
+
+def scaling(b_O: Tensor, B_OR: Tensor, d_R: Tensor) -> Tensor:
+    """diag(b) B diag(d)."""
+    return b_O[:, None] * B_OR * d_R

@@ -1,0 +1,69 @@
+"""Which jobs of a sweep can train side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from lora_zoo.config.schema import Settings
+from lora_zoo.config.validate import resolved
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.identity import identity
+
+FREE = (
+    *("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("gradient_accumulation_steps", "label_smoothing_factor"),
+    *("logging_steps", "logging_strategy", "logging_first_step"),
+    *("eval_steps", "eval_delay", "eval_on_start", "save_steps", "save_total_limit"),
+)
+"""Keys of `trainer` in which the jobs of a pack may differ: they act on one job's own steps."""
+NEVER = {
+    "torch_compile": "a compiled model is one job's",
+    "neftune_noise_alpha": "its noise goes through the embedding that jobs share",
+    "full_determinism": "it is a setting of the whole process",
+}
+
+
+class Group(NamedTuple):
+    """Jobs, by number, that can be in one pack; or, for a `reason`, one after the other."""
+
+    jobs: list[int]
+    reason: str
+
+
+def groups(configs: Sequence[DictConfig]) -> list[Group]:
+    """The jobs of a sweep in groups, each in the sweep's order."""
+    packs: dict[str, list[int]] = {}
+    apart: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    for number, config in enumerate(configs):
+        try:
+            settings = resolved(config)
+            own = identity(settings, VARIANTS.find(settings.variant["name"]))
+        except (ValueError, KeyError):
+            apart.setdefault("it cannot be run as given", []).append(number)
+            continue
+        if reason := _reason(settings, own in seen):
+            apart.setdefault(reason, []).append(number)
+        else:
+            packs.setdefault(_shared(settings), []).append(number)
+        seen.add(own)
+    return [Group(jobs, "") for jobs in packs.values()] + [Group(jobs, why) for why, jobs in apart.items()]
+
+
+def _reason(settings: Settings, repeated: bool) -> str:
+    if settings.dry_run:
+        return "it trains nothing"
+    if repeated:
+        return "it is the same run as another one"
+    return next((f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)), "")
+
+
+def _shared(settings: Settings) -> str:
+    """What jobs of one pack have in common: model, task, threads, and what the trainer does to a model."""
+    trainer = {key: value for key, value in settings.trainer.items() if key not in FREE}
+    common = {"model": asdict(settings.model), "task": asdict(settings.task), "trainer": trainer}
+    return json.dumps(common | {"threads": settings.threads}, sort_keys=True, default=str)

@@ -1,0 +1,61 @@
+"""A sweep's jobs, pack by pack: what the launcher `packed` of Hydra does."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lora_zoo.launchers.packed.experiment import PackedExperiment, SharedBase
+from lora_zoo.launchers.packed.grouping import Group, groups
+from lora_zoo.launchers.packed.scheduler import Pack, Seat
+from lora_zoo.launchers.packed.signals import SharedStopping
+from lora_zoo.training.resources import process_as_it_was
+
+Launch = Callable[..., Any]
+"""Runs one job: its number, and what it shares with others by keyword; returns what Hydra wants of it."""
+
+
+def launch(configs: Sequence[DictConfig], start: Launch, most: int) -> list[Any]:
+    """Run every job and return what each gave, in order. Raises Stopped where the process is told to stop."""
+    console, given = Console(), dict[int, Any]()
+    for group in groups(configs):
+        if group.reason or len(group.jobs) == 1 or torch.cuda.device_count() > 1:
+            given |= {number: start(number) for number in group.jobs}
+            continue
+        text = f"packed: {len(group.jobs)} runs on one base, at most {most} side by side"
+        console.print(text, highlight=False, soft_wrap=True)
+        given |= _packed(group, start, most)
+    return [given[number] for number in range(len(configs))]
+
+
+def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
+    stopping = SharedStopping()
+    with process_as_it_was(), stopping.attended(), _still():
+        pack, base = Pack(stopping, most), SharedBase()
+
+        def job(number: int, seat: Seat) -> Any:
+            make = partial(PackedExperiment, pack=pack, seat=seat, base=base)
+            return start(number, make=make, stopping=stopping)
+
+        seats = pack.run([partial(job, number) for number in group.jobs])
+    for seat in seats:
+        if seat.error is not None:
+            raise seat.error
+    return dict(zip(group.jobs, (seat.outcome for seat in seats), strict=True))
+
+
+@contextmanager
+def _still() -> Iterator[None]:
+    """Inside, progress bars do not move: several would write over each other."""
+    before = os.environ.get("TTY_INTERACTIVE")
+    os.environ["TTY_INTERACTIVE"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["TTY_INTERACTIVE"]
+        os.environ |= {} if before is None else {"TTY_INTERACTIVE": before}

@@ -1,0 +1,221 @@
+"""A pack: jobs that take turns in one process, and meet where the trunk of their model runs for all of them.
+
+Each job runs in a greenlet of its own, the code of a solo run unchanged, until its training calls the trunk
+or has gone backward through its head. There it waits. Once every job waits (or has ended), the pack makes one
+pass with all batches, and gives each job its part. Exactly one job runs at a time, with its own ambient state
+and as the one adapter in the model.
+"""
+
+import enum
+import gc
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.injection import Injection
+from lora_zoo.launchers.packed.backbone import Inputs, Passed, Trunk
+from lora_zoo.launchers.packed.process_state import Ambient
+from lora_zoo.launchers.packed.signals import SharedStopping
+
+_log = logging.getLogger("lora_zoo")
+Job = Callable[["Seat"], Any]
+
+
+class Wait(enum.Enum):
+    """What a job waits for; TURN: for nothing but its turn."""
+
+    TURN = enum.auto()
+    FORWARD = enum.auto()
+    BACKWARD = enum.auto()
+    SOLITUDE = enum.auto()
+
+
+class Seat:
+    """The place of one job in a pack: `job` is called with it, in a greenlet of its own."""
+
+    def __init__(self, name: str, job: Job, ambient: Ambient) -> None:
+        self.name, self.job, self.ambient = name, job, ambient
+        self.hub = getcurrent()
+        self.greenlet = greenlet(self._run)
+        self.waits = Wait.TURN
+        self.inputs: Inputs = {}
+        self.outputs: Any = None
+        self.injection: Injection | None = None
+        self.most, self.reason = 1, ""
+        self.outcome: Any = None
+        self.error: BaseException | None = None
+        self._due: BaseException | None = None
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self.job(self)
+        except BaseException as error:  # being told to stop, too: the others are given their turn first
+            self.error = error
+
+    def resume(self, told: BaseException | None) -> None:
+        """Run the job until it waits or ends; `told`, or the error of a pass that it is part of, ends it."""
+        self.waits = Wait.TURN
+        due, self._due = told or self._due, None
+        if due is None:
+            self.greenlet.switch()
+        elif self.greenlet:
+            self.greenlet.throw(due)
+        else:
+            self.error = due  # it has not begun
+
+    def wait(self, until: Wait) -> None:
+        """Let the others run until what this job waits for has happened."""
+        assert getcurrent() is self.greenlet, "a job waits in its own greenlet"
+        self.waits = until
+        self.hub.switch()
+
+    def fail(self, error: BaseException) -> None:
+        """Have `error` raised in the job when its turn comes."""
+        self.waits, self._due = Wait.TURN, error
+
+
+class Pack:
+    """Runs jobs on one trunk, at most `most` of them side by side; the next one begins where one ends."""
+
+    def __init__(self, stopping: SharedStopping, most: int) -> None:
+        self.stopping, self.most = stopping, most
+        self.trunk: Trunk | None = None
+        self._ambient = Ambient()
+        self._queue: deque[Seat] = deque()
+        self._seats: list[Seat] = []
+        self._gone: list[Seat] = []
+        self._running: Seat | None = None
+        self._passed: Passed | None = None
+        self._met: list[Seat] = []
+        self._apart = False
+
+    def run(self, jobs: Sequence[Job]) -> list[Seat]:
+        """Run every job to its end and return their seats. What ends one early does not touch the others."""
+        every = [Seat(f"job{number}", job, self._ambient) for number, job in enumerate(jobs)]
+        self._queue = deque(every)
+        try:
+            while self._admitted():
+                for seat in [seat for seat in self._seats if seat.waits is Wait.TURN]:
+                    self._turn(seat)
+                self._together()
+        finally:
+            self._ambient.install()
+            if self.trunk is not None:
+                self.trunk.unroute()
+        return every
+
+    def share(self, trunk: Trunk) -> None:
+        """From now on, jobs meet in `trunk`."""
+        self.trunk = trunk
+        trunk.route(self._call)
+
+    def backward(self) -> None:
+        """The job whose turn it is has gone back to its leaves: go on once the trunk has gone back, too."""
+        seat = self._here()
+        if seat in self._met:
+            seat.wait(Wait.BACKWARD)
+
+    def be_alone(self, reason: str) -> None:
+        """The job whose turn it is goes on once all others have ended."""
+        self._here().reason = reason
+        self._here().wait(Wait.SOLITUDE)
+
+    def _call(self, inputs: Inputs) -> Any:
+        """A training pass of the trunk, by the job whose turn it is: its part of a pass for all."""
+        seat = self._here()
+        if seat in self._met:
+            raise RuntimeError("the model calls its trunk twice a step; run it without hydra/launcher=packed")
+        seat.inputs = inputs
+        seat.wait(Wait.FORWARD)
+        seat.inputs, outputs, seat.outputs = {}, seat.outputs, None
+        assert self.trunk is not None
+        return outputs if seat in self._met else self.trunk.plain(**inputs)
+
+    def _here(self) -> Seat:
+        assert self._running is not None
+        return self._running
+
+    def _admitted(self) -> bool:
+        """Whether a job is left, once those for which there is room have a seat."""
+        if self.stopping.asked is not None:
+            self._queue.clear()
+        while self._queue and sum(seat.waits is not Wait.SOLITUDE for seat in self._seats) < self.most:
+            self._seats.append(self._queue.popleft())
+        return bool(self._seats)
+
+    def _turn(self, seat: Seat) -> None:
+        seat.ambient.install()
+        if seat.injection is not None:
+            adapters_of(seat.injection.model).show(seat.name)
+        told = self.stopping.due(seat)
+        self._running = self.stopping.running = seat
+        try:
+            seat.resume(told)
+        finally:
+            self._running = self.stopping.running = None
+        seat.ambient = Ambient()
+        if not seat.greenlet:  # it has ended, or was told to stop before it began
+            self._seats.remove(seat)
+            self._gone.append(seat)
+
+    def _together(self) -> None:
+        """What all jobs that are left wait for: a pass backward, else one forward, else the others' end."""
+        if self._passed is not None:
+            self._backward(self._passed)
+            self._clear()
+            return
+        self._clear()
+        if calling := [seat for seat in self._seats if seat.waits is Wait.FORWARD]:
+            self._forward(calling)
+        elif not self._queue and self._seats:
+            self._seats[0].waits = Wait.TURN
+
+    def _forward(self, calling: list[Seat]) -> None:
+        for seat in calling:
+            seat.waits = Wait.TURN
+        if len(calling) == 1 or self._apart:
+            return
+        assert self.trunk is not None
+        calling[0].ambient.install()  # they are in one autocast, if any
+        try:
+            outputs, self._passed = self.trunk.forward([s.name for s in calling], [s.inputs for s in calling])
+        except (ValueError, torch.OutOfMemoryError) as refusal:
+            _log.warning("from here on each job runs its own passes: %s", refusal)
+            self._apart = True
+            return
+        except Exception as error:  # whatever breaks the pass breaks each of its jobs
+            for seat in calling:
+                seat.fail(error)
+            return
+        self._met = calling
+        for seat, own in zip(calling, outputs, strict=True):
+            seat.outputs, seat.most = own, max(seat.most, len(calling))
+
+    def _backward(self, passed: Passed) -> None:
+        waiting = [seat for seat in self._met if seat.waits is Wait.BACKWARD]
+        self._passed, self._met = None, []
+        assert self.trunk is not None
+        try:
+            self.trunk.backward(passed)
+        except Exception as error:  # as above
+            for seat in waiting:
+                seat.fail(error)
+        for seat in waiting:
+            seat.waits = Wait.TURN
+
+    def _clear(self) -> None:
+        """Take the adapters of jobs that have ended out of the model: no pass needs them any more."""
+        for seat in self._gone:
+            if seat.injection is not None:
+                group = adapters_of(seat.injection.model)
+                group.reveal()
+                group.leave(seat.name)
+                seat.injection = None
+        if self._gone:
+            self._gone = []
+            gc.collect()

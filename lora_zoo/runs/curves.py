@@ -1,0 +1,128 @@
+"""What a frame of runs holds beside one number a run: histories, updates of matrices, scores of examples."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.inject.roles import role_of
+
+_CURVES = ("epoch", "seconds", "loss", "learning_rate", "grad_norm")
+_OF_MATRIX = (
+    *("run", "name", "role", "layer", "shape", "norm", "relative_norm", "stable_rank", "effective_rank"),
+    *("numerical_rank", "singular_values"),
+)
+
+
+def histories(frame: pd.DataFrame) -> pd.DataFrame:
+    """The curves, a row a step: run, step, epoch, the task's loss, learning_rate, grad_norm, eval_*."""
+    rows = [{"run": run, **entry} for run, history in _each(frame, "history") for entry in history]
+    table = pd.DataFrame([row for row in rows if any(_of_curve(key) for key in row)])
+    if table.empty:
+        return pd.DataFrame(columns=["run", "step", *_CURVES])
+    told = sorted(key for key in table.columns if _of_curve(key) and key != "loss")
+    return table.groupby(["run", "step"], sort=False, as_index=False)[
+        [*(key for key in _CURVES if key in table.columns), *told]
+    ].first()
+
+
+def _of_curve(key: str) -> bool:
+    """Whether a log with this entry is a point of the curves, and not what the trainer says at its end."""
+    return key == "loss" or key.startswith("eval_")
+
+
+def updates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ΔW: a row a run and matrix, with role, layer (None outside of them), numerical rank and spectrum.
+
+    `numerical_rank` counts the kept singular values above 1e-6 of the first.
+    """
+    rows = [{"run": run, **_of_matrix(row)} for run, found in _each(frame, "updates") for row in found]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(_OF_MATRIX))
+    return table[[*_OF_MATRIX, *(c for c in table.columns if c not in _OF_MATRIX)]]
+
+
+def deltas(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """A table of `lora_zoo.updates` (`amplification`, …) of all runs that recorded it, with a column `run`.
+
+    ValueError where none did, with the tables that there are.
+    """
+    found = [(run, record.get("deltas", {})) for run, record in _each(frame, "record")]
+    rows = [{"run": run, **row} for run, tables in found for row in tables.get(table, [])]
+    if not rows:
+        there = ", ".join(sorted({name for _, tables in found for name in tables})) or "none"
+        raise ValueError(
+            f"no run recorded the table {table!r} (recorded: {there}); "
+            "python -m lora_zoo.spectra RUN… --record makes them from the runs' adapters"
+        )
+    return pd.DataFrame(rows)
+
+
+def examples(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Scores, items x runs (their identities), of the runs that kept them. ValueError where none did."""
+    series = []
+    for run, folder, record in zip(frame["run"], frame["folder"], frame["record"], strict=True):
+        scores = scores_of(record, folder).get(split)
+        if scores is not None:
+            series.append(pd.Series(scores, name=run, dtype=float))
+    if not series:
+        raise ValueError(f"none of the {len(frame)} runs kept its examples of the split {split!r}")
+    table = pd.concat(series, axis=1).sort_index()
+    return table.rename_axis(index="item", columns="run")
+
+
+def scores_of(record: Mapping[str, Any], folder: Any) -> dict[str, dict[int, float]]:
+    """Split: {item: score}, from an archive's record or the run's folder."""
+    if "scores" in record:
+        return {split: _unpacked(packed) for split, packed in record["scores"].items()}
+    if not isinstance(folder, str):
+        return {}
+    files = sorted(Path(folder).glob("examples-*.jsonl"))
+    return {file.stem.removeprefix("examples-"): dict(_scores(file)) for file in files}
+
+
+def packed_scores(scores: Mapping[int, float]) -> dict[str, Any]:
+    """Scores that are 0 or 1 as bits, others as they are; items where they do not count from 0."""
+    counted = list(scores) == list(range(len(scores)))
+    items = {} if counted else {"items": list(scores)}
+    values = list(scores.values())
+    if not set(values) <= {0.0, 1.0}:
+        return items | {"values": values}
+    bits = np.packbits(np.array(values, dtype=bool)).tobytes()
+    return items | {"n": len(values), "bits": base64.b64encode(bits).decode()}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> dict[int, float]:
+    if "bits" in packed:
+        raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
+        values = np.unpackbits(raw, count=packed["n"]).astype(float).tolist()
+    else:
+        values = packed["values"]
+    return dict(zip(packed.get("items", range(len(values))), values, strict=True))
+
+
+def _scores(file: Path) -> Iterator[tuple[int, float]]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        outcome = json.loads(line)
+        yield outcome["item"], float(outcome["score"])
+
+
+def _each(frame: pd.DataFrame, what: str) -> Iterator[tuple[str, Any]]:
+    return zip(frame["run"], frame[what], strict=True)
+
+
+def _of_matrix(row: Mapping[str, Any]) -> dict[str, Any]:
+    sigma = np.array(row["singular_values"], dtype=float)
+    layer = re.search(r"\.(\d+)\.", row["name"])
+    return {
+        **row,
+        "shape": tuple(row["shape"]),
+        "role": role_of(row["name"]),
+        "layer": int(layer[1]) if layer else None,
+        "numerical_rank": int((sigma > 1e-6 * sigma[0]).sum()) if sigma.size else 0,
+        "singular_values": sigma,
+    }

@@ -1,0 +1,221 @@
+"""Recorded runs as one pandas DataFrame, a row a run.
+
+runs = load("runs/lora_table6-1c28c951")     # folders with runs at any depth, or archives (*.jsonl.gz)
+runs.groupby(axes(runs))["test"].agg(["mean", "std", "count"])
+
+First come the columns of `COLUMNS`, then every scalar of the records by its dotted path (`config.…`,
+`metrics.test.rouge_l`), then the objects `history`, `updates`, `experiment_about` (what conf/experiment/ says
+of the sweep) and `record` (the whole of it). What a run lacks is NaN or None. Times are seconds, sizes bytes.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_zoo.inject.budget import parameters
+from lora_zoo.runs.provenance import changes_results, contradiction, stale
+from lora_zoo.runs.loading import Found, found
+
+_PATHS = {
+    "run": "identity",
+    "name": "name",
+    "state": "state",
+    "lr": "config.lr",
+    "task_lr": "config.task.lr",
+    "weight_decay": "config.trainer.weight_decay",
+    "batch_size": "config.batch_size",
+    "seed": "seed",
+    "data_seed": "data_seed",
+    "model": "config.model.name",
+    "task": "config.task.name",
+    "trainable": "parameters.trainable",
+    "total": "parameters.total",
+    "adapted": "parameters.adapted",
+    "adapter_bytes": "adapter.bytes",
+    "step_seconds": "timings.step_median",
+    "train_seconds": "timings.train",
+    "total_seconds": "timings.total",
+    "retention_before": "retention.before",
+    "retention_after": "retention.after",
+    "commit": "environment.commit",
+    "dirty": "environment.dirty",
+}
+TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
+SETTINGS = (
+    *("variant", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
+    *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
+)
+OUTCOMES = (
+    *("validation", "test", "zero_shot_validation", "zero_shot_test", "loss"),
+    *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
+    *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
+)
+COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
+_WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
+_NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
+_OBJECTS = ("history", "updates")
+_UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
+_KEYS = {"trainer.weight_decay": "weight_decay"} | {
+    key: column
+    for column, path in _PATHS.items()
+    if (key := path.removeprefix("config.")) != path and column in SETTINGS
+}
+# What the axes of a comparison are looked for in first: what follows from an earlier one is none.
+_AXES = (
+    *("task", "model", "variant", "target_modules", "layers", "budget", "rank", "alpha", "init"),
+    *("lora_dropout", "task_lr", "lr", "weight_decay", "batch_size", "steps"),
+)
+
+
+def load(*sources: str | Path) -> pd.DataFrame:
+    """Every run of the sources, ordered by name. ValueError where there is none, or a file is no record."""
+    return frame_of(found(sources))
+
+
+def frame_of(runs: Sequence[Found]) -> pd.DataFrame:
+    """The frame of records that were read already."""
+    records = [_numbers(run.record) for run in runs]
+    named = pd.DataFrame([_row(record, run) for record, run in zip(records, runs, strict=True)])
+    numbers = list(_NUMBERS)
+    named[numbers] = named[numbers].apply(pd.to_numeric, errors="coerce")
+    flat = pd.json_normalize([_scalars(record) for record in records])
+    flat = flat[sorted(set(flat.columns) - set(COLUMNS))]
+    objects = {key: [record.get(key, []) for record in records] for key in _OBJECTS}
+    objects["experiment_about"] = [record["config"].get("experiment") or {} for record in records]
+    objects["record"] = [run.record for run in runs]
+    return pd.concat([named[list(COLUMNS)], flat, pd.DataFrame(objects)], axis=1)
+
+
+def column(frame: pd.DataFrame, axis: str) -> str:
+    """The column of an axis, given by its name or its key on the command line (`task.lr`).
+
+    ValueError with the nearest names where there is none.
+    """
+    key = axis.lstrip("+")
+    own = f"variant.hyperparameters.{key.removeprefix('variant.')}"
+    for name in (_KEYS.get(key, key), own, f"config.{key}"):
+        if name in frame.columns:
+            return name
+    near = difflib.get_close_matches(axis, [*frame.columns], n=5, cutoff=0.4)
+    meant = f" Near are: {', '.join(near)}." if near else ""
+    raise ValueError(f"the runs have no axis {axis!r}.{meant} Give a column of the frame or a key of the run")
+
+
+def axes(frame: pd.DataFrame) -> list[str]:
+    """The columns of settings in which the runs differ, but seeds and what follows from others.
+
+    Finished runs alone count, where there are any.
+    """
+    done = frame[frame["state"] == "done"] if (frame["state"] == "done").any() else frame
+    chosen: list[str] = []
+    for name in (*_AXES, *_further(frame.columns)):
+        values = done[name].astype(str)
+        groups = values.groupby([done[c].astype(str) for c in chosen]) if chosen else values
+        if (groups.nunique().max() if chosen else values.nunique()) > 1:
+            chosen.append(name)
+    return chosen
+
+
+def _further(columns: Iterable[str]) -> list[str]:
+    """The settings without a column of their own that can change a result."""
+    ours = [name for name in columns if name.startswith(("config.", "variant.hyperparameters."))]
+    keys = {name: name.removeprefix("config.") for name in ours}
+    return [name for name, key in keys.items() if changes_results(key) and key not in ("seed", "data_seed")]
+
+
+def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
+    config, folder = record["config"], run.folder
+    metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
+    row = {name: _at(record, path) for name, path in _PATHS.items()}
+    for split in ("validation", "test"):
+        row[split] = _at(record, f"metrics.{split}.{metric}")
+        row[f"zero_shot_{split}"] = _at(record, f"zero_shot.{split}.{metric}")
+    return row | {
+        "folder": None if folder is None else str(folder),
+        "adapter": None if run.adapter is None else str(run.adapter),
+        "experiment": (config.get("experiment") or {}).get("name", ""),
+        "stale": record.get("stale") or stale(record),
+        "contradiction": record.get("contradiction") or contradiction(record, folder),
+        "variant": config["variant"]["name"],
+        "metric": metric,
+        "steps": _steps(record),
+        "loss": next((log["loss"] for log in reversed(record.get("history", [])) if "loss" in log), None),
+        "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
+        "peak_memory": _at(record, "memory.peak_cuda") or _at(record, "memory.peak_rss"),
+        **_of_adapters(record),
+    }
+
+
+def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as the adapters used them; as given, where the run ended before it had any."""
+    config = record["config"]
+    used = record["variant"]["hyperparameters"] if "variant" in record else config
+    row = {name: used.get(name) for name in ("rank", "alpha", "init", "lora_dropout")}
+    if _at(record, "parameters.adapted") == 0:
+        return row | dict.fromkeys(("target_modules", "layers", "budget"))
+    budget = config.get("budget")
+    return row | {
+        "target_modules": _text(config.get("target_modules")),
+        "layers": None if config.get("layers") is None else _text(config["layers"]),
+        "budget": None if budget is None else parameters(budget),
+    }
+
+
+def _steps(record: Mapping[str, Any]) -> Any:
+    """Optimiser steps as asked for; as made, where epochs were asked for."""
+    config = record["config"]
+    if config.get("steps") is not None:
+        return config["steps"]
+    epochs = config.get("epochs") or config["task"].get("epochs")
+    return _at(record, "timings.steps") if epochs else config["task"].get("steps")
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """What lies at a dotted path, None where nothing does."""
+    value: Any = record
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
+    return sizes[a] - sizes[b] if a in sizes and b in sizes else None
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without its long objects, lists as text."""
+    kept = {key: value for key, value in record.items() if key not in _UNSCALAR}
+    config = {key: value for key, value in record["config"].items() if key != "experiment"}
+    return _with_texts(kept | {"config": config})
+
+
+def _with_texts(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _with_texts(value) for key, value in tree.items()}
+    return _text(tree) if isinstance(tree, list) else tree
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+_NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
+_MEASURED = ("metrics", "zero_shot", "history", "updates", "timings", "retention")
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with numbers again where JSON has only the name of one (`plain` in record.py)."""
+    return {key: _number(value) if key in _MEASURED else value for key, value in record.items()}
+
+
+def _number(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _number(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_number(value) for value in tree]
+    return _NONES.get(tree, tree) if isinstance(tree, str) else tree

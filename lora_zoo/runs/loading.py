@@ -1,0 +1,94 @@
+"""Where records come from: run folders at any depth, and archives of runs."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_zoo.runs.record import RESULT, SCHEMA
+from lora_zoo.core.errors import in_one_line
+
+ARCHIVE = "results.jsonl.gz"
+DELTAS = "deltas.json"
+PACKED = ".jsonl.gz"
+
+
+class Found(NamedTuple):
+    """A run's record, its folder, None where only the record was kept, and the folder of its adapter."""
+
+    record: dict[str, Any]
+    folder: Path | None
+    adapter: Path | None = None
+
+
+def found(sources: Iterable[str | Path]) -> list[Found]:
+    """Every run of the sources, each file read once, by name. ValueError where there is none.
+
+    A source is a folder or an archive; a folder without runs may hold archives, too.
+    """
+    files = dict.fromkeys(file.resolve() for source in sources for file in _files(Path(source)))
+    return sorted((run for file in files for run in _read(file)), key=lambda run: order(run.record))
+
+
+def order(record: dict[str, Any]) -> tuple[str, ...]:
+    """What runs are sorted by, wherever they come from."""
+    return tuple(str(record.get(key, "")) for key in ("name", "identity", "started", "ended"))
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file() and (source.name.endswith(PACKED) or source.name == RESULT):
+        return [source]
+    files = sorted(source.rglob(RESULT)) or sorted(source.rglob(ARCHIVE))
+    if not files:
+        missing = "" if source.exists() else " (there is no such folder)"
+        raise ValueError(f"no {RESULT} and no {ARCHIVE} under {source}{missing}")
+    return files
+
+
+def _read(file: Path) -> Iterator[Found]:
+    try:
+        if file.name == RESULT:
+            record = _record(file.read_text(encoding="utf-8"), str(file))
+            yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
+            return
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                record = _record(line, f"{file}, line {number}")
+                yield Found(record, None, _adapter(kept_adapter(file.parent, record)))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {in_one_line(error)}") from error
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What `lora_zoo.updates` recorded in a run's folder, as a part of its record: {"deltas": tables}."""
+    path = folder / DELTAS
+    if not path.is_file():
+        return {}
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {in_one_line(error)}") from error
+    if not isinstance(tables, dict) or not all(isinstance(table, list) for table in tables.values()):
+        raise ValueError(f"{path} holds no tables")
+    return {"deltas": tables}
+
+
+def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
+    """Where the adapter of a run lies beside the archive in the folder `archive`, if it was kept."""
+    return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
+
+
+def _adapter(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
+
+
+def _record(text: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is no record of a run: {error}") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
+        raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
+    return record

@@ -1,0 +1,145 @@
+"""Whether a record is what it says: made by today's code and data, and at one with itself.
+
+stale(record)                    # "" or why the same settings might give another result today
+contradiction(record, folder)    # "" or the first two places of the record that exclude each other
+
+Both read a record as it stands in `result.json` and change nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_zoo.core.adapter import Variant
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.config.schema import INERT, INERT_TRAINER
+from lora_zoo.runs.identity import identified, identity_of, made_of
+from lora_zoo.runs.summary import overrides_of
+
+_SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
+"""Keys that a command line gives as plain words."""
+
+
+def stale(record: Mapping[str, Any]) -> str:
+    """Why the variant's source or the data are no longer those of the run; "" where they are.
+
+    What cannot be known (a data file that is not on this machine) accuses nobody.
+    """
+    variant = _variant(record)
+    if variant is None:
+        return f"there is no variant {_label(record)!r} any more"
+    before = record.get("made_of")
+    if before is None:
+        return _stale_as_a_whole(record, variant)
+    now = made_of(record["config"], variant)
+    if now["source"] != before["source"]:
+        return f"the source of {variant.name} has changed since"
+    changed = [s for s, digest in now["data"].items() if digest != before["data"].get(s, digest)]
+    return f"the data file of {', '.join(changed)} has changed since" if changed else ""
+
+
+def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
+    """An older record has no hashes but its identity, which says that something changed and not what."""
+    if "identity" not in record or record.get("moved") or not _data_is_here(record):
+        return ""
+    if identity_of(record["config"], variant) == record["identity"]:
+        return ""
+    return f"its settings have another identity today: the source of {variant.name} or the data have changed"
+
+
+def _data_is_here(record: Mapping[str, Any]) -> bool:
+    task = record["config"]["task"]
+    return all((Path(task.get("data_dir") or ".") / f).is_file() for f in task.get("data_files", {}).values())
+
+
+def changes_results(key: str) -> bool:
+    """Whether a dotted key of the configuration (`trainer.warmup_steps`) can change a result; seeds do."""
+    first, _, rest = key.partition(".")
+    return first not in INERT and not (first == "trainer" and rest in INERT_TRAINER)
+
+
+def contradiction(record: Mapping[str, Any], folder: Path | None = None) -> str:
+    """The first statement of the record that its configuration excludes; "" where there is none.
+
+    `folder` adds what the saved adapter says of itself.
+    """
+    if not record.get("config"):
+        return ""
+    return next(_contradictions(record, folder), "")
+
+
+def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[str]:
+    config, label = record["config"], _label(record)
+    yield from _differing("its record", {k: record.get(k) for k in ("seed", "data_seed")}, config)
+    yield from _of_variant("its record", record.get("variant", {}), config)
+    yield from _differing("its command", _spoken(record.get("command", "")), config)
+    if name := record.get("name"):
+        if not name.startswith(f"{label}-"):
+            yield f"its name {name} is not of variant {label}, as its configuration says"
+        if not name.endswith(f"-s{config['seed']}"):
+            yield f"its name {name} is not of seed {config['seed']}, as its configuration says"
+    if folder is not None:
+        yield from _of_adapter(folder, config)
+    yield from _of_identity(record)
+
+
+def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
+    variant, before = _variant(record), record.get("made_of")
+    if variant is None or before is None or record.get("moved"):
+        return
+    code, now = identified(record["config"], variant)
+    if now["settings"] != before["settings"]:
+        yield "its configuration is not the one that it ran with: the hash of the settings is another"
+    elif now == before and code != record["identity"]:
+        yield f"its identity {record['identity']} is not that of its configuration"
+
+
+def _of_variant(who: str, about: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    own = config["variant"]
+    if about.get("name", own["name"]) != own["name"]:
+        yield f"{who} says variant={about['name']}, its configuration variant={own['name']}"
+    found = ("rank",) if config.get("budget") is not None else ()
+    said = {k: v for k, v in about.get("hyperparameters", {}).items() if k not in found}
+    yield from _differing(who, said, {**config, **own})
+
+
+def _of_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        said = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    about = {"name": said.get("variant"), "hyperparameters": said.get("hyperparameters", {})}
+    yield from _of_variant("its saved adapter", about, config)
+    yield from _differing("its saved adapter", {"seed": said.get("seed")}, config)
+
+
+def _differing(who: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in said.items():
+        if value is not None and key in config and not _same(value, config[key]):
+            yield f"{who} says {key}={value}, its configuration {key}={config[key]}"
+
+
+def _spoken(command: str) -> dict[str, str]:
+    """The plain keys of a command line; of a key that is given twice, the last."""
+    given = overrides_of(command)
+    plain = {key: given[key].strip("'\"") for key in _SPOKEN if key in given}
+    return {key: value for key, value in plain.items() if "$" not in value and value not in ("null", "~")}
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return float(a) == float(b)
+    except (TypeError, ValueError):
+        return str(a) == str(b)
+
+
+def _label(record: Mapping[str, Any]) -> str:
+    return str(record.get("config", {}).get("variant", {}).get("name"))
+
+
+def _variant(record: Mapping[str, Any]) -> type[Variant] | None:
+    return VARIANTS.get(_label(record))
+
+
+__all__ = ["changes_results", "contradiction", "stale"]

@@ -1,0 +1,202 @@
+"""A run's folder and its `result.json`, written whole or not at all.
+
+`result.json`, schema 1. Times are seconds, sizes bytes, rates lie in 0..1 unless the metric says otherwise.
+
+| key | holds |
+|---|---|
+| schema, name, identity | this table's version; a readable name; the hash of what can change the result |
+| made_of | settings, source, data: a hash of each part of the identity; absent from older results |
+| state | running, done, diverged, failed or interrupted; `error` (type, message) says why |
+| command, started, ended | the command line; UTC times |
+| resumed | one entry for each time that the run went on after it had ended: at (UTC), step |
+| config | the resolved configuration |
+| variant | name, paper, equation and all hyperparameters as used |
+| metric | the name of the metric that counts |
+| metrics, zero_shot | split: {metric: value}, after training and before it |
+| history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
+| parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
+| adapter | folder, bytes |
+| timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
+| packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
+| memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
+| retention | of (the text), tokens; before, after: loss on it, nats a token |
+| updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
+| data | split: size and content hash |
+| environment | versions, platform, device, threads; commit and dirty flag of the code |
+| seed, data_seed | the seeds |
+
+| diverged | step, layers: where the numbers stopped being any |
+| skipped | steps without an update, because a gradient was no number (on_nonfinite=skip) |
+
+A result that says running, and whose folder no process holds, is of a run that was killed.
+
+`deltas.json` beside it, where `python -m lora_zoo.spectra --record` or an experiment made it: tables of
+`lora_zoo.updates` by name, rows as objects; archives keep it in the record, under `deltas`.
+
+Also beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`,
+`run.log`, `checkpoints/` while the run is not over.
+"""
+
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from lora_zoo.runs.redact import redacted
+
+SCHEMA = 1
+RESULT = "result.json"
+LOCK = ".lock"
+STATES = ("running", "done", "diverged", "failed", "interrupted")
+FINISHED = ("done", "diverged")
+
+
+class Busy(ValueError):
+    """Another process works in the run's folder."""
+
+
+class Claim(NamedTuple):
+    """A run's folder, held by this process alone, and what an earlier process has recorded in it."""
+
+    folder: Path
+    before: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.before.get("state") in FINISHED
+
+
+@contextlib.contextmanager
+def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
+    """Inside, a run's folder is this process's own; a process that dies lets go of it.
+
+    `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
+    one's, the latest of several. Raises Busy where another process holds it.
+    """
+    earlier = {folder: _read(folder) for folder in _of_name(Path(root), name)} if resume else {}
+    done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
+    folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
+        raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+    try:
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield Claim(folder, _read(folder))
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
+        lock.release()
+
+
+def _of_name(root: Path, name: str) -> Iterator[Path]:
+    """`root/name`, `root/name-2`, … as far as they exist."""
+    return itertools.takewhile(Path.is_dir, _numbered(root, name))
+
+
+def _numbered(root: Path, name: str) -> Iterator[Path]:
+    """`root/name`, `root/name-2`, … without an end."""
+    yield root / name
+    yield from (root / f"{name}-{number}" for number in itertools.count(2))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else {}
+
+
+def claim_folder(root: str | Path, name: str) -> Path:
+    """Make and return `root/name`, or `root/name-2`, … where it exists: nothing is ever overwritten."""
+    return next(filter(_newly_made, _numbered(made(Path(root)), name)))
+
+
+def _newly_made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def made(folder: Path) -> Path:
+    """`folder`, which is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file that holds `content`, text as UTF-8, synced to disk first."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names in `folder` to disk: without it, a renamed file may be gone after a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems have no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Record:
+    """The folder of one run. Every `update` leaves a complete `result.json` behind.
+
+    `before` is what an earlier process has recorded of the same run; it is kept and gone on with.
+    """
+
+    def __init__(self, folder: Path, before: dict[str, Any] | None = None, **content: Any) -> None:
+        self.folder = folder
+        kept = {key: value for key, value in (before or {}).items() if key not in ("error", "ended")}
+        self.content: dict[str, Any] = {"schema": SCHEMA, "started": now(), **kept, "state": "running"}
+        self.update(**content)
+
+    def update(self, **content: Any) -> None:
+        self.content |= redacted(plain(content))
+        text = json.dumps(self.content, indent=1, allow_nan=False)
+        write_atomically(self.folder / RESULT, text + "\n")
+
+    def end(self, state: str, **content: Any) -> None:
+        assert state in STATES, state
+        self.update(state=state, ended=now(), **content)
+
+    def examples(self, split: str, outcomes: list[dict[str, Any]]) -> None:
+        """Keep what the model answered for each example of a split."""
+        lines = (json.dumps(plain(outcome), ensure_ascii=False, allow_nan=False) for outcome in outcomes)
+        write_atomically(self.folder / f"examples-{split}.jsonl", "\n".join(lines) + "\n")
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it; numbers that are none become their names, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)

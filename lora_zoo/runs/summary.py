@@ -1,0 +1,137 @@
+"""What a person sees at the end of a run and of a sweep, read from the record alone."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_zoo.runs.record import RESULT, Record
+
+
+def print_run(record: Record, console: Console) -> None:
+    """Metric against zero-shot, size, speed, memory, places, and the next commands worth typing."""
+    result = record.content
+    table = Table(title=result["name"], show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is shown whole
+    for row in _rows(result, record.folder):
+        table.add_row(*row)
+    console.print(table)
+    console.print("next:", highlight=False)
+    for line in _next(result, record.folder):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
+    rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    rows.append(
+        ("trainable", f"{parameters['trainable']:,} of {parameters['total']:,} ({parameters['share']:.2%})")
+    )
+    if "adapter" in result:
+        rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
+    if timings.get("steps"):
+        rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
+    rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
+    peak = memory.get("peak_cuda", memory["peak_rss"])
+    rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
+    rows.append(("written to", str(folder)))
+    return [*rows, ("tracking", result["tracking"])] if result.get("tracking") else rows
+
+
+def _against(result: dict[str, Any], split: str) -> str:
+    name = result["metric"]
+    after, before = result["metrics"][split][name], result.get("zero_shot", {}).get(split, {}).get(name)
+    return f"{after:.4g}" + ("" if before is None else f"   (before training: {before:.4g})")
+
+
+def _next(result: dict[str, Any], folder: Path) -> list[str]:
+    lines = [
+        _with(result["command"], "seed", "0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
+        + "   (three seeds)",
+        _with(result["command"], "variant", "full") + "   (what all parameters reach)",
+    ]
+    if "adapter" in result:
+        lines.append(
+            f"python -m lora_zoo.merge {folder} {folder / 'merged'}   (an ordinary model for transformers)"
+        )
+    return lines
+
+
+def _with(command: str, key: str, value: str) -> str:
+    """`command` with `key` set to `value`."""
+    words = [word for word in command.split(" ") if not re.match(rf"\+*{key}=", word)]
+    return " ".join([*words, f"{key}={value}"])
+
+
+def print_line(record: Record, console: Console) -> None:
+    """A run of a sweep, in one line."""
+    result = record.content
+    split = next(reversed(result["metrics"]))
+    said = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
+    console.print(f"done: {result['name']}: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_sweep(folder: Path) -> None:
+    """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
+    console = Console()
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    keys = differing([overrides_of(run["command"]) for run in runs])
+    table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
+    numbers = ("value", "trainable", "s/step")
+    for column in (*keys, "state", "metric", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for result in runs:
+        given = overrides_of(result["command"])
+        table.add_row(*(escape(given.get(key, "-")) for key in keys), *_sweep_row(result))
+    console.print(table)
+    for result in (r for r in runs if r["state"] != "done"):
+        reason = result.get("error", {}).get("message", "no reason was recorded")
+        console.print(
+            f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
+        )
+    console.print(f"written to {folder}", highlight=False)
+    if not any(run.get("config", {}).get("experiment") for run in runs):
+        line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def differing(overrides: list[dict[str, str]]) -> list[str]:
+    """The keys that the runs' command lines give different values."""
+    keys = dict.fromkeys(key for one in overrides for key in one)
+    return [key for key in keys if len({one.get(key) for one in overrides}) > 1]
+
+
+def overrides_of(command: str) -> dict[str, str]:
+    """The overrides of a run's command line; of a key that is given twice, the last."""
+    words = (word.lstrip("+").partition("=") for word in shlex.split(command) if "=" in word)
+    return {key: value for key, _, value in words}
+
+
+def _sweep_row(result: dict[str, Any]) -> list[str]:
+    metric = result.get("metric", "-")
+    split = next(reversed(result.get("metrics", {"-": {}})))
+    value = result.get("metrics", {}).get(split, {}).get(metric)
+    trainable = result.get("parameters", {}).get("trainable")
+    step = result.get("timings", {}).get("step_median")
+    return [
+        result["state"],
+        f"{metric} ({split})",
+        "-" if value is None else f"{value:.4g}",
+        "-" if trainable is None else f"{trainable:,}",
+        "-" if step is None else f"{step:.3g}",
+    ]
+
+
+def readable_bytes(size: float) -> str:
+    """A size in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,111 @@
+"""Kinds of task: how examples become tensors, which model they need, and what a model answers.
+
+Every kind gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
+can be compared on the same items; a metric is computed from the same records.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lora_zoo.config.schema import Task
+
+Example = dict[str, Any]
+
+
+Outcome = dict[str, Any]
+
+
+IGNORED = -100
+
+
+class Kind(ABC):
+    """One task with the tokenizer that it is read by."""
+
+    auto_class: ClassVar[str]
+    """The transformers class that loads the model."""
+
+    def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
+        self.task, self.tokenizer = task, tokenizer
+
+    @abstractmethod
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        """Predictions and references as `outcomes` gives them, to try a metric on."""
+
+    def head(self) -> dict[str, Any]:
+        """What the model's configuration must say of its head."""
+        return {}
+
+    @classmethod
+    def outlined_head(cls, task: Task) -> dict[str, Any]:
+        """The same as far as the task's own configuration tells it, without any data."""
+        return {}
+
+    @abstractmethod
+    def encode(self, example: Example) -> Example:
+        """Token ids and labels of one training example."""
+
+    @abstractmethod
+    def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
+        """What `model` answers for each example of a split, in evaluation mode, without gradients."""
+
+    def collate(self, batch: list[Example]) -> dict[str, Tensor]:
+        """Pad on the right, labels with `IGNORED`."""
+        pads = {"labels": IGNORED, "attention_mask": 0, "token_type_ids": 0}
+        return {
+            name: pad_sequence(
+                [torch.tensor(example[name]) for example in batch],
+                batch_first=True,
+                padding_value=pads.get(name, self.tokenizer.pad_token_id),
+            )
+            if isinstance(batch[0][name], list)
+            else torch.tensor([example[name] for example in batch])
+            for name in batch[0]
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What a model that is made of a run must know of it, beside its head."""
+        return {}
+
+    def encoded(self, data: Any) -> list[Example]:
+        """A split as training examples."""
+        return [self.encode(example) for example in data]
+
+    def _batches(self, data: Any) -> Iterator[list[Example]]:
+        rows, size = list(data), self.task.eval_batch_size
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+    def _prompt_ids(self, example: Example) -> list[int]:
+        text = self.task.template.format(**example)
+        return self.tokenizer(text, truncation=True, max_length=self.task.max_length)["input_ids"]
+
+
+def continuation(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of `text` as it continues a prompt: a space before it, where the tokenizer keeps spaces."""
+    return tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+
+
+def continued(prompt: list[int], target: list[int], limit: int | None = None) -> Example:
+    """Prompt and target in one sequence, the prompt's labels ignored; too long a prompt loses its start."""
+    if limit is not None and len(prompt) + len(target) > limit:
+        prompt = prompt[-max(limit - len(target), 1) :]
+    ids = (prompt + target)[:limit]
+    labels = ([IGNORED] * len(prompt) + target)[:limit]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def grouped(data: Any) -> list[Example]:
+    """One example per distinct prompt, with all its targets as a list."""
+    groups: dict[str, Example] = {}
+    for row in data:
+        groups.setdefault(row["prompt"], row | {"target": []})["target"].append(row["target"])
+    return list(groups.values())
+
+
+def on_device(inputs: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

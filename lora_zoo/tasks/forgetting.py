@@ -1,0 +1,83 @@
+"""How well a causal model still predicts the text that it was pretrained on, or any other text.
+
+Loss in nats a token on held-out text, before training and after: what fine-tuning forgets.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lora_zoo.models.train_eval import evaluating
+from lora_zoo.tasks.base import on_device
+
+POCKET = "pocket"
+BLOCKS, LENGTH, TOGETHER = 128, 128, 32
+"""At most so many blocks of so many tokens, so many at a time."""
+
+
+class Retention:
+    """Blocks of tokens (N, L) of a text that no task trains on: `pocket`'s own genres, or a text file."""
+
+    def __init__(self, source: str, tokenizer: Any) -> None:
+        self.source = source
+        stream = _pocket(tokenizer) if source == POCKET else _file(Path(source).expanduser(), tokenizer)
+        tokens = list(islice(stream, BLOCKS * (LENGTH + 1)))
+        length = min(LENGTH + 1, len(tokens))
+        if length < 2:
+            raise ValueError(f"retention={source}: the text has {len(tokens)} tokens; give at least two")
+        count = len(tokens) // length
+        self.ids_NL = torch.tensor(tokens[: count * length]).view(count, length)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are predicted."""
+        return self.ids_NL[:, 1:].numel()
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """Mean cross-entropy (nats a token) of each token given those before it in its block."""
+        with evaluating(model):
+            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(TOGETHER)) / self.tokens
+
+
+def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:
+    inputs = on_device({"input_ids": ids_NL, "attention_mask": torch.ones_like(ids_NL)}, model)
+    logits_NLV = model(**inputs).logits[:, :-1].float()
+    return cross_entropy(logits_NLV.flatten(0, 1), inputs["input_ids"][:, 1:].flatten(), reduction="sum")
+
+
+def _pocket(tokenizer: Any) -> Iterator[int]:
+    """Documents of the pocket's last stage of pretraining, from a seed that pretraining did not use."""
+    from lora_zoo.pocket import genres
+
+    documents = genres.documents(random.Random("retention"), lambda: 1.0)
+    unknown = tokenizer.unk_token_id
+    for document in documents:
+        ids = tokenizer(f"{tokenizer.bos_token or ''} {document}", add_special_tokens=False)["input_ids"]
+        if unknown is not None and unknown in ids:
+            raise ValueError(
+                "retention=pocket is the text of the pocket model, and this model's tokenizer lacks its "
+                "words; give a text file"
+            )
+        yield from ids
+
+
+def _file(path: Path, tokenizer: Any) -> Iterator[int]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(f"retention={path}: {reason}; give a text file, or {POCKET}") from error
+    lines = (
+        tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)
+    )
+    return chain.from_iterable(lines)
+
+
+__all__ = ["Retention"]

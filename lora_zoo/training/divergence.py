@@ -1,0 +1,78 @@
+"""Losses and gradients that are no numbers: at which step, and which adapted layers they come from."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.inject.injection import Injection
+from lora_zoo.inject.wrappers import Shell
+from lora_zoo.models.train_eval import evaluating
+
+SHOWN = 5  # layers that a message names
+
+
+class Diverged(RuntimeError):
+    """The numbers of a run are no longer any: a finding, not a failure of the program."""
+
+    def __init__(self, message: str, *, step: int, layers: list[str]) -> None:
+        super().__init__(message)
+        self.about = {"step": step, "layers": layers}
+
+
+class Finding(NamedTuple):
+    """What is wrong in one step: a sentence, and the layers that it is about."""
+
+    said: str
+    layers: list[str]
+
+
+def finite(loss: Tensor, gradients: list[Tensor]) -> bool:
+    """Whether the loss and every entry of the gradients are numbers. One wait for the device."""
+    norms = [*torch._foreach_norm(gradients), loss.detach().norm()] if gradients else [loss.detach().norm()]
+    device = loss.device
+    return bool(torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all())
+
+
+def examine(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Finding:
+    """Where the numbers stop being any: weights first, then the forward pass, then gradients."""
+    named = injection.named_parameters()
+    if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
+        return Finding(f"the weights of {_listed(broken)} are no longer numbers", broken)
+    if not loss.isfinite():
+        if layer := _first_output(injection.model, inputs):
+            return Finding(
+                f"the loss is {loss.item()}; the first output that is no number is {layer}'s", [layer]
+            )
+        return Finding(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
+    gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
+    broken = _layers(name for name, g in gradients.items() if not g.norm().isfinite())
+    return Finding(f"the gradients of {_listed(broken)} are no numbers, or overflow", broken)
+
+
+@torch.no_grad()
+def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
+    """The adapted layer whose output is the first that is no number, in a pass without dropout."""
+    seen: list[str] = []
+    with contextlib.ExitStack() as hooks, evaluating(model):
+        for shell in (module for module in model.modules() if isinstance(module, Shell)):
+            hook = shell.register_forward_hook(lambda s, _, y: seen.append(s.name) if _broken(y) else None)
+            hooks.callback(hook.remove)
+        model(**inputs)
+    return seen[0] if seen else ""
+
+
+def _broken(y: Any) -> bool:
+    return isinstance(y, Tensor) and not bool(y.isfinite().all())
+
+
+def _layers(names: Iterator[str]) -> list[str]:
+    """The layers of parameters, each once."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def _listed(layers: list[str]) -> str:
+    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return ", ".join(layers[:SHOWN]) + more

@@ -1,0 +1,121 @@
+"""`dry_run=true`: what a run would adapt, from the model's configuration alone."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lora_zoo.config.schema import Settings
+from lora_zoo.core.adapter import Variant
+from lora_zoo.inject.preview import Preview, Row, preview
+from lora_zoo.inject.targets import heads
+from lora_zoo.models.loading import outline
+from lora_zoo.runs.identity import flat_hyperparameters
+from lora_zoo.runs.summary import readable_bytes
+from lora_zoo.tasks.registry import KINDS
+from lora_zoo.training.experiment import asked
+
+T = TypeVar("T")
+WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
+
+
+def dry_run(settings: Settings, variant: type[Variant], console: Console) -> int:
+    """Print the table and return the exit code: 0, or 2 for what a run would refuse."""
+    try:
+        found = previewed(settings, variant)
+    except ValueError as mistake:
+        console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    print_preview(found, console)
+    return 2 if found.missed else 0
+
+
+def previewed(settings: Settings, variant: type[Variant]) -> Preview:
+    """What the run of `settings` would adapt. Raises ValueError for what a run would refuse."""
+    kind = KINDS[settings.task.kind]
+    head = kind.outlined_head(settings.task)
+    model = outline(settings.model, kind.auto_class, head)
+    save = settings.modules_to_save
+    if save == "auto":
+        save = heads(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
+    return preview(model, variant, **asked(settings, save), **flat_hyperparameters(settings, variant))
+
+
+def print_preview(found: Preview, console: Console) -> None:
+    """One line for matrices that differ only in their layer's (or expert's) number."""
+    if found.rows:
+        Console(file=console.file, width=max(console.width, WIDTH)).print(_table(found))
+    for names in _grouped(found.in_full, _pattern):
+        size = sum(found.in_full[name] for name in names)
+        console.print(f"trains in full: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
+    share = found.trainable / found.total
+    console.print(
+        f"trainable: {found.trainable:,} of {found.total:,} ({share:.4%}) in {len(found.rows)} matrices; "
+        f"adapter on disk: {readable_bytes(found.bytes)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    idle = ", ".join(f"{role} x{count}" for role, count in found.idle.items())
+    console.print(
+        f"matched by nothing: {idle or 'no matrix, all are trained'}", highlight=False, soft_wrap=True
+    )
+    for sentence in found.missed:
+        console.print(f"no match: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(found: Preview) -> Table:
+    table = Table(title=f"{found.variant} would adapt", title_justify="left", box=box.SIMPLE)
+    for column in ("module", "role", "slice", "shape", "rank", "alpha", "count", "trainable"):
+        numeric = column in ("rank", "alpha", "count", "trainable")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for rows in folded(found.rows):
+        first = rows[0]
+        table.add_row(
+            _numbered([row.tensor for row in rows]),
+            first.role or "-",
+            _numbered([row.part for row in rows]) or "all",
+            "x".join(map(str, first.shape)),
+            *("-" if value is None else f"{value:g}" for value in (first.rank, first.alpha)),
+            str(len(rows)),
+            f"{sum(row.trainable for row in rows):,}",
+        )
+    return table
+
+
+def folded(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows in groups that differ in nothing but numbers within their names."""
+    return _grouped(
+        rows, lambda row: (_pattern(row.name), row.role, row.shape, row.rank, row.alpha, row.trainable)
+    )
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    groups: dict[object, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _numbered(names: list[str]) -> str:
+    """Names that differ in numbers alone as one: layers.{0-79}.q_proj."""
+    words = [re.split(r"(\d+)", name) for name in names]
+    columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=True)]
+    return "".join(column[0] if len(column) == 1 else f"{{{_ranges(column)}}}" for column in columns)
+
+
+def _ranges(numbers: list[str]) -> str:
+    """0-3,6 for 0, 1, 2, 3, 6."""
+    ordered, runs = sorted(map(int, numbers)), list[list[int]]()
+    for number in ordered:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,64 @@
+"""How a run is judged, and what it may be fed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lora_zoo.inject.base_model import beneath
+from lora_zoo.inject.injection import Injection
+from lora_zoo.models.train_eval import evaluating
+from lora_zoo.runs.record import Record
+from lora_zoo.tasks.base import Example
+from lora_zoo.training.resources import Material
+
+
+class Bench:
+    """Judges an adapted model on a task's splits, by the task's metrics."""
+
+    def __init__(
+        self,
+        injection: Injection,
+        material: Material,
+        judges: dict[str, Any],
+        *,
+        record: Record,
+        eval_splits: list[str],
+    ) -> None:
+        self.injection, self.material, self.judges = injection, material, judges
+        self.record, self.eval_splits = record, [s for s in eval_splits if s in material.splits]
+
+    def judge(self, *, keep: bool) -> dict[str, dict[str, float]]:
+        """Metrics by split; `keep` writes the outcome of every example to the run's folder."""
+        return {split: self.judge_split(split, keep=keep) for split in self.eval_splits}
+
+    def judge_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
+        model = self.injection.model
+        with evaluating(model):
+            outcomes = self.material.kind.outcomes(model, self.material.splits[split])
+        if keep:
+            self.record.examples(split, outcomes)
+        predictions = [o["prediction"] for o in outcomes]
+        references = [o["reference"] for o in outcomes]
+        values: dict[str, float] = {}
+        for metric in self.judges.values():
+            values |= metric.compute(predictions=predictions, references=references)
+        return values
+
+
+def check_inputs(model: nn.Module, data: Sequence[Example]) -> None:
+    """Raises ValueError for tokens and lengths for which the model has no embedding."""
+    known = {name: m.num_embeddings for name, m in beneath(model) if isinstance(m, nn.Embedding)}
+    greatest = max(max(example["input_ids"]) for example in data)
+    words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if greatest >= words:
+        raise ValueError(
+            f"the tokenizer gives the token {greatest} and the model has {words}; they do not belong together"
+        )
+    longest = max(len(example["input_ids"]) for example in data)
+    positions = [size for name, size in known.items() if "position" in name or name.endswith("wpe")]
+    if positions and longest > min(positions):
+        raise ValueError(
+            f"an example has {longest} tokens and the model {min(positions)} positions; give a smaller "
+            "task.max_length"
+        )

@@ -1,0 +1,233 @@
+"""One run, from composed settings to a complete record."""
+
+import contextlib
+import logging
+import shlex
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from lora_zoo.config import command_line
+from lora_zoo.config.schema import Settings
+from lora_zoo.config.validate import resolved
+from lora_zoo.core.errors import in_one_line
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs import summary
+from lora_zoo.runs.environment import environment, peak_memory
+from lora_zoo.runs.identity import identified, readable_name, without_effect
+from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
+from lora_zoo.runs.redact import RedactingFormatter, redacted
+from lora_zoo.training.callbacks import Progress, RichProgress
+from lora_zoo.training.divergence import Diverged
+from lora_zoo.training.dry_run import dry_run
+from lora_zoo.training.experiment import Experiment, Surroundings
+from lora_zoo.training.resources import Fresh, of_this_process, process_as_it_was
+from lora_zoo.training.signals import Stopping
+
+_log = logging.getLogger("lora_zoo")
+
+
+def run(
+    config: DictConfig,
+    overrides: list[str],
+    sweep: str | None,
+    progress: type[Progress] = RichProgress,
+    *,
+    make: type[Experiment] | partial[Experiment] = Experiment,
+    stopping: Stopping | None = None,
+) -> int:
+    """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
+
+    `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
+    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping`
+    are another kind of Experiment and of being told to stop, for jobs that share a process.
+    """
+    console = Console()
+    try:
+        settings = resolved(config)
+        variant = VARIANTS.find(settings.variant["name"])
+    except (ValueError, KeyError) as mistake:
+        _complain(console, str(mistake))
+        return 2
+    for name in without_effect(settings, variant, overrides):
+        text = f"note: {name} has no effect with variant={variant.name}"
+        console.print(text, style="yellow", soft_wrap=True)
+    if settings.dry_run:
+        return dry_run(settings, variant, console)
+    resume = sweep is not None if settings.resume is None else settings.resume
+    group = Path(sweep).name if sweep else None
+    try:
+        code, parts = identified(asdict(settings), variant)
+        name = readable_name(settings, variant)
+        with claimed(sweep or settings.out, f"{name}-{code}", resume=resume) as claim:
+            if claim.finished and not _asks_for_more(settings, claim):
+                return _finished_before(claim, console)
+            record = _opened(claim, settings, config, overrides, name=name, identity=code, made_of=parts)
+            # Who shares being told to stop shares the process, which whoever began it puts back.
+            own = process_as_it_was() if stopping is None else contextlib.nullcontext()
+            supply = of_this_process() if group and stopping is None else Fresh()
+            stopping = stopping or Stopping()
+            around = Surroundings(console, group, stopping, supply, progress)
+            with _logging_to(claim.folder / "run.log", console), stopping.listening(), own:
+                return _kept(make(settings, variant, record, around))
+    except Busy as busy:
+        _complain(console, str(busy))
+        return 2
+    except OSError as refusal:  # the folder cannot be made, or the record not be written
+        _complain(console, f"{refusal.filename or settings.out}: {refusal.strerror or refusal}")
+        return 2
+
+
+def _opened(
+    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: Any
+) -> Record:
+    """The record of a run that begins or, where the claim says so, goes on."""
+    resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
+    words = redacted(["python", "-m", "lora_zoo.run", *command_line.originals(overrides)])
+    record = Record(
+        claim.folder,
+        claim.before,
+        **names,
+        command=shlex.join(words),
+        config=asdict(settings),
+        seed=settings.seed,
+        data_seed=settings.data_seed,
+        **({"resumed": resumed} if resumed else {}),
+    )
+    tree = redacted(OmegaConf.to_container(config, resolve=True))
+    write_atomically(claim.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    return record
+
+
+def _asks_for_more(settings: Settings, claim: Claim) -> bool:
+    """Whether a finished run lacks something that can be asked for without changing what it is."""
+    judged = set(claim.before.get("metrics", {}))
+    present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
+    unmeasured = settings.retention is not None and "retention" not in claim.before
+    unmerged = settings.merge and not (claim.folder / "merged").is_dir()
+    return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
+
+
+def _finished_before(claim: Claim, console: Console) -> int:
+    state = claim.before["state"]
+    console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
+    return int(state != "done")
+
+
+def _kept(experiment: Experiment) -> int:
+    try:
+        return _recorded(experiment)
+    except OSError as refusal:  # what ended the run stands in no record
+        text = f"{refusal.filename or experiment.record.folder}: {refusal.strerror or refusal}"
+        _complain(experiment.console, f"failed: the record cannot be written: {text}")
+        return 1
+
+
+def _recorded(experiment: Experiment) -> int:
+    settings, record, console = experiment.settings, experiment.record, experiment.console
+    began = time.perf_counter()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    record.update(environment=environment())
+    error: Exception | None = None
+    state, code = "done", 0
+    try:
+        experiment.run()
+    except Diverged as divergence:
+        state, error, code = "diverged", divergence, 1
+    except ValueError as mistake:
+        state, error, code = "failed", mistake, 1 if experiment.underway else 2
+    except KeyboardInterrupt as signalled:
+        told = signalled
+        experiment.stopping.leave(lambda: _interrupted(record, console, told))
+        raise
+    except (
+        Exception
+    ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
+        state, error, code = "failed", failure, 1
+    finally:
+        experiment.supply.give_back()
+    timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
+    said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
+    if error is not None:
+        _log.error("%s", "".join(traceback.format_exception(error)))
+    memory = record.content.get("memory", {}) | peak_memory()
+    record.end(state, timings=timings, memory=memory, **said)
+    if error is None:
+        show = summary.print_line if experiment.group else summary.print_run
+        show(record, console)
+    else:
+        _complain(console, f"{state}: {_one_line(error)}")
+        console.print(f"the record and run.log lie in {record.folder}", highlight=False, soft_wrap=True)
+    return code
+
+
+def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> None:
+    record.end("interrupted", error={"type": type(told).__name__, "message": str(told) or "stopped"})
+    saved = list((record.folder / "checkpoints").glob("checkpoint-*"))
+    text = f"interrupted; what there is lies in {record.folder}"
+    console.print(text, style="yellow", highlight=False, soft_wrap=True)
+    how = "from its last checkpoint" if saved else "from the start, as it had no checkpoint yet"
+    console.print(f"resume=true goes on {how}", style="yellow", highlight=False)
+
+
+def _complain(console: Console, text: str) -> None:
+    line = redacted(in_one_line(text))
+    console.print(f"lora_zoo: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _one_line(error: BaseException) -> str:
+    text = in_one_line(error)
+    return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
+
+
+class _Terminal(logging.Handler):
+    """Shows our own warnings; errors are said elsewhere, in one line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+        self.addFilter(lambda record: record.levelno == logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = redacted(record.getMessage())
+        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path, console: Console) -> Iterator[None]:
+    """Send log records and warnings to the run's own file; of them, the terminal shows our warnings alone."""
+    import transformers
+
+    handler = logging.FileHandler(path)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level, others, raising = root.level, root.handlers, logging.raiseExceptions
+    logging.raiseExceptions = False  # a disk that is full costs the log its lines, and the terminal nothing
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.disable_progress_bar()
+    logging.captureWarnings(True)
+    _log.addHandler(shown := _Terminal(console))
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        logging.captureWarnings(False)
+        _log.removeHandler(shown)
+        root.handlers = others
+        root.setLevel(level)
+        logging.raiseExceptions = raising
+        with contextlib.suppress(OSError):
+            handler.close()

@@ -1,0 +1,124 @@
+"""Tables of ΔW beside the records of runs, which outlive the adapters: `deltas.json` in a run's folder."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_zoo.core.errors import unknown
+from lora_zoo.formats.native import DESCRIPTION
+from lora_zoo.models.base import PEFT
+from lora_zoo.runs.curves import updates
+from lora_zoo.runs.frame import load
+from lora_zoo.runs.loading import ARCHIVE, DELTAS, recorded
+from lora_zoo.runs.record import RESULT, write_atomically
+from lora_zoo.updates import tables
+from lora_zoo.updates.reading import Deltas, read
+
+TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
+    "spectra": tables.spectra,
+    "changes": tables.changes,
+    "amplification": tables.amplification,
+    "touched": tables.touched,
+    "intruders": tables.intruders,
+}
+"""What is made of one adapter; `evolution` beside them is made of a run's checkpoints."""
+THIN = ("spectra",)
+"""Those that need the base only where the adapter does."""
+IN_EVERY_RECORD = ("spectra", "changes")
+"""Those whose columns are, but for a few, among the `updates` of a run's record."""
+
+
+def record(run: str | Path, names: Sequence[str], *, model: str | None = None) -> Path:
+    """Make those of the tables `names` that a run's `deltas.json` lacks, from its adapter; returns the file.
+
+    Raises as `read` does, and ValueError for a name that is none and a folder that is no run's.
+    """
+    there = recorded(Path(run)).get("deltas", {})
+    wanted = [name for name in names if name not in there]
+    return write(run, made_of(run, wanted, model=model) if wanted else {})
+
+
+def write(run: str | Path, made: Mapping[str, pd.DataFrame]) -> Path:
+    """Put tables by name into a run's `deltas.json`, beside the others that are there."""
+    run = Path(run)
+    if not (run / RESULT).is_file():
+        raise ValueError(f"{run} is no run's folder with {RESULT}: there is no record to keep tables with")
+    there: dict[str, Any] = recorded(run).get("deltas", {})
+    tables = there | {name: _rows(table) for name, table in made.items()}
+    write_atomically(run / DELTAS, json.dumps(tables) + "\n")
+    return run / DELTAS
+
+
+def made_of(
+    source: str | Path, names: Sequence[str], *, model: str | None = None, **of_file: Any
+) -> dict[str, pd.DataFrame]:
+    """The tables `names` of one run or adapter; `of_file`: what `read` wants to know of loralib's.
+
+    Raises as `read` does, and ValueError for a name that is none.
+    """
+    for name in names:
+        if name not in (*TABLES, "evolution"):
+            raise ValueError(unknown("table", name, [*TABLES, "evolution"]))
+    found: dict[str, pd.DataFrame] = {}
+    own = [name for name in names if name in TABLES]
+    if own:
+        deltas = read(source, base=bool(set(own) - set(THIN)), model=model, **of_file)
+        found = {name: TABLES[name](deltas) for name in own}
+    if "evolution" in names:
+        found["evolution"] = tables.evolution(source, model=model)
+    return found
+
+
+def runs(source: str | Path) -> pd.DataFrame:
+    """What `lora_zoo.runs.loading` gives; of adapters without runs, the columns that their ΔW need.
+
+    `seed` numbers such adapters within their variant and rank. ValueError where there is neither.
+    """
+    source = Path(source)
+    if source.is_file() or any(source.rglob(RESULT)) or any(source.rglob(ARCHIVE)):
+        return load(source)
+    folders = {path.parent for name in (DESCRIPTION, PEFT) for path in source.rglob(name)}
+    if not folders:
+        raise ValueError(f"{source} holds neither runs nor adapters")
+    rows = []
+    for folder in sorted(folders):
+        deltas = read(folder)
+        known = {"variant": deltas.variant, "rank": deltas.rank, "alpha": deltas.alpha}
+        rows.append({"run": str(folder), "name": deltas.label, **known})
+    found = pd.DataFrame(rows).assign(state="done", folder=None, adapter=[row["run"] for row in rows])
+    found["record"] = [{} for _ in rows]
+    return found.assign(seed=found.groupby(["variant", "rank"], dropna=False).cumcount())
+
+
+def of_runs(
+    frame: pd.DataFrame, table: str, settings: Sequence[str] = ("variant", "rank", "seed")
+) -> pd.DataFrame:
+    """A table of all runs of a frame, as recorded or else made of the adapter, with `run` and the `settings`.
+
+    Of runs without either, `spectra` and `changes` have what every record holds of ΔW; from other tables they
+    are left out. ValueError where nothing remains.
+    """
+    found = []
+    for _, run in frame[frame["state"] == "done"].iterrows():
+        rows = run["record"].get("deltas", {}).get(table)
+        source = run["folder"] if table == "evolution" else run["adapter"]
+        if rows is None and source is not None:
+            rows = made_of(source, [table])[table]
+        elif rows is None and table in IN_EVERY_RECORD:
+            rows = updates(run.to_frame().T)
+        if rows is not None and len(rows):
+            found.append(pd.DataFrame(rows).assign(run=run["run"], **{name: run[name] for name in settings}))
+    if not found:
+        raise ValueError(f"no run has recorded the table {table!r}, and none has an adapter to make it of")
+    return pd.concat(found, ignore_index=True)
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
+    return rows
+
+
+__all__ = ["TABLES", "made_of", "of_runs", "record", "runs", "write"]

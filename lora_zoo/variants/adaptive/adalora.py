@@ -1,0 +1,191 @@
+"""AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (Zhang et al., ICLR 2023)."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.adapter import Site, trainable
+from lora_zoo.core.dtypes import uncast
+from lora_zoo.core.hooks import Method, Progress
+from lora_zoo.core.init import Init
+from lora_zoo.core.seeding import generator, normal
+from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.adalora import TripletForm, in_peft
+from lora_zoo.inits.random import orthonormal_rows
+from lora_zoo.variants.adaptive.batched import Stacks, deviation, views
+from lora_zoo.variants.low_rank import Product
+
+
+class Budget(Method):
+    """§3.2-3.3: keeps the triplets (P column, λ, Q row) that matter, model-wide, under a shrinking budget.
+
+    `tinit` and `tfinal` are steps, or shares of the run if below 1. Where the paper and its code differ, the
+    code is the default and the option offers the paper: `orth_reg=sum_squared`, `sensitivity=pre_step`.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, "AdaLoRA"],
+        *,
+        tinit: float = 0.1,
+        tfinal: float = 0.5,
+        deltaT: int = 1,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        orth_reg_weight: float = 0.1,
+        orth_reg: Literal["mean_norm", "sum_squared"] = "mean_norm",
+        sensitivity: Literal["post_step", "pre_step"] = "post_step",
+    ) -> None:
+        super().__init__(adapters)
+        if not (deltaT >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and orth_reg_weight >= 0):
+            needs = "needs deltaT >= 1, 0 <= beta1 < 1, 0 <= beta2 < 1 and orth_reg_weight >= 0"
+            raise ValueError(f"adalora: {needs}; got {deltaT}, {beta1}, {beta2} and {orth_reg_weight}")
+        self.sites = list(adapters.values())
+        self.tinit, self.tfinal, self.deltaT, self.betas = tinit, tfinal, deltaT, (beta1, beta2)
+        self.weight, self.penalty = orth_reg_weight, PENALTIES[orth_reg]
+        self.pre_step = sensitivity == "pre_step"
+        self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
+        # Q's rows and P's columns, alike ones together: what is done to them takes an operation a shape.
+        self.rows = Stacks([a.A_RI for a in self.sites])
+        self.columns = Stacks([a.B_OR for a in self.sites])
+        E: list[Tensor] = [a.E_R for a in self.sites]
+        self.triplets = E + self.rows.tensors + self.columns.tensors
+        like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
+        self.register_buffer("mean", like.new_zeros(entries))
+        self.register_buffer("spread", like.new_zeros(entries))
+        self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
+
+    def begin(self, total: int) -> None:
+        start, end = self.window(total)
+        if not 0 <= start < end <= total:
+            raise ValueError(f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
+        self.to(self.sites[0].E_R.device)
+
+    def window(self, total: int) -> tuple[int, int]:
+        """The steps between which the budget shrinks."""
+        start, tail = (round(t * total) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
+        return start, total - tail
+
+    def budget(self, progress: Progress) -> int:
+        """Eq. 14, with the typing error of its denominator mended as in the official code."""
+        start, end = self.window(progress.total)
+        left = min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0)
+        return int(self.target + (self.full - self.target) * left**3)
+
+    def regularizer(self) -> Tensor:
+        with uncast(self.sites[0].E_R.device):
+            deviations = [deviation(Q_NRI) for Q_NRI in self.rows.stacked()]
+            deviations += [deviation(P_NOR.mT) for P_NOR in self.columns.stacked()]
+        return self.weight * self.penalty(torch.cat(deviations))
+
+    def on_backward_end(self, progress: Progress) -> None:
+        if self.pre_step:
+            self.observe(progress)
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress) -> None:
+        if not self.pre_step:
+            self.observe(progress)
+        start, end = self.window(progress.total)
+        due = progress.step > start and progress.step % self.deltaT == 0
+        if progress.step == end or (progress.step < end and due):
+            self.allocate(self.full - self.budget(progress))
+        if progress.step >= end or due:
+            E = self.triplets[: len(self.sites)]
+            torch._foreach_mul_(E, views(self.kept.to(E[0].dtype), E))
+
+    @torch.no_grad()
+    def observe(self, progress: Progress) -> None:
+        """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
+        gradients = [p.grad for p in self.triplets if p.grad is not None]
+        if not gradients or progress.step >= self.window(progress.total)[1]:
+            return  # a step that is skipped has no gradients
+        mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
+        now = [t.to(self.mean.dtype) for t in torch._foreach_mul(self.triplets, gradients)]
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(mean, now, 1 - self.betas[0])
+        torch._foreach_sub_(now, mean)
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(spread, now, 1 - self.betas[1])
+
+    def allocate(self, surplus: int) -> None:
+        """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
+        E, Q, P = (self.mean * self.spread).split([self.full, self.rows.entries, self.columns.entries])
+        scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
+        self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
+
+    def finalize(self) -> None:
+        if int(self.kept.sum()) > self.target:
+            warnings.warn(
+                "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
+            )
+
+    def law(self) -> None:
+        assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
+
+    mean: Tensor
+    spread: Tensor
+    kept: Tensor
+
+
+def sum_squared(norms: Tensor) -> Tensor:
+    return norms.square().sum()
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "sum_squared": sum_squared}
+
+
+@register("adalora")
+@in_peft(TripletForm())
+class AdaLoRA(Product):
+    """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
+
+    paper = "arXiv:2303.10512"
+    equation = "W' = W + (α/r₀) P diag(λ) Q"
+    count = "(ceil(3 * R / 2) if init_r == 'auto' else init_r) * (O + I + 1)"
+    method = Budget
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        init_r: int | Literal["auto"] = "auto",
+        alpha: float = 12.0,
+        init: str = "gaussian",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site)
+        first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
+        O, I = site.shape
+        if not 1 <= rank <= first <= min(O, I):
+            raise ValueError(
+                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {site.name}; got {rank}, {first}"
+            )
+        W_OI = site.host.matrix()
+        draws = (
+            normal(first, side, 0.02, generator("init", site.seed, site.name, side_name))
+            for side_name, side in (("Q", I), ("P", O))
+        )
+        Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
+        self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
+        self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
+        self.E_R = trainable(W_OI, (first,))
+        self.rank = rank
+        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
+        self.dropout = site.dropout(lora_dropout)
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        return init.name in ("gaussian", "orthogonal")
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.B_OR * self.E_R, self.A_RI

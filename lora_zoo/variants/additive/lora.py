@@ -1,0 +1,28 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., ICLR 2022)."""
+
+from lora_zoo.core.adapter import Site
+from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.forms import in_peft
+from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.variants.low_rank import Additive
+
+
+@register("lora")
+@in_peft(LoraForm())
+class LoRA(Additive):
+    """§4.1, eq. 3: h = W x + (α/r) B A x."""
+
+    paper = "arXiv:2106.09685"
+    equation = "W' = W + (α/r) B A"
+    count = "R * (O + I)"
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        alpha: float = 8.0,
+        init: str = "kaiming",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)

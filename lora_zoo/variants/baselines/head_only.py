@@ -1,0 +1,28 @@
+"""Head-only training (linear probing): the lower baseline that still trains."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lora_zoo.core.adapter import Baseline
+from lora_zoo.core.variants import register
+from lora_zoo.inject.targets import heads, parameters_of
+
+
+@register("head_only")
+class HeadOnly(Baseline):
+    """The modules to save are trained (a classifier, say); without any, the model's own head."""
+
+    paper = "-"
+    equation = "W' = W below the head, the head trained"
+
+    @classmethod
+    def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
+        if modules_to_save is not None:
+            return list(modules_to_save)
+        found = heads(model)
+        if not found:
+            raise ValueError(
+                "head_only: the model has no head that is known by name; give modules_to_save=[…]"
+            )
+        return parameters_of(model, found)

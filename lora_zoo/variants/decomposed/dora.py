@@ -1,0 +1,61 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., ICML 2024)."""
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo import kernels
+from lora_zoo.core.adapter import Site
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.forms import in_peft
+from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.variants.low_rank import LowRank
+
+
+@register("dora")
+@in_peft(LoraForm(magnitude="m_O"))
+class DoRA(LowRank):
+    """Eq. 5, with m and the norm per output feature (the paper's W is (in, out); its authors confirm)."""
+
+    paper = "arXiv:2402.09353"
+    equation = "W' = m (W + (α/r) B A) / ‖W + (α/r) B A‖_row"
+    count = "R * (O + I) + O"
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        init: str = "kaiming",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        self.m_O = nn.Parameter(self.norm(site.host.matrix()))
+
+    def norm(self, W_OI: Tensor) -> Tensor:
+        # §4.3: the norm takes no gradient. A zero row of W has no direction; its gain is 1 instead of 0 / 0.
+        norm_O = (W_OI + self.update()).detach().norm(dim=1)
+        return norm_O.clamp_min(torch.finfo(norm_O.dtype).tiny)
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        learning, frozen = self.pairs()
+        if kernels.fits(host, x, self.m_O, *learning):
+            return kernels.decomposed(host, x, self.m_O, learning, frozen, self.dropout.mask(x))
+        W_OI = host.matrix()
+        B_OR, A_RI = self.branch()
+        gain = host.rows(self.m_O / self.norm(W_OI))
+        dropped = host.dropped(x, self.dropout)
+        base = host.times(x, W_OI)
+        y = gain * host.low_rank(dropped, B_OR, A_RI)
+        # The official code drops what the gain corrects and not the frozen layer's own output.
+        y = y + (gain * base if dropped is x else base + (gain - 1) * host.times(dropped, W_OI))
+        return host.plus_bias(y.to(base.dtype))
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        norm_O = self.weight(W_OI).norm(dim=1)
+        torch.testing.assert_close(norm_O, self.m_O.abs().to(norm_O.dtype))

@@ -1,0 +1,116 @@
+"""Base classes of variants with low-rank factors.
+
+Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo import kernels
+from lora_zoo.core.adapter import Adapter, Site, Variant
+from lora_zoo.core.dropout import Dropout
+from lora_zoo.core.dtypes import uncast
+from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.init import Init, find_init, initial_factors
+from lora_zoo.kernels import Pair
+
+
+class Product(Adapter, ABC):
+    """W' = W + B A for some `factors()`: the branch is two thin products beside the frozen layer."""
+
+    dropout: Dropout
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]: ...
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        B_OR, A_RI = self.factors()
+        return W_OI + B_OR @ A_RI
+
+    def pairs(self) -> tuple[Pair, Pair | None]:
+        """What `factors()` is made of: the product that learns, and a frozen one if there is any."""
+        return Pair(*self.factors()), None
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        learning, frozen = self.pairs()
+        if kernels.fits(host, x, *learning):
+            return kernels.product(host, x, learning, frozen, self.dropout.mask(x))
+        B_OR, A_RI = self.factors()
+        y = host.base(x)
+        return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)
+
+
+class LowRank(Adapter, ABC):
+    """Owns trainable factors A (R, I) and B (O, R), their scale s, their start and the branch's dropout.
+
+    A residual start (PiSSA and kin) also keeps its start factors A0, B0; the update is s (B A - B0 A0).
+    """
+
+    A0_RI: Tensor | None
+    B0_OR: Tensor | None
+
+    def __init__(self, site: Site, *, rank: int, scale: float, init: str, lora_dropout: float) -> None:
+        super().__init__(site)
+        if not 0 < abs(scale) < float("inf"):
+            raise ValueError(f"the scale of {site.name} must be a number other than 0; alpha gave {scale}")
+        self.rank, self.scale, self.init = rank, scale, start_for(type(self), init, site.host)
+        begun, residual = initial_factors(
+            self.init, site.host.matrix(), rank=rank, scale=scale, seed=site.seed, matrix=site.name
+        )
+        self.A_RI, self.B_OR = nn.Parameter(begun.A_RI), nn.Parameter(begun.B_OR)
+        self.register_buffer("A0_RI", begun.A_RI.clone() if residual else None)
+        self.register_buffer("B0_OR", begun.B_OR.clone() if residual else None)
+        self.dropout = site.dropout(lora_dropout)
+        if lora_dropout and residual:
+            raise ValueError(
+                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual start "
+                f"init={init}; use lora_dropout=0 with it"
+            )
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        return True
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape)
+
+    def pairs(self) -> tuple[Pair, Pair | None]:
+        """The scaled (s B, A), and a residual start's (-s B0, A0)."""
+        learning = Pair(self.scale * self.B_OR, self.A_RI)
+        if self.A0_RI is None or self.B0_OR is None:
+            return learning, None
+        return learning, Pair(-self.scale * self.B0_OR, self.A0_RI)
+
+    def branch(self) -> tuple[Tensor, Tensor]:
+        """Thin (B, A), the scale and a residual start's own factors included."""
+        learning, frozen = self.pairs()
+        if frozen is None:
+            return learning
+        return torch.cat([learning.B_OR, frozen.B_OR], dim=1), torch.cat([learning.A_RI, frozen.A_RI])
+
+    def update(self) -> Tensor:
+        """s B A, less s B0 A0 where the start is residual: (O, I)."""
+        B_OR, A_RI = self.branch()
+        with uncast(A_RI.device):
+            return B_OR @ A_RI
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}, init={self.init}"
+
+
+class Additive(LowRank, Product, ABC):
+    """LoRA's own form: the trainable product is added to W."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.branch()
+
+
+def start_for(cls: type[Variant], init: str, host: Host) -> str:
+    """The start that `init` means on this kind of layer, where the variant allows it."""
+    usual = host.starts.get(init, init)
+    return usual if cls.accepts_init(find_init(usual)) else init
