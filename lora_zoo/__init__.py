@@ -24,15 +24,15 @@ _HOMES = {
     "Adapter": "lora_zoo.core.adapter",
     "LowRank": "lora_zoo.core.adapter",
     "Additive": "lora_zoo.core.adapter",
-    "Method": "lora_zoo.core.hooks",
+    "AdapterHooks": "lora_zoo.core.hooks",
     "register": "lora_zoo.core.registry",
 }
 __all__ = [
     "Adapter",
+    "AdapterHooks",
     "Additive",
     "Injection",
     "LowRank",
-    "Method",
     "__version__",
     "adapters_of",
     "contiguous",

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with on_the_terminal():
         injection = load(**vars(given) | {"enable": [role for role in given.enable.split(",") if role]})
-    whole = f" and {len(injection.in_full)} parameters in full" if injection.in_full else ""
+    whole = f" and {len(injection.fully_trained)} parameters in full" if injection.fully_trained else ""
     print(
         f"{injection.variant.name} on {len(injection)} matrices{whole} in {given.out}: load_adapter loads it"
     )

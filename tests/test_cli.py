@@ -23,7 +23,7 @@ E2E = ROOT.parent / "shared" / "data" / "e2e"
 QUICK = ("steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1")
 
 
-def shell(
+def wrapper(
     *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
@@ -36,7 +36,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_front_door(tmp_path: Path) -> None:
-    ended = shell("+variant=dora", "rank=8", "trainer.logging_steps=2", *QUICK, at=tmp_path)
+    ended = wrapper("+variant=dora", "rank=8", "trainer.logging_steps=2", *QUICK, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (result,) = results(tmp_path)
     assert result["state"] == "done"
@@ -71,7 +71,7 @@ def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Pat
     model = tmp_path / "config_alone"
     tf.LlamaConfig(hidden_size=512, num_hidden_layers=6, vocab_size=1000).save_pretrained(model)
     words = ("target_modules=[q,v]", "layers=2-", "rank_pattern={v:2}", "task=sick", "dry_run=true")
-    ended = shell("+variant=dora", "rank=4", f"model={model}", *words, at=tmp_path)
+    ended = wrapper("+variant=dora", "rank=4", f"model={model}", *words, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     for said in (
         "model.layers.{2-5}.self_attn.q_proj",
@@ -82,17 +82,17 @@ def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Pat
         "matched by nothing",
     ):
         assert said in ended.stdout, ended.stdout
-    sweep = shell("-m", "+variant=lora,vera", "budget=20k", "dry_run=true", at=tmp_path)
+    sweep = wrapper("-m", "+variant=lora,vera", "budget=20k", "dry_run=true", at=tmp_path)
     assert sweep.returncode == 0
     assert "18,432" in sweep.stdout and "20,000" in sweep.stdout
-    missed = shell("+variant=lora", "target_modules=[q,vv]", "dry_run=true", at=tmp_path)
-    assert missed.returncode == 2 and "unknown target 'vv'. Did you mean 'v'?" in missed.stdout
+    unmatched = wrapper("+variant=lora", "target_modules=[q,vv]", "dry_run=true", at=tmp_path)
+    assert unmatched.returncode == 2 and "unknown target 'vv'. Did you mean 'v'?" in unmatched.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["config_alone"]
 
 
 def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
     words = ("budget=10k", "layers=[0,2-3]", "alpha_pattern={q:4}", "exclude_modules=.*\\.2\\..*q_proj")
-    ended = shell("-m", "+variant=lora,dora,full", *words, "tracking=none", *QUICK, at=tmp_path)
+    ended = wrapper("-m", "+variant=lora,dora,full", *words, "tracking=none", *QUICK, at=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = {r["variant"]["name"]: r for r in results(tmp_path)}
     for name in ("lora", "dora"):
@@ -106,7 +106,7 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 
 def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     names = list(VARIANTS)
-    ended = shell(
+    ended = wrapper(
         "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
@@ -117,7 +117,7 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-seed-")
     assert not list(tmp_path.rglob("wandb"))
-    again = shell("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path)
+    again = wrapper("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path)
     assert again.returncode == 0
     losses = {}
     for result in results(tmp_path):
@@ -132,9 +132,9 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
 def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
     """At full length, on fewer test examples: q at rank 1, all four matrices at rank 8, everything."""
     common = ("tracking=none", "threads=1", "task.sizes.test=200", "eval_splits=[test]", "zero_shot=false")
-    assert shell("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
-    assert shell("+variant=lora", "target_modules=[q,k,v,o]", *common, at=tmp_path).returncode == 0
-    assert shell("+variant=full", *common, at=tmp_path).returncode == 0
+    assert wrapper("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
+    assert wrapper("+variant=lora", "target_modules=[q,k,v,o]", *common, at=tmp_path).returncode == 0
+    assert wrapper("+variant=full", *common, at=tmp_path).returncode == 0
     exact = {
         (r["variant"]["name"], r["config"]["rank"]): r["metrics"]["test"]["exact_match"]
         for r in results(tmp_path)
@@ -146,7 +146,7 @@ def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None
 
 
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    ended = shell("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
+    ended = wrapper("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
     assert ended.returncode == 1
     states = {r["variant"]["name"]: r for r in results(tmp_path)} if results(tmp_path) else {}
     assert states["lora"]["state"] == "done"
@@ -174,7 +174,7 @@ def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_what_only_the_model_can_tell_is_one_line_and_code_2(
     arguments: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
-    ended = shell(*arguments, "tracking=none", *QUICK, at=tmp_path)
+    ended = wrapper(*arguments, "tracking=none", *QUICK, at=tmp_path)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert says in " ".join(ended.stdout.split())
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -184,7 +184,7 @@ def test_what_only_the_model_can_tell_is_one_line_and_code_2(
 
 
 def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
-    ended = shell(
+    ended = wrapper(
         "+variant=full",
         "lr=1e30",
         "trainer.max_grad_norm=0",
@@ -226,9 +226,9 @@ def test_a_merged_model_is_an_ordinary_one(tmp_path: Path) -> None:
     from lora_zoo import load_adapter
     from lora_zoo.pocket import HUB as POCKET
 
-    assert shell("+variant=dora", "tracking=none", *QUICK, at=tmp_path).returncode == 0
+    assert wrapper("+variant=dora", "tracking=none", *QUICK, at=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
-    ended = shell(str(run), str(tmp_path / "merged"), at=tmp_path, module="lora_zoo.merge")
+    ended = wrapper(str(run), str(tmp_path / "merged"), at=tmp_path, module="lora_zoo.merge")
     assert ended.returncode == 0, ended.stderr
     base = AutoModelForCausalLM.from_pretrained(POCKET, dtype="float32").eval()
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("select name from player", return_tensors="pt")
@@ -249,7 +249,7 @@ needs_sick = pytest.mark.skipif(
 def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
     assert MINILM is not None and MINILM.origin is not None
     model = Path(MINILM.origin).parent / "model"
-    ended = shell(
+    ended = wrapper(
         "-m", "+variant=lora,head_only", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
         "tracking=none", "steps=30", "task.sizes.test=200", "eval_splits=[test]", "threads=1", at=tmp_path,
     )  # fmt: skip
@@ -265,7 +265,7 @@ def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not E2E.is_dir(), reason="needs the E2E data beside the project")
 def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> None:
-    made = shell(
+    made = wrapper(
         "--text", str(E2E / "dev.txt"), "--out", "base", at=tmp_path, module="lora_zoo.models.from_scratch"
     )
     assert made.returncode == 0, made.stderr
@@ -277,12 +277,12 @@ def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> No
         "task.num_beams=1",
         "task.sizes.test=40",
     )
-    full = shell(
+    full = wrapper(
         "+variant=full", "model=base", "steps=60", "merge=true", "eval_splits=[test]", *common, at=tmp_path
     )
     assert full.returncode == 0, full.stdout + full.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    ended = shell(
+    ended = wrapper(
         "+variant=lora", f"model={run}/merged", "steps=3", "eval_splits=[test]", *common, at=tmp_path
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -300,7 +300,7 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     subprocess.run(install, check=True, capture_output=True)
     (tmp_path / "empty").mkdir()
     words = ("-m", "hydra/launcher=packed", "+variant=vera", "seed=0,1", "tracking=none")
-    ended = shell(*words, *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
+    ended = wrapper(*words, *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [result["packed"]["jobs"] for result in results(tmp_path / "empty")] == [2, 2]
     where = "import lora_zoo; print(lora_zoo.__file__)"

@@ -21,8 +21,8 @@ from lora_zoo.core.init import Factors, init_names, initial_factors
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
-from lora_zoo.tasks.forgetting import Retention
-from tests.test_cli import shell
+from lora_zoo.tasks.forgetting import HeldOutLoss
+from tests.test_cli import wrapper
 from tests.test_training import collate, examples, model, trainer
 
 register()
@@ -163,10 +163,10 @@ def test_a_control_is_drawn_as_the_starts_that_it_is_made_of() -> None:
 def test_saved_bytes_are_those_of_the_graph_and_leave_no_trace(tmp_path: Path) -> None:
     injection = inject(model(), "lora", target_modules=["q", "v"], rank=2, lora_dropout=0.5)
     run = trainer(tmp_path, injection)
-    tick, state = injection.clock.tick, torch.get_rng_state()
+    count, state = injection.counter.count, torch.get_rng_state()
     found = run.saved_bytes()
     assert found is not None
-    assert injection.clock.tick == tick and torch.equal(torch.get_rng_state(), state)
+    assert injection.counter.count == count and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in injection.parameters())
     batch = collate(examples()[:4])
     injection.model.eval()
@@ -204,7 +204,7 @@ def pocket() -> tuple[torch.nn.Module, object]:
 def test_the_pocket_remembers_what_it_was_pretrained_on(pocket: tuple) -> None:
     """The recipe's own held-out loss is 0.86 to 0.95 nats a token; uniform guessing would be log 751."""
     net, tokenizer = pocket
-    retention = Retention("pocket", tokenizer)
+    retention = HeldOutLoss("pocket", tokenizer)
     assert 0.8 < retention.loss(net) < 1.0
     other = copy.deepcopy(net)
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_the_pocket_remembers_what_it_was_pretrained_on(pocket: tuple) -> None:
 def test_retention_is_the_models_own_loss_on_the_same_blocks(pocket: tuple, tmp_path: Path) -> None:
     net, tokenizer = pocket
     (tmp_path / "text.txt").write_text("karin keller works in toronto .\nthe wolf chased the fox .\n" * 40)
-    retention = Retention(str(tmp_path / "text.txt"), tokenizer)
+    retention = HeldOutLoss(str(tmp_path / "text.txt"), tokenizer)
     ids_NL = retention.ids_NL
     with torch.no_grad():
         each = [cross_entropy(net(row[None]).logits[0, :-1], row[1:], reduction="none") for row in ids_NL]
@@ -233,7 +233,7 @@ def test_a_text_that_cannot_be_read_is_named(
     if text is not None:
         path.write_bytes(text)
     with pytest.raises(ValueError, match=said):
-        Retention(str(path), pocket[1])
+        HeldOutLoss(str(path), pocket[1])
 
 
 # --- the end of a sweep -------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def sweep(at: Path, *more: str) -> str:
         "adapters": True,
     }
     quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
-    ended = shell("-m", f"+{written(at, about, zero_shot=False)}", *quick, *more, at=at)
+    ended = wrapper("-m", f"+{written(at, about, zero_shot=False)}", *quick, *more, at=at)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return ended.stdout
 
@@ -272,7 +272,7 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
         readme = tmp_path / "experiments" / "mine" / "README.md"
         if text:
             readme.write_text(text + readme.read_text())
-        ended = shell(*kept, at=tmp_path, module="lora_zoo.report")
+        ended = wrapper(*kept, at=tmp_path, module="lora_zoo.report")
         assert ended.returncode == 0, ended.stderr
         assert readme.read_text().startswith(
             text or "# Ranks\n\nWhich?\n\narXiv:2106.09685, table 6\n\n<!-- measured"
@@ -310,7 +310,7 @@ def test_planted_mistakes_are_named_and_not_counted(tmp_path: Path) -> None:
     change(runs[2, 1], variant=record["variant"] | {"name": "dora"})  # a label that is another's
     record = json.loads(runs[2, 2].read_text())
     change(runs[2, 2], made_of=record["made_of"] | {"source": "0" * 16})  # of a source that has changed since
-    said = shell(str(folder), "--format", "md", at=tmp_path, module="lora_zoo.report").stdout
+    said = wrapper(str(folder), "--format", "md", at=tmp_path, module="lora_zoo.report").stdout
     for kind in ("label", "stale"):
         assert f"left out ({kind})" in said, kind
     assert said.count("left out (label)") == 2, "the copy's name is not of its seed"
@@ -319,7 +319,7 @@ def test_planted_mistakes_are_named_and_not_counted(tmp_path: Path) -> None:
 
 
 def test_keep_takes_one_experiment(tmp_path: Path) -> None:
-    ended = shell(
+    ended = wrapper(
         "+variant=lora",
         "steps=2",
         "task.sizes.test=20",
@@ -328,7 +328,7 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
         at=tmp_path,
     )
     assert ended.returncode == 0
-    ended = shell("runs", "--keep", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
+    ended = wrapper("runs", "--keep", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
     assert ended.returncode == 2 and ended.stderr == (
         "lora_zoo: --keep takes the runs of one experiment; these are of no experiment\n"
     )

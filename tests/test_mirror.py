@@ -15,7 +15,7 @@ import pytest
 
 from lora_zoo.runs import tracking as mirrors
 from lora_zoo.runs import wandb_session
-from lora_zoo.runs.tracking import Mirror, open_mirror
+from lora_zoo.runs.tracking import Tracker, open_tracker
 
 wandb = pytest.importorskip("wandb")
 
@@ -57,8 +57,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert wandb.run is None, "the mirror left its run open"
 
 
-def opened(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Mirror:
-    return open_mirror(
+def opened(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Tracker:
+    return open_tracker(
         TRACKING | changes,
         directory=folder,
         name="lora r8",

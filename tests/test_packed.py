@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from lora_zoo import adapters_of, inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.batched import Lane
+from lora_zoo.inject.batched import RowGroup
 from lora_zoo.inject.injection import Injection
-from lora_zoo.launchers.packed.backbone import Trunk, join, unfit
+from lora_zoo.launchers.packed.backbone import Backbone, join, unfit
 from lora_zoo.launchers.packed.grouping import groups
-from lora_zoo.launchers.packed.scheduler import Pack, Seat, Wait
-from lora_zoo.launchers.packed.signals import SharedStopping
+from lora_zoo.launchers.packed.scheduler import Pack, PackedJob, Waiting
+from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
 
@@ -87,12 +87,12 @@ def test_each_adapter_gets_its_own_rows_and_gradients(name: str, targets: str) -
         net.base_model(**own)  # no tick: the clock counts passes of the whole model
         expected.append(outcome(alone, net.base_model(**own).last_hidden_state))
     net = model().train()
-    trunk = Trunk(net)
+    backbone = Backbone(net)
     jobs = [adapted(net, variant, where, seed, f"job{seed}") for variant, where, seed in chosen]
-    outputs, passed = trunk.forward([job.name for job in jobs], batches)
+    outputs, passed = backbone.forward([job.name for job in jobs], batches)
     for own in outputs:
         own.last_hidden_state.square().sum().backward()
-    trunk.backward(passed)
+    backbone.backward(passed)
     for job, own, (states, gradients) in zip(jobs, outputs, expected, strict=True):
         torch.testing.assert_close(own.last_hidden_state.detach(), states)
         found = [p.grad for p in job.parameters() if p.grad is not None]
@@ -106,11 +106,11 @@ def test_a_job_of_no_numbers_keeps_them_to_itself() -> None:
     jobs = [adapted(net, "lora", "all", seed, f"job{seed}") for seed in (0, 1)]
     with torch.no_grad():
         jobs[0].parameters()[0].fill_(float("nan"))
-    trunk = Trunk(net)
-    outputs, passed = trunk.forward(["job0", "job1"], [batch(2, 5, 1), batch(2, 7, 2)])
+    backbone = Backbone(net)
+    outputs, passed = backbone.forward(["job0", "job1"], [batch(2, 5, 1), batch(2, 7, 2)])
     for own in outputs:
         own.last_hidden_state.sum().backward()
-    trunk.backward(passed)
+    backbone.backward(passed)
     assert outputs[0].last_hidden_state.isnan().all()
     assert outputs[1].last_hidden_state.isfinite().all()
     assert all(p.grad.isfinite().all() for p in jobs[1].parameters() if p.grad is not None)
@@ -119,10 +119,10 @@ def test_a_job_of_no_numbers_keeps_them_to_itself() -> None:
 def test_a_job_that_left_before_going_back_leaves_the_others_their_gradients() -> None:
     net = model().train()
     jobs = [adapted(net, "lora", "all", seed, f"job{seed}") for seed in (0, 1)]
-    trunk = Trunk(net)
-    outputs, passed = trunk.forward(["job0", "job1"], [batch(2, 5, 1), batch(2, 7, 2)])
+    backbone = Backbone(net)
+    outputs, passed = backbone.forward(["job0", "job1"], [batch(2, 5, 1), batch(2, 7, 2)])
     outputs[1].last_hidden_state.sum().backward()
-    trunk.backward(passed)
+    backbone.backward(passed)
     assert all(not p.grad.any() for p in jobs[0].parameters() if p.grad is not None)
     assert any(p.grad.any() for p in jobs[1].parameters() if p.grad is not None)
 
@@ -131,13 +131,13 @@ def test_while_one_job_is_shown_the_model_is_its_own() -> None:
     net = model()
     one, other = (adapted(net, "lora", "all", seed, f"job{seed}") for seed in (0, 1))
     group = adapters_of(net)
-    group.show("job0")
+    group.isolate("job0")
     inside = {id(p) for p in net.parameters()}
     assert {id(p) for p in one.parameters()} <= inside
     assert inside.isdisjoint(id(p) for p in other.parameters())
     net.train()(**batch(1, 3, 0))
-    assert (one.clock.tick, other.clock.tick) == (1, 0)
-    group.reveal()
+    assert (one.counter.count, other.counter.count) == (1, 0)
+    group.show_all()
     assert {id(p) for p in other.parameters()} <= {id(p) for p in net.parameters()}
     group.leave("job0")
     group.leave("job1")
@@ -145,15 +145,15 @@ def test_while_one_job_is_shown_the_model_is_its_own() -> None:
 
 
 def test_inputs_that_cannot_be_joined_are_refused() -> None:
-    lanes = [Lane("a", 1, 3), Lane("b", 2, 5)]
-    joined = join(lanes, [batch(1, 3, 0), {"input_ids": batch(2, 5, 0)["input_ids"]}], padding=7)
+    row_groups = [RowGroup("a", 1, 3), RowGroup("b", 2, 5)]
+    joined = join(row_groups, [batch(1, 3, 0), {"input_ids": batch(2, 5, 0)["input_ids"]}], padding=7)
     assert joined["input_ids"].shape == (3, 5)
     assert joined["input_ids"][0, 3:].tolist() == [7, 7]
     assert joined["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5, [1] * 5]
     with pytest.raises(ValueError, match="use_cache differ"):
-        join(lanes, [batch(1, 3, 0) | {"use_cache": True}, batch(2, 5, 0) | {"use_cache": False}], 0)
+        join(row_groups, [batch(1, 3, 0) | {"use_cache": True}, batch(2, 5, 0) | {"use_cache": False}], 0)
     with pytest.raises(ValueError, match="position_ids is not given for each row"):
-        join(lanes, [batch(1, 3, 0) | {"position_ids": torch.arange(3)[None]}, batch(2, 5, 0)], 0)
+        join(row_groups, [batch(1, 3, 0) | {"position_ids": torch.arange(3)[None]}, batch(2, 5, 0)], 0)
 
 
 # --- which models can be shared ----------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_model_that_cannot_be_shared_says_why(case: str) -> None:
 
 
 def pack(most: int = 8) -> Pack:
-    return Pack(SharedStopping(), most)
+    return Pack(SharedSignalHandler(), most)
 
 
 def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +244,10 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
                 assert log.handlers == [*before, handler]
             log.removeHandler(handler)
 
-    def job(seat: Seat) -> None:
+    def job(seat: PackedJob) -> None:
         draws(seen["packed"] if seat.name == "job1" else [], lambda: together.be_alone("it wants to be"))
 
-    def noise(seat: Seat) -> None:
+    def noise(seat: PackedJob) -> None:
         torch.rand(5)
         random.random()
         os.environ.pop("WANDB_DATA_DIR")
@@ -266,7 +266,7 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
     order: list[str] = []
     together = pack(most=2)
 
-    def job(seat: Seat) -> str:
+    def job(seat: PackedJob) -> str:
         assert getcurrent() is not seat.hub
         if seat.name == "job0":
             together.be_alone("it is shy")
@@ -285,9 +285,9 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
 def test_no_more_jobs_are_under_way_than_there_are_seats() -> None:
     events: list[str] = []
 
-    def job(seat: Seat) -> None:
+    def job(seat: PackedJob) -> None:
         events.append(f"{seat.name} begins")
-        seat.wait(Wait.FORWARD)
+        seat.wait(Waiting.FORWARD)
         events.append(f"{seat.name} ends")
 
     pack(most=1).run([job, job])
@@ -319,14 +319,14 @@ def test_batches_that_cannot_be_joined_cost_a_warning_and_no_result(
         net = model().train()
         expected.append(trained(net, adapted(net, "lora", "all", seed, "default"), extra, lambda: None))
     net, together = model().train(), pack()
-    trunk = Trunk(net)
-    together.share(trunk)
+    backbone = Backbone(net)
+    together.share(backbone)
 
-    def job(seat: Seat) -> list[float]:
+    def job(seat: PackedJob) -> list[float]:
         number = int(seat.name[-1])
-        adapters_of(net).reveal()
+        adapters_of(net).show_all()
         seat.injection = adapted(net, "lora", "all", number, seat.name)
-        adapters_of(net).show(seat.name)
+        adapters_of(net).isolate(seat.name)
         return trained(net, seat.injection, extras[number], together.backward)
 
     seats = together.run([job, job])
@@ -373,24 +373,24 @@ def test_which_jobs_can_be_packed(changes: tuple[str, ...], jobs: list[int], rea
 
 
 def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish_their_step() -> None:
-    stopping, ended = SharedStopping(), []
-    together = Pack(stopping, most=2)
+    signals, ended = SharedSignalHandler(), []
+    together = Pack(signals, most=2)
 
-    def trains(seat: Seat) -> None:
-        with stopping.patient():
+    def trains(seat: PackedJob) -> None:
+        with signals.patient():
             together.be_alone("a step is under way")
-            ended.append(("step", stopping.asked))
+            ended.append(("step", signals.asked))
 
-    def judges(seat: Seat) -> None:
+    def metrics(seat: PackedJob) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         ended.append(("judged", None))
 
-    def comes_later(seat: Seat) -> None:
+    def comes_later(seat: PackedJob) -> None:
         ended.append(("began", None))
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as told, stopping.attended():
-        seats = together.run([trains, judges, comes_later])
+    with pytest.raises(Stopped) as told, signals.attended():
+        seats = together.run([trains, metrics, comes_later])
     assert told.value.code == 143
     assert ended == [("step", signal.SIGTERM)]
     assert isinstance(seats[1].error, Stopped)

@@ -102,9 +102,9 @@ def state(run: Any) -> dict[str, torch.Tensor]:
         for i, entry in run.optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    kept = {f"method.{k}": v.clone() for k, v in injection.method.state_dict().items()}
+    kept = {f"method.{k}": v.clone() for k, v in injection.hooks.state_dict().items()}
     own = {k: v.detach().clone().contiguous() for k, v in injection.state_dict().items()}
-    rest = {"clock": torch.tensor(injection.clock.tick), "count": injection.model.count.clone()}
+    rest = {"clock": torch.tensor(injection.counter.count), "count": injection.model.count.clone()}
     return own | kept | moments | rest | {"stream": torch.rand(3)}
 
 

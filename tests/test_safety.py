@@ -314,7 +314,7 @@ def test_a_checkpoint_of_transformers_runs_no_code(file: str, mark: Path, tmp_pa
     assert not mark.exists()
 
 
-def shell(*words: str, at: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def wrapper(*words: str, at: Path, **env: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
     command = [sys.executable, "-m", "lora_zoo.run", *words]
     return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
@@ -328,7 +328,7 @@ def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path:
     from lora_zoo.training.checkpoints import seal
 
     words = ("steps=4", "trainer.save_steps=2", "tracking=none", *QUICK)
-    assert shell(*words, at=tmp_path).returncode == 0
+    assert wrapper(*words, at=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
     shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoints" / "checkpoint-4")
@@ -344,12 +344,12 @@ def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path:
         plant(checkpoint / file, {"state": Trap(mark)})
         (checkpoint / "manifest.json").unlink()
         seal(checkpoint)
-        ended = shell(*words, "resume=true", at=tmp_path)
+        ended = wrapper(*words, "resume=true", at=tmp_path)
         assert not mark.exists(), file
         assert ended.returncode and "going on from step 2" in ended.stdout, ended.stdout + ended.stderr
     shutil.rmtree(run)
     shutil.copytree(whole, run)
-    assert shell(*words, "resume=true", at=tmp_path).returncode == 0, "it is the planted file that stops it"
+    assert wrapper(*words, "resume=true", at=tmp_path).returncode == 0, "it is the planted file that stops it"
 
 
 # --- data and configuration
@@ -388,10 +388,10 @@ def test_pickled_data_run_no_code(path: str, mark: Path, tmp_path: Path) -> None
 
 def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir [{str(mark)!r}]\n")
-    ended = shell("task=evil.yaml", "dry_run=true", at=tmp_path)
+    ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode and not mark.exists()
     (tmp_path / "evil.yaml").write_text(f"_target_: os.mkdir\nname: x\npath: {mark}\n")
-    ended = shell("task=evil.yaml", "dry_run=true", at=tmp_path)
+    ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode == 2 and not mark.exists()
 
 
@@ -635,7 +635,7 @@ def test_a_run_writes_and_says_no_secret(home: Path, tmp_path: Path) -> None:
     )
     words += ("trainer.save_steps=1", "task.name=../../evil", "model.name=/etc/evil")
     notes = "tracking.notes='${oc.env:SERVICE_PASSWORD} and ${oc.env:HF_TOKEN}'"
-    ended = shell(*words, notes, at=work, **surroundings(home))
+    ended = wrapper(*words, notes, at=work, **surroundings(home))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert leaks(work, ended.stdout, ended.stderr) == {}
     (run,) = (work / "runs").iterdir()
@@ -654,7 +654,7 @@ def test_a_run_that_fails_writes_and_says_no_secret(home: Path, tmp_path: Path) 
     url = "https://me:UrlSecret@127.0.0.1:9/x.csv?token=QuerySecret"
     (tmp_path / "mine.yaml").write_text(TASK.format(kind="generation", path="csv", train=f'"{url}"'))
     (work / "test.csv").write_text("prompt,target\na,b\n")
-    ended = shell(f"task={tmp_path / 'mine.yaml'}", "steps=1", at=work, **surroundings(home))
+    ended = wrapper(f"task={tmp_path / 'mine.yaml'}", "steps=1", at=work, **surroundings(home))
     assert ended.returncode in (1, 2)
     assert leaks(work, ended.stdout, ended.stderr) == {}
     (result,) = work.rglob("result.json")
@@ -680,6 +680,6 @@ def test_a_secret_that_is_typed_is_not_written_or_said_again(
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    ended = shell(*words, "dry_run=true", at=work, **surroundings(home))
+    ended = wrapper(*words, "dry_run=true", at=work, **surroundings(home))
     assert leaks(work, ended.stdout, ended.stderr) == {}
     assert ended.returncode == 2 and "Traceback" not in ended.stderr

@@ -19,7 +19,7 @@ from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources
-from lora_zoo.training.resources import Fresh, Shared, process_as_it_was
+from lora_zoo.training.resources import CachedResources, FreshResources, process_as_it_was
 
 SIZES = "task.sizes={train: 12, validation: 4, test: 4}"
 
@@ -30,7 +30,7 @@ def asked(*overrides: str) -> Settings:
         return resolved(compose("config", overrides=[f"++{SIZES}", *overrides]))
 
 
-def lend(shared: Shared, seed: int = 0, *overrides: str) -> Any:
+def lend(shared: CachedResources, seed: int = 0, *overrides: str) -> Any:
     settings = asked(*overrides)
     return shared.base(settings, shared.material(settings), seed)
 
@@ -38,7 +38,7 @@ def lend(shared: Shared, seed: int = 0, *overrides: str) -> Any:
 @pytest.fixture(scope="module")
 def pocket() -> Any:
     settings = asked()
-    fresh = Fresh()
+    fresh = FreshResources()
     return fresh.base(settings, fresh.material(settings), 0).model
 
 
@@ -111,7 +111,7 @@ CHANGES = [bit, buffer, kept_tensor, dtype, relaid]
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_a_change_of_content_is_found_and_the_base_loaded_anew(change: Any) -> None:
-    shared = Shared()
+    shared = CachedResources()
     first = lend(shared)
     right = {name: p.clone() for name, p in base_parameters(first.model).items()}
     change(first.model)
@@ -130,7 +130,7 @@ def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.
         monkeypatch.setattr(
             resources, name, lambda *a, whole=whole, name=name: (loads.append(name), whole(*a))[1]
         )
-    shared = Shared()
+    shared = CachedResources()
     bases = [lend(shared, seed, f"seed={seed}", f"lr={lr}").model for seed in (0, 1) for lr in (1e-3, 1e-2)]
     assert len({id(model) for model in bases}) == 1
     assert loads == ["load_splits", "load_model"]
@@ -144,7 +144,7 @@ def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.
 
 def test_a_new_head_depends_on_the_seed_alone() -> None:
     overrides = ("task=pocket-nli", "task.kind=classification", "++task.columns={text: prompt, label: label}")
-    shared = Shared()
+    shared = CachedResources()
     first = lend(shared, 1, *overrides)
     assert first.new_modules == ["score"]
     start = first.model.score.weight.clone()
@@ -156,7 +156,7 @@ def test_a_new_head_depends_on_the_seed_alone() -> None:
 
 
 def test_lending_sets_the_global_stream_as_loading_does() -> None:
-    shared, drawn = Shared(), []
+    shared, drawn = CachedResources(), []
     for seed in (4, 4):
         torch.manual_seed(1)
         lend(shared, seed)
@@ -171,7 +171,7 @@ def test_data_is_read_once_a_task_and_again_when_a_file_changes(tmp_path: Path) 
         "task=classification", "task.path=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
         "++task.sizes={}", "++task.columns={text: text, label: label}",
     )  # fmt: skip
-    shared = Shared()
+    shared = CachedResources()
     one = shared.material(asked(*overrides))
     assert shared.material(asked(*overrides, "lr=0.5")) is one
     assert shared.material(asked(*overrides, "task.max_length=7")) is not one
@@ -180,7 +180,7 @@ def test_data_is_read_once_a_task_and_again_when_a_file_changes(tmp_path: Path) 
 
 
 def test_few_data_sets_are_kept() -> None:
-    shared = Shared()
+    shared = CachedResources()
     lengths = [f"task.max_length={n}" for n in (32, 64, 96)]
     materials = [weakref.ref(shared.material(asked(length))) for length in lengths]
     gc.collect()
@@ -196,7 +196,7 @@ def test_models_of_other_tensors_are_not_shared(pocket: Any, monkeypatch: pytest
     layer.weight = Coded(torch.zeros(2, 2))
     assert not can_be_shared(layer)
     monkeypatch.setattr(resources, "can_be_shared", lambda model: False)
-    shared = Shared()
+    shared = CachedResources()
     assert lend(shared).model is not lend(shared).model
 
 

@@ -21,7 +21,7 @@ from lora_zoo.config.schema import Task
 from lora_zoo.models import from_scratch
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import KINDS
+from lora_zoo.tasks.registry import TASK_TYPES
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -88,7 +88,7 @@ def test_bad_data_is_named(case: str, folder: Path, bert: Any) -> None:
     changes, parts = BAD_DATA[case]
     with pytest.raises(ValueError, match=r"\w") as caught:
         mine = task(folder, **changes)
-        KINDS["classification"](mine, bert[1], load_splits(mine))
+        TASK_TYPES["classification"](mine, bert[1], load_splits(mine))
     for part in parts:
         assert part in str(caught.value), str(caught.value)
 
@@ -140,7 +140,7 @@ def test_classification_answers_each_example_as_the_model_does_alone(folder: Pat
     mine = task(folder, eval_batch_size=3)
     splits = load_splits(mine)
     config, tokenizer = bert
-    kind = KINDS["classification"](mine, tokenizer, splits)
+    kind = TASK_TYPES["classification"](mine, tokenizer, splits)
     assert kind.head()["id2label"] == {0: "no", 1: "yes"}
     config.update(kind.head())
     model = BertForSequenceClassification(config).eval()
@@ -156,7 +156,7 @@ def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
     columns = {"text": "first", "label": "score"}
     mine = task(folder, kind="regression", columns=columns, metrics=["pearson"])
     splits = load_splits(mine)
-    kind = KINDS["regression"](mine, bert[1], splits)
+    kind = TASK_TYPES["regression"](mine, bert[1], splits)
     bert[0].update({"num_labels": 1, "problem_type": "regression"})
     outcomes = kind.outcomes(BertForSequenceClassification(bert[0]).eval(), splits["test"])
     assert [o["reference"] for o in outcomes] == [float(r["score"]) for r in ROWS]
@@ -167,7 +167,7 @@ def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) ->
     mine = task(folder, kind="choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3)
     splits = load_splits(mine)
     model, tokenizer = llama
-    kind = KINDS["choice"](mine, tokenizer, splits)
+    kind = TASK_TYPES["choice"](mine, tokenizer, splits)
     outcomes = kind.outcomes(model, splits["test"])
     for row, outcome in zip(splits["test"], outcomes, strict=True):
         likelihood = []
@@ -188,7 +188,7 @@ def generation(folder: Path, **changes: Any) -> Task:
 
 def test_the_loss_of_generation_is_on_the_target_alone(folder: Path, llama: Any) -> None:
     mine = generation(folder, template="{prompt} =>")
-    kind = KINDS["generation"](mine, llama[1], load_splits(mine))
+    kind = TASK_TYPES["generation"](mine, llama[1], load_splits(mine))
     encoded = kind.encode({"prompt": "a dog runs", "target": "a cat"})
     counted = [
         i for i, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED
@@ -202,7 +202,7 @@ def test_a_batch_generates_what_each_prompt_generates_alone(folder: Path, llama:
     model, tokenizer = llama
     mine = generation(folder)
     splits = load_splits(mine)
-    outcomes = KINDS["generation"](mine, tokenizer, splits).outcomes(model, splits["test"])
+    outcomes = TASK_TYPES["generation"](mine, tokenizer, splits).outcomes(model, splits["test"])
     for row, outcome in zip(list(splits["test"])[:4], outcomes, strict=False):
         ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
         alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)[0]
@@ -213,7 +213,7 @@ def test_a_batch_generates_what_each_prompt_generates_alone(folder: Path, llama:
 def test_examples_of_one_prompt_are_references_of_one_item(folder: Path, llama: Any) -> None:
     mine = generation(folder, group_references=True)
     splits = load_splits(mine)
-    outcomes = KINDS["generation"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
+    outcomes = TASK_TYPES["generation"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
     assert len(outcomes) == 3
     assert sorted(set(outcomes[1]["reference"])) == ["a cat", "a dog"]
 
@@ -226,7 +226,7 @@ def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
         pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config).eval()
-    kind = KINDS["seq2seq"](mine, llama[1], splits)
+    kind = TASK_TYPES["seq2seq"](mine, llama[1], splits)
     encoded = kind.encode(splits["train"][0])
     assert encoded["labels"][-1] == llama[1].eos_token_id
     loss = model(**kind.collate(kind.encoded(splits["train"]))).loss

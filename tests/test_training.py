@@ -43,7 +43,7 @@ class Seen:
     def __init__(self) -> None:
         self.batches: list[Any] = []
 
-    def judge_split(self, split: str) -> dict[str, float]:
+    def evaluate_split(self, split: str) -> dict[str, float]:
         return {"nothing": 0.0}
 
     def collate(self, batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **chan
     }  # fmt: skip
     return ZooTrainer(
         injection,
-        bench=seen,
+        evaluator=seen,
         args=TrainingArguments(**(usual | changes)),
         data_collator=seen.collate,
         train_dataset=examples(),
@@ -83,7 +83,7 @@ def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> N
     assert loss_of(injection) < before
     assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
     assert run.clock.summary()["steps"] == 12
-    injection.method.law()
+    injection.hooks.law()
 
 
 def test_the_logged_loss_is_the_tasks_alone(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from transformers import Trainer, TrainingArguments
 from lora_zoo.config.schema import Model, Task
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.tasks.data import load_splits
-from lora_zoo.tasks.registry import KINDS
-from lora_zoo.training.callbacks import StepClock
+from lora_zoo.tasks.registry import TASK_TYPES
+from lora_zoo.training.callbacks import StepTimer
 
 SIZES = {"train": 512, "validation": 2}
 
@@ -111,10 +111,10 @@ def peft(asked: argparse.Namespace) -> Measured:
     began, medians = time.perf_counter(), []
     for seed in range(asked.jobs):
         tokenizer, splits = load_tokenizer(model), load_splits(task)
-        kind = KINDS[task.kind](task, tokenizer, splits)
+        kind = TASK_TYPES[task.kind](task, tokenizer, splits)
         base: Any = load_model(model, kind.auto_class, kind.head(), tokenizer, seed).model
         config = LoraConfig(r=asked.rank, lora_alpha=asked.rank, target_modules=["q_proj", "v_proj"])
-        clock = StepClock()
+        counter = StepTimer()
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 get_peft_model(base, config),
@@ -132,10 +132,10 @@ def peft(asked: argparse.Namespace) -> Measured:
                 ),
                 data_collator=kind.collate,
                 train_dataset=kind.encoded(splits["train"]),
-                callbacks=[clock],
+                callbacks=[counter],
             )
             trainer.train()
-        medians.append(clock.summary()["step_median"])
+        medians.append(counter.summary()["step_median"])
     return Measured(medians, time.perf_counter() - began)
 
 

@@ -57,20 +57,20 @@ def watched(arguments: list[str]) -> Seconds:
     import lora_zoo.training.evaluation
     import lora_zoo.training.experiment
     from lora_zoo.runs.record import Record
-    from lora_zoo.runs.tracking import WandbMirror
+    from lora_zoo.runs.tracking import WandbTracker
 
     spent["imports"] = [tuple(b - a for a, b in zip(began, now(), strict=True))]  # type: ignore[list-item]
     run = lora_zoo.training.experiment.Experiment
     watch(transformers.Trainer, "train", "training", spent)
-    watch(lora_zoo.training.evaluation.Bench, "judge", "evaluation", spent)
+    watch(lora_zoo.training.evaluation.Evaluator, "judge", "evaluation", spent)
     watch(run, "_load", "data and model", spent)
     watch(run, "_inject", "adapters", spent)
     watch(run, "_trainer", "tokens and trainer", spent)
     watch(run, "_save", "writing the adapter", spent)
     watch(run, "_keep", "spectra", spent)
     watch(Record, "update", "writing the record", spent)
-    watch(WandbMirror, "__init__", "W&B opens", spent)
-    watch(WandbMirror, "finish", "W&B closes", spent)
+    watch(WandbTracker, "__init__", "W&B opens", spent)
+    watch(WandbTracker, "finish", "W&B closes", spent)
     watch(loader.ConfigLoaderImpl, "load_sweep_config", "Hydra composes", spent)
     watch(lora_zoo.run, "job", "job", spent)
     with tempfile.TemporaryDirectory() as folder:

@@ -115,12 +115,12 @@ def stir(injection: Injection, width: float = 0.02) -> None:
 
 def as_it_is(injection: Injection, batch: Batch) -> Contender:
     """The variant with the forward pass that it has."""
-    model, method, steps = injection.model, injection.method, itertools.count(FIRST)
-    method.begin(TOTAL)
+    model, method, steps = injection.model, injection.hooks, itertools.count(FIRST)
+    method.on_train_begin(TOTAL)
 
     def hooks() -> None:
         progress = Progress(next(steps), TOTAL)
-        method.on_backward_end(progress)
+        method.on_after_backward(progress)
         method.on_step_end(progress)
 
     return Contender(

@@ -12,21 +12,21 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Clock, Dropout
+from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32, uncast
-from lora_zoo.core.hooks import Method
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerContext:
     """Where an adapter sits, and all that it may know: its draws depend on `name` and `seed` alone."""
 
     name: str
     host: Host
     seed: int
-    clock: Clock
+    counter: ForwardCounter
     shared: nn.Module | None = None
 
     @property
@@ -41,7 +41,7 @@ class Site:
                 f"lora_dropout={p} has no meaning on {self.name}: its module reads the weight by itself, "
                 "so that the adapter never sees the input; use lora_dropout=0 or exclude_modules"
             )
-        return Dropout(p, seed=self.seed, name=self.name, clock=self.clock)
+        return Dropout(p, seed=self.seed, name=self.name, counter=self.counter)
 
 
 class Variant(ABC):
@@ -55,7 +55,9 @@ class Variant(ABC):
     mergeable: ClassVar[bool] = True
     refuses: ClassVar[Mapping[str, str]] = {}
     """A host's `kind` -> why this variant has no meaning on it."""
-    method: ClassVar[type[Method]] = Method
+    inits: ClassVar[Sequence[str]] = ()
+    """The initialisations that the variant can begin with, unless `accepts_init` says it another way."""
+    hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
 
     adapts: ClassVar[bool] = True
     """False for a variant that puts no adapter on any matrix."""
@@ -77,13 +79,13 @@ class Variant(ABC):
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         """True if the variant can begin with `init`."""
-        return False
+        return init.name in cls.inits
 
 
 class Adapter(nn.Module, Variant):
     """One adapted matrix. A subclass's keyword-only arguments are its hyperparameters."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, context: LayerContext) -> None:
         super().__init__()
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_zoo.core.seeding import generator
 
 
-class Clock:
+class ForwardCounter:
     """Counts the model's training-mode forward passes: the dropout masks of one pass share its tick.
 
     A layer recomputed in the backward pass (gradient checkpointing) therefore sees the same mask again, as
@@ -19,7 +19,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.tick, self.read = 0, False
+        self.count, self.read = 0, False
         self.runs = True  # not while the model's passes are those of other adapters
 
     def advance(self, module: nn.Module, *_: object) -> None:
@@ -30,7 +30,7 @@ class Clock:
     @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own
     def _count(self) -> None:
         recomputed = torch._C._current_graph_task_id() >= 0  # we are within a backward pass
-        self.tick += not recomputed
+        self.count += not recomputed
 
 
 SPARE = 8
@@ -65,7 +65,7 @@ class Mask(ABC):
 
 
 @final
-class Few(Mask):
+class SparseMask(Mask):
     """The dropped entries' positions (dropped,): for small p the cheapest to draw, to keep and to apply."""
 
     @classmethod
@@ -91,7 +91,7 @@ class Few(Mask):
 
 
 @final
-class Many(Mask):
+class DenseMask(Mask):
     """A byte an entry, 1 where it is kept; p is rounded to the 16 random bits that are drawn for each."""
 
     @classmethod
@@ -109,7 +109,7 @@ class Many(Mask):
         return x.mul_(self.entries.to(x.dtype).view_as(x))
 
 
-FEW = 0.125
+SPARSE_UP_TO = 0.125
 """Up to this p positions are cheaper than a byte for every entry."""
 
 
@@ -119,12 +119,12 @@ class Dropout(nn.Module):
     Raises ValueError unless 0 <= p < 1.
     """
 
-    def __init__(self, p: float, *, seed: int, name: str, clock: Clock) -> None:
+    def __init__(self, p: float, *, seed: int, name: str, counter: ForwardCounter) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1); got {p}")
-        self.p, self.seed, self.name, self.clock = p, seed, name, clock
-        clock.read |= p > 0
+        self.p, self.seed, self.name, self.counter = p, seed, name, counter
+        counter.read |= p > 0
 
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask(x)
@@ -136,8 +136,8 @@ class Dropout(nn.Module):
 
     @torch.compiler.disable  # the seed is hashed in Python, from a count
     def _drawn(self, x: Tensor) -> Mask:
-        source = generator("dropout", self.seed, self.name, self.clock.tick, device=x.device)
-        kind: type[Mask] = Few if self.p <= FEW and x.device.type == "cpu" else Many
+        source = generator("dropout", self.seed, self.name, self.counter.count, device=x.device)
+        kind: type[Mask] = SparseMask if self.p <= SPARSE_UP_TO and x.device.type == "cpu" else DenseMask
         return kind.draw(x, self.p, source)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
 """A variant's part that spans layers or time. Every hook has a neutral default.
 
 The order of a training step: forward inside `forward_context` -> task loss + `regularizer` -> backward ->
-`on_backward_end` -> clipping -> optimiser step -> schedule -> `on_step_end` -> gradients to zero.
+`on_after_backward` -> clipping -> optimiser step -> schedule -> `on_step_end` -> gradients to zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Progress(NamedTuple):
     total: int
 
 
-class Method(nn.Module):
+class AdapterHooks(nn.Module):
     """What one adapted model's adapters do together; its buffers are saved and resumed, not shipped.
 
     Keyword-only arguments of a subclass's constructor are hyperparameters of the variant, beside the
@@ -44,7 +44,7 @@ class Method(nn.Module):
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Look at data before training."""
 
-    def begin(self, total: int) -> None:
+    def on_train_begin(self, total: int) -> None:
         """Training of `total` optimiser steps is about to start; may be called again before it does.
 
         ValueError where a schedule does not fit.
@@ -63,13 +63,13 @@ class Method(nn.Module):
     def forward_context(self, progress: Progress) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def on_backward_end(self, progress: Progress) -> None:
+    def on_after_backward(self, progress: Progress) -> None:
         """Gradients exist and are not yet clipped; weights are those that the gradients belong to."""
 
     def on_step_end(self, progress: Progress) -> None:
         """The optimiser has stepped; gradients are still there, or None where the step was skipped."""
 
-    def finalize(self) -> None:
+    def on_train_end(self) -> None:
         """Training is over."""
 
     def law(self) -> None:

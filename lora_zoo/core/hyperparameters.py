@@ -12,7 +12,7 @@ from lora_zoo.core.errors import unknown
 
 def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
-    sources: list[Callable[..., Any]] = [cls.__init__, cls.method.__init__]
+    sources: list[Callable[..., Any]] = [cls.__init__, cls.hooks.__init__]
     return {
         p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
         for source in sources

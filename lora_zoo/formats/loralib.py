@@ -15,14 +15,14 @@ from lora_zoo.formats.peft.forms import reader_of, spread
 from lora_zoo.formats.peft.low_rank import factored, no_wider
 from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.inject.base_model import base_buffers, base_parameters
-from lora_zoo.inject.matrices import Place, places
-from lora_zoo.inject.plan import Plan, Prepared, check
+from lora_zoo.inject.matrices import TargetMatrix, places
+from lora_zoo.inject.plan import InjectionPlan, Plan, check
 
 
-class Piece(NamedTuple):
+class LoralibUpdate(NamedTuple):
     """s B A on one place."""
 
-    place: Place
+    place: TargetMatrix
     scale: float
     B_OR: Tensor
     A_RI: Tensor
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 def from_loralib(
     model: nn.Module, path: Path, *, alpha: float | None = None, enable: Sequence[str] = ()
-) -> tuple[Prepared, dict[str, Tensor], bool]:
+) -> tuple[InjectionPlan, dict[str, Tensor], bool]:
     """What to inject into `model`, and its tensors by our names; `enable`: roles, as `enable_lora`.
 
     Other tensors are parameters that trained beside LoRA, where they differ from the base's. Raises
@@ -51,7 +51,7 @@ def from_loralib(
             rest[name] = tensor
     try:
         pieces = list(_pieces(model, pairs, alpha, enable))
-        in_full = _beside(model, rest)
+        fully_trained = _beside(model, rest)
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     cls, _ = reader_of({"peft_type": "LORA"})
@@ -59,16 +59,16 @@ def from_loralib(
         rank={p.place.name: len(p.A_RI) for p in pieces},
         alpha={p.place.name: p.scale * len(p.A_RI) for p in pieces},
     )
-    plan = Plan([piece.place for piece in pieces], list(in_full))
+    plan = Plan([piece.place for piece in pieces], list(fully_trained))
     state = {f"{p.place.name}.B_OR": p.B_OR for p in pieces} | {
         f"{p.place.name}.A_RI": p.A_RI for p in pieces
     }
-    return Prepared(cls, plan, check(cls, hyper), patterns), state | in_full, False
+    return InjectionPlan(cls, plan, check(cls, hyper), patterns), state | fully_trained, False
 
 
 def _pieces(
     model: nn.Module, pairs: Mapping[str, Mapping[str, Tensor]], alpha: float, enable: Sequence[str]
-) -> Iterator[Piece]:
+) -> Iterator[LoralibUpdate]:
     known = places(model)
     by_name = {place.name: place for place in known}
     for module, pair in pairs.items():
@@ -94,11 +94,13 @@ def _check_matrices(module: str, pair: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{module}.{name} is {tuple(pair[name].shape)}, no matrix")
 
 
-def _piece(place: Place, alpha: float, B: Tensor, A: Tensor) -> Piece:
-    return Piece(place, alpha / len(A), *no_wider(B, A))
+def _piece(place: TargetMatrix, alpha: float, B: Tensor, A: Tensor) -> LoralibUpdate:
+    return LoralibUpdate(place, alpha / len(A), *no_wider(B, A))
 
 
-def _enabled(place: Place, parts: list[Place], A: Tensor, B: Tensor, enable: Sequence[str]) -> list[Place]:
+def _enabled(
+    place: TargetMatrix, parts: list[TargetMatrix], A: Tensor, B: Tensor, enable: Sequence[str]
+) -> list[TargetMatrix]:
     """The enabled parts of loralib's MergedLinear, in order: A is (N R, I) and B (N O / parts, R).
 
     The file tells their number alone; two of three are q and v, as in the paper, unless `enable` says else.
@@ -122,7 +124,7 @@ def _enabled(place: Place, parts: list[Place], A: Tensor, B: Tensor, enable: Seq
     return chosen
 
 
-def _convolution(place: Place, A: Tensor, B: Tensor, alpha: float) -> Piece:
+def _convolution(place: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> LoralibUpdate:
     """loralib's factors are (R k, C k) and (O / groups k, R k): a matrix (O, I) of a rank of its own."""
     weight = place.host.tensor()
     R, odd = divmod(len(A), weight.shape[-1])
@@ -131,7 +133,7 @@ def _convolution(place: Place, A: Tensor, B: Tensor, alpha: float) -> Piece:
         raise ValueError(f"{place.name}: lora_A, lora_B and the layer do not fit each other: {shapes}")
     dW_OI = (B.double() @ A.double()).view(place.shape).float()
     B_OR, A_RI, _ = factored(dW_OI, min(place.shape))
-    return Piece(place, alpha / R, B_OR, A_RI)
+    return LoralibUpdate(place, alpha / R, B_OR, A_RI)
 
 
 def _beside(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:

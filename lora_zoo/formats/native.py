@@ -18,7 +18,7 @@ from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import Plan, Prepared, check
+from lora_zoo.inject.plan import InjectionPlan, Plan, check
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -72,7 +72,7 @@ def load_adapter(
 class Read(NamedTuple):
     """An adapter's files, understood for one model."""
 
-    ready: Prepared
+    ready: InjectionPlan
     state: dict[str, Tensor]
     source: Path
     name: str = "default"
@@ -100,7 +100,7 @@ def read_adapter(
 def _read_ours(model: nn.Module, folder: Path) -> Read:
     description = read_description(folder)
     cls = VARIANTS.find(description["variant"])
-    ready = Prepared(
+    ready = InjectionPlan(
         cls,
         _plan(model, description, folder),
         check(cls, description["hyperparameters"]),

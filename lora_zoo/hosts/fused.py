@@ -132,7 +132,7 @@ _LISTED: dict[tuple[str, str], Layout] = {
 _LAYOUTS = {(kind, last): layout for (kinds, last), layout in _LISTED.items() for kind in kinds.split()}
 
 
-def declare_fused(model_type: str, last_name: str, layout: Layout) -> None:
+def register_fused(model_type: str, last_name: str, layout: Layout) -> None:
     """Tell how the layers called `….last_name` are fused in models whose `config.model_type` is `model_type`.
 
     "*" is every model without a layout of its own: declare_fused("*", "qkv", contiguous(q=1, k=1, v=1)).
@@ -150,7 +150,7 @@ def parts_of(name: str, features: int, config: Any) -> dict[str, Rows]:
     return layout(features, config) if layout else {}
 
 
-class Stack(NamedTuple):
+class ExpertLayout(NamedTuple):
     """How a 3-D parameter holds its experts' matrices: each as (O, I), or as (I, O) where `transposed`."""
 
     transposed: bool
@@ -169,7 +169,7 @@ _STACKS: dict[tuple[str, str], tuple[bool, Layout]] = {
 }
 
 
-def stack_of(name: str, shape: tuple[int, int, int], module: nn.Module, config: Any) -> Stack | None:
+def stack_of(name: str, shape: tuple[int, int, int], module: nn.Module, config: Any) -> ExpertLayout | None:
     """How the parameter called `name`, of `shape` and held by `module`, stacks experts; None if not known."""
     ends = (end for kind, end in _STACKS if kind == getattr(config, "model_type", None))
     listed = next((end for end in ends if name.endswith(f".{end}")), None)
@@ -177,7 +177,7 @@ def stack_of(name: str, shape: tuple[int, int, int], module: nn.Module, config: 
     if not known:
         return None
     transposed, layout = known
-    return Stack(transposed, layout(shape[2] if transposed else shape[1], config))
+    return ExpertLayout(transposed, layout(shape[2] if transposed else shape[1], config))
 
 
 def _as_marked(parameter: str, module: nn.Module) -> tuple[bool, Layout] | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lora_zoo.core.seeding import derived_seed, kaiming_bound
 
 
-class Pair(nn.Module):
+class SharedProjections(nn.Module):
     """One frozen A (R, I_max) and B (O_max, R) for all layers, made from a seed and never stored.
 
     `nested`: each row of A and column of B has a seed of its own, so that a layer's slice does not depend on

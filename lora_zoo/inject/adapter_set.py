@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from lora_zoo.core.adapter import Adapter, Variant
-from lora_zoo.core.dropout import Clock
+from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.errors import unknown
 from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.batched import Lane
-from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.batched import RowGroup
+from lora_zoo.inject.matrices import TargetMatrix
 from lora_zoo.inject.tied_weights import Tying, names_by_parameter, warn_if_tied
-from lora_zoo.inject.wrappers import Shell, make_shell, put
+from lora_zoo.inject.wrappers import AdapterWrapper, make_wrapper, put
 
 _KEY = "_lora_zoo_adapters"
 
@@ -30,10 +30,10 @@ class NamedAdapter(Protocol):
 
     name: str
     variant: type[Variant]
-    clock: Clock
+    counter: ForwardCounter
     adapters: dict[str, Adapter]
-    places: dict[str, Place]
-    in_full: list[str]
+    places: dict[str, TargetMatrix]
+    fully_trained: list[str]
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
 
@@ -43,14 +43,14 @@ class NamedAdapter(Protocol):
 A = TypeVar("A", bound=NamedAdapter)
 
 
-class NamedAdapters(Mapping[str, A]):
+class AdapterSet(Mapping[str, A]):
     """A model's adapters by name. The first one freezes the model; the last one to leave restores it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active: tuple[str, ...] = ()
         self._by_name: dict[str, A] = {}
-        self._shells: dict[str, Shell] = {}
+        self._wrappers: dict[str, AdapterWrapper] = {}
         self._merged: dict[str, nn.Parameter] | None = None
         self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
         self._tying = Tying(model)
@@ -68,7 +68,7 @@ class NamedAdapters(Mapping[str, A]):
     def merged(self) -> bool:
         return self._merged is not None
 
-    def enter(self, injection: A) -> None:
+    def add(self, injection: A) -> None:
         """Take in a new adapter and make it the active one."""
         self.unmerge()
         if not self._by_name:
@@ -76,10 +76,10 @@ class NamedAdapters(Mapping[str, A]):
             self.model.__dict__[_KEY] = self
         self._by_name[injection.name] = injection
         for place in injection.places.values():
-            if place.tensor not in self._shells:
-                shell = self._shells[place.tensor] = make_shell(place.host, place.tensor)
-                shell.install(self.model)
-            self._shells[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
+            if place.tensor not in self._wrappers:
+                wrapper = self._wrappers[place.tensor] = make_wrapper(place.host, place.tensor)
+                wrapper.install(self.model)
+            self._wrappers[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
         self.activate(injection.name)
 
     def activate(self, *names: str) -> None:
@@ -97,15 +97,15 @@ class NamedAdapters(Mapping[str, A]):
             self._swap(injection.originals)
         for name in names:
             self._swap(self._by_name[name].trained)
-        for shell in self._shells.values():
-            shell.active = names
+        for wrapper in self._wrappers.values():
+            wrapper.active = names
         self.active = names
         self._tying.update()
 
     def _check_compatible(self, together: list[A]) -> None:
         owner: dict[str, str] = {}
         for injection in together:
-            for name in injection.in_full:
+            for name in injection.fully_trained:
                 if name in owner:
                     raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
                 owner[name] = injection.name
@@ -118,7 +118,7 @@ class NamedAdapters(Mapping[str, A]):
         for name, parameter in parameters.items():
             put(self.model, name, parameter)
 
-    def show(self, name: str) -> None:
+    def isolate(self, name: str) -> None:
         """`activate(name)` for adapters that take turns: quicker, and only this one is met in the model.
 
         `model.parameters()`, `train()` and passes of the model are then this adapter's business alone.
@@ -126,32 +126,32 @@ class NamedAdapters(Mapping[str, A]):
         for other in self.active:
             self._swap(self._by_name[other].originals)
         self._swap(self._by_name[name].trained)
-        for shell in self._shells.values():
-            shell.show(name)
+        for wrapper in self._wrappers.values():
+            wrapper.isolate(name)
         for other, injection in self._by_name.items():
-            injection.clock.runs = other == name
+            injection.counter.runs = other == name
         self.active = (name,)
 
-    def reveal(self) -> None:
-        """Undo `show`: all adapters are met in the model, and none is active."""
-        for shell in self._shells.values():
-            shell.reveal()
+    def show_all(self) -> None:
+        """Undo `isolate`: all adapters are met in the model, and none is active."""
+        for wrapper in self._wrappers.values():
+            wrapper.show_all()
         for injection in self._by_name.values():
-            injection.clock.runs = True
+            injection.counter.runs = True
         self.activate()
 
     @contextlib.contextmanager
-    def side_by_side(self, lanes: Sequence[Lane]) -> Iterator[None]:
+    def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
         """Inside, a pass of a part of the model takes each lane's rows through the adapter of its name."""
-        self._set_lanes(tuple(lanes))
+        self._set_row_groups(tuple(row_groups))
         try:
             yield
         finally:
-            self._set_lanes(())
+            self._set_row_groups(())
 
-    def _set_lanes(self, lanes: tuple[Lane, ...]) -> None:
-        for shell in self._shells.values():
-            shell.lanes = lanes
+    def _set_row_groups(self, row_groups: tuple[RowGroup, ...]) -> None:
+        for wrapper in self._wrappers.values():
+            wrapper.row_groups = row_groups
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -189,26 +189,26 @@ class NamedAdapters(Mapping[str, A]):
             if not variant.mergeable:
                 raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
         self._merged, names = {}, names_by_parameter(self.model)
-        for key, shell in self._shells.items():
-            original = shell.stored
+        for key, wrapper in self._wrappers.items():
+            original = wrapper.stored
             self._merged[key] = original
-            effective = shell.effective(original).detach() if shell.live() else original
-            shell.uninstall(self.model)
+            effective = wrapper.effective(original).detach() if wrapper.live() else original
+            wrapper.uninstall(self.model)
             if effective is not original:
                 warn_if_tied(key, original, names)
-                shell.store(nn.Parameter(effective, requires_grad=False))
+                wrapper.store(nn.Parameter(effective, requires_grad=False))
         self._tying.update()
 
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""
         for key, original in (self._merged or {}).items():
-            self._shells[key].store(original)
-            self._shells[key].install(self.model)
+            self._wrappers[key].store(original)
+            self._wrappers[key].install(self.model)
         if self._merged is not None:
             self._tying.update()
         self._merged = None
 
-    def leave(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         """Take one adapter out; the others stay as they are. ValueError while several are merged together."""
         if len(self) == 1:
             self.remove()
@@ -219,27 +219,27 @@ class NamedAdapters(Mapping[str, A]):
             )
         self.activate(*(other for other in self.active if other != name))
         self._by_name.pop(name).forget()
-        for key, shell in list(self._shells.items()):
-            shell.drop(name)
-            if not shell.slots:
-                shell.uninstall(self.model)
-                del self._shells[key]
+        for key, wrapper in list(self._wrappers.items()):
+            wrapper.drop(name)
+            if not wrapper.slots:
+                wrapper.uninstall(self.model)
+                del self._wrappers[key]
 
     def remove(self) -> nn.Module:
         """Take all adapters out for good: merged weights stay, otherwise the model is as it was before."""
         if self._merged is None:
             self.activate()
-            for shell in self._shells.values():
-                shell.uninstall(self.model)
+            for wrapper in self._wrappers.values():
+                wrapper.uninstall(self.model)
         for injection in self._by_name.values():
             injection.forget()
         for name, parameter in base_parameters(self.model).items():
             parameter.requires_grad_(self._required_grad.get(name, True))
-        self._by_name, self._shells, self._merged, self.active = {}, {}, None, ()
+        self._by_name, self._wrappers, self._merged, self.active = {}, {}, None, ()
         self.model.__dict__.pop(_KEY, None)
         return self.model
 
 
-def adapters_of(model: nn.Module) -> NamedAdapters[Any]:
+def adapters_of(model: nn.Module) -> AdapterSet[Any]:
     """The named adapters of `model`; empty where it has none."""
-    return model.__dict__.get(_KEY) or NamedAdapters(model)
+    return model.__dict__.get(_KEY) or AdapterSet(model)

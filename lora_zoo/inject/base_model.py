@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lora_zoo.inject.wrappers import Adapted, Reparametrised
+from lora_zoo.inject.wrappers import LayerWrapper, ParametrizedWeight
 
 
-def beneath(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """`model.named_modules()` as they were before any adapter: each layer once, under its own name."""
     seen: set[int] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        plain = module.layer if isinstance(module, Adapted) else module
+        plain = module.layer if isinstance(module, LayerWrapper) else module
         if id(plain) in seen:
             return
         seen.add(id(plain))
@@ -29,7 +29,7 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that `module` itself holds, parametrised ones under their own names."""
     found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     for name, by in getattr(module, "parametrizations", {}).items():
-        if isinstance(by[-1], Reparametrised):
+        if isinstance(by[-1], ParametrizedWeight):
             found[name] = by.original
         else:  # somebody else's, weight_norm for example
             found |= {f"parametrizations.{name}.{own}": tensor for own, tensor in by.named_parameters()}
@@ -40,7 +40,7 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter of the model beneath its shells; tied ones appear under each of their names."""
     return {
         f"{name}.{own}" if name else own: tensor
-        for name, module in beneath(model)
+        for name, module in named_base_modules(model)
         for own, tensor in own_parameters(module).items()
     }
 
@@ -49,7 +49,7 @@ def base_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Every buffer beneath the shells that a checkpoint of the model would hold (running means, counts)."""
     return {
         f"{name}.{own}" if name else own: tensor
-        for name, module in beneath(model)
+        for name, module in named_base_modules(model)
         for own, tensor in module.named_buffers(recurse=False)
         if own not in module._non_persistent_buffers_set
     }

@@ -13,12 +13,12 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.host import Host, LayerHost
 
 
-class Slot(NamedTuple):
+class Entry(NamedTuple):
     host: Host
     adapter: Adapter
 
 
-class Lane(NamedTuple):
+class RowGroup(NamedTuple):
     """The rows of one adapter, in the order of the batch, and how many positions of them are not padding."""
 
     name: str
@@ -26,28 +26,28 @@ class Lane(NamedTuple):
     length: int
 
 
-def side_by_side(
-    lanes: Sequence[Lane], slots: Mapping[str, Sequence[Slot]], x: Tensor, base: Tensor
+def batched_forward(
+    row_groups: Sequence[RowGroup], slots: Mapping[str, Sequence[Entry]], x: Tensor, base: Tensor
 ) -> Tensor:
     """The layer's output for `x` (N, …); each lane's rows meet the adapter of its name, if there is one.
 
     `base` is the frozen layer's output. An adapter is given its rows without the padding that other lanes
     need, so that it sees (and drops out) what it would see alone. ValueError where rows cannot be told apart.
     """
-    if not any(lane.name in slots for lane in lanes):
+    if not any(group.name in slots for group in row_groups):
         return base
-    parts = zip(lanes, _split(lanes, x), _split(lanes, base), strict=True)
-    found = [_adapted(slots.get(lane.name, ()), own_x, own) for lane, own_x, own in parts]
-    rows = _rows(lanes, base)
-    if _has_positions(lanes, rows):
-        plain = rows.split([lane.rows for lane in lanes])
-        ends = [part[:, lane.length :] for lane, part in zip(lanes, plain, strict=True)]
+    parts = zip(row_groups, _split(row_groups, x), _split(row_groups, base), strict=True)
+    found = [_adapted(slots.get(group.name, ()), own_x, own) for group, own_x, own in parts]
+    rows = _rows(row_groups, base)
+    if _has_positions(row_groups, rows):
+        plain = rows.split([group.rows for group in row_groups])
+        ends = [part[:, group.length :] for group, part in zip(row_groups, plain, strict=True)]
         found = [torch.cat(pair, dim=1) for pair in zip(found, ends, strict=True)]
     joined = torch.cat(found)
     return joined if rows is base else joined.flatten(0, 1)
 
 
-def _adapted(slots: Sequence[Slot], x: Tensor, base: Tensor) -> Tensor:
+def _adapted(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Tensor:
     """The output of the rows of one lane, from the frozen layer's."""
     if not slots:
         return base
@@ -61,18 +61,18 @@ def _adapted(slots: Sequence[Slot], x: Tensor, base: Tensor) -> Tensor:
     return y
 
 
-def _split(lanes: Sequence[Lane], t: Tensor) -> list[Tensor]:
+def _split(row_groups: Sequence[RowGroup], t: Tensor) -> list[Tensor]:
     """Each lane's rows, without its padding."""
-    rows = _rows(lanes, t)
-    parts = rows.split([lane.rows for lane in lanes])
-    if not _has_positions(lanes, rows):
+    rows = _rows(row_groups, t)
+    parts = rows.split([group.rows for group in row_groups])
+    if not _has_positions(row_groups, rows):
         return list(parts)
-    return [part[:, : lane.length] for lane, part in zip(lanes, parts, strict=True)]
+    return [part[:, : group.length] for group, part in zip(row_groups, parts, strict=True)]
 
 
-def _rows(lanes: Sequence[Lane], t: Tensor) -> Tensor:
+def _rows(row_groups: Sequence[RowGroup], t: Tensor) -> Tensor:
     """`t` with the batch's rows first; some layers see rows and positions as one axis."""
-    N, L = sum(lane.rows for lane in lanes), max(lane.length for lane in lanes)
+    N, L = sum(group.rows for group in row_groups), max(group.length for group in row_groups)
     if t.shape[0] == N:
         return t
     if t.shape[0] == N * L:
@@ -80,10 +80,10 @@ def _rows(lanes: Sequence[Lane], t: Tensor) -> Tensor:
     raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be told apart")
 
 
-def _has_positions(lanes: Sequence[Lane], rows: Tensor) -> bool:
+def _has_positions(row_groups: Sequence[RowGroup], rows: Tensor) -> bool:
     """Whether `rows` (N, …) has padding on its second axis: not where all lanes are of one length."""
-    longest = max(lane.length for lane in lanes)
-    if all(lane.length == longest for lane in lanes):
+    longest = max(group.length for group in row_groups)
+    if all(group.length == longest for group in row_groups):
         return False
     tokens = rows.ndim == 2 and not rows.is_floating_point()
     if not tokens and rows.ndim < 3:

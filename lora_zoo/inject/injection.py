@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.dropout import Clock
+from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
-from lora_zoo.core.hooks import Method
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.matrices import Place
-from lora_zoo.inject.plan import Prepared, build, prepared
+from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.inject.plan import InjectionPlan, build, plan_injection
 from lora_zoo.inject.targets import Layers, Names
 from lora_zoo.inject.tied_weights import untie
 
@@ -38,29 +38,29 @@ class Update(NamedTuple):
 class Injection:
     """One named adapter of a model, its matrices by name. Made by `inject`; works in place."""
 
-    def __init__(self, model: nn.Module, ready: Prepared, *, seed: int, name: str) -> None:
+    def __init__(self, model: nn.Module, ready: InjectionPlan, *, seed: int, name: str) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
-        self.model, self.name, self.seed, self.clock = model, name, seed, Clock()
+        self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
         self.variant, plan, self.hyper, self.patterns = ready
-        self.places: dict[str, Place] = {place.name: place for place in plan.adapted}
+        self.places: dict[str, TargetMatrix] = {place.name: place for place in plan.adapted}
         self._group = adapters_of(model)
         with self._group.disabled():
-            self.adapters = build(ready, seed=seed, clock=self.clock)
-            self.method: Method = self.variant.method(
-                self.adapters, **accepted(self.variant.method.__init__, self.hyper)
+            self.adapters = build(ready, seed=seed, counter=self.counter)
+            self.hooks: AdapterHooks = self.variant.hooks(
+                self.adapters, **accepted(self.variant.hooks.__init__, self.hyper)
             )
             # Up to here the model is as it was: nothing below refuses.
             every = base_parameters(model)
-            self.trained = untie(model, plan.in_full)
+            self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
-        self.in_full = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
-        self._hook = model.register_forward_pre_hook(self.clock.advance)
-        self._group.enter(self)
+        self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        self._hook = model.register_forward_pre_hook(self.counter.advance)
+        self._group.add(self)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: the adapters' own, then those that train in full."""
-        return self._adapter_parameters() | {name: self.trained[name] for name in self.in_full}
+        return self._adapter_parameters() | {name: self.trained[name] for name in self.fully_trained}
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
         every = (
@@ -76,14 +76,14 @@ class Injection:
 
     def __iter__(self) -> Iterator[Update]:
         """Every matrix that this adapter changes as `name, W, ΔW`, detached; W is the frozen one."""
-        return map(self.update, self.changed())
+        return map(self.update, self.matrix_names())
 
-    def changed(self) -> list[str]:
+    def matrix_names(self) -> list[str]:
         """The names of the matrices that this adapter changes, those that train in full last."""
-        whole = [name for name in self.in_full if self.originals[name].ndim == 2]
+        whole = [name for name in self.fully_trained if self.originals[name].ndim == 2]
         return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
 
-    def original(self, name: str) -> Tensor:
+    def base_weight(self, name: str) -> Tensor:
         """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
         if name not in self.adapters:
             return wide(self.originals[self._in_full(name)])
@@ -93,7 +93,7 @@ class Injection:
     @torch.no_grad()
     def update(self, name: str) -> Update:
         """`name, W, ΔW` of one of the matrices that change."""
-        W_OI = self.original(name)
+        W_OI = self.base_weight(name)
         if name not in self.adapters:
             return Update(name, W_OI, wide(self.trained[self._in_full(name)]) - W_OI)
         with uncast(W_OI.device):
@@ -108,8 +108,8 @@ class Injection:
         Of the latter, matrices decay and vectors (biases, norms) do not, as in transformers' Trainer.
         """
         own = self._adapter_parameters()
-        groups = self.method.param_groups(own, lr=lr, weight_decay=weight_decay) if own else []
-        full = [self.trained[name] for name in self.in_full]
+        groups = self.hooks.param_groups(own, lr=lr, weight_decay=weight_decay) if own else []
+        full = [self.trained[name] for name in self.fully_trained]
         for decay, members in (
             (weight_decay, [p for p in full if p.ndim > 1]),
             (0.0, [p for p in full if p.ndim <= 1]),
@@ -145,18 +145,18 @@ class Injection:
 
     def remove(self) -> nn.Module:
         """Take this adapter out; merged weights stay, otherwise the model is as if it had not been there."""
-        self._group.leave(self.name)
+        self._group.delete(self.name)
         return self.model
 
     def forget(self) -> None:
         """The adapter is out of the model (called by its group)."""
         self._hook.remove()
-        self.places, self.adapters, self.in_full, self.trained, self.originals = {}, {}, [], {}, {}
+        self.places, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the adapted model has and the base has not: `matrix.tensor` by name."""
         own = {f"{n}.{k}": v for n, a in self.adapters.items() for k, v in a.state_dict().items()}
-        return own | {name: self.trained[name].detach() for name in self.in_full}
+        return own | {name: self.trained[name].detach() for name in self.fully_trained}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -206,7 +206,7 @@ def inject(
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
-    ready = prepared(
+    ready = plan_injection(
         model,
         variant,
         target_modules=target_modules,
@@ -218,6 +218,6 @@ def inject(
         budget=budget,
         **hyper,
     )
-    if ready.plan.missed:
-        raise ValueError(ready.plan.missed[0])
+    if ready.plan.unmatched:
+        raise ValueError(ready.plan.unmatched[0])
     return Injection(model, ready, seed=seed, name=name)

@@ -6,7 +6,7 @@ A number, a range (both ends included), an open range or a list of these: 3, -1 
 import re
 from collections.abc import Sequence
 
-from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.matrices import TargetMatrix
 
 _INSIDE = re.compile(r"(?:(?P<stack>.+?)\.)??(?P<number>\d+)(?:\..*)?")
 
@@ -18,8 +18,8 @@ def layer_of(name: str) -> tuple[str, int] | None:
 
 
 def in_layers(
-    chosen: list[Place], known: list[Place], layers: int | str | Sequence[int | str]
-) -> list[Place]:
+    chosen: list[TargetMatrix], known: list[TargetMatrix], layers: int | str | Sequence[int | str]
+) -> list[TargetMatrix]:
     """Those of `chosen` that lie in `layers`; negative numbers count from the end of each stack.
 
     Raises ValueError for a layer that no stack has.

@@ -13,14 +13,14 @@ from torch import nn
 
 from lora_zoo.core.host import Host
 from lora_zoo.hosts.find import find_host
-from lora_zoo.hosts.fused import Stack, parts_of, stack_of
+from lora_zoo.hosts.fused import ExpertLayout, parts_of, stack_of
 from lora_zoo.hosts.parameter import ParameterHost
-from lora_zoo.inject.base_model import beneath, own_parameters
+from lora_zoo.inject.base_model import named_base_modules, own_parameters
 from lora_zoo.inject.roles import of_head, role_of
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetMatrix:
     """One matrix (O, I). `tensor` is the module or parameter that stores it, `whole` what it is a part of."""
 
     name: str
@@ -43,22 +43,22 @@ class Place:
         return self.host.linear
 
 
-def places(model: nn.Module) -> list[Place]:
+def places(model: nn.Module) -> list[TargetMatrix]:
     """Every matrix of `model` beneath its adapters, in its own order; a fused one before its parts."""
     configs: dict[str, Any] = {}
-    found: list[Place] = []
-    for name, module in beneath(model):
+    found: list[TargetMatrix] = []
+    for name, module in named_base_modules(model):
         configs[name] = getattr(module, "config", None) or configs.get(name.rpartition(".")[0])
         found += _of(name, module, configs[name])
     return found
 
 
-def _of(name: str, module: nn.Module, config: Any) -> Iterator[Place]:
+def _of(name: str, module: nn.Module, config: Any) -> Iterator[TargetMatrix]:
     if host := find_host(module):
         parts = parts_of(name, host.matrix().shape[0], config) if host.dense else {}
-        yield Place(name, name, "" if parts else role_of(name), host)
+        yield TargetMatrix(name, name, "" if parts else role_of(name), host)
         for role, rows in parts.items():
-            yield Place(f"{name}.{role}", name, role, type(host)(module, rows), whole=name)
+            yield TargetMatrix(f"{name}.{role}", name, role, type(host)(module, rows), whole=name)
     elif isinstance(module, nn.MultiheadAttention) and not of_head(name):
         yield from _of_attention(name, module)
     else:
@@ -69,28 +69,30 @@ def _of(name: str, module: nn.Module, config: Any) -> Iterator[Place]:
                     yield from _of_experts(f"{name}.{parameter}", module, parameter, stack)
 
 
-def _of_attention(name: str, module: nn.MultiheadAttention) -> Iterator[Place]:
+def _of_attention(name: str, module: nn.MultiheadAttention) -> Iterator[TargetMatrix]:
     """Torch's own attention, which calls none of its projections as a layer."""
     tensors = own_parameters(module)
     if "in_proj_weight" in tensors:
         whole = f"{name}.in_proj_weight"
-        yield Place(whole, whole, "", ParameterHost(module, "in_proj_weight"))
+        yield TargetMatrix(whole, whole, "", ParameterHost(module, "in_proj_weight"))
         for role, rows in parts_of(whole, 3 * module.embed_dim, None).items():
-            yield Place(f"{whole}.{role}", whole, role, ParameterHost(module, "in_proj_weight", rows), whole)
+            yield TargetMatrix(
+                f"{whole}.{role}", whole, role, ParameterHost(module, "in_proj_weight", rows), whole
+            )
     for role in "qkv":
         if f"{role}_proj_weight" in tensors:
             own = f"{name}.{role}_proj_weight"
-            yield Place(own, own, role, ParameterHost(module, f"{role}_proj_weight"))
+            yield TargetMatrix(own, own, role, ParameterHost(module, f"{role}_proj_weight"))
     out = f"{name}.out_proj"
-    yield Place(out, f"{out}.weight", "o", ParameterHost(module.out_proj, "weight"))
+    yield TargetMatrix(out, f"{out}.weight", "o", ParameterHost(module.out_proj, "weight"))
 
 
-def _of_experts(name: str, module: nn.Module, parameter: str, stack: Stack) -> Iterator[Place]:
+def _of_experts(name: str, module: nn.Module, parameter: str, stack: ExpertLayout) -> Iterator[TargetMatrix]:
     alone = next(iter(stack.parts)) if len(stack.parts) == 1 else ""
     for expert in range(len(own_parameters(module)[parameter])):
         one = f"{name}.{expert}"
         make = partial(ParameterHost, module, parameter, expert=expert, transposed=stack.transposed)
-        yield Place(one, name, alone, make())
+        yield TargetMatrix(one, name, alone, make())
         if not alone:
             for role, rows in stack.parts.items():
-                yield Place(f"{one}.{role}", name, role, make(rows), whole=one)
+                yield TargetMatrix(f"{one}.{role}", name, role, make(rows), whole=one)

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lora_zoo.core.adapter import Adapter, Site, Variant
-from lora_zoo.core.dropout import Clock
+from lora_zoo.core.adapter import Adapter, LayerContext, Variant
+from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.budget import rank_within
-from lora_zoo.inject.matrices import Place, places
+from lora_zoo.inject.matrices import TargetMatrix, places
 from lora_zoo.inject.targets import (
     Layers,
     Names,
@@ -32,15 +32,15 @@ Patterns = Mapping[str, Mapping[str, float]]
 class Plan(NamedTuple):
     """What a variant does to a model: matrices that get an adapter, parameters that train as they are.
 
-    `missed` says, a sentence each, which targets match nothing.
+    `unmatched` says, a sentence each, which targets match nothing.
     """
 
-    adapted: list[Place]
-    in_full: list[str]
-    missed: Sequence[str] = ()
+    adapted: list[TargetMatrix]
+    fully_trained: list[str]
+    unmatched: Sequence[str] = ()
 
 
-class Prepared(NamedTuple):
+class InjectionPlan(NamedTuple):
     """A variant with complete hyperparameters and what it will do to one model."""
 
     variant: type[Variant]
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     patterns: Patterns
 
 
-def prepared(
+def plan_injection(
     model: nn.Module,
     variant: str | type[Variant] = "lora",
     *,
@@ -61,42 +61,42 @@ def prepared(
     alpha_pattern: Mapping[str, float] | None = None,
     budget: int | str | None = None,
     **hyper: Any,
-) -> Prepared:
+) -> InjectionPlan:
     """Check everything that `inject` takes against `model`. ValueError for what does not exist or fit.
 
-    A target that matches nothing is in the plan's `missed`; it is for the caller to refuse it.
+    A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
     """
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
     complete = check(cls, hyper)
-    in_full = parameters_of(model, modules_to_save) if modules_to_save else None
-    chosen, missed = adapted(cls, model, Targets(target_modules, exclude_modules, layers))
-    plan = Plan(chosen, cls.fully_trained(model, in_full), missed)
+    fully_trained = parameters_of(model, modules_to_save) if modules_to_save else None
+    chosen, unmatched = adapted(cls, model, Targets(target_modules, exclude_modules, layers))
+    plan = Plan(chosen, cls.fully_trained(model, fully_trained), unmatched)
     for place in plan.adapted:
-        if clash := next(filter(place.holds, plan.in_full), None):
+        if clash := next(filter(place.holds, plan.fully_trained), None):
             raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")
-    patterns = patterned(cls, plan.adapted, {"rank": rank_pattern, "alpha": alpha_pattern})
+    patterns = pattern_values(cls, plan.adapted, {"rank": rank_pattern, "alpha": alpha_pattern})
     if budget is not None and plan.adapted:
         if "rank" in hyper:
             raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
-        sizes = [(place.shape, at(place, {}, patterns)) for place in plan.adapted]
+        sizes = [(place.shape, hyperparameters_at(place, {}, patterns)) for place in plan.adapted]
         complete["rank"] = rank_within(budget, cls, sizes, complete)
-    return Prepared(cls, plan, complete, patterns)
+    return InjectionPlan(cls, plan, complete, patterns)
 
 
-def adapted(cls: type[Variant], model: nn.Module, asked: Targets) -> tuple[list[Place], list[str]]:
+def adapted(cls: type[Variant], model: nn.Module, asked: Targets) -> tuple[list[TargetMatrix], list[str]]:
     """The matrices that get an adapter, and a sentence for each target that matches nothing."""
     if not cls.adapts:
         return [], []
     known = places(model)
-    chosen, missed = choose(known, asked)
-    if not chosen and not missed:
+    chosen, unmatched = choose(known, asked)
+    if not chosen and not unmatched:
         raise ValueError(f"nothing is left to adapt of target_modules={asked.target_modules}")
     for place in chosen:
         if reason := cls.refuses.get(place.host.kind):
             raise ValueError(f"{cls.name} cannot adapt {place.name}, a {place.host.kind}: {reason}")
     if sentence := overlooked(known, asked, chosen):
         warnings.warn(sentence, stacklevel=4)
-    return chosen, [missing(model, known, *miss) for miss in missed]
+    return chosen, [missing(model, known, *miss) for miss in unmatched]
 
 
 def check(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def check_init(cls: type[Variant], name: str) -> None:
         raise ValueError(f"{cls.name} cannot start from init={name}: {choices}")
 
 
-def patterned(
-    cls: type[Variant], chosen: list[Place], given: Mapping[str, Mapping[str, float] | None]
+def pattern_values(
+    cls: type[Variant], chosen: list[TargetMatrix], given: Mapping[str, Mapping[str, float] | None]
 ) -> dict[str, dict[str, float]]:
     """Hyperparameter -> place -> value. ValueError for a pattern that fits nothing or a wrong value."""
     found: dict[str, dict[str, float]] = {}
@@ -137,26 +137,26 @@ def patterned(
     return found
 
 
-def at(place: Place, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
+def hyperparameters_at(place: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
     """The hyperparameters that hold at one place."""
     return dict(hyper) | {key: own[place.name] for key, own in patterns.items() if place.name in own}
 
 
-def build(prepared: Prepared, *, seed: int, clock: Clock) -> dict[str, Adapter]:
+def build(plan_injection: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[str, Adapter]:
     """The adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
-    variant, plan, hyper, patterns = prepared
+    variant, plan, hyper, patterns = plan_injection
     if not plan.adapted:
         return {}
-    own = {place.name: at(place, hyper, patterns) for place in plan.adapted}
+    own = {place.name: hyperparameters_at(place, hyper, patterns) for place in plan.adapted}
     greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
     shapes = {place.name: place.shape for place in plan.adapted}
     device = plan.adapted[0].host.matrix().device
-    shared = variant.method.shared(shapes, device, **{**hyper, **greatest})
+    shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
     taken = accepted(variant.__init__, hyper).keys()
     return {
         place.name: make(
-            Site(place.name, place.host, seed, clock, shared),
+            LayerContext(place.name, place.host, seed, counter, shared),
             **{key: own[place.name][key] for key in taken},
         )
         for place in plan.adapted

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.dropout import Clock
+from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
 from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.matrices import Place, places
-from lora_zoo.inject.plan import at, build, prepared
+from lora_zoo.inject.matrices import TargetMatrix, places
+from lora_zoo.inject.plan import build, hyperparameters_at, plan_injection
 from lora_zoo.inject.roles import ROLES
 
 
@@ -37,17 +37,17 @@ class Row:
 class Preview:
     """`trainable` of `total` parameters, the adapter's size on disk in bytes, and what stays as it is.
 
-    `in_full` maps parameters that train as they are to their sizes, `missed` says which targets match
-    nothing, `idle` counts the matrices by role that nothing adapts.
+    `fully_trained` maps parameters that train as they are to their sizes, `unmatched` says which targets
+    match nothing, `idle` counts the matrices by role that nothing adapts.
     """
 
     variant: str
     rows: list[Row]
-    in_full: dict[str, int]
+    fully_trained: dict[str, int]
     trainable: int
     total: int
     bytes: int
-    missed: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
     idle: dict[str, int] = field(default_factory=dict)
 
 
@@ -70,32 +70,36 @@ class Outline(Host):
 def preview(model: nn.Module, *arguments: Any, **asked: Any) -> Preview:
     """What `inject(model, …)` with the same arguments would adapt; `model` is left as it is.
 
-    Raises ValueError for whatever `inject` refuses, but for targets without a match, which are in `missed`.
+    Raises ValueError for whatever `inject` refuses, but not for targets without a match: see `unmatched`.
     """
-    ready = prepared(model, *arguments, **asked)
+    ready = plan_injection(model, *arguments, **asked)
     variant, plan, hyper, patterns = ready
     outlined = [replace(place, host=Outline(place.host)) for place in plan.adapted]
     with init.blank():
-        adapters = build(ready._replace(plan=plan._replace(adapted=outlined)), seed=0, clock=Clock())
-    rows = [_row(place, adapters[place.name], at(place, hyper, patterns)) for place in outlined]
-    every, names = base_parameters(model), set(plan.in_full)
-    full = {id(every[name]): (name, every[name]) for name in reversed(plan.in_full)}
-    in_full = {name: p.numel() for name, p in reversed(full.values())}
+        adapters = build(
+            ready._replace(plan=plan._replace(adapted=outlined)), seed=0, counter=ForwardCounter()
+        )
+    rows = [
+        _row(place, adapters[place.name], hyperparameters_at(place, hyper, patterns)) for place in outlined
+    ]
+    every, names = base_parameters(model), set(plan.fully_trained)
+    full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
+    fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): p.numel() for name, p in every.items() if name not in names}
-    own = sum(p.numel() for a in adapters.values() for p in a.parameters())
+    added = sum(p.numel() for a in adapters.values() for p in a.parameters())
     return Preview(
         variant.name,
         rows,
-        in_full,
-        trainable=sum(row.trainable for row in rows) + sum(in_full.values()),
-        total=sum(frozen.values()) + sum(in_full.values()) + own,
+        fully_trained,
+        trainable=sum(row.trainable for row in rows) + sum(fully_trained.values()),
+        total=sum(frozen.values()) + sum(fully_trained.values()) + added,
         bytes=sum(row.bytes for row in rows) + sum(p.numel() * p.element_size() for _, p in full.values()),
-        missed=list(plan.missed),
+        unmatched=list(plan.unmatched),
         idle=_idle(places(model), plan.adapted, names),
     )
 
 
-def _row(place: Place, adapter: Adapter, hyper: dict[str, Any]) -> Row:
+def _row(place: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> Row:
     return Row(
         name=place.name,
         tensor=place.tensor,
@@ -110,10 +114,10 @@ def _row(place: Place, adapter: Adapter, hyper: dict[str, Any]) -> Row:
     )
 
 
-def _idle(known: list[Place], adapted: list[Place], in_full: set[str]) -> dict[str, int]:
+def _idle(known: list[TargetMatrix], adapted: list[TargetMatrix], fully_trained: set[str]) -> dict[str, int]:
     busy = {place.name for place in adapted}
     taken = busy | {place.whole for place in known}
     left = [p for p in known if p.name not in taken and p.whole not in busy]
-    still = [p for p in left if not {p.tensor, f"{p.tensor}.weight"} & in_full]
+    still = [p for p in left if not {p.tensor, f"{p.tensor}.weight"} & fully_trained]
     count = Counter(place.role or "other" for place in still)
     return {role: count[role] for role in (*ROLES, "other") if count[role]}

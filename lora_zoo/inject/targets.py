@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.inject.base_model import base_parameters, beneath
+from lora_zoo.inject.base_model import base_parameters, named_base_modules
 from lora_zoo.inject.layers import in_layers
-from lora_zoo.inject.matrices import Place, places
+from lora_zoo.inject.matrices import TargetMatrix, places
 from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
 
 Names = str | Sequence[str]
@@ -29,26 +29,26 @@ class Targets:
     layers: Layers | None = None
 
 
-def resolve(model: nn.Module, targets: Targets | Names) -> list[Place]:
+def resolve(model: nn.Module, targets: Targets | Names) -> list[TargetMatrix]:
     """The matrices that `targets` mean, in the model's order. ValueError where one matches nothing."""
     known = places(model)
-    chosen, missed = choose(known, targets if isinstance(targets, Targets) else Targets(targets))
-    if missed:
-        raise ValueError(missing(model, known, *missed[0]))
+    chosen, unmatched = choose(known, targets if isinstance(targets, Targets) else Targets(targets))
+    if unmatched:
+        raise ValueError(missing(model, known, *unmatched[0]))
     return chosen
 
 
-def choose(known: list[Place], asked: Targets) -> tuple[list[Place], list[tuple[str, str]]]:
+def choose(known: list[TargetMatrix], asked: Targets) -> tuple[list[TargetMatrix], list[tuple[str, str]]]:
     """The chosen places, and (key, target) of each target that matches nothing."""
     if not listed(asked.target_modules):
         raise ValueError("target_modules is empty; name at least one role, e.g. target_modules=[q,v]")
-    missed: list[tuple[str, str]] = []
+    unmatched: list[tuple[str, str]] = []
 
     def named(key: str, targets: Names) -> set[str]:
         found: set[str] = set()
         for target in listed(targets):
             matched = {place.name for place in matching(known, target, key)}
-            missed.extend([] if matched else [(key, target)])
+            unmatched.extend([] if matched else [(key, target)])
             found |= matched
         return found
 
@@ -63,10 +63,10 @@ def choose(known: list[Place], asked: Targets) -> tuple[list[Place], list[tuple[
     for place in chosen:
         if place.whole in names:
             raise ValueError(f"target_modules names both {place.whole} and its part {place.name}; choose one")
-    return chosen, missed
+    return chosen, unmatched
 
 
-def matching(known: list[Place], target: str, key: str = "target_modules") -> list[Place]:
+def matching(known: list[TargetMatrix], target: str, key: str = "target_modules") -> list[TargetMatrix]:
     """The places that one target means, none where it means nothing. `key` is named in errors."""
     if target == "all-linear":
         return [p for p in known if p.linear and not p.whole and not of_head(p.name)]
@@ -91,9 +91,9 @@ def listed(names: Names) -> list[str]:
     return [names] if isinstance(names, str) else [str(name) for name in names]
 
 
-def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
+def missing(model: nn.Module, known: list[TargetMatrix], key: str, target: str) -> str:
     """Why `target` matched nothing, and what would match."""
-    exists = [m for n, m in beneath(model) if n and _ends(n, target)]
+    exists = [m for n, m in named_base_modules(model) if n and _ends(n, target)]
     if exists:
         kinds = "/".join(sorted({type(module).__name__ for module in exists}))
         return f"{key}: {target!r} is a {kinds}, which holds no matrix to adapt"
@@ -110,13 +110,13 @@ def missing(model: nn.Module, known: list[Place], key: str, target: str) -> str:
     return f"{key}: " + unknown("target", target, [*roles, "all-linear", *ends])
 
 
-def _unsliced(known: list[Place]) -> list[str]:
+def _unsliced(known: list[TargetMatrix]) -> list[str]:
     """The names of layers that seem to fuse q, k and v, in an order that is not known."""
     sliced = {p.whole for p in known}
     return [p.name for p in known if not p.whole and fused(p.name) and p.name not in sliced]
 
 
-def overlooked(known: list[Place], asked: Targets, chosen: list[Place]) -> str:
+def overlooked(known: list[TargetMatrix], asked: Targets, chosen: list[TargetMatrix]) -> str:
     """A sentence where a role is adapted in some layers while others fuse it in an unknown order."""
     roles = [target for target in listed(asked.target_modules) if target in {"q", "k", "v"}]
     meant = {p.name for target in listed(asked.exclude_modules) for p in matching(known, target)}
@@ -131,7 +131,7 @@ def overlooked(known: list[Place], asked: Targets, chosen: list[Place]) -> str:
     )
 
 
-def by_pattern(chosen: list[Place], patterns: dict[str, float], key: str) -> dict[str, float]:
+def by_pattern(chosen: list[TargetMatrix], patterns: dict[str, float], key: str) -> dict[str, float]:
     """Place -> the value of the first pattern that means it. ValueError for a pattern that means none."""
     values: dict[str, float] = {}
     for target, value in patterns.items():
@@ -147,7 +147,7 @@ def by_pattern(chosen: list[Place], patterns: dict[str, float], key: str) -> dic
 def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss."""
     found: list[str] = []
-    names, every = [n for n, _ in beneath(model)], base_parameters(model)
+    names, every = [n for n, _ in named_base_modules(model)], base_parameters(model)
     for module in modules:
         owners = [n for n in names if n and _ends(n, module)]
         if not owners:
@@ -158,7 +158,9 @@ def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def heads(model: nn.Module) -> list[str]:
+def head_names(model: nn.Module) -> list[str]:
     """The names of the model's topmost head modules (what `modules_to_save` usually means)."""
-    found = [n for n, m in beneath(model) if role_of(n) == "head" and any(True for _ in m.parameters())]
+    found = [
+        n for n, m in named_base_modules(model) if role_of(n) == "head" and any(True for _ in m.parameters())
+    ]
     return [n for n in found if not any(n.startswith(f"{other}.") for other in found)]

@@ -49,12 +49,12 @@ def has_ties(model: nn.Module) -> bool:
     return any(len(names) > 1 for names in names_by_parameter(model).values())
 
 
-def untie(model: nn.Module, in_full: Iterable[str]) -> dict[str, nn.Parameter]:
+def untie(model: nn.Module, fully_trained: Iterable[str]) -> dict[str, nn.Parameter]:
     """A copy for each parameter that trains in full; those tied to each other share one.
 
     Warns of a parameter that is tied to one that stays frozen: its copy is no longer tied.
     """
-    every, names, chosen = base_parameters(model), names_by_parameter(model), dict.fromkeys(in_full)
+    every, names, chosen = base_parameters(model), names_by_parameter(model), dict.fromkeys(fully_trained)
     copies: dict[int, nn.Parameter] = {}
     for name in chosen:
         base = every[name]

@@ -21,49 +21,49 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.hosts.parameter import ParameterHost
-from lora_zoo.inject.batched import Lane, Slot, side_by_side
+from lora_zoo.inject.batched import Entry, RowGroup, batched_forward
 
 
-class Shell(nn.Module, ABC):
+class AdapterWrapper(nn.Module, ABC):
     """The adapters of one stored tensor: by adapter name, one for each part that is adapted."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name, self.active = name, cast(tuple[str, ...], ())
         self.adapters = nn.ModuleDict()
-        self.slots: dict[str, list[Slot]] = {}
-        self.lanes: tuple[Lane, ...] = ()
+        self.slots: dict[str, list[Entry]] = {}
+        self.row_groups: tuple[RowGroup, ...] = ()
         self._alone: dict[str, nn.ModuleDict] = {}
 
     def add(self, adapter_name: str, host: Host, adapter: Adapter) -> None:
         slots = self.slots.setdefault(adapter_name, [])
         adapter.train(self.training)
         self.adapters[f"{adapter_name}/{len(slots)}"] = adapter
-        slots.append(Slot(host, adapter))
+        slots.append(Entry(host, adapter))
 
     def drop(self, adapter_name: str) -> None:
         for number in range(len(self.slots.pop(adapter_name, []))):
             del self.adapters[f"{adapter_name}/{number}"]
 
-    def show(self, adapter_name: str) -> None:
+    def isolate(self, adapter_name: str) -> None:
         """Make `adapter_name` the active one, and the only one that a walk through the model meets."""
         if adapter_name not in self._alone:
             own = enumerate(self.slots.get(adapter_name, ()))
             self._alone[adapter_name] = nn.ModuleDict({f"{adapter_name}/{n}": s.adapter for n, s in own})
         self.active, self.adapters = (adapter_name,), self._alone[adapter_name]
 
-    def reveal(self) -> None:
-        """Undo `show`: a walk through the model meets every adapter."""
+    def show_all(self) -> None:
+        """Undo `isolate`: a walk through the model meets every adapter."""
         every = ((f"{name}/{n}", s.adapter) for name, own in self.slots.items() for n, s in enumerate(own))
         self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
 
-    def live(self) -> list[list[Slot]]:
+    def live(self) -> list[list[Entry]]:
         """The slots of each active adapter that has any here."""
         return [self.slots[name] for name in self.active if name in self.slots]
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
-        if self.lanes:
+        if self.row_groups:
             raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
         live = self.live()
         if not live:
@@ -95,7 +95,7 @@ class Shell(nn.Module, ABC):
         """Leave the plain layer in its place, with `stored` as it is."""
 
 
-class Adapted(Shell):
+class LayerWrapper(AdapterWrapper):
     """Stands where a layer stood: the frozen layer, and the adapters that say what it effectively is."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
@@ -103,8 +103,8 @@ class Adapted(Shell):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lanes:
-            return side_by_side(self.lanes, self.slots, x, self.layer(x))
+        if self.row_groups:
+            return batched_forward(self.row_groups, self.slots, x, self.layer(x))
         live = self.live()
         if not live:
             return self.layer(x)
@@ -149,12 +149,12 @@ class Adapted(Shell):
             return getattr(super().__getattr__("layer"), name)  # in_features, padding_idx, …
 
 
-def _outputs(slots: Sequence[Slot], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:
+def _outputs(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:
     for host, adapter in cast(list[tuple[LayerHost, Adapter]], slots):
         yield host, adapter(x, host.given(base))
 
 
-class Reparametrised(Shell):
+class ParametrizedWeight(AdapterWrapper):
     """A parametrisation (torch.nn.utils.parametrize) of a parameter that its module reads by itself."""
 
     owner: nn.Module
@@ -219,15 +219,15 @@ def _give_own_class(owner: nn.Module) -> None:
         owner.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
 
 
-def make_shell(host: Host, name: str) -> Shell:
+def make_wrapper(host: Host, name: str) -> AdapterWrapper:
     """The shell for the tensor called `name` in which `host` reads its matrix."""
-    shell: Shell
+    wrapper: AdapterWrapper
     if isinstance(host, ParameterHost):
-        shell = Reparametrised(name, host.layer, host.parameter)
+        wrapper = ParametrizedWeight(name, host.layer, host.parameter)
     else:
-        shell = Adapted(name, host.layer)
-    shell.training = host.layer.training
-    return shell
+        wrapper = LayerWrapper(name, host.layer)
+    wrapper.training = host.layer.training
+    return wrapper
 
 
 def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
@@ -236,7 +236,7 @@ def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
     owner: Any = model
     for step in parent_name.split(".") if parent_name else []:
         owner = getattr(owner, step)
-        owner = owner.layer if isinstance(owner, Adapted) else owner
+        owner = owner.layer if isinstance(owner, LayerWrapper) else owner
     if parametrize.is_parametrized(owner, child):
         owner, child = owner.parametrizations[child], "original"
     setattr(owner, child, moved(part, getattr(owner, child)) if isinstance(part, nn.Parameter) else part)

@@ -14,11 +14,11 @@ from torch import Tensor
 from lora_zoo.core.dropout import Mask
 from lora_zoo.core.dtypes import at_least_float32, cast
 from lora_zoo.core.host import LayerHost
-from lora_zoo.kernels.additive import Added
-from lora_zoo.kernels.dora import Normed
+from lora_zoo.kernels.additive import LoraFunction
+from lora_zoo.kernels.dora import DoraFunction
 from lora_zoo.kernels.dtypes import exactly, formable
-from lora_zoo.kernels.shared import NONE, Pair
-from lora_zoo.kernels.vera import Scaled
+from lora_zoo.kernels.shared import NONE, FactorPair
+from lora_zoo.kernels.vera import VeraFunction
 
 
 def fits(host: LayerHost, x: Tensor, *tensors: Tensor) -> bool:
@@ -52,13 +52,13 @@ def _allowed(x: Tensor, W_OI: Tensor, *tensors: Tensor) -> bool:
 
 
 def product(
-    host: LayerHost, x: Tensor, pair: Pair, start: Pair | None = None, mask: Mask | None = None
+    host: LayerHost, x: Tensor, pair: FactorPair, start: FactorPair | None = None, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + (B A + B0 A0) drop(x); `start` is the frozen B0 A0 of a residual start."""
     x, pair, start = branched(x, pair, start)
     x, *factors = learning(x, *pair)
     with exactly(x):
-        y: Tensor = Added.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
+        y: Tensor = LoraFunction.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
     return y
 
 
@@ -66,8 +66,8 @@ def decomposed(
     host: LayerHost,
     x: Tensor,
     m_O: Tensor,
-    pair: Pair,
-    start: Pair | None = None,
+    pair: FactorPair,
+    start: FactorPair | None = None,
     mask: Mask | None = None,
 ) -> Tensor:
     """W x + bias + (W' - W) drop(x), W' = m V / ‖V‖_row, V = W + B A + B0 A0; the norm has no gradient."""
@@ -81,22 +81,26 @@ def decomposed(
     x, gain_O, *factors = learning(x, m_O / norm_O, *pair)
     known = V_OI if formable(x, pair.B_OR) else None
     with exactly(x):
-        y: Tensor = Normed.apply(x, W_OI, host.layer.bias, known, gain_O, *factors, *(start or NONE), mask)
+        y: Tensor = DoraFunction.apply(
+            x, W_OI, host.layer.bias, known, gain_O, *factors, *(start or NONE), mask
+        )
     return y
 
 
 def scaled(
-    host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: Pair, mask: Mask | None = None
+    host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: FactorPair, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
     dtype = narrowed(x, pair.B_OR.dtype)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
-        y: Tensor = Scaled.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
+        y: Tensor = VeraFunction.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
     return y
 
 
-def branched(x: Tensor, pair: Pair, start: Pair | None = None) -> tuple[Tensor, Pair, Pair | None]:
+def branched(
+    x: Tensor, pair: FactorPair, start: FactorPair | None = None
+) -> tuple[Tensor, FactorPair, FactorPair | None]:
     """The input and the branch, narrowed under autocast; where x is narrow, the start is within the pair.
 
     A residual start's product is large and nearly the pair's own: it is their difference that is rounded.
@@ -104,7 +108,7 @@ def branched(x: Tensor, pair: Pair, start: Pair | None = None) -> tuple[Tensor, 
     if cast(x.device) or not formable(x, pair.B_OR):
         pair, start = joined(pair, start), None
     B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair)
-    return x.to(narrowed(x, x.dtype)), Pair(B_OR, A_RI), start
+    return x.to(narrowed(x, x.dtype)), FactorPair(B_OR, A_RI), start
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -112,11 +116,11 @@ def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if cast(x.device) else dtype
 
 
-def joined(pair: Pair, start: Pair | None) -> Pair:
+def joined(pair: FactorPair, start: FactorPair | None) -> FactorPair:
     """B A + B0 A0 as one pair."""
     if start is None:
         return pair
-    return Pair(torch.cat([pair.B_OR, start.B_OR], dim=1), torch.cat([pair.A_RI, start.A_RI]))
+    return FactorPair(torch.cat([pair.B_OR, start.B_OR], dim=1), torch.cat([pair.A_RI, start.A_RI]))
 
 
 def learning(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -124,4 +128,4 @@ def learning(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if torch.is_grad_enabled() else tuple(t.detach() for t in tensors)
 
 
-__all__ = ["Pair", "decomposed", "fits", "product", "scaled"]
+__all__ = ["FactorPair", "decomposed", "fits", "product", "scaled"]

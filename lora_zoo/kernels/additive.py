@@ -24,7 +24,7 @@ def cheaper_formed(N: int, R: int, shape: tuple[int, int], *, spared: int) -> bo
     return N * R * spared > O * I * (R + FIXED)
 
 
-class Added(torch.autograd.Function):
+class LoraFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

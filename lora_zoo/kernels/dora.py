@@ -25,7 +25,7 @@ from lora_zoo.kernels.shared import (
 )
 
 
-class Normed(torch.autograd.Function):
+class DoraFunction(torch.autograd.Function):
     """V is written over; it is None where it may not be formed."""
 
     @staticmethod
@@ -55,7 +55,7 @@ class Normed(torch.autograd.Function):
             y = F.linear(x, V_OI.mul_(gain_O[:, None]), bias_O)
             kept = y
             if learns:
-                ctx.lent, kept = Lent.of(y)
+                ctx.lent, kept = SavedOutput.of(y)
         else:
             y = F.linear(x - dropped, W_OI, bias_O)
             kept = F.linear(dropped, V_OI)
@@ -107,14 +107,14 @@ def of_output(g_NO: Tensor, y: Tensor, gain_O: Tensor, bias_O: Tensor | None) ->
     return dgain_O / torch.where(gain_O.abs() < tiny, tiny, gain_O)
 
 
-class Lent(NamedTuple):
+class SavedOutput(NamedTuple):
     """An output that is kept without a copy; whoever comes next keeps it as well, or writes over it."""
 
     witness: Tensor
     version: int
 
     @classmethod
-    def of(cls, y: Tensor) -> tuple["Lent", Tensor]:
+    def of(cls, y: Tensor) -> tuple["SavedOutput", Tensor]:
         """`.data` is not checked for that, and the witness, a tensor without memory, tells it."""
         lent, kept = cls(y.detach(), y._version), y.data
         lent.witness.data = y.new_empty(0)

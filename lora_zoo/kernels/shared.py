@@ -14,7 +14,7 @@ from lora_zoo.core.dropout import Mask
 from lora_zoo.kernels.dtypes import plus_
 
 
-class Pair(NamedTuple):
+class FactorPair(NamedTuple):
     """A product B A of thin factors, B (O, R) and A (R, I)."""
 
     B_OR: Tensor

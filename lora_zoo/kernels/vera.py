@@ -16,7 +16,7 @@ from lora_zoo.kernels.dtypes import formable, in_own_dtypes
 from lora_zoo.kernels.shared import NONE, columns, frozen, keep, kept_of, seen, through, unflattened
 
 
-class Scaled(torch.autograd.Function):
+class VeraFunction(torch.autograd.Function):
     """The branch's products are in `dtype`: x's or, where the factors are wider and stay so, theirs."""
 
     @staticmethod

@@ -96,10 +96,10 @@ def with_adapter(quantised: nn.Module, injection: Injection) -> Iterator[None]:
     parameters = dict(quantised.named_parameters())
     try:
         with torch.no_grad():
-            for name in injection.in_full:
+            for name in injection.fully_trained:
                 parameters[name].copy_(injection.trained[name])
         for name, _, dW_OI in injection:
-            if f"{name}.weight" not in injection.in_full:
+            if f"{name}.weight" not in injection.fully_trained:
                 layer = modules[name]
                 if layer not in _linear(quantised):
                     raise LookupError(f"{name} is no linear layer")

@@ -14,14 +14,14 @@ _NOT_AXES = ("value", "spread", "of")
 _SHARES = 1.5  # a paper's number above it, beside ours up to 1, is in percent
 
 
-class Place(NamedTuple):
+class TargetMatrix(NamedTuple):
     """Of a cell among those it is compared with."""
 
     mark: str
     tied: bool
 
 
-NOWHERE = Place("", False)  # alone, it is compared with nothing
+NOWHERE = TargetMatrix("", False)  # alone, it is compared with nothing
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Plan:
         return ABSENT if quote is None else Quoted(quote["value"], quote.get("spread"))
 
 
-def _places(found: Cells) -> Iterable[tuple[tuple[str, ...], Place]]:
+def _places(found: Cells) -> Iterable[tuple[tuple[str, ...], TargetMatrix]]:
     """The best, the second and those that cannot be told from the best, of each task and model by itself."""
     parts = [found]
     for axis in ("task", "model"):
@@ -85,7 +85,7 @@ def _places(found: Cells) -> Iterable[tuple[tuple[str, ...], Place]]:
         tied = set(part.tied()) - {part.best()}
         marks = {ranked[1]: "second", part.best(): "best"}
         for cell in ranked:
-            yield words_of(cell.key, found.by), Place(marks.get(cell, ""), cell in tied)
+            yield words_of(cell.key, found.by), TargetMatrix(marks.get(cell, ""), cell in tied)
 
 
 def _look(found: Sequence[Cell], quoted: Sequence[Mapping[str, Any]]) -> Look:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lora_zoo.report.page import Page
 from lora_zoo.report.typeset import Table
-from lora_zoo.runs.tracking import Sheet, open_mirror
+from lora_zoo.runs.tracking import TrackedTable, open_tracker
 
 JOB = "report"
 _TRACKING = "config.tracking."
@@ -25,7 +25,7 @@ def mirror(
     """Write the report there; its files lie in `folder`/wandb. Returns where it is, "" where it is not."""
     group = group_of(frame)
     names = sorted(frame["experiment"].dropna().unique())
-    with open_mirror(
+    with open_tracker(
         tracking_of(frame),
         directory=folder,
         name=f"{JOB}-{group or 'runs'}",
@@ -60,17 +60,17 @@ def group_of(frame: pd.DataFrame) -> str | None:
     return sweeps.pop() if len(sweeps) == 1 else None
 
 
-def sheets(tables: Sequence[Table], page: Page) -> dict[str, Sheet]:
+def sheets(tables: Sequence[Table], page: Page) -> dict[str, TrackedTable]:
     """Each table's cells as numbers, the ledger and the findings."""
     found = {f"tables/{table.name}": _of_records(table.records) for table in tables if table.records}
     verdicts = [[getattr(claim, key) for key in _CLAIM] for claim in (*page.claims, *page.undecided)]
-    found["claims"] = Sheet(list(_CLAIM), verdicts)
+    found["claims"] = TrackedTable(list(_CLAIM), verdicts)
     findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in page.findings or ()]
-    found["integrity"] = Sheet(["kind", "said", "runs"], findings)
+    found["integrity"] = TrackedTable(["kind", "said", "runs"], findings)
     return found
 
 
-def _of_records(records: Sequence[Mapping[str, Any]]) -> Sheet:
+def _of_records(records: Sequence[Mapping[str, Any]]) -> TrackedTable:
     """Columns of one type each, which is what W&B asks for: words where a column holds any."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     frame = pd.DataFrame(list(records), columns=columns)
@@ -78,7 +78,7 @@ def _of_records(records: Sequence[Mapping[str, Any]]) -> Sheet:
         if not pd.api.types.is_numeric_dtype(frame[column]):
             frame[column] = frame[column].map(lambda value: "" if pd.isna(value) else str(value))
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
-    return Sheet([*columns], rows)
+    return TrackedTable([*columns], rows)
 
 
 __all__ = ["group_of", "mirror", "sheets", "tracking_of"]

@@ -34,14 +34,14 @@ LIMITS = {"init_timeout": 60.0, "finish_timeout": 600.0, "finish_timeout_raises"
 QUIET = {"silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True}
 
 
-class Sheet(NamedTuple):
+class TrackedTable(NamedTuple):
     """A table: in each row a value for each of the columns."""
 
     columns: list[str | int]
     rows: list[list[Any]]
 
 
-class Mirror(ABC):
+class Tracker(ABC):
     """A run as W&B sees it. Leaving the `with` block closes it whatever happened inside."""
 
     report_to: ClassVar[list[str]] = []
@@ -57,7 +57,7 @@ class Mirror(ABC):
         """Write the outcome and close; exit code 0 only if `result["state"]` is done."""
 
     @abstractmethod
-    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None:
+    def show(self, tables: Mapping[str, TrackedTable], images: Mapping[str, Path]) -> None:
         """Tables and images by their names there."""
 
     @abstractmethod
@@ -72,20 +72,20 @@ class Mirror(ABC):
 
 
 @final
-class NoMirror(Mirror):
+class NoTracker(Tracker):
     """The local files alone."""
 
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
 
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None: ...
 
-    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None: ...
+    def show(self, tables: Mapping[str, TrackedTable], images: Mapping[str, Path]) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
 
 
 @final
-class WandbMirror(Mirror):
+class WandbTracker(Tracker):
     """An open W&B run, also `wandb.run`, which transformers' callback uses. `surroundings` end with it."""
 
     report_to: ClassVar[list[str]] = ["wandb"]
@@ -134,7 +134,7 @@ class WandbMirror(Mirror):
                 self._keep(adapter)
         self.close(0 if result.get("state") == "done" else 1)
 
-    def show(self, tables: Mapping[str, Sheet], images: Mapping[str, Path]) -> None:
+    def show(self, tables: Mapping[str, TrackedTable], images: Mapping[str, Path]) -> None:
         with survived("did not take the tables"):
             made = {
                 name: self.wandb.Table(columns=sheet.columns, data=sheet.rows)
@@ -157,7 +157,7 @@ class WandbMirror(Mirror):
                 run.finish(exit_code=exit_code)
 
 
-def open_mirror(
+def open_tracker(
     tracking: Mapping[str, Any],
     *,
     directory: Path,
@@ -166,7 +166,7 @@ def open_mirror(
     group: str | None,
     tags: Sequence[str],
     job_type: str | None = None,
-) -> Mirror:
+) -> Tracker:
     """Open the mirror that `tracking` asks for, its files under `directory`/wandb.
 
     Mode auto is WANDB_MODE if set, else online for a user who is logged in, else offline. An online run that
@@ -177,7 +177,7 @@ def open_mirror(
     if backend not in BACKENDS:
         raise ValueError(unknown("tracking.backend", backend, BACKENDS))
     if backend == "none" or mode == "disabled" or os.environ.get("RANK", "0") != "0":
-        return NoMirror()
+        return NoTracker()
     chosen = {key: tracking.get(key) or None for key in ("project", "entity", "notes")}
     labels = dict.fromkeys(str(tag)[:64] for tag in (*(tracking.get("tags") or ()), *tags) if tag)
     init = redacted(
@@ -190,9 +190,9 @@ def open_mirror(
         keep_adapter = bool(tracking.get("log_adapter", True))
         if wandb_session.goes_online(mode):
             with survived("is not reached, so this run is mirrored offline"):
-                return WandbMirror(surroundings, keep_adapter=keep_adapter, mode="online", **init)
-        return WandbMirror(surroundings, keep_adapter=keep_adapter, mode="offline", **init)
-    return NoMirror()
+                return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="online", **init)
+        return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="offline", **init)
+    return NoTracker()
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -216,4 +216,4 @@ def artifact_name(run_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"
 
 
-__all__ = ["Mirror", "NoMirror", "Sheet", "WandbMirror", "open_mirror"]
+__all__ = ["Tracker", "NoTracker", "TrackedTable", "WandbTracker", "open_mirror"]

@@ -23,7 +23,7 @@ Outcome = dict[str, Any]
 IGNORED = -100
 
 
-class Kind(ABC):
+class TaskType(ABC):
     """One task with the tokenizer that it is read by."""
 
     auto_class: ClassVar[str]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
-from lora_zoo.tasks.base import Example, Kind, Outcome, continuation, continued, grouped, on_device
+from lora_zoo.tasks.base import Example, Outcome, TaskType, continuation, continued, grouped, on_device
 
 
-class Generation(Kind):
+class CausalLM(TaskType):
     """A decoder continues the prompt; the loss is on the target's tokens alone."""
 
     auto_class = "AutoModelForCausalLM"

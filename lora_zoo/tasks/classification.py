@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
-from lora_zoo.tasks.base import Example, Kind, Outcome, on_device
+from lora_zoo.tasks.base import Example, Outcome, TaskType, on_device
 from lora_zoo.tasks.data import label_set
 
 
-class Labelled(Kind, ABC):
+class HeadTask(TaskType, ABC):
     """Texts or pairs of texts, judged by a head on top of an encoder (or a decoder)."""
 
     auto_class = "AutoModelForSequenceClassification"
@@ -42,7 +42,7 @@ class Labelled(Kind, ABC):
         return found
 
 
-class Classification(Labelled):
+class Classification(HeadTask):
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
         self.labels = label_set(task, splits)

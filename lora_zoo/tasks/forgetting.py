@@ -21,7 +21,7 @@ BLOCKS, LENGTH, TOGETHER = 128, 128, 32
 """At most so many blocks of so many tokens, so many at a time."""
 
 
-class Retention:
+class HeldOutLoss:
     """Blocks of tokens (N, L) of a text that no task trains on: `pocket`'s own genres, or a text file."""
 
     def __init__(self, source: str, tokenizer: Any) -> None:
@@ -80,4 +80,4 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
     return chain.from_iterable(lines)
 
 
-__all__ = ["Retention"]
+__all__ = ["HeldOutLoss"]

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
-from lora_zoo.tasks.base import IGNORED, Example, Kind, Outcome, continuation, continued, on_device
+from lora_zoo.tasks.base import IGNORED, Example, Outcome, TaskType, continuation, continued, on_device
 from lora_zoo.tasks.data import label_set
 
 
-class Choice(Kind):
+class MultipleChoice(TaskType):
     """A decoder chooses among label words: the one whose tokens are likeliest after the prompt."""
 
     auto_class = "AutoModelForCausalLM"

@@ -1,16 +1,16 @@
 """Task types by name."""
 
-from lora_zoo.tasks.base import Kind
-from lora_zoo.tasks.causal_lm import Generation
+from lora_zoo.tasks.base import TaskType
+from lora_zoo.tasks.causal_lm import CausalLM
 from lora_zoo.tasks.classification import Classification
-from lora_zoo.tasks.multiple_choice import Choice
+from lora_zoo.tasks.multiple_choice import MultipleChoice
 from lora_zoo.tasks.regression import Regression
 from lora_zoo.tasks.seq2seq import Seq2Seq
 
-KINDS: dict[str, type[Kind]] = {
+TASK_TYPES: dict[str, type[TaskType]] = {
     "classification": Classification,
     "regression": Regression,
-    "choice": Choice,
-    "generation": Generation,
+    "choice": MultipleChoice,
+    "generation": CausalLM,
     "seq2seq": Seq2Seq,
 }

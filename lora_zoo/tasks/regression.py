@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lora_zoo.config.schema import Task
 from lora_zoo.tasks.base import Outcome
-from lora_zoo.tasks.classification import Labelled
+from lora_zoo.tasks.classification import HeadTask
 from lora_zoo.tasks.data import numbers
 
 
-class Regression(Labelled):
+class Regression(HeadTask):
     """The head learns labels standardised on the train split; answers are in the labels' own unit.
 
     Without it a head's small rate spends the run on finding the mean. `score` is the negative squared error.

@@ -3,10 +3,10 @@
 from torch import nn
 
 from lora_zoo.tasks.base import Example
-from lora_zoo.tasks.causal_lm import Generation
+from lora_zoo.tasks.causal_lm import CausalLM
 
 
-class Seq2Seq(Generation):
+class Seq2Seq(CausalLM):
     """An encoder reads the prompt, a decoder writes the target."""
 
     auto_class = "AutoModelForSeq2SeqLM"

@@ -35,7 +35,7 @@ class Progress(TrainerCallback):
     def close(self) -> None: ...
 
 
-class RichProgress(Progress):
+class ProgressBar(Progress):
     """A bar that moves."""
 
     def __init__(self, name: str, console: Console) -> None:
@@ -78,7 +78,7 @@ class RichProgress(Progress):
         self.bar.stop()
 
 
-class Diary(TrainerCallback):
+class LogCallback(TrainerCallback):
     """Writes to the log, as it comes, what would otherwise be lost with a process that is killed."""
 
     def on_train_begin(
@@ -98,7 +98,7 @@ class Diary(TrainerCallback):
         _log.info("step %d: %s", state.global_step, said)
 
 
-class MethodHooks(TrainerCallback):
+class HookCallback(TrainerCallback):
     """Calls the method where the Trainer has reached its moment."""
 
     def __init__(self, injection: Injection) -> None:
@@ -107,21 +107,21 @@ class MethodHooks(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.injection.method.to(args.device)
-        self.injection.method.begin(state.max_steps)
+        self.injection.hooks.to(args.device)
+        self.injection.hooks.on_train_begin(state.max_steps)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.injection.method.on_step_end(hooks.Progress(state.global_step + 1, state.max_steps))
+        self.injection.hooks.on_step_end(hooks.Progress(state.global_step + 1, state.max_steps))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.injection.method.finalize()
+        self.injection.hooks.on_train_end()
 
 
-class StepClock(TrainerCallback):
+class StepTimer(TrainerCallback):
     """Seconds of each optimiser step: no data preparation, evaluation, saving or generation among them."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class StepClock(TrainerCallback):
         }
 
 
-class Punctual(TrainerCallback):
+class TimedCheckpoints(TrainerCallback):
     """A checkpoint whenever so many minutes have passed since the last one."""
 
     def __init__(self, minutes: float) -> None:

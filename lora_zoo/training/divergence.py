@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.wrappers import Shell
+from lora_zoo.inject.wrappers import AdapterWrapper
 from lora_zoo.models.train_eval import evaluating
 
 SHOWN = 5  # layers that a message names
@@ -22,7 +22,7 @@ class Diverged(RuntimeError):
         self.about = {"step": step, "layers": layers}
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """What is wrong in one step: a sentence, and the layers that it is about."""
 
     said: str
@@ -36,20 +36,20 @@ def finite(loss: Tensor, gradients: list[Tensor]) -> bool:
     return bool(torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all())
 
 
-def examine(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Finding:
+def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Diagnosis:
     """Where the numbers stop being any: weights first, then the forward pass, then gradients."""
     named = injection.named_parameters()
     if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
-        return Finding(f"the weights of {_listed(broken)} are no longer numbers", broken)
+        return Diagnosis(f"the weights of {_listed(broken)} are no longer numbers", broken)
     if not loss.isfinite():
         if layer := _first_output(injection.model, inputs):
-            return Finding(
+            return Diagnosis(
                 f"the loss is {loss.item()}; the first output that is no number is {layer}'s", [layer]
             )
-        return Finding(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
+        return Diagnosis(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
     gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
     broken = _layers(name for name, g in gradients.items() if not g.norm().isfinite())
-    return Finding(f"the gradients of {_listed(broken)} are no numbers, or overflow", broken)
+    return Diagnosis(f"the gradients of {_listed(broken)} are no numbers, or overflow", broken)
 
 
 @torch.no_grad()
@@ -57,8 +57,8 @@ def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     """The adapted layer whose output is the first that is no number, in a pass without dropout."""
     seen: list[str] = []
     with contextlib.ExitStack() as hooks, evaluating(model):
-        for shell in (module for module in model.modules() if isinstance(module, Shell)):
-            hook = shell.register_forward_hook(lambda s, _, y: seen.append(s.name) if _broken(y) else None)
+        for wrapper in (module for module in model.modules() if isinstance(module, AdapterWrapper)):
+            hook = wrapper.register_forward_hook(lambda s, _, y: seen.append(s.name) if _broken(y) else None)
             hooks.callback(hook.remove)
         model(**inputs)
     return seen[0] if seen else ""

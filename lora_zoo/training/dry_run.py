@@ -11,11 +11,11 @@ from rich.table import Table
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.adapter import Variant
 from lora_zoo.inject.preview import Preview, Row, preview
-from lora_zoo.inject.targets import heads
+from lora_zoo.inject.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.summary import readable_bytes
-from lora_zoo.tasks.registry import KINDS
+from lora_zoo.tasks.registry import TASK_TYPES
 from lora_zoo.training.experiment import asked
 
 T = TypeVar("T")
@@ -30,17 +30,17 @@ def dry_run(settings: Settings, variant: type[Variant], console: Console) -> int
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
-    return 2 if found.missed else 0
+    return 2 if found.unmatched else 0
 
 
 def previewed(settings: Settings, variant: type[Variant]) -> Preview:
     """What the run of `settings` would adapt. Raises ValueError for what a run would refuse."""
-    kind = KINDS[settings.task.kind]
+    kind = TASK_TYPES[settings.task.kind]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
     save = settings.modules_to_save
     if save == "auto":
-        save = heads(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
+        save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
     return preview(model, variant, **asked(settings, save), **flat_hyperparameters(settings, variant))
 
 
@@ -48,8 +48,8 @@ def print_preview(found: Preview, console: Console) -> None:
     """One line for matrices that differ only in their layer's (or expert's) number."""
     if found.rows:
         Console(file=console.file, width=max(console.width, WIDTH)).print(_table(found))
-    for names in _grouped(found.in_full, _pattern):
-        size = sum(found.in_full[name] for name in names)
+    for names in _grouped(found.fully_trained, _pattern):
+        size = sum(found.fully_trained[name] for name in names)
         console.print(f"trains in full: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
     share = found.trainable / found.total
     console.print(
@@ -62,7 +62,7 @@ def print_preview(found: Preview, console: Console) -> None:
     console.print(
         f"matched by nothing: {idle or 'no matrix, all are trained'}", highlight=False, soft_wrap=True
     )
-    for sentence in found.missed:
+    for sentence in found.unmatched:
         console.print(f"no match: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -5,34 +5,34 @@ from typing import Any
 
 from torch import nn
 
-from lora_zoo.inject.base_model import beneath
+from lora_zoo.inject.base_model import named_base_modules
 from lora_zoo.inject.injection import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example
-from lora_zoo.training.resources import Material
+from lora_zoo.training.resources import TaskData
 
 
-class Bench:
+class Evaluator:
     """Judges an adapted model on a task's splits, by the task's metrics."""
 
     def __init__(
         self,
         injection: Injection,
-        material: Material,
-        judges: dict[str, Any],
+        material: TaskData,
+        metrics: dict[str, Any],
         *,
         record: Record,
         eval_splits: list[str],
     ) -> None:
-        self.injection, self.material, self.judges = injection, material, judges
+        self.injection, self.material, self.metrics = injection, material, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in material.splits]
 
-    def judge(self, *, keep: bool) -> dict[str, dict[str, float]]:
+    def evaluate(self, *, keep: bool) -> dict[str, dict[str, float]]:
         """Metrics by split; `keep` writes the outcome of every example to the run's folder."""
-        return {split: self.judge_split(split, keep=keep) for split in self.eval_splits}
+        return {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
 
-    def judge_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
+    def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
         model = self.injection.model
         with evaluating(model):
             outcomes = self.material.kind.outcomes(model, self.material.splits[split])
@@ -41,14 +41,14 @@ class Bench:
         predictions = [o["prediction"] for o in outcomes]
         references = [o["reference"] for o in outcomes]
         values: dict[str, float] = {}
-        for metric in self.judges.values():
+        for metric in self.metrics.values():
             values |= metric.compute(predictions=predictions, references=references)
         return values
 
 
 def check_inputs(model: nn.Module, data: Sequence[Example]) -> None:
     """Raises ValueError for tokens and lengths for which the model has no embedding."""
-    known = {name: m.num_embeddings for name, m in beneath(model) if isinstance(m, nn.Embedding)}
+    known = {name: m.num_embeddings for name, m in named_base_modules(model) if isinstance(m, nn.Embedding)}
     greatest = max(max(example["input_ids"]) for example in data)
     words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if greatest >= words:

@@ -15,29 +15,30 @@ from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
 from transformers.trainer import TRAINER_STATE_NAME
 
-from lora_zoo import metrics
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.native import WEIGHTS, save_adapter
 from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.inject.targets import heads
+from lora_zoo.inject.targets import head_names
 from lora_zoo.merge import merge
+from lora_zoo.metrics import load as load_metric
+from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
 from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.record import Record
-from lora_zoo.runs.tracking import Mirror, open_mirror
-from lora_zoo.tasks.base import Kind
-from lora_zoo.tasks.forgetting import Retention
+from lora_zoo.runs.tracking import Tracker, open_tracker
+from lora_zoo.tasks.base import TaskType
+from lora_zoo.tasks.forgetting import HeldOutLoss
 from lora_zoo.training import checkpoints
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.callbacks import Diary, Progress, Punctual
+from lora_zoo.training.callbacks import LogCallback, Progress, TimedCheckpoints
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Bench, check_inputs
+from lora_zoo.training.evaluation import Evaluator, check_inputs
 from lora_zoo.training.interrupt import Interrupt
-from lora_zoo.training.resources import Material, Supply
-from lora_zoo.training.signals import Stopped, Stopping
+from lora_zoo.training.resources import ResourcePool, TaskData
+from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.trainer import NEEDED, ZooTrainer
 from lora_zoo.updates.summary import summary
 
@@ -59,13 +60,13 @@ def asked(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
     }
 
 
-class Surroundings(NamedTuple):
+class RunContext(NamedTuple):
     """Where a run speaks, its sweep, who may stop it, whence it has its base, how it shows its steps."""
 
     console: Console
     group: str | None
-    stopping: Stopping
-    supply: Supply
+    signals: SignalHandler
+    resources: ResourcePool
     progress: type[Progress]
 
 
@@ -80,10 +81,10 @@ class Experiment:
         settings: Settings,
         variant: type[Variant],
         record: Record,
-        around: Surroundings,
+        around: RunContext,
     ) -> None:
         self.settings, self.variant, self.record = settings, variant, record
-        self.console, self.group, self.stopping, self.supply, self.progress = around
+        self.console, self.group, self.signals, self.resources, self.progress = around
         self.timings: dict[str, float] = dict(record.content.get("timings", {}))
         self.about: dict[str, Any] = {}
         self.underway = False  # a step has been made: what goes wrong now is no longer the input's fault
@@ -99,19 +100,23 @@ class Experiment:
         self.record.update(variant=about | {"hyperparameters": complete})
         arguments = training_arguments(self.settings, self.record.folder, [])
         trust = self.settings.model.trust_remote_code
-        judges = {n: metrics.load(n, trust_remote_code=trust) for n in self.settings.task.metrics}
+        metrics = {n: load_metric(n, trust_remote_code=trust) for n in self.settings.task.metrics}
         with self._timed("load"):
-            material, loaded = self._load(judges)
+            material, loaded = self._load(metrics)
             injection = self._inject(loaded, hyper, material.kind)
-        bench = Bench(injection, material, judges, record=self.record, eval_splits=self.settings.eval_splits)
+        evaluator = Evaluator(
+            injection, material, metrics, record=self.record, eval_splits=self.settings.eval_splits
+        )
         trained = self._trained(injection)
-        trainer = None if trained or not injection.trainable() else self._trainer(injection, bench, arguments)
+        trainer = (
+            None if trained or not injection.trainable() else self._trainer(injection, evaluator, arguments)
+        )
         if trainer is not None:
             self._measure_activations(trainer)
         retention = self._retention(material)
-        if self.settings.zero_shot and not trained and not self._judged("zero_shot", bench):
+        if self.settings.zero_shot and not trained and not self._judged("zero_shot", evaluator):
             with self._timed("zero_shot"):
-                self.record.update(zero_shot=bench.judge(keep=False))
+                self.record.update(zero_shot=evaluator.evaluate(keep=False))
         with self._mirror() as mirror:
             self.record.update(tracking=mirror.where)
             try:
@@ -124,41 +129,41 @@ class Experiment:
                 self.record.update(diverged=divergence.about)
                 mirror.finish(self.record.content | {"state": "diverged"}, None, [])
                 raise
-            if not self._judged("metrics", bench):
+            if not self._judged("metrics", evaluator):
                 with self._timed("evaluate"):
-                    self.record.update(metrics=bench.judge(keep=True))
+                    self.record.update(metrics=evaluator.evaluate(keep=True))
             if retention is not None and "retention" not in self.record.content:
                 self.record.update(retention=self._forgotten(retention, injection))
             self._keep(injection)
             adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
             mirror.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
 
-    def _judged(self, what: str, bench: Bench) -> bool:
+    def _judged(self, what: str, evaluator: Evaluator) -> bool:
         """Whether an earlier process has recorded every split of `what`."""
-        return set(bench.eval_splits) <= set(self.record.content.get(what, {}))
+        return set(evaluator.eval_splits) <= set(self.record.content.get(what, {}))
 
-    def _load(self, judges: dict[str, Any]) -> tuple[Material, Loaded]:
+    def _load(self, metrics: dict[str, Any]) -> tuple[TaskData, Loaded]:
         settings, task = self.settings, self.settings.task
-        material = self.supply.material(settings)
+        material = self.resources.material(settings)
         kind, splits = material.kind, material.splits
         absent = [s for s in settings.eval_splits if s not in splits]
         if absent and set(absent) == set(settings.eval_splits):
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
         self.record.update(data=material.fingerprint, metric=task.metrics[0])
-        for name, judge in judges.items():
-            metrics.try_out(name, judge, *kind.made_up(), kind=task.kind)
+        for name, metric in metrics.items():
+            try_out(name, metric, *kind.made_up(), kind=task.kind)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
         return material, self._model(material)
 
-    def _model(self, material: Material) -> Loaded:
-        return self.supply.base(self.settings, material, derived_seed("head", self.settings.seed))
+    def _model(self, material: TaskData) -> Loaded:
+        return self.resources.base(self.settings, material, derived_seed("head", self.settings.seed))
 
-    def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: Kind) -> Injection:
+    def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: TaskType) -> Injection:
         settings = self.settings
         save = settings.modules_to_save
         if save == "auto":
-            save = [*loaded.new_modules, *(heads(loaded.model) if kind.head() else [])]
+            save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         injection = self._adapted(loaded.model, asked(settings, save) | hyper)
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
@@ -169,7 +174,7 @@ class Experiment:
             "share": trainable / total,
             "adapted": len(injection),
         }
-        self.record.update(parameters=counts | {"in_full": injection.in_full})
+        self.record.update(parameters=counts | {"in_full": injection.fully_trained})
         return injection
 
     def _adapted(self, model: nn.Module, how: dict[str, Any]) -> Injection:
@@ -186,26 +191,28 @@ class Experiment:
         self.underway = True
         return True
 
-    def _trainer(self, injection: Injection, bench: Bench, arguments: TrainingArguments) -> ZooTrainer:
+    def _trainer(
+        self, injection: Injection, evaluator: Evaluator, arguments: TrainingArguments
+    ) -> ZooTrainer:
         """Everything that training needs, so that what is wrong with it costs no evaluation."""
         if self._unasked and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
-        data = bench.material.encoded
+        data = evaluator.material.encoded
         check_inputs(injection.model, data)
         trainer = ZooTrainer(
             injection,
-            bench=bench,
+            evaluator=evaluator,
             skip=skip,
             about=self.about,
             args=arguments,
-            data_collator=bench.material.kind.collate,
+            data_collator=evaluator.material.kind.collate,
             train_dataset=data,
         )
         trainer.rehearse()
-        trainer.add_callback(Interrupt(trainer, self.stopping))
+        trainer.add_callback(Interrupt(trainer, self.signals))
         if self._unasked and self.settings.save_minutes:
-            trainer.add_callback(Punctual(self.settings.save_minutes))
+            trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
         return trainer
 
     @property
@@ -213,27 +220,27 @@ class Experiment:
         """Whether nobody asked for checkpoints: those that are made go when the run is done."""
         return not self.settings.trainer.get("save_steps", 0)
 
-    def _train(self, trainer: ZooTrainer, mirror: Mirror) -> None:
+    def _train(self, trainer: ZooTrainer, mirror: Tracker) -> None:
         bar = self.progress(self.record.content["name"], self.console)
-        for callback in (bar, Diary(), *get_reporting_integration_callbacks(mirror.report_to)):
+        for callback in (bar, LogCallback(), *get_reporting_integration_callbacks(mirror.report_to)):
             trainer.add_callback(callback)
         last = self._last_checkpoint()
         if last is not None:
             self._replay(mirror, TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history)
         try:
-            with self._timed("train_wall"), self.stopping.patient():
+            with self._timed("train_wall"), self.signals.patient():
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             bar.close()
-            self.timings |= trainer.clock.summary()
+            self.timings |= trainer.counter.summary()
             self.underway = bool(self.timings["steps"])
             self.record.update(history=trainer.state.log_history, timings=self.timings)
             if trainer.skipped:
                 self.record.update(skipped=trainer.skipped)
-        if self.stopping.asked is not None:
-            raise Stopped(self.stopping.asked)
+        if self.signals.asked is not None:
+            raise Stopped(self.signals.asked)
 
-    def _replay(self, mirror: Mirror, history: list[dict[str, Any]]) -> None:
+    def _replay(self, mirror: Tracker, history: list[dict[str, Any]]) -> None:
         """An interrupted run of W&B cannot always be gone on with: the new one is given its curves."""
         for entry in history:
             mirror.log(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])
@@ -256,7 +263,7 @@ class Experiment:
         if self._unasked:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def _retention(self, material: Material) -> Retention | None:
+    def _retention(self, material: TaskData) -> HeldOutLoss | None:
         """ValueError where the run's model predicts no next token, or the text cannot be read."""
         source = self.settings.retention
         if source is None:
@@ -266,9 +273,9 @@ class Experiment:
                 f"retention={source} asks how well a decoder predicts a text, and "
                 f"task={self.settings.task.name} ({self.settings.task.kind}) loads another kind of model"
             )
-        return Retention(source, material.tokenizer)
+        return HeldOutLoss(source, material.tokenizer)
 
-    def _forgotten(self, retention: Retention, injection: Injection) -> dict[str, Any]:
+    def _forgotten(self, retention: HeldOutLoss, injection: Injection) -> dict[str, Any]:
         """The loss on the other text without what was trained, and with it."""
         with injection.disabled():
             before = retention.loss(injection.model)
@@ -288,10 +295,10 @@ class Experiment:
             trust = self.settings.model.trust_remote_code
             merge(self.record.folder, self.record.folder / "merged", trust_remote_code=trust)
 
-    def _mirror(self) -> Mirror:
+    def _mirror(self) -> Tracker:
         settings, name = self.settings, self.record.content["name"]
         tags = [self.variant.name, settings.model.name, settings.task.name, *settings.tracking.tags]
-        return open_mirror(
+        return open_tracker(
             asdict(settings.tracking),
             directory=self.record.folder,
             name=f"{name}-{self.record.content['identity']}",

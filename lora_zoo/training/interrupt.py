@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_zoo.training.signals import Stopping
+from lora_zoo.training.signals import SignalHandler
 
 if TYPE_CHECKING:
     from lora_zoo.training.trainer import ZooTrainer
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Interrupt(TrainerCallback):
     """Ends training after the step in hand, with a checkpoint, once the process is told to stop."""
 
-    def __init__(self, trainer: "ZooTrainer", stopping: Stopping) -> None:
-        self.trainer, self.stopping = trainer, stopping
+    def __init__(self, trainer: "ZooTrainer", signals: SignalHandler) -> None:
+        self.trainer, self.signals = trainer, signals
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.stopping.asked is not None:
+        if self.signals.asked is not None:
             self.trainer.owed = control.should_evaluate  # the next process makes up for it
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True

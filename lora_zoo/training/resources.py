@@ -24,7 +24,7 @@ from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.base import Example
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import KINDS
+from lora_zoo.tasks.registry import TASK_TYPES
 
 _log = logging.getLogger("lora_zoo")
 DATA_SETS = 2
@@ -33,14 +33,14 @@ GLOBAL = ("ACCELERATE_", "CUBLAS_", "FSDP_")
 """Environment variables through which transformers and accelerate tell themselves what a run asked for."""
 
 
-class Material:
+class TaskData:
     """A task's data as a model's tokenizer reads them: splits, their hashes, training examples as tokens."""
 
     def __init__(self, settings: Settings) -> None:
         datasets.disable_progress_bars()
         self.splits = load_splits(settings.task)
         self.tokenizer = load_tokenizer(settings.model)
-        self.kind = KINDS[settings.task.kind](settings.task, self.tokenizer, self.splits)
+        self.kind = TASK_TYPES[settings.task.kind](settings.task, self.tokenizer, self.splits)
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -51,15 +51,15 @@ class Material:
         return self.kind.encoded(self.splits["train"])
 
 
-class Supply(ABC):
+class ResourcePool(ABC):
     """Gives one run at a time what it needs; the run gives the base back, however it ended."""
 
     @abstractmethod
-    def material(self, settings: Settings) -> Material:
+    def material(self, settings: Settings) -> TaskData:
         """The run's data. ValueError where they cannot be had."""
 
     @abstractmethod
-    def base(self, settings: Settings, material: Material, seed: int) -> Loaded:
+    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
         """The model in evaluation mode, new heads drawn from `seed`. ValueError where it cannot be had."""
 
     @abstractmethod
@@ -67,13 +67,13 @@ class Supply(ABC):
         """The run is over: nothing of it stays in what it was lent."""
 
 
-class Fresh(Supply):
+class FreshResources(ResourcePool):
     """Everything anew: for a run that is alone in its process."""
 
-    def material(self, settings: Settings) -> Material:
-        return Material(settings)
+    def material(self, settings: Settings) -> TaskData:
+        return TaskData(settings)
 
-    def base(self, settings: Settings, material: Material, seed: int) -> Loaded:
+    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
         kind = material.kind
         return load_model(settings.model, kind.auto_class, kind.head(), material.tokenizer, seed)
 
@@ -86,14 +86,14 @@ class _Kept(NamedTuple):
     snapshot: Snapshot
 
 
-class Shared(Fresh):
+class CachedResources(FreshResources):
     """For the runs of a sweep: one base, which is dropped when another is asked for, and a few data sets."""
 
     def __init__(self) -> None:
-        self._data: dict[str, Material] = {}
+        self._data: dict[str, TaskData] = {}
         self._base: _Kept | None = None
 
-    def material(self, settings: Settings) -> Material:
+    def material(self, settings: Settings) -> TaskData:
         key = _key(asdict(settings.task), _model(settings), _files(settings))
         gc.collect()  # the run before is one great cycle
         found = self._data.pop(key, None) or super().material(settings)
@@ -102,7 +102,7 @@ class Shared(Fresh):
             self._data.pop(next(iter(self._data)))
         return found
 
-    def base(self, settings: Settings, material: Material, seed: int) -> Loaded:
+    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
         kind = material.kind
         key = _key(_model(settings), kind.auto_class, kind.head(), _files(settings, model=True))
         kept = self._base
@@ -174,14 +174,11 @@ def _environment() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(GLOBAL)}
 
 
-_SHARED: list[Shared] = []
+_SHARED: list[CachedResources] = []
 
 
-def of_this_process() -> Shared:
+def of_this_process() -> CachedResources:
     """The supply that the runs of a sweep have in common, as far as they run in one process."""
     if not _SHARED:
-        _SHARED.append(Shared())
+        _SHARED.append(CachedResources())
     return _SHARED[0]
-
-
-__all__ = ["Fresh", "Material", "Shared", "Supply", "of_this_process", "process_as_it_was"]

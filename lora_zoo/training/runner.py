@@ -26,12 +26,12 @@ from lora_zoo.runs.environment import environment, peak_memory
 from lora_zoo.runs.identity import identified, readable_name, without_effect
 from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
 from lora_zoo.runs.redact import RedactingFormatter, redacted
-from lora_zoo.training.callbacks import Progress, RichProgress
+from lora_zoo.training.callbacks import Progress, ProgressBar
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
-from lora_zoo.training.experiment import Experiment, Surroundings
-from lora_zoo.training.resources import Fresh, of_this_process, process_as_it_was
-from lora_zoo.training.signals import Stopping
+from lora_zoo.training.experiment import Experiment, RunContext
+from lora_zoo.training.resources import FreshResources, of_this_process, process_as_it_was
+from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
 
@@ -40,15 +40,15 @@ def run(
     config: DictConfig,
     overrides: list[str],
     sweep: str | None,
-    progress: type[Progress] = RichProgress,
+    progress: type[Progress] = ProgressBar,
     *,
     make: type[Experiment] | partial[Experiment] = Experiment,
-    stopping: Stopping | None = None,
+    signals: SignalHandler | None = None,
 ) -> int:
     """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop. `make` and `stopping`
+    there already is not run again. Raises Stopped where the process is told to stop. `make` and `signals`
     are another kind of Experiment and of being told to stop, for jobs that share a process.
     """
     console = Console()
@@ -73,11 +73,11 @@ def run(
                 return _finished_before(claim, console)
             record = _opened(claim, settings, config, overrides, name=name, identity=code, made_of=parts)
             # Who shares being told to stop shares the process, which whoever began it puts back.
-            own = process_as_it_was() if stopping is None else contextlib.nullcontext()
-            supply = of_this_process() if group and stopping is None else Fresh()
-            stopping = stopping or Stopping()
-            around = Surroundings(console, group, stopping, supply, progress)
-            with _logging_to(claim.folder / "run.log", console), stopping.listening(), own:
+            own = process_as_it_was() if signals is None else contextlib.nullcontext()
+            resources = of_this_process() if group and signals is None else FreshResources()
+            signals = signals or SignalHandler()
+            around = RunContext(console, group, signals, resources, progress)
+            with _logging_to(claim.folder / "run.log", console), signals.listening(), own:
                 return _kept(make(settings, variant, record, around))
     except Busy as busy:
         _complain(console, str(busy))
@@ -148,14 +148,14 @@ def _recorded(experiment: Experiment) -> int:
         state, error, code = "failed", mistake, 1 if experiment.underway else 2
     except KeyboardInterrupt as signalled:
         told = signalled
-        experiment.stopping.leave(lambda: _interrupted(record, console, told))
+        experiment.signals.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
     ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
         state, error, code = "failed", failure, 1
     finally:
-        experiment.supply.give_back()
+        experiment.resources.give_back()
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:

@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
         self.number, self.code = number, 128 + number
 
 
-class Stopping:
+class SignalHandler:
     """Whether this process was told to stop. `patient()` puts it off to the end of the block."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["Stopping"]:
+    def listening(self) -> Iterator["SignalHandler"]:
         """Inside, the signals above stop the run. In a thread that is not the main one, nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self

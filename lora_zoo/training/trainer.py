@@ -22,7 +22,7 @@ from lora_zoo.inject.injection import Injection
 from lora_zoo.models import activations
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.training import checkpoints, divergence
-from lora_zoo.training.callbacks import MethodHooks, StepClock
+from lora_zoo.training.callbacks import HookCallback, StepTimer
 
 _log = logging.getLogger("lora_zoo")
 
@@ -49,21 +49,21 @@ class ZooTrainer(Trainer):
         self,
         injection: Injection,
         *,
-        bench: Any,
+        evaluator: Any,
         skip: bool = False,
         about: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         # `evaluate` asks the bench; the Trainer wants to see a data set before it evaluates at all.
         super().__init__(model=injection.model, eval_dataset=[], **arguments)
-        self.injection, self.bench, self.about = injection, bench, about or {}
+        self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.skip, self.skipped = skip, list[int]()
-        self.clock = StepClock()
+        self.clock = StepTimer()
         self.owed = False
         self._penalty: Tensor | float = 0.0
         self._restored: dict[str, Any] = {}
         self.remove_callback(PrinterCallback)
-        self.add_callback(MethodHooks(injection))
+        self.add_callback(HookCallback(injection))
         self.add_callback(self.clock)
         self.add_callback(Restore(self))
 
@@ -83,7 +83,7 @@ class ZooTrainer(Trainer):
 
     def rehearse(self) -> None:
         """Let the method check its schedule. ValueError where it does not fit the length of the run."""
-        self.injection.method.begin(
+        self.injection.hooks.on_train_begin(
             self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         )
 
@@ -92,10 +92,10 @@ class ZooTrainer(Trainer):
 
         In evaluation mode, so that nothing random is drawn. None for a model whose inputs are not embedded.
         """
-        model, clock = self.injection.model, self.injection.clock
+        model, counter = self.injection.model, self.injection.counter
         data, size = self.train_dataset, self.args.per_device_train_batch_size
         batch = self._prepare_inputs(self.data_collator([data[i] for i in range(min(size, len(data)))]))
-        tick, cast = clock.tick, self.compute_loss_context_manager()
+        count, cast = counter.count, self.compute_loss_context_manager()
         try:
             with evaluating(model), cast, activations.embedded_inputs_learn(model):
                 saved = activations.saved_bytes(model, lambda: model(**batch).loss)
@@ -104,7 +104,7 @@ class ZooTrainer(Trainer):
         except NotImplementedError:
             return None
         finally:
-            clock.tick = tick
+            counter.count = count
         return {"saved": saved, "saved_frozen": frozen}
 
     def compute_loss(
@@ -117,7 +117,7 @@ class ZooTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._penalty = 0.0
         if model.training:
-            penalty = self.injection.method.regularizer()
+            penalty = self.injection.hooks.regularizer()
             steps = self.current_gradient_accumulation_steps
             # A loss over all items of the accumulated batch is summed as it is; others are divided later.
             summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -126,14 +126,14 @@ class ZooTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any) -> Tensor:
-        method, progress = self.injection.method, self.progress
-        with method.forward_context(progress):
+        hooks, progress = self.injection.hooks, self.progress
+        with hooks.forward_context(progress):
             loss = super().training_step(model, inputs, *rest, **more)
         if self.accelerator.sync_gradients:
             if progress.step == 1:
                 _assert_gradients(self.injection)
             if self._sound(loss, inputs, progress.step):
-                method.on_backward_end(progress)
+                hooks.on_after_backward(progress)
         return loss - self._penalty
 
     def _sound(self, loss: Tensor, inputs: dict[str, Any], step: int) -> bool:
@@ -145,7 +145,7 @@ class ZooTrainer(Trainer):
         gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
         if divergence.finite(loss, gradients):
             return True
-        finding = divergence.examine(self.injection, self._prepare_inputs(inputs), loss)
+        finding = divergence.locate_nonfinite(self.injection, self._prepare_inputs(inputs), loss)
         endless = self.skipped[1 - ENDURED :] == list(range(step - ENDURED + 1, step))
         if not self.skip or endless:
             rate = f"lr={self.args.learning_rate:g}" + (f", {ENDURED} steps in a row" if self.skip else "")
@@ -165,7 +165,7 @@ class ZooTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The task's metrics on the validation split, in the middle of training."""
-        found = {f"eval_{name}": value for name, value in self.bench.judge_split("validation").items()}
+        found = {f"eval_{name}": value for name, value in self.evaluator.evaluate_split("validation").items()}
         self.log(found)
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, found)
@@ -203,8 +203,8 @@ class ZooTrainer(Trainer):
         """A checkpoint is the adapter, and beside it what the method, dropout and loops keep over time."""
         folder = Path(output_dir or self.args.output_dir or ".")
         save_adapter(self.injection, folder, **self.about)
-        kept = {name: t.detach().cpu().clone() for name, t in self.injection.method.state_dict().items()}
-        save_file(kept | {"clock": torch.tensor(self.injection.clock.tick)}, folder / METHOD_STATE)
+        kept = {name: t.detach().cpu().clone() for name, t in self.injection.hooks.state_dict().items()}
+        save_file(kept | {"clock": torch.tensor(self.injection.counter.count)}, folder / METHOD_STATE)
         buffers = {n: t.detach().cpu().clone() for n, t in base_buffers(self.injection.model).items()}
         save_file(buffers, folder / BUFFERS)
         progress = {
@@ -229,8 +229,8 @@ class ZooTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         self.injection.load_state_dict(load_file(folder / WEIGHTS))
         kept = load_file(folder / METHOD_STATE)
-        self.injection.clock.tick = int(kept.pop("clock"))
-        self.injection.method.load_state_dict(kept)
+        self.injection.counter.count = int(kept.pop("clock"))
+        self.injection.hooks.load_state_dict(kept)
         stored = load_file(folder / BUFFERS)
         for name, buffer in base_buffers(self.injection.model).items():
             buffer.copy_(stored[name])
@@ -252,7 +252,7 @@ def _assert_each_once(groups: list[dict[str, Any]], injection: Injection) -> Non
 
 
 def _assert_gradients(injection: Injection) -> None:
-    full = set(injection.in_full)  # full fine-tuning may cover parts that a task leaves unused
+    full = set(injection.fully_trained)  # full fine-tuning may cover parts that a task leaves unused
     without = [n for n, p in injection.named_parameters().items() if p.grad is None and n not in full]
     if without:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_zoo.inject.base_model import base_parameters
 
 
-def hollow(model: nn.Module) -> nn.Module:
+def empty_model(model: nn.Module) -> nn.Module:
     """`model`, from torch's meta device, with zeros that take no memory for weights, in place; ties stay."""
     zeros: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -21,7 +21,7 @@ def hollow(model: nn.Module) -> nn.Module:
     return model
 
 
-def skeleton(layers: Mapping[str, tuple[int, int]], others: Mapping[str, Tensor]) -> nn.Module:
+def meta_model(layers: Mapping[str, tuple[int, int]], others: Mapping[str, Tensor]) -> nn.Module:
     """A model of linear layers (O, I) by name, and of parameters with the shapes of `others`.
 
     ValueError where a name would lie within a layer's.
@@ -52,4 +52,4 @@ def _put(root: nn.Module, name: str, thing: nn.Module | nn.Parameter) -> None:
     setattr(root, last, thing)
 
 
-__all__ = ["hollow", "skeleton"]
+__all__ = ["empty_model", "meta_model"]

@@ -24,7 +24,7 @@ from lora_zoo.models.base import adapter_in, base_of
 from lora_zoo.models.loading import load_model, outline
 from lora_zoo.runs.record import RESULT
 from lora_zoo.updates.delta import Delta, Product
-from lora_zoo.updates.meta_model import hollow, skeleton
+from lora_zoo.updates.meta_model import empty_model, meta_model
 from lora_zoo.updates.summary import delta_of
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -50,7 +50,7 @@ class Deltas(Mapping[str, Delta]):
         self.rank: int | None = injection.hyper.get("rank")
         self.alpha: float | None = injection.hyper.get("alpha")
         self.skipped: list[str] = []
-        self._names = injection.changed()
+        self._names = injection.matrix_names()
 
     def __getitem__(self, name: str) -> Delta:
         if name not in self._names:
@@ -65,7 +65,7 @@ class Deltas(Mapping[str, Delta]):
 
     def base(self, name: str) -> Tensor:
         """W (O, I), in float32 or wider. NeedsBase where the adapter was read without it."""
-        return self._injection.original(name)
+        return self._injection.base_weight(name)
 
     def remove(self) -> nn.Module:
         """Give the base back, without the adapter; afterwards nothing is left to read here."""
@@ -208,10 +208,10 @@ def _structure(folder: Path, model: str | None, enable: Sequence[str]) -> nn.Mod
     part = bool(enable) and folder.is_file()  # a part of a fused layer does not tell the layer's shape
     shapes = None if model or part else _shapes(folder)
     if shapes is not None:
-        return skeleton(*shapes)
+        return meta_model(*shapes)
     try:
         about = base_of(folder, model)
-        return hollow(outline(about.model, about.auto_class, about.head))
+        return empty_model(outline(about.model, about.auto_class, about.head))
     except ValueError as mistake:
         raise NeedsBase(f"{folder}: its tensors do not tell the shapes of its matrices") from mistake
 

@@ -23,7 +23,7 @@ def summary(injection: "Injection") -> list[dict[str, Any]]:
     those of `Rows`; `singular_values` are the 64 largest.
     """
     rows = []
-    for name in injection.changed():
+    for name in injection.matrix_names():
         _, W_OI, dW_OI = injection.update(name)
         rows.append(_row(delta_of(injection, name), W_OI, dW_OI))
     return rows

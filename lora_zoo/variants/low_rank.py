@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo import kernels
-from lora_zoo.core.adapter import Adapter, Site, Variant
+from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.dropout import Dropout
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init, find_init, initial_factors
-from lora_zoo.kernels import Pair
+from lora_zoo.kernels import FactorPair
 
 
 class Product(Adapter, ABC):
@@ -31,9 +31,9 @@ class Product(Adapter, ABC):
         B_OR, A_RI = self.factors()
         return W_OI + B_OR @ A_RI
 
-    def pairs(self) -> tuple[Pair, Pair | None]:
+    def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         """What `factors()` is made of: the product that learns, and a frozen one if there is any."""
-        return Pair(*self.factors()), None
+        return FactorPair(*self.factors()), None
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         learning, frozen = self.pairs()
@@ -53,18 +53,20 @@ class LowRank(Adapter, ABC):
     A0_RI: Tensor | None
     B0_OR: Tensor | None
 
-    def __init__(self, site: Site, *, rank: int, scale: float, init: str, lora_dropout: float) -> None:
-        super().__init__(site)
+    def __init__(
+        self, context: LayerContext, *, rank: int, scale: float, init: str, lora_dropout: float
+    ) -> None:
+        super().__init__(context)
         if not 0 < abs(scale) < float("inf"):
-            raise ValueError(f"the scale of {site.name} must be a number other than 0; alpha gave {scale}")
-        self.rank, self.scale, self.init = rank, scale, start_for(type(self), init, site.host)
+            raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha gave {scale}")
+        self.rank, self.scale, self.init = rank, scale, start_for(type(self), init, context.host)
         begun, residual = initial_factors(
-            self.init, site.host.matrix(), rank=rank, scale=scale, seed=site.seed, matrix=site.name
+            self.init, context.host.matrix(), rank=rank, scale=scale, seed=context.seed, matrix=context.name
         )
         self.A_RI, self.B_OR = nn.Parameter(begun.A_RI), nn.Parameter(begun.B_OR)
         self.register_buffer("A0_RI", begun.A_RI.clone() if residual else None)
         self.register_buffer("B0_OR", begun.B_OR.clone() if residual else None)
-        self.dropout = site.dropout(lora_dropout)
+        self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
             raise ValueError(
                 f"lora_dropout={lora_dropout} would change the model at step 0 with the residual start "
@@ -79,12 +81,12 @@ class LowRank(Adapter, ABC):
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape)
 
-    def pairs(self) -> tuple[Pair, Pair | None]:
+    def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         """The scaled (s B, A), and a residual start's (-s B0, A0)."""
-        learning = Pair(self.scale * self.B_OR, self.A_RI)
+        learning = FactorPair(self.scale * self.B_OR, self.A_RI)
         if self.A0_RI is None or self.B0_OR is None:
             return learning, None
-        return learning, Pair(-self.scale * self.B0_OR, self.A0_RI)
+        return learning, FactorPair(-self.scale * self.B0_OR, self.A0_RI)
 
     def branch(self) -> tuple[Tensor, Tensor]:
         """Thin (B, A), the scale and a residual start's own factors included."""

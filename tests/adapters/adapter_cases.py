@@ -34,7 +34,7 @@ MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
 LOW_RANK = [name for name, cls in VARIANTS.items() if issubclass(cls, LowRank)]
 
 
-class Kind(NamedTuple):
+class TaskType(NamedTuple):
     """A kind of matrix: the layer that holds it, what it is called there, and how it lies in there."""
 
     make: Callable  # (O, I) -> the layer
@@ -120,15 +120,15 @@ def into_expert(stored, W):
 
 
 KINDS = {
-    "linear": Kind(lambda O, I: nn.Linear(I, O)),
-    "linear_without_bias": Kind(lambda O, I: nn.Linear(I, O, bias=False)),
-    "conv1d": Kind(Conv1D, lambda stored, W_OI: W_OI.T),
-    "embedding": Kind(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
-    "scaled_embedding": Kind(
+    "linear": TaskType(lambda O, I: nn.Linear(I, O)),
+    "linear_without_bias": TaskType(lambda O, I: nn.Linear(I, O, bias=False)),
+    "conv1d": TaskType(Conv1D, lambda stored, W_OI: W_OI.T),
+    "embedding": TaskType(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
+    "scaled_embedding": TaskType(
         lambda O, I: Gemma3TextScaledWordEmbedding(I, O, None, embed_scale=3.0), lambda stored, W_OI: W_OI.T
     ),
     **{
-        name: Kind(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
+        name: TaskType(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
         for name, make in {
             "convolution_1d": conv(1),
             "convolution_2d": conv(2),
@@ -137,24 +137,24 @@ KINDS = {
             "convolution_1d_circular": conv(1, padding_mode="circular"),
         }.items()
     },
-    "fused": Kind(
+    "fused": TaskType(
         lambda O, I: nn.Linear(I, 3 * O), into_rows(1, 2), "c_attn", "k", config={"model_type": "openai-gpt"}
     ),
-    "fused_conv1d": Kind(
+    "fused_conv1d": TaskType(
         lambda O, I: Conv1D(3 * O, I),
         lambda stored, W_OI: into_rows(2, 3)(stored.T, W_OI).T,
         "c_attn",
         "v",
         config={"model_type": "openai-gpt"},
     ),
-    "fused_by_head": Kind(
+    "fused_by_head": TaskType(
         lambda O, I: nn.Linear(I, 3 * O),
         into_heads,
         "query_key_value",
         "k",
         config={"model_type": "gpt_neox"},
     ),
-    "attention": Kind(
+    "attention": TaskType(
         lambda O, I: nn.MultiheadAttention(I, heads_of(I), batch_first=True),
         into_rows(1, 2),
         target="in_proj_weight.k",
@@ -162,27 +162,27 @@ KINDS = {
         call=call_attention,
         square=True,
     ),
-    "attention_output": Kind(
+    "attention_output": TaskType(
         lambda O, I: nn.MultiheadAttention(I, 1, batch_first=True),
         target="out_proj",
         tensor="out_proj.weight",
         call=call_attention,
         square=True,
     ),
-    "attention_apart": Kind(
+    "attention_apart": TaskType(
         lambda O, I: nn.MultiheadAttention(O, 1, kdim=I, vdim=I, batch_first=True),
         target="v_proj_weight",
         tensor="v_proj_weight",
         call=call_attention,
     ),
-    "experts": Kind(
+    "experts": TaskType(
         lambda O, I: Experts("down_proj", O, I),
         into_expert,
         "experts",
         "down_proj.1",
         "down_proj",
     ),
-    "experts_fused_transposed": Kind(
+    "experts_fused_transposed": TaskType(
         lambda O, I: Experts("gate_up_proj", 2 * O, I, transposed=True),
         lambda stored, W_OI: into_expert(stored, into_rows(1, 2)(stored[1].T, W_OI).T),
         "experts",
@@ -288,25 +288,25 @@ def train(injection, loss, *, steps, total=None, lr=1e-2, skipped=()):
 
     Of a skipped step the gradients are dropped before anybody sees them.
     """
-    total, method, reached = total or steps, injection.method, set()
-    method.begin(total)
+    total, hooks, reached = total or steps, injection.hooks, set()
+    hooks.on_train_begin(total)
     groups = injection.param_groups(lr=lr)
     optimizer = torch.optim.AdamW(groups) if groups else None
     for step in range(1, steps + 1 if optimizer else 0):
         progress = Progress(step, total)
-        with method.forward_context(progress):
-            (loss() + method.regularizer()).backward()
+        with hooks.forward_context(progress):
+            (loss() + hooks.regularizer()).backward()
         if step in skipped:
             optimizer.zero_grad()
         else:
-            method.on_backward_end(progress)
+            hooks.on_after_backward(progress)
         named = injection.named_parameters().items()
         reached |= {name for name, p in named if p.grad is not None and p.grad.any()}
         optimizer.step()
-        method.on_step_end(progress)
+        hooks.on_step_end(progress)
         optimizer.zero_grad()
     if steps == total:
-        method.finalize()
+        hooks.on_train_end()
     return reached
 
 

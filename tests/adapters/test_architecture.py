@@ -50,7 +50,7 @@ def test_a_variant_states_its_facts(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_hyperparameter_has_a_type_and_a_default(name):
     cls = VARIANTS[name]
-    for source in (cls.__init__, cls.method.__init__):
+    for source in (cls.__init__, cls.hooks.__init__):
         for p in inspect.signature(source).parameters.values():
             if p.kind is p.KEYWORD_ONLY:
                 assert p.annotation is not p.empty, p

@@ -431,8 +431,8 @@ def check_merging(name, model, injection):
     assert described(model) == described(plain)
     assert distance(logits(model, name), expected) < 1e-4
     now, old = (dict(each.named_parameters(remove_duplicate=False)) for each in (model, plain))
-    changed = {n for n, p in now.items() if not torch.equal(p, old[n])}
-    assert changed == {n if n in changed else f"{n}.weight" for n in tensors}
+    matrix_names = {n for n, p in now.items() if not torch.equal(p, old[n])}
+    assert matrix_names == {n if n in matrix_names else f"{n}.weight" for n in tensors}
 
 
 def check_leaving(name, model, injection):
@@ -563,13 +563,13 @@ def test_a_bfloat16_model_stays_one(name):
     plain, model = fresh(name).bfloat16(), fresh(name).bfloat16()
     injection = inject(model, "lora", rank=2, target_modules=["q", "v", "down"])
     randomise(injection.parameters(), 0.2)
-    changed = {update.name: update.W_OI + update.dW_OI for update in injection}
+    matrix_names = {update.name: update.W_OI + update.dW_OI for update in injection}
     injection.merge()
     injection.remove()
     assert described(model) == described(plain)
     for place in places(model):
-        if place.name in changed:
-            assert torch.equal(place.host.matrix(), changed[place.name].bfloat16())
+        if place.name in matrix_names:
+            assert torch.equal(place.host.matrix(), matrix_names[place.name].bfloat16())
 
 
 # --- parts of fused projections, matrices of stacked experts ------------------------------------------------

@@ -196,8 +196,8 @@ def test_merging_moves_the_adapted_rows_alone(name, kind):
     injection.merge()
     before = stored_in(lone(kind)).detach()
     assert torch.equal(stored_in(model), model.kind.written(before, W_OI))
-    changed, every = int((stored_in(model) != before).sum()), W_OI.numel()
-    assert 0 < changed <= every
+    matrix_names, every = int((stored_in(model) != before).sum()), W_OI.numel()
+    assert 0 < matrix_names <= every
 
 
 @every_layer
@@ -606,7 +606,7 @@ def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind
     target = torch.randn_like(model(x))
     train(injection, lambda: (model(x) - target).square().mean(), steps=20)
     adapter.law(W_OI)
-    injection.method.law()
+    injection.hooks.law()
     perturb(injection)
     adapter.law(W_OI)
 
@@ -627,7 +627,7 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
         assert_close(seen_at[step], seen_at[step - 1], **EXACT)
     assert all(torch.isfinite(p).all() for p in injection.parameters())
     only(injection)[0].law(only(injection)[1].matrix().detach())
-    injection.method.law()
+    injection.hooks.law()
 
 
 # --- starts ------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from torch.testing import assert_close
 from lora_zoo import kernels
 from lora_zoo.core import dropout
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.dropout import FEW, Few, Many
+from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
 from lora_zoo.core.seeding import generator
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.inject.injection import inject
-from lora_zoo.kernels import Pair, additive
+from lora_zoo.kernels import FactorPair, additive
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
 either_order = pytest.mark.parametrize("form", [True, False])
@@ -57,10 +57,10 @@ def cases(drawn):
 def made(case):
     O, I, batch, R, bias, residual, p = case
     x = draw(*batch, I)
-    kind = Few if p <= FEW else Many
+    kind = SparseMask if p <= SPARSE_UP_TO else DenseMask
     mask = kind.draw(x.detach(), p, generator("mask")) if p else None
-    start = Pair(draw(O, R, learns=False), draw(R, I, learns=False)) if residual else None
-    return layer(O, I, bias), x, Pair(draw(O, R), draw(R, I)), start, mask
+    start = FactorPair(draw(O, R, learns=False), draw(R, I, learns=False)) if residual else None
+    return layer(O, I, bias), x, FactorPair(draw(O, R), draw(R, I)), start, mask
 
 
 @either_order
@@ -104,7 +104,7 @@ def test_a_scaled_product_is_that_of_the_scaled_factors(case, tokens):
     """Many tokens and a high rank: formed; few: not."""
     O, I, _, R, bias, _, p = case
     (host, W_OI, bias_O), x, pair, _, mask = made((O, I, (tokens,), R, bias, False, p))
-    pair = Pair(*(t.detach() for t in pair))
+    pair = FactorPair(*(t.detach() for t in pair))
     b_O, d_R = draw(O), draw(R)
     y = kernels.scaled(host, x, b_O, d_R, pair, mask)
     branch = x if mask is None else mask.drop(x)
@@ -253,7 +253,7 @@ every_way = pytest.mark.parametrize(("name", "more"), list(allowed()), ids=str)
 
 def passed(model, injection, dtype, *, autocast=False, within=False):
     """The output, then the gradients of the input and the adapter, of one and the same pass."""
-    injection.clock.tick = 3
+    injection.counter.count = 3
     x = torch.randn(TOKENS, IN, generator=generator("x")).to(NARROW).to(dtype).requires_grad_()
     g = torch.randn(TOKENS, OUT, generator=generator("g")).to(NARROW)
     with torch.autocast("cpu", NARROW, enabled=autocast):
@@ -335,7 +335,10 @@ def test_an_adapter_of_any_one_dtype_gives_the_same(change):
 # --- masks -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, p", [(Few, 0.001), (Few, 0.05), (Few, 0.125), (Many, 0.05), (Many, 0.3)])
+@pytest.mark.parametrize(
+    "kind, p",
+    [(SparseMask, 0.001), (SparseMask, 0.05), (SparseMask, 0.125), (DenseMask, 0.05), (DenseMask, 0.3)],
+)
 def test_a_mask_drops_each_entry_with_probability_p_and_apart_from_the_others(kind, p):
     x = torch.ones(400, 1000, dtype=torch.float64)
     dropped = kind.draw(x, p, generator("draw", p)).drop(x) == 0
@@ -352,7 +355,7 @@ def test_a_mask_drops_each_entry_with_probability_p_and_apart_from_the_others(ki
     assert abs(float(together) - p * p) < 5 * p / n**0.5
 
 
-@pytest.mark.parametrize("kind", [Few, Many])
+@pytest.mark.parametrize("kind", [SparseMask, DenseMask])
 def test_a_mask_is_the_same_in_place_differentiable_and_for_any_shape(kind):
     x = torch.randn(3, 5, 7, dtype=torch.float64)
     mask = kind.draw(x, 0.4, generator("mask"))
@@ -370,6 +373,6 @@ def test_a_mask_is_the_same_in_place_differentiable_and_for_any_shape(kind):
 def test_a_draw_that_falls_short_goes_on(monkeypatch):
     x = torch.ones(100_000)
     monkeypatch.setattr(dropout, "SPARE", -60)  # a seventh of what is needed
-    dropped = Few.draw(x, 0.05, generator("short")).drop(x) == 0
+    dropped = SparseMask.draw(x, 0.05, generator("short")).drop(x) == 0
     for part in dropped.split(20_000):
         assert abs(float(part.double().mean()) - 0.05) < 0.01

@@ -115,7 +115,7 @@ def test_a_whole_state_and_a_trained_head_are_read(tmp_path):
     whole = {k.replace("image.conv.", "image."): v for k, v in theirs.state_dict().items()}
     torch.save({"model": whole}, tmp_path / "all.pt")
     injection = load_adapter(plain, tmp_path / "all.pt", alpha=ALPHA)
-    assert injection.in_full == ["head.weight", "head.bias"]
+    assert injection.fully_trained == ["head.weight", "head.bias"]
     ours, expected = answers(plain, theirs)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 

@@ -65,7 +65,7 @@ def test_what_trains_in_full_decays_only_where_it_is_a_matrix(name, kind):
     decay = {
         id(p): g["weight_decay"] for g in injection.param_groups(lr=1, weight_decay=0.1) for p in g["params"]
     }
-    for parameter_name in injection.in_full:
+    for parameter_name in injection.fully_trained:
         parameter = model.get_parameter(parameter_name)
         assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
 
@@ -139,7 +139,7 @@ def test_iteration_yields_the_matrix_before_and_its_change(name, kind):
     perturb(injection, 0.05)
     updates = list(injection)
     assert [u.name for u in updates][: len(injection)] == list(injection.adapters)
-    with_matrix = [n for n in injection.in_full if model.get_parameter(n).ndim == 2]
+    with_matrix = [n for n in injection.fully_trained if model.get_parameter(n).ndim == 2]
     assert len(updates) == len(injection) + len(with_matrix)
     injection.merge()
     for update in updates:

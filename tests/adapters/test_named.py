@@ -24,7 +24,7 @@ from torch.testing import assert_close
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.injection import inject
-from lora_zoo.inject.wrappers import Shell
+from lora_zoo.inject.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
@@ -126,7 +126,7 @@ def test_deleting_the_active_adapter_leaves_the_others_active():
     adapters_of(model).activate("a", "b")
     first.remove()
     assert adapters_of(model).active == ("b",)
-    assert len([m for m in model.modules() if isinstance(m, Shell)]) == 1
+    assert len([m for m in model.modules() if isinstance(m, AdapterWrapper)]) == 1
 
 
 def test_adapters_may_sit_on_different_matrices_and_on_parts_of_one():
@@ -274,11 +274,11 @@ def test_adapters_with_methods_and_dropout_keep_their_own_clocks():
     model = lone("linear").train()
     first = inject(model, "adalora", rank=2, target_modules=["layer"], name="a", lora_dropout=0.5)
     second = inject(model, "lora_plus", rank=2, target_modules=["layer"], name="b", lora_dropout=0.5)
-    assert first.clock is not second.clock
+    assert first.counter is not second.counter
     assert {len(g["params"]) for g in second.param_groups(lr=1.0)} == {1}
     x = inputs("linear")
     train(first_active(first), lambda: model(x).square().mean(), steps=20)
-    first.method.law()
+    first.hooks.law()
 
 
 def first_active(injection):

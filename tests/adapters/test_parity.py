@@ -187,7 +187,7 @@ class Twins:
 
     def backward(self):
         x, target = self.batch()
-        (self.ours(x, target).loss + self.injection.method.regularizer()).backward()
+        (self.ours(x, target).loss + self.injection.hooks.regularizer()).backward()
         self.theirs.base_model(x, target).loss.backward()
 
     def lend_dropout(self):
@@ -227,10 +227,10 @@ def measure(twins, optimisers=plain_optimisers, steps=10, total=None, after_step
         twins.backward()
         if gradients is None:
             gradients = apart([(ours.grad, theirs.grad) for ours, theirs in twins.pairs()])
-        twins.injection.method.on_backward_end(progress)
+        twins.injection.hooks.on_after_backward(progress)
         mine.step()
         other.step()
-        twins.injection.method.on_step_end(progress)
+        twins.injection.hooks.on_step_end(progress)
         after_step(twins)
         mine.zero_grad()
         other.zero_grad()
@@ -534,7 +534,7 @@ def test_vera_s_nested_projection_has_kaiming_s_bounds_for_each_layer_s_own_widt
 
 def test_adalora_s_budget_is_peft_s_at_every_step():
     twins = adalora_twins()
-    budget = twins.injection.method.budget
+    budget = twins.injection.hooks.budget
     allocator = twins.theirs.base_model.rankallocator
     for step in range(21):
         assert budget(Progress(step, 20)) == allocator.budget_schedule(step)[0], step
@@ -558,10 +558,10 @@ def test_adalora_s_masks_and_final_ranks_are_peft_s():
 def test_adalora_s_sensitivity_and_uncertainty_are_peft_s():
     twins = adalora_twins()
     measure(twins, steps=8, total=20, after_step=allocate_and_compare)
-    allocator, method = twins.theirs.base_model.rankallocator, twins.injection.method
-    for flat, other in ((method.mean, allocator.exp_avg_ipt), (method.spread, allocator.exp_avg_unc)):
-        shaped = views(flat, method.triplets)
-        found = {id(p): view for p, view in zip(method.triplets, shaped, strict=True)}
+    allocator, hooks = twins.theirs.base_model.rankallocator, twins.injection.hooks
+    for flat, other in ((hooks.mean, allocator.exp_avg_ipt), (hooks.spread, allocator.exp_avg_unc)):
+        shaped = views(flat, hooks.triplets)
+        found = {id(p): view for p, view in zip(hooks.triplets, shaped, strict=True)}
         own = [twins.injection.adapters[layer] for layer in ("first", "second")]
         mine = torch.cat([found[id(p)].flatten() for a in own for p in (a.E_R, a.A_RI, a.B_OR)])
         theirs = [
@@ -578,7 +578,7 @@ def test_adalora_s_regulariser_is_peft_s():
     x, target = twins.batch()
     reported = twins.theirs.base_model.model(x, target).loss
     penalty = twins.theirs.base_model(x, target).loss - reported
-    assert_close(twins.injection.method.regularizer(), penalty, rtol=0, atol=1e-6)
+    assert_close(twins.injection.hooks.regularizer(), penalty, rtol=0, atol=1e-6)
 
 
 def test_adalora_s_paper_regulariser_is_the_sum_of_squares():
@@ -589,7 +589,7 @@ def test_adalora_s_paper_regulariser_is_the_sum_of_squares():
     eye = torch.eye(3, dtype=torch.float64)
     grams = (adapter.A_RI @ adapter.A_RI.T, adapter.B_OR.T @ adapter.B_OR)
     expected = 0.1 * sum((gram - eye).square().sum() for gram in grams)
-    assert_close(injection.method.regularizer(), expected)
+    assert_close(injection.hooks.regularizer(), expected)
 
 
 @pytest.mark.parametrize("sensitivity", ["pre_step", "post_step"])
@@ -600,31 +600,31 @@ def test_adalora_s_sensitivity_takes_the_weights_from_before_or_after_the_step(s
         model, "adalora", target_modules="layer", rank=2, sensitivity=sensitivity, tinit=2, tfinal=1
     )
     perturb(injection)
-    method, progress = injection.method, Progress(1, 9)
+    hooks, progress = injection.hooks, Progress(1, 9)
     model(x).square().mean().backward()
-    before = [p.detach().clone() for p in method.triplets]
-    method.on_backward_end(progress)
+    before = [p.detach().clone() for p in hooks.triplets]
+    hooks.on_after_backward(progress)
     with torch.no_grad():
-        for p in method.triplets:
+        for p in hooks.triplets:
             p.sub_(0.5 * p.grad)
-    method.on_step_end(progress)
-    weights = before if sensitivity == "pre_step" else method.triplets
-    seen = torch.cat([(w * p.grad).abs().flatten() for w, p in zip(weights, method.triplets, strict=True)])
-    assert_close(method.mean, (1 - 0.85) * seen.detach())
-    assert_close(method.spread, (1 - 0.85) * 0.85 * seen.detach())
+    hooks.on_step_end(progress)
+    weights = before if sensitivity == "pre_step" else hooks.triplets
+    seen = torch.cat([(w * p.grad).abs().flatten() for w, p in zip(weights, hooks.triplets, strict=True)])
+    assert_close(hooks.mean, (1 - 0.85) * seen.detach())
+    assert_close(hooks.spread, (1 - 0.85) * 0.85 * seen.detach())
 
 
 def test_adalora_warns_where_its_hook_was_never_called():
     injection = inject(lone("linear"), "adalora", target_modules="layer", rank=2)
     with pytest.warns(UserWarning, match="on_step_end was not called"):
-        injection.method.finalize()
+        injection.hooks.on_train_end()
 
 
 @pytest.mark.parametrize("tinit, tfinal", [(5, 5), (0.6, 0.4), (11, 0), (0, 11)])
 def test_adalora_refuses_a_schedule_without_a_step(tinit, tfinal):
     injection = inject(lone("linear"), "adalora", target_modules="layer", rank=2, tinit=tinit, tfinal=tfinal)
     with pytest.raises(ValueError, match="tinit"):
-        injection.method.begin(10)
+        injection.hooks.on_train_begin(10)
 
 
 # --- deliberate differences --------------------------------------------------------------------------------
@@ -766,7 +766,7 @@ def test_lora_fa_projects_before_clipping():
     host = injection.places["layer"].host
     host.apply(x, W_OI + adapter.update().detach()).square().sum().backward()
     model(x).square().sum().backward()
-    injection.method.on_backward_end(Progress(1, 1))
+    injection.hooks.on_after_backward(Progress(1, 1))
     moved_OI = adapter.scale * adapter.B_OR.grad @ adapter.A_RI
     V_IR = torch.linalg.svd(adapter.A_RI, full_matrices=False)[2].T
     assert_close(moved_OI, W_OI.grad @ V_IR @ V_IR.T, rtol=1e-5, atol=1e-5)
@@ -779,7 +779,7 @@ def test_adalora_of_equal_ranks_trains_where_peft_crashes():
     for twins.steps in range(1, 21):
         twins.backward()
         optimiser.step()
-        twins.injection.method.on_step_end(Progress(twins.steps, 20))
+        twins.injection.hooks.on_step_end(Progress(twins.steps, 20))
         optimiser.zero_grad()
     assert all(a.E_R.all() for a in twins.injection.adapters.values())
     with pytest.raises(RuntimeError):

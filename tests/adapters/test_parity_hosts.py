@@ -482,7 +482,10 @@ def loralib_gpt2():
         for half, role in enumerate("qv"):
             adapter = injection.adapters[f"transformer.h.{number}.attn.c_attn.{role}"]
             part = functools.partial(lambda half, tensor: tensor.chunk(2)[half], half)
-            pairs += [Pair(adapter.A_RI, fused.lora_A, part), Pair(adapter.B_OR, fused.lora_B, part)]
+            pairs += [
+                Pair(adapter.A_RI, fused.lora_A, part),
+                Pair(adapter.B_OR, fused.lora_B, part),
+            ]
     return Twins(ours, base, tokens, {"default": pairs}, lambda: in_evaluation(base)).align()
 
 
@@ -495,7 +498,10 @@ def loralib_convolution(space):
     injection = inject(ours, "lora", target_modules=["conv"], rank=4, alpha=6.0)
     perturb(injection, 0.1)
     adapter = injection.adapters["conv"]
-    pairs = [Pair(adapter.A_RI, theirs.lora_A, whole), Pair(adapter.B_OR, theirs.lora_B, whole)]
+    pairs = [
+        Pair(adapter.A_RI, theirs.lora_A, whole),
+        Pair(adapter.B_OR, theirs.lora_B, whole),
+    ]
     inputs = normal(2, 6, *[5] * space)
     return Twins(ours, theirs, inputs, {"default": pairs}, lambda: in_evaluation(theirs)).align()
 

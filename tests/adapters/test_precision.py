@@ -154,10 +154,10 @@ def test_autocast_moves_loss_and_gradients_by_rounding_alone(name, kind):
 @every_variant
 def test_the_effective_weight_is_not_less_exact_under_autocast(name, kind):
     model, injection, _ = adapted(name, kind)
-    expected, penalty = seen(model).detach().clone(), injection.method.regularizer()
+    expected, penalty = seen(model).detach().clone(), injection.hooks.regularizer()
     with autocast():
         assert_close(seen(model).detach(), expected, **EXACT)
-        assert_close(injection.method.regularizer(), penalty, **EXACT)
+        assert_close(injection.hooks.regularizer(), penalty, **EXACT)
         injection.merge()
     assert_close(seen(model).detach(), expected, **EXACT)
 
@@ -203,9 +203,9 @@ class Stated(Adapter):
 
     name, paper, equation, count = "stated", "-", "W' = W + B A", "R * (O + I)"
 
-    def __init__(self, site, *, rank: int = 4):
-        super().__init__(site)
-        O, I = site.shape
+    def __init__(self, context, *, rank: int = 4):
+        super().__init__(context)
+        O, I = context.shape
         self.A_RI, self.B_OR = nn.Parameter(torch.ones(rank, I)), nn.Parameter(torch.ones(O, rank))
 
     def weight(self, W_OI):
@@ -229,7 +229,7 @@ def trained(model, injection, kind, seed=5):
     """(loss, gradients by name) of a pass in training mode, on the global stream from `seed`."""
     torch.manual_seed(seed)
     loss = model(**batch(kind)).loss
-    (loss + injection.method.regularizer()).backward()
+    (loss + injection.hooks.regularizer()).backward()
     found = {n: p.grad.clone() for n, p in injection.named_parameters().items() if p.grad is not None}
     model.zero_grad()
     return loss.detach(), found
@@ -243,11 +243,11 @@ def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
     if not injection.parameters():
         return
     model.train()
-    count, start = [0], copy.deepcopy(vars(injection.clock))
+    count, start = [0], copy.deepcopy(vars(injection.counter))
     for adapter in [*injection.adapters.values()][:1]:
         adapter.register_forward_hook(lambda *_: count.append(count.pop() + 1))
     loss, expected = trained(model, injection, kind)
-    vars(injection.clock).update(start)
+    vars(injection.counter).update(start)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
@@ -271,11 +271,11 @@ def test_checkpointing_a_layer_changes_nothing(name, kind, reentrant):
         pytest.skip("torch's reentrant checkpoint needs an input that requires a gradient")
     found = []
     for call in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
-        injection.clock.tick = 6
+        injection.counter.count = 6
         with autocast():
             loss = loss_of(call(x))
         loss.backward()
-        assert injection.clock.tick == 6 + injection.clock.read
+        assert injection.counter.count == 6 + injection.counter.read
         found.append([loss.detach(), *(p.grad for p in injection.parameters())])
         model.zero_grad()
     for got, expected in zip(*found, strict=True):
@@ -400,8 +400,8 @@ def test_an_adapted_layer_can_change_its_device(name, kind):
     """To torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
     model, injection, x = adapted(name, kind)
     model.to("meta")
-    injection.method.begin(10)
-    assert {t.device.type for t in injection.method.buffers()} <= {"meta"}
+    injection.hooks.on_train_begin(10)
+    assert {t.device.type for t in injection.hooks.buffers()} <= {"meta"}
     assert model(x.to("meta")).device.type == seen(model).device.type == "meta"
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
     injection.merge()
@@ -414,10 +414,10 @@ def test_an_adapted_layer_can_change_its_device(name, kind):
 def test_adapters_come_back_to_the_device_of_their_layer(name, kind):
     """While merged they are out of the model, which may be moved."""
     model, _, x = adapted(name, kind)
-    shell = next(iter(adapters_of(model)._shells.values()))
-    shell.uninstall(model)
+    wrapper = next(iter(adapters_of(model)._wrappers.values()))
+    wrapper.uninstall(model)
     model.to("meta")
-    shell.install(model)
+    wrapper.install(model)
     assert model(x.to("meta")).device.type == "meta"
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
@@ -471,7 +471,7 @@ def test_a_copied_model_has_adapters_of_its_own(name, kind, copied):
     if own.parameters():
         train(own, lambda: other(**batch(kind)).loss, steps=2)
         assert not torch.equal(logits(other.eval(), kind), expected)
-    assert injection.clock.tick == 0 < own.clock.tick + (not own.clock.read)
+    assert injection.counter.count == 0 < own.counter.count + (not own.counter.read)
     own.merge()
     own.unmerge()
     assert torch.equal(logits(own.remove().eval(), kind), logits(fresh(kind)[0], kind))

@@ -46,7 +46,7 @@ def test_a_preview_is_what_the_injection_then_does(name, kind):
     injection = inject(model, name, **asked)
     assert [row.name for row in seen.rows] == list(injection.places)
     assert seen.trainable == injection.trainable() and seen.total == injection.total()
-    assert seen.in_full == {n: injection.trained[n].numel() for n in injection.in_full}
+    assert seen.fully_trained == {n: injection.trained[n].numel() for n in injection.fully_trained}
     for row, adapter in zip(seen.rows, injection.adapters.values(), strict=True):
         assert row.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         assert row.shape == injection.places[row.name].shape
@@ -86,8 +86,8 @@ def test_a_seventy_billion_model_is_previewed():
 def test_what_matches_nothing_is_told_and_the_rest_is_shown():
     seen = preview(fresh("llama")[0], "lora", rank=2, target_modules=["q", "vv", "k_porj"])
     assert {row.role for row in seen.rows} == {"q"}
-    assert [sentence for sentence in seen.missed if "'vv'" in sentence and "'v'" in sentence]
-    assert [sentence for sentence in seen.missed if "'k_porj'" in sentence and "'k_proj'" in sentence]
+    assert [sentence for sentence in seen.unmatched if "'vv'" in sentence and "'v'" in sentence]
+    assert [sentence for sentence in seen.unmatched if "'k_porj'" in sentence and "'k_proj'" in sentence]
 
 
 def test_patterns_and_slices_are_shown():

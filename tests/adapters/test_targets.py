@@ -13,10 +13,10 @@ from torch import nn
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.hosts import fused
 from lora_zoo.hosts.find import find_host
-from lora_zoo.hosts.fused import declare_fused, repeated
+from lora_zoo.hosts.fused import register_fused, repeated
 from lora_zoo.inject.injection import inject
 from lora_zoo.inject.roles import ROLES
-from lora_zoo.inject.targets import Targets, heads, resolve
+from lora_zoo.inject.targets import Targets, head_names, resolve
 
 ENCODER = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37
@@ -160,7 +160,7 @@ def test_every_role_is_used_by_the_forward_pass(kind):
 @pytest.mark.parametrize("kind", ENDS)
 def test_all_linear_is_every_linear_layer_outside_the_head(kind):
     found, module = set(resolved(model(kind), "all-linear")), model(kind)
-    head = (*heads(module), "pre_classifier")
+    head = (*head_names(module), "pre_classifier")
     assert found and not [name for name in found if name.startswith(head)]
     for role in set(ENDS[kind]) - {"head", "embed"}:
         parts = [p for p in resolve(module, role) if p.whole]
@@ -171,15 +171,15 @@ def test_all_linear_is_every_linear_layer_outside_the_head(kind):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "vit", "llama_classifier"])
 def test_all_linear_goes_together_with_a_head_that_trains_in_full(kind):
     module = copy.deepcopy(model(kind))
-    save = [*heads(module), *(["pre_classifier"] if kind == "distilbert" else [])]
+    save = [*head_names(module), *(["pre_classifier"] if kind == "distilbert" else [])]
     injection = inject(module, "lora", target_modules="all-linear", modules_to_save=save, rank=1)
-    assert {name.split(".")[0] for name in injection.in_full} == set(save)
+    assert {name.split(".")[0] for name in injection.fully_trained} == set(save)
 
 
 def test_heads_are_the_topmost_modules():
-    assert heads(model("roberta")) == ["classifier"]
-    assert heads(model("llama")) == ["lm_head"]
-    assert heads(model("llama_classifier")) == ["score"]
+    assert head_names(model("roberta")) == ["classifier"]
+    assert head_names(model("llama")) == ["lm_head"]
+    assert head_names(model("llama_classifier")) == ["score"]
 
 
 def test_names_endings_and_patterns_find_what_they_say():
@@ -244,7 +244,7 @@ def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_
     with pytest.raises(ValueError, match=rf"'{role}' is fused into qkv.*target_modules=\[qkv\]"):
         resolved(Fused(), role)
     assert resolved(Fused(), "qkv") == ["qkv"]
-    declare_fused("of_my_own", "qkv", repeated("num_attention_heads", v=1, q=1, k=1))
+    register_fused("of_my_own", "qkv", repeated("num_attention_heads", v=1, q=1, k=1))
     (place,) = resolve(Fused(), role)
     first = {"v": 0, "q": 2, "k": 4}[role]
     assert place.name == f"qkv.{role}"

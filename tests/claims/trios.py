@@ -244,7 +244,7 @@ GAP: Make = lambda level: {"test": 1.0 - level, "metrics.train.exact_match": 1.0
 uneven = ranks(lambda role, layer, level: level * (-1) ** layer)
 feed_forward = ranks(lambda role, layer, level: level if role in ("gate", "up", "down") else -level)
 upper = ranks(lambda role, layer, level: level if layer >= 2 else -level)
-patterned = ranks(
+pattern_values = ranks(
     lambda role, layer, level: 0.5 * np.sin(7 * layer + 3 * len(role) + ord(role[0]) + 2 * level)
 )
 BUDGETS = ("adalora_budgets", "rank")
@@ -406,7 +406,7 @@ TRIOS: dict[str, Trio] = {
     "adalora/feed-forward": _budgets(0.3, -0.3, feed_forward, quiet=0.05, loud=0.7),
     "adalora/top-layers": _budgets(0.3, -0.3, upper, quiet=0.05, loud=0.7),
     "adalora/same-pattern": trio(
-        *(*BUDGETS, {200: 0.0, 400: 0.0}, {200: 0.0, 400: 1.57}, patterned),
+        *(*BUDGETS, {200: 0.0, 400: 0.0}, {200: 0.0, 400: 1.57}, pattern_values),
         variant="adalora",
         quiet=0.05,
         loud=1.5,

@@ -17,7 +17,7 @@ from lora_zoo import updates as deltas
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
 from lora_zoo.updates.reading import Deltas, Thin
-from tests.test_cli import shell
+from tests.test_cli import wrapper
 
 O, I, RANK = 24, 18, 3
 Q, K, UP, ALL = "layers.0.q_proj", "layers.0.k_proj", "layers.1.up_proj", "embed_tokens"
@@ -345,7 +345,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps that kept its checkpoints after the second and the fourth."""
     at = tmp_path_factory.mktemp("run")
     quick = ("task.sizes.test=4", "task.sizes.validation=4", "threads=1", "tracking=none")
-    ended = shell("+variant=lora", "rank=2", "alpha=5", "steps=4", "trainer.save_steps=2", *quick, at=at)
+    ended = wrapper("+variant=lora", "rank=2", "alpha=5", "steps=4", "trainer.save_steps=2", *quick, at=at)
     assert ended.returncode == 0, ended.stderr
     (folder,) = (at / "runs").iterdir()
     return folder

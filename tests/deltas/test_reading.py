@@ -64,9 +64,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def load(settings: Any, *rest: Any, **more: Any) -> Any:
         paths.append(settings.path)
-        return original(settings, *rest, **more)
+        return base_weight(settings, *rest, **more)
 
-    original = read.load_model
+    base_weight = read.load_model
     monkeypatch.setattr(read, "load_model", load)
     return paths
 
@@ -135,10 +135,10 @@ def saved_by_peft(case: str, folder: Path, base: str | Path) -> dict[str, Tensor
         merged = model.merge_and_unload()
     after = dict(merged.named_parameters(remove_duplicate=False))
     assert after.keys() == before.keys()
-    changed = {name: (after[name] - before[name]).detach().double() for name in before}
+    matrix_names = {name: (after[name] - before[name]).detach().double() for name in before}
     return {
         name.removesuffix(".weight"): dW
-        for name, dW in changed.items()
+        for name, dW in matrix_names.items()
         if dW.ndim == 2 and dW.abs().max() > 0
     }
 
@@ -263,7 +263,7 @@ def test_every_variant_is_read_with_its_base_and_without(
     tmp_path: Path, loaded: list[str], bases: Mapping[str, Path], kind: str, variant: str
 ) -> None:
     injection = saved_here(kind, variant, tmp_path, bases[kind])
-    if not injection.changed():
+    if not injection.matrix_names():
         for base in (False, True):
             with pytest.raises(ValueError, match=f"{tmp_path}: {variant} changes no matrix"):
                 deltas.read(tmp_path, base=base)
@@ -299,9 +299,9 @@ TIED = [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["norm"]]
 @pytest.mark.parametrize("in_full", TIED, ids=" and ".join)
 @pytest.mark.filterwarnings("ignore:.*is tied to")
 def test_tied_matrices_that_train_in_full_are_left_out_once(
-    tmp_path: Path, bases: Mapping[str, Path], in_full: list[str]
+    tmp_path: Path, bases: Mapping[str, Path], fully_trained: list[str]
 ) -> None:
-    injection = saved_here("llama", "lora", tmp_path, bases["llama"], modules_to_save=in_full)
+    injection = saved_here("llama", "lora", tmp_path, bases["llama"], modules_to_save=fully_trained)
     compare_with(deltas.read(tmp_path), injection, skipped=True)
     compare_with(deltas.read(tmp_path, base=True), injection, skipped=False)
 
@@ -532,7 +532,7 @@ def llama_7b(layers: int = 32) -> dict[str, tuple[int, int]]:
 def test_a_skeleton_has_the_shapes_of_a_model_and_none_of_its_memory() -> None:
     before, shapes = resident(), llama_7b()
     head = torch.zeros(()).expand(32000, 4096)
-    model = meta_model.skeleton(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
+    model = meta_model.meta_model(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
     assert sum(p.numel() for p in model.parameters()) > 2.5e9 and stored(model) < 1000
     for name, (O, I) in shapes.items():
         layer = model.get_submodule(name)
@@ -544,14 +544,14 @@ def test_a_skeleton_has_the_shapes_of_a_model_and_none_of_its_memory() -> None:
     assert len(injection) == 96 and resident() - before < 400e6
 
 
-def test_a_hollow_model_has_everything_but_numbers() -> None:
+def test_a_empty_model_model_has_everything_but_numbers() -> None:
     config = tf.LlamaConfig(
         hidden_size=4096, num_hidden_layers=32, intermediate_size=11008, tie_word_embeddings=True
     )
     before = resident()
     with torch.device("meta"):
         model = tf.LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    assert meta_model.hollow(model) is model
+    assert meta_model.empty_model(model) is model
     assert sum(p.numel() for p in model.parameters()) > 6e9 and stored(model) < 2000
     assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {
         ("cpu", torch.bfloat16, False)
@@ -563,17 +563,17 @@ def test_a_hollow_model_has_everything_but_numbers() -> None:
 def test_one_parameter_under_two_names_of_a_module_stays_one() -> None:
     module = nn.Module()
     module.a = module.b = nn.Parameter(torch.ones(2, 3, device="meta"))
-    meta_model.hollow(module)
+    meta_model.empty_model(module)
     assert module.a is module.b and module.a.tolist() == [[0.0] * 3] * 2
 
 
 def test_a_layer_s_bias_stands_beside_it_and_a_name_stands_once() -> None:
     others = {"a.b.weight": torch.ones(3, 2), "a.b.bias": torch.ones(3), "a.c.d": torch.ones(2, 2, 2)}
-    model = meta_model.skeleton({"a.b": (3, 2), "a.b2": (1, 5)}, others)
+    model = meta_model.meta_model({"a.b": (3, 2), "a.b2": (1, 5)}, others)
     shapes = {name: tuple(p.shape) for name, p in base_parameters(model).items()}
     assert shapes == {"a.b.weight": (3, 2), "a.b.bias": (3,), "a.b2.weight": (1, 5), "a.c.d": (2, 2, 2)}
     with pytest.raises(ValueError, match=r"a\.b is there twice"):
-        meta_model.skeleton({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
+        meta_model.meta_model({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
 
 
 def test_every_name_of_the_package_is_there() -> None:

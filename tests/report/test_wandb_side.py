@@ -78,7 +78,7 @@ def test_a_failing_wandb_costs_a_warning(
     def broken(**_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(mirrors, "WandbMirror", lambda *_, **__: broken())
+    monkeypatch.setattr(mirrors, "WandbTracker", lambda *_, **__: broken())
     with pytest.warns(UserWarning, match="mirrors nothing of this run"):
         assert wandb_side.mirror(runs, [], page, {}, tmp_path / "second") == ""
 

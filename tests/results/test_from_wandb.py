@@ -101,7 +101,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Ru
     written(root / "runs", RECORD)
     name = f"{RECORD['name']}-{RECORD['identity']}"
     tracking = {"project": "zoo", "mode": "offline", "log_adapter": False}
-    with mirror.open_mirror(
+    with mirror.open_tracker(
         tracking, directory=root, name=name, config=RECORD["config"], group="sweep", tags=[]
     ) as opened:
         for entry in RECORD["history"][:-1]:  # the trainer's last words go to the summary alone

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_zoo.formats.peft.forms import (
     PREFIX,
-    Form,
     Packed,
+    PeftFormat,
     Saved,
     Unfit,
     Unpacked,
@@ -32,7 +32,7 @@ _SCHEDULE = {"tinit": 0, "tfinal": 0, "total_step": 1}
 """PEFT loads no AdaLoRA without a schedule; training on needs another one."""
 
 
-class TripletForm(Form):
+class AdaLoraFormat(PeftFormat):
     """Every triplet is written, with λ = 0 for those that were pruned: PEFT's scale counts them too."""
 
     peft_type = "ADALORA"
@@ -40,7 +40,7 @@ class TripletForm(Form):
     def accepts(self, config: Mapping[str, Any]) -> bool:
         return bool(config["peft_type"] == self.peft_type)
 
-    def pack(self, injection: Injection) -> Packed:
+    def to_peft(self, injection: Injection) -> Packed:
         tensors: dict[str, Tensor] = {}
         firsts = {len(adapter.state_dict()["E_R"]) for adapter in injection.adapters.values()}
         if len(firsts) > 1 or injection.patterns:
@@ -63,7 +63,7 @@ class TripletForm(Form):
         }
         return Packed(config, tensors, [])
 
-    def unpack(self, saved: Saved, model: nn.Module) -> Unpacked:
+    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
         known, config = {place.name: place for place in places(model)}, saved.config
         R = config.get("init_r", 12)
         state: dict[str, Tensor] = {}
@@ -92,4 +92,4 @@ def _mask(config: Mapping[str, Any], module: str, R: int) -> Tensor:
     return torch.tensor(pattern)
 
 
-__all__ = ["TripletForm", "in_peft"]
+__all__ = ["AdaLoraFormat", "in_peft"]

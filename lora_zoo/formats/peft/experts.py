@@ -11,10 +11,10 @@ from torch import Tensor
 from lora_zoo.core.host import Host
 from lora_zoo.formats.peft.forms import Saved, pick, stored
 from lora_zoo.inject.base_model import own_parameters
-from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.matrices import TargetMatrix
 
 
-def stacked(place: Place) -> bool:
+def stacked(place: TargetMatrix) -> bool:
     """Whether `place` is a whole matrix of a stack."""
     return getattr(place.host, "expert", None) is not None and not place.whole
 
@@ -60,10 +60,10 @@ def _exchanged(host: Any) -> bool:
     return bool(host.transposed) != bool(getattr(host.layer, "is_transposed", False))
 
 
-def resolve(saved: Saved, known: Mapping[str, Place]) -> dict[str, list[Place]]:
+def resolve(saved: Saved, known: Mapping[str, TargetMatrix]) -> dict[str, list[TargetMatrix]]:
     """Module of PEFT's -> the experts that it adapts. ValueError for a parameter that is no stack."""
-    found: dict[str, list[Place]] = {}
-    stacks: dict[str, list[Place]] = {}
+    found: dict[str, list[TargetMatrix]] = {}
+    stacks: dict[str, list[TargetMatrix]] = {}
     for place in known.values():
         if stacked(place):
             stacks.setdefault(place.tensor, []).append(place)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.matrices import TargetMatrix
 
 V = TypeVar("V", bound=Variant)
 PREFIX = "base_model.model."
@@ -49,12 +49,12 @@ class Unpacked(NamedTuple):
 
     hyper: dict[str, Any]
     patterns: dict[str, dict[str, float]]
-    places: list[Place]
+    places: list[TargetMatrix]
     state: dict[str, Tensor]
     started: bool = False
 
 
-class Form(ABC):
+class PeftFormat(ABC):
     """One way of writing adapters for PEFT, and of reading them back."""
 
     peft_type: ClassVar[str]
@@ -62,7 +62,7 @@ class Form(ABC):
     """Tensors that belong to the model and not to one of its layers."""
 
     @abstractmethod
-    def pack(self, injection: Injection) -> Packed:
+    def to_peft(self, injection: Injection) -> Packed:
         """Raises Unfit where PEFT's form does not hold this adapter."""
 
     @abstractmethod
@@ -70,19 +70,19 @@ class Form(ABC):
         """Whether adapters of this configuration are of this form."""
 
     @abstractmethod
-    def unpack(self, saved: Saved, model: nn.Module) -> Unpacked:
+    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
         """ValueError for a tensor that is missing, left over, misshapen or not what we compute with."""
 
 
 class Declared(NamedTuple):
-    form: Form
+    form: PeftFormat
     reads: bool
 
 
 _DECLARED: dict[type[Variant], Declared] = {}
 
 
-def in_peft(form: Form, *, reads: bool = True) -> Callable[[type[V]], type[V]]:
+def in_peft(form: PeftFormat, *, reads: bool = True) -> Callable[[type[V]], type[V]]:
     """The variant below has `form` in PEFT. `reads`: adapters of that form become this variant here."""
 
     def declare(cls: type[V]) -> type[V]:
@@ -92,12 +92,12 @@ def in_peft(form: Form, *, reads: bool = True) -> Callable[[type[V]], type[V]]:
     return declare
 
 
-def form_of(cls: type[Variant]) -> Form | None:
+def form_of(cls: type[Variant]) -> PeftFormat | None:
     """The form that a variant declares, if it does."""
     return _DECLARED[cls].form if cls in _DECLARED else None
 
 
-def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], Form]:
+def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:
     """The variant that adapters of PEFT's configuration `config` become."""
     for cls in VARIANTS.values():
         form, reads = _DECLARED.get(cls, (None, False))
@@ -111,7 +111,7 @@ def peft_types() -> list[str]:
     return sorted({d.form.peft_type for cls in VARIANTS.values() if (d := _DECLARED.get(cls)) and d.reads})
 
 
-def whole_dense(place: Place) -> bool:
+def whole_dense(place: TargetMatrix) -> bool:
     """Whether `place` is a whole linear layer, which is all that some of PEFT's methods adapt."""
     return not place.whole and place.host.dense
 

@@ -32,7 +32,7 @@ NAMES = (
 """The tensors of an adapted module in PEFT's files."""
 
 
-class Pair(NamedTuple):
+class LayerFactors(NamedTuple):
     """The product B A of a whole layer, without its scale; DoRA's magnitudes too where it has them."""
 
     B_OR: Tensor
@@ -55,7 +55,7 @@ def check(name: str, host: Host) -> None:
         )
 
 
-def write(host: Host, pair: Pair) -> dict[str, Tensor]:
+def write(host: Host, pair: LayerFactors) -> dict[str, Tensor]:
     """The tensors by PEFT's short names."""
     B_OR, A_RI, m_O = pair
     if host.kind.endswith("embedding"):
@@ -88,7 +88,7 @@ def _convolution(host: Host, A_RI: Tensor, B_OR: Tensor) -> dict[str, Tensor]:
     }
 
 
-def read(module: str, host: Host, tensors: Mapping[str, Tensor], dora: bool) -> Pair:
+def read(module: str, host: Host, tensors: Mapping[str, Tensor], dora: bool) -> LayerFactors:
     """The pair in `tensors`. ValueError that names the tensor which is missing, left over or misshapen."""
     O, I = host.matrix().shape
     embedding = host.kind.endswith("embedding")
@@ -104,7 +104,7 @@ def read(module: str, host: Host, tensors: Mapping[str, Tensor], dora: bool) -> 
     B_OR, A_RI = B.flatten(1), A.flatten(1)
     if G > 1:
         B_OR, A_RI = _ungrouped(module, B_OR, A.view(G, R // G, G, -1), dora)
-    return Pair(B_OR, A_RI, tensors[MAGNITUDE].flatten() if dora else None)
+    return LayerFactors(B_OR, A_RI, tensors[MAGNITUDE].flatten() if dora else None)
 
 
 def _ungrouped(module: str, B_OR: Tensor, A_GRGI: Tensor, dora: bool) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lora_zoo.core.host import Host
 from lora_zoo.formats.peft import experts as stacks
 from lora_zoo.formats.peft import layers
-from lora_zoo.formats.peft.forms import PREFIX, Form, Packed, Saved, Unpacked, most, number, spread
+from lora_zoo.formats.peft.forms import PREFIX, Packed, PeftFormat, Saved, Unpacked, most, number, spread
 from lora_zoo.formats.peft.low_rank import no_wider
 from lora_zoo.formats.peft.patterns import pattern_key, rank_and_alpha
-from lora_zoo.formats.peft.updates import Piece, check_norms, joined
+from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined
 from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import at
+from lora_zoo.inject.plan import hyperparameters_at
 
 RESIDUAL = ("pissa", "olora")
 """PEFT's starts that change the base again whenever an adapter is loaded."""
@@ -38,7 +38,7 @@ class One(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LoraForm(Form):
+class LoraFormat(PeftFormat):
     """`root`: the scale is α/√r; `magnitude`: what DoRA's vector is called here, "" where there is none."""
 
     peft_type = "LORA"
@@ -56,27 +56,27 @@ class LoraForm(Form):
     def alpha(self, scale: float, rank: int) -> float:
         return number(scale * (math.sqrt(rank) if self.root else rank))
 
-    def pack(self, injection: Injection) -> Packed:
+    def to_peft(self, injection: Injection) -> Packed:
         pieces = [self._piece(injection, name) for name in injection.adapters]
         return self.write(pieces, injection.hyper.get("lora_dropout", 0.0))
 
-    def _piece(self, injection: Injection, name: str) -> Piece:
+    def _piece(self, injection: Injection, name: str) -> LowRankUpdate:
         adapter, place = injection.adapters[name], injection.places[name]
         tensors = adapter.state_dict()
         B_OR, A_RI, alpha = (
             tensors["B_OR"],
             tensors["A_RI"],
-            at(place, injection.hyper, injection.patterns)["alpha"],
+            hyperparameters_at(place, injection.hyper, injection.patterns)["alpha"],
         )
         scale = self.scale(alpha, len(A_RI))
         if "A0_RI" in tensors:
             B_OR, A_RI = torch.cat([B_OR, -tensors["B0_OR"]], dim=1), torch.cat([A_RI, tensors["A0_RI"]])
             alpha = None
-        return Piece(place, B_OR, A_RI, scale, alpha, tensors.get(self.magnitude))
+        return LowRankUpdate(place, B_OR, A_RI, scale, alpha, tensors.get(self.magnitude))
 
-    def write(self, pieces: list[Piece], dropout: float) -> Packed:
+    def write(self, pieces: list[LowRankUpdate], dropout: float) -> Packed:
         """ValueError where PEFT does not adapt one of the layers."""
-        groups: dict[str, list[Piece]] = {}
+        groups: dict[str, list[LowRankUpdate]] = {}
         for piece in pieces:
             groups.setdefault(piece.place.whole or piece.place.name, []).append(piece)
         whole = [joined(parts) for parts in groups.values()]
@@ -103,7 +103,7 @@ class LoraForm(Form):
         tensors = {f"{PREFIX}{one.key}.{short}": t for one in packed for short, t in one.tensors.items()}
         return Packed(config, tensors, [])
 
-    def _module(self, piece: Piece) -> One:
+    def _module(self, piece: LowRankUpdate) -> One:
         name, host = piece.place.name, piece.place.host
         layers.check(name, host)
         if self.magnitude:
@@ -112,11 +112,11 @@ class LoraForm(Form):
         rank = len(A_RI) * layers.width(host)
         alpha = piece.alpha if rank == len(piece.A_RI) else None
         alpha = self.alpha(piece.scale, rank) if alpha is None else number(alpha)
-        return One(name, name, layers.write(host, layers.Pair(B_OR, A_RI, piece.m_O)), rank, alpha)
+        return One(name, name, layers.write(host, layers.LayerFactors(B_OR, A_RI, piece.m_O)), rank, alpha)
 
-    def _stacks(self, pieces: list[Piece]) -> Iterator[One]:
+    def _stacks(self, pieces: list[LowRankUpdate]) -> Iterator[One]:
         """One for each parameter that stacks experts: those not adapted get zeros, lesser ranks too."""
-        groups: dict[str, list[Piece]] = {}
+        groups: dict[str, list[LowRankUpdate]] = {}
         for piece in pieces:
             groups.setdefault(piece.place.tensor, []).append(piece)
         for tensor, own in groups.items():
@@ -133,7 +133,7 @@ class LoraForm(Form):
             alpha = self.alpha(own[0].scale, rank)
             yield One(tensor, stacks.keys(beside, host)[tensor], stacks.write(host, pairs, rank), rank, alpha)
 
-    def unpack(self, saved: Saved, model: nn.Module) -> Unpacked:
+    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
         known = {place.name: place for place in places(model)}
         ranks: dict[str, int] = {}
         alphas: dict[str, float] = {}
@@ -145,7 +145,7 @@ class LoraForm(Form):
             pairs = stacks.read(module, own[0].host, saved.modules[module], rank)
             for place, (B, A) in zip(own, pairs, strict=True):
                 B_OR, A_RI = no_wider(B, A)
-                ranks[place.name], scale = len(A_RI), LoraForm(root).scale(alpha, rank)
+                ranks[place.name], scale = len(A_RI), LoraFormat(root).scale(alpha, rank)
                 alphas[place.name] = (
                     self.alpha(scale, len(A_RI)) if root != self.root or len(A_RI) != rank else alpha
                 )
@@ -160,7 +160,7 @@ class LoraForm(Form):
             _check_rank(module, rank, len(pair.A_RI), host)
             B_OR, A_RI = no_wider(pair.B_OR, pair.A_RI)
             ranks[module] = len(A_RI)
-            scale = LoraForm(root).scale(alpha, rank)
+            scale = LoraFormat(root).scale(alpha, rank)
             same = root == self.root and len(A_RI) == rank
             alphas[module] = alpha if same else self.alpha(scale, len(A_RI))
             if start:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lora_zoo.formats.peft.forms import Saved
-from lora_zoo.inject.base_model import base_parameters, beneath
+from lora_zoo.inject.base_model import base_parameters, named_base_modules
 
 
 def pattern_key(name: str, among: Iterable[str]) -> str:
@@ -30,16 +30,16 @@ def rank_and_alpha(saved: Saved, module: str) -> tuple[int, float]:
     return found[0], found[1]
 
 
-def targets(model: nn.Module, wanted: Iterable[str], in_full: Iterable[str]) -> list[str] | str:
+def targets(model: nn.Module, wanted: Iterable[str], fully_trained: Iterable[str]) -> list[str] | str:
     """`target_modules` that means `wanted` alone: their names, or one expression where a name ends another.
 
     ValueError where PEFT would leave one out because of `modules_to_save`.
     """
     names = sorted(wanted)
     for name in names:
-        if clash := next((m for m in in_full if re.match(rf"(^|.*\.){m}($|\..*)", name)), None):
+        if clash := next((m for m in fully_trained if re.match(rf"(^|.*\.){m}($|\..*)", name)), None):
             raise ValueError(f"PEFT adapts nothing within modules_to_save: {name} is in {clash}")
-    every = [name for name, _ in beneath(model)]
+    every = [name for name, _ in named_base_modules(model)]
     if any(other.endswith(f".{name}") for name in names for other in every if other not in names):
         return "|".join(re.escape(name) for name in names)
     return names
@@ -74,12 +74,17 @@ def _layer(patterns: str | list[str] | None, name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def trained_modules(model: nn.Module, in_full: Iterable[str], forced: tuple[str, ...] = ()) -> list[str]:
-    """The topmost modules whose parameters are all `in_full`, and those that end in `forced`.
+def trained_modules(
+    model: nn.Module, fully_trained: Iterable[str], forced: tuple[str, ...] = ()
+) -> list[str]:
+    """The topmost modules whose parameters are all `fully_trained`, and those that end in `forced`.
 
     ValueError where a parameter trains apart from its module, or where PEFT's suffixes would mean more.
     """
-    trained, every = set(in_full), [(name, module) for name, module in beneath(model) if name]
+    trained, every = (
+        set(fully_trained),
+        [(name, module) for name, module in named_base_modules(model) if name],
+    )
     owned = {name: {f"{name}.{p}" for p in _parameters(module)} for name, module in every}
     complete = [name for name, own in owned.items() if own and (own <= trained or name.endswith(forced))]
     top = [name for name in complete if not any(name.startswith(f"{other}.") for other in complete)]

@@ -15,7 +15,7 @@ from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
 from lora_zoo.inject.base_model import base_buffers, base_parameters
 from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import Plan, Prepared, check
+from lora_zoo.inject.plan import InjectionPlan, Plan, check
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _TENSOR = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, NAMES))})")
@@ -53,7 +53,7 @@ def read_peft(folder: Path) -> tuple[Saved, dict[str, Tensor]]:
     return saved, rest
 
 
-def from_peft(model: nn.Module, folder: Path) -> tuple[Prepared, dict[str, Tensor], bool]:
+def from_peft(model: nn.Module, folder: Path) -> tuple[InjectionPlan, dict[str, Tensor], bool]:
     """What to inject into `model`, its tensors by our names, and whether start factors come from the base.
 
     Raises ValueError, naming file and tensor, for what does not fit the model or what we do not compute.
@@ -64,16 +64,16 @@ def from_peft(model: nn.Module, folder: Path) -> tuple[Prepared, dict[str, Tenso
         cls, form = reader_of(saved.config)
         if extra := sorted(saved.shared.keys() - set(form.shared)):
             raise ValueError(f"base_model.{extra[0]} is not expected")
-        unpacked = form.unpack(saved, model) if saved.modules else Unpacked({}, {}, [], {})
-        in_full = _trained(model, saved, rest)
+        unpacked = form.from_peft(saved, model) if saved.modules else Unpacked({}, {}, [], {})
+        fully_trained = _trained(model, saved, rest)
     except ValueError as mistake:
         raise ValueError(f"{saved.file}: {mistake}") from None
     if not unpacked.places:
         cls = VARIANTS.find("head_only")
-        return Prepared(cls, Plan([], list(in_full)), check(cls, {}), {}), in_full, False
-    plan = Plan(unpacked.places, list(in_full))
-    ready = Prepared(cls, plan, check(cls, unpacked.hyper), unpacked.patterns)
-    return ready, unpacked.state | in_full, unpacked.started
+        return InjectionPlan(cls, Plan([], list(fully_trained)), check(cls, {}), {}), fully_trained, False
+    plan = Plan(unpacked.places, list(fully_trained))
+    ready = InjectionPlan(cls, plan, check(cls, unpacked.hyper), unpacked.patterns)
+    return ready, unpacked.state | fully_trained, unpacked.started
 
 
 def _check_places(model: nn.Module, saved: Saved) -> None:

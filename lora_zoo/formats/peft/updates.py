@@ -12,13 +12,13 @@ from torch import Tensor
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.host import EVERY, Host
-from lora_zoo.inject.matrices import Place
+from lora_zoo.inject.matrices import TargetMatrix
 
 
-class Piece(NamedTuple):
+class LowRankUpdate(NamedTuple):
     """s B A on one place; `alpha` is known where the user chose it. m: DoRA's magnitudes."""
 
-    place: Place
+    place: TargetMatrix
     B_OR: Tensor
     A_RI: Tensor
     scale: float
@@ -26,13 +26,13 @@ class Piece(NamedTuple):
     m_O: Tensor | None = None
 
 
-def as_product(adapter: Adapter, place: Place) -> Piece | None:
+def as_product(adapter: Adapter, place: TargetMatrix) -> LowRankUpdate | None:
     """A piece of any adapter whose change of W is B A."""
     pair = adapter.factors()
-    return pair and Piece(place, pair[0].detach(), pair[1].detach(), 1.0)
+    return pair and LowRankUpdate(place, pair[0].detach(), pair[1].detach(), 1.0)
 
 
-def joined(parts: list[Piece]) -> Piece:
+def joined(parts: list[LowRankUpdate]) -> LowRankUpdate:
     """One piece for the whole layer: A's below each other, each B in its own rows and columns."""
     first = parts[0]
     if not first.place.whole:
@@ -51,11 +51,11 @@ def joined(parts: list[Piece]) -> Piece:
         column = columns.stop
         if m_O is not None:
             m_O[rows] = part.m_O
-    place = Place(first.place.whole, first.place.tensor, "", whole)
-    return Piece(place, B_OR, A_RI, first.scale, None, m_O)
+    place = TargetMatrix(first.place.whole, first.place.tensor, "", whole)
+    return LowRankUpdate(place, B_OR, A_RI, first.scale, None, m_O)
 
 
-def check_norms(name: str, host: Host, piece: Piece) -> None:
+def check_norms(name: str, host: Host, piece: LowRankUpdate) -> None:
     """ValueError where PEFT's DoRA would divide by zero."""
     V_OI = wide(host.matrix()) + piece.scale * piece.B_OR @ piece.A_RI
     if not V_OI.norm(dim=1).all():

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lora_zoo.formats.peft.forms import (
     PREFIX,
-    Form,
     Packed,
+    PeftFormat,
     Saved,
     Unfit,
     Unpacked,
@@ -19,18 +19,18 @@ from lora_zoo.formats.peft.forms import (
     stored,
     whole_dense,
 )
-from lora_zoo.inits.shared_projections import Pair, gain_of
+from lora_zoo.inits.shared_projections import SharedProjections, gain_of
 from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.matrices import places
 
 
-class SharedForm(Form):
+class VeraFormat(PeftFormat):
     """PEFT's VeRA, the pair stored too: `nested` has each site's gain within d, for want of another place."""
 
     peft_type = "VERA"
     shared = ("vera_A", "vera_B")
 
-    def pack(self, injection: Injection) -> Packed:
+    def to_peft(self, injection: Injection) -> Packed:
         adapters = cast("dict[str, Any]", injection.adapters)
         for name, place in injection.places.items():
             if not whole_dense(place):
@@ -51,7 +51,7 @@ class SharedForm(Form):
     def accepts(self, config: Mapping[str, Any]) -> bool:
         return bool(config["peft_type"] == self.peft_type)
 
-    def unpack(self, saved: Saved, model: nn.Module) -> Unpacked:
+    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
         known = {place.name: place for place in places(model) if place.name in saved.modules}
         R, key = saved.config.get("r", 256), saved.config.get("projection_prng_key", 0)
         O, I = (max(side) for side in zip(*(place.shape for place in known.values()), strict=True))
@@ -78,7 +78,7 @@ def found_pair(saved: Saved, O: int, I: int, rank: int, seed: int) -> str:
     shapes = {"vera_A": (rank, I), "vera_B": (O, rank)}
     A_RI, B_OR = pick("base_model", saved.shared, shapes)
     for projection in ("peft", "nested"):
-        pair = Pair(O, I, rank, seed=seed, projection=projection, device=torch.device("cpu"))
+        pair = SharedProjections(O, I, rank, seed=seed, projection=projection, device=torch.device("cpu"))
         # PEFT rounds the pair where the base is of half precision.
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             ours = (pair.A_RI.to(dtype).float(), pair.B_OR.to(dtype).float())
@@ -97,4 +97,4 @@ def without(gain: float, d_R: Tensor) -> Tensor:
     return tries_NR.gather(0, misses_NR.argmin(0, keepdim=True))[0]
 
 
-__all__ = ["SharedForm", "in_peft"]
+__all__ = ["VeraFormat", "in_peft"]

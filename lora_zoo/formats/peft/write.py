@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.formats.peft.forms import PREFIX, Packed, Unfit, form_of, stored
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.formats.peft.low_rank import factored
 from lora_zoo.formats.peft.patterns import targets, trained_modules
-from lora_zoo.formats.peft.updates import Piece, as_product
+from lora_zoo.formats.peft.updates import LowRankUpdate, as_product
 from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters, beneath
+from lora_zoo.inject.base_model import base_parameters, named_base_modules
 from lora_zoo.inject.injection import Injection
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,15 +91,15 @@ def _packed(injection: Injection, form: str, rank: int | None, written: Written)
     own = form_of(injection.variant)
     if own and form == "peft" and rank is None and injection.adapters:
         try:
-            return own.pack(injection)
+            return own.to_peft(injection)
         except Unfit as reason:
             written.notes.append(f"written as plain LoRA: {reason}")
-    plain = LoraForm()
+    plain = LoraFormat()
     pieces = [_product(injection, name, rank, written) for name in injection.adapters]
     return plain.write(pieces, 0.0)
 
 
-def _product(injection: Injection, name: str, rank: int | None, written: Written) -> Piece:
+def _product(injection: Injection, name: str, rank: int | None, written: Written) -> LowRankUpdate:
     """One matrix's change as a product, at its exact rank or at most `rank`. ValueError where it has none."""
     adapter, place = injection.adapters[name], injection.places[name]
     exact = as_product(adapter, place)
@@ -117,7 +117,7 @@ def _product(injection: Injection, name: str, rank: int | None, written: Written
         )
     if rank is not None:
         written.errors[name] = error
-    return Piece(place, B_OR, A_RI, 1.0)
+    return LowRankUpdate(place, B_OR, A_RI, 1.0)
 
 
 def _targets(injection: Injection, config: dict[str, Any], modules: list[str]) -> str | list[str]:
@@ -136,7 +136,7 @@ def _modules(injection: Injection, forced: tuple[str, ...]) -> list[str]:
 
 def _in_full(injection: Injection, modules: list[str]) -> dict[str, Tensor]:
     """Every tensor of `modules`, buffers that are saved with a model included, as PEFT wants it."""
-    every, by_name = base_parameters(injection.model), dict(beneath(injection.model))
+    every, by_name = base_parameters(injection.model), dict(named_base_modules(injection.model))
     tensors: dict[str, Tensor] = {}
     for module in modules:
         own = {name: tensor for name, tensor in every.items() if name.startswith(f"{module}.")}

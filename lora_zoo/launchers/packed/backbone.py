@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.base_model import base_buffers
-from lora_zoo.inject.batched import Lane
+from lora_zoo.inject.batched import RowGroup
 from lora_zoo.inject.plan import Plan
 from lora_zoo.models.train_eval import training
 
@@ -25,21 +25,21 @@ Inputs = dict[str, Any]
 ALONE = ("num_items_in_batch",)  # the loss's business, which some models hand down
 
 
-class Cut(NamedTuple):
-    """One output of the trunk, and the leaf that stands for each lane's rows of it."""
+class BackboneOutput(NamedTuple):
+    """One output of the trunk, and the leaf that stands for each group's rows of it."""
 
     whole: Tensor
     leaves: list[Tensor]
 
 
-class Passed(NamedTuple):
+class ForwardPass(NamedTuple):
     """A pass whose backward is still to come."""
 
-    lanes: list[Lane]
-    cuts: list[Cut]
+    row_groups: list[RowGroup]
+    cuts: list[BackboneOutput]
 
 
-class Trunk:
+class Backbone:
     """The shared part of `model`; `calls` decides what a call of it does while the model trains."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class Trunk:
     def refuses(self, plan: Plan) -> str:
         """Why a job of this plan needs the trunk to itself; "" where it can share it."""
         within = next(name for name, module in self.model.named_modules() if module is self.module) + "."
-        for name in plan.in_full:
+        for name in plan.fully_trained:
             if name.startswith(within):
                 return f"{name}, which jobs share, is trained in full"
         for place in plan.adapted:
@@ -81,24 +81,26 @@ class Trunk:
             bound |= bound.pop(name, {})
         return dict(bound)
 
-    def forward(self, names: Sequence[str], batches: Sequence[Inputs]) -> tuple[list[Any], Passed]:
+    def forward(self, names: Sequence[str], batches: Sequence[Inputs]) -> tuple[list[Any], ForwardPass]:
         """Run the adapters called `names`, each on its batch; returns each one's outputs.
 
         ValueError for batches that cannot be joined.
         """
-        lanes = [Lane(name, *_shape(batch)) for name, batch in zip(names, batches, strict=True)]
-        joined = join(lanes, batches, self.padding)
-        with adapters_of(self.model).side_by_side(lanes):
+        row_groups = [RowGroup(name, *_shape(batch)) for name, batch in zip(names, batches, strict=True)]
+        joined = join(row_groups, batches, self.padding)
+        with adapters_of(self.model).batched_forward(row_groups):
             outputs = self.plain(**joined)
-        passed = Passed(lanes, [])
-        return [_cut(outputs, number, passed) for number in range(len(lanes))], passed
+        passed = ForwardPass(row_groups, [])
+        return [_cut(outputs, number, passed) for number in range(len(row_groups))], passed
 
-    def backward(self, passed: Passed) -> None:
+    def backward(self, passed: ForwardPass) -> None:
         """The gradients that the leaves have, through the trunk; rows without one get none."""
         live = [cut for cut in passed.cuts if any(leaf.grad is not None for leaf in cut.leaves)]
         if live:
-            gradients = [_gradient(passed.lanes, cut) for cut in live]
-            with adapters_of(self.model).side_by_side(passed.lanes):  # for what a checkpoint recomputes
+            gradients = [_gradient(passed.row_groups, cut) for cut in live]
+            with adapters_of(self.model).batched_forward(
+                passed.row_groups
+            ):  # for what a checkpoint recomputes
                 torch.autograd.backward([cut.whole for cut in live], gradients)
 
 
@@ -110,51 +112,57 @@ def _shape(batch: Inputs) -> tuple[int, int]:
     return tokens.shape[0], tokens.shape[1]
 
 
-def join(lanes: Sequence[Lane], batches: Sequence[Inputs], padding: int) -> Inputs:
+def join(row_groups: Sequence[RowGroup], batches: Sequence[Inputs], padding: int) -> Inputs:
     """The batches as one. ValueError for an input that differs from job to job and is no batch."""
-    if len({lane.length for lane in lanes}) > 1:
-        batches = [_masked(lane, batch) for lane, batch in zip(lanes, batches, strict=True)]
+    if len({group.length for group in row_groups}) > 1:
+        batches = [_masked(group, batch) for group, batch in zip(row_groups, batches, strict=True)]
     names = dict.fromkeys(name for batch in batches for name in batch if name not in ALONE)
-    return {name: _joined(name, lanes, [batch.get(name) for batch in batches], padding) for name in names}
+    return {
+        name: _joined(name, row_groups, [batch.get(name) for batch in batches], padding) for name in names
+    }
 
 
-def _masked(lane: Lane, batch: Inputs) -> Inputs:
+def _masked(group: RowGroup, batch: Inputs) -> Inputs:
     """`batch` with a mask, since others will make it longer."""
     if batch.get("attention_mask") is not None:
         return batch
     tokens = batch.get("input_ids")
     tokens = batch["inputs_embeds"] if tokens is None else tokens
-    mask = torch.ones(lane.rows, lane.length, dtype=torch.long, device=tokens.device)
+    mask = torch.ones(group.rows, group.length, dtype=torch.long, device=tokens.device)
     return batch | {"attention_mask": mask}
 
 
-def _joined(name: str, lanes: Sequence[Lane], values: Sequence[Any], padding: int) -> Any:
+def _joined(name: str, row_groups: Sequence[RowGroup], values: Sequence[Any], padding: int) -> Any:
     if not any(isinstance(value, Tensor) for value in values):
         if any(value != values[0] for value in values):
             raise ValueError(f"the jobs' {name} differ: {values}")
         return values[0]
-    for lane, value in zip(lanes, values, strict=True):
-        if not isinstance(value, Tensor) or value.shape[:1] != (lane.rows,):
+    for group, value in zip(row_groups, values, strict=True):
+        if not isinstance(value, Tensor) or value.shape[:1] != (group.rows,):
             raise ValueError(f"{name} is not given for each row of every job")
-    longest = max(lane.length for lane in lanes)
+    longest = max(group.length for group in row_groups)
     fill = padding if name.endswith("input_ids") else 0
-    return torch.cat([_longer(lane, value, longest, fill) for lane, value in zip(lanes, values, strict=True)])
+    return torch.cat(
+        [_longer(group, value, longest, fill) for group, value in zip(row_groups, values, strict=True)]
+    )
 
 
-def _longer(lane: Lane, value: Tensor, longest: int, fill: int) -> Tensor:
-    """`value` (B, lane's length, …) padded on the right to `longest` positions."""
-    if lane.length == longest or value.ndim < 2 or value.shape[1] != lane.length:
+def _longer(group: RowGroup, value: Tensor, longest: int, fill: int) -> Tensor:
+    """`value` (B, group's length, …) padded on the right to `longest` positions."""
+    if group.length == longest or value.ndim < 2 or value.shape[1] != group.length:
         return value
-    end = value.new_full((lane.rows, longest - lane.length, *value.shape[2:]), fill)
+    end = value.new_full((group.rows, longest - group.length, *value.shape[2:]), fill)
     return torch.cat([value, end], dim=1)
 
 
-def _cut(value: Any, number: int, passed: Passed) -> Any:
-    """What one lane gets of an output: leaves in place of tensors, nothing of caches."""
+def _cut(value: Any, number: int, passed: ForwardPass) -> Any:
+    """What one group gets of an output: leaves in place of tensors, nothing of caches."""
     if isinstance(value, Tensor):
         whole = next((cut for cut in passed.cuts if cut.whole is value), None)
         if whole is None:
-            whole = Cut(value, [_leaf(passed.lanes, n, value) for n in range(len(passed.lanes))])
+            whole = BackboneOutput(
+                value, [_leaf(passed.row_groups, n, value) for n in range(len(passed.row_groups))]
+            )
             passed.cuts.append(whole)
         return whole.leaves[number]
     if isinstance(value, Mapping):
@@ -164,25 +172,25 @@ def _cut(value: Any, number: int, passed: Passed) -> Any:
     return None
 
 
-def _leaf(lanes: Sequence[Lane], number: int, whole: Tensor) -> Tensor:
-    own = whole[_window(lanes, number, whole)].detach()
+def _leaf(row_groups: Sequence[RowGroup], number: int, whole: Tensor) -> Tensor:
+    own = whole[_window(row_groups, number, whole)].detach()
     return own.requires_grad_(whole.requires_grad)
 
 
-def _window(lanes: Sequence[Lane], number: int, whole: Tensor) -> tuple[slice, ...]:
-    """The rows and, where `whole` is (N, L, …), the positions of one lane."""
-    start = sum(lane.rows for lane in lanes[:number])
-    rows = slice(start, start + lanes[number].rows)
-    longest = max(lane.length for lane in lanes)
+def _window(row_groups: Sequence[RowGroup], number: int, whole: Tensor) -> tuple[slice, ...]:
+    """The rows and, where `whole` is (N, L, …), the positions of one group."""
+    start = sum(group.rows for group in row_groups[:number])
+    rows = slice(start, start + row_groups[number].rows)
+    longest = max(group.length for group in row_groups)
     positions = whole.ndim > 2 and whole.shape[1] == longest
-    return (rows, slice(lanes[number].length)) if positions else (rows,)
+    return (rows, slice(row_groups[number].length)) if positions else (rows,)
 
 
-def _gradient(lanes: Sequence[Lane], cut: Cut) -> Tensor:
+def _gradient(row_groups: Sequence[RowGroup], cut: BackboneOutput) -> Tensor:
     gradient = torch.zeros_like(cut.whole)
     for number, leaf in enumerate(cut.leaves):
         if leaf.grad is not None:
-            gradient[_window(lanes, number, cut.whole)] = leaf.grad
+            gradient[_window(row_groups, number, cut.whole)] = leaf.grad
     return gradient
 
 
@@ -195,11 +203,11 @@ def unfit(model: nn.Module) -> str:
     """
     if getattr(model, "base_model", model) is model:
         return f"{type(model).__name__} has no part below its head that is called by itself"
-    trunk, streams = Trunk(model), _streams()
+    backbone, streams = Backbone(model), _streams()
     buffers = {name: tensor.clone() for name, tensor in base_buffers(model).items()}
-    batches = [_made_up(model, rows, length, trunk.padding) for rows, length in ((1, 3), (2, 5))]
+    batches = [_made_up(model, rows, length, backbone.padding) for rows, length in ((1, 3), (2, 5))]
     with training(model):
-        alone = [trunk.plain(**batch)[0] for batch in batches]
+        alone = [backbone.plain(**batch)[0] for batch in batches]
         drawn = any(not torch.equal(a, b) for a, b in zip(streams, _streams(), strict=True))
         now = base_buffers(model)
         counted = [name for name, tensor in now.items() if not torch.equal(tensor, buffers[name])]
@@ -209,7 +217,7 @@ def unfit(model: nn.Module) -> str:
             return "its model draws at random while it trains (dropout), which jobs cannot share"
         if counted:
             return f"its model keeps {counted[0]} of all batches, which jobs cannot share"
-        together, _ = trunk.forward(("", "-"), batches)
+        together, _ = backbone.forward(("", "-"), batches)
     if all(_near(a, b[0]) for a, b in zip(alone, together, strict=True)):
         return ""
     return "in its model a row's outcome depends on the rows and the padding beside it"

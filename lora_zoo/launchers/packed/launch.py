@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lora_zoo.launchers.packed.experiment import PackedExperiment, SharedBase
 from lora_zoo.launchers.packed.grouping import Group, groups
-from lora_zoo.launchers.packed.scheduler import Pack, Seat
-from lora_zoo.launchers.packed.signals import SharedStopping
+from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
+from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.training.resources import process_as_it_was
 
 Launch = Callable[..., Any]
@@ -34,13 +34,13 @@ def launch(configs: Sequence[DictConfig], start: Launch, most: int) -> list[Any]
 
 
 def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
-    stopping = SharedStopping()
-    with process_as_it_was(), stopping.attended(), _still():
-        pack, base = Pack(stopping, most), SharedBase()
+    signals = SharedSignalHandler()
+    with process_as_it_was(), signals.attended(), _still():
+        pack, base = Pack(signals, most), SharedBase()
 
-        def job(number: int, seat: Seat) -> Any:
+        def job(number: int, seat: PackedJob) -> Any:
             make = partial(PackedExperiment, pack=pack, seat=seat, base=base)
-            return start(number, make=make, stopping=stopping)
+            return start(number, make=make, signals=signals)
 
         seats = pack.run([partial(job, number) for number in group.jobs])
     for seat in seats:

@@ -39,7 +39,7 @@ class _Part(NamedTuple):
     put: Callable[[Any], None]
 
 
-class Ambient:
+class ProcessState:
     """The state of one job while another one runs."""
 
     def __init__(self) -> None:

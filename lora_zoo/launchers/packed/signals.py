@@ -6,10 +6,10 @@ import signal
 from collections.abc import Callable, Hashable, Iterator
 from types import FrameType
 
-from lora_zoo.training.signals import PATIENCE, Stopped, Stopping, after, at_the_latest
+from lora_zoo.training.signals import PATIENCE, SignalHandler, Stopped, after, at_the_latest
 
 
-class SharedStopping(Stopping):
+class SharedSignalHandler(SignalHandler):
     """Jobs that train finish their step and save, in turn; others leave as soon as it is their turn.
 
     `running` is the job whose turn it is, None between turns.
@@ -22,7 +22,7 @@ class SharedStopping(Stopping):
         self._patients: set[Hashable] = set()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["SharedStopping"]:
+    def listening(self) -> Iterator["SharedSignalHandler"]:
         """Nothing of a single job's: the pack listens for all of them, in `attended`."""
         yield self
 

@@ -8,19 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import Site, trainable
+from lora_zoo.core.adapter import LayerContext, trainable
 from lora_zoo.core.dtypes import uncast
-from lora_zoo.core.hooks import Method, Progress
-from lora_zoo.core.init import Init
+from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.adalora import TripletForm, in_peft
+from lora_zoo.formats.peft.adalora import AdaLoraFormat, in_peft
 from lora_zoo.inits.random import orthonormal_rows
-from lora_zoo.variants.adaptive.batched import Stacks, deviation, views
+from lora_zoo.variants.adaptive.batched import ByShape, deviation, views
 from lora_zoo.variants.low_rank import Product
 
 
-class Budget(Method):
+class Budget(AdapterHooks):
     """§3.2-3.3: keeps the triplets (P column, λ, Q row) that matter, model-wide, under a shrinking budget.
 
     `tinit` and `tfinal` are steps, or shares of the run if below 1. Where the paper and its code differ, the
@@ -50,8 +49,8 @@ class Budget(Method):
         self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
         # Q's rows and P's columns, alike ones together: what is done to them takes an operation a shape.
-        self.rows = Stacks([a.A_RI for a in self.sites])
-        self.columns = Stacks([a.B_OR for a in self.sites])
+        self.rows = ByShape([a.A_RI for a in self.sites])
+        self.columns = ByShape([a.B_OR for a in self.sites])
         E: list[Tensor] = [a.E_R for a in self.sites]
         self.triplets = E + self.rows.tensors + self.columns.tensors
         like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
@@ -59,7 +58,7 @@ class Budget(Method):
         self.register_buffer("spread", like.new_zeros(entries))
         self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
 
-    def begin(self, total: int) -> None:
+    def on_train_begin(self, total: int) -> None:
         start, end = self.window(total)
         if not 0 <= start < end <= total:
             raise ValueError(f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
@@ -82,7 +81,7 @@ class Budget(Method):
             deviations += [deviation(P_NOR.mT) for P_NOR in self.columns.stacked()]
         return self.weight * self.penalty(torch.cat(deviations))
 
-    def on_backward_end(self, progress: Progress) -> None:
+    def on_after_backward(self, progress: Progress) -> None:
         if self.pre_step:
             self.observe(progress)
 
@@ -118,7 +117,7 @@ class Budget(Method):
         scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
         self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
 
-    def finalize(self) -> None:
+    def on_train_end(self) -> None:
         if int(self.kept.sum()) > self.target:
             warnings.warn(
                 "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
@@ -140,18 +139,19 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "su
 
 
 @register("adalora")
-@in_peft(TripletForm())
+@in_peft(AdaLoraFormat())
 class AdaLoRA(Product):
     """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
 
     paper = "arXiv:2303.10512"
     equation = "W' = W + (α/r₀) P diag(λ) Q"
     count = "(ceil(3 * R / 2) if init_r == 'auto' else init_r) * (O + I + 1)"
-    method = Budget
+    hooks = Budget
+    inits = ("gaussian", "orthogonal")
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         init_r: int | Literal["auto"] = "auto",
@@ -159,16 +159,16 @@ class AdaLoRA(Product):
         init: str = "gaussian",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site)
+        super().__init__(context)
         first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
-        O, I = site.shape
+        O, I = context.shape
         if not 1 <= rank <= first <= min(O, I):
             raise ValueError(
-                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {site.name}; got {rank}, {first}"
+                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}; got {rank}, {first}"
             )
-        W_OI = site.host.matrix()
+        W_OI = context.host.matrix()
         draws = (
-            normal(first, side, 0.02, generator("init", site.seed, site.name, side_name))
+            normal(first, side, 0.02, generator("init", context.seed, context.name, side_name))
             for side_name, side in (("Q", I), ("P", O))
         )
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
@@ -177,11 +177,7 @@ class AdaLoRA(Product):
         self.E_R = trainable(W_OI, (first,))
         self.rank = rank
         self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
-        self.dropout = site.dropout(lora_dropout)
-
-    @classmethod
-    def accepts_init(cls, init: Init) -> bool:
-        return init.name in ("gaussian", "orthogonal")
+        self.dropout = context.dropout(lora_dropout)
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:

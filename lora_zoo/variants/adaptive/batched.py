@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Stacks:
+class ByShape:
     """Matrices of all sites, those of one shape side by side: each is worked on with its like at once."""
 
     def __init__(self, matrices: Sequence[Tensor]) -> None:

@@ -6,16 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lora_zoo.core.adapter import Site
-from lora_zoo.core.hooks import Method, Progress
+from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive, LowRank
 
 
-class Projection(Method):
+class Projection(AdapterHooks):
     """Version 2's correction: B moves so that s B A follows the full gradient as closely as A's rows allow.
 
     `mode=freeze` (version 1) leaves B's gradient as it is; `mode=projected` multiplies it by (A Aᵀ)⁻¹ / s².
@@ -28,7 +28,7 @@ class Projection(Method):
         self.projected = list(adapters.values()) if mode == "projected" else []
 
     @torch.no_grad()
-    def on_backward_end(self, progress: Progress) -> None:
+    def on_after_backward(self, progress: Progress) -> None:
         for adapter in self.projected:
             A_RI, B_OR, scale = adapter.A_RI, adapter.B_OR, adapter.scale
             if B_OR.grad is not None:
@@ -38,25 +38,25 @@ class Projection(Method):
 
 
 @register("lora_fa")
-@in_peft(LoraForm(), reads=False)
+@in_peft(LoraFormat(), reads=False)
 class LoRAFA(Additive):
     """§3: A stays at its random start, B alone is trained: of x only x A (R numbers a token) is kept."""
 
     paper = "arXiv:2308.03303"
     equation = "W' = W + (α/r) B A, A frozen"
     count = "R * O"
-    method = Projection
+    hooks = Projection
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         alpha: float = 8.0,
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
         self.A_RI.requires_grad_(False)
 
     @classmethod

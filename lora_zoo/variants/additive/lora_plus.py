@@ -5,16 +5,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lora_zoo.core.adapter import Site
-from lora_zoo.core.hooks import Method
+from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive, LowRank
 
 
-class Ratio(Method):
+class Ratio(AdapterHooks):
     """B learns at λ times A's rate, λ = η_B / η_A.
 
     §5.3's λ = 16 belongs to the authors' start (A = 0, B random); otherwise the best ratio is of order 4.
@@ -47,22 +47,22 @@ class Ratio(Method):
 
 
 @register("lora_plus")
-@in_peft(LoraForm(), reads=False)
+@in_peft(LoraFormat(), reads=False)
 class LoRAPlus(Additive):
     """LoRA's forward pass; only the optimiser's groups differ."""
 
     paper = "arXiv:2402.12354"
     equation = "W' = W + (α/r) B A, η_B = λ η_A"
     count = "R * (O + I)"
-    method = Ratio
+    hooks = Ratio
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         alpha: float = 8.0,
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from lora_zoo.core.adapter import Site
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("pissa")
-@in_peft(LoraForm(), reads=False)
+@in_peft(LoraFormat(), reads=False)
 class PiSSA(Additive):
     """§3: trains the r principal singular triplets, W_res = W - s B₀ A₀ stays frozen.
 
@@ -25,14 +25,14 @@ class PiSSA(Additive):
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         alpha: float = 8.0,
         init: str = "pissa",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:

@@ -4,15 +4,15 @@ import math
 
 from torch import Tensor
 
-from lora_zoo.core.adapter import Site
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("rslora")
-@in_peft(LoraForm(root=True))
+@in_peft(LoraFormat(root=True))
 class RsLoRA(Additive):
     """Theorem 3.2: the update neither vanishes nor explodes with the rank iff its scale is Θ(1/√r)."""
 
@@ -22,14 +22,16 @@ class RsLoRA(Additive):
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         alpha: float = 8.0,
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site, rank=rank, scale=alpha / math.sqrt(rank), init=init, lora_dropout=lora_dropout)
+        super().__init__(
+            context, rank=rank, scale=alpha / math.sqrt(rank), init=init, lora_dropout=lora_dropout
+        )
         self.alpha = alpha
 
     def law(self, W_OI: Tensor) -> None:

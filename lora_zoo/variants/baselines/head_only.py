@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_zoo.core.adapter import Baseline
 from lora_zoo.core.variants import register
-from lora_zoo.inject.targets import heads, parameters_of
+from lora_zoo.inject.targets import head_names, parameters_of
 
 
 @register("head_only")
@@ -20,7 +20,7 @@ class HeadOnly(Baseline):
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
         if modules_to_save is not None:
             return list(modules_to_save)
-        found = heads(model)
+        found = head_names(model)
         if not found:
             raise ValueError(
                 "head_only: the model has no head that is known by name; give modules_to_save=[…]"

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo import kernels
-from lora_zoo.core.adapter import Site
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
-from lora_zoo.formats.peft.lora import LoraForm
+from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import LowRank
 
 
 @register("dora")
-@in_peft(LoraForm(magnitude="m_O"))
+@in_peft(LoraFormat(magnitude="m_O"))
 class DoRA(LowRank):
     """Eq. 5, with m and the norm per output feature (the paper's W is (in, out); its authors confirm)."""
 
@@ -23,15 +23,15 @@ class DoRA(LowRank):
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 8,
         alpha: float = 16.0,
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
-        self.m_O = nn.Parameter(self.norm(site.host.matrix()))
+        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+        self.m_O = nn.Parameter(self.norm(context.host.matrix()))
 
     def norm(self, W_OI: Tensor) -> Tensor:
         # §4.3: the norm takes no gradient. A zero row of W has no direction; its gain is 1 instead of 0 / 0.

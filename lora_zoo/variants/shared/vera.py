@@ -7,37 +7,39 @@ import torch
 from torch import Tensor
 
 from lora_zoo import kernels
-from lora_zoo.core.adapter import Site, trainable
-from lora_zoo.core.hooks import Method
+from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.vera import SharedForm, in_peft
-from lora_zoo.inits.shared_projections import Pair, gain_of
+from lora_zoo.formats.peft.vera import VeraFormat, in_peft
+from lora_zoo.inits.shared_projections import SharedProjections, gain_of
 from lora_zoo.variants.low_rank import Product
 
 
-class SharedPair(Method):
+class SharedProjectionHooks(AdapterHooks):
     @classmethod
-    def shared(cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any) -> Pair:
+    def shared(
+        cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
+    ) -> SharedProjections:
         O, I = (max(side) for side in zip(*shapes.values(), strict=True))
         seed, projection = hyper["projection_prng_key"], hyper["projection"]
-        return Pair(O, I, hyper["rank"], seed=seed, projection=projection, device=device)
+        return SharedProjections(O, I, hyper["rank"], seed=seed, projection=projection, device=device)
 
 
 @register("vera")
-@in_peft(SharedForm())
+@in_peft(VeraFormat())
 class VeRA(Product):
     """Eq. 2: h = W x + Λ_b B Λ_d A x, with A and B frozen, random and shared."""
 
     paper = "arXiv:2310.11454"
     equation = "W' = W + diag(b) B diag(d) A"
     count = "O + R"
-    method = SharedPair
+    hooks = SharedProjectionHooks
+    inits = ("kaiming",)
 
     def __init__(
         self,
-        site: Site,
+        context: LayerContext,
         *,
         rank: int = 256,
         init: str = "kaiming",
@@ -46,25 +48,21 @@ class VeRA(Product):
         projection_prng_key: int = 0,
         lora_dropout: float = 0.0,
     ) -> None:
-        super().__init__(site)
+        super().__init__(context)
         if not d_initial:
             raise ValueError("vera: with d_initial=0 neither vector ever gets a gradient; the paper's is 0.1")
-        O, self.I = site.shape
-        W_OI = site.host.matrix()
-        self.pair: Pair = site.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
+        O, self.I = context.shape
+        W_OI = context.host.matrix()
+        self.pair: SharedProjections = context.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
         self.gain = gain_of(projection, self.I, rank)
         self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
-        self.dropout = site.dropout(lora_dropout)
+        self.dropout = context.dropout(lora_dropout)
 
-    @classmethod
-    def accepts_init(cls, init: Init) -> bool:
-        return init.name == "kaiming"
-
-    def projections(self) -> kernels.Pair:
+    def projections(self) -> kernels.FactorPair:
         """This site's part of the shared pair: B (O, R) and A (R, I)."""
         O, R = len(self.b_O), len(self.d_R)
         B_OR, A_RI = self.pair.B_OR[:O, :R], self.pair.A_RI[:R, : self.I]
-        return kernels.Pair(B_OR.to(self.b_O.dtype), A_RI.to(self.b_O.dtype))
+        return kernels.FactorPair(B_OR.to(self.b_O.dtype), A_RI.to(self.b_O.dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         B_OR, A_RI = self.projections()

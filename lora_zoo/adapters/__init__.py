@@ -1,1 +1,0 @@
-"""Adapters: everything that a LoRA variant is, with torch and the standard library alone."""
