@@ -1,0 +1,91 @@
+"""A step's cost by rank, width, tokens and adapted layers; by jobs: see the table of sweeps."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lora_zoo.adapters.registry import find_variant, hyperparameters
+from lora_zoo.bench.figures import DotPlot
+from lora_zoo.bench.options import Options
+from lora_zoo.bench.paths import paths
+from lora_zoo.bench.report import Measurement, Values
+from lora_zoo.bench.shapes import Shape, llama
+from lora_zoo.bench.step import RATIOS, relative
+from lora_zoo.bench.step_path import adapts_matrices
+
+ABOUT = """\
+A step (see the table of steps) as a multiple of the frozen baseline of the same model, along one axis at a time:
+`rank` on hidden 768 and 256 tokens; `width` (hidden), `tokens` and `layers` (adapted, of 8) around hidden 192
+and 512 tokens. The number of jobs is in the table of sweeps. VeRA's rank is 256 but where it is the axis."""
+COLUMNS = {"axis": "{axis}", "value": "{value}", "variant": "{variant}"} | RATIOS
+FIGURE = DotPlot(
+    "A step as a multiple of the frozen baseline, along four axes",
+    {"fused": "{variant}, fused", "peft": "{variant}, PEFT"},
+    "step / frozen baseline",
+    x="{value}",
+    x_title="rank; hidden size; tokens; adapted layers (from the top)",
+    panel="{axis}",
+)
+VARIANTS = ("lora", "dora", "vera")
+"""Measured where no variant was named."""
+ROUNDS = 5
+
+
+class ScalingPoint(NamedTuple):
+    axis: str
+    value: int
+    shape: Shape
+    wanted: Mapping[str, Any]
+
+
+def measure(options: Options) -> Measurement:
+    rows = []
+    for point in points(options.quick):
+        base = point.shape.model(options.dtype, options.device)
+        applicable = (name for name in options.named or VARIANTS if applies(point, name))
+        rows += [measure_one(point, base, name, options) for name in applicable]
+    return Measurement("scaling", "Scaling", ABOUT, COLUMNS, rows, FIGURE)
+
+
+def points(quick: bool) -> Iterator[ScalingPoint]:
+    """Every point along every axis; `quick`: the ends of each."""
+
+    def along(*values: int) -> tuple[int, ...]:
+        return (values[0], values[-1]) if quick else values
+
+    wide = _shape(768, 256, layers=1)
+    for rank in along(1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        yield ScalingPoint("rank", rank, wide, {"rank": rank})
+    for width in along(128, 192, 384, 768, 1536):
+        yield ScalingPoint("width", width, _shape(width, 512, layers=1), {})
+    for tokens in along(32, 128, 512, 2048):
+        yield ScalingPoint("tokens", tokens, _shape(192, tokens, layers=2), {})
+    for layers in along(1, 2, 4, 8):
+        yield ScalingPoint("layers", layers, _shape(192, 512, layers=8), {"layers": f"{8 - layers}-"})
+
+
+def _shape(hidden: int, tokens: int, *, layers: int) -> Shape:
+    length = min(tokens, 128)
+    return llama(
+        f"hidden {hidden}, {tokens} tokens",
+        hidden=hidden,
+        intermediate=hidden * 8 // 3 // 16 * 16,
+        layers=layers,
+        heads=hidden // 32,
+        sequences=tokens // length,
+        length=length,
+    )
+
+
+def applies(point: ScalingPoint, variant: str) -> bool:
+    """False where the variant has nothing that grows along the axis."""
+    ranked = "rank" in hyperparameters(find_variant(variant))
+    return adapts_matrices(variant) and (point.axis != "rank" or ranked)
+
+
+def measure_one(point: ScalingPoint, base: nn.Module, variant: str, options: Options) -> Values:
+    found = paths(point.shape, base, variant, device=options.device, **point.wanted)
+    times = options.stopwatch(at_most=ROUNDS).interleave({name: p.prepare for (name, _), p in found.items()})
+    row: Values = {"axis": point.axis, "value": point.value, "variant": variant, "shape": point.shape.name}
+    return row | relative(times)
