@@ -15,35 +15,24 @@ from lora_zoo.adapters import inits
 from lora_zoo.adapters.injection import Injection
 from lora_zoo.adapters.registry import find_variant, hyperparameters
 from lora_zoo.bench import peft
-from lora_zoo.bench.figures import DotPlot
 from lora_zoo.bench.options import Options
-from lora_zoo.bench.report import Measurement, Values, with_quartiles
+from lora_zoo.bench.paths import adapts_matrices, inject_linear
+from lora_zoo.bench.report import Measurement, Values
 from lora_zoo.bench.shapes import Shape
-from lora_zoo.bench.step_path import adapts_matrices, inject_linear
-from lora_zoo.bench.timing import Prepare, Run, ratios, spread
+from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
 
 ABOUT = """\
 Seconds of `inject` on all linear layers, r = 8 (VeRA: 256), and of `get_peft_model` with the same settings.
 *again*: the same model a second time in the same process, as the second job of a sweep does. Each init is on
 weights of its own, with a cache of its own that is empty at first."""
-COLUMNS = {
-    "shape": "{shape}",
-    "variant": "{variant}",
-    "init": "{init}",
-    "first, s": "{first_s:.3g}",
-    "again, s": "{again_s:.3g}",
-    "PEFT, s": "{peft_s:.3g}",
-    "again / first": with_quartiles("again_over_first"),
-    "first / PEFT": with_quartiles("first_over_peft"),
-}
-FIGURE = DotPlot(
-    "Putting adapters into a model",
-    {"first_s": "first", "again_s": "again, same model", "peft_s": "PEFT"},
-    "seconds",
-    x="{variant}, {init}",
-    x_title="variant and init",
-    scale="log",
+TIMES = (
+    Timed("first, s", "first_s", "first"),
+    Timed("again, s", "again_s", "again"),
+    Timed("PEFT, s", "peft_s", "peft"),
+    Timed("again / first", "again_over_first", "again", "first"),
+    Timed("first / PEFT", "first_over_peft", "first", "peft"),
 )
+PLOTTED = {"first_s": "first", "again_s": "again, same model", "peft_s": "PEFT"}
 FAST = ("pissa_niter_16", "pissa_halko_16")
 ROUNDS = 5
 
@@ -57,7 +46,8 @@ def measure(options: Options, only: Sequence[str] = ()) -> Measurement:
             for init in inits_of(variant)
             if not only or init in only
         ]
-    return Measurement("init", "Initialisation", ABOUT, COLUMNS, rows, FIGURE)
+    keys = ("shape", "variant", "init")
+    return Measurement("init", "Initialisation", ABOUT, keys, texts(TIMES), rows, "seconds", PLOTTED)
 
 
 def inits_of(variant: str) -> Iterator[str]:
@@ -72,17 +62,11 @@ def inits_of(variant: str) -> Iterator[str]:
 
 def measure_one(shape: Shape, base: nn.Module, variant: str, init: str, options: Options) -> Values:
     times = options.stopwatch(at_most=ROUNDS).interleave(runs(base, variant, init))
-    row: Values = {"shape": shape.name, "variant": variant, "init": init}
-    for name, seconds in times.items():
-        row |= spread(f"{name}_s", seconds)
-    row |= spread("again_over_first", ratios(times["again"], times["first"]))
-    if "peft" in times:
-        row |= spread("first_over_peft", ratios(times["first"], times["peft"]))
-    return row
+    return {"shape": shape.name, "variant": variant, "init": init} | summary(TIMES, times)
 
 
 def runs(base: nn.Module, variant: str, init: str) -> dict[str, Prepare]:
-    """The calls to time: on new weights, on the same model a second time, and PEFT's where it has the init."""
+    """The calls to time: on new weights, on the same model again, and PEFT's where it has the init."""
 
     def put(model: nn.Module) -> Injection:
         return inject_linear(model, variant, init=init)

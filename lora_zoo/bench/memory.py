@@ -3,12 +3,10 @@
 import torch
 from torch import nn
 
-from lora_zoo.bench.figures import DotPlot
 from lora_zoo.bench.options import Options
-from lora_zoo.bench.paths import LABELS, paths
+from lora_zoo.bench.paths import LABELS, StepPath, paths
 from lora_zoo.bench.report import Measurement, Values
 from lora_zoo.bench.shapes import REFERENCE, Shape
-from lora_zoo.bench.step_path import StepPath
 from lora_zoo.models.activations import saved_bytes
 
 ABOUT = """\
@@ -16,19 +14,13 @@ Bytes that autograd saves between forward and backward, each storage once, param
 out; *adapter's own*: what is saved beyond the frozen baseline's, in bytes a token. *peak*: the most memory
 that a step allocates beyond what was there before it (on a GPU alone)."""
 COLUMNS = {
-    "shape": "{shape}",
-    "variant": "{variant}",
     "frozen, MB": "{frozen_mb:.1f}",
     **{f"{label}: adapter's own, B/token": f"{{{name}_own:,.0f}}" for name, label in LABELS.items()},
     "fused / PEFT": "{over_peft:.2f}",
     "fused / LoRA's": "{own_over_lora:.2f}",
     **{f"{name}: peak, MB": f"{{{name}_peak:.1f}}" for name in ("frozen", *LABELS)},
 }
-FIGURE = DotPlot(
-    "Bytes saved for backward beyond the frozen baseline's",
-    {f"{name}_own": label for name, label in LABELS.items()},
-    "bytes per token",
-)
+PLOTTED = {f"{name}_own": label for name, label in LABELS.items()}
 
 
 def measure(options: Options) -> Measurement:
@@ -38,7 +30,8 @@ def measure(options: Options) -> Measurement:
     for row in rows:
         if row["shape"] in lora:
             row["own_over_lora"] = row["fused_own"] / lora[row["shape"]]
-    return Measurement("memory", "Memory of a step", ABOUT, COLUMNS, rows, FIGURE)
+    keys, unit = ("shape", "variant"), "bytes per token beyond the frozen baseline's"
+    return Measurement("memory", "Memory of a step", ABOUT, keys, COLUMNS, rows, unit, PLOTTED)
 
 
 def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.device) -> Values:

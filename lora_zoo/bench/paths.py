@@ -9,24 +9,59 @@ import contextlib
 import copy
 import itertools
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_zoo.adapters import inits
 from lora_zoo.adapters.adapter import Adapter
-from lora_zoo.adapters.injection import Injection
+from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.adapters.method import Progress
 from lora_zoo.adapters.registry import find_variant, hyperparameters
+from lora_zoo.adapters.targets import Layers
 from lora_zoo.bench import peft
+from lora_zoo.bench.peft import TOTAL
 from lora_zoo.bench.shapes import Batch, Shape
-from lora_zoo.bench.step_path import FIRST, TOTAL, StepPath, adapts_matrices, inject_linear, shared_copy
+
+LABELS = {"fused": "fused (as it is)", "plain": "plain (definition)", "peft": "PEFT"}
+RANK = 8
+FIRST = 11
+"""The optimiser step that is measured first: AdaLoRA's budget shrinks from step 10 on."""
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "adalora": {"tinit": FIRST - 1, "tfinal": 10},
+    "vera": {"rank": 256, "projection": "peft"},
+}
+"""What a variant is measured with, where that is neither its default nor `RANK`."""
+
+
+@dataclass
+class StepPath:
+    """A model that can be stepped. `loss` includes the regulariser, `hooks` follow the backward pass."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    hooks: Callable[[], object] = bool
+    context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    groups: Callable[[], list[dict[str, Any]]] = list
+    parameters: list[nn.Parameter] = field(default_factory=list)
+
+    def step(self) -> None:
+        with self.context():
+            self.loss().backward()
+            self.hooks()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def prepare(self) -> Callable[[], None]:
+        """The step, as a stopwatch takes it: nothing is to be made ready."""
+        return self.step
+
 
 Paths = dict[tuple[str, float], StepPath]
 """Paths by name (frozen, fused, plain, peft) and dropout."""
-LABELS = {"fused": "fused (as it is)", "plain": "plain (definition)", "peft": "PEFT"}
 
 
 def paths(
@@ -39,33 +74,47 @@ def paths(
     own: bool = False,
     **wanted: Any,
 ) -> Paths:
-    """The ways to take a step with `variant`; `own`: only its own two, without the frozen baseline and PEFT's.
+    """The ways to take a step with `variant`; `own`: without the frozen baseline's and PEFT's.
 
-    A definition knows no dropout.
+    A definition knows no dropout; a baseline has none, and a residual init refuses it.
     """
     batch = shape.batch(device)
     found: Paths = {} if own else {("frozen", 0.0): frozen(base, batch)}
-    for dropout in dropouts:
-        if dropout and not takes_dropout(base, variant):
-            continue
+    for dropout in filter(lambda p: not p or takes_dropout(variant), dropouts):
         ours = adapted(base, variant, lora_dropout=dropout, **wanted)
         found["fused", dropout] = fused(ours, batch)
         if ours.adapters and not dropout:
             found["plain", dropout] = plain(adapted(base, variant, **wanted), batch)
         if not own and peft.has(variant):
-            found["peft", dropout] = peft.path(ours, shared_copy(base), batch)
+            found["peft", dropout] = in_peft(ours, shared_copy(base), batch)
     return found
 
 
-def takes_dropout(base: nn.Module, variant: str) -> bool:
-    """False for a baseline, which has none, and for a residual init, which refuses it."""
-    if "lora_dropout" not in hyperparameters(find_variant(variant)):
-        return False
-    try:
-        adapted(base, variant, lora_dropout=0.05)
-    except ValueError:
-        return False
-    return True
+def takes_dropout(variant: str) -> bool:
+    known = hyperparameters(find_variant(variant))
+    residual = [name for name, init in inits.INITS.items() if init.residual]
+    return "lora_dropout" in known and ("init" not in known or known["init"].default not in residual)
+
+
+def adapts_matrices(variant: str) -> bool:
+    return issubclass(find_variant(variant), Adapter)
+
+
+def inject_linear(
+    model: nn.Module, variant: str, *, layers: Layers | None = None, **wanted: Any
+) -> Injection:
+    """`variant` on all linear layers, with its `SETTINGS`; what it does not know of `wanted` is left out."""
+    known = hyperparameters(find_variant(variant))
+    every = {"rank": RANK} | dict(SETTINGS.get(variant, {})) | wanted
+    hyper = {key: value for key, value in every.items() if key in known}
+    return inject(model, variant, target_modules="all-linear", layers=layers, **hyper)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` that shares its parameters, with an embedding's output that requires a gradient."""
+    copied = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    copied.enable_input_require_grads()  # type: ignore[operator]
+    return copied
 
 
 def adapted(base: nn.Module, variant: str, **wanted: Any) -> Injection:
@@ -132,3 +181,16 @@ def reference_forward(injection: Injection) -> Iterator[None]:
     finally:
         for adapter in adapters:
             del adapter.forward
+
+
+def in_peft(ours: Injection, model: nn.Module, batch: Batch) -> StepPath:
+    """PEFT's adapter on `model`, a copy of the base, with the settings and the tensors of `ours`."""
+    tuner, steps = peft.aligned(ours, model), itertools.count(FIRST)
+    allocate = getattr(tuner, "update_and_allocate", None)  # AdaLoRA's, which PEFT's user calls
+    return StepPath(
+        tuner,
+        lambda: tuner(**batch).loss,
+        hooks=(lambda: allocate(next(steps))) if allocate else bool,
+        groups=lambda: peft.groups(ours, tuner),
+        parameters=[p for p in tuner.parameters() if p.requires_grad],
+    )

@@ -4,7 +4,6 @@ PEFT is a dependency of the benchmark alone (`pip install -e ".[bench]"`); witho
 """
 
 import importlib.util
-import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.adapters.injection import Injection
-from lora_zoo.bench.shapes import Batch
-from lora_zoo.bench.step_path import FIRST, TOTAL, StepPath
 
+TOTAL = 10_000
+"""A run's optimiser steps, for AdaLoRA's schedule."""
 TENSORS = {
     "A_RI": "lora_A",
     "B_OR": "lora_B",
@@ -37,21 +36,6 @@ def installed() -> bool:
 def has(variant: str) -> bool:
     """True if PEFT is installed and has `variant`."""
     return installed() and variant in CONFIGS
-
-
-def path(ours: Injection, model: nn.Module, batch: Batch) -> StepPath:
-    """PEFT's adapter on `model`, a copy of the base, with the settings and the tensors of `ours`."""
-    tuner = wrap(ours, model).base_model
-    align(ours, tuner)
-    steps = itertools.count(FIRST)
-    allocate = getattr(tuner, "update_and_allocate", None)  # AdaLoRA's, which PEFT's user calls
-    return StepPath(
-        tuner,
-        lambda: tuner(**batch).loss,
-        hooks=(lambda: allocate(next(steps))) if allocate else bool,
-        groups=lambda: groups(ours, tuner),
-        parameters=[p for p in tuner.parameters() if p.requires_grad],
-    )
 
 
 def init_word(variant: str, init: str) -> bool | str | None:
@@ -82,8 +66,9 @@ def wrap(ours: Injection, model: nn.Module, *, initialised: bool = False) -> Any
 
 
 @torch.no_grad()
-def align(ours: Injection, tuner: Any) -> None:
-    """Copy the tensors of `ours`; where an init is residual, PEFT's base is W less the init, as in PEFT."""
+def aligned(ours: Injection, model: nn.Module) -> Any:
+    """PEFT's tuner of `model`, with the tensors of `ours`; of a residual init the base is W less the init."""
+    tuner = wrap(ours, model).base_model
     for name, adapter in ours.adapters.items():
         layer, state = tuner.model.get_submodule(name), adapter.state_dict()
         for own, theirs in TENSORS.items():
@@ -95,6 +80,7 @@ def align(ours: Injection, tuner: Any) -> None:
             start_OI = adapter.scale * state["B0_OR"] @ state["A0_RI"]
             rest_OI = layer.base_layer.weight - start_OI.to(layer.base_layer.weight.dtype)
             layer.base_layer.weight = nn.Parameter(rest_OI, requires_grad=False)
+    return tuner
 
 
 def groups(ours: Injection, tuner: Any) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from lora_zoo.bench.options import DROPOUT, Options
 from lora_zoo.bench.paths import paths
-from lora_zoo.bench.shapes import llama
+from lora_zoo.bench.shapes import Shape
 from lora_zoo.bench.timing import quartiles, ratios
 
 REFERENCE = Path(__file__).with_name("reference.json")
-SHAPE = llama("guard", hidden=192, intermediate=512, layers=1, heads=6, sequences=4, length=128)
+SHAPE = Shape(name="guard", hidden=192, intermediate=512, layers=1, heads=6, sequences=4, length=128)
 CONFIRMATIONS = 3
 ROUNDS = 9
 SESSIONS = 5

@@ -6,27 +6,18 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lora_zoo.adapters.registry import find_variant, hyperparameters
-from lora_zoo.bench.figures import DotPlot
 from lora_zoo.bench.options import Options
-from lora_zoo.bench.paths import paths
+from lora_zoo.bench.paths import LABELS, adapts_matrices, paths
 from lora_zoo.bench.report import Measurement, Values
-from lora_zoo.bench.shapes import Shape, llama
-from lora_zoo.bench.step import RATIOS, relative
-from lora_zoo.bench.step_path import adapts_matrices
+from lora_zoo.bench.shapes import Shape
+from lora_zoo.bench.step import TIMES
+from lora_zoo.bench.timing import summary, texts
 
 ABOUT = """\
-A step (see the table of steps) as a multiple of the frozen baseline of the same model, along one axis at a time:
-`rank` on hidden 768 and 256 tokens; `width` (hidden), `tokens` and `layers` (adapted, of 8) around hidden 192
-and 512 tokens. The number of jobs is in the table of sweeps. VeRA's rank is 256 but where it is the axis."""
-COLUMNS = {"axis": "{axis}", "value": "{value}", "variant": "{variant}"} | RATIOS
-FIGURE = DotPlot(
-    "A step as a multiple of the frozen baseline, along four axes",
-    {"fused": "{variant}, fused", "peft": "{variant}, PEFT"},
-    "step / frozen baseline",
-    x="{value}",
-    x_title="rank; hidden size; tokens; adapted layers (from the top)",
-    panel="{axis}",
-)
+A step (see the table of steps) as a multiple of the frozen baseline of the same model, along one axis at a
+time: `rank` on hidden 768 and 256 tokens; `width` (hidden), `tokens` and `layers` (adapted, of 8) around
+hidden 192 and 512 tokens. The number of jobs is in the table of sweeps. VeRA's rank is 256, except along
+`rank`."""
 VARIANTS = ("lora", "dora", "vera")
 """Measured where no variant was named."""
 ROUNDS = 5
@@ -45,7 +36,8 @@ def measure(options: Options) -> Measurement:
         base = point.shape.model(options.dtype, options.device)
         applicable = (name for name in options.named or VARIANTS if applies(point, name))
         rows += [measure_one(point, base, name, options) for name in applicable]
-    return Measurement("scaling", "Scaling", ABOUT, COLUMNS, rows, FIGURE)
+    keys, columns, unit = ("axis", "value", "variant"), texts(TIMES), "step / frozen baseline"
+    return Measurement("scaling", "Scaling", ABOUT, keys, columns, rows, unit, LABELS)
 
 
 def points(quick: bool) -> Iterator[ScalingPoint]:
@@ -67,8 +59,8 @@ def points(quick: bool) -> Iterator[ScalingPoint]:
 
 def _shape(hidden: int, tokens: int, *, layers: int) -> Shape:
     length = min(tokens, 128)
-    return llama(
-        f"hidden {hidden}, {tokens} tokens",
+    return Shape(
+        name=f"hidden {hidden}, {tokens} tokens",
         hidden=hidden,
         intermediate=hidden * 8 // 3 // 16 * 16,
         layers=layers,
@@ -88,4 +80,4 @@ def measure_one(point: ScalingPoint, base: nn.Module, variant: str, options: Opt
     found = paths(point.shape, base, variant, device=options.device, **point.wanted)
     times = options.stopwatch(at_most=ROUNDS).interleave({name: p.prepare for (name, _), p in found.items()})
     row: Values = {"axis": point.axis, "value": point.value, "variant": variant, "shape": point.shape.name}
-    return row | relative(times)
+    return row | summary(TIMES, times)

@@ -11,29 +11,18 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from lora_zoo.bench.figures import DotPlot
 from lora_zoo.bench.options import Options
-from lora_zoo.bench.report import Measurement, Values, with_quartiles
-from lora_zoo.bench.timing import Run, Stopwatch, ratios, spread
+from lora_zoo.bench.report import Measurement, Values
+from lora_zoo.bench.timing import Run, Stopwatch, Timed, summary, texts
 from lora_zoo.configuration.choices import folder
 
 ABOUT = """\
 Wall time of `python -m lora_zoo.run -m` on the embedded model (LoRA, r = 8, seeds 0 to n - 1), the start of
 the process included, with each launcher of Hydra that is installed (`hydra/launcher=…`)."""
-COLUMNS = {
-    "launcher": "{launcher}",
-    "jobs": "{jobs}",
-    "sweep, s": "{seconds:.1f}",
-    "s a job": "{per_job:.2f}",
-    "launcher / basic": with_quartiles("over_basic"),
-}
-FIGURE = DotPlot(
-    "What a job of a sweep costs",
-    {"per_job": "{launcher}"},
-    "seconds a job (wall time)",
-    x="{jobs}",
-    x_title="jobs in the sweep",
-    panel="{steps} steps a job, {cores} cores",
+TIMES = (
+    Timed("sweep, s", "seconds", "sweep", digits=".1f"),
+    Timed("s a job", "per_job", "job", digits=".2f"),
+    Timed("launcher / basic", "over_basic", "sweep", "basic"),
 )
 LAUNCHERS = ("basic", "joblib", "packed")
 ROUNDS = 3
@@ -57,7 +46,8 @@ def measure(options: Options) -> Measurement:
     rows = [row for n in jobs for row in measure_jobs(n, options, steps=steps)]
     gpu = torch.cuda.is_available()
     note = f"{steps} steps a job; {os.cpu_count()} cores, one thread a job; GPU: {gpu}."
-    return Measurement("sweep", "Sweeps", ABOUT, COLUMNS, rows, FIGURE, note)
+    keys, columns, plotted = ("launcher", "jobs"), texts(TIMES), {"per_job": "a job"}
+    return Measurement("sweep", "Sweeps", ABOUT, keys, columns, rows, "seconds a job", plotted, note)
 
 
 def measure_jobs(jobs: int, options: Options, *, steps: int) -> list[Values]:
@@ -66,12 +56,13 @@ def measure_jobs(jobs: int, options: Options, *, steps: int) -> list[Values]:
     watch = Stopwatch(min(options.rounds, ROUNDS), warmup=0, least=0.0)
     with tempfile.TemporaryDirectory() as out:
         times = watch.interleave({name: _sweep(name, words, out) for name in installed()})
-    rows: list[Values] = []
-    for name, seconds in times.items():
-        row: Values = {"launcher": name, "jobs": jobs, "steps": steps, "cores": os.cpu_count()}
-        row |= spread("seconds", seconds) | spread("per_job", [second / jobs for second in seconds])
-        rows.append(row | spread("over_basic", ratios(seconds, times["basic"])))
-    return rows
+    shared = {"jobs": jobs, "steps": steps, "cores": os.cpu_count()}
+    return [
+        {"launcher": name}
+        | shared
+        | summary(TIMES, {"sweep": seconds, "job": [s / jobs for s in seconds], "basic": times["basic"]})
+        for name, seconds in times.items()
+    ]
 
 
 def installed() -> tuple[str, ...]:

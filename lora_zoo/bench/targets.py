@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 from lora_zoo.bench import init_time, memory, step
 from lora_zoo.bench.options import DROPOUT, Options
 from lora_zoo.bench.report import Measurement, Values
-from lora_zoo.bench.shapes import REFERENCE, find_shape
+from lora_zoo.bench.shapes import REFERENCE
 
 ABOUT = """\
 Ratios of medians that are to be *at most* what stands beside them, in the two reference settings (Llama, all
 linear roles, r = 8, VeRA's 256): 1,536 tokens x hidden 192 (`llama-192`), 512 x hidden 768 (`llama-768`).
 How each is measured is said in the tables of steps, memory and initialisation."""
 COLUMNS = {
-    "figure": "{figure}",
-    "setting": "{setting}",
     "at most": "{at_most:.2f}",
     "measured": "{measured:.2f}",
     "met": "{met}",
@@ -84,10 +82,10 @@ def measure(options: Options, done: Mapping[str, Measurement]) -> Measurement:
         )
     verdicts = [row["met"] for row in rows if row["met"] is not None]
     note = f"Met: {sum(verdicts)} of {len(verdicts)} measured, {len(rows)} in all."
-    return Measurement("targets", "Figures to reach", ABOUT, COLUMNS, rows, note=note)
+    return Measurement("targets", "Figures to reach", ABOUT, ("figure", "setting"), COLUMNS, rows, note=note)
 
 
 def _narrowed(options: Options, shapes: tuple[str, ...], variants: tuple[str, ...]) -> Options:
     """On `shapes`; on those of `variants` that were asked for."""
     chosen = tuple(name for name in variants if name in options.variants)
-    return dataclasses.replace(options, shapes=tuple(map(find_shape, shapes)), variants=chosen)
+    return dataclasses.replace(options, shapes=shapes, variants=chosen)

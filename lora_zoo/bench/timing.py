@@ -8,10 +8,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -31,11 +31,10 @@ class Stopwatch:
     clock: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], object] = bool
     """Called before each look at the clock: waits for the device."""
-    seed: int = 0
 
     def interleave(self, prepare: Mapping[K, Prepare]) -> dict[K, list[float]]:
         """Seconds of one call of each, a number for each round."""
-        order, shuffle = list(prepare), random.Random(self.seed)
+        order, shuffle = list(prepare), random.Random(0)
         times: dict[K, list[float]] = {key: [] for key in order}
         with _collector_off():
             calls = {key: self._calls(prepare[key]) for key in order}
@@ -58,11 +57,6 @@ class Stopwatch:
         run()
         self.synchronize()
         return self.clock() - begun
-
-
-def stopwatch_for(device: torch.device, threads: int, *, rounds: int, warmup: int) -> Stopwatch:
-    wait = torch.cuda.synchronize if device.type == "cuda" else bool
-    return Stopwatch(rounds, warmup, clock=clock_for(device, threads)[0], synchronize=wait)
 
 
 def clock_for(device: torch.device, threads: int) -> tuple[Callable[[], float], str]:
@@ -100,11 +94,35 @@ def ratios(times: Sequence[float], over: Sequence[float]) -> list[float]:
     return [mine / other for mine, other in zip(times, over, strict=True)]
 
 
-def spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The median and the quartiles as the values of a table's row: `name`, `name_low`, `name_high`."""
-    low, median, high = quartiles(values)
-    return {name: median, f"{name}_low": low, f"{name}_high": high}
+class Timed(NamedTuple):
+    """A column of times, or with `over` of their ratios, in units of which a second has `unit`."""
+
+    head: str
+    name: str
+    of: str
+    over: str = ""
+    unit: float = 1.0
+    digits: str = ".3g"
+
+    @property
+    def text(self) -> str:
+        """The text of a cell, to be filled from a row; ratios have their quartiles."""
+        name, digits = self.name, ".2f" if self.over else self.digits
+        spread = f" ({{{name}_low:{digits}}}-{{{name}_high:{digits}}})" if self.over else ""
+        return f"{{{name}:{digits}}}{spread}"
 
 
-def spread_ms(name: str, seconds: Sequence[float]) -> dict[str, float]:
-    return spread(name, [1e3 * second for second in seconds])
+def texts(columns: Iterable[Timed]) -> dict[str, str]:
+    return {column.head: column.text for column in columns}
+
+
+def summary(columns: Iterable[Timed], times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """A row: medians, with quartiles as `_low` and `_high`. What was not timed is left out."""
+    row: dict[str, float] = {}
+    for column in columns:
+        if column.of in times and (not column.over or column.over in times):
+            mine = times[column.of]
+            over = times[column.over] if column.over else [1 / column.unit] * len(mine)
+            low, median, high = quartiles(ratios(mine, over))
+            row |= {column.name: median, f"{column.name}_low": low, f"{column.name}_high": high}
+    return row
