@@ -39,8 +39,8 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.devic
     saved = {name: saved_by(path) for name, path in found.items()}
     row: Values = {"shape": shape.name, "variant": variant, "tokens": shape.tokens}
     row |= {"frozen_mb": saved["frozen"] / 1e6} | {f"{name}_bytes": size for name, size in saved.items()}
-    for name in LABELS.keys() & saved.keys():
-        row[f"{name}_own"] = (saved[name] - saved["frozen"]) / shape.tokens
+    own = {name: saved[name] - saved["frozen"] for name in LABELS if name in saved}
+    row |= {f"{name}_own": size / shape.tokens for name, size in own.items()}
     if row.get("peft_own", 0) > 0:
         row["over_peft"] = row["fused_own"] / row["peft_own"]
     if device.type == "cuda":

@@ -1,6 +1,7 @@
 """The benchmark's options, checked before anything is measured."""
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _count(text: str) -> int:
 
 
 def _device(text: str) -> torch.device:
-    if text.partition(":")[0] not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", text):
         raise argparse.ArgumentTypeError(unknown("device", text, ("cpu", "cuda", "cuda:0")))
     device, gpus = torch.device(text), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:

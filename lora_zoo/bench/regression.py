@@ -16,7 +16,7 @@ from lora_zoo.bench.shapes import Shape
 from lora_zoo.bench.timing import quartiles, ratios
 
 REFERENCE = Path(__file__).with_name("reference.json")
-SHAPE = Shape(name="guard", hidden=192, intermediate=512, layers=1, heads=6, sequences=4, length=128)
+SHAPE = Shape("guard", 192, 512, layers=1, heads=6, sequences=4, length=128)
 CONFIRMATIONS = 3
 ROUNDS = 9
 SESSIONS = 5

@@ -46,9 +46,8 @@ def points(quick: bool) -> Iterator[ScalingPoint]:
     def along(*values: int) -> tuple[int, ...]:
         return (values[0], values[-1]) if quick else values
 
-    wide = _shape(768, 256, layers=1)
     for rank in along(1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
-        yield ScalingPoint("rank", rank, wide, {"rank": rank})
+        yield ScalingPoint("rank", rank, _shape(768, 256, layers=1), {"rank": rank})
     for width in along(128, 192, 384, 768, 1536):
         yield ScalingPoint("width", width, _shape(width, 512, layers=1), {})
     for tokens in along(32, 128, 512, 2048):
@@ -58,16 +57,9 @@ def points(quick: bool) -> Iterator[ScalingPoint]:
 
 
 def _shape(hidden: int, tokens: int, *, layers: int) -> Shape:
-    length = min(tokens, 128)
-    return Shape(
-        name=f"hidden {hidden}, {tokens} tokens",
-        hidden=hidden,
-        intermediate=hidden * 8 // 3 // 16 * 16,
-        layers=layers,
-        heads=hidden // 32,
-        sequences=tokens // length,
-        length=length,
-    )
+    name, length = f"hidden {hidden}, {tokens} tokens", min(tokens, 128)
+    intermediate = hidden * 8 // 3 // 16 * 16
+    return Shape(name, hidden, intermediate, layers, hidden // 32, tokens // length, length)
 
 
 def applies(point: ScalingPoint, variant: str) -> bool:

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Shape:
     """A model's configuration and the batch that it is measured with; all its linear roles are adapted."""
 
     name: str
-    family: str = "llama"
     hidden: int
     intermediate: int
     layers: int
     heads: int
+    sequences: int
+    length: int
     kv_heads: int | None = None
     vocabulary: int = 256
-    sequences: int
-    length: int = 64
+    family: str = "llama"
 
     @property
     def tokens(self) -> int:
@@ -68,33 +68,13 @@ class Shape:
 
 
 _ALL = (
-    Shape(name="llama-192", hidden=192, intermediate=512, layers=2, heads=6, sequences=12, length=128),
-    Shape(name="llama-768", hidden=768, intermediate=2048, layers=2, heads=12, sequences=4, length=128),
-    # The embedded model; MiniLM-L6; 2 of RoBERTa-base's 12 layers; a layer of Llama-3.2-1B's.
-    Shape(
-        name="pocket",
-        hidden=128,
-        intermediate=384,
-        layers=4,
-        heads=4,
-        sequences=32,
-        length=48,
-        vocabulary=725,
-    ),
-    Shape(name="minilm-l6", family="bert", hidden=384, intermediate=1536, layers=6, heads=12, sequences=16),
-    Shape(
-        name="roberta-base", family="roberta", hidden=768, intermediate=3072, layers=2, heads=12, sequences=8
-    ),
-    Shape(
-        name="llama-1b",
-        hidden=2048,
-        intermediate=8192,
-        layers=1,
-        heads=32,
-        kv_heads=8,
-        sequences=1,
-        length=128,
-    ),
+    # name, hidden, intermediate, layers, heads, sequences, length
+    Shape("llama-192", 192, 512, 2, 6, 12, 128),
+    Shape("llama-768", 768, 2048, 2, 12, 4, 128),
+    Shape("pocket", 128, 384, 4, 4, 32, 48, vocabulary=725),  # the embedded model
+    Shape("minilm-l6", 384, 1536, 6, 12, 16, 64, family="bert"),
+    Shape("roberta-base", 768, 3072, 2, 12, 8, 64, family="roberta"),  # 2 of its 12 layers
+    Shape("llama-1b", 2048, 8192, 1, 32, 1, 128, kv_heads=8),  # a layer of Llama-3.2-1B
 )
 SHAPES = {shape.name: shape for shape in _ALL}
 REFERENCE = ("llama-192", "llama-768")

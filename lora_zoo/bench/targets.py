@@ -13,11 +13,7 @@ ABOUT = """\
 Ratios of medians that are to be *at most* what stands beside them, in the two reference settings (Llama, all
 linear roles, r = 8, VeRA's 256): 1,536 tokens x hidden 192 (`llama-192`), 512 x hidden 768 (`llama-768`).
 How each is measured is said in the tables of steps, memory and initialisation."""
-COLUMNS = {
-    "at most": "{at_most:.2f}",
-    "measured": "{measured:.2f}",
-    "met": "{met}",
-}
+COLUMNS = {"at most": "{at_most:.2f}", "measured": "{measured:.2f}", "met": "{met}"}
 VARIANTS = ("adalora", "dora", "lora", "lora_fa", "lora_plus", "milora", "pissa", "rslora", "vera")
 OVER = {"fused": "the frozen baseline", "fused_over_peft": "PEFT's"}
 STEPS: tuple[tuple[tuple[str, ...], float, str, tuple[float, float]], ...] = (
