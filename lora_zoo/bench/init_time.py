@@ -80,9 +80,9 @@ def runs(base: nn.Module, variant: str, init: str) -> dict[str, Prepare]:
         return partial(put, model)
 
     found: dict[str, Prepare] = {"first": first, "again": again}
-    if peft.has(variant) and peft.init_word(variant, init):
-        ours = put(copy.deepcopy(base))
-        found["peft"] = lambda: partial(peft.wrap, ours, fresh(base), initialised=True)
+    if peft.has(variant) and (word := peft.init_word(variant, init)):
+        config = peft.config(put(copy.deepcopy(base)), word)
+        found["peft"] = lambda: partial(peft.wrap, fresh(base), copy.deepcopy(config))
     return found
 
 

@@ -69,7 +69,7 @@ def ours(injection: Injection, base: nn.Module, folder: Path) -> dict[str, Prepa
 def in_peft(injection: Injection, base: nn.Module, folder: str) -> dict[str, Prepare]:
     from peft import PeftModel
 
-    adapted = peft.wrap(injection, copy.deepcopy(base))
+    adapted = peft.wrap(copy.deepcopy(base), peft.config(injection))
     adapted.save_pretrained(folder)
     adapted.merge_adapter()
 
