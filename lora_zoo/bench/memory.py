@@ -24,10 +24,11 @@ PLOTTED = {f"{name}_own": label for name, label in LABELS.items()}
 
 
 def measure(options: Options) -> Measurement:
-    cases = options.cases(REFERENCE, options.variants)
-    rows = [measure_one(*case, options.device) for case in cases]
+    rows = [measure_one(*case, options.device) for case in options.cases(REFERENCE, options.variants)]
     lora = {row["shape"]: row["fused_own"] for row in rows if row["variant"] == "lora"}
     for row in rows:
+        if row.get("peft_own", 0) > 0:
+            row["over_peft"] = row["fused_own"] / row["peft_own"]
         if row["shape"] in lora:
             row["own_over_lora"] = row["fused_own"] / lora[row["shape"]]
     keys, unit = ("shape", "variant"), "bytes per token beyond the frozen baseline's"
@@ -35,17 +36,13 @@ def measure(options: Options) -> Measurement:
 
 
 def measure_one(shape: Shape, base: nn.Module, variant: str, device: torch.device) -> Values:
-    found = {name: path for (name, _), path in paths(shape, base, variant, device=device).items()}
-    saved = {name: saved_by(path) for name, path in found.items()}
     row: Values = {"shape": shape.name, "variant": variant, "tokens": shape.tokens}
-    row |= {"frozen_mb": saved["frozen"] / 1e6} | {f"{name}_bytes": size for name, size in saved.items()}
-    own = {name: saved[name] - saved["frozen"] for name in LABELS if name in saved}
-    row |= {f"{name}_own": size / shape.tokens for name, size in own.items()}
-    if row.get("peft_own", 0) > 0:
-        row["over_peft"] = row["fused_own"] / row["peft_own"]
-    if device.type == "cuda":
-        row |= {f"{name}_peak": peak_bytes(path) / 1e6 for name, path in found.items()}
-    return row
+    for (name, _), path in paths(shape, base, variant, device=device).items():
+        row[f"{name}_bytes"] = saved_by(path)
+        row[f"{name}_own"] = (row[f"{name}_bytes"] - row["frozen_bytes"]) / shape.tokens
+        if device.type == "cuda":
+            row[f"{name}_peak"] = peak_bytes(path) / 1e6
+    return row | {"frozen_mb": row["frozen_bytes"] / 1e6}
 
 
 def saved_by(path: StepPath) -> int:

@@ -81,12 +81,11 @@ def aligned(ours: Injection, model: nn.Module) -> Any:
     for name, adapter in ours.adapters.items():
         layer, state = tuner.model.get_submodule(name), adapter.state_dict()
         trained = {own for own, p in adapter.named_parameters() if p.requires_grad}
-        for own, theirs in TENSORS.items():
-            if own in state and hasattr(layer, theirs):
-                held = getattr(layer, theirs)["default"]
-                target = held if isinstance(held, Tensor) else held.weight
-                target.copy_(state[own].view_as(target))
-                target.requires_grad_(own in trained)  # LoRA-FA's A is frozen, as by PEFT's optimiser
+        for own in TENSORS.keys() & state.keys():
+            held = getattr(layer, TENSORS[own])["default"]
+            target = held if isinstance(held, Tensor) else held.weight
+            target.copy_(state[own].view_as(target))
+            target.requires_grad_(own in trained)  # LoRA-FA's A is frozen, as by PEFT's optimiser
         if "A0_RI" in state:
             start_OI = adapter.scale * state["B0_OR"] @ state["A0_RI"]
             rest_OI = layer.base_layer.weight - start_OI.to(layer.base_layer.weight.dtype)

@@ -74,14 +74,15 @@ def compare(
     recorded: Mapping[str, RecordedRatio], variants: Sequence[str], measure: Measure
 ) -> dict[str, list[float]]:
     """The ratios of what is slower in each of `CONFIRMATIONS` measurements; suspects alone are repeated."""
-    slower: dict[str, list[float]] = {}
+    slower: dict[str, list[float]] = {what: [] for what in recorded}
     suspects = list(variants)
-    for repeat in range(CONFIRMATIONS):
-        over = {k: v for k, v in measure(suspects).items() if k in recorded and v > recorded[k].most}
-        slower = {k: [*slower.get(k, []), v] for k, v in over.items() if k in slower or not repeat}
-        if not slower:
+    for _ in range(CONFIRMATIONS):
+        found = measure(suspects)
+        over = [what for what in slower if found.get(what, 0.0) > recorded[what].most]
+        slower = {what: [*slower[what], found[what]] for what in over}
+        suspects = list(dict.fromkeys(what.partition(",")[0] for what in over))
+        if not suspects:
             break
-        suspects = list(dict.fromkeys(what.partition(",")[0] for what in slower))
     return slower
 
 

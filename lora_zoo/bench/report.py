@@ -74,9 +74,9 @@ class Measurement:
 
 def table(columns: Mapping[str, str], rows: Sequence[Values]) -> str:
     """A Markdown table; an empty column is left out, an empty cell is "-"."""
-    cells = [{head: _cell(text, row) for head, text in columns.items()} for row in rows]
-    heads = [head for head in columns if any(row[head] != "-" for row in cells)]
-    lines = [heads, ["---"] * len(heads), *([row[head] for head in heads] for row in cells)]
+    cells = {head: [_cell(text, row) for row in rows] for head, text in columns.items()}
+    kept = {head: column for head, column in cells.items() if set(column) != {"-"}}
+    lines = [kept.keys(), ["---"] * len(kept), *zip(*kept.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
