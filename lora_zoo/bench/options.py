@@ -63,7 +63,8 @@ def parse(arguments: Sequence[str], about: str | None) -> Options:
     add = parser.add_argument
     add("--what", type=_names("measurement", WHAT), help=f"comma-separated, of {', '.join(WHAT)} (all)")
     add("--shapes", type=_names("shape", SHAPES), help=f"of {', '.join(SHAPES)} (all)")
-    add("--variants", dest="named", type=_names("variant", variants()), help="registered variants (all)")
+    variant_names = _names("variant", variants())
+    add("--variants", dest="named", metavar="VARIANTS", type=variant_names, help="registered variants (all)")
     add("--rounds", type=_count, help="each path once a round (15; --quick: 3)")
     add("--device", type=_device, help="cpu, cuda or cuda:N (cpu)")
     add("--dtype", type=_dtype, help=f"the base's: {', '.join(DTYPES)} (float32)")
