@@ -33,7 +33,6 @@ from lora_zoo.bench import (
     regression,
     report,
     scaling,
-    step,
     sweeps,
     targets,
 )
