@@ -216,6 +216,12 @@ def test_every_axis_of_the_scaling_has_room_for_its_values() -> None:
     assert values["rank"][0] == 1 and values["rank"][-1] == 512
 
 
+def test_the_axis_of_layers_adapts_as_many() -> None:
+    for point in (p for p in scaling.points(quick=True) if p.axis == "layers"):
+        injection = paths.inject_linear(point.shape.model(), "lora", **point.wanted)
+        assert len(injection) == 7 * point.value
+
+
 # --- the stopwatch -----------------------------------------------------------------------------------------
 
 
@@ -478,6 +484,7 @@ def test_a_table_has_its_command_commit_and_machine_and_the_json_and_figure_go_w
         assert f"({name}.svg)" in text
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert [row["dropout"] for row in rows] == [0.0, 0.05, 0.0]
+    assert "plain" in rows[0] and "plain" not in rows[1]
     for row in rows[:2]:
         assert row["fused_low"] <= row["fused"] <= row["fused_high"]
         assert row["fused_over_peft"] == pytest.approx(row["fused"] / row["peft"], rel=0.5)
