@@ -35,7 +35,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "adalora": {"tinit": FIRST - 1, "tfinal": 10},
     "vera": {"rank": 256, "projection": "peft"},
 }
-"""What a variant is measured with, where that is neither its default nor `RANK`."""
+"""Settings of a variant that are measured, where they are neither its defaults nor `RANK`."""
 
 
 @dataclass
