@@ -150,7 +150,7 @@ def of_output(g_NO: Tensor, y: Tensor, gain_O: Tensor, bias_O: Tensor | None) ->
 
 
 class SavedOutput(NamedTuple):
-    """The layer's output, saved for backward without a copy; invalid once an in-place operation changed it."""
+    """The layer's output, kept for backward without a copy; invalid once it was changed in place."""
 
     probe: Tensor
     version: int
