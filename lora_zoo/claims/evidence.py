@@ -1,4 +1,4 @@
-"""What claims read off the result table: cells by the table's own protocol, and quantities of single runs.
+"""What claims read off the result table: its cells, by the table's own protocol.
 
 Whatever is not there as expected raises Missing with a sentence, never another error: a claim is asked of
 any results at all.
@@ -6,22 +6,23 @@ any results at all.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.cells import cells
-from lora_zoo.analysis.claims.verdicts import Comparison
 from lora_zoo.analysis.integrity import sound
+from lora_zoo.analysis.runs import settings, varying
 from lora_zoo.results import column
 from lora_zoo.results.frame import COLUMNS
 
 SETTING = ("model", "task", "steps", "batch_size")
 """Runs that differ in one of these are never compared with each other."""
 
-LR, RATIO = "task_lr", "variant.hyperparameters.loraplus_lr_ratio"
+LR = "task_lr"
 
 Measure = Callable[[pd.Series], float]
 """A number of one run (a row of the frame), or Missing."""
@@ -37,68 +38,56 @@ class Runs:
 
     frame: pd.DataFrame
     setting: str
+    _known: dict[Any, pd.Series] = field(default_factory=dict, repr=False, compare=False)
 
-    def said(self, text: str) -> str:
+    def prefixed(self, text: str) -> str:
         return f"{self.setting}: {text}" if self.setting else text
 
-    def named(self, comparison: Comparison) -> Comparison:
-        return replace(comparison, label=self.said(comparison.label))
-
-    def values(self, axis: str) -> list[Any]:
-        """The values of `axis`, in order. Missing unless there are two."""
+    def levels(self, axis: str) -> list[Any]:
+        """The values of `axis` that were run, in order. Missing unless there are two."""
         found = self._axis(axis).dropna().unique().tolist()
         if len(found) < 2:
             raise Missing(f"only {axis}={found[0]} was run" if found else f"no runs with {axis}")
         return sorted(found)
 
-    def of(
-        self, where: Mapping[str, Any], value: str | Measure = "test", *, tune: Sequence[str] | None = None
+    def by_seed(
+        self, where: Mapping[str, Any], value: str | Measure = "test", tune: Sequence[str] | None = None
     ) -> pd.Series:
         """`value` by seed in the cell `where`; `tune` (default: the experiment's) is chosen on validation."""
-        chosen = self.frame[self._matches(where)]
-        words = ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
-        if chosen.empty:
-            raise Missing(f"no runs with {words}")
-        axes = [axis for axis in self._tuned(tune) if axis not in where and chosen[axis].notna().any()]
-        if axes and not self._numbers(chosen, "validation").notna().any():
-            raise Missing(f"the runs with {words} have no validation to choose {', '.join(axes)} by")
-        chosen = chosen.assign(measured=self._measured(chosen, value), cell=words)
-        try:
-            table = cells(chosen, by=["cell"], value="measured", tune=axes).cells
-        except ValueError as refusal:
-            raise Missing(f"{words}: {refusal}") from refusal
-        values = table[0].values if table else pd.Series(dtype=float)
-        values = values[np.isfinite(values)]
-        if values.empty:
-            raise Missing(f"the runs with {words} have no {_name(value)}")
-        return values
+        key = (frozenset(where.items()), value, tune if tune is None else tuple(tune))
+        if key not in self._known:
+            self._known[key] = self._cell(where, value, tune)
+        return self._known[key]
 
-    def each(self, where: Mapping[str, Any]) -> dict[Any, pd.Series]:
+    def run_by_seed(self, where: Mapping[str, Any]) -> dict[Any, pd.Series]:
         """Seed -> the run in the cell `where`. Missing where there is none, or several of one seed."""
-        chosen = self.frame[self._matches(where)]
-        words = ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
-        if chosen.empty:
-            raise Missing(f"no runs with {words}")
+        chosen = self._chosen(where)
         if chosen["seed"].duplicated().any():
-            raise Missing(f"several runs of one seed with {words}")
+            raise Missing(f"several runs of one seed with {_words(where)}")
         return {run["seed"]: run for _, run in chosen.sort_values("seed").iterrows()}
 
     def difference(
-        self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
+        self,
+        one: Mapping[str, Any],
+        other: Mapping[str, Any],
+        value: str | Measure = "test",
+        tune: Sequence[str] | None = None,
     ) -> pd.Series:
         """`one` - `other`, paired by seed."""
-        return paired(self.of(one, value), self.of(other, value), lambda a, b: a - b)
+        table = aligned({"one": self.by_seed(one, value, tune), "other": self.by_seed(other, value, tune)})
+        return table["one"] - table["other"]
 
     def ratio(
         self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
     ) -> pd.Series:
         """`one` / `other`, paired by seed; Missing unless both are positive."""
-        a, b = self.of(one, value), self.of(other, value)
+        a, b = self.by_seed(one, value), self.by_seed(other, value)
         if (a <= 0).any() or (b <= 0).any():
             raise Missing(f"{_name(value)} is not positive, so there is no ratio")
-        return paired(a, b, lambda a, b: a / b)
+        table = aligned({"one": a, "other": b})
+        return table["one"] / table["other"]
 
-    @property
+    @cached_property
     def point(self) -> float:
         """One point of the metric: 0.01 where it lies in 0..1, 1 where it counts to 100."""
         scores = self._numbers(self.frame, "test").abs()
@@ -109,16 +98,41 @@ class Runs:
         names = self.frame["metric"].dropna().unique().tolist() if "metric" in self.frame else []
         return str(names[0]) if len(names) == 1 else "score"
 
+    def _cell(self, where: Mapping[str, Any], value: str | Measure, tune: Sequence[str] | None) -> pd.Series:
+        chosen, words = self._chosen(where), _words(where)
+        axes = [axis for axis in self._tuned(tune) if axis not in where and chosen[axis].notna().any()]
+        if axes and not self._numbers(chosen, "validation").notna().any():
+            raise Missing(f"the runs with {words} have no validation to choose {', '.join(axes)} by")
+        chosen = chosen.assign(measured=self._measured(chosen, value), cell=words)
+        chosen = chosen.drop(columns=self._constant.difference(axes))
+        try:
+            table = cells(chosen, by=["cell"], value="measured", tune=axes).cells
+        except ValueError as refusal:
+            raise Missing(f"{words}: {refusal}") from refusal
+        values = table[0].values if table else pd.Series(dtype=float)
+        values = values[np.isfinite(values)]
+        if values.empty:
+            raise Missing(f"the runs with {words} have no {_name(value)}")
+        return values
+
+    def _chosen(self, where: Mapping[str, Any]) -> pd.DataFrame:
+        matches = pd.Series(True, index=self.frame.index)
+        for axis, wanted in where.items():
+            matches &= self._axis(axis).map(_plain) == _plain(wanted)
+        chosen = self.frame[matches]
+        if chosen.empty:
+            raise Missing(f"no runs with {_words(where)}")
+        return chosen
+
     def _axis(self, axis: str) -> pd.Series:
         if axis not in self.frame:
             raise Missing(f"the results have no {axis}")
         return self.frame[axis]
 
-    def _matches(self, where: Mapping[str, Any]) -> pd.Series:
-        matches = pd.Series(True, index=self.frame.index)
-        for axis, wanted in where.items():
-            matches &= self._axis(axis).map(_plain) == _plain(wanted)
-        return matches
+    @cached_property
+    def _constant(self) -> set[str]:
+        """The settings in which the runs, hence those of a cell, do not differ, or only as in another one."""
+        return set(settings(self.frame)).difference(varying(self.frame))
 
     def _tuned(self, tune: Sequence[str] | None) -> list[str]:
         if tune is None:
@@ -162,77 +176,23 @@ def _contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
     ours = (whole["experiment"].fillna("") == experiment) & (whole["state"] == "done")
     mine = whole[ours & whole["seed"].notna()]
-    told = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
+    printed = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
         setting = dict(zip(SETTING, values, strict=True))
-        words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in told]
+        words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in printed]
         yield Runs(sound(part), ", ".join(words))
 
 
-def paired(a: pd.Series, b: pd.Series, join: Callable[[pd.Series, pd.Series], pd.Series]) -> pd.Series:
-    """`join` of what both have of the same seed. Missing where they share none."""
-    both = a.index.intersection(b.index)
-    if both.empty:
-        raise Missing("the cells share no seed")
-    return join(a[both], b[both])
-
-
-def by_seed(columns: Mapping[Any, pd.Series]) -> pd.DataFrame:
-    """Seeds x cells, of the seeds that all cells have. Missing where they share none."""
+def aligned(columns: Mapping[Any, pd.Series]) -> pd.DataFrame:
+    """Seeds x columns, of the seeds that all columns have. Missing where they share none."""
     table = pd.DataFrame(dict(columns)).dropna()
     if table.empty:
         raise Missing("the cells share no seed")
     return table
 
 
-def slope(columns: Mapping[float, pd.Series]) -> pd.Series:
-    """By seed, the slope of log(value) on log(key): the exponent of a power law."""
-    table = by_seed(columns)
-    if (table <= 0).any(axis=None):
-        raise Missing("a value is not positive, so there is no power law")
-    x = np.log(np.array(table.columns, dtype=float))
-    return table.apply(lambda row: float(np.polyfit(x, np.log(row.to_numpy(dtype=float)), 1)[0]), axis=1)
-
-
-def early_loss(run: pd.Series) -> float:
-    """The mean training loss logged in the first quarter of the steps."""
-    logged = _logged(run, "loss")
-    end = max(step for step, _ in _logged(run, "loss"))
-    early = [loss for step, loss in logged if step <= end / 4]
-    return float(np.mean(early)) if early else math.nan
-
-
-def gradient_norm(run: pd.Series) -> float:
-    """The mean norm of the gradient (before clipping) over all logged steps after the first.
-
-    At the first step only one of LoRA's factors has a gradient.
-    """
-    return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
-
-
-def forgotten(run: pd.Series) -> float:
-    """How much the loss on the text of pretraining grew."""
-    before, after = (run.get(f"retention_{when}") for when in ("before", "after"))
-    return number(after) - number(before)
-
-
-def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
-    """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
-    history = run.get("history")
-    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
-    pairs = [(number(entry.get("step")), number(entry.get(what))) for entry in entries]
-    found = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if not found:
-        raise Missing(f"the runs logged no {what}")
-    return found
-
-
-def number(value: Any) -> float:
-    """A cell as a number; NaN for what is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+def _words(where: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,92 @@
-"""Numbers of one run from its ΔW: what its record says of each matrix, and tables of `lora_zoo.deltas`."""
+"""Numbers of one run, and quantities that claims are about: from its record, its history and its ΔW."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.claims.reading import Measure, Missing
+from lora_zoo.claims.evidence import Measure, Missing
+from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
 from lora_zoo.results import deltas, updates
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of a run (a column, or a function of the run) with its name and unit.
+
+    Without a unit it is a score: ranges are in points of the metric. Means are taken on `scale`.
+    """
+
+    name: str
+    unit: str
+    of: str | Measure
+    scale: Scale = PLAIN
+
+    def hypothesis(
+        self, label: str, values: pd.Series, claimed: Range, unit: str, scale: Scale
+    ) -> Hypothesis:
+        """`values`, of this quantity or of its ratio, lie in the range."""
+        return Sampled(label, values, claimed, unit, scale)
+
+
+class CountedQuantity(Quantity):
+    """A quantity that is counted and not sampled: its runs have no spread by chance."""
+
+    def hypothesis(
+        self, label: str, values: pd.Series, claimed: Range, unit: str, scale: Scale
+    ) -> Hypothesis:
+        return Counted(label, values, claimed, unit)
+
+
+def early_loss(run: pd.Series) -> float:
+    """The mean training loss logged in the first quarter of the steps."""
+    logged = _logged(run, "loss")
+    end = max(step for step, _ in logged)
+    early = [loss for step, loss in logged if step <= end / 4]
+    return float(np.mean(early)) if early else math.nan
+
+
+def gradient_norm(run: pd.Series) -> float:
+    """The mean norm of the gradient (before clipping) over all logged steps after the first.
+
+    At the first step only one of LoRA's factors has a gradient.
+    """
+    return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
+
+
+def forgotten(run: pd.Series) -> float:
+    """The growth of the loss on the text of pretraining."""
+    return number(run.get("retention_after")) - number(run.get("retention_before"))
+
+
+def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
+    """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
+    history = run.get("history")
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    pairs = [(number(entry.get("step")), number(entry.get(what))) for entry in entries]
+    found = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    if not found:
+        raise Missing(f"the runs logged no {what}")
+    return found
+
+
+def number(value: Any) -> float:
+    """A cell as a number; NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+SCORE = Quantity("", "", "test")
+LOSS = Quantity("loss", "nats a token", "loss")
+EARLY_LOSS = Quantity("early loss", "nats a token", early_loss)
+FORGOTTEN = Quantity("growth of the pretraining loss", "nats a token", forgotten)
+GRADIENT_NORM = Quantity("gradient norm", "norm", gradient_norm)
+STEP_SECONDS = Quantity("seconds a step", "seconds", "step_seconds")
 
 
 def changes(run: pd.Series) -> pd.DataFrame:
@@ -33,49 +112,25 @@ def recorded(run: pd.Series, table: str) -> pd.DataFrame:
 
 def mean_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
     """A run's mean over its matrices (those of `roles`) of a formula of the columns of a recorded table."""
-
-    def measure(run: pd.Series) -> float:
-        return float(_each(run, table, formula, roles).mean())
-
-    measure.__name__ = f"{formula} in {table}"
-    return measure
+    return _over_matrices(table, formula, roles, lambda values: values.mean())
 
 
 def total_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
     """The sum in place of the mean; NaN where no matrix has the quantity."""
+    return _over_matrices(table, formula, roles, lambda values: values.sum(min_count=1))
 
+
+def _over_matrices(
+    table: str, formula: str, roles: Sequence[str], joined: Callable[[pd.Series], float]
+) -> Measure:
     def measure(run: pd.Series) -> float:
-        return float(_each(run, table, formula, roles).sum(min_count=1))
+        rows = recorded(run, table)
+        try:
+            mine = rows[rows["role"].isin(roles)] if roles else rows
+            found = pd.to_numeric(mine.eval(formula), errors="coerce")
+        except (KeyError, NameError, TypeError) as lacking:
+            raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
+        return float(joined(found.replace([math.inf, -math.inf], math.nan)))
 
     measure.__name__ = f"{formula} in {table}"
     return measure
-
-
-def _each(run: pd.Series, table: str, formula: str, roles: Sequence[str]) -> pd.Series:
-    """The formula by matrix; NaN where it has no finite value."""
-    rows = recorded(run, table)
-    try:
-        mine = rows[rows["role"].isin(roles)] if roles else rows
-        found = pd.to_numeric(mine.eval(formula), errors="coerce")
-    except (KeyError, NameError, TypeError) as lacking:
-        raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
-    return found.replace([math.inf, -math.inf], math.nan)
-
-
-def change_correlation(run: pd.Series) -> float:
-    """Pearson's correlation of ΔM and ΔD over a run's query matrices; NaN for fewer than 3 points.
-
-    A point is a matrix at a checkpoint, as in DoRA's figure 2; at the end of training alone, where the run's
-    `evolution` was not recorded.
-    """
-    try:
-        matrices = recorded(run, "evolution")
-    except Missing:
-        matrices = changes(run)
-    if not {"role", "magnitude_change", "direction_change"} <= set(matrices):
-        raise Missing("the runs recorded no changes of magnitude and direction")
-    mine = matrices[matrices["role"] == "q"][["magnitude_change", "direction_change"]]
-    points = mine.apply(pd.to_numeric, errors="coerce").dropna().astype(float)
-    if len(points) < 3 or (points.std() == 0).any():
-        return math.nan
-    return float(np.corrcoef(points.to_numpy().T)[0, 1])

@@ -1,57 +1,20 @@
-"""Which factor starts at zero: LoRA section 4.1, the impact of initialisation (2406.08447), and others."""
+"""The factor that starts at zero: LoRA section 4.1, the impact of initialisation (2406.08447), and others."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.claims.matrices import changes
-from lora_zoo.analysis.claims.reading import LR, Missing, Runs, by_seed
-from lora_zoo.analysis.claims.registry import claim
-from lora_zoo.analysis.claims.verdicts import Comparison, Counted, OnGrid, Sampled, above, below
-
-NEEDS = "starts"
-DYNAMICS = "2406.08447"
+from lora_zoo.claims.evidence import LR, Runs, aligned
+from lora_zoo.claims.forms import RATE, as_good, best_by_seed, better, each, lies
+from lora_zoo.claims.hypotheses import Hypothesis, OnGrid, above, below
+from lora_zoo.claims.measures import CountedQuantity, changes
+from lora_zoo.claims.registry import Source
 
 
-def _tuned(runs: Runs, init: str) -> pd.Series:
-    return runs.of({"init": init}, tune=[LR])
-
-
-def _over(runs: Runs, one: str, other: str, floor: float = 0.0) -> Iterator[Comparison]:
-    difference = (_tuned(runs, one) - _tuned(runs, other)).dropna()
-    if difference.empty:
-        raise Missing("the cells share no seed")
-    yield Sampled(f"{one} - {other}", difference, above(floor), runs.metric)
-
-
-@claim(
-    "starts/one-factor-zero",
-    paper="2106.09685",
-    where="section 4.1; H01, H02",
-    says=(
-        "At the best learning rate of each, A random with B = 0 scores higher than both zero and "
-        "than both random."
-    ),
-    needs=NEEDS,
-    against=["starts/both-random-at-small-rates"],
-)
-def one_factor_zero(runs: Runs) -> Iterator[Comparison]:
-    yield from _over(runs, "kaiming", "both_zero")
-    yield from _over(runs, "kaiming", "both_random")
-
-
-@claim(
-    "starts/both-zero-stays",
-    paper="source S0, S1",
-    where="H01",
-    says="With A = B = 0 nothing is ever learned: ||ΔW|| stays below 1e-12 in every matrix of every run.",
-    needs=NEEDS,
-)
-def both_zero_stays(runs: Runs) -> Iterator[Comparison]:
-    for rate in runs.values(LR):
-        norms = runs.of({"init": "both_zero", LR: rate}, greatest_change)
-        yield Counted(f"both_zero at rate {rate:g}: ||ΔW||", norms, below(1e-12), "Frobenius norm")
+def init(name: str, **axes: Any) -> dict[str, Any]:
+    return {"init": name, **axes}
 
 
 def greatest_change(run: pd.Series) -> float:
@@ -59,62 +22,44 @@ def greatest_change(run: pd.Series) -> float:
     return float(pd.to_numeric(changes(run)["norm"], errors="coerce").max())
 
 
-@claim(
+NORM = CountedQuantity("||ΔW||", "Frobenius norm", greatest_change)
+
+Source("2106.09685", "starts").claim(
+    "starts/one-factor-zero",
+    "section 4.1; H01, H02",
+    better(init("kaiming"), init("both_zero"), init("both_random"), tune=RATE),
+    against=["starts/both-random-at-small-rates"],
+).says("At the best learning rate of each, A random with B = 0 scores higher than both zero and both random.")
+Source("source S0, S1", "starts").claim(
+    "starts/both-zero-stays",
+    "H01",
+    each(LR, lambda rate: lies(init("both_zero", task_lr=rate), below(1e-12), NORM)),
+).says("With A = B = 0 nothing is ever learned: ||ΔW|| stays below 1e-12 in every matrix of every run.")
+Source("2505.23194", "starts").claim(
     "starts/both-random-at-small-rates",
-    paper="2505.23194",
-    where="H02, the counter-claim (Init[AB])",
-    says="At the smallest learning rate, both random scores higher than A random with B = 0.",
-    needs=NEEDS,
+    "H02, the counter-claim (Init[AB])",
+    better(init("both_random", task_lr=min), init("kaiming", task_lr=min)),
     against=["starts/one-factor-zero"],
+).says("At the smallest learning rate, both random scores higher than A random with B = 0.")
+Source("source S1", "starts").claim(
+    "starts/symmetric-as-good", "H03", as_good(init("symmetric"), init("kaiming"), tune=RATE)
+).says("At the best learning rate of each, both random less their product is less than 1 point below B = 0.")
+
+dynamics = Source("2406.08447", "starts")
+
+dynamics.claim("starts/a-random-wins", "H04", better(init("kaiming"), init("zero_a"), tune=RATE)).says(
+    "At the best learning rate of each, A random (B = 0) scores higher than B random (A = 0)."
 )
-def both_random_at_small_rates(runs: Runs) -> Iterator[Comparison]:
-    rate = runs.values(LR)[0]
-    difference = runs.difference({"init": "both_random", LR: rate}, {"init": "kaiming", LR: rate})
-    label = f"rate {rate:g}: both_random - kaiming"
-    yield Sampled(label, difference, above(0), runs.metric)
 
 
-@claim(
-    "starts/symmetric-as-good",
-    paper="source S1",
-    where="H03",
-    says=(
-        "At the best learning rate of each, both random less their product is less than 1 point below B = 0."
-    ),
-    needs=NEEDS,
-)
-def symmetric_as_good(runs: Runs) -> Iterator[Comparison]:
-    yield from _over(runs, "symmetric", "kaiming", -runs.point)
-
-
-@claim(
-    "starts/a-random-wins",
-    paper=DYNAMICS,
-    where="H04",
-    says="At the best learning rate of each, A random (B = 0) scores higher than B random (A = 0).",
-    needs=NEEDS,
-)
-def a_random_wins(runs: Runs) -> Iterator[Comparison]:
-    yield from _over(runs, "kaiming", "zero_a")
-
-
-@claim(
-    "starts/a-random-takes-larger-rates",
-    paper=DYNAMICS,
-    where="H04",
-    says="A random (B = 0) has its best learning rate above that of B random (A = 0), seed by seed.",
-    needs=NEEDS,
-)
-def a_random_takes_larger_rates(runs: Runs) -> Iterator[Comparison]:
-    rates = runs.values(LR)
-    best = {init: _best_rate(runs, init, rates) for init in ("kaiming", "zero_a")}
-    ratio = (best["kaiming"] - best["zero_a"]).dropna()
+@dynamics.claim("starts/a-random-takes-larger-rates", "H04")
+def a_random_takes_larger_rates(runs: Runs) -> Iterator[Hypothesis]:
+    """A random (B = 0) has its best learning rate above that of B random (A = 0), seed by seed."""
+    rates = runs.levels(LR)
+    of_A, of_B = (
+        best_by_seed({rate: runs.by_seed(init(name, task_lr=rate)) for rate in rates})
+        for name in ("kaiming", "zero_a")
+    )
+    best = aligned({"A": of_A, "B": of_B})
     step = float(np.sqrt(2) * np.diff(np.log2(rates)).max())  # both rates are rounded
-    yield OnGrid("log2 of the best rates' ratio", ratio, above(0), "log2 of the rate", step)
-
-
-def _best_rate(runs: Runs, init: str, rates: list[float]) -> pd.Series:
-    """By seed, log2 of the learning rate with the best score; ties count as their mean."""
-    scores = by_seed({rate: runs.of({"init": init, LR: rate}) for rate in rates})
-    logs = np.log2(np.array(scores.columns, dtype=float))
-    return scores.apply(lambda row: float(logs[(row == row.max()).to_numpy()].mean()), axis=1)
+    yield OnGrid("log2 of the best rates' ratio", best["A"] - best["B"], above(0), "log2 of the rate", step)
