@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.cells import cells
-from lora_zoo.claims import LedgerEntry, Status, ledger, show
 from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.runs import listed
+from lora_zoo.claims import LedgerEntry, Status, ledger, show
 from lora_zoo.report.gallery import Gallery, Views, gallery
 from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.page import Page, Verdict, facts, lines, shared_settings
@@ -18,7 +18,9 @@ from lora_zoo.results.frame import axes, column
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
 
 
-def page_of(frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[LedgerEntry] | None = None) -> Page:
+def page_of(
+    frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[LedgerEntry] | None = None
+) -> Page:
     """The page of a frame from `lora_zoo.results.load`, with its tables in HTML and its ledger of claims."""
     parts = [(_about(part), part) for _, part in frame.groupby("experiment", sort=False)]
     galleries = [(about, _gallery(about, sound(part))) for about, part in parts]
