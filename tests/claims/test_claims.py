@@ -109,15 +109,16 @@ AXES = ("variant", "rank", "alpha", "init", "layers", "target_modules", "lora_dr
 def test_one_cell_is_no_comparison(name):
     frame = TRIOS[name].supports
     axes = [axis for axis in (*AXES, "task_lr", *(c for c in frame if "." in c)) if axis in frame]
-    for _, cell in list(frame.groupby(axes, dropna=False))[:2]:
-        assert judged(name, cell).status in (Status.INCONCLUSIVE, Status.NOT_RUN)
+    _, cell = next(iter(frame.groupby(axes, dropna=False)))
+    assert judged(name, cell).status in (Status.INCONCLUSIVE, Status.NOT_RUN)
 
 
-@every_kind
+@pytest.mark.parametrize("name", ["dora/over-lora", "lora-plus/optimum"])
 def test_the_order_of_rows_does_not_matter(name):
     frame = TRIOS[name].supports
     shuffled = frame.sample(frac=1, random_state=0).reset_index(drop=True)
-    assert judged(name, shuffled).effect == judged(name, frame).effect
+    one, other = (judged(name, rows).effect for rows in (shuffled, frame))
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame(), None, pd.DataFrame({"seed": [0, 1]})], ids=str)
@@ -138,51 +139,57 @@ def test_without_runs_every_claim_says_what_it_needs(frame, monkeypatch):
 
 
 COMPUTED = [name for name, claim in CLAIMS.items() if isinstance(claim, Computed)]
-WRONG = ("count/13b-table", "steps/nf4-equally-spaced")
+WRONG = ("count/13b-table", "count/gpt-2-large", "count/gpt-2-medium", "steps/nf4-equally-spaced")
 
 
 @pytest.mark.parametrize("name", COMPUTED)
 def test_statements_that_need_no_runs_are_computed(name):
-    """By hand: 80 matrices of 5120 x 5120 at rank 8 have 6.5M parameters, and NF4 has normal quantiles."""
+    """By hand, 2 x layers x 2 x width x rank: 6.55M, not 650K; 0.39M and 0.74M, not 0.35M and 0.77M.
+
+    The levels of NF4 are normal quantiles.
+    """
     verdict = CLAIMS[name].verdict(Evidence(pd.DataFrame()))
     assert verdict.status is (Status.NOT_SUPPORTED if name in WRONG else Status.SUPPORTED), verdict.reason
     assert verdict.n and verdict.unit and verdict.effect is not None
 
 
-READ = ("experiment", "task", "validation", "test", "history", "updates", "record", "adapter")
-MEASURES = (
-    *(
-        "dora/over-lora",
-        "pissa/faster-early",
-        "rslora/gradients-stay",
-        "dora/magnitudes",
-        "lora-fa/activations",
-    ),
-    *("adalora/uneven", "adalora/same-pattern", "overfitting/grows-with-rank", "lora/top-direction-shared"),
-    *("intruders/forget", "starts/both-zero-stays", "tuning/shrinks-differences"),
-)
+def ruined(frame, columns):
+    """The frame with one of these columns gone, or full of something else."""
+    for column in columns:
+        yield frame.drop(columns=column)
+        yield frame.assign(**{column: "x"})
 
 
-def ruined(frame):
-    """The frame with a column that claims read gone, or full of something else."""
-    for column in READ:
-        if column in frame:
-            yield frame.drop(columns=column)
-            yield frame.assign(**{column: "x"})
-    yield frame.iloc[:0]
-    yield pd.concat([frame, frame], ignore_index=True)
-    yield frame.assign(history=[[{"step": "x", "loss": "nan", "grad_norm": None}]] * len(frame))
-    yield frame.assign(updates=[[{"name": "x"}]] * len(frame))
-    yield frame.assign(test=np.inf, loss=-1.0, step_seconds=0.0, saved_bytes=0, trainable=0)
-
-
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", ["dora/over-lora", "lora-fa/activations"])
 def test_whatever_the_results_a_claim_answers(name):
-    for frame in ruined(TRIOS[name].supports):
-        assert isinstance(judged(name, frame).status, Status)
+    frame = TRIOS[name].supports
+    others = (
+        frame.iloc[:0],
+        pd.concat([frame, frame], ignore_index=True),
+        frame.assign(test=np.inf, loss=-1.0, step_seconds=0.0, saved_bytes=0, trainable=0),
+    )
+    for wrong in (*ruined(frame, ["experiment", "task", "validation", "test"]), *others):
+        assert isinstance(judged(name, wrong).status, Status)
 
 
-WITH_TABLES = ("lora/amplifies", "milora/changes-the-bottom", "intruders/full-has-none")
+NOT_NUMBERS = [{"step": "x", "loss": "nan", "grad_norm": None}]
+READERS = {
+    **{"pissa/faster-early": "history", "rslora/gradients-stay": "history", "dora/magnitudes": "updates"},
+    **{"adalora/uneven": "updates", "adalora/same-pattern": "updates", "starts/both-zero-stays": "updates"},
+    **{"lora/amplifies": "record", "lora/top-direction-shared": "adapter"},
+    **{"overfitting/grows-with-rank": "metrics.train.exact_match", "milora/forgets-less": "retention_after"},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whatever_a_column_holds_the_claim_that_reads_it_stays_open(name):
+    frame, column = TRIOS[name].supports, READERS[name]
+    lists = [frame.assign(**{column: [rows] * len(frame)}) for rows in (NOT_NUMBERS, [{"name": "x"}])]
+    for wrong in (*ruined(frame, [column]), *lists):
+        assert judged(name, wrong).status is Status.INCONCLUSIVE
+
+
+WITH_TABLES = ("lora/change-along-w", "pissa/changes-the-top", "intruders/full-has-none")
 
 
 @pytest.mark.parametrize("name", WITH_TABLES)
