@@ -5,41 +5,28 @@
 
 rule.py says when a claim counts as supported, forms.py has the forms that claims take, and each file of
 catalogue/ the claims of a paper or a theme. A new claim is a row (or a function) there, and three frames in
-tests/claims/trios.py.
+tests/claims/trios.py. The names below are imported on first use: `--help` costs no pandas.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    from lora_zoo.claims.entries import LedgerEntry, ledger
+    from lora_zoo.claims.registry import claims
+    from lora_zoo.claims.rule import Status, Verdict
 
-from lora_zoo.claims.evidence import Evidence
-from lora_zoo.claims.registry import claims
-from lora_zoo.claims.rule import Status, Verdict
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """A claim beside its verdict. `command` makes the runs that it needs; `against` names claims that
-    disagree with it."""
-
-    id: str
-    paper: str
-    where: str
-    statement: str
-    needs: str
-    command: str
-    against: Sequence[str]
-    verdict: Verdict
-
-
-def ledger(frame: pd.DataFrame | None = None) -> list[LedgerEntry]:
-    """Every claim with its verdict by `frame` (None: no runs), by id."""
-    evidence = Evidence(pd.DataFrame() if frame is None else frame)
-    return [
-        LedgerEntry(c.id, c.paper, c.where, c.statement, c.needs, c.command, c.against, c.verdict(evidence))
-        for c in claims().values()
-    ]
-
-
+_HOMES = {
+    "LedgerEntry": "entries",
+    "ledger": "entries",
+    "claims": "registry",
+    "Status": "rule",
+    "Verdict": "rule",
+}
 __all__ = ["LedgerEntry", "Status", "Verdict", "claims", "ledger"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.claims [DIR|ARCHIVE…]`: what the papers claim, and what the measured runs say about it.
+"""`python -m lora_zoo.claims [DIR|ARCHIVE…]`: the papers' claims, with the verdicts of measured runs.
 
 Without arguments, the results that are kept in experiments/ are read. Exit codes: 0 the ledger was printed,
 whatever it says; 2 the sources cannot be read.

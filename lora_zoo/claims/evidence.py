@@ -1,4 +1,4 @@
-"""What claims read off the result table: its cells, by the table's own protocol.
+"""The result table as claims read it: its cells, by the table's own protocol.
 
 Whatever is not there as expected raises Missing with a sentence, never another error: a claim is asked of
 any results at all.

@@ -1,4 +1,4 @@
-"""Forms of claims: each makes, of a few words, what the runs of one model and task are asked.
+"""Forms of claims: each makes, of a few words, the hypotheses that the runs of one model and task decide.
 
     better("pissa", "lora")                             PiSSA scores higher than LoRA
     lower("lora", "full", of=FORGOTTEN)                 a quantity of LoRA is below that of full fine-tuning
@@ -189,7 +189,7 @@ _WORDS = {
     "variant.hyperparameters.loraplus_lr_ratio": "λ={}",
     "config.task.sizes.train": "{} examples",
 }
-"""How a value of an axis is called; others by the axis and the value."""
+"""Words for a value of an axis; others are called by the axis and the value."""
 
 
 def _words(where: Axes) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.claims import LedgerEntry
+from lora_zoo.claims.entries import LedgerEntry
 from lora_zoo.claims.rule import Status
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def row(entry: LedgerEntry) -> tuple[str, ...]:
 
 
 def totals(entries: Sequence[LedgerEntry]) -> str:
-    """How many claims have which status."""
+    """The number of claims of each status."""
     counts = Counter(entry.verdict.status for entry in entries)
     parts = [f"{counts[status]} {status}" for status in Status if counts[status]]
     return f"{len(entries)} claims: {', '.join(parts)}."

@@ -126,7 +126,7 @@ def alpha_is_a_rate_at_first() -> Verdict:
 
 
 def _adam_apart(steps: int) -> float:
-    """How far apart ||ΔW|| is between three pairs of α and rate with one product, relative to ΔW."""
+    """The distance between the ΔW of three pairs of α and rate with one product, relative to ΔW."""
     found = []
     for alpha in (2.0, 4.0, 8.0):
         injection = inject(Tiny(), "lora", target_modules=["q", "v"], rank=4, alpha=alpha)

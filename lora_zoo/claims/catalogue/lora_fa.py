@@ -10,14 +10,16 @@ FRACTION = 0.5
 ACTIVATIONS = CountedQuantity("activation bytes", "bytes", "saved_bytes")
 
 
-def _at(variant: str, rank: int) -> dict[str, object]:
+def _cell(variant: str, rank: int) -> dict[str, object]:
     return {"variant": variant, "rank": rank}
 
 
 Source(PAPER, "lora_fa_memory").claim(
     "lora-fa/activations",
     "section 4 (v1)",
-    each("rank", lambda rank: ratio(_at("lora_fa", rank), _at("lora", rank), below(FRACTION), ACTIVATIONS)),
+    each(
+        "rank", lambda rank: ratio(_cell("lora_fa", rank), _cell("lora", rank), below(FRACTION), ACTIVATIONS)
+    ),
 ).says(
     f"At each rank, LoRA-FA keeps less than {FRACTION:g} of the activation bytes that LoRA's adapters keep."
 )

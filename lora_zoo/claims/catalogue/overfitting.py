@@ -25,25 +25,25 @@ def gap(run: pd.Series) -> float:
 GAP = Quantity("gap", "", gap)
 
 
-def at(rank: Any, **regularisation: Any) -> dict[str, Any]:
+def trained(rank: Any, **regularisation: Any) -> dict[str, Any]:
     """A cell without dropout and decay but for `regularisation`; `max` is the strongest that was run."""
     return {"lora_dropout": 0, "weight_decay": 0, **regularisation, "rank": rank}
 
 
-little_data.claim("overfitting/grows-with-rank", ADVICE, better(at(max), at(min), of=GAP)).says(
+little_data.claim("overfitting/grows-with-rank", ADVICE, better(trained(max), trained(min), of=GAP)).says(
     "On little data without dropout or decay, the gap of training to test score is wider at the greater rank."
 )
-little_data.claim("overfitting/small-rank-generalises", ADVICE, better(at(min), at(max))).says(
+little_data.claim("overfitting/small-rank-generalises", ADVICE, better(trained(min), trained(max))).says(
     "On little data without dropout or decay, the smaller rank scores higher on test."
 )
-little_data.claim("overfitting/dropout-helps", ADVICE, better(at(max, lora_dropout=max), at(max))).says(
-    "On little data at the greater rank, dropout before A raises the test score."
-)
-little_data.claim("overfitting/decay-helps", ADVICE, better(at(max, weight_decay=max), at(max))).says(
-    "On little data at the greater rank, weight decay raises the test score."
-)
+little_data.claim(
+    "overfitting/dropout-helps", ADVICE, better(trained(max, lora_dropout=max), trained(max))
+).says("On little data at the greater rank, dropout before A raises the test score.")
+little_data.claim(
+    "overfitting/decay-helps", ADVICE, better(trained(max, weight_decay=max), trained(max))
+).says("On little data at the greater rank, weight decay raises the test score.")
 little_data.claim(
     "overfitting/dropout-helps-large-ranks-more",
     ADVICE,
-    more((at(max, lora_dropout=max), at(max)), (at(min, lora_dropout=max), at(min))),
+    more((trained(max, lora_dropout=max), trained(max)), (trained(min, lora_dropout=max), trained(min))),
 ).says("On little data, dropout raises the test score more at the greater rank than at the smaller.")
