@@ -26,6 +26,10 @@ LR = "task_lr"
 
 Measure = Callable[[pd.Series], float]
 """A number of one run (a row of the frame), or Missing."""
+Axes = Mapping[str, Any]
+"""The cell of the runs with these values of these axes."""
+Tune = Sequence[str] | None
+"""Axes to be chosen on validation; None for those of the experiment."""
 
 
 class Missing(LookupError):
@@ -50,16 +54,14 @@ class Runs:
             raise Missing(f"only {axis}={found[0]} was run" if found else f"no runs with {axis}")
         return sorted(found)
 
-    def by_seed(
-        self, where: Mapping[str, Any], value: str | Measure = "test", tune: Sequence[str] | None = None
-    ) -> pd.Series:
-        """`value` by seed in the cell `where`; `tune` (default: the experiment's) is chosen on validation."""
+    def by_seed(self, where: Axes, value: str | Measure = "test", tune: Tune = None) -> pd.Series:
+        """`value` by seed in the cell `where`."""
         key = (frozenset(where.items()), value, tune if tune is None else tuple(tune))
         if key not in self._known:
             self._known[key] = self._cell(where, value, tune)
         return self._known[key]
 
-    def run_by_seed(self, where: Mapping[str, Any]) -> dict[Any, pd.Series]:
+    def run_by_seed(self, where: Axes) -> dict[Any, pd.Series]:
         """Seed -> the run in the cell `where`. Missing where there is none, or several of one seed."""
         chosen = self._chosen(where)
         if chosen["seed"].duplicated().any():
@@ -67,19 +69,13 @@ class Runs:
         return {run["seed"]: run for _, run in chosen.sort_values("seed").iterrows()}
 
     def difference(
-        self,
-        one: Mapping[str, Any],
-        other: Mapping[str, Any],
-        value: str | Measure = "test",
-        tune: Sequence[str] | None = None,
+        self, one: Axes, other: Axes, value: str | Measure = "test", tune: Tune = None
     ) -> pd.Series:
         """`one` - `other`, paired by seed."""
         table = aligned({"one": self.by_seed(one, value, tune), "other": self.by_seed(other, value, tune)})
         return table["one"] - table["other"]
 
-    def ratio(
-        self, one: Mapping[str, Any], other: Mapping[str, Any], value: str | Measure = "test"
-    ) -> pd.Series:
+    def ratio(self, one: Axes, other: Axes, value: str | Measure = "test") -> pd.Series:
         """`one` / `other`, paired by seed; Missing unless both are positive."""
         a, b = self.by_seed(one, value), self.by_seed(other, value)
         if (a <= 0).any() or (b <= 0).any():
@@ -98,7 +94,7 @@ class Runs:
         names = self.frame["metric"].dropna().unique().tolist() if "metric" in self.frame else []
         return str(names[0]) if len(names) == 1 else "score"
 
-    def _cell(self, where: Mapping[str, Any], value: str | Measure, tune: Sequence[str] | None) -> pd.Series:
+    def _cell(self, where: Axes, value: str | Measure, tune: Tune) -> pd.Series:
         chosen, words = self._chosen(where), _words(where)
         axes = [axis for axis in self._tuned(tune) if axis not in where and chosen[axis].notna().any()]
         if axes and not self._numbers(chosen, "validation").notna().any():
@@ -115,7 +111,7 @@ class Runs:
             raise Missing(f"the runs with {words} have no {_name(value)}")
         return values
 
-    def _chosen(self, where: Mapping[str, Any]) -> pd.DataFrame:
+    def _chosen(self, where: Axes) -> pd.DataFrame:
         matches = pd.Series(True, index=self.frame.index)
         for axis, wanted in where.items():
             matches &= self._axis(axis).map(_plain) == _plain(wanted)
@@ -134,7 +130,7 @@ class Runs:
         """The settings in which the runs, hence those of a cell, do not differ, or only as in another one."""
         return set(settings(self.frame)).difference(varying(self.frame))
 
-    def _tuned(self, tune: Sequence[str] | None) -> list[str]:
+    def _tuned(self, tune: Tune) -> list[str]:
         if tune is None:
             abouts = self.frame["experiment_about"] if "experiment_about" in self.frame else pd.Series()
             about = next((a for a in abouts if isinstance(a, dict)), {})
@@ -145,9 +141,7 @@ class Runs:
             raise Missing(str(unknown)) from unknown
 
     def _measured(self, chosen: pd.DataFrame, value: str | Measure) -> pd.Series:
-        if callable(value):
-            return chosen.apply(value, axis=1).astype(float)
-        return self._numbers(chosen, value)
+        return chosen.apply(value, axis=1).astype(float) if callable(value) else self._numbers(chosen, value)
 
     def _numbers(self, chosen: pd.DataFrame, column: str) -> pd.Series:
         if column not in chosen:
@@ -191,7 +185,7 @@ def aligned(columns: Mapping[Any, pd.Series]) -> pd.DataFrame:
     return table
 
 
-def _words(where: Mapping[str, Any]) -> str:
+def _words(where: Axes) -> str:
     return ", ".join(f"{axis}={wanted}" for axis, wanted in where.items())
 
 

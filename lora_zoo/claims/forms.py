@@ -15,21 +15,17 @@ A cell is `{"variant": "lora", "rank": 8}`; a word alone is a variant; `max` and
 and the least value of the axis that was run. Whatever fits no form is a function of the same type.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from lora_zoo.claims.evidence import LR, Missing, Runs, aligned
+from lora_zoo.claims.evidence import LR, Axes, Runs, Tune, aligned
 from lora_zoo.claims.hypotheses import LOGARITHM, Hypothesis, OnGrid, Range, Sampled, above, below, between
-from lora_zoo.claims.measures import SCORE, Quantity
+from lora_zoo.claims.measures import SCORE, Quantity, best_by_seed, exponents
 
 Form = Callable[[Runs], Iterator[Hypothesis]]
-Axes = Mapping[str, Any]
 Cell = str | Axes
-Tune = Sequence[str] | None
-"""Axes to be chosen on validation, None for those of the experiment."""
 
 RATE: Tune = (LR,)
 
@@ -127,14 +123,6 @@ def slope(cell: Cell, axis: str, claimed: Range, of: Quantity) -> Form:
     return form
 
 
-def exponents(table: pd.DataFrame) -> pd.Series:
-    """By seed (row), the slope of log(value) on log(column): the exponent of a power law."""
-    if (table <= 0).any(axis=None):
-        raise Missing("a value is not positive, so there is no power law")
-    x = np.log(np.array(table.columns, dtype=float))
-    return table.apply(lambda row: float(np.polyfit(x, np.log(row.to_numpy(dtype=float)), 1)[0]), axis=1)
-
-
 def optimum(axis: str, claimed: Range, among: Iterable[Any] = ()) -> Form:
     """log2 of the value of the axis with the best score lies in the range; `among` must have been run."""
 
@@ -147,13 +135,6 @@ def optimum(axis: str, claimed: Range, among: Iterable[Any] = ()) -> Form:
         yield OnGrid(f"log2 of the best {name}", best, claimed, f"log2 {name}", step)
 
     return form
-
-
-def best_by_seed(scores: Mapping[float, pd.Series]) -> pd.Series:
-    """By seed, log2 of the key with the best score; ties count as their mean."""
-    table = aligned(scores)
-    logs = np.log2(np.array(table.columns, dtype=float))
-    return table.apply(lambda row: float(logs[(row == row.max()).to_numpy()].mean()), axis=1)
 
 
 def each(axis: str, make: Callable[[Any], Form], among: Callable[[list[Any]], Iterable[Any]] = iter) -> Form:

@@ -1,14 +1,14 @@
 """Numbers of one run, and quantities that claims are about: from its record, its history and its ΔW."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_zoo.claims.evidence import Measure, Missing
+from lora_zoo.claims.evidence import Measure, Missing, aligned
 from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
 from lora_zoo.results import deltas, updates
 
@@ -134,3 +134,18 @@ def _over_matrices(
 
     measure.__name__ = f"{formula} in {table}"
     return measure
+
+
+def exponents(table: pd.DataFrame) -> pd.Series:
+    """By seed (row), the slope of log(value) on log(column): the exponent of a power law."""
+    if (table <= 0).any(axis=None):
+        raise Missing("a value is not positive, so there is no power law")
+    x = np.log(np.array(table.columns, dtype=float))
+    return table.apply(lambda row: float(np.polyfit(x, np.log(row.to_numpy(dtype=float)), 1)[0]), axis=1)
+
+
+def best_by_seed(scores: Mapping[float, pd.Series]) -> pd.Series:
+    """By seed, log2 of the key with the best score; ties count as their mean."""
+    table = aligned(scores)
+    logs = np.log2(np.array(table.columns, dtype=float))
+    return table.apply(lambda row: float(logs[(row == row.max()).to_numpy()].mean()), axis=1)

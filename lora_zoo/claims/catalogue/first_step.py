@@ -1,63 +1,23 @@
-"""Statements about the first step that need no runs: computed now, in float64, on a tiny model.
-
-Letters: R rank. The model has one attention-like pair of linear layers, q_proj and v_proj, of width WIDTH.
-"""
+"""Statements about the first step that need no runs: computed now, in float64, on a tiny model."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 
 from lora_zoo.adapters.injection import Injection, inject
 from lora_zoo.analysis.statistics import Interval
-from lora_zoo.claims.forms import exponents
 from lora_zoo.claims.hypotheses import Sampled, between
+from lora_zoo.claims.measures import exponents
 from lora_zoo.claims.registry import computed
 from lora_zoo.claims.rule import Status, Verdict, verdict
+from lora_zoo.claims.tiny import Tiny, adapted, gradients, loss, moved
 
-WIDTH, TOKENS = 64, 32
 RANKS = (2, 4, 8, 16, 32, 64)
 ROUNDING = 1e-9
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.q_proj, self.v_proj = (nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(2))
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.v_proj(self.q_proj(x).tanh())
-
-
-def loss(model: nn.Module) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x, y = (torch.randn(TOKENS, WIDTH, generator=generator).double() for _ in range(2))
-    return (model(x) - y).square().mean()
-
-
-def adapted(variant: str = "lora", *, zeroed: bool = False, **hyper: Any) -> Injection:
-    """Tiny with an adapter on both matrices, all of it 0 where `zeroed`, after a backward pass."""
-    injection = inject(Tiny(), variant, target_modules=["q", "v"], **{"rank": 4} | hyper)
-    if zeroed:
-        with torch.no_grad():
-            for parameter in injection.parameters():
-                parameter.zero_()
-    loss(injection.model).backward()
-    return injection
-
-
-def gradients(injection: Injection, factor: str) -> list[Tensor]:
-    """∂L/∂factor of each matrix."""
-    found = [p.grad for name, p in injection.named_parameters().items() if name.endswith(factor)]
-    return [gradient for gradient in found if gradient is not None]
 
 
 def exactly(right: bool, effect: float, unit: str, found: str, n: int) -> Verdict:
@@ -74,7 +34,7 @@ def _greatest(injection: Injection, factor: str) -> float:
 @computed("steps/both-zero-is-dead", "source S0, S1", "H01")
 def both_zero_is_dead() -> Verdict:
     """With A = B = 0 both gradients are exactly 0, so that no step changes anything."""
-    injection = adapted(zeroed=True)
+    injection = adapted(init="both_zero")
     norms = {factor: _greatest(injection, factor) for factor in ("A_RI", "B_OR")}
     found = f"max |∂L/∂A| = {norms['A_RI']:.3g}, max |∂L/∂B| = {norms['B_OR']:.3g}"
     return exactly(max(norms.values()) == 0, max(norms.values()), "largest gradient", found, len(injection))
@@ -195,15 +155,6 @@ def merged_is_equal() -> Verdict:
     plain = [type(module) is nn.Linear for module in (injection.model.q_proj, injection.model.v_proj)]
     found = f"relative change of the loss {change:.2g}, {sum(plain)} of 2 layers plain linear again"
     return exactly(change < ROUNDING and all(plain), change, "relative change", found, 2)
-
-
-def moved(injection: Injection) -> Injection:
-    """Every trainable tensor moved by noise, as training would."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in injection.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).double())
-    return injection
 
 
 @computed("steps/nf4-equally-spaced", "source S4", "H28")

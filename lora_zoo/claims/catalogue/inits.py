@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.claims.evidence import LR, Runs, aligned
-from lora_zoo.claims.forms import RATE, as_good, best_by_seed, better, each, lies
+from lora_zoo.claims.forms import RATE, as_good, better, each, lies
 from lora_zoo.claims.hypotheses import Hypothesis, OnGrid, above, below
-from lora_zoo.claims.measures import CountedQuantity, changes
+from lora_zoo.claims.measures import CountedQuantity, best_by_seed, changes
 from lora_zoo.claims.registry import Source
 
 
