@@ -354,7 +354,7 @@ TRIOS: dict[str, Trio] = {
     "lora/q-alone-needs-rank": trio(*six, _table_6(0.9, 0.9, 0.9), _table_6(0.5, 0.9, 0.9, (0.8, 0.7))),
     "lora/rank-1-falls-short": trio(*study, _study(0.7, 0.9, 0.9, 0.5), _study(0.9, 0.7, 0.8, 1.0)),
     "lora/gain-ends-at-16": trio(*study, _study(0.1, 0.3, 0.9, 0.9), _study(0.9, 0.9, 0.8, 0.9)),
-    "theory/half-the-width": trio(*study, _study(0.1, 0.3, 0.6, 0.9), _study(0.1, 0.9, 0.8, 0.9)),
+    "theory/half-the-width": trio(*study, _study(0.95, 0.3, 0.6, 0.9), _study(0.1, 0.9, 0.8, 0.9)),
     "rslora/gradients-of-lora-fall": trio(
         *rs, _exponents(-0.5, 0), _exponents(-0.1, -0.5), gradients, loud=3
     ),
