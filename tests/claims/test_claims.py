@@ -253,6 +253,13 @@ def test_margins_are_in_points_of_the_metric(name, variants, margin, point):
         assert judged(name, frame.assign(test=scores)).status is status
 
 
+def test_vera_is_compared_at_about_as_many_parameters():
+    frame = TRIOS["vera/at-equal-parameters"].supports
+    fewer = frame.assign(trainable=frame["trainable"].where(frame["variant"] == "lora", 8000))
+    verdict = judged("vera/at-equal-parameters", fewer)
+    assert verdict.status is Status.INCONCLUSIVE and "not about as many" in verdict.reason
+
+
 def test_claims_that_disagree_say_so_of_each_other():
     for one in CLAIMS.values():
         for other in one.against:
