@@ -84,8 +84,8 @@ def near_the_middle(level: float) -> float:
 
 
 def losses(level: float) -> dict[str, Any]:
-    """A curve with this mean loss in its first quarter."""
-    history = [{"step": step, "loss": level if step <= 50 else 0.1} for step in range(5, 201, 5)]
+    """A curve with this mean loss in its first quarter, and later one that falls as this rises."""
+    history = [{"step": step, "loss": level if step <= 50 else 5 - level} for step in range(5, 201, 5)]
     return score(0.9) | {"history": history}
 
 
