@@ -2,36 +2,24 @@
 
 frame = lora_zoo.results.load("runs")
 chart = figures.against(frame, "rank", by=["variant"])
-chart.save("figures/rank")                                # .svg, .pdf, .png
-plotly.graph_objects.Figure(chart.interactive()[0])       # the same for a notebook
+chart.save("figures/rank")             # .svg, .pdf, .png
+chart.spec                             # the same as a Vega-Lite specification
+chart.panels[0].rows                   # and its numbers
 """
 
-from lora_zoo.report.figures.against_base import amplification, intruders, touched
 from lora_zoo.report.figures.changes import layer_ranks, spectra, subspaces
-from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Panel, Series
-from lora_zoo.report.figures.comparisons import against, grid, pareto, profiles
+from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.curves import curves
 from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction, ranks
+from lora_zoo.report.figures.groups import Nothing, line, stack
+from lora_zoo.report.figures.outcomes import against, grid, pareto, profiles
+from lora_zoo.report.figures.panels import Axis, Bands, Marks, Panel, Points
+from lora_zoo.report.figures.style import series_styles
+from lora_zoo.report.figures.vs_base import amplification, intruders, touched
 
 __all__ = [
-    "Axis",
-    "Chart",
-    "Nothing",
-    "Panel",
-    "Series",
-    "against",
-    "amplification",
-    "curves",
-    "decay",
-    "evolution",
-    "grid",
-    "intruders",
-    "layer_ranks",
-    "magnitude_direction",
-    "pareto",
-    "profiles",
-    "ranks",
-    "spectra",
-    "subspaces",
+    *("Axis", "Bands", "Chart", "Marks", "Nothing", "Panel", "Points"),
+    *("against", "amplification", "curves", "decay", "evolution", "grid", "intruders", "layer_ranks", "line"),
+    *("magnitude_direction", "pareto", "profiles", "ranks", "series_styles", "spectra", "stack", "subspaces"),
     "touched",
 ]
