@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.analysis.runs import said
-from lora_zoo.report.typeset import ABSENT, Content, Look, Measured, Quoted
+from lora_zoo.report.render import ABSENT, Content, Look, Measured, Quoted
 
 _NOT_AXES = ("value", "spread", "of")
 _SHARES = 1.5  # a paper's number above it, beside ours up to 1, is in percent

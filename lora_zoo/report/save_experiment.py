@@ -14,7 +14,7 @@ import pandas as pd
 
 from lora_zoo.adapters.checkpoint import DESCRIPTION, WEIGHTS
 from lora_zoo.analysis.claims import Entry, printing
-from lora_zoo.report.typeset import Table
+from lora_zoo.report.render import Table
 from lora_zoo.results.archives import archive, without_places
 from lora_zoo.results.sources import kept_adapter
 
@@ -23,7 +23,7 @@ MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->",
 _PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
 
 
-def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Path) -> Path:
+def save_experiment(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Path) -> Path:
     """Write the runs of one experiment, its table and the claims that it tests to `folder`; returns it.
 
     ValueError for runs of no experiment or of several.
@@ -31,7 +31,7 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
     names = sorted(frame["experiment"].dropna().unique())
     if len(names) != 1 or not names[0]:
         of = ", ".join(map(str, names)) or "no experiment"
-        raise ValueError(f"--keep takes the runs of one experiment; these are of {of}")
+        raise ValueError(f"--save-experiment takes the runs of one experiment; these are of {of}")
     about: Mapping[str, Any] = next(about for about in frame["experiment_about"] if about)
     folder.mkdir(parents=True, exist_ok=True)
     archive(frame, folder / ARCHIVE)
@@ -83,4 +83,4 @@ def _opening(about: Mapping[str, Any]) -> str:
     return f"# {about['title']}\n\n{about['question']}\n\n{paper}"
 
 
-__all__ = ["keep"]
+__all__ = ["save_experiment"]

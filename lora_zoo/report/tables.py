@@ -17,9 +17,9 @@ from lora_zoo.analysis.cells import cells
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.runs import said
-from lora_zoo.report.origin import command, doubts, origin
+from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.plan import NOWHERE, Plan
-from lora_zoo.report.typeset import Row, Table, Told
+from lora_zoo.report.render import Row, Table, Told
 from lora_zoo.results.frame import axes, column
 
 

@@ -6,35 +6,36 @@ files are the report.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lora_zoo.report.page import Page
-from lora_zoo.report.typeset import Table
+from lora_zoo.analysis.claims import Entry, printing
 from lora_zoo.results.mirror import Sheet, open_mirror
+
+if TYPE_CHECKING:
+    from lora_zoo.report.report import Report
 
 JOB = "report"
 _TRACKING = "config.tracking."
 _CLAIM = ("name", "says", "source", "status", "effect", "said", "command")
 
 
-def mirror(
-    frame: pd.DataFrame, tables: Sequence[Table], page: Page, figures: Mapping[str, Path], folder: Path
-) -> str:
+def mirror(report: "Report", figures: Mapping[str, Path], folder: Path) -> str:
     """Write the report there; its files lie in `folder`/wandb. Returns where it is, "" where it is not."""
+    frame = report.frame
     group = group_of(frame)
     names = sorted(frame["experiment"].dropna().unique())
     with open_mirror(
         tracking_of(frame),
         directory=folder,
         name=f"{JOB}-{group or 'runs'}",
-        config={"runs": sorted(frame["run"].dropna()), "axes": list(page.axes)},
+        config={"runs": sorted(frame["run"].dropna()), "axes": report.axes},
         group=group,
         tags=[JOB, *filter(None, names)],
         job_type=JOB,
     ) as opened:
-        opened.show(sheets(tables, page), {f"figures/{name}": path for name, path in figures.items()})
+        opened.show(sheets(report), {f"figures/{name}": path for name, path in figures.items()})
         opened.finish({"state": "done", "metrics": {"runs": len(frame)}}, None, [])
         return opened.where
 
@@ -60,14 +61,19 @@ def group_of(frame: pd.DataFrame) -> str | None:
     return sweeps.pop() if len(sweeps) == 1 else None
 
 
-def sheets(tables: Sequence[Table], page: Page) -> dict[str, Sheet]:
+def sheets(report: "Report") -> dict[str, Sheet]:
     """Each table's cells as numbers, the ledger and the findings."""
-    found = {f"tables/{table.name}": _of_records(table.records) for table in tables if table.records}
-    verdicts = [[getattr(claim, key) for key in _CLAIM] for claim in (*page.claims, *page.undecided)]
-    found["claims"] = Sheet(list(_CLAIM), verdicts)
-    findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in page.findings or ()]
+    found = {f"tables/{table.name}": _of_records(table.records) for table in report.tables if table.records}
+    found["claims"] = Sheet(list(_CLAIM), [_of_claim(entry) for entry in (*report.decided, *report.undecided)])
+    findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in report.findings]
     found["integrity"] = Sheet(["kind", "said", "runs"], findings)
     return found
+
+
+def _of_claim(entry: Entry) -> list[str]:
+    source, verdict = f"{entry.paper}, {entry.where}".strip(", "), entry.verdict
+    status, effect = str(verdict.status), printing.effect(entry)
+    return [entry.id, entry.says, source, status, effect, verdict.said, entry.command]
 
 
 def _of_records(records: Sequence[Mapping[str, Any]]) -> Sheet:

@@ -5,6 +5,7 @@ The same specification is drawn by the page's script, and by vl-convert as SVG, 
 
 import base64
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from lora_zoo.report.figures.style import CONFIG, SeriesStyle, Styles
 
 VEGA_LITE = "6.1"
 SIDE_BY_SIDE = 3  # panels
-LETTER = 5.6  # points, of a title
-WIDEST_NAME = 130  # points, of an entry of the legend
+LETTER = 8  # pixels, of a title
+WIDEST_NAME = 150  # pixels, of an entry of the legend
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Chart:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The figure for print, in points; the caption is left to the paper's text."""
+        """The figure for print, in pixels of 1/96 inch; the caption is left to the paper's text."""
         columns = min(SIDE_BY_SIDE, len(self.panels))
-        width = max(240, columns * max((panel.size[0] + 45 for panel in self.panels), default=0))
+        width = max(320, columns * max((panel.size[0] + 60 for panel in self.panels), default=0))
         names = [name for name, _, _ in self.legend]
         shown = {"orient": "bottom", "title": None, "columns": max(1, int(width // WIDEST_NAME))}
         return {
@@ -55,7 +56,7 @@ class Chart:
             "description": self.alt,
             "title": {
                 **{"text": textwrap.wrap(self.title, int(width / LETTER)), "fontWeight": "bold"},
-                **{"fontSize": 10, "frame": "bounds", "offset": 8},
+                **{"fontSize": 13, "frame": "bounds", "offset": 10},
             },
             "params": [HIDDEN],
             "config": CONFIG,
@@ -87,7 +88,8 @@ class Chart:
 
         if kind == "svg":
             return self.svg.encode()
-        return bytes(vl_convert.svg_to_pdf(self.svg) if kind == "pdf" else vl_convert.svg_to_png(self.svg, ppi=300))
+        points = re.sub(r'(width|height)="([\d.]+)"', _in_points, self.svg, count=2)
+        return bytes(vl_convert.svg_to_png(points, ppi=300) if kind == "png" else vl_convert.svg_to_pdf(points))
 
     def _repr_html_(self) -> str:
         """The picture, its words and the caption, where a notebook shows a cell's last value."""
@@ -99,4 +101,8 @@ class Chart:
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
-__all__ = ["Chart"]
+def _in_points(size: re.Match[str]) -> str:
+    return f'{size[1]}="{float(size[2]) * 0.75:g}"'
+
+
+__all__ = ["VEGA_LITE", "Chart"]

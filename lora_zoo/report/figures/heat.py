@@ -7,7 +7,7 @@ from typing import Any, final
 import pandas as pd
 
 from lora_zoo.report.figures.panels import Axis, Panel, values
-from lora_zoo.report.figures.style import SCHEME, Styles
+from lora_zoo.report.figures.style import SCHEME, WORD, Styles
 
 MANY = 14  # columns beyond which numbers would not be readable
 PICTURE = 8  # rows of numbers that are as high as a picture at most
@@ -42,24 +42,25 @@ class Heat(Panel):
     @property
     def size(self) -> tuple[float, float]:
         deep = min(len(self.lines), PICTURE) if self.is_picture else len(self.lines)
-        return (200, 18 * deep) if self.is_picture else (max(110, 26 * len(self.columns)), max(50, 18 * deep))
+        return (256, 24 * deep) if self.is_picture else (max(150, 36 * len(self.columns)), max(70, 24 * deep))
 
     @property
     def height(self) -> int:
         return 34 * max(3, min(len(self.lines), PICTURE) if self.is_picture else len(self.lines))
 
     def spec(self, styles: Styles, legend: dict[str, Any] | None) -> dict[str, Any]:
-        scale = {"scheme": SCHEME, "domain": [self.low, self.high if self.high > self.low else self.low + 1]}
-        bar = {"title": None, "orient": "right", "format": "~g", "gradientLength": min(self.size[1], 120)}
+        ends = [self.low, self.high if self.high > self.low else self.low + 1]
+        scale = {"scheme": SCHEME, "domain": ends}
+        bar = {"title": None, "orient": "right", "format": "~g", "gradientLength": min(self.size[1], 160)}
         numbers = {"field": "value", "type": "quantitative"}
         shade = {**numbers, "scale": scale, "legend": bar if self.high > self.low else None}
-        cells = {"mark": {"type": "rect"}, "encoding": {"color": shade, "tooltip": self._tooltip()}}
-        middle = (self.low + self.high) / 2
-        ink = {"condition": {"test": f"datum.value < {middle!r}", "value": "white"}, "value": "black"}
+        seamless = {"width": {"band": 1.1}, "height": {"band": 1.1}} if self.is_picture else {}
+        cells = {"mark": {"type": "rect", **seamless}, "encoding": {"color": shade, "tooltip": self._tooltip()}}
+        ink = {"condition": {"test": f"datum.value < {sum(ends) / 2!r}", "value": "white"}, "value": "black"}
         text = numbers | {"format": f".{self.digits}~g"}
-        words = {"mark": {"type": "text", "fontSize": 8}, "encoding": {"text": text, "color": ink}}
+        words = {"mark": {"type": "text", "fontSize": WORD}, "encoding": {"text": text, "color": ink}}
         return {
-            "data": values(self.rows),
+            "data": values(self.rows.dropna(subset=["value"])),
             "encoding": {"x": self._names("column", self.x, self.columns), "y": self._names("row", self.y, self.lines)},
             "layer": [cells] if self.is_picture else [cells, words],
         }

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 
 import pandas as pd
 
-from lora_zoo.report.figures.style import GREY, INK, Styles, joined
+from lora_zoo.report.figures.style import GREY, INK, WORD, Styles, joined
 
 FEW = 12  # ticks or words that do not collide
 HIDDEN = {"name": "hidden", "value": []}  # the series that a reader has switched off
@@ -47,8 +47,8 @@ class Panel(ABC):
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height in points on paper."""
-        return 175, 130
+        """Width and height in pixels of 1/96 inch on paper."""
+        return 235, 175
 
     @property
     def height(self) -> int:
@@ -103,7 +103,7 @@ class Plane(Panel):
         if self.baselines.empty:
             return []
         ends = self.baselines.groupby("series", sort=False).tail(1)
-        words = {"type": "text", "color": INK, "opacity": 0.75, "align": "right", "dy": -5, "fontSize": 8}
+        words = {"type": "text", "color": INK, "opacity": 0.75, "align": "right", "dy": -5, "fontSize": WORD}
         names = {"data": values(ends), "mark": words, "encoding": {"text": {"field": "series"}, **_plain(INK)}}
         return [grey(self.baselines, strokeDash=[1.5, 2]), names]
 
@@ -158,14 +158,14 @@ class Plane(Panel):
         """Type, scale and ticks; a logarithmic axis spans what is positive."""
         ruler: Spec = {"title": axis.title}
         scale: Spec = {"type": "linear", "zero": False}
-        if max(map(abs, self._numbers(columns)), default=0) >= 1e5:
+        if max(map(abs, self._numbers(columns)), default=0) >= 2e4:
             ruler["format"] = "~s"
         if axis.log:
             ends = self._domain(columns)
             scale = {"type": "log", "domain": [_rounded(end) for end in ends]}
             ruler = {"format": "~g", "values": log_ticks(*ends)} | ruler
         if ticks := self.ticks(columns[0]):
-            ruler["values"] = ticks
+            ruler |= {"format": "~g", "values": ticks}
         return {"type": "quantitative", "scale": scale, "axis": ruler}
 
     def ticks(self, column: str) -> list[float]:
@@ -224,7 +224,7 @@ def arms() -> Spec:
     ends = {"y": {"field": "foot", "title": None}, "y2": {"field": "high"}}
     return {
         "transform": [{"filter": "isValid(datum.low) && datum.low < datum.high"}],
-        "mark": {"type": "rule", "strokeWidth": 1},
+        "mark": {"type": "rule", "strokeWidth": 1.2},
         "encoding": ends,
     }
 
@@ -241,7 +241,7 @@ class Bands(Plane):
         step = {"interpolate": "step-after"} if self.stairs else {}
         ends = {"y": {"field": "foot", "title": None}, "y2": {"field": "high"}, "tooltip": {"value": None}}
         area = {"type": "area", "opacity": 0.18, "line": False, **step}
-        curve = {"mark": {"type": "line", "strokeWidth": 1.5, "clip": True, **step}}
+        curve = {"mark": {"type": "line", "strokeWidth": 2, "clip": True, **step}}
         found = [{"mark": area, "encoding": ends}, curve] if self.rows["low"].notna().any() else [curve]
         lone = self.rows.groupby("series")["x"].transform("size") == 1
         return [*found, {"data": values(self.rows[lone]), **POINTS}] if lone.any() else found
@@ -253,7 +253,7 @@ class Bands(Plane):
         return drawn
 
 
-POINTS: Spec = {"mark": {"type": "point", "filled": True, "size": 26, "opacity": 1}}
+POINTS: Spec = {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1}}
 
 
 @final
@@ -264,7 +264,7 @@ class Marks(Plane):
     shows: ClassVar[str] = "lines and points"
 
     def layers(self) -> list[Spec]:
-        return [arms(), {"mark": {"type": "line", "strokeWidth": 1.2}}, POINTS]
+        return [arms(), {"mark": {"type": "line", "strokeWidth": 1.7}}, POINTS]
 
     def ticks(self, column: str) -> list[float]:
         found = sorted(self.rows["x"].unique().tolist()) if column == "x" else []
@@ -279,7 +279,7 @@ class Points(Plane):
     shows: ClassVar[str] = "points"
 
     def layers(self) -> list[Spec]:
-        return [{"mark": POINTS["mark"] | {"opacity": 0.8, "size": 14}}]
+        return [{"mark": POINTS["mark"] | {"opacity": 0.8, "size": 25}}]
 
     def describe(self) -> str:
         counts = "; ".join(
@@ -311,7 +311,7 @@ class Front(Plane):
         return [*super().behind(), grey(self.front, interpolate="step-after")]
 
     def layers(self) -> list[Spec]:
-        beside = {"type": "text", "align": "left", "dx": 5, "dy": -5, "fontSize": 8}
+        beside = {"type": "text", "align": "left", "dx": 5, "dy": -5, "fontSize": WORD}
         words = {"mark": beside, "encoding": {"text": {"field": "note"}, "color": {"value": INK}}}
         return [arms(), POINTS, *([words] if len(self.rows) <= FEW else [])]
 

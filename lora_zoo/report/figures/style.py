@@ -23,21 +23,22 @@ SCHEME = "cividis"  # perceptually even, and the same to all three kinds of colo
 GREY = "#808080"
 INK = "currentColor"  # the page's ink, light on dark; black in a file
 FONT = "DejaVu Sans, Verdana, sans-serif"  # has all of − ± ≈ ‖ σᵢ φ
+WORD = 10  # pixels, the size of words among marks
 CONFIG: Mapping[str, Any] = {
     "font": FONT,
     "view": {"stroke": None},
     "axis": {
         **{"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK},
-        **{"gridOpacity": 0.12, "titleFontWeight": "normal", "labelFontSize": 8, "titleFontSize": 9},
-        **{"labelLimit": 120, "labelOverlap": "greedy", "titleLimit": 400, "labelFlush": False},
+        **{"gridOpacity": 0.12, "titleFontWeight": "normal", "labelFontSize": 10.5, "titleFontSize": 11.5},
+        **{"labelLimit": 160, "labelOverlap": "greedy", "titleLimit": 400, "labelFlush": False, "labelSeparation": 4},
     },
-    "title": {"color": INK, "anchor": "start", "fontSize": 9, "fontWeight": "normal", "frame": "group"},
+    "title": {"color": INK, "anchor": "start", "fontSize": 11.5, "fontWeight": "normal", "frame": "group"},
     "legend": {
-        **{"labelColor": INK, "titleColor": INK, "labelFontSize": 8, "titleFontSize": 8, "labelLimit": 300},
-        **{"gradientThickness": 9, "symbolOpacity": 1},
+        **{"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 400},
+        **{"gradientThickness": 9, "symbolOpacity": 1, "symbolSize": 70},
     },
     "mark": {"aria": False},  # the whole is described in words
-    "concat": {"spacing": 14},
+    "concat": {"spacing": 18},
 }
 
 
@@ -85,4 +86,4 @@ def joined(*parts: str) -> str:
 
 
 Styles = Mapping[str, SeriesStyle]
-__all__ = ["CONFIG", "GREY", "INK", "SCHEME", "SeriesStyle", "Styles", "joined", "ordered_styles", "series_styles"]
+__all__ = ["CONFIG", "GREY", "INK", "SCHEME", "WORD", "SeriesStyle", "Styles", "joined", "ordered_styles", "series_styles"]
