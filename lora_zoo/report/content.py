@@ -91,7 +91,9 @@ def _commits(runs: pd.DataFrame) -> str:
 
 def shared_settings(runs: pd.DataFrame) -> dict[str, str]:
     """The settings that have one value in all runs, by their key on the command line."""
-    columns = [column for column in runs if SETTING.match(str(column)) and runs[column].astype(str).nunique() == 1]
+    columns = [
+        column for column in runs if SETTING.match(str(column)) and runs[column].astype(str).nunique() == 1
+    ]
     same = {SETTING.sub("", column): runs[column].iloc[0] for column in columns}
     return {key: _text(value) for key, value in sorted(same.items()) if not missing(value)}
 

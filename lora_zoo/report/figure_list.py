@@ -53,10 +53,13 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
     own = [axis for axis in by if axis != "task"]
     name = {axis: axis_of(axis).label for axis in by}
     _add_curves(found, runs, by)
-    numeric = {name[x]: partial(figures.against, runs, x, by, value=value) for x in own if _numbers(runs[x]) > 1}
+    numeric = {
+        name[x]: partial(figures.against, runs, x, by, value=value) for x in own if _numbers(runs[x]) > 1
+    }
     found.add("Outcome against a setting", "setting", numeric)
     pairs = {
-        f"{name[r]} × {name[c]}": partial(figures.grid, runs, r, c, by, value=value) for r, c in _pairs(runs, own)
+        f"{name[r]} × {name[c]}": partial(figures.grid, runs, r, c, by, value=value)
+        for r, c in _pairs(runs, own)
     }
     found.add("Two settings at once", "settings", pairs)
     costs = {axis_of(cost).label: partial(figures.pareto, runs, cost, by, value=value) for cost in COSTS}
@@ -161,7 +164,9 @@ def _recorded(
 def _add_subspaces(found: FigureList, runs: pd.DataFrame) -> None:
     pairs = subspace_pairs(runs)
     if pairs.similarities:
-        found.add("Overlap of subspaces", "pairs", {"all": partial(figures.subspaces, pairs[0], dimension=pairs[1])})
+        found.add(
+            "Overlap of subspaces", "pairs", {"all": partial(figures.subspaces, pairs[0], dimension=pairs[1])}
+        )
     else:
         found.absent.append("Overlap of subspaces: no two adapters of different seeds are there to compare")
 

@@ -47,7 +47,13 @@ def html(report: "Report") -> str:
         buttons=BUTTONS,
         policy=_policy(library, script),
         library=_packed(library),
-        charts=_packed(json.dumps({"config": CONFIG | {"background": "transparent"}, "charts": charts}, allow_nan=False, separators=(",", ":"))),
+        charts=_packed(
+            json.dumps(
+                {"config": CONFIG | {"background": "transparent"}, "charts": charts},
+                allow_nan=False,
+                separators=(",", ":"),
+            )
+        ),
         script=Markup(script),
         style=Markup(_template("page.css")),
         tables=[_scrolling(table.html()) for table in report.tables],

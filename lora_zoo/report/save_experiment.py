@@ -19,7 +19,7 @@ from lora_zoo.results.archives import archive, without_places
 from lora_zoo.results.sources import kept_adapter
 
 ARCHIVE, README = "results.jsonl.gz", "README.md"
-MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->", "<!-- /measured -->"
+MARKERS = "<!-- measured: made by python -m lora_zoo.report … --save-experiment {0} -->", "<!-- /measured -->"
 _PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
 
 

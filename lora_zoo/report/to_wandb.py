@@ -64,7 +64,9 @@ def group_of(frame: pd.DataFrame) -> str | None:
 def sheets(report: "Report") -> dict[str, Sheet]:
     """Each table's cells as numbers, the ledger and the findings."""
     found = {f"tables/{table.name}": _of_records(table.records) for table in report.tables if table.records}
-    found["claims"] = Sheet(list(_CLAIM), [_of_claim(entry) for entry in (*report.decided, *report.undecided)])
+    found["claims"] = Sheet(
+        list(_CLAIM), [_of_claim(entry) for entry in (*report.decided, *report.undecided)]
+    )
     findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in report.findings]
     found["integrity"] = Sheet(["kind", "said", "runs"], findings)
     return found

@@ -110,7 +110,8 @@ def subspaces(
         shown[f"random, expected: max(i, j) / {dimension}"] = largest.mask(largest.notna(), ij / dimension)
     axes = Axis("first j directions"), Axis("first i directions")
     panels = [
-        Heat(name, *axes, unstacked(table), Axis("φ(i, j)"), 0.0, 1.0, digits=2) for name, table in shown.items()
+        Heat(name, *axes, unstacked(table), Axis("φ(i, j)"), 0.0, 1.0, digits=2)
+        for name, table in shown.items()
     ]
     caption = "φ = 1: the smaller subspace lies within the other; 0: they are orthogonal (LoRA, section 7.2)."
     return Chart(title, caption, panels)

@@ -89,7 +89,9 @@ class Chart:
         if kind == "svg":
             return self.svg.encode()
         points = re.sub(r'(width|height)="([\d.]+)"', _in_points, self.svg, count=2)
-        return bytes(vl_convert.svg_to_png(points, ppi=300) if kind == "png" else vl_convert.svg_to_pdf(points))
+        return bytes(
+            vl_convert.svg_to_png(points, ppi=300) if kind == "png" else vl_convert.svg_to_pdf(points)
+        )
 
     def _repr_html_(self) -> str:
         """The picture, its words and the caption, where a notebook shows a cell's last value."""

@@ -13,7 +13,17 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.report.figures.chart import Chart
-from lora_zoo.report.figures.groups import Group, Nothing, grouped, groups, line, means, needs, spanning, stack
+from lora_zoo.report.figures.groups import (
+    Group,
+    Nothing,
+    grouped,
+    groups,
+    line,
+    means,
+    needs,
+    spanning,
+    stack,
+)
 from lora_zoo.report.figures.panels import Axis, Bands, Marks, Points
 from lora_zoo.report.figures.style import Styles, ordered_styles, series_styles
 
@@ -68,7 +78,9 @@ def ranks(spectra: pd.DataFrame, by: Sequence[str] = (), x: str = "rank") -> Cha
         "2 r at the most."
     )
     bound = line("r", given, given)
-    return _measured("How much of its rank ΔW uses", caption, spectra, x, by, ("stable_rank", "effective_rank"), bound)
+    return _measured(
+        "How much of its rank ΔW uses", caption, spectra, x, by, ("stable_rank", "effective_rank"), bound
+    )
 
 
 def evolution(
@@ -87,7 +99,9 @@ def magnitude_direction(changes: pd.DataFrame, by: Sequence[str]) -> Chart:
     for group in groups(table, by):
         r = group.runs["magnitude_change"].corr(group.runs["direction_change"])
         rows = stack(
-            line(step.name, step.runs["direction_change"].to_numpy(), step.runs["magnitude_change"].to_numpy())
+            line(
+                step.name, step.runs["direction_change"].to_numpy(), step.runs["magnitude_change"].to_numpy()
+            )
             for step in groups(group.runs, ["step"])
         )
         panels.append(Points(f"{group.name}: correlation {r:+.2f}", x, y, rows))
@@ -114,7 +128,9 @@ def _measured(
     runs = by_run(table.dropna(subset=[x]), x, by, measures)
     found = groups(runs, by)
     panels = [
-        Marks("", spanning(runs, x), MEASURES[m], stack(means(group, x, m) for group in found), baselines=bound)
+        Marks(
+            "", spanning(runs, x), MEASURES[m], stack(means(group, x, m) for group in found), baselines=bound
+        )
         for m in measures
     ]
     return Chart(title, caption, panels, styles_of(found, by))

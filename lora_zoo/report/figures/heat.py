@@ -55,13 +55,19 @@ class Heat(Panel):
         numbers = {"field": "value", "type": "quantitative"}
         shade = {**numbers, "scale": scale, "legend": bar if self.high > self.low else None}
         seamless = {"width": {"band": 1.1}, "height": {"band": 1.1}} if self.is_picture else {}
-        cells = {"mark": {"type": "rect", **seamless}, "encoding": {"color": shade, "tooltip": self._tooltip()}}
+        cells = {
+            "mark": {"type": "rect", **seamless},
+            "encoding": {"color": shade, "tooltip": self._tooltip()},
+        }
         ink = {"condition": {"test": f"datum.value < {sum(ends) / 2!r}", "value": "white"}, "value": "black"}
         text = numbers | {"format": f".{self.digits}~g"}
         words = {"mark": {"type": "text", "fontSize": WORD}, "encoding": {"text": text, "color": ink}}
         return {
             "data": values(self.rows.dropna(subset=["value"])),
-            "encoding": {"x": self._names("column", self.x, self.columns), "y": self._names("row", self.y, self.lines)},
+            "encoding": {
+                "x": self._names("column", self.x, self.columns),
+                "y": self._names("row", self.y, self.lines),
+            },
             "layer": [cells] if self.is_picture else [cells, words],
         }
 
@@ -73,7 +79,10 @@ class Heat(Panel):
     def _tooltip(self) -> list[dict[str, Any]]:
         words = [("row", self.y.title), ("column", self.x.title), ("note", "runs")]
         named = [{"field": name, "title": title} for name, title in words if self.rows[name].any()]
-        return [*named, {"field": "value", "type": "quantitative", "format": ".4~g", "title": self.colour.title}]
+        return [
+            *named,
+            {"field": "value", "type": "quantitative", "format": ".4~g", "title": self.colour.title},
+        ]
 
     def describe(self) -> str:
         what = f"{self.title or 'Panel'}, {self.colour.title} by {self.y.label} and {self.x.label}"

@@ -104,7 +104,11 @@ class Plane(Panel):
             return []
         ends = self.baselines.groupby("series", sort=False).tail(1)
         words = {"type": "text", "color": INK, "opacity": 0.75, "align": "right", "dy": -5, "fontSize": WORD}
-        names = {"data": values(ends), "mark": words, "encoding": {"text": {"field": "series"}, **_plain(INK)}}
+        names = {
+            "data": values(ends),
+            "mark": words,
+            "encoding": {"text": {"field": "series"}, **_plain(INK)},
+        }
         return [grey(self.baselines, strokeDash=[1.5, 2]), names]
 
     def spec(self, styles: Styles, legend: Spec | None) -> Spec:
@@ -144,7 +148,9 @@ class Plane(Panel):
         return min(positive) / more, max(positive) * more
 
     def _numbers(self, columns: Sequence[str]) -> list[float]:
-        parts = [part[name].astype(float).tolist() for part in (self.rows, self.baselines) for name in columns]
+        parts = [
+            part[name].astype(float).tolist() for part in (self.rows, self.baselines) for name in columns
+        ]
         return [value for part in parts for value in part if math.isfinite(value)]
 
     def tooltip(self) -> list[Spec]:
@@ -163,9 +169,9 @@ class Plane(Panel):
         if axis.log:
             ends = self._domain(columns)
             scale = {"type": "log", "domain": [_rounded(end) for end in ends]}
-            ruler = {"format": "~g", "values": log_ticks(*ends)} | ruler
+            ruler = {"format": ".6~g", "values": log_ticks(*ends)} | ruler
         if ticks := self.ticks(columns[0]):
-            ruler |= {"format": "~g", "values": ticks}
+            ruler |= {"format": ".6~g", "values": ticks}
         return {"type": "quantitative", "scale": scale, "axis": ruler}
 
     def ticks(self, column: str) -> list[float]:
@@ -304,8 +310,12 @@ class Front(Plane):
     def front(self) -> pd.DataFrame:
         """The staircase's corners, from left to right."""
         known = self.rows[["x", "y"]].dropna().drop_duplicates()
-        known = known.assign(score=known["y"] * self.sign).sort_values(["x", "score"], ascending=[True, False])
-        return known[known["score"] > known["score"].cummax().shift(fill_value=-math.inf)].drop(columns="score")
+        known = known.assign(score=known["y"] * self.sign).sort_values(
+            ["x", "score"], ascending=[True, False]
+        )
+        return known[known["score"] > known["score"].cummax().shift(fill_value=-math.inf)].drop(
+            columns="score"
+        )
 
     def behind(self) -> list[Spec]:
         return [*super().behind(), grey(self.front, interpolate="step-after")]

@@ -30,7 +30,13 @@ CONFIG: Mapping[str, Any] = {
     "axis": {
         **{"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK},
         **{"gridOpacity": 0.12, "titleFontWeight": "normal", "labelFontSize": 10.5, "titleFontSize": 11.5},
-        **{"labelLimit": 160, "labelOverlap": "greedy", "titleLimit": 400, "labelFlush": False, "labelSeparation": 4},
+        **{
+            "labelLimit": 160,
+            "labelOverlap": "greedy",
+            "titleLimit": 400,
+            "labelFlush": False,
+            "labelSeparation": 4,
+        },
     },
     "title": {"color": INK, "anchor": "start", "fontSize": 11.5, "fontWeight": "normal", "frame": "group"},
     "legend": {
@@ -86,4 +92,15 @@ def joined(*parts: str) -> str:
 
 
 Styles = Mapping[str, SeriesStyle]
-__all__ = ["CONFIG", "GREY", "INK", "SCHEME", "WORD", "SeriesStyle", "Styles", "joined", "ordered_styles", "series_styles"]
+__all__ = [
+    "CONFIG",
+    "GREY",
+    "INK",
+    "SCHEME",
+    "WORD",
+    "SeriesStyle",
+    "Styles",
+    "joined",
+    "ordered_styles",
+    "series_styles",
+]

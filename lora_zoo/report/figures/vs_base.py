@@ -52,7 +52,9 @@ def _projected(those: Sequence[Group], x: str) -> Marks:
     whose = f"{those[0].name}: " if len(those) == 1 else ""
     title = f"{whose}first {directions.pop() if len(directions) == 1 else 'r'} directions"
     own = stack(means(group, x, "own") for group in those)
-    bounds = stack(_baseline(*bound) for bound in (("W's own", runs, x, "base"), ("random", runs, x, "random")))
+    bounds = stack(
+        _baseline(*bound) for bound in (("W's own", runs, x, "base"), ("random", runs, x, "random"))
+    )
     return Marks(title, spanning(runs, x), Axis("‖UᵀWV‖_F", log=True), own, baselines=bounds)
 
 
