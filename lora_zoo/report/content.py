@@ -109,6 +109,3 @@ def _text(value: Any) -> str:
     if missing(value):
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-__all__ = ["facts", "figures", "parts", "run_list", "shared_settings", "title"]

@@ -169,6 +169,3 @@ def _add_subspaces(found: FigureList, runs: pd.DataFrame) -> None:
         )
     else:
         found.absent.append("Overlap of subspaces: no two adapters of different seeds are there to compare")
-
-
-__all__ = ["FigureList", "Views", "figure_list"]

@@ -133,6 +133,3 @@ def _place(word: str, given: Sequence[str], number: int) -> tuple[Any, ...]:
         return (1, float(word))
     except ValueError:
         return (2, number)
-
-
-__all__ = ["Layout", "NumberFormat", "Words"]

@@ -111,6 +111,3 @@ def swatch(look: SeriesStyle, shows: str) -> Markup:
     inside = (line if "lines" in shows else "") + (mark if "points" in shows else "")
     colour = f'fill="{look.colour}" stroke="{look.colour}"'
     return Markup(f'<svg width="24" height="12" aria-hidden="true" {colour} stroke-width="0">{inside}</svg>')
-
-
-__all__ = ["html", "swatch"]

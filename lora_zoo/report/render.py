@@ -62,7 +62,7 @@ HTML = Markup(
 
 
 class TableCell(NamedTuple):
-    """What stands in one place of a table. `mark` is best, second or ""; `tied` cannot be told from the best."""
+    """One place of a table. `mark` is best, second or ""; what is `tied` cannot be told from the best."""
 
     text: str
     mark: str = ""
@@ -118,7 +118,7 @@ class Table:
         frame, first = self._sparse(HTML), len(self.headers)
         top = "".join(f'<th scope="col">{name}</th>' for name in frame.columns)
         lines = [
-            _tags('th scope="row"', row[:first]) + _tags("td", row[first:])
+            _tags("th", row[:first], ' scope="row"') + _tags("td", row[first:])
             for row in frame.to_numpy().tolist()
         ]
         rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
@@ -151,8 +151,5 @@ class Table:
         return pd.concat([shown, frame.iloc[:, first:]], axis=1)
 
 
-def _tags(tag: str, texts: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{text}</{tag.split()[0]}>" for text in texts)
-
-
-__all__ = ["HTML", "LATEX", "MARKDOWN", "Markup", "Row", "Table", "TableCell"]
+def _tags(tag: str, texts: Sequence[str], scope: str = "") -> str:
+    return "".join(f"<{tag}{scope}>{text}</{tag}>" for text in texts)

@@ -119,6 +119,3 @@ class Report:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
-
-
-__all__ = ["PAGE", "Report"]

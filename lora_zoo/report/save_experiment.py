@@ -81,6 +81,3 @@ def _time(frame: pd.DataFrame) -> Iterator[str]:
 def _opening(about: Mapping[str, Any]) -> str:
     paper = f"{about['paper']}\n\n" if about.get("paper") else ""
     return f"# {about['title']}\n\n{about['question']}\n\n{paper}"
-
-
-__all__ = ["save_experiment"]

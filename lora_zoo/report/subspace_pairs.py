@@ -79,6 +79,3 @@ def middle(one: Deltas, other: Deltas) -> list[str]:
     middle = layers[len(layers) // 2] if layers else None
     here = {position(name).role: name for name in reversed(common) if position(name).layer == middle}
     return list(here.values())[::-1][:MATRICES]
-
-
-__all__ = ["middle", "subspace_pairs"]

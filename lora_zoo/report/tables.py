@@ -37,7 +37,9 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
 def main_table(frame: pd.DataFrame) -> Table:
     """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
-    about = next((about for about in reversed(list(frame["experiment_about"])) if about), {})
+    about: Mapping[str, Any] = next(
+        (about for about in reversed(list(frame["experiment_about"])) if about), {}
+    )
     counted = sound(frame)
     if counted.empty:
         raise ValueError(f"none of the {len(frame)} runs may be counted: {'; '.join(doubts(frame))}")
@@ -177,6 +179,3 @@ def _label(axis: str) -> str:
 
 def _join(words: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(word) for word in words if word))
-
-
-__all__ = ["Table", "main_table", "tables"]

@@ -87,6 +87,3 @@ def _of_records(records: Sequence[Mapping[str, Any]]) -> Sheet:
             frame[column] = frame[column].map(lambda value: "" if pd.isna(value) else str(value))
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return Sheet([*columns], rows)
-
-
-__all__ = ["group_of", "mirror", "sheets", "tracking_of"]

@@ -12,15 +12,15 @@ from typing import Any
 import browser
 import pandas as pd
 import pytest
+from lora_zoo.report.contents import page_of
+from lora_zoo.report.gallery import Views
+from lora_zoo.report.overlaps import overlaps
 from plotly.offline import get_plotlyjs
 from synthetic import sweep
 from torch import nn
 
 from lora_zoo import inject, save_adapter
 from lora_zoo.report import page as pages
-from lora_zoo.report.contents import page_of
-from lora_zoo.report.gallery import Views
-from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.tables import tables
 
 EVIL = "<script>pwned=1</script><img src=x onerror=pwned=2>"

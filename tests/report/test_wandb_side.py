@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from lora_zoo.report.contents import page_of
 from synthetic import sweep
 from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 from lora_zoo.report import wandb_side
-from lora_zoo.report.contents import page_of
 from lora_zoo.report.page import Page
 from lora_zoo.report.report import write_figures
 from lora_zoo.report.tables import tables

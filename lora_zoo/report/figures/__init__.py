@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Figures of results: each function takes plain frames and gives a `Chart`.
 
 frame = lora_zoo.results.load("runs")
@@ -16,10 +17,3 @@ from lora_zoo.report.figures.outcomes import against, grid, pareto, profiles
 from lora_zoo.report.figures.panels import Axis, Bands, Marks, Panel, Points
 from lora_zoo.report.figures.style import series_styles
 from lora_zoo.report.figures.vs_base import amplification, intruders, touched
-
-__all__ = [
-    *("Axis", "Bands", "Chart", "Marks", "Nothing", "Panel", "Points"),
-    *("against", "amplification", "curves", "decay", "evolution", "grid", "intruders", "layer_ranks", "line"),
-    *("magnitude_direction", "pareto", "profiles", "ranks", "series_styles", "spectra", "stack", "subspaces"),
-    "touched",
-]

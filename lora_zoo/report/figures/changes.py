@@ -115,6 +115,3 @@ def subspaces(
     ]
     caption = "φ = 1: the smaller subspace lies within the other; 0: they are orthogonal (LoRA, section 7.2)."
     return Chart(title, caption, panels)
-
-
-__all__ = ["layer_ranks", "spectra", "subspaces"]

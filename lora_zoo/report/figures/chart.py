@@ -105,6 +105,3 @@ class Chart:
 
 def _in_points(size: re.Match[str]) -> str:
     return f'{size[1]}="{float(size[2]) * 0.75:g}"'
-
-
-__all__ = ["VEGA_LITE", "Chart"]

@@ -78,6 +78,3 @@ def _curve(group: Group, histories: pd.DataFrame, y: str, against: str) -> pd.Da
     if own["run"].nunique() < 2:
         points = points.assign(low=float("nan"), high=float("nan"))
     return line(group.name, **{name: points[name] for name in points})
-
-
-__all__ = ["POINTS", "curves", "with_seconds"]

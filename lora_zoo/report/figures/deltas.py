@@ -8,6 +8,7 @@ A table is that of one adapter, or of several with a column `run` and the column
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,17 +78,16 @@ def ranks(spectra: pd.DataFrame, by: Sequence[str] = (), x: str = "rank") -> Cha
         "Vetterli 2007). Both are 1 for a single direction and r for r equal ones; a residual start's ΔW has "
         "2 r at the most."
     )
-    bound = line("r", given, given)
-    return _measured(
-        "How much of its rank ΔW uses", caption, spectra, x, by, ("stable_rank", "effective_rank"), bound
-    )
+    text = "How much of its rank ΔW uses", caption
+    measures = ("stable_rank", "effective_rank")
+    return _measured(text, spectra, x, by, measures, baselines=line("r", given, given))
 
 
 def evolution(
     table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = ("relative_norm", "effective_rank")
 ) -> Chart:
     """How ΔW grows over the checkpoints of training: a panel a measure, a line a group."""
-    return _measured("ΔW over training", f"Points: {MEANS}.", table, "step", by, measures, line("", (), ()))
+    return _measured(("ΔW over training", f"Points: {MEANS}."), table, "step", by, measures)
 
 
 def magnitude_direction(changes: pd.DataFrame, by: Sequence[str]) -> Chart:
@@ -115,25 +115,22 @@ def magnitude_direction(changes: pd.DataFrame, by: Sequence[str]) -> Chart:
 
 
 def _measured(
-    title: str,
-    caption: str,
+    text: tuple[str, str],
     table: pd.DataFrame,
     x: str,
     by: Sequence[str],
     measures: Sequence[str],
-    bound: pd.DataFrame,
+    **more: Any,
 ) -> Chart:
-    """A panel of marks for each measure."""
+    """A panel of marks for each measure; `text` is title and caption."""
     needs(table, x, *measures)
     runs = by_run(table.dropna(subset=[x]), x, by, measures)
     found = groups(runs, by)
     panels = [
-        Marks(
-            "", spanning(runs, x), MEASURES[m], stack(means(group, x, m) for group in found), baselines=bound
-        )
+        Marks("", spanning(runs, x), MEASURES[m], stack(means(group, x, m) for group in found), **more)
         for m in measures
     ]
-    return Chart(title, caption, panels, styles_of(found, by))
+    return Chart(*text, panels, styles_of(found, by))
 
 
 def by_run(table: pd.DataFrame, x: str, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
@@ -149,6 +146,3 @@ def styles_of(found: Sequence[Group], by: Sequence[str]) -> Styles:
     if len(by) == 1 and all(isinstance(v, int | float) for g in found for v in g.runs[by[0]].tolist()):
         return ordered_styles([group.name for group in found])
     return series_styles((group.head, group.member) for group in found)
-
-
-__all__ = ["MEANS", "by_run", "decay", "evolution", "magnitude_direction", "ranks", "styles_of"]

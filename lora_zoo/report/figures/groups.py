@@ -141,7 +141,7 @@ def needs(frame: pd.DataFrame, *columns: str) -> None:
         raise Nothing(f"the results have no {', '.join(absent)}")
 
 
-def line(name: str, x: Any, y: Any, low: Any = np.nan, high: Any = np.nan, note: Any = "") -> pd.DataFrame:
+def line(name: str, x: Any, y: Any, low: Any = np.nan, high: Any = np.nan, *, note: Any = "") -> pd.DataFrame:
     """Rows of a panel: one series."""
     columns = {"series": name, "x": x, "y": y, "low": low, "high": high, "note": note}
     return pd.DataFrame(columns, index=range(len(x)))
@@ -156,8 +156,9 @@ def stack(lines: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def means(group: Group, x: str, value: str) -> pd.DataFrame:
     """Rows of a panel: means of `value` over a group's rows at each x, with their 95 % intervals."""
     places = [(float(key[0]), interval(part[value].astype(float))) for key, part in grouped(group.runs, [x])]
-    found = [(at, i.estimate, i.low, i.high, f"n = {i.n}") for at, i in places]
-    return line(group.name, *(list(column) for column in zip(*found, strict=True)))
+    found = [(at, i.estimate, i.low, i.high) for at, i in places]
+    notes = [f"n = {i.n}" for _, i in places]
+    return line(group.name, *(list(column) for column in zip(*found, strict=True)), note=notes)
 
 
 def spanning(runs: pd.DataFrame, x: str) -> Axis:
@@ -165,24 +166,3 @@ def spanning(runs: pd.DataFrame, x: str) -> Axis:
     values = pd.to_numeric(runs[x])
     wide = values.min() > 0 and values.max() / values.min() >= 8
     return replace(axis_of(x), log=bool(wide))
-
-
-__all__ = [
-    "MOST",
-    "Group",
-    "Nothing",
-    "axis_of",
-    "done",
-    "grouped",
-    "groups",
-    "in_order",
-    "line",
-    "means",
-    "missing",
-    "needs",
-    "spanning",
-    "split",
-    "stack",
-    "value_axis",
-    "word",
-]

@@ -102,6 +102,3 @@ def unstacked(table: pd.DataFrame) -> pd.DataFrame:
         if pd.notna(value)
     ]
     return pd.DataFrame(rows, columns=["row", "column", "value", "note"])
-
-
-__all__ = ["Heat", "unstacked"]

@@ -106,7 +106,7 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
 def _point(group: Group, cost: str, value: str) -> pd.DataFrame:
     mean = interval(group.runs[value].astype(float))
     at = float(pd.to_numeric(group.runs[cost]).median())
-    return line(group.head, [at], mean.estimate, mean.low, mean.high, group.member)
+    return line(group.head, [at], mean.estimate, mean.low, mean.high, note=group.member)
 
 
 def profiles(runs: pd.DataFrame, axis: str, over: Sequence[str], *, value: str = "test") -> Chart:
@@ -150,6 +150,3 @@ def _profile(group: Group, strata: list[str], value: str, levels: np.ndarray) ->
     except ValueError as uneven:
         raise Nothing(f"{group.name}: its settings have unequal numbers of seeds") from uneven
     return line(group.name, *(table[name].to_numpy() for name in ("threshold", "share", "low", "high")))
-
-
-__all__ = ["against", "grid", "pareto", "profiles"]

@@ -6,7 +6,7 @@ A panel's `rows` have the columns series, x, y, low and high (NaN where there is
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -83,7 +83,7 @@ class Plane(Panel):
     """Series on two numeric axes."""
 
     baselines: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS), kw_only=True)
-    """Rows of grey lines that bear their names themselves: what chance gives, or what is the most possible."""
+    """Rows of grey lines that bear their names themselves: what chance gives, or the most possible."""
 
     @property
     def names(self) -> list[str]:
@@ -126,7 +126,7 @@ class Plane(Panel):
         return {"data": values(self._feet()), "encoding": encoding, "layer": [*self.behind(), own]}
 
     def _with_scales(self, layer: Spec, styles: Styles, legend: Spec | None) -> Spec:
-        """The layer with the dashes of its lines and the outlines of its points; the legend has one of them."""
+        """The layer with its lines' dashes and its points' outlines, one of which the legend shows."""
         channels: Spec = {}
         if layer["mark"]["type"] == "line":
             dashes = [[*look.dash] for look in styles.values()]
@@ -329,6 +329,3 @@ class Front(Plane):
         best = self.rows.merge(self.front, on=["x", "y"])
         names = [joined(series, note) for series, note in zip(best["series"], best["note"], strict=True)]
         return f"{super().describe()} On the Pareto front: {', '.join(names) or 'none'}."
-
-
-__all__ = ["COLUMNS", "HIDDEN", "Axis", "Bands", "Front", "Marks", "Panel", "Plane", "Points"]

@@ -24,7 +24,7 @@ GREY = "#808080"
 INK = "currentColor"  # the page's ink, light on dark; black in a file
 FONT = "DejaVu Sans, Verdana, sans-serif"  # has all of − ± ≈ ‖ σᵢ φ
 WORD = 10  # pixels, the size of words among marks
-CONFIG: Mapping[str, Any] = {
+CONFIG: dict[str, Any] = {
     "font": FONT,
     "view": {"stroke": None},
     "axis": {
@@ -68,8 +68,8 @@ def series_styles(names: Iterable[tuple[str, str]]) -> dict[str, SeriesStyle]:
     styles = {}
     for group, member in pairs:
         g, m = groups.index(group), members.index(member)
-        marker = m if len(members) > 1 else g
-        styles[joined(group, member)] = style(COLOURS[g % len(COLOURS)], m + g // len(COLOURS), marker)
+        dash, marker = (m + g // len(COLOURS), m) if len(members) > 1 else (g, g)
+        styles[joined(group, member)] = style(COLOURS[g % len(COLOURS)], dash, marker)
     return styles
 
 
@@ -92,15 +92,3 @@ def joined(*parts: str) -> str:
 
 
 Styles = Mapping[str, SeriesStyle]
-__all__ = [
-    "CONFIG",
-    "GREY",
-    "INK",
-    "SCHEME",
-    "WORD",
-    "SeriesStyle",
-    "Styles",
-    "joined",
-    "ordered_styles",
-    "series_styles",
-]

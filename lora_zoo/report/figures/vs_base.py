@@ -115,6 +115,3 @@ def intruders(table: pd.DataFrame, x: str = "rank", by: Sequence[str] = ("varian
         f"any of W's (2410.21228); random vectors reach about √(2 ln O / O), here {floor:.2f} at the most."
     )
     return Chart("Intruder dimensions by rank", caption, [panel], styles_of(found, by))
-
-
-__all__ = ["amplification", "intruders", "touched"]
