@@ -44,7 +44,8 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
   frame.addEventListener("load", async () => {
     const page = frame.contentWindow, document = page.document;
     await settled(page, () => document.documentElement.dataset.ready);
-    await sleep(1500);
+    await sleep(500);
+    await settled(page, () => [...document.querySelectorAll(".drawn .plot")].every((plot) => plot.result));
     try {
       tell({ errors, found: await (async () => { SCRIPT })() });
     } catch (error) { tell({ errors: [...errors, String(error)] }); }

@@ -19,6 +19,7 @@ from lora_zoo.report.figures.style import CONFIG, SeriesStyle, Styles
 VEGA_LITE = "6.1"
 SIDE_BY_SIDE = 3  # panels
 LETTER = 8  # pixels, of a title
+_ID = re.compile(r'(id="|url\(#)((?:clip|gradient_)\d+)')  # which Vega counts over a process
 WIDEST_NAME = 150  # pixels, of an entry of the legend
 
 
@@ -73,7 +74,9 @@ class Chart:
     def svg(self) -> str:
         import vl_convert
 
-        return str(vl_convert.vegalite_to_svg(self.spec, vl_version=VEGA_LITE))
+        drawn = str(vl_convert.vegalite_to_svg(self.spec, vl_version=VEGA_LITE))
+        ids = list(dict.fromkeys(name for _, name in _ID.findall(drawn)))
+        return _ID.sub(lambda found: f"{found[1]}part{ids.index(found[2])}", drawn)
 
     def save(self, stem: str | Path, kinds: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
         """Write `stem`.svg, .pdf and .png (300 dpi); the same chart gives the same SVG and PNG."""
