@@ -236,7 +236,7 @@ def _overlaps(asked: Asked, of: str) -> "Chart":
     from lora_zoo.deltas.reading import read
     from lora_zoo.deltas.tables import grid
     from lora_zoo.report.figures import subspaces
-    from lora_zoo.report.overlaps import middle
+    from lora_zoo.report.subspace_pairs import middle
 
     (label, source), (other, path), *_ = asked.sources.items()
     one, two = read(source, **asked.how), read(path, **asked.how)

@@ -44,8 +44,11 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
   frame.addEventListener("load", async () => {
     const page = frame.contentWindow, document = page.document;
     await settled(page, () => document.documentElement.dataset.ready);
-    await sleep(500);
-    await settled(page, () => [...document.querySelectorAll(".drawn .plot")].every((plot) => plot.result));
+    const drawn = () => settled(page, () => {
+      const plots = [...document.querySelectorAll(".drawn .plot")];
+      return plots.length && plots.every((plot) => plot.result);
+    });
+    await drawn();
     try {
       tell({ errors, found: await (async () => { SCRIPT })() });
     } catch (error) { tell({ errors: [...errors, String(error)] }); }
