@@ -20,7 +20,8 @@ from lora_zoo.report import figures
 from lora_zoo.report.figures import Axis, Chart, Nothing, line, series_styles
 from lora_zoo.report.figures.groups import MOST
 from lora_zoo.report.figures.heat import MANY, Heat
-from lora_zoo.report.figures.panels import Bands, Front, Marks, Panel
+from lora_zoo.report.figures.panels import Panel
+from lora_zoo.report.figures.planes import Bands, Front, Marks
 from lora_zoo.report.figures.style import GREY
 
 RUNS = sweep(ranks=(1, 2, 8, 64), targets=("q", "q,v"), tasks=("pocket-sql", "pocket-nli"))

@@ -8,7 +8,7 @@ from synthetic import delta_tables
 
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Axis, Nothing, line, series_styles
-from lora_zoo.report.figures.panels import Bands, Marks, Points
+from lora_zoo.report.figures.planes import Bands, Marks, Points
 from lora_zoo.report.figures.style import GREY
 
 TABLES = delta_tables()

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import Nothing, grouped, in_order, line, needs, stack
 from lora_zoo.report.figures.heat import Heat, unstacked
-from lora_zoo.report.figures.panels import Axis, Bands
+from lora_zoo.report.figures.planes import Bands
 from lora_zoo.report.figures.style import ordered_styles
 
 RANKS = {

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pandas as pd
 
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import Group, Nothing, axis_of, done, groups, line, needs, split, stack
-from lora_zoo.report.figures.panels import Axis, Bands
+from lora_zoo.report.figures.planes import Bands
 from lora_zoo.report.figures.style import series_styles
 
 POINTS = 100  # of a curve; more than a figure's width can show

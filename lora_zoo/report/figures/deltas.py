@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import (
     Group,
@@ -25,7 +26,7 @@ from lora_zoo.report.figures.groups import (
     spanning,
     stack,
 )
-from lora_zoo.report.figures.panels import Axis, Bands, Marks, Points
+from lora_zoo.report.figures.planes import Bands, Marks, Points
 from lora_zoo.report.figures.style import Styles, ordered_styles, series_styles
 
 MEANS = "mean over matrices, then over runs with its 95 % t interval (none for a single run)"

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.statistics import interval
-from lora_zoo.report.figures.panels import COLUMNS, Axis
+from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.panels import COLUMNS
 from lora_zoo.report.figures.style import joined
 
 BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are

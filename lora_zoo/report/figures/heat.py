@@ -6,7 +6,8 @@ from typing import Any, final
 
 import pandas as pd
 
-from lora_zoo.report.figures.panels import Axis, Panel, values
+from lora_zoo.report.figures.axes import Axis, values
+from lora_zoo.report.figures.panels import Panel
 from lora_zoo.report.figures.style import SCHEME, WORD, Styles
 
 MANY = 14  # columns beyond which numbers would not be readable

@@ -8,6 +8,7 @@ import pandas as pd
 from lora_zoo.analysis.aggregates import profile
 from lora_zoo.analysis.cells import better
 from lora_zoo.analysis.statistics import interval
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import (
     MOST,
@@ -25,7 +26,7 @@ from lora_zoo.report.figures.groups import (
     value_axis,
 )
 from lora_zoo.report.figures.heat import Heat
-from lora_zoo.report.figures.panels import Axis, Bands, Front, Marks
+from lora_zoo.report.figures.planes import Bands, Front, Marks
 from lora_zoo.report.figures.style import series_styles
 
 LEVELS = 16  # each is a bootstrap

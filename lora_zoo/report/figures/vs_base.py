@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.deltas import MEANS, by_run, styles_of
 from lora_zoo.report.figures.groups import Group, Nothing, groups, line, means, needs, spanning, stack
-from lora_zoo.report.figures.panels import Axis, Marks
+from lora_zoo.report.figures.planes import Marks
 
 TENTHS = 10
 
