@@ -419,6 +419,13 @@ def test_large_numbers_are_short_and_few_settings_are_the_ticks() -> None:
     assert panel["encoding"]["x"]["axis"]["values"] == [1, 2, 8, 64]
 
 
+def test_ticks_are_numbers_that_people_read() -> None:
+    assert Axis("r", log=True).encoding([1, 64])["axis"]["values"] == [1, 2, 5, 10, 20, 50]
+    assert Axis("σ", log=True).encoding([0.002, 3])["axis"]["values"] == [0.01, 0.1, 1]
+    assert Axis("index").encoding([1, 2, 8])["axis"]["tickMinStep"] == 1, "there is no layer 1.5"
+    assert "tickMinStep" not in Axis("score").encoding([0.5, 1])["axis"]
+
+
 def test_an_interval_that_ends_below_zero_begins_at_the_foot_of_a_logarithmic_axis() -> None:
     rows = line("a", [1, 2], [1.0, 5.0], [-3.0, 4.0], [2.0, 6.0])
     spec = Marks("", Axis("x"), Axis("y", log=True), rows).responsive(series_styles([("a", "")]))

@@ -157,7 +157,7 @@ def test_baselines_are_drawn_and_named_beside_their_ends() -> None:
     assert words["encoding"]["text"] == {"field": "series"}
     low, high = spec["encoding"]["y"]["scale"]["domain"]
     assert low <= 1 and high >= 500, "the axis holds the baselines, too"
-    assert spec["encoding"]["y"]["axis"]["values"] == [1e-1, 1, 10, 100, 1000], "and so do its ticks"
+    assert spec["encoding"]["y"]["axis"]["values"] == [1, 10, 100], "and so do its ticks"
     assert "chance <1>: from 5 at 1 to 500 at 2" in panel.describe() and panel.names == ["a"]
 
 

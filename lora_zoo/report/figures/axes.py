@@ -29,6 +29,8 @@ class Axis:
         scale: Spec = {"type": "linear", "zero": False}
         if max(map(abs, numbers), default=0) >= 2e4:
             ruler["format"] = "~s"
+        if all(float(number).is_integer() for number in numbers):
+            ruler["tickMinStep"] = 1
         if self.log:
             ends = self.domain(numbers)
             scale = {"type": "log", "domain": [*map(rounded, ends)]}
@@ -48,7 +50,8 @@ def log_ticks(least: float, most: float) -> list[float]:
     """The decades, and 2 and 5 of each where there are few."""
     decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
     digits = (1, 2, 5) if most / least <= 100 else (1,)
-    return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    return [tick for tick in ticks if least <= tick <= most]
 
 
 def values(rows: pd.DataFrame) -> Spec:
