@@ -327,7 +327,9 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
         at=tmp_path,
     )
     assert ended.returncode == 0
-    ended = shell("runs", "--save-experiment", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
+    ended = shell(
+        "runs", "--save-experiment", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report"
+    )
     assert ended.returncode == 2 and ended.stderr == (
         "lora_zoo: --save-experiment takes the runs of one experiment; these are of no experiment\n"
     )
