@@ -122,7 +122,7 @@ def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> No
 
 
 def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
-    """What `lora_zoo.deltas` recorded of ΔW."""
+    """The tables of ΔW that `lora_zoo.deltas` recorded."""
     heading = "What ΔW has to do with W"
     if "record" not in runs or not any("deltas" in record for record in runs["record"]):
         absent = "nothing was recorded of it; python -m lora_zoo.spectra RUN… --record does that"

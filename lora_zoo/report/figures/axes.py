@@ -13,7 +13,7 @@ Spec = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What is measured along an axis, and in what unit ("" for a number of things)."""
+    """The quantity along an axis, and its unit ("" for a number of things)."""
 
     label: str
     unit: str = ""

@@ -1,4 +1,4 @@
-"""What training changed: ranks of ΔW by layer and role, singular values by layer, subspaces."""
+"""Changes of the weights in training: ranks of ΔW by layer and role, singular values by layer, subspaces."""
 
 from collections.abc import Mapping, Sequence
 

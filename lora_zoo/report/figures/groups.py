@@ -111,7 +111,7 @@ def axis_of(column: str) -> Axis:
 
 
 def value_axis(runs: pd.DataFrame, value: str) -> Axis:
-    """What a column of outcomes measures: the test split's exact match, say."""
+    """Label and unit of a column of outcomes: the test split's exact match, say."""
     if value not in ("test", "validation", "zero_shot_test", "zero_shot_validation"):
         return axis_of(value)
     metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]

@@ -28,7 +28,7 @@ class Panel(ABC):
     rows: pd.DataFrame
 
     shows: ClassVar[str] = ""
-    """What the legend shows of a series: lines, marks or both."""
+    """The marks of a series in the legend: lines, points or both."""
 
     @property
     def size(self) -> tuple[float, float]:
@@ -51,7 +51,7 @@ class Panel(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """What is to be seen, in words, for those who cannot see it."""
+        """The panel in words, for those who cannot see it."""
 
     def sized(self, styles: Styles, legend: Spec | None) -> Spec:
         """For print."""
