@@ -267,6 +267,12 @@ def test_a_grid_that_names_another_key_is_run_as_a_whole_by_its_experiment() -> 
     assert part == "python -m lora_zoo.run -m +experiment=mine alpha=8"
 
 
+def test_a_header_is_left_out_only_where_all_before_it_are_repeated() -> None:
+    rows = tuple(Row(header, (TableCell("x"),)) for header in [("a", "1"), ("a", "2"), ("b", "2")])
+    text = Table("n", "t", "", ("h", "k"), ("c",), rows, (), "", ()).html()
+    assert re.findall('<th scope="row">(.*?)</th>', text) == ["a", "1", "", "2", "b", "2"]
+
+
 def test_markdown_rows_keep_their_columns_whatever_a_cell_says() -> None:
     lines = [line for line in awkward().markdown().splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
