@@ -234,7 +234,7 @@ def _figures(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str) -> dict[s
 def _overlaps(asked: Asked, of: str) -> "Chart":
     """φ(i, j) of the first two adapters, for the matrices in the middle of those that both have."""
     from lora_zoo.report.figures import subspaces
-    from lora_zoo.report.overlaps import middle
+    from lora_zoo.report.subspace_pairs import middle
     from lora_zoo.updates.reading import read
     from lora_zoo.updates.tables import grid
 

@@ -267,7 +267,7 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
     assert again.count("done already") == 6 and "**Ranks**" in again
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")} == made
 
-    kept = [f"{folder}", "--keep", "experiments/mine", "--format", "md"]
+    kept = [f"{folder}", "--save-experiment", "experiments/mine", "--format", "md"]
     for text in ("", "What people wrote stays.\n"):
         readme = tmp_path / "experiments" / "mine" / "README.md"
         if text:
@@ -328,8 +328,10 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
         at=tmp_path,
     )
     assert ended.returncode == 0
-    ended = wrapper("runs", "--keep", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
+    ended = wrapper(
+        "runs", "--save-experiment", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report"
+    )
     assert ended.returncode == 2 and ended.stderr == (
-        "lora_zoo: --keep takes the runs of one experiment; these are of no experiment\n"
+        "lora_zoo: --save-experiment takes the runs of one experiment; these are of no experiment\n"
     )
     assert not (tmp_path / "kept").exists()

@@ -59,7 +59,7 @@ def _record_deltas(sweep: Path) -> None:
 
 
 def place(*sources: str | Path) -> Path:
-    """Where a report of these sources goes if nobody says otherwise."""
+    """The folder of a report of these sources, where none is given."""
     only = Path(sources[0]) if len(sources) == 1 else Path()
     return (only if only.is_dir() else Path()) / "report"
 

@@ -1,4 +1,4 @@
-"""Frames of made-up runs, in the columns of `lora_zoo.runs.loading`: known numbers, no training."""
+"""Frames of made-up runs, in the columns of `lora_zoo.runs.load`: known numbers, no training."""
 
 import itertools
 from typing import Any

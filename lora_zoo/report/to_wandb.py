@@ -6,35 +6,36 @@ files are the report.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lora_zoo.report.page import Page
-from lora_zoo.report.typeset import Table
+from lora_zoo.claims import LedgerEntry, show
 from lora_zoo.runs.tracking import TrackedTable, open_tracker
+
+if TYPE_CHECKING:
+    from lora_zoo.report.report import Report
 
 JOB = "report"
 _TRACKING = "config.tracking."
 _CLAIM = ("name", "says", "source", "status", "effect", "said", "command")
 
 
-def mirror(
-    frame: pd.DataFrame, tables: Sequence[Table], page: Page, figures: Mapping[str, Path], folder: Path
-) -> str:
+def mirror(report: "Report", figures: Mapping[str, Path], folder: Path) -> str:
     """Write the report there; its files lie in `folder`/wandb. Returns where it is, "" where it is not."""
+    frame = report.frame
     group = group_of(frame)
     names = sorted(frame["experiment"].dropna().unique())
     with open_tracker(
         tracking_of(frame),
         directory=folder,
         name=f"{JOB}-{group or 'runs'}",
-        config={"runs": sorted(frame["run"].dropna()), "axes": list(page.axes)},
+        config={"runs": sorted(frame["run"].dropna()), "axes": report.axes},
         group=group,
         tags=[JOB, *filter(None, names)],
         job_type=JOB,
     ) as opened:
-        opened.show(sheets(tables, page), {f"figures/{name}": path for name, path in figures.items()})
+        opened.show(sheets(report), {f"figures/{name}": path for name, path in figures.items()})
         opened.finish({"state": "done", "metrics": {"runs": len(frame)}}, None, [])
         return opened.where
 
@@ -60,14 +61,21 @@ def group_of(frame: pd.DataFrame) -> str | None:
     return sweeps.pop() if len(sweeps) == 1 else None
 
 
-def sheets(tables: Sequence[Table], page: Page) -> dict[str, TrackedTable]:
+def sheets(report: "Report") -> dict[str, TrackedTable]:
     """Each table's cells as numbers, the ledger and the findings."""
-    found = {f"tables/{table.name}": _of_records(table.records) for table in tables if table.records}
-    verdicts = [[getattr(claim, key) for key in _CLAIM] for claim in (*page.claims, *page.undecided)]
-    found["claims"] = TrackedTable(list(_CLAIM), verdicts)
-    findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in page.findings or ()]
+    found = {f"tables/{table.name}": _of_records(table.records) for table in report.tables if table.records}
+    found["claims"] = TrackedTable(
+        list(_CLAIM), [_of_claim(entry) for entry in (*report.decided, *report.undecided)]
+    )
+    findings = [[finding.kind, finding.said, ", ".join(finding.runs)] for finding in report.findings]
     found["integrity"] = TrackedTable(["kind", "said", "runs"], findings)
     return found
+
+
+def _of_claim(entry: LedgerEntry) -> list[str]:
+    source, verdict = f"{entry.paper}, {entry.where}".strip(", "), entry.verdict
+    status, effect = str(verdict.status), show.effect(entry)
+    return [entry.id, entry.statement, source, status, effect, verdict.reason, entry.command]
 
 
 def _of_records(records: Sequence[Mapping[str, Any]]) -> TrackedTable:
@@ -79,6 +87,3 @@ def _of_records(records: Sequence[Mapping[str, Any]]) -> TrackedTable:
             frame[column] = frame[column].map(lambda value: "" if pd.isna(value) else str(value))
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return TrackedTable([*columns], rows)
-
-
-__all__ = ["group_of", "mirror", "sheets", "tracking_of"]

@@ -14,16 +14,16 @@ import pandas as pd
 
 from lora_zoo.claims import LedgerEntry, show
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS
-from lora_zoo.report.typeset import Table
+from lora_zoo.report.render import Table
 from lora_zoo.runs.archives import archive, without_places
 from lora_zoo.runs.loading import kept_adapter
 
 ARCHIVE, README = "results.jsonl.gz", "README.md"
-MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->", "<!-- /measured -->"
+MARKERS = "<!-- measured: made by python -m lora_zoo.report … --save-experiment {0} -->", "<!-- /measured -->"
 _PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
 
 
-def keep(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEntry], folder: Path) -> Path:
+def save_experiment(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEntry], folder: Path) -> Path:
     """Write the runs of one experiment, its table and the claims that it tests to `folder`; returns it.
 
     ValueError for runs of no experiment or of several.
@@ -31,7 +31,7 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEntry], folde
     names = sorted(frame["experiment"].dropna().unique())
     if len(names) != 1 or not names[0]:
         of = ", ".join(map(str, names)) or "no experiment"
-        raise ValueError(f"--keep takes the runs of one experiment; these are of {of}")
+        raise ValueError(f"--save-experiment takes the runs of one experiment; these are of {of}")
     about: Mapping[str, Any] = next(about for about in frame["experiment_about"] if about)
     folder.mkdir(parents=True, exist_ok=True)
     archive(frame, folder / ARCHIVE)
@@ -81,6 +81,3 @@ def _time(frame: pd.DataFrame) -> Iterator[str]:
 def _opening(about: Mapping[str, Any]) -> str:
     paper = f"{about['paper']}\n\n" if about.get("paper") else ""
     return f"# {about['title']}\n\n{about['question']}\n\n{paper}"
-
-
-__all__ = ["keep"]

@@ -9,11 +9,8 @@ import pytest
 from synthetic import sweep
 from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
-from lora_zoo.report import wandb_side
-from lora_zoo.report.contents import page_of
-from lora_zoo.report.page import Page
-from lora_zoo.report.report import write_figures
-from lora_zoo.report.tables import tables
+from lora_zoo.report import to_wandb
+from lora_zoo.report.report import Report
 from lora_zoo.runs import tracking as mirrors
 
 TRACKED = {
@@ -30,9 +27,10 @@ def runs() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def page(runs: pd.DataFrame) -> Page:
-    made = page_of(runs)
-    return Page(**(vars(made) | {"figures": made.figures[:1]}))
+def report(runs: pd.DataFrame) -> Report:
+    made = Report(runs)
+    del made.figures.views[1:]
+    return made
 
 
 def table(folder: Path, row: dict[str, Any], name: str) -> dict[str, Any]:
@@ -40,11 +38,9 @@ def table(folder: Path, row: dict[str, Any], name: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def test_tables_figures_and_verdicts_are_in_the_sweeps_group(
-    runs: pd.DataFrame, page: Page, tmp_path: Path
-) -> None:
-    made, pngs = tables(runs), write_figures(page, tmp_path)
-    where = wandb_side.mirror(runs, made, page, pngs, tmp_path)
+def test_tables_figures_and_verdicts_are_in_the_sweeps_group(report: Report, tmp_path: Path) -> None:
+    pngs = report.write_figures(tmp_path)
+    where = to_wandb.mirror(report, pngs, tmp_path)
     assert where.startswith("wandb sync ")
     found = records(tmp_path)
     (run,) = of_kind(found, "run")[:1]
@@ -54,37 +50,35 @@ def test_tables_figures_and_verdicts_are_in_the_sweeps_group(
     cells = table(tmp_path, logged, "tables/runs")
     assert len(cells["data"]) == 4 and "variant" in cells["columns"]
     claims = table(tmp_path, logged, "claims")
-    assert len(claims["data"]) == len(page.claims) + len(page.undecided) > 50
+    assert len(claims["data"]) == len(report.ledger) > 50
     assert table(tmp_path, logged, "integrity")["columns"] == ["kind", "said", "runs"]
     images = {key.removesuffix("/_type") for key, value in logged.items() if value == "image-file"}
     assert images == {f"figures/{name}" for name in pngs} and len(images) >= 2
 
 
-def test_runs_that_were_not_mirrored_get_no_report_there(
-    runs: pd.DataFrame, page: Page, tmp_path: Path
-) -> None:
+def test_runs_that_were_not_mirrored_get_no_report_there(runs: pd.DataFrame, tmp_path: Path) -> None:
     for frame in (runs.assign(**{"config.tracking.backend": "none"}), sweep()):
-        assert wandb_side.mirror(frame, tables(frame), page, {}, tmp_path) == ""
+        assert to_wandb.mirror(Report(frame), {}, tmp_path) == ""
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_wandb_costs_a_warning(
-    runs: pd.DataFrame, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = {"figures": tmp_path / "absent.png"}
     with pytest.warns(UserWarning, match="W&B did not take the figures"):
-        wandb_side.mirror(runs, [], page, absent, tmp_path)
+        to_wandb.mirror(report, absent, tmp_path)
 
     def broken(**_: Any) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(mirrors, "WandbTracker", lambda *_, **__: broken())
     with pytest.warns(UserWarning, match="mirrors nothing of this run"):
-        assert wandb_side.mirror(runs, [], page, {}, tmp_path / "second") == ""
+        assert to_wandb.mirror(report, {}, tmp_path / "second") == ""
 
 
 def test_the_group_is_the_sweep_of_all_runs_or_none(runs: pd.DataFrame) -> None:
-    assert wandb_side.group_of(runs) == "sweep-1"
-    assert wandb_side.group_of(runs.assign(folder=None)) is None
+    assert to_wandb.group_of(runs) == "sweep-1"
+    assert to_wandb.group_of(runs.assign(folder=None)) is None
     mixed = runs.assign(folder=["/runs/a/x", *["/runs/b/x"] * (len(runs) - 1)])
-    assert wandb_side.group_of(mixed) is None
+    assert to_wandb.group_of(mixed) is None

@@ -1,14 +1,18 @@
-"""Runs grouped for a figure: a cell is all seeds of one setting, named so that a person knows it."""
+"""Runs grouped for a figure: a group is all seeds of one setting, named so that a person knows it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from lora_zoo.report.figures.chart import Axis, Nothing
-from lora_zoo.report.figures.looks import joined
+from lora_zoo.analysis.statistics import interval
+from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.panels import COLUMNS
+from lora_zoo.report.figures.style import joined
 
 BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are
 SHARES = {"accuracy", "exact_match", "f1"}  # metrics in 0..1
@@ -36,42 +40,46 @@ AXES = {
 }
 
 
-class Cell(NamedTuple):
-    """`group` is the value of the first axis, `member` the others'; their looks share a colour, a marker."""
+class Nothing(ValueError):
+    """The results do not hold what the figure shows; the message says what is missing."""
 
-    group: str
+
+class Group(NamedTuple):
+    """Runs of one setting. `head` is the value of its first axis, `member` the others'."""
+
+    head: str
     member: str
     runs: pd.DataFrame
 
     @property
     def name(self) -> str:
-        return joined(self.group, self.member)
+        return joined(self.head, self.member)
 
 
-def done(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs. Nothing where there is none."""
+def done(runs: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The finished runs that have a value in each column. Nothing where there is none."""
     finished = runs[runs["state"] == "done"] if "state" in runs else runs
     if finished.empty:
         raise Nothing("no run is done")
-    return finished
+    needs(finished, *columns)
+    return finished.dropna(subset=[*columns])
 
 
-def cells(runs: pd.DataFrame, by: Sequence[str]) -> list[Cell]:
-    """One cell for each combination of values of `by` that was run, in the order of the values."""
+def groups(runs: pd.DataFrame, by: Sequence[str]) -> list[Group]:
+    """One group for each combination of values of `by` that was run, in the order of the values."""
     if not by:
-        return [Cell("all runs", "", runs)]
+        return [Group("all runs", "", runs)]
     found = []
-    for key, group in grouped(runs, by):
+    for key, part in grouped(runs, by):
         words = [word(axis, value) for axis, value in zip(by, key, strict=True)]
-        found.append(Cell(words[0], joined(*words[1:]), group))
+        found.append(Group(words[0], joined(*words[1:]), part))
     return found
 
 
 def grouped(runs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
     """The values of `by` and their runs; numbers by size, what was not set last."""
-    columns = list(by)
-    groups = {tuple(key): group for key, group in runs.groupby(columns, dropna=False, sort=False)}
-    yield from sorted(groups.items(), key=lambda item: [in_order(value) for value in item[0]])
+    parts = {tuple(key): part for key, part in runs.groupby(list(by), dropna=False, sort=False)}
+    yield from sorted(parts.items(), key=lambda item: [in_order(value) for value in item[0]])
 
 
 def in_order(value: Any) -> tuple[int, float, str]:
@@ -103,7 +111,7 @@ def axis_of(column: str) -> Axis:
 
 
 def value_axis(runs: pd.DataFrame, value: str) -> Axis:
-    """What a column of outcomes measures: the test split's exact match, say."""
+    """Label and unit of a column of outcomes: the test split's exact match, say."""
     if value not in ("test", "validation", "zero_shot_test", "zero_shot_validation"):
         return axis_of(value)
     metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]
@@ -127,11 +135,6 @@ def split(runs: pd.DataFrame, by: Sequence[str]) -> tuple[list[str], list[str]]:
     return panels, series
 
 
-def by_task(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """One panel a task; its title is the task's name."""
-    return [(str(key[0]), group) for key, group in grouped(runs, ["task"])]
-
-
 def needs(frame: pd.DataFrame, *columns: str) -> None:
     """Nothing, by name, where a column is absent or empty."""
     absent = [column for column in columns if column not in frame or frame[column].isna().all()]
@@ -139,17 +142,28 @@ def needs(frame: pd.DataFrame, *columns: str) -> None:
         raise Nothing(f"the results have no {', '.join(absent)}")
 
 
-__all__ = [
-    "Cell",
-    "axis_of",
-    "by_task",
-    "cells",
-    "done",
-    "grouped",
-    "in_order",
-    "missing",
-    "needs",
-    "split",
-    "value_axis",
-    "word",
-]
+def line(name: str, x: Any, y: Any, low: Any = np.nan, high: Any = np.nan, *, note: Any = "") -> pd.DataFrame:
+    """Rows of a panel: one series."""
+    columns = {"series": name, "x": x, "y": y, "low": low, "high": high, "note": note}
+    return pd.DataFrame(columns, index=range(len(x)))
+
+
+def stack(lines: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of a panel: several series."""
+    found = [rows for rows in lines if len(rows)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+
+
+def means(group: Group, x: str, value: str) -> pd.DataFrame:
+    """Rows of a panel: means of `value` over a group's rows at each x, with their 95 % intervals."""
+    places = [(float(key[0]), interval(part[value].astype(float))) for key, part in grouped(group.runs, [x])]
+    found = [(at, i.estimate, i.low, i.high) for at, i in places]
+    notes = [f"n = {i.n}" for _, i in places]
+    return line(group.name, *(list(column) for column in zip(*found, strict=True)), note=notes)
+
+
+def spanning(runs: pd.DataFrame, x: str) -> Axis:
+    """The axis of x, logarithmic where the values span about a decade or more, and none is zero."""
+    values = pd.to_numeric(runs[x])
+    wide = values.min() > 0 and values.max() / values.min() >= 8
+    return replace(axis_of(x), log=bool(wide))

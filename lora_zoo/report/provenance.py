@@ -1,4 +1,4 @@
-"""What stands below a table: which runs were left out and why, and what made those that count."""
+"""The notes below a table: the runs that were left out and why, and what made those that count."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def doubts(frame: pd.DataFrame) -> list[str]:
     return [f"{'left out' if finding.rows else 'note'} ({finding.kind}): {finding.said}" for finding in found]
 
 
-def origin(counted: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:
+def origin(counted: pd.DataFrame) -> list[str]:
     """The scale and the seeds, then commit, threads and device of the runs of a table."""
     scale = {
         "task": counted["task"],

@@ -1,4 +1,4 @@
-"""Which adapters of a sweep are laid side by side: ranks of different seeds, and seeds of one rank.
+"""Choose the adapters of a sweep to lay side by side: ranks of different seeds, and seeds of one rank.
 
 Of one seed the first rows of A at a greater rank are those at a smaller one, so that adapters of one seed
 overlap before any training: ranks are compared across seeds, as if they had been drawn apart.
@@ -23,14 +23,14 @@ class Pair(NamedTuple):
     other: pd.Series
 
 
-class Overlaps(NamedTuple):
+class SubspacePairs(NamedTuple):
     """φ(i, j) by title, and the dimension of the space of all of them; None where they differ."""
 
     similarities: dict[str, pd.DataFrame]
     dimension: int | None
 
 
-def overlaps(runs: pd.DataFrame) -> Overlaps:
+def subspace_pairs(runs: pd.DataFrame) -> SubspacePairs:
     """Of up to two pairs of runs, two matrices in the middle of the model: directions of the factor A.
 
     Empty where no two adapters can be compared without their base.
@@ -49,7 +49,7 @@ def overlaps(runs: pd.DataFrame) -> Overlaps:
                 said = f"{role or name}, layer {layer}" if layer is not None else role or name
                 found[f"{said}: {title}"] = grid(*deltas, of="A", first=FIRST)
                 dimensions.add(deltas[0].shape[1])
-    return Overlaps(found, dimensions.pop() if len(dimensions) == 1 else None)
+    return SubspacePairs(found, dimensions.pop() if len(dimensions) == 1 else None)
 
 
 def _pairs(runs: pd.DataFrame) -> Iterator[Pair]:
@@ -79,6 +79,3 @@ def middle(one: Deltas, other: Deltas) -> list[str]:
     middle = layers[len(layers) // 2] if layers else None
     here = {position(name).role: name for name in reversed(common) if position(name).layer == middle}
     return list(here.values())[::-1][:MATRICES]
-
-
-__all__ = ["middle", "overlaps"]
