@@ -61,7 +61,7 @@ class Measurement:
         import vl_convert
 
         logarithmic = {"type": "log", "nice": False}
-        encoding = {
+        encoding: dict[str, dict[str, Any]] = {
             "x": {"field": "x", "type": "nominal", "sort": None, "title": ", ".join(self.keys[1:])},
             "y": {"field": "y", "type": "quantitative", "title": self.unit, "scale": logarithmic},
             "xOffset": {"field": "series", "type": "nominal", "sort": None},
