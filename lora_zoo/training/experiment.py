@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.core.adapter import Variant
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.native import WEIGHTS, save_adapter
@@ -26,7 +26,6 @@ from lora_zoo.merge import merge
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
-from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.base import TaskType
@@ -78,12 +77,12 @@ class Experiment:
 
     def __init__(
         self,
-        settings: Settings,
-        variant: type[Variant],
+        spec: RunSpec,
         record: Record,
         around: RunContext,
     ) -> None:
-        self.settings, self.variant, self.record = settings, variant, record
+        self.settings, self.variant, self.record = spec.settings, spec.variant, record
+        self.hyperparameters = spec.hyperparameters
         self.console, self.group, self.signals, self.resources, self.progress = around
         self.timings: dict[str, float] = dict(record.content.get("timings", {}))
         self.about: dict[str, Any] = {}
@@ -94,7 +93,7 @@ class Experiment:
         return self.record.folder / "checkpoints"
 
     def run(self) -> None:
-        hyper = flat_hyperparameters(self.settings, self.variant)
+        hyper = self.hyperparameters
         complete = check_hyperparameters(self.variant, hyper)
         about = {"name": self.variant.name, "paper": self.variant.paper, "equation": self.variant.equation}
         self.record.update(variant=about | {"hyperparameters": complete})
@@ -114,7 +113,7 @@ class Experiment:
         if trainer is not None:
             self._measure_activations(trainer)
         retention = self._retention(material)
-        if self.settings.zero_shot and not trained and not self._judged("zero_shot", evaluator):
+        if self.settings.eval_before_training and not trained and not self._judged("zero_shot", evaluator):
             with self._timed("zero_shot"):
                 self.record.update(zero_shot=evaluator.evaluate(keep=False))
         with self._mirror() as mirror:
@@ -151,7 +150,7 @@ class Experiment:
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
         self.record.update(data=material.fingerprint, metric=task.metrics[0])
         for name, metric in metrics.items():
-            try_out(name, metric, *kind.made_up(), kind=task.kind)
+            try_out(name, metric, *kind.made_up(), kind=task.type)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
         return material, self._model(material)
@@ -265,13 +264,13 @@ class Experiment:
 
     def _retention(self, material: TaskData) -> HeldOutLoss | None:
         """ValueError where the run's model predicts no next token, or the text cannot be read."""
-        source = self.settings.retention
+        source = self.settings.forgetting_text
         if source is None:
             return None
         if material.kind.auto_class != "AutoModelForCausalLM":
             raise ValueError(
-                f"retention={source} asks how well a decoder predicts a text, and "
-                f"task={self.settings.task.name} ({self.settings.task.kind}) loads another kind of model"
+                f"forgetting_text={source} asks how well a decoder predicts a text, and "
+                f"task={self.settings.task.name} ({self.settings.task.type}) loads another kind of model"
             )
         return HeldOutLoss(source, material.tokenizer)
 

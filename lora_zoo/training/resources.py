@@ -24,7 +24,7 @@ from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.base import Example
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import TASK_TYPES
+from lora_zoo.config.task_types import TASK_TYPES
 
 _log = logging.getLogger("lora_zoo")
 DATA_SETS = 2
@@ -40,7 +40,7 @@ class TaskData:
         datasets.disable_progress_bars()
         self.splits = load_splits(settings.task)
         self.tokenizer = load_tokenizer(settings.model)
-        self.kind = TASK_TYPES[settings.task.kind](settings.task, self.tokenizer, self.splits)
+        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
