@@ -24,8 +24,9 @@ import lora_zoo
 from lora_zoo.config.schema import Model, Settings, Task
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
 from lora_zoo.inject.injection import inject
-from lora_zoo.merge import main, merge
+from lora_zoo.merge import main
 from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import claim_folder
 from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted

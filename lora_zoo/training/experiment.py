@@ -22,10 +22,10 @@ from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.native import WEIGHTS, save_adapter
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.inject.targets import head_names
-from lora_zoo.merge import merge
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
+from lora_zoo.models.merging import merge
 from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
