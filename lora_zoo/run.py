@@ -154,7 +154,6 @@ def job(config: DictConfig, **shared: Any) -> None:
 
     `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.runner.run`.
     """
-    from lora_zoo.training.callbacks import Progress
     from lora_zoo.training.runner import run
 
     if not OUTCOMES:
@@ -169,7 +168,7 @@ def job(config: DictConfig, **shared: Any) -> None:
         return
     if joblib.is_one():
         joblib.enter(sweep, hydra_config.launcher.n_jobs)
-        code = joblib.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
+        code = joblib.uninterrupted(lambda: run(config, overrides, str(sweep), progress=False))
     else:
         code = run(config, overrides, str(sweep), **shared)
     OUTCOMES.append(code)

@@ -82,7 +82,7 @@ def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> N
     run.train()
     assert loss_of(injection) < before
     assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
-    assert run.clock.summary()["steps"] == 12
+    assert run.train_state.timer.summary()["steps"] == 12
     injection.hooks.law()
 
 

@@ -25,7 +25,7 @@ from lora_zoo.config.schema import Model, Task
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.tasks.data import load_splits
 from lora_zoo.tasks.registry import TASK_TYPES
-from lora_zoo.training.callbacks import StepTimer
+from lora_zoo.training.timing import StepTimer
 
 SIZES = {"train": 512, "validation": 2}
 

@@ -1,4 +1,4 @@
-"""`dry_run=true`: what a run would adapt, from the model's configuration alone."""
+"""`dry_run=true`: preview the adapters of a run from the model's configuration alone."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from lora_zoo.models.loading import outline
 from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.summary import readable_bytes
 from lora_zoo.tasks.registry import TASK_TYPES
-from lora_zoo.training.experiment import asked
+from lora_zoo.training.experiment import target_arguments
 
 T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
@@ -34,14 +34,16 @@ def dry_run(settings: Settings, variant: type[Variant], console: Console) -> int
 
 
 def previewed(settings: Settings, variant: type[Variant]) -> Preview:
-    """What the run of `settings` would adapt. Raises ValueError for what a run would refuse."""
+    """Preview the adapters of the run of `settings`. ValueError for what a run would refuse."""
     kind = TASK_TYPES[settings.task.kind]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
     save = settings.modules_to_save
     if save == "auto":
         save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    return preview(model, variant, **asked(settings, save), **flat_hyperparameters(settings, variant))
+    return preview(
+        model, variant, **target_arguments(settings, save), **flat_hyperparameters(settings, variant)
+    )
 
 
 def print_preview(found: Preview, console: Console) -> None:
