@@ -19,11 +19,11 @@ import transformers as tf
 from greenlet import getcurrent
 from torch import Tensor, nn
 
-from lora_zoo import adapters_of, inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.injection import Injection
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.launchers.packed.backbone import Backbone, join, unfit
 from lora_zoo.launchers.packed.grouping import groups
 from lora_zoo.launchers.packed.scheduler import Pack, PackedJob, Waiting

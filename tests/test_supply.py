@@ -10,12 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_training import TRAINED, examples, small
 
-from lora_zoo import inject
 from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.validate import resolved
 from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.inject.injection import inject
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from lora_zoo import inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.training.trainer import ZooTrainer
 
 

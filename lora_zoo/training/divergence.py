@@ -37,7 +37,7 @@ def finite(loss: Tensor, gradients: list[Tensor]) -> bool:
 
 
 def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Diagnosis:
-    """Find the first layers that are not finite: in the weights, else the forward pass, else the gradients."""
+    """Find the layers that are not finite: in their weights, else their outputs, else their gradients."""
     named = injection.named_parameters()
     if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
         return Diagnosis(f"the weights of {_join_layers(broken)} are no longer numbers", broken)

@@ -41,9 +41,8 @@ def previewed(settings: Settings, variant: type[Variant]) -> Preview:
     save = settings.modules_to_save
     if save == "auto":
         save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    return preview(
-        model, variant, **target_arguments(settings, save), **flat_hyperparameters(settings, variant)
-    )
+    arguments = target_arguments(settings, save) | flat_hyperparameters(settings, variant)
+    return preview(model, variant, **arguments)
 
 
 def print_preview(found: Preview, console: Console) -> None:

@@ -104,9 +104,9 @@ class Experiment:
         session = TrainingSession(settings, record, self.context, injection, self.about)
         self.session = session
         session.prepare(evaluator, arguments)
-        if session.trainer is not None and self.context.resources.exclusive:
-            if saved := session.trainer.saved_bytes():
-                record.update(memory=record.content.get("memory", {}) | saved)
+        trainer = session.trainer if self.context.resources.exclusive else None
+        if trainer is not None and (saved := trainer.saved_bytes()):
+            record.update(memory=record.content.get("memory", {}) | saved)
         return evaluator, session
 
     def _evaluated(self, key: str, evaluator: Evaluator) -> bool:

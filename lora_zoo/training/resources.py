@@ -82,14 +82,14 @@ class ResourcePool(ABC):
         """Adapt the base; `arguments` are those of `inject`. ValueError where they do not fit it."""
         return inject(model, variant, **arguments, seed=seed)
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Prepare what will run the backward passes."""
+    def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
+        """Prepare the accelerator that will run the backward passes."""
 
     def about(self) -> dict[str, Any]:
         """Entries for the record of a run that has trained."""
         return {}
 
-    def give_back(self) -> None:
+    def give_back(self) -> None:  # noqa: B027
         """End the run: nothing of it stays in what it was lent."""
 
 
@@ -173,7 +173,7 @@ def _stat(path: Path) -> tuple[str, int, int, int] | str:
 
 @contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Restore afterwards the settings of the process that a run changes: threads, determinism, environment."""
+    """Restore afterwards what a run sets for its whole process: threads, determinism, environment."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -148,6 +148,6 @@ class TrainingSession:
 
 
 def _replay(tracker: Tracker, history: list[dict[str, Any]]) -> None:
-    """Log the earlier curves again: an interrupted W&B run cannot always be resumed, and a new one has none."""
+    """Log the earlier curves again: an interrupted W&B run cannot always be resumed."""
     for entry in history:
         tracker.log(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])

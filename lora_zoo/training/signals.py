@@ -78,7 +78,7 @@ class SignalHandler:
         raise Stopped(self.received)
 
     def leave(self, record: Callable[[], None]) -> None:
-        """Call `record`, which notes that the run was stopped, and queue the job again if Slurm asked for it."""
+        """Call `record`, which notes the stop; queue the job again if the signal was Slurm's."""
         number = self.received or signal.SIGINT
         exit_soon(number)
         record()

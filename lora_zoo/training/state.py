@@ -25,7 +25,7 @@ class TrainState(TrainerCallback):
 
     | file | content | `state_dict` |
     |---|---|---|
-    | adapter.safetensors, adapter.json | the adapter's tensors, its description and the run's `about` | adapter |
+    | adapter.safetensors, adapter.json | the adapter's tensors and its description | adapter |
     | method.safetensors | the hooks' buffers; `clock`, the forward counter that keys dropout masks | hooks |
     | buffers.safetensors | the base model's buffers | buffers |
     | progress.json | `loss`, summed since the last log | progress |
@@ -88,7 +88,7 @@ class TrainState(TrainerCallback):
         (folder / PROGRESS).write_text(json.dumps(state["progress"]))
 
     def load(self, folder: Path) -> None:
-        """Read the checkpoint; its state is set when training begins, after transformers has zeroed its sums."""
+        """Read a checkpoint. It is set when training begins, once transformers has set its sums to zero."""
         self._loaded = {part: load_file(folder / name) for part, name in TENSORS.items()}
         self._loaded["progress"] = json.loads((folder / PROGRESS).read_text())
 

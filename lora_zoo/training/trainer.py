@@ -35,7 +35,7 @@ class ZooTrainer(Trainer):
     | `hooks.regularizer` | added to the loss that is differentiated |
     | `accelerator.backward` | gradients are accumulated |
     | `hooks.forward_context.exit` | left |
-    | `divergence.finite` | at the last micro-batch; if not, `Diverged`, or with `skip` gradients become None |
+    | `divergence.finite` | at the last micro-batch; if not, Diverged, or with `skip` no gradients |
     | `hooks.on_after_backward` | gradients are whole and not clipped; not called in a skipped step |
     | `accelerator.clip_grad_norm_` | if max_grad_norm is not 0 |
     | `optimizer.step` | |
@@ -136,7 +136,7 @@ class ZooTrainer(Trainer):
         return loss - self._penalty
 
     def _is_finite(self, loss: Tensor, inputs: dict[str, Any], step: int) -> bool:
-        """True for a finite loss and finite gradients; otherwise raise Diverged or, with `skip`, drop them."""
+        """True if loss and gradients are finite; otherwise raise Diverged or, with `skip`, drop them."""
         parameters = self.injection.parameters()
         scaled = self.accelerator.scaler is not None  # float16: the scaler handles overflowing gradients
         gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
