@@ -16,7 +16,13 @@ from safetensors.torch import load_file
 from lora_zoo.runs.record import Busy, claimed
 from lora_zoo.training import checkpoints
 
-QUICK = ("task.sizes.test=10", "task.sizes.validation=10", "threads=1", "tracking=none", "eval_before_training=false")
+QUICK = (
+    "task.sizes.test=10",
+    "task.sizes.validation=10",
+    "threads=1",
+    "tracking=none",
+    "eval_before_training=false",
+)
 
 
 def start(*arguments: str, at: Path, module: str = "lora_zoo.run", **env: str) -> subprocess.Popen[str]:
@@ -287,7 +293,13 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 
 def test_a_stop_while_nothing_trains_leaves_at_once(tmp_path: Path) -> None:
-    slow = ("task.sizes.test=20000", "eval_splits=[test]", "eval_before_training=true", "threads=1", "tracking=none")
+    slow = (
+        "task.sizes.test=20000",
+        "eval_splits=[test]",
+        "eval_before_training=true",
+        "threads=1",
+        "tracking=none",
+    )
     running = start("+variant=lora", *slow, at=tmp_path)
     wait_for(lambda: any("load" in r.get("timings", {}) for r in results(tmp_path)), running)
     running.send_signal(signal.SIGTERM)

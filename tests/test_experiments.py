@@ -30,7 +30,12 @@ register()
 MINE = {
     "title": "Ranks",
     "question": "Which?",
-    "grid": {"rank": [1, 2], "target_modules": ["[q]", ["q", "v"]], "eval_before_training": [True], "steps": [None]},
+    "grid": {
+        "rank": [1, 2],
+        "target_modules": ["[q]", ["q", "v"]],
+        "eval_before_training": [True],
+        "steps": [None],
+    },
     "rows": ["rank"],
 }
 

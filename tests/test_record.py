@@ -8,8 +8,8 @@ import pytest
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.config.spec import readable_name
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.identity import identity, specify
 from lora_zoo.runs.record import RESULT, SCHEMA, Record, claim_folder, plain
 

@@ -24,8 +24,9 @@ import lora_zoo
 from lora_zoo.config.schema import Model, Settings, Task
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
 from lora_zoo.inject.injection import inject
-from lora_zoo.merge import main, merge
+from lora_zoo.merge import main
 from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import claim_folder
 from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted
@@ -320,7 +321,12 @@ def wrapper(*words: str, at: Path, **env: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
 
 
-QUICK = ("task.sizes={train:32,validation:4,test:4}", "threads=1", "batch_size=4", "eval_before_training=false")
+QUICK = (
+    "task.sizes={train:32,validation:4,test:4}",
+    "threads=1",
+    "batch_size=4",
+    "eval_before_training=false",
+)
 
 
 def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path: Path) -> None:
@@ -382,7 +388,9 @@ def test_pickled_data_run_no_code(path: str, mark: Path, tmp_path: Path) -> None
     shutil.make_archive(str(folder / "train"), "tar", folder, "train.pkl")
     file = "train.tar" if path == "webdataset" else "train.pkl"
     with pytest.raises((*REFUSED, Exception)):
-        load_splits(task(dataset=path.format(folder=folder), data_dir=str(folder), data_files={"train": file}))
+        load_splits(
+            task(dataset=path.format(folder=folder), data_dir=str(folder), data_files={"train": file})
+        )
     assert not mark.exists()
 
 

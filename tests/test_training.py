@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from lora_zoo import inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.training.trainer import ZooTrainer
 
 
@@ -82,7 +81,7 @@ def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> N
     run.train()
     assert loss_of(injection) < before
     assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
-    assert run.clock.summary()["steps"] == 12
+    assert run.train_state.timer.summary()["steps"] == 12
     injection.hooks.law()
 
 

@@ -52,13 +52,13 @@ def renamed(
     found: dict[str, Any] = {}
     for name, value in config.items():
         key = key_of(f"{parent}{name}")
+        place = key.removeprefix(parent)
         if isinstance(value, Mapping) and key == "task":
-            value = renamed(value, key_of, word_of, "task.")
+            found[place] = renamed(value, key_of, word_of, "task.")
         elif key == "experiment":
-            value = _axes(value, key_of)
-        elif isinstance(value, str):
-            value = word_of(key, value)
-        found[key.removeprefix(parent)] = value
+            found[place] = _axes(value, key_of)
+        else:
+            found[place] = word_of(key, value) if isinstance(value, str) else value
     return found
 
 

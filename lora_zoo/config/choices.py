@@ -1,4 +1,4 @@
-"""Values of `model=`, `task=` and `experiment=` that are no option: a folder, a name on the Hub, a YAML file."""
+"""Values of `model=`, `task=`, `experiment=` that are no option: a folder, a name on the Hub, a YAML file."""
 
 import difflib
 import hashlib

@@ -41,7 +41,7 @@ class Mistake(ValueError):
 
 
 def check(overrides: Sequence[str], *, multirun: bool) -> list[Settings]:
-    """The settings of enough jobs that each value of each override is seen once. Mistake where one is wrong."""
+    """The settings of so many jobs that each value of each override is seen. Mistake where one is wrong."""
     _CHECKED.clear()
     with initialize_config_dir(str(folder()), version_base="1.3"):
         parsed = _parse(overrides)
@@ -93,7 +93,7 @@ def _check_override(override: Override, multirun: bool) -> None:
 
 
 def _check_hydra(override: Override) -> None:
-    """What Hydra would take although it makes another program of this one, or tell late or over many lines."""
+    """Refuse what would make another program of this one, or is told late by Hydra, over many lines."""
     key, value = override.key_or_group, override.value()
     if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
         raise Mistake(f"{key} cannot be given; -m and KEY=VALUE,VALUE make a sweep")

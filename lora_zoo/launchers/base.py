@@ -1,11 +1,11 @@
 """Launchers: what surrounds a sweep in the process in front, and how one of its runs is run.
 
-Hydra's plugin of the same name brings the jobs to their processes. A launcher without a member of LAUNCHERS is
-taken as `basic`.
+Hydra's plugin of the same name brings the jobs to their processes. One that is no member of LAUNCHERS is taken
+as `basic`.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ class Launcher:
     """One run after the other, in the process that the user started."""
 
     name: ClassVar[str]
-    defaults: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[Mapping[str, str]] = {}
     """Settings of Hydra's launcher, where the command line does not give them."""
 
     def __init__(self, sweep: Path) -> None:

@@ -7,12 +7,12 @@ every signal on, once, and waits until the runs in hand have written their check
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from lora_zoo.launchers.base import LAUNCHERS, Launcher
 from lora_zoo.terminal import say
@@ -24,13 +24,13 @@ _WORKER, _STOP = ".worker-", ".stop"
 
 @LAUNCHERS.register("joblib")
 class Joblib(Launcher):
-    """Several runs at a time, each in a worker process. `asked` is the signal that ended the sweep, or None."""
+    """Several runs at a time, in worker processes. `received` is the signal that ended the sweep, or None."""
 
-    defaults = {"batch_size": "1"}  # a worker takes one run at a time
+    defaults: ClassVar[Mapping[str, str]] = {"batch_size": "1"}  # a worker takes one run at a time
 
     def __init__(self, sweep: Path) -> None:
         super().__init__(sweep)
-        self.asked: int | None = None
+        self.received: int | None = None
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
@@ -40,11 +40,11 @@ class Joblib(Launcher):
                 yield
         except BrokenExecutor as death:
             self.broken = True
-            if self.asked is None:
+            if self.received is None:
                 say(f"{death}; the same command does what is missing")
         finally:
-            if self.asked is not None:
-                raise Stopped(self.asked)
+            if self.received is not None:
+                raise Stopped(self.received)
 
     @contextlib.contextmanager
     def _passing_on(self) -> Iterator[None]:
@@ -58,11 +58,11 @@ class Joblib(Launcher):
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._clear()
-            if self.asked in REQUEUE:
+            if self.received in REQUEUE:
                 requeue()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked is not None, number
+        again, self.received = self.received is not None, number
         with contextlib.suppress(OSError):
             (self.sweep / _STOP).write_text(str(number))  # for workers between two runs
         for path in self.sweep.glob(f"{_WORKER}*"):
@@ -80,10 +80,8 @@ class Joblib(Launcher):
             return None
         if not is_worker():
             return run()
-        from lora_zoo.training.callbacks import Progress
-
         self._enter(config.n_jobs)
-        return _uninterrupted(partial(run, progress=Progress))
+        return _uninterrupted(partial(run, progress=False))
 
     def stopped(self) -> bool:
         """True where no further run is to begin: the user stopped the sweep, or the front has died."""

@@ -1,7 +1,4 @@
-"""How well a causal model still predicts the text that it was pretrained on, or any other text.
-
-Loss in nats a token on held-out text, before training and after: what fine-tuning forgets.
-"""
+"""Forgetting: a causal model's loss on held-out text (nats a token), before fine-tuning and after."""
 
 import random
 from collections.abc import Iterator
@@ -13,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_zoo.inject.injection import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.tasks.base import on_device
 
 POCKET = "pocket"
-BLOCKS, LENGTH, TOGETHER = 128, 128, 32
-"""At most so many blocks of so many tokens, so many at a time."""
+BLOCKS, LENGTH, BATCH = 128, 128, 32
+"""The number of blocks at most, tokens of each, and blocks in one pass."""
 
 
 class HeldOutLoss:
@@ -45,7 +43,14 @@ class HeldOutLoss:
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy (nats a token) of each token given those before it in its block."""
         with evaluating(model):
-            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(TOGETHER)) / self.tokens
+            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(BATCH)) / self.tokens
+
+    def before_and_after(self, injection: Injection) -> dict[str, Any]:
+        """The loss with the trained parameters left out, and with them."""
+        with injection.disabled():
+            before = self.loss(injection.model)
+        about = {"of": self.source, "tokens": self.tokens}
+        return about | {"before": before, "after": self.loss(injection.model)}
 
 
 def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:

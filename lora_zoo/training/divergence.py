@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: at which step, and which adapted layers they come from."""
+"""Losses and gradients that are NaN or infinite: find them, and the adapted layers they come from."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ SHOWN = 5  # layers that a message names
 
 
 class Diverged(RuntimeError):
-    """The numbers of a run are no longer any: a finding, not a failure of the program."""
+    """Loss or gradients became NaN or inf. The run's outcome, not a bug."""
 
     def __init__(self, message: str, *, step: int, layers: list[str]) -> None:
         super().__init__(message)
@@ -23,38 +23,37 @@ class Diverged(RuntimeError):
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong in one step: a sentence, and the layers that it is about."""
+    """The cause of a non-finite step: a sentence, and the layers that it is about."""
 
-    said: str
+    text: str
     layers: list[str]
 
 
 def finite(loss: Tensor, gradients: list[Tensor]) -> bool:
-    """Whether the loss and every entry of the gradients are numbers. One wait for the device."""
+    """True if the loss and every entry of the gradients are finite. Waits for the device once."""
     norms = [*torch._foreach_norm(gradients), loss.detach().norm()] if gradients else [loss.detach().norm()]
     device = loss.device
     return bool(torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all())
 
 
 def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Diagnosis:
-    """Where the numbers stop being any: weights first, then the forward pass, then gradients."""
+    """Find the layers that are not finite: in their weights, else their outputs, else their gradients."""
     named = injection.named_parameters()
     if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
-        return Diagnosis(f"the weights of {_listed(broken)} are no longer numbers", broken)
+        return Diagnosis(f"the weights of {_join_layers(broken)} are no longer numbers", broken)
     if not loss.isfinite():
         if layer := _first_output(injection.model, inputs):
-            return Diagnosis(
-                f"the loss is {loss.item()}; the first output that is no number is {layer}'s", [layer]
-            )
+            text = f"the loss is {loss.item()}; the first output that is no number is {layer}'s"
+            return Diagnosis(text, [layer])
         return Diagnosis(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
     gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
     broken = _layers(name for name, g in gradients.items() if not g.norm().isfinite())
-    return Diagnosis(f"the gradients of {_listed(broken)} are no numbers, or overflow", broken)
+    return Diagnosis(f"the gradients of {_join_layers(broken)} are no numbers, or overflow", broken)
 
 
 @torch.no_grad()
 def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """The adapted layer whose output is the first that is no number, in a pass without dropout."""
+    """The adapted layer whose output is the first that is not finite, in a pass without dropout."""
     seen: list[str] = []
     with contextlib.ExitStack() as hooks, evaluating(model):
         for wrapper in (module for module in model.modules() if isinstance(module, AdapterWrapper)):
@@ -73,6 +72,6 @@ def _layers(names: Iterator[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
-def _listed(layers: list[str]) -> str:
+def _join_layers(layers: list[str]) -> str:
     more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
     return ", ".join(layers[:SHOWN]) + more

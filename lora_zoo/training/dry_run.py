@@ -1,4 +1,4 @@
-"""`dry_run=true`: what a run would adapt, from the model's configuration alone."""
+"""`dry_run=true`: preview the adapters of a run from the model's configuration alone."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from lora_zoo.inject.preview import Preview, Row, preview
 from lora_zoo.inject.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.summary import readable_bytes
-from lora_zoo.training.experiment import asked
+from lora_zoo.training.experiment import target_arguments
 
 T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
@@ -32,7 +32,7 @@ def dry_run(spec: RunSpec, console: Console) -> int:
 
 
 def previewed(spec: RunSpec) -> Preview:
-    """The matrices that the run would adapt. Raises ValueError for what a run would refuse."""
+    """Preview the adapters of the run. ValueError for what a run would refuse."""
     settings = spec.settings
     kind = TASK_TYPES[settings.task.type]
     head = kind.outlined_head(settings.task)
@@ -40,7 +40,7 @@ def previewed(spec: RunSpec) -> Preview:
     save = settings.modules_to_save
     if save == "auto":
         save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    return preview(model, spec.variant, **asked(settings, save), **spec.hyperparameters)
+    return preview(model, spec.variant, **target_arguments(settings, save), **spec.hyperparameters)
 
 
 def print_preview(found: Preview, console: Console) -> None:

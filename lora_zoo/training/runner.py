@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,12 +22,11 @@ from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
 from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
 from lora_zoo.runs.redact import RedactingFormatter, redacted
-from lora_zoo.training.callbacks import Progress, ProgressBar
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
-from lora_zoo.training.experiment import Experiment, RunContext
-from lora_zoo.training.resources import FreshResources, of_this_process, process_as_it_was
-from lora_zoo.training.signals import SignalHandler
+from lora_zoo.training.experiment import Experiment
+from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
+from lora_zoo.training.session import RunContext
 
 _log = logging.getLogger("lora_zoo")
 
@@ -36,16 +34,15 @@ _log = logging.getLogger("lora_zoo")
 def run(
     spec: RunSpec,
     sweep: str | None = None,
-    progress: type[Progress] = ProgressBar,
     *,
-    make: type[Experiment] | partial[Experiment] = Experiment,
-    signals: SignalHandler | None = None,
+    progress: bool = True,
+    resources: ResourcePool | None = None,
 ) -> int:
     """Make one run and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop. `make` and `signals`
-    are another kind of Experiment and of being told to stop, for jobs that share a process.
+    there already is not run again. Raises Stopped where a signal stops the run. `resources` are those of
+    a job that shares its process with others.
     """
     console, settings = Console(), spec.settings
     for name in spec.without_effect():
@@ -60,13 +57,10 @@ def run(
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
             record = _opened(claim, spec)
-            # Packed jobs share a process; the pack puts it back, not the job.
-            own = process_as_it_was() if signals is None else contextlib.nullcontext()
-            resources = of_this_process() if group and signals is None else FreshResources()
-            signals = signals or SignalHandler()
-            around = RunContext(console, group, signals, resources, progress)
-            with _logging_to(claim.folder / "run.log", console), signals.listening(), own:
-                return _kept(make(spec, record, around))
+            resources = resources or (of_this_process() if group else FreshResources())
+            with _logging_to(claim.folder / "run.log", console), resources.process() as signals:
+                context = RunContext(console, group, signals, resources, progress)
+                return _kept(Experiment(spec, record, context))
     except Busy as busy:
         _complain(console, str(busy))
         return 2
@@ -97,7 +91,7 @@ def _opened(claim: Claim, spec: RunSpec) -> Record:
 
 
 def _asks_for_more(settings: Settings, claim: Claim) -> bool:
-    """True where a finished run lacks something that can be asked for without changing what it is."""
+    """True if a finished run lacks something that its settings now ask for and that changes no result."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
     unmeasured = settings.forgetting_text is not None and "retention" not in claim.before
@@ -116,12 +110,12 @@ def _kept(experiment: Experiment) -> int:
         return _recorded(experiment)
     except OSError as refusal:  # what ended the run stands in no record
         text = f"{refusal.filename or experiment.record.folder}: {refusal.strerror or refusal}"
-        _complain(experiment.console, f"failed: the record cannot be written: {text}")
+        _complain(experiment.context.console, f"failed: the record cannot be written: {text}")
         return 1
 
 
 def _recorded(experiment: Experiment) -> int:
-    settings, record, console = experiment.settings, experiment.record, experiment.console
+    settings, record, console = experiment.settings, experiment.record, experiment.context.console
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -136,14 +130,14 @@ def _recorded(experiment: Experiment) -> int:
         state, error, code = "failed", mistake, 1 if experiment.underway else 2
     except KeyboardInterrupt as signalled:
         told = signalled
-        experiment.signals.leave(lambda: _interrupted(record, console, told))
+        experiment.context.signals.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
     ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
         state, error, code = "failed", failure, 1
     finally:
-        experiment.resources.give_back()
+        experiment.context.resources.give_back()
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:
@@ -151,7 +145,7 @@ def _recorded(experiment: Experiment) -> int:
     memory = record.content.get("memory", {}) | peak_memory()
     record.end(state, timings=timings, memory=memory, **said)
     if error is None:
-        show = summary.print_line if experiment.group else summary.print_run
+        show = summary.print_line if experiment.context.group else summary.print_run
         show(record, console)
     else:
         _complain(console, f"{state}: {_one_line(error)}")

@@ -10,10 +10,10 @@ import pytest
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import identity as identities
-from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.runs.identity import identity, made_of
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.record import plain

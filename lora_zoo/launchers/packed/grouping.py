@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 def groups(specs: Sequence[RunSpec | None]) -> list[Group]:
-    """The jobs of a sweep in groups, each in the sweep's order; None is a job that cannot be run as given."""
+    """The jobs of a sweep in groups, each in the sweep's order. None: a job that cannot be run as given."""
     packs: dict[str, list[int]] = {}
     apart: dict[str, list[int]] = {}
     seen: set[str] = set()
@@ -55,7 +55,7 @@ def _reason(settings: Settings, repeated: bool) -> str:
 
 
 def _shared(settings: Settings) -> str:
-    """The text that jobs of one pack have in common: model, task, threads, and what the trainer does to a model."""
+    """All that jobs of one pack must have in common: model, task, threads, most keys of the trainer."""
     trainer = {key: value for key, value in settings.trainer.items() if key not in FREE}
     common = {"model": asdict(settings.model), "task": asdict(settings.task), "trainer": trainer}
     return json.dumps(common | {"threads": settings.threads}, sort_keys=True, default=str)

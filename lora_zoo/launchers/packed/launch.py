@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from lora_zoo.config.spec import RunSpec
-from lora_zoo.launchers.packed.experiment import PackedExperiment, SharedBase
 from lora_zoo.launchers.packed.grouping import Group, groups
+from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
 from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.training.resources import process_as_it_was
@@ -35,12 +35,11 @@ def launch(specs: Sequence[RunSpec | None], start: Launch, most: int) -> list[An
 
 def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
     signals = SharedSignalHandler()
-    with process_as_it_was(), signals.attended(), _still():
+    with process_as_it_was(), signals.listening(), _still():
         pack, base = Pack(signals, most), SharedBase()
 
         def job(number: int, seat: PackedJob) -> Any:
-            make = partial(PackedExperiment, pack=pack, seat=seat, base=base)
-            return start(number, make=make, signals=signals)
+            return start(number, resources=PackedResources(pack, seat, base))
 
         seats = pack.run([partial(job, number) for number in group.jobs])
     for seat in seats:

@@ -32,7 +32,7 @@ class Waiting(enum.Enum):
     TURN = enum.auto()
     FORWARD = enum.auto()
     BACKWARD = enum.auto()
-    SOLITUDE = enum.auto()
+    ALONE = enum.auto()
 
 
 class PackedJob:
@@ -120,10 +120,10 @@ class Pack:
         if seat in self._met:
             seat.wait(Waiting.BACKWARD)
 
-    def be_alone(self, reason: str) -> None:
+    def run_alone(self, reason: str) -> None:
         """The job whose turn it is goes on once all others have ended."""
         self._here().reason = reason
-        self._here().wait(Waiting.SOLITUDE)
+        self._here().wait(Waiting.ALONE)
 
     def _call(self, inputs: Inputs) -> Any:
         """A training pass of the trunk, by the job whose turn it is: its part of a pass for all."""
@@ -142,9 +142,9 @@ class Pack:
 
     def _admitted(self) -> bool:
         """Whether a job is left, once those for which there is room have a seat."""
-        if self.signals.asked is not None:
+        if self.signals.received is not None:
             self._queue.clear()
-        while self._queue and sum(seat.waits is not Waiting.SOLITUDE for seat in self._seats) < self.most:
+        while self._queue and sum(seat.waits is not Waiting.ALONE for seat in self._seats) < self.most:
             self._seats.append(self._queue.popleft())
         return bool(self._seats)
 
