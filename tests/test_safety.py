@@ -407,8 +407,8 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     "name", ["../../evil", "/etc/evil", "..", "~/x", "a\nb", "x" * 300, "C:\\evil", "\0"]
 )
 def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Path) -> None:
-    from lora_zoo.core.variants import VARIANTS
     from lora_zoo.config.spec import readable_name
+    from lora_zoo.core.variants import VARIANTS
 
     settings = Settings(lr=1.0, model=Model(name=name, path="pocket"), task=Task(name=name))
     made = claim_folder(tmp_path / "runs", f"{readable_name(settings, VARIANTS.find('lora'))}-0123abcd")

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.models import from_scratch
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.config.task_types import TASK_TYPES
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -164,7 +164,9 @@ def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
 
 
 def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) -> None:
-    mine = task(folder, type="multiple_choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3)
+    mine = task(
+        folder, type="multiple_choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3
+    )
     splits = load_splits(mine)
     model, tokenizer = llama
     kind = TASK_TYPES["multiple_choice"](mine, tokenizer, splits)

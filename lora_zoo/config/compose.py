@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
@@ -164,9 +165,9 @@ def explain(error: BaseException, job: Sequence[str] = ()) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        group, given = match.groups()
-        return unknown(group, given, options(group)) if group in GROUPS else text.partition("\n")[0]
+    if match := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
+        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return unknown(match[1], match[2], choices)
     if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'|Key '([^']+)' not in", text):
         return _unknown_key(next(g for g in match.groups() if g), text, job)
     where = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
@@ -194,8 +195,10 @@ def _unknown_key(given: str, text: str, job: Sequence[str]) -> str:
 def _children(parent: str, job: Sequence[str]) -> list[str]:
     """The keys under `parent` with the groups that the command line chose."""
     groups = [o for o in job if o.partition("=")[0] in GROUPS]
+    of_hydra = parent.partition(".")[0] == "hydra"
     try:
-        config: Any = OmegaConf.select(compose("config", overrides=groups), parent)
+        whole = OmegaConf.create({"hydra": HydraConf}) if of_hydra else compose("config", overrides=groups)
+        config: Any = OmegaConf.select(whole, parent)
     except TROUBLE:
         return list(KEYS)
     return [str(k) for k in config] if isinstance(config, DictConfig) else list(KEYS)

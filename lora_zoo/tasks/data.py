@@ -152,7 +152,7 @@ def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
 
 
 def _check_names(task: Task) -> None:
-    """Raises ValueError where the chosen columns, known before any data, are not those that the type needs."""
+    """Raises ValueError where `task.columns`, known before any data, lacks one that the type needs."""
     for needed in TASK_TYPES[task.type].columns if task.columns else ():
         if needed not in task.columns:
             given = ", ".join(task.columns)

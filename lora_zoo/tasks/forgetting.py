@@ -69,8 +69,8 @@ def _pocket(tokenizer: Any) -> Iterator[int]:
         ids = tokenizer(f"{tokenizer.bos_token or ''} {document}", add_special_tokens=False)["input_ids"]
         if unknown is not None and unknown in ids:
             raise ValueError(
-                "forgetting_text=pocket is the text of the pocket model, and this model's tokenizer lacks its "
-                "words; give a text file"
+                "forgetting_text=pocket is the text of the pocket model, and this model's tokenizer lacks "
+                "its words; give a text file"
             )
         yield from ids
 

@@ -80,15 +80,14 @@ class PackedResources(FreshResources):
         reason = self._refusal(model, backbone, variant, arguments, heads)
         if reason:
             self._run_alone(reason)
-        group = adapters_of(model)
-        group.show_all()
+        adapters_of(model).show_all()
         if reason:
             _set(base_parameters(model), heads)
         injection = inject(model, variant, **arguments, seed=seed, name=self.job.name)
         _set(injection.trained, heads)
         own = {name: nn.Parameter(values.clone(), False) for name, values in heads.items()}
         injection.originals |= {name: own[name] for name in injection.originals.keys() & own.keys()}
-        group.isolate(self.job.name)
+        adapters_of(model).isolate(self.job.name)
         injection.name = "default"  # as its files call it
         self.job.injection = injection
         return injection
