@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lora_zoo.config import choices, command_line, help_text
+from lora_zoo.config import aliases, choices, command_line, help_text
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import register
@@ -16,6 +17,7 @@ from lora_zoo.config.validate import resolved
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.targets import ROLES
+from lora_zoo.runs.identity import identity_of, made_of
 
 register()
 
@@ -174,6 +176,74 @@ def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
     )
     (settings,) = precheck.check(command_line.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
     assert (settings.task.name, settings.task.type, settings.lr) == ("mine", "causal_lm", 1e-3)
+
+
+OLD = {
+    "task.kind=choice": ("task.type", "multiple_choice"),
+    "task.path=pocket-nli": ("task.dataset", "pocket-nli"),
+    "task.validation_share=0.5": ("task.validation_fraction", 0.5),
+    "task.terminator=x": ("task.stop", "x"),
+    "retention=pocket": ("forgetting_text", "pocket"),
+    "zero_shot=false": ("eval_before_training", False),
+}
+
+
+@pytest.mark.parametrize("typed", OLD)
+def test_a_key_has_its_old_name_for_one_release(typed: str, caplog: pytest.LogCaptureFixture) -> None:
+    aliases._WARNED.clear()
+    (settings,) = precheck.check(command_line.rewritten([typed]), multirun=False)
+    key, value = OLD[typed]
+    *part, name = key.split(".")
+    assert getattr(settings.task if part else settings, name) == value
+    assert f"{typed.partition('=')[0]} is called {key} now" in caplog.messages[0]
+
+
+def test_old_names_in_a_sweep_and_of_an_option(caplog: pytest.LogCaptureFixture) -> None:
+    aliases._WARNED.clear()
+    ready = command_line.rewritten(["-m", "task.kind=generation,choice,seq2seq", "+zero_shot=true,false"])
+    assert ready == ["-m", "task.type=causal_lm,multiple_choice,seq2seq", "eval_before_training=true,false"]
+    assert command_line.rewritten(["task=generation"]) == ["task=causal_lm"]
+    assert len(caplog.messages) == len(set(caplog.messages)) == 5
+
+
+def test_old_names_in_files_of_tasks_and_experiments(tmp_path) -> None:
+    task = "kind: choice\npath: pocket-nli\nmetrics: [accuracy]\nlr: 1e-3\nlabels: [a, b]\n"
+    (tmp_path / "mine.yaml").write_text(task)
+    about = {"title": "t", "question": "q?", "grid": {"zero_shot": [True, False], "variant": ["zero_shot"]}}
+    experiment = {"retention": "pocket", "experiment": about | {"rows": ["zero_shot"]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(experiment))
+    given = ["-m", f"task={tmp_path}/mine.yaml", f"experiment={tmp_path}/study.yaml"]
+    jobs = precheck.check(command_line.overrides(command_line.rewritten(given)), multirun=True)
+    assert [s.eval_before_training for s in jobs] == [True, False]
+    assert {s.task.type for s in jobs} == {"multiple_choice"} and jobs[0].forgetting_text == "pocket"
+    assert jobs[0].variant["name"] == "zero_shot", "a value is no key"
+    assert jobs[0].experiment["rows"] == ["eval_before_training"]
+
+
+def test_a_recorded_configuration_in_old_names_is_the_same_run() -> None:
+    (settings,) = precheck.check(command_line.rewritten(["task=pocket-nli"]), multirun=False)
+    config = asdict(settings)
+    old = aliases.original(config)
+    assert old["task"]["kind"] == "choice" and old["task"]["path"] == "pocket-nli" and "retention" in old
+    assert "type" not in old["task"] and "forgetting_text" not in old
+    assert aliases.modern(old) == config == aliases.modern(config)
+    assert identity_of(old, VARIANTS["lora"]) == identity_of(config, VARIANTS["lora"])
+    assert made_of(old, VARIANTS["lora"]) == made_of(config, VARIANTS["lora"])
+    changed = config | {"task": config["task"] | {"type": "causal_lm"}}
+    assert identity_of(changed, VARIANTS["lora"]) != identity_of(config, VARIANTS["lora"])
+
+
+def test_what_the_front_has_checked_is_not_resolved_again(tmp_path, monkeypatch) -> None:
+    from lora_zoo import run
+
+    found, resolved = [], precheck.resolved
+    monkeypatch.setattr(precheck, "resolved", lambda config: found.append(config) or resolved(config))
+    monkeypatch.setattr(sys, "argv", ["run"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run.main(["-m", "rank=1,2", "seed=0,1", "dry_run=true"])
+    assert end.value.code == 0
+    assert len(found) == 4, "four jobs, of which the front has seen two"
 
 
 def test_a_sweep_is_checked_value_by_value() -> None:
