@@ -63,20 +63,13 @@ def renamed(
 
 
 def _axes(about: Any, key_of: Callable[[str], str]) -> Any:
-    """What a configuration says of its experiment, with the keys of its grid and its tables renamed."""
+    """What a configuration says of its experiment, with the keys of its grid and its table renamed."""
     if not isinstance(about, Mapping):
         return about
-    found = dict(about)
-    for name in ("rows", "columns", "tune"):
-        if isinstance(keys := about.get(name), list):
-            found[name] = [key_of(key) if isinstance(key, str) else key for key in keys]
-    if isinstance(grid := about.get("grid"), Mapping):
-        found["grid"] = {key_of(key): values for key, values in grid.items()}
-    if isinstance(cells := about.get("reference"), list):
-        found["reference"] = [
-            {key_of(key): value for key, value in cell.items()} if isinstance(cell, Mapping) else cell
-            for cell in cells
-        ]
+    lists = {k: about[k] for k in ("rows", "columns", "tune") if isinstance(about.get(k), list)}
+    found = {**about, **{name: [key_of(str(key)) for key in keys] for name, keys in lists.items()}}
+    if isinstance(about.get("grid"), Mapping):
+        found["grid"] = {key_of(str(key)): values for key, values in about["grid"].items()}
     return found
 
 

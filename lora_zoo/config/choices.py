@@ -8,14 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word, renamed
-from lora_zoo.config.groups import options
+from lora_zoo.config.groups import option_file, options
 from lora_zoo.config.schema import Task
-from lora_zoo.core.errors import in_one_line, unknown
+from lora_zoo.core.errors import unknown
 
 _TYPED: dict[str, str] = {}
 """An override as Hydra knows it -> as the user typed it."""
@@ -61,23 +60,15 @@ def _model(value: str) -> dict[str, Any]:
 
 def _task(value: str) -> dict[str, Any]:
     """A task that is no option: a YAML file of the same form as those in `conf/task`."""
-    path = Path(value).expanduser()
-    if not path.is_file() or path.suffix not in (".yaml", ".yml"):
-        raise ValueError(unknown("task", value, options("task")) + ", or a YAML file of your own")
-    try:
-        node = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"task={value}: the file is no YAML: {in_one_line(error)}") from error
-    if not isinstance(node, dict) or not all(isinstance(key, str) for key in node):
-        raise ValueError(f"task={value}: the file must hold keys and values, as those in conf/task do")
-    node, known = renamed(node, modern_key, modern_word, "task."), [f.name for f in fields(Task)]
+    name, content = option_file("task", value)
+    node, known = renamed(content, modern_key, modern_word, "task."), [f.name for f in fields(Task)]
     for key in node:
         if key not in known:
             raise ValueError(f"task={value}: " + unknown("key", key, known))
     for key in ("type", "dataset", "metrics", "lr"):
         if node.get(key) is None:
             raise ValueError(f"task={value}: the file must give {key}, as those in conf/task do")
-    return {"name": path.stem} | node
+    return {"name": name} | node
 
 
 CHOSEN: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -106,17 +106,22 @@ def _rewritten(argument: str) -> str:
     if not match:
         return argument
     plus, key, value = match.groups()
-    if key == "task.template" and not re.match(r"""["'$]""", value):
-        value = '"' + value.replace('"', r"\"") + '"'  # Hydra reads braces as a dictionary
     if _OPEN.match(key):
         plus = "++"
     elif key in KEYS:
         plus = ""
     if key in CHOSEN:
         value = ",".join(choose(key, part) for part in value.split(","))
+    return f"{plus}{key}={_quoted(key, value)}"
+
+
+def _quoted(key: str, value: str) -> str:
+    """The value in quotes where Hydra's grammar would read its braces or its pattern otherwise."""
+    if key == "task.template" and not re.match(r"""["'$]""", value):
+        value = '"' + value.replace('"', r"\"") + '"'
     if _NESTED.fullmatch(value) or (key in _TARGETS and _PATTERN.fullmatch(value)):
-        value = f'"{value}"'  # Hydra's grammar reads nested interpolations and patterns in quotes alone
-    return f"{plus}{key}={value}"
+        return f'"{value}"'
+    return value
 
 
 def swept(arguments: Sequence[str]) -> list[str]:

@@ -124,11 +124,8 @@ def _values(override: Override) -> list[str]:
         return [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
         raise Mistake(f"{line} names no values one by one; write them out, or range(START,STOP,STEP)")
-    sweep = override.value()
-    if isinstance(sweep, RangeSweep):
-        start, stop, step = (float(x or 0) for x in (sweep.start, sweep.stop, sweep.step))
-        if not step or not all(map(math.isfinite, (start, stop, step))) or (stop - start) / step > _MOST:
-            raise Mistake(f"{line} has no end, or more than {_MOST:,} values")
+    if isinstance(sweep := override.value(), RangeSweep) and not _ends(sweep):
+        raise Mistake(f"{line} has no end, or more than {_MOST:,} values")
     try:
         values = list(override.sweep_string_iterator())
     except TROUBLE as error:
@@ -136,6 +133,11 @@ def _values(override: Override) -> list[str]:
     if not values:
         raise Mistake(f"{line} gives no value")
     return [f"{key}={value}" for value in values]
+
+
+def _ends(sweep: RangeSweep) -> bool:
+    start, stop, step = (float(x or 0) for x in (sweep.start, sweep.stop, sweep.step))
+    return bool(step) and all(map(math.isfinite, (start, stop, step))) and (stop - start) / step <= _MOST
 
 
 def _compose(job: Sequence[str]) -> Settings:
@@ -147,15 +149,13 @@ def _compose(job: Sequence[str]) -> Settings:
 
 
 def _resolved(config: DictConfig, job: Sequence[str]) -> Settings:
+    for key in config:
+        if key not in KEYS:
+            raise Mistake(unknown("key", str(key), KEYS))
     try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise Mistake(f"{missing[0]} must be given for this choice: add {missing[0]}=…")
-        for key in config:
-            if key not in KEYS:
-                raise Mistake(unknown("key", str(key), KEYS))
+        for key in sorted(OmegaConf.missing_keys(config)):
+            raise ValueError(f"{key} must be given for this choice: add {key}=…")
         return resolved(config)
-    except Mistake:
-        raise
     except TROUBLE as error:
         raise Mistake(explain(error, job)) from error
 

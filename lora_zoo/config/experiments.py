@@ -16,15 +16,11 @@ Beside settings of the run, which Hydra merges, the file holds under `experiment
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from lora_zoo.config.aliases import modern_key, modern_word, renamed
-from lora_zoo.config.groups import folder, options
-from lora_zoo.core.errors import in_one_line, unknown
+from lora_zoo.config.groups import option_file
+from lora_zoo.core.errors import unknown
 
 KEYS = (
     *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
@@ -32,27 +28,21 @@ KEYS = (
 )
 DELTAS = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
 NEEDED = ("title", "question", "grid", "rows")
-_LISTS = ("rows", "columns", "tune", "deltas", "reference")
+_FORMS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("rows", "columns", "tune", "deltas", "reference"), (list, "a list")),
+    "adapters": (bool, "true or false"),
+}
 
 
 def read(value: str) -> dict[str, Any]:
     """The file of the experiment `value`, a name or a file of one's own. ValueError where it is none."""
-    path = folder() / "experiment" / f"{value}.yaml"
-    if value not in options("experiment"):
-        path = Path(value).expanduser()
-        if not path.is_file() or path.suffix not in (".yaml", ".yml"):
-            known = unknown("experiment", value, options("experiment"))
-            raise ValueError(f"{known}, or a YAML file of your own")
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"experiment={value}: the file is no YAML: {in_one_line(error)}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("experiment"), dict):
+    name, held = option_file("experiment", value)
+    content = renamed(held, modern_key, modern_word)
+    if not isinstance(content.get("experiment"), dict):
         raise ValueError(
             f"experiment={value}: the file must hold `experiment:`, as those in conf/experiment do"
         )
-    content = renamed(content, modern_key, modern_word)
-    content["experiment"] = {"name": path.stem} | content["experiment"]
+    content["experiment"] = {"name": name} | content["experiment"]
     for wrong in _wrong(content["experiment"]):
         raise ValueError(f"experiment={value}: {wrong}")
     return content
@@ -62,17 +52,19 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what is wrong with the part that describes the experiment."""
     yield from (unknown("key of experiment", str(key), KEYS) for key in about if key not in KEYS)
     yield from (f"the file must give experiment.{key}" for key in NEEDED if not about.get(key))
-    for key in (key for key in _LISTS if not isinstance(about.get(key, []), list)):
-        yield f"experiment.{key} must be a list; got {about[key]!r}"
+    for key, (form, words) in _FORMS.items():
+        if not isinstance(about.get(key, form()), form):
+            yield f"experiment.{key} must be {words}; got {about[key]!r}"
     for name in about.get("deltas", []):
         if name not in DELTAS:
             yield "experiment.deltas: " + unknown("table", str(name), DELTAS)
-    if not isinstance(about.get("adapters", False), bool):
-        yield f"experiment.adapters must be true or false; got {about['adapters']!r}"
-    grid = about["grid"]
+    yield from _wrong_cells(about["grid"], about.get("reference", []))
+
+
+def _wrong_cells(grid: Any, reference: list[Any]) -> Iterator[str]:
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         yield "experiment.grid must give each key a list of values"
-    for row in about.get("reference", []):
+    for row in reference:
         if not isinstance(row, dict) or not isinstance(row.get("value"), (int, float)):
             yield f"a row of experiment.reference needs a number as value; got {row}"
 
@@ -88,9 +80,7 @@ def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
     value = asked[-1].partition("=")[2]
     if len(asked) > 1 or "," in value:
         raise ValueError(f"{' '.join(asked)}: a sweep is one experiment; run them one after the other")
-    given = {a.lstrip("+").partition("=")[0] for a in overrides}
-    grid = read(value)["experiment"]["grid"]
-    left = {key: values for key, values in grid.items() if key not in given}
+    left = _not_given(read(value)["experiment"]["grid"], overrides)
     if any(len(values) > 1 for values in left.values()) and not multirun:
         raise ValueError(
             f"experiment={value} is a sweep over {', '.join(left)}: add -m, or give each of them one value"
@@ -98,6 +88,11 @@ def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
     place = overrides.index(asked[-1])
     swept = [f"{key}={','.join(map(_typed, values))}" for key, values in left.items()]
     return [*overrides[:place], *swept, *overrides[place:]]
+
+
+def _not_given(grid: Mapping[str, list[Any]], overrides: list[str]) -> dict[str, list[Any]]:
+    given = {a.lstrip("+").partition("=")[0] for a in overrides}
+    return {key: values for key, values in grid.items() if key not in given}
 
 
 def _typed(value: Any) -> str:
