@@ -46,9 +46,10 @@ class PackedLauncher(Launcher):
         specs = [_spec(config, own) for config, own in zip(configs, job_overrides, strict=True)]
 
         def start(number: int, **shared: Any) -> JobReturn:
+            shared["spec"] = specs[number]
             return run_job(
                 hydra_context=self.hydra_context,
-                task_function=partial(self.task_function, spec=specs[number], **shared),
+                task_function=partial(self.task_function, **shared),
                 config=configs[number],
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",

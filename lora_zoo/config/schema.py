@@ -42,7 +42,7 @@ def key(
 
     Of a list or dictionary, each value must be in the range or among the words.
     """
-    about = {"help": says, "above": above, "least": least, "below": below, "most": most}
+    about: dict[str, Any] = {"help": says, "above": above, "least": least, "below": below, "most": most}
     about |= {"among": tuple(among), "filled": filled}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
