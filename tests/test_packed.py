@@ -24,9 +24,12 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.batched import RowGroup
 from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.launchers.packed.backbone import Backbone, join, unfit
+from lora_zoo.launchers.packed.backbone import Backbone
+from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.grouping import groups
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob, Waiting
+from lora_zoo.launchers.packed.job import PackedJob, Waiting
+from lora_zoo.launchers.packed.joining import join
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped

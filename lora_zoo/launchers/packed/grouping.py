@@ -1,4 +1,4 @@
-"""Which jobs of a sweep can train side by side."""
+"""Group the jobs of a sweep that can train side by side."""
 
 import json
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _reason(settings: Settings, repeated: bool) -> str:
 
 
 def _shared(settings: Settings) -> str:
-    """What jobs of one pack have in common: model, task, threads, and what the trainer does to a model."""
+    """The settings that jobs of one pack share: model, task, threads, and those of `trainer` but FREE."""
     trainer = {key: value for key, value in settings.trainer.items() if key not in FREE}
     common = {"model": asdict(settings.model), "task": asdict(settings.task), "trainer": trainer}
     return json.dumps(common | {"threads": settings.threads}, sort_keys=True, default=str)

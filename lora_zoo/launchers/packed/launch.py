@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lora_zoo.launchers.packed.grouping import Group, groups
+from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.training.resources import process_as_it_was
 
