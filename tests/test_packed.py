@@ -405,7 +405,7 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
 
 COMMON = (
     *("task.sizes.train=40", "task.sizes.test=6", "task.sizes.validation=6", "task.max_new_tokens=4"),
-    *("threads=1", "zero_shot=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
+    *("threads=1", "eval_before_training=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
 )
 PACKED = "hydra/launcher=packed"
 
@@ -520,7 +520,7 @@ def test_heads_start_from_their_own_seed_and_train_in_full(tmp_path: Path) -> No
     tf.AutoTokenizer.from_pretrained(str(HUB)).save_pretrained(tmp_path / "encoder")
     rows = [f"{'which names are there ' * (1 + n % 4)},{'ab'[n % 2]}" for n in range(60)]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    words = ("model=./encoder", "task=classification", "task.path=csv", "task.data_files={train: data.csv}")
+    words = ("model=./encoder", "task=classification", "task.dataset=csv", "task.data_files={train: data.csv}")
     more = ("+variant=lora,head_only", "seed=0,1", "lr=1e-2", "steps=4", "eval_splits=[validation]")
     said, codes = both(*words, *more, *COMMON, at=tmp_path)
     assert codes == [0, 0], said

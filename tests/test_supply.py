@@ -143,7 +143,7 @@ def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.
 
 
 def test_a_new_head_depends_on_the_seed_alone() -> None:
-    overrides = ("task=pocket-nli", "task.kind=classification", "++task.columns={text: prompt, label: label}")
+    overrides = ("task=pocket-nli", "task.type=classification", "++task.columns={text: prompt, label: label}")
     shared = CachedResources()
     first = lend(shared, 1, *overrides)
     assert first.new_modules == ["score"]
@@ -168,7 +168,7 @@ def test_data_is_read_once_a_task_and_again_when_a_file_changes(tmp_path: Path) 
     csv = tmp_path / "train.csv"
     csv.write_text("text,label\n" + "good,1\nbad,0\n" * 8)
     overrides = (
-        "task=classification", "task.path=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
+        "task=classification", "task.dataset=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
         "++task.sizes={}", "++task.columns={text: text, label: label}",
     )  # fmt: skip
     shared = CachedResources()

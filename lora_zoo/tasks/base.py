@@ -1,6 +1,6 @@
-"""Kinds of task: how examples become tensors, which model they need, and what a model answers.
+"""Task types: the tensors that examples become, the model that they need, and a model's answers.
 
-Every kind gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
+Every type gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
 can be compared on the same items; a metric is computed from the same records.
 """
 
@@ -26,6 +26,10 @@ IGNORED = -100
 class TaskType(ABC):
     """One task with the tokenizer that it is read by."""
 
+    name: ClassVar[str]
+    """Its name in TASK_TYPES."""
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that it cannot do without."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
 

@@ -28,7 +28,9 @@ class HeldOutLoss:
         tokens = list(islice(stream, BLOCKS * (LENGTH + 1)))
         length = min(LENGTH + 1, len(tokens))
         if length < 2:
-            raise ValueError(f"retention={source}: the text has {len(tokens)} tokens; give at least two")
+            raise ValueError(
+                f"forgetting_text={source}: the text has {len(tokens)} tokens; give at least two"
+            )
         count = len(tokens) // length
         self.ids_NL = torch.tensor(tokens[: count * length]).view(count, length)
 
@@ -67,8 +69,8 @@ def _pocket(tokenizer: Any) -> Iterator[int]:
         ids = tokenizer(f"{tokenizer.bos_token or ''} {document}", add_special_tokens=False)["input_ids"]
         if unknown is not None and unknown in ids:
             raise ValueError(
-                "retention=pocket is the text of the pocket model, and this model's tokenizer lacks its "
-                "words; give a text file"
+                "forgetting_text=pocket is the text of the pocket model, and this model's tokenizer lacks "
+                "its words; give a text file"
             )
         yield from ids
 
@@ -78,7 +80,7 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"retention={path}: {reason}; give a text file, or {POCKET}") from error
+        raise ValueError(f"forgetting_text={path}: {reason}; give a text file, or {POCKET}") from error
     lines = (
         tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)
     )

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.core.adapter import Variant
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.inject.injection import Injection
@@ -13,7 +13,6 @@ from lora_zoo.metrics import load as load_metric
 from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
 from lora_zoo.models.merging import merge
-from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.base import TaskType
@@ -50,10 +49,9 @@ class Experiment:
     Stages that the record holds already, from a process that has ended, are not done again.
     """
 
-    def __init__(
-        self, settings: Settings, variant: type[Variant], record: Record, context: RunContext
-    ) -> None:
-        self.settings, self.variant, self.record, self.context = settings, variant, record, context
+    def __init__(self, spec: RunSpec, record: Record, context: RunContext) -> None:
+        self.spec, self.record, self.context = spec, record, context
+        self.settings, self.variant = spec.settings, spec.variant
         self.timer = StageTimer(record)
         self.about: dict[str, Any] = {}
         self.session: TrainingSession | None = None
@@ -67,7 +65,11 @@ class Experiment:
         evaluator, session = self._prepare()
         injection = evaluator.injection
         held_out = self._held_out(evaluator.data)
-        if self.settings.zero_shot and not session.finished and not self._evaluated("zero_shot", evaluator):
+        if (
+            self.settings.eval_before_training
+            and not session.finished
+            and not self._evaluated("zero_shot", evaluator)
+        ):
             with self.timer.stage("zero_shot"):
                 self.record.update(zero_shot=evaluator.evaluate(keep=False))
         with self._tracker() as tracker:
@@ -90,7 +92,7 @@ class Experiment:
     def _prepare(self) -> tuple[Evaluator, TrainingSession]:
         """Load, adapt and check all that the run needs."""
         settings, record = self.settings, self.record
-        hyper = flat_hyperparameters(settings, self.variant)
+        hyper = self.spec.hyperparameters
         complete = check_hyperparameters(self.variant, hyper)
         about = {"name": self.variant.name, "paper": self.variant.paper, "equation": self.variant.equation}
         record.update(variant=about | {"hyperparameters": complete})
@@ -122,7 +124,7 @@ class Experiment:
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
         self.record.update(data=data.fingerprint, metric=task.metrics[0])
         for name, metric in metrics.items():
-            try_out(name, metric, *kind.made_up(), kind=task.kind)
+            try_out(name, metric, *kind.made_up(), kind=task.type)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
         return data, resources.base(settings, data, derived_seed("head", settings.seed))
@@ -147,13 +149,13 @@ class Experiment:
 
         ValueError where the run's model predicts no next token, or the text cannot be read.
         """
-        source = self.settings.retention
+        source = self.settings.forgetting_text
         if source is None:
             return None
         if data.kind.auto_class != "AutoModelForCausalLM":
             raise ValueError(
-                f"retention={source} asks how well a decoder predicts a text, and "
-                f"task={self.settings.task.name} ({self.settings.task.kind}) loads another kind of model"
+                f"forgetting_text={source} asks how well a decoder predicts a text, and "
+                f"task={self.settings.task.name} ({self.settings.task.type}) loads another kind of model"
             )
         return HeldOutLoss(source, data.tokenizer)
 

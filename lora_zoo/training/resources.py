@@ -22,13 +22,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from lora_zoo.config.schema import Settings, file_of
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.adapter import Variant
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.base import Example
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import TASK_TYPES
 from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
@@ -45,7 +45,7 @@ class TaskData:
         datasets.disable_progress_bars()
         self.splits = load_splits(settings.task)
         self.tokenizer = load_tokenizer(settings.model)
-        self.kind = TASK_TYPES[settings.task.kind](settings.task, self.tokenizer, self.splits)
+        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A sweep's jobs, pack by pack: what the launcher `packed` of Hydra does."""
+"""A sweep's jobs, pack by pack: the work of Hydra's launcher `packed`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.packed.grouping import Group, groups
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
@@ -21,17 +21,17 @@ Launch = Callable[..., Any]
 """Runs one job: its number, and what it shares with others by keyword; returns what Hydra wants of it."""
 
 
-def launch(configs: Sequence[DictConfig], start: Launch, most: int) -> list[Any]:
+def launch(specs: Sequence[RunSpec | None], start: Launch, most: int) -> list[Any]:
     """Run every job and return what each gave, in order. Raises Stopped where the process is told to stop."""
     console, given = Console(), dict[int, Any]()
-    for group in groups(configs):
+    for group in groups(specs):
         if group.reason or len(group.jobs) == 1 or torch.cuda.device_count() > 1:
             given |= {number: start(number) for number in group.jobs}
             continue
         text = f"packed: {len(group.jobs)} runs on one base, at most {most} side by side"
         console.print(text, highlight=False, soft_wrap=True)
         given |= _packed(group, start, most)
-    return [given[number] for number in range(len(configs))]
+    return [given[number] for number in range(len(specs))]
 
 
 def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Settings
+from lora_zoo.config.spec import readable_name
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.adapter_set import adapters_of
@@ -22,7 +23,6 @@ from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.models.loading import Loaded
-from lora_zoo.runs.identity import readable_name
 from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.signals import SignalHandler
 
@@ -82,15 +82,14 @@ class PackedResources(FreshResources):
         reason = self._refusal(model, backbone, variant, arguments, heads)
         if reason:
             self._run_alone(reason)
-        group = adapters_of(model)
-        group.show_all()
+        adapters_of(model).show_all()
         if reason:
             _set(base_parameters(model), heads)
         injection = inject(model, variant, **arguments, seed=seed, name=self.job.name)
         _set(injection.trained, heads)
         own = {name: nn.Parameter(values.clone(), False) for name, values in heads.items()}
         injection.originals |= {name: own[name] for name in injection.originals.keys() & own.keys()}
-        group.isolate(self.job.name)
+        adapters_of(model).isolate(self.job.name)
         injection.name = "default"  # as its files call it
         self.job.injection = injection
         return injection
