@@ -26,7 +26,8 @@ QUICK = (
 
 
 def start(*arguments: str, at: Path, module: str = "lora_zoo.run", **env: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env
+    path = os.pathsep.join(filter(None, [env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path} | env
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
         command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

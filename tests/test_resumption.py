@@ -80,7 +80,7 @@ def unsettle() -> None:
 
 
 def finish(folder: Path) -> None:
-    """What the new process does: each case from each of its checkpoints to the end."""
+    """In the new process, train each case from each of its checkpoints to the end."""
     torch.set_num_threads(1)
     for case in sorted(folder.iterdir()):
         name, init = json.loads((case / "case.json").read_text())

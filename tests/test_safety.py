@@ -417,7 +417,7 @@ def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Pat
 
 
 def calls(path: Path) -> set[str]:
-    """What the code in a file calls, as it is written there."""
+    """The names that the code in a file calls, as they are written there."""
     return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
 
 
@@ -616,7 +616,7 @@ SECRETS = (
 
 
 def leaks(folder: Path, *said: str) -> dict[str, list[str]]:
-    """Where which secret is, in every byte of every file under `folder` and in what was said."""
+    """Find secrets in every byte of every file under `folder` and in the output."""
     found: dict[str, list[str]] = {}
     texts = {str(path): path.read_bytes() for path in files(folder)} | {
         f"said {i}": s.encode() for i, s in enumerate(said)

@@ -1,4 +1,4 @@
-"""What runs share: a base put back as it was and proved by its content, data read once."""
+"""Shared resources: a base that is restored and checked by its hash, data read once."""
 
 import gc
 import weakref
@@ -43,7 +43,7 @@ def pocket() -> Any:
 
 
 def portrait(model: Any) -> Any:
-    """What can be seen of a model: modules, flags, hooks, parameters, configuration."""
+    """All that is visible of a model: modules, flags, hooks, parameters, configuration."""
     modules = [
         (name, type(m), id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
         for name, m in model.named_modules()

@@ -112,7 +112,7 @@ def peft(asked: argparse.Namespace) -> Measured:
     """The same runs as PEFT and transformers' Trainer make them, each on a base of its own."""
     torch.set_num_threads(asked.threads)
     model = Model(name="base", path=asked.model, dtype=asked.dtype)
-    task = Task(name="sql", kind="generation", path="pocket-sql", sizes=SIZES, terminator=";", max_length=128)
+    task = Task(name="sql", type="causal_lm", dataset="pocket-sql", sizes=SIZES, stop=";", max_length=128)
     began, medians = time.perf_counter(), []
     for seed in range(asked.jobs):
         tokenizer, splits = load_tokenizer(model), load_splits(task)

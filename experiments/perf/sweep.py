@@ -56,17 +56,19 @@ def watched(arguments: list[str]) -> Seconds:
     import lora_zoo.run
     import lora_zoo.training.evaluation
     import lora_zoo.training.experiment
+    import lora_zoo.training.session
     from lora_zoo.runs.record import Record
     from lora_zoo.runs.tracking import WandbTracker
 
     spent["imports"] = [tuple(b - a for a, b in zip(began, now(), strict=True))]  # type: ignore[list-item]
     run = lora_zoo.training.experiment.Experiment
     watch(transformers.Trainer, "train", "training", spent)
-    watch(lora_zoo.training.evaluation.Evaluator, "judge", "evaluation", spent)
+    watch(lora_zoo.training.evaluation.Evaluator, "evaluate_split", "evaluation", spent)
     watch(run, "_load", "data and model", spent)
     watch(run, "_inject", "adapters", spent)
-    watch(run, "_trainer", "tokens and trainer", spent)
-    watch(run, "_save", "writing the adapter", spent)
+    session = lora_zoo.training.session.TrainingSession
+    watch(session, "prepare", "tokens and trainer", spent)
+    watch(session, "_save", "writing the adapter", spent)
     watch(run, "_keep", "spectra", spent)
     watch(Record, "update", "writing the record", spent)
     watch(WandbTracker, "__init__", "W&B opens", spent)

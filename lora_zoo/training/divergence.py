@@ -1,7 +1,8 @@
 """Losses and gradients that are NaN or infinite: find them, and the adapted layers they come from."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,10 @@ from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.wrappers import AdapterWrapper
 from lora_zoo.models.train_eval import evaluating
 
+_log = logging.getLogger("lora_zoo")
 SHOWN = 5  # layers that a message names
+MAX_SKIPPED = 10
+"""After this many skipped steps in a row the run counts as diverged."""
 
 
 class Diverged(RuntimeError):
@@ -27,6 +31,36 @@ class Diagnosis(NamedTuple):
 
     text: str
     layers: list[str]
+
+
+class StepCheck(NamedTuple):
+    """Refuses a step that is not finite: with Diverged or, given the list of steps `skipped`, for a while."""
+
+    injection: Injection
+    step: int
+    lr: float
+    skipped: list[int] | None
+
+    def passes(self, loss: Tensor, inputs: Callable[[], Mapping[str, Any]], *, scaled: bool) -> bool:
+        """True for a finite loss and finite gradients, those of a float16 scaler (`scaled`) not looked at.
+
+        False for a step that is skipped: it has been added to `skipped`, and its gradients dropped.
+        """
+        parameters = self.injection.parameters()
+        gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
+        if finite(loss, gradients):
+            return True
+        diagnosis = locate_nonfinite(self.injection, inputs(), loss)
+        row = list(range(self.step - MAX_SKIPPED + 1, self.step))
+        if self.skipped is None or self.skipped[1 - MAX_SKIPPED :] == row:
+            more = "" if self.skipped is None else f", {MAX_SKIPPED} steps in a row"
+            text = f"at step {self.step} {diagnosis.text} (lr={self.lr:g}{more})"
+            raise Diverged(text, step=self.step, layers=diagnosis.layers)
+        _log.warning("step %d is skipped: %s", self.step, diagnosis.text)
+        self.skipped.append(self.step)
+        for p in parameters:
+            p.grad = None
+        return False
 
 
 def finite(loss: Tensor, gradients: list[Tensor]) -> bool:

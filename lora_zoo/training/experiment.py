@@ -139,7 +139,7 @@ class Experiment:
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
         trainable, total = injection.trainable(), injection.total()
-        counts = {"trainable": trainable, "total": total, "share": trainable / total}
+        counts: dict[str, Any] = {"trainable": trainable, "total": total, "share": trainable / total}
         counts |= {"adapted": len(injection), "in_full": injection.fully_trained}
         self.record.update(parameters=counts)
         return injection

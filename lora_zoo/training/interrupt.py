@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from lora_zoo.training.signals import SignalHandler
 from lora_zoo.training.state import TrainState
@@ -15,9 +15,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, train_state: TrainState, signals: SignalHandler) -> None:
         self.train_state, self.signals = train_state, signals
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         if self.signals.received is not None:
             self.train_state.evaluation_pending = control.should_evaluate  # the next process makes up for it
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
@@ -32,9 +30,7 @@ class TimedCheckpoints(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.last = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         control.should_save |= time.monotonic() - self.last >= self.seconds
 
     def on_save(self, *_: Any, **__: Any) -> None:

@@ -19,9 +19,6 @@ from lora_zoo.training.state import TrainState
 
 _log = logging.getLogger("lora_zoo")
 
-MAX_SKIPPED = 10
-"""After this many skipped steps in a row the run counts as diverged."""
-
 
 class ZooTrainer(Trainer):
     """Trains an injection's parameters. The logged loss excludes the regularizer.
@@ -131,31 +128,12 @@ class ZooTrainer(Trainer):
         if self.accelerator.sync_gradients:
             if progress.step == 1:
                 _assert_gradients(self.injection)
-            if self._is_finite(loss, inputs, progress.step):
+            skipped = self.train_state.skipped if self.skip else None
+            check = divergence.StepCheck(self.injection, progress.step, self.args.learning_rate, skipped)
+            scaled = self.accelerator.scaler is not None
+            if check.passes(loss, lambda: self._prepare_inputs(inputs), scaled=scaled):
                 hooks.on_after_backward(progress)
         return loss - self._penalty
-
-    def _is_finite(self, loss: Tensor, inputs: dict[str, Any], step: int) -> bool:
-        """True if loss and gradients are finite; otherwise raise Diverged or, with `skip`, drop them."""
-        parameters = self.injection.parameters()
-        scaled = self.accelerator.scaler is not None  # float16: the scaler handles overflowing gradients
-        gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
-        if divergence.finite(loss, gradients):
-            return True
-        diagnosis = divergence.locate_nonfinite(self.injection, self._prepare_inputs(inputs), loss)
-        skipped = self.train_state.skipped
-        endless = skipped[1 - MAX_SKIPPED :] == list(range(step - MAX_SKIPPED + 1, step))
-        if not self.skip or endless:
-            rate = f"lr={self.args.learning_rate:g}" + (
-                f", {MAX_SKIPPED} steps in a row" if self.skip else ""
-            )
-            text = f"at step {step} {diagnosis.text} ({rate})"
-            raise divergence.Diverged(text, step=step, layers=diagnosis.layers)
-        _log.warning("step %d is skipped: %s", step, diagnosis.text)
-        skipped.append(step)
-        for p in parameters:
-            p.grad = None
-        return False
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         if "train_loss" in logs:  # of the whole run, also where an earlier process has trained a part of it

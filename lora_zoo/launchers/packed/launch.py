@@ -11,8 +11,9 @@ from rich.console import Console
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.packed.grouping import Group, groups
+from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.training.resources import process_as_it_was
 
@@ -38,14 +39,14 @@ def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
     with process_as_it_was(), signals.listening(), _still():
         pack, base = Pack(signals, most), SharedBase()
 
-        def job(number: int, seat: PackedJob) -> Any:
-            return start(number, resources=PackedResources(pack, seat, base))
+        def body(number: int, job: PackedJob) -> Any:
+            return start(number, resources=PackedResources(pack, job, base))
 
-        seats = pack.run([partial(job, number) for number in group.jobs])
-    for seat in seats:
-        if seat.error is not None:
-            raise seat.error
-    return dict(zip(group.jobs, (seat.outcome for seat in seats), strict=True))
+        jobs = pack.run([partial(body, number) for number in group.jobs])
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+    return dict(zip(group.jobs, (job.outcome for job in jobs), strict=True))
 
 
 @contextmanager

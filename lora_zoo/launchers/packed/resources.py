@@ -18,8 +18,10 @@ from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.inject.plan import plan_injection
-from lora_zoo.launchers.packed.backbone import Backbone, unfit
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
+from lora_zoo.launchers.packed.backbone import Backbone
+from lora_zoo.launchers.packed.compatibility import unfit
+from lora_zoo.launchers.packed.job import PackedJob
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.models.loading import Loaded
 from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.signals import SignalHandler
