@@ -4,21 +4,34 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lora_zoo.core.errors import unknown
 
 
 def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
-    sources: list[Callable[..., Any]] = [cls.__init__, cls.hooks.__init__]
+    """A variant's hyperparameters: the keyword-only arguments of its class and of its hooks."""
     return {
-        p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
-        for source in sources
-        for p in inspect.signature(source).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
+        p.name: p.replace(annotation=hint, default=cls.defaults.get(p.name, p.default))
+        for source in (cls, cls.hooks)
+        for p, hint in _keywords(source)
     }
+
+
+def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """The keyword-only arguments of a constructor, and of those to which it passes `**` on."""
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        constructor: Any = vars(base)["__init__"]
+        parameters, hints = (
+            inspect.signature(constructor).parameters.values(),
+            typing.get_type_hints(constructor),
+        )
+        yield from ((p, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
 
 
 def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
@@ -28,10 +41,9 @@ def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) ->
     return int(eval(cls.count, {"__builtins__": {}}, names)) if cls.count else 0
 
 
-def accepted(target: Callable[..., Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `hyper` that `target` takes as keyword-only arguments."""
-    wanted = inspect.signature(target).parameters.values()
-    return {p.name: hyper[p.name] for p in wanted if p.kind is p.KEYWORD_ONLY and p.name in hyper}
+def accepted(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `hyper` that the constructor of `cls` takes as keyword-only arguments."""
+    return {p.name: hyper[p.name] for p, _ in _keywords(cls) if p.name in hyper}
 
 
 def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
         if key not in known:
             raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
         if not fits(value, known[key].annotation):
-            raise ValueError(f"{name}: {key} must be {said(known[key].annotation)}; got {value!r}")
+            raise ValueError(f"{name}: {key} must be {type_words(known[key].annotation)}; got {value!r}")
     missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
     if missing:
         raise ValueError(f"{name}: {', '.join(missing)} must be given")
@@ -49,7 +61,7 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint` (int passes for float; bool passes for neither)."""
+    """True if `value` is of the type `hint` (int passes for float; bool passes for neither)."""
     if hint is Any:
         return True
     if typing.get_origin(hint) is Literal:
@@ -61,12 +73,12 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def said(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """A type hint in words."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(said(part) for part in typing.get_args(hint))
+        return " or ".join(type_words(part) for part in typing.get_args(hint))
     return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), str(hint)
     )
