@@ -63,7 +63,7 @@ def renamed(
 
 
 def _axes(about: Any, key_of: Callable[[str], str]) -> Any:
-    """What a configuration says of its experiment, with the keys of its grid and its table renamed."""
+    """The part `experiment` of a configuration, with the keys of its grid and its table renamed."""
     if not isinstance(about, Mapping):
         return about
     lists = {k: about[k] for k in ("rows", "columns", "tune") if isinstance(about.get(k), list)}

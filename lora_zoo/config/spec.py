@@ -19,7 +19,7 @@ _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is; `lora_zoo.runs.identity.specify` makes it."""
+    """All that a run is; `lora_zoo.runs.identity.specify` makes it."""
 
     settings: Settings
     variant: "type[Variant]"

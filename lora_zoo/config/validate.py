@@ -1,4 +1,4 @@
-"""What the keys of a run may hold beyond their types: ranges, words, names, columns, files and folders."""
+"""Checks of a run's keys beyond their types: ranges, words, names, columns, files and folders."""
 
 import math
 import operator
