@@ -26,7 +26,7 @@ TROUBLE = (
     *(HydraException, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, OSError, ImportError, RecursionError),
 )
-"""What Hydra and OmegaConf raise for a command line that they cannot take."""
+"""Exceptions of Hydra and OmegaConf for a command line that they cannot take."""
 _MOST = 10_000
 _LENGTH = 900
 _CHECKED: dict[tuple[str, ...], Settings] = {}

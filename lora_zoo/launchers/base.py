@@ -1,4 +1,4 @@
-"""Launchers: what surrounds a sweep in the process in front, and how one of its runs is run.
+"""Launchers: the surroundings of a sweep in the process in front, and the way one of its runs is run.
 
 Hydra's plugin of the same name brings the jobs to their processes. A plugin that is no member of LAUNCHERS is
 taken as `basic`.

@@ -41,7 +41,7 @@ class TaskType(ABC):
         """Predictions and references as `outcomes` gives them, to try a metric on."""
 
     def head(self) -> dict[str, Any]:
-        """What the model's configuration must say of its head."""
+        """Entries of the model's configuration for its head."""
         return {}
 
     @classmethod
@@ -55,7 +55,7 @@ class TaskType(ABC):
 
     @abstractmethod
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        """What `model` answers for each example of a split, in evaluation mode, without gradients."""
+        """The model's answer to each example of a split, in evaluation mode, without gradients."""
 
     def collate(self, batch: list[Example]) -> dict[str, Tensor]:
         """Pad on the right, labels with `IGNORED`."""
@@ -72,7 +72,7 @@ class TaskType(ABC):
         }
 
     def about(self) -> dict[str, Any]:
-        """What a model that is made of a run must know of it, beside its head."""
+        """Facts for a model that is made of the run, beside its head."""
         return {}
 
     def encoded(self, data: Any) -> list[Example]:

@@ -121,7 +121,7 @@ def _packed(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in one line."""
+    """The bottom of an exception, in one line."""
     while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
         error = error.__cause__
     return reason(error)
