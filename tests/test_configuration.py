@@ -1,5 +1,7 @@
 """The command line: what it accepts, and how it says no."""
 
+import gzip
+import json
 import subprocess
 import sys
 import time
@@ -218,6 +220,16 @@ def test_old_names_in_files_of_tasks_and_experiments(tmp_path) -> None:
     assert {s.task.type for s in jobs} == {"multiple_choice"} and jobs[0].forgetting_text == "pocket"
     assert jobs[0].variant["name"] == "zero_shot", "a value is no key"
     assert jobs[0].experiment["rows"] == ["eval_before_training"]
+    assert set(jobs[0].experiment["grid"]) == {"eval_before_training", "variant"}
+
+
+def test_a_renamed_key_changes_no_recorded_identity() -> None:
+    archive = folder().parent / "experiments" / "lora_table7" / "results.jsonl.gz"
+    with gzip.open(archive, "rt") as lines:
+        record = json.loads(next(lines))
+    assert record["config"]["task"]["kind"] == "generation"
+    for config in (record["config"], aliases.modern(record["config"])):
+        assert made_of(config, VARIANTS["lora"])["settings"] == record["made_of"]["settings"]
 
 
 def test_a_recorded_configuration_in_old_names_is_the_same_run() -> None:
