@@ -229,6 +229,7 @@ def pack(most: int = 8) -> Pack:
 
 def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", "theirs")
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
     seen: dict[str, list[float]] = {"alone": [], "packed": []}
 
     def draws(into: list[float], rest: Callable[[], None]) -> None:
@@ -244,6 +245,7 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
                 rest()
                 assert warnings.filters[0][0] == "ignore"
                 assert os.environ["WANDB_DATA_DIR"] == "mine"
+                assert "WANDB_SILENT" not in os.environ
                 assert log.handlers == [*before, handler]
             log.removeHandler(handler)
 
@@ -254,6 +256,7 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
         torch.rand(5)
         random.random()
         os.environ.pop("WANDB_DATA_DIR")
+        os.environ["WANDB_SILENT"] = "true"
         warnings.simplefilter("error")
 
     draws(seen["alone"], lambda: None)

@@ -11,6 +11,7 @@ last checkpoint holds all that it has. A second signal ends the process at once.
 | SIGUSR2 | Hydra's submitit launcher, which puts the job into the queue again by itself | 140 |
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -110,3 +111,7 @@ def set_alarm(seconds: float, call: Callable[..., object]) -> None:
 def exit_soon(number: int) -> None:
     """Let the process exit after `LAST` seconds as signal `number` ends one, whatever is still going on."""
     set_alarm(LAST, lambda *_: os._exit(128 + number))
+
+
+# Python drops its handlers while it shuts down: an alarm after that would end the process with its own code.
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
