@@ -65,7 +65,7 @@ class Cells:
     cells: list[Cell]
     by: list[str]
     value: str
-    better: str  # higher or lower
+    better: str  # higher, lower, or "" where nothing declares it
     rule: str
     noted: tuple[str, ...] = ()
 
@@ -136,6 +136,8 @@ class Cells:
             parts = self.within("task")
             if len(parts) > 1:
                 return [f"task={task}: {w}" for task, part in parts.items() for w in part._of_noise()]
+        if not self.better:
+            return [undeclared(self.value)]
         tied = self.tied() if any(cell.n for cell in self.cells) else []
         if len(tied) < 2:
             return []
@@ -153,6 +155,16 @@ class Cells:
             raise ValueError(f'values of {len(tasks)} tasks do not compare; ask within("task") of each')
         if not any(cell.n for cell in self.cells):
             raise ValueError(f"no run has a value of {self.value}")
+        if not self.better:
+            raise ValueError(undeclared(self.value))
+
+
+def undeclared(value: str) -> str:
+    """The line that tells how to give a value its direction."""
+    return (
+        f"no best {value}: nothing declares its direction; give the metric's class higher_is_better = True or "
+        "False (and range = (low, high)), and run again"
+    )
 
 
 def _noise(difference: Difference, best: Cell, other: Cell) -> str:

@@ -15,13 +15,6 @@ from lora_zoo.analysis.columns import column, described, listed, plain, replicat
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.analysis.integrity import sound
 
-LOWER = ("loss", "train_loss", "eval_loss", "mse", "mae", "rmse", "perplexity", "wer", "cer", "ter")
-"""Metrics of which less is better."""
-_COSTS = (
-    *("trainable", "adapter_bytes", "saved_bytes", "step_seconds", "train_seconds", "total_seconds"),
-    *("peak_memory", "retention_before", "retention_after"),
-)
-
 
 def cells(
     frame: pd.DataFrame,
@@ -53,7 +46,7 @@ def cells(
             notes.append(f"{absent} done runs have no {value} and are not counted")
         noted += [f"{described(key)}: {note}" for note in notes]
         found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
-    return Cells(found, list(axes), value, better(counted, value), _rule(value, tuned), tuple(noted))
+    return Cells(found, list(axes), value, _direction(counted, value), _rule(value, tuned), tuple(noted))
 
 
 _REPLICATE = "replicate"
@@ -136,14 +129,14 @@ def _cell(key: dict, chosen: dict, tried: tuple[str, ...], runs: pd.DataFrame, j
 
 
 def better(frame: pd.DataFrame, value: str) -> str:
-    """higher or lower, by what the column holds."""
-    metrics = set(frame["metric"].dropna()) if "metric" in frame else set()
-    of_metric = value in ("test", "validation", "zero_shot_test", "zero_shot_validation")
-    names = metrics if of_metric else {value.rpartition(".")[2]}
-    low = [name in LOWER or name in _COSTS for name in names]
-    if any(low) and not all(low):
-        raise ValueError(f"of the metrics {', '.join(sorted(names))} some are better high and some low")
-    return "lower" if low and all(low) else "higher"
+    """higher or lower, as the column's metric declares it. ValueError where it declares nothing."""
+    if not (direction := _direction(frame, value)):
+        raise ValueError(undeclared(value))
+    return direction
+
+
+def _direction(frame: pd.DataFrame, value: str) -> str:
+    return {True: "higher", False: "lower", None: ""}[higher_is_better(frame, column(frame, value))]
 
 
 def _rule(value: str, tuned: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.inject.budget import parameters
+from lora_zoo.metrics import MetricFacts, facts
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.loading import Found, found
 
@@ -54,6 +55,16 @@ OUTCOMES = (
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
     *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
 )
+HIGHER_IS_BETTER = dict.fromkeys(
+    (
+        *("loss", "train_loss", "eval_loss", "retention_before", "retention_after"),
+        *("trainable", "total", "adapter_bytes", "saved_bytes", "peak_memory"),
+        *("step_seconds", "train_seconds", "total_seconds"),
+    ),
+    False,
+)
+"""The directions of what the framework itself measures; a metric declares its own on its class."""
+_JUDGED = ("validation", "test", "zero_shot_validation", "zero_shot_test")
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
@@ -103,6 +114,35 @@ def column(frame: pd.DataFrame, axis: str) -> str:
     near = difflib.get_close_matches(axis, [*frame.columns], n=5, cutoff=0.4)
     meant = f" Near are: {', '.join(near)}." if near else ""
     raise ValueError(f"the runs have no axis {axis!r}.{meant} Give a column of the frame or a key of the run")
+
+
+def metric_facts(frame: pd.DataFrame, name: str) -> MetricFacts:
+    """The facts of a metric as the runs recorded them; of older runs, as the metrics of today declare them.
+
+    ValueError where the runs recorded different ones.
+    """
+    recorded = {MetricFacts.of(record.get("metric_facts", {}).get(name, {})) for record in frame.get("record", ())}
+    known = recorded - {MetricFacts()} or {facts(name)}
+    if len(known) > 1:
+        raise ValueError(f"the runs were judged by different metrics called {name}: {sorted(map(str, known))}")
+    return known.pop()
+
+
+def higher_is_better(frame: pd.DataFrame, column: str) -> bool | None:
+    """The direction of a column of outcomes; None where nothing declares it.
+
+    ValueError for a column of several metrics, of which some are better high and some low.
+    """
+    if column in _JUDGED:
+        names = sorted(set(frame["metric"].dropna())) if "metric" in frame else []
+    elif column.startswith(("metrics.", "zero_shot.")):
+        names = [column.split(".", 2)[-1]]
+    else:
+        return HIGHER_IS_BETTER.get(next((c for c, path in _PATHS.items() if path == column), column))
+    found = {metric_facts(frame, name).higher_is_better for name in names}
+    if {True, False} <= found:
+        raise ValueError(f"of the metrics {', '.join(names)} some are better high and some low")
+    return found.pop() if len(found) == 1 else None
 
 
 def axes(frame: pd.DataFrame) -> list[str]:

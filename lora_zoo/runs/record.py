@@ -12,6 +12,7 @@
 | config | the resolved configuration |
 | variant | name, paper, equation and all hyperparameters as used |
 | metric | the name of the metric that counts |
+| metric_facts | of each value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |

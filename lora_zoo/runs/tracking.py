@@ -26,7 +26,7 @@ BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
 MIRRORED = (
     *("state", "metrics", "zero_shot", "parameters", "timings", "memory", "retention"),
-    *("command", "started", "metric", "variant", "adapter", "data", "environment", "made_of"),
+    *("command", "started", "metric", "metric_facts", "variant", "adapter", "data", "environment", "made_of"),
 )
 COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective rank", "top singular values")
 TOP = 8
