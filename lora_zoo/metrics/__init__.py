@@ -1,7 +1,7 @@
 """Metrics as `evaluate` modules, one folder each, and the facts that they declare.
 
 load("accuracy").compute(predictions=[0, 1], references=[0, 0])    # {"accuracy": 0.5}; needs no network
-facts("accuracy")                     # MetricFacts(higher_is_better=True, range=(0.0, 1.0)); imports no library
+facts("accuracy")    # MetricFacts(higher_is_better=True, range=(0.0, 1.0)); imports no library
 
 A new metric is a folder `<name>/<name>.py` here, or an entry point `lora_zoo.metric` of another distribution:
 
@@ -42,7 +42,7 @@ class MetricFacts(NamedTuple):
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "MetricFacts":
-        """The facts in a class's namespace or a run's record. ValueError for what is no direction or range."""
+        """The facts in a class or a run's record. ValueError for what is no direction or no range."""
         higher, bounds = said.get("higher_is_better"), said.get("range")
         if not (higher is None or isinstance(higher, bool)):
             raise ValueError(f"higher_is_better must be True or False; got {higher!r}")
@@ -61,7 +61,7 @@ METRICS: "Registry[type[Any]]" = Registry("metric", "lora_zoo.metrics")
 
 
 def facts(name: str) -> MetricFacts:
-    """The facts of a registered metric, read from the source of the package's own; unknown for other names."""
+    """The facts of a registered metric, of our own without importing it; unknown for other names."""
     if name not in METRICS:
         return MetricFacts()
     file = HOME / name / f"{name}.py"
@@ -82,7 +82,7 @@ def _in_source(file: Path) -> MetricFacts:
 
 
 def load(name: str, *, trust_remote_code: bool = False) -> Metric:
-    """A metric of the registry, or a module of the user's own: its path, or its name on the Hub ("owner/name").
+    """Load a registered metric, or a module of the user's own by its path or name on the Hub ("owner/name").
 
     A module is code: one of the Hub is run only where the user trusts it, ValueError otherwise. The inputs
     stay in memory, so that any number of processes may load and compute at once.

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.claims import Entry, Status, ledger, printing
-from lora_zoo.analysis.columns import listed
+from lora_zoo.analysis.columns import join_names
 from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.gallery import Gallery, Views, gallery
@@ -57,8 +57,8 @@ def _title(frame: pd.DataFrame, parts: Sequence[tuple[Mapping[str, Any], pd.Data
     names = [about["title"] if about.get("title") else about.get("name", "") for about, _ in parts]
     named = [name for name in names if name]
     if named:
-        return listed(named, 3)
-    variants, tasks = (listed(sorted(frame[c].dropna().unique())) for c in ("variant", "task"))
+        return join_names(named, 3)
+    variants, tasks = (join_names(sorted(frame[c].dropna().unique())) for c in ("variant", "task"))
     return f"{variants} on {tasks}"
 
 

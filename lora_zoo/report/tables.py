@@ -1,6 +1,6 @@
 """Tables of runs: an experiment's, laid out as its YAML says, and that of any other sweep.
 
-for table in tables(results.load("runs")):
+for table in tables(runs.load("runs")):
     print(table.markdown())                  # also .latex(), .html(), .csv()
 
 A cell is a mean over seeds with its 95 % interval. The best of a task is bold, the second underlined, and ≈
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import said
+from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
@@ -78,7 +78,7 @@ def _list(plan: Plan) -> _Body:
     """One cell a row, with what it cost; best first where the experiment gives no order."""
     keys = plan.keys(plan.rows)
     if not plan.about:
-        sign = 1 if plan.cells.better == "lower" else -1
+        sign = {"lower": 1, "higher": -1, "": 0}[plan.cells.better]
         keys.sort(key=lambda words: (_task(plan, words), sign * plan.measured[words].mean))
     costs = {**_chosen(plan), **_costs(plan)}
     paper = [_paper(filter(None, map(plan.quote, keys)))] if plan.quoted else []
@@ -102,8 +102,8 @@ def _chosen(plan: Plan) -> dict[str, dict[tuple[str, ...], str]]:
     """Title: {cell: the tuned value and how many were tried}."""
     tuned = dict.fromkeys(axis for cell in plan.cells.cells for axis in cell.chosen)
     return {
-        f"{_label(axis)} (of tries)": {
-            words: f"{said(cell.chosen[axis])} ({cell.tries})"
+        f"{_label(axis)} (n tried)": {
+            words: f"{format_value(cell.chosen[axis])} ({cell.tries})"
             for words, cell in plan.measured.items()
             if axis in cell.chosen
         }
@@ -113,9 +113,9 @@ def _chosen(plan: Plan) -> dict[str, dict[tuple[str, ...], str]]:
 
 _COSTS = {
     "trainable": ("trainable", "{:,.0f}"),
-    "saved_bytes": ("bytes for backward", "{:,.0f}"),
-    "retention_before": ("other text, before", "{:.3f}"),
-    "retention_after": ("other text, after", "{:.3f}"),
+    "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
+    "retention_before": ("held-out LM loss, before", "{:.3f}"),
+    "retention_after": ("held-out LM loss, after", "{:.3f}"),
     "step_seconds": ("s/step", "{:.3f}"),
 }
 
@@ -157,7 +157,7 @@ def _records(plan: Plan) -> Iterable[dict[str, Any]]:
         quote = plan.quote(words) or {}
         yield {
             **dict(zip(plan.by, words, strict=True)),
-            **{f"chosen {axis}": said(value) for axis, value in cell.chosen.items()},
+            **{f"chosen {axis}": format_value(value) for axis, value in cell.chosen.items()},
             **{"value": plan.cells.value, "mean": cell.mean, "low": interval.low, "high": interval.high},
             **{"n": cell.n, "tries": cell.tries, "trainable": cell.trainable},
             **{"mark": place.mark, "tied": place.tied or place.mark == "best"},

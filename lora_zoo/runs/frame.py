@@ -1,7 +1,7 @@
 """Recorded runs as one pandas DataFrame, a row a run.
 
-runs = load("runs/lora_table6-1c28c951")     # folders with runs at any depth, or archives (*.jsonl.gz)
-runs.groupby(axes(runs))["test"].agg(["mean", "std", "count"])
+frame = load("runs/lora_table6-1c28c951")     # folders with runs at any depth, or archives (*.jsonl.gz)
+frame.groupby(axes(frame))["test"].agg(["mean", "std", "count"])
 
 First come the columns of `COLUMNS`, then every scalar of the records by its dotted path (`config.…`,
 `metrics.test.rouge_l`), then the objects `history`, `updates`, `experiment_about` (what conf/experiment/ says
@@ -17,11 +17,10 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.inject.budget import parameters
-from lora_zoo.metrics import MetricFacts, facts
-from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.loading import Found, found
+from lora_zoo.runs.provenance import changes_results, contradiction, stale
 
-_PATHS = {
+PATHS = {
     "run": "identity",
     "name": "name",
     "state": "state",
@@ -55,16 +54,6 @@ OUTCOMES = (
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
     *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
 )
-HIGHER_IS_BETTER = dict.fromkeys(
-    (
-        *("loss", "train_loss", "eval_loss", "retention_before", "retention_after"),
-        *("trainable", "total", "adapter_bytes", "saved_bytes", "peak_memory"),
-        *("step_seconds", "train_seconds", "total_seconds"),
-    ),
-    False,
-)
-"""The directions of what the framework itself measures; a metric declares its own on its class."""
-_JUDGED = ("validation", "test", "zero_shot_validation", "zero_shot_test")
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
@@ -72,7 +61,7 @@ _OBJECTS = ("history", "updates")
 _UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
 _KEYS = {"trainer.weight_decay": "weight_decay"} | {
     key: column
-    for column, path in _PATHS.items()
+    for column, path in PATHS.items()
     if (key := path.removeprefix("config.")) != path and column in SETTINGS
 }
 # What the axes of a comparison are looked for in first: what follows from an earlier one is none.
@@ -116,35 +105,6 @@ def column(frame: pd.DataFrame, axis: str) -> str:
     raise ValueError(f"the runs have no axis {axis!r}.{meant} Give a column of the frame or a key of the run")
 
 
-def metric_facts(frame: pd.DataFrame, name: str) -> MetricFacts:
-    """The facts of a metric as the runs recorded them; of older runs, as the metrics of today declare them.
-
-    ValueError where the runs recorded different ones.
-    """
-    recorded = {MetricFacts.of(record.get("metric_facts", {}).get(name, {})) for record in frame.get("record", ())}
-    known = recorded - {MetricFacts()} or {facts(name)}
-    if len(known) > 1:
-        raise ValueError(f"the runs were judged by different metrics called {name}: {sorted(map(str, known))}")
-    return known.pop()
-
-
-def higher_is_better(frame: pd.DataFrame, column: str) -> bool | None:
-    """The direction of a column of outcomes; None where nothing declares it.
-
-    ValueError for a column of several metrics, of which some are better high and some low.
-    """
-    if column in _JUDGED:
-        names = sorted(set(frame["metric"].dropna())) if "metric" in frame else []
-    elif column.startswith(("metrics.", "zero_shot.")):
-        names = [column.split(".", 2)[-1]]
-    else:
-        return HIGHER_IS_BETTER.get(next((c for c, path in _PATHS.items() if path == column), column))
-    found = {metric_facts(frame, name).higher_is_better for name in names}
-    if {True, False} <= found:
-        raise ValueError(f"of the metrics {', '.join(names)} some are better high and some low")
-    return found.pop() if len(found) == 1 else None
-
-
 def axes(frame: pd.DataFrame) -> list[str]:
     """The columns of settings in which the runs differ, but seeds and what follows from others.
 
@@ -170,7 +130,7 @@ def _further(columns: Iterable[str]) -> list[str]:
 def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     config, folder = record["config"], run.folder
     metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
-    row = {name: _at(record, path) for name, path in _PATHS.items()}
+    row = {name: _at(record, path) for name, path in PATHS.items()}
     for split in ("validation", "test"):
         row[split] = _at(record, f"metrics.{split}.{metric}")
         row[f"zero_shot_{split}"] = _at(record, f"zero_shot.{split}.{metric}")
@@ -215,7 +175,7 @@ def _steps(record: Mapping[str, Any]) -> Any:
 
 
 def _at(record: Mapping[str, Any], path: str) -> Any:
-    """What lies at a dotted path, None where nothing does."""
+    """The value at a dotted path, or None."""
     value: Any = record
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

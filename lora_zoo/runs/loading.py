@@ -1,4 +1,4 @@
-"""Where records come from: run folders at any depth, and archives of runs."""
+"""Read records: from run folders at any depth, and from archives of runs."""
 
 import gzip
 import json
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.runs.record import RESULT, SCHEMA
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.record import RESULT, SCHEMA
 
 ARCHIVE = "results.jsonl.gz"
 DELTAS = "deltas.json"
@@ -33,7 +33,7 @@ def found(sources: Iterable[str | Path]) -> list[Found]:
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
-    """What runs are sorted by, wherever they come from."""
+    """The sort key of runs, wherever they come from."""
     return tuple(str(record.get(key, "")) for key in ("name", "identity", "started", "ended"))
 
 
@@ -62,7 +62,7 @@ def _read(file: Path) -> Iterator[Found]:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What `lora_zoo.updates` recorded in a run's folder, as a part of its record: {"deltas": tables}."""
+    """The tables that `lora_zoo.updates` recorded in a run's folder: {"deltas": tables}."""
     path = folder / DELTAS
     if not path.is_file():
         return {}
@@ -76,7 +76,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
-    """Where the adapter of a run lies beside the archive in the folder `archive`, if it was kept."""
+    """The path of a run's adapter beside the archive in the folder `archive`, if it was kept."""
     return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
 
 

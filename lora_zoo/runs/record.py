@@ -64,7 +64,7 @@ class Busy(ValueError):
     """Another process works in the run's folder."""
 
 
-class Claim(NamedTuple):
+class FolderClaim(NamedTuple):
     """A run's folder, held by this process alone, and what an earlier process has recorded in it."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Claim(NamedTuple):
 
 
 @contextlib.contextmanager
-def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
+def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClaim]:
     """Inside, a run's folder is this process's own; a process that dies lets go of it.
 
     `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
@@ -93,7 +93,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
         raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield Claim(folder, _read(folder))
+        yield FolderClaim(folder, _read(folder))
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name

@@ -56,7 +56,7 @@ def redacted(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Whether what goes under this name (an option, a variable, a dotted key) is to be kept to oneself."""
+    """True if a value of this name (an option, a variable, a dotted key) is a secret."""
     lower = name.lower().replace("-", "_")
     return bool(_NAME.search(lower)) and not _OF_TOKENIZERS.search(lower)
 

@@ -1,4 +1,4 @@
-"""What a mirror needs to know of wandb: whether it can be online, how it fails, and how to keep it quiet."""
+"""The process's dealings with wandb: its mode and login, its failures, and how it is kept quiet."""
 
 import contextlib
 import netrc
@@ -25,15 +25,15 @@ def mode(asked: str) -> str:
 
 
 def goes_online(mode: str) -> bool:
-    """Whether a run in this mode can be online; it warns where online was asked without a login."""
+    """True if a run in this mode can be online; warns where online was asked without a login."""
     ready = mode != "offline" and logged_in()
     if mode == "online" and not ready:
-        _say("W&B has no login (`wandb login`, or WANDB_API_KEY), so this run is mirrored offline")
+        _say("W&B has no login (`wandb login`, or WANDB_API_KEY), so this run is tracked offline")
     return ready
 
 
 def logged_in() -> bool:
-    """Whether the environment, the session, wandb's settings or netrc hold credentials. Asks nobody."""
+    """True if the environment, the session, wandb's settings or netrc hold credentials. Asks nobody."""
     import wandb
 
     settings = wandb.setup().settings
@@ -78,7 +78,7 @@ def environment(home: Path) -> Iterator[None]:
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What wandb raises where it cannot work. Its own kinds share no base: they are read off its modules."""
+    """The exceptions of wandb where it cannot work. Its own share no base: they are read off its modules."""
     modules = [sys.modules[m] for m in ("wandb", "wandb.sdk.mailbox") if m in sys.modules]
     named = (value for module in modules for value in vars(module).values())
     own = [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]

@@ -1,4 +1,4 @@
-"""The splits of a task as `datasets.Dataset`s with the columns that its kind works on.
+"""The splits of a task as `datasets.Dataset`s with the columns that its type works on.
 
 Local files, Hub data sets and the generated pocket tasks all come out alike: `prompt` and `target`, or `text`
 (with `text_pair`) and `label`; every split has an `item` column, the example's number.
@@ -117,7 +117,7 @@ def _packed(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in one line."""
+    """The first cause of an exception, in one line."""
     while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
         error = error.__cause__
     return reason(error)

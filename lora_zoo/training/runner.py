@@ -24,7 +24,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
 from lora_zoo.runs.identity import identified, readable_name, without_effect
-from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
+from lora_zoo.runs.record import Busy, FolderClaim, Record, claimed, now, write_atomically
 from lora_zoo.runs.redact import RedactingFormatter, redacted
 from lora_zoo.training.callbacks import Progress, ProgressBar
 from lora_zoo.training.divergence import Diverged
@@ -88,7 +88,7 @@ def run(
 
 
 def _opened(
-    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: Any
+    claim: FolderClaim, settings: Settings, config: DictConfig, overrides: list[str], **names: Any
 ) -> Record:
     """The record of a run that begins or, where the claim says so, goes on."""
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
@@ -108,7 +108,7 @@ def _opened(
     return record
 
 
-def _asks_for_more(settings: Settings, claim: Claim) -> bool:
+def _asks_for_more(settings: Settings, claim: FolderClaim) -> bool:
     """Whether a finished run lacks something that can be asked for without changing what it is."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
@@ -117,7 +117,7 @@ def _asks_for_more(settings: Settings, claim: Claim) -> bool:
     return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
 
 
-def _finished_before(claim: Claim, console: Console) -> int:
+def _finished_before(claim: FolderClaim, console: Console) -> int:
     state = claim.before["state"]
     console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
     return int(state != "done")

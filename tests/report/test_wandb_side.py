@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import sweep
-from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
+from test_tracking import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 from lora_zoo.report import wandb_side
 from lora_zoo.report.contents import page_of
@@ -79,7 +79,7 @@ def test_a_failing_wandb_costs_a_warning(
         raise OSError("no space left")
 
     monkeypatch.setattr(mirrors, "WandbTracker", lambda *_, **__: broken())
-    with pytest.warns(UserWarning, match="mirrors nothing of this run"):
+    with pytest.warns(UserWarning, match="tracks nothing of this run"):
         assert wandb_side.mirror(runs, [], page, {}, tmp_path / "second") == ""
 
 

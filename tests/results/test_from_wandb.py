@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import wandb
 from recorded import recorded, update, written
-from test_mirror import config_of, history_of, records, summary_of
+from test_tracking import config_of, history_of, records, summary_of
 from transformers.integrations.integration_utils import rewrite_logs
 
 from lora_zoo import runs as results
