@@ -94,9 +94,3 @@ def join_names(names: Sequence[Any], most: int = 6) -> str:
     """`a, b and 3 more`."""
     first = ", ".join(map(str, names[:most]))
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
-
-
-__all__ = [
-    *("SEEDS", "column", "format_key", "format_value", "join_names", "plain", "replicates", "settings"),
-    *("text_column", "texts", "varying"),
-]

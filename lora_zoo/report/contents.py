@@ -13,7 +13,7 @@ from lora_zoo.report.gallery import Gallery, Views, gallery
 from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.page import Page, Verdict, facts, lines, shared_settings
 from lora_zoo.runs.curves import histories, updates
-from lora_zoo.runs.frame import axes, column
+from lora_zoo.runs.keys import axes, column
 
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
 

@@ -20,7 +20,7 @@ from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.origin import command, doubts, origin
 from lora_zoo.report.plan import NOWHERE, Plan
 from lora_zoo.report.typeset import Row, Table, Told
-from lora_zoo.runs.frame import axes, column
+from lora_zoo.runs.keys import axes, column
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:

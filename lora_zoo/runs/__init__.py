@@ -12,8 +12,8 @@ from typing import Any
 _HOMES = {
     "load": "frame",
     "metric_facts": "directions",
-    "column": "frame",
-    "axes": "frame",
+    "column": "keys",
+    "axes": "keys",
     "histories": "curves",
     "updates": "curves",
     "examples": "curves",
@@ -21,7 +21,8 @@ _HOMES = {
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
-__all__ = [*_HOMES]
+__all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb"]
+__all__ += ["metric_facts", "updates"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.frame import frame_of
 from lora_zoo.runs.loading import Found, order
 from lora_zoo.runs.record import SCHEMA
-from lora_zoo.runs.tracking import TRACKED, STEP
+from lora_zoo.runs.tracking import STEP, TRACKED
 
 _KEYS = tuple(field.name for field in fields(Settings))
 _STATES = {"running": "running", "pending": "running", "failed": "failed", "finished": "done"}

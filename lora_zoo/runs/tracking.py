@@ -9,7 +9,6 @@ What W&B cannot do (no network, no disk, its process gone) costs a warning, not 
 
 import contextlib
 import os
-import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.runs import wandb_session
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
-from lora_zoo.runs.wandb_session import failures, survived
+from lora_zoo.runs.wandb_session import artifact_name, failures, flat, survived
 
 BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
@@ -195,25 +194,6 @@ def open_tracker(
     return NoTracker()
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The scalars of a tree of dicts by their path: {"a": {"b": 1}} gives {"a/b": 1}. Lists are left out."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (str, int, float)):
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
 def _cells(row: Mapping[str, Any]) -> list[Any]:
     numbers = [row[key] for key in ("norm", "relative_norm", "stable_rank", "effective_rank")]
     return [row["name"], *row["shape"], *numbers, list(row["singular_values"][:TOP])]
-
-
-def artifact_name(run_name: str) -> str:
-    """`run_name` in the letters and the length that W&B allows; the end, which holds the hash, stays."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"
-
-
-__all__ = ["NoTracker", "TrackedTable", "Tracker", "WandbTracker", "open_tracker"]

@@ -3,10 +3,12 @@
 import contextlib
 import netrc
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lora_zoo.core.errors import unknown
@@ -103,4 +105,17 @@ def _say(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-__all__ = ["environment", "failures", "goes_online", "logged_in", "mode", "survived", "warn"]
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The scalars of a tree of dicts by their path: {"a": {"b": 1}} gives {"a/b": 1}. Lists are left out."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (str, int, float)):
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def artifact_name(run_name: str) -> str:
+    """`run_name` in the letters and the length that W&B allows; the end, which holds the hash, stays."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"
