@@ -120,8 +120,11 @@ def _made(name: str) -> Metric:
 
 def try_out(
     name: str, metric: Metric, predictions: list[Any], references: list[Any], kind: str
-) -> dict[str, float]:
-    """Compute the metric once, on answers as a task of that type gives them. ValueError where it cannot."""
+) -> dict[str, MetricFacts]:
+    """Compute the metric once, on answers as a task of that type gives them. ValueError where it cannot.
+
+    Returns the facts of each value that it gives.
+    """
     try:
         values = metric.compute(predictions=predictions, references=references)
     except Exception as refused:  # a module of the user's own may raise anything
@@ -131,7 +134,7 @@ def try_out(
         ) from refused
     if not isinstance(values, dict) or not all(hasattr(value, "__float__") for value in values.values()):
         raise ValueError(f"metric {name!r} gives no {{name: number}}; got {values!r}")
-    return values
+    return dict.fromkeys(values, declared(metric))
 
 
 def _reason(error: BaseException) -> str:

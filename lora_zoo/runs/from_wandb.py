@@ -21,7 +21,7 @@ from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.frame import frame_of
-from lora_zoo.runs.loading import Found, order
+from lora_zoo.runs.loading import Found, checked, order
 from lora_zoo.runs.record import SCHEMA
 from lora_zoo.runs.tracking import STEP, TRACKED
 
@@ -41,7 +41,7 @@ def load_wandb(project: str, *, group: str | None = None, api: Any = None) -> pd
     try:
         service = api or wandb.Api()
         runs = list(service.runs(project, filters={"group": group} if group else {}))
-        records = {run.name: record_of(run) for run in runs if _is_ours(run)}
+        records = {run.name: checked(record_of(run), run.name) for run in runs if _is_ours(run)}
     except (wandb.errors.Error, wandb.errors.CommError) as error:
         raise ValueError(f"W&B does not give the runs of {project}: {in_one_line(error)}") from error
     if not records:

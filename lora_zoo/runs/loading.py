@@ -89,6 +89,11 @@ def _record(text: str, where: str) -> dict[str, Any]:
         record = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where} is no record of a run: {error}") from error
+    return checked(record, where)
+
+
+def checked(record: Any, where: str) -> dict[str, Any]:
+    """A record from anywhere, if it is one, its configuration as today's readers know it. ValueError else."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
         raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
     return record

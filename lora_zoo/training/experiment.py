@@ -23,8 +23,8 @@ from lora_zoo.formats.native import WEIGHTS, save_adapter
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.inject.targets import head_names
 from lora_zoo.merge import merge
-from lora_zoo.metrics import declared, try_out
 from lora_zoo.metrics import load as load_metric
+from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
 from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.record import Record
@@ -149,12 +149,12 @@ class Experiment:
         absent = [s for s in settings.eval_splits if s not in splits]
         if absent and set(absent) == set(settings.eval_splits):
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
-        facts: dict[str, Any] = {}
+        facts = {}
         for name, metric in metrics.items():
-            values = try_out(name, metric, *kind.made_up(), kind=task.kind)
-            facts |= dict.fromkeys(values, declared(metric)._asdict())
-        counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))
-        self.record.update(data=material.fingerprint, metric=counts, metric_facts=facts)
+            facts |= try_out(name, metric, *kind.made_up(), kind=task.kind)
+        counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))  # mine.py gives "mine"
+        known = {value: about._asdict() for value, about in facts.items()}
+        self.record.update(data=material.fingerprint, metric=counts, metric_facts=known)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
         return material, self._model(material)
