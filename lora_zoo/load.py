@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_zoo.export import TASKS
-from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
+from lora_zoo.terminal import on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.inject.injection import Injection
@@ -52,6 +52,7 @@ def load(
     from lora_zoo.formats.native import load_adapter, save_adapter
     from lora_zoo.models.base import base_of
     from lora_zoo.models.loading import load_model, load_tokenizer
+    from lora_zoo.models.saving import refuse_to_overwrite
 
     refuse_to_overwrite(out)
     if not adapter.exists():

@@ -6,7 +6,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
@@ -45,12 +44,6 @@ def on_the_terminal() -> Iterator[None]:
 def say(text: str) -> None:
     """One line to the standard error, as `lora_zoo: …`."""
     print(f"lora_zoo: {redacted(in_one_line(text))}", file=sys.stderr)
-
-
-def refuse_to_overwrite(out: Path) -> None:
-    """ValueError unless `out` is an empty folder or nothing."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; give a folder that does not exist or is empty")
 
 
 def _leave(mistake: Exception, code: int) -> NoReturn:

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 Cases = dict[str, str | tuple[str, str]]
-CSV = "task=classification task.path=csv task.data_files={train:FILE}"
-PAIRS = "task=generation task.path=csv task.data_files={train:pairs.csv}"
-SCORED = "task=regression task.path=csv task.data_files={train:FILE}"
+CSV = "task=classification task.dataset=csv task.data_files={train:FILE}"
+PAIRS = "task=causal_lm task.dataset=csv task.data_files={train:pairs.csv}"
+SCORED = "task=regression task.dataset=csv task.data_files={train:FILE}"
 
 
 def csv(file: str, more: str = "") -> str:
@@ -31,7 +31,7 @@ MISTAKES: dict[str, Cases] = {
         "task=pocketsql": "unknown task 'pocketsql'. Did you mean 'pocket-sql'?",
         "task=": "task= names nothing",
         "task.lrr=1": "unknown key of task 'lrr'. Did you mean 'lr'?",
-        "task.kind=generating": "unknown task.kind 'generating'. Did you mean 'generation'?",
+        "task.type=casual_lm": "unknown task.type 'casual_lm'. Did you mean 'causal_lm'?",
         "model=pockt": "unknown model 'pockt'. Did you mean 'pocket'?",
         "model=": "model= names nothing",
         "model.dtype=float8": "unknown model.dtype 'float8'",
@@ -54,8 +54,8 @@ MISTAKES: dict[str, Cases] = {
         "-m experiment=lora_tabl5": "unknown experiment 'lora_tabl5'. Did you mean 'lora_table5'?",
         "experiment=lora_table5": "is a sweep over task, target_modules, seed: add -m",
         "-m experiment=lora_table5,lora_table6": "a sweep is one experiment",
-        "retention=no-such-text.txt": "No such file",
-        "task=pocket-nli retention=": "retention",
+        "forgetting_text=no-such-text.txt": "No such file",
+        "task=pocket-nli forgetting_text=": "forgetting_text",
     },
     "Grammar and flags": {
         "rank=[": "rank=[ cannot be read",
@@ -125,7 +125,7 @@ MISTAKES: dict[str, Cases] = {
         "threads=0": "threads must be at least 1",
         "threads=100000000000": "threads must be at most 1024",
         "save_minutes=nan": "save_minutes must be a finite number",
-        "task.validation_share=2": "task.validation_share must be below 1; got 2.0",
+        "task.validation_fraction=2": "task.validation_fraction must be below 1; got 2.0",
         "task.max_length=1": "task.max_length must be at least 2",
         "task.num_beams=0": "task.num_beams must be at least 1",
         "task.sizes.test=0": "task.sizes.test must be at least 1; got 0",
@@ -161,7 +161,7 @@ MISTAKES: dict[str, Cases] = {
         "task.metrics=[]": "task.metrics is empty",
         "task.metrics=[exactmatch]": "Did you mean 'exact_match'?",
         "task.metrics=[./nope.py]": "metric './nope.py' is neither a file",
-        "task.metrics=[accuracy]": "metric 'accuracy' cannot judge the answers of kind=generation",
+        "task.metrics=[accuracy]": "metric 'accuracy' cannot judge the answers of type=causal_lm",
         "task=pocket-nli task.labels=[]": "task.labels is empty",
         "task=pocket-nli task.labels=['yes','yes']": "names 'yes' twice",
         "task=pocket-nli task.labels=['yes']": "two labels or more",
@@ -204,7 +204,7 @@ MISTAKES: dict[str, Cases] = {
         "task=typed.yaml": ("lr", "`lr: fast`"),
         "task=folder.yaml": ("unknown task 'folder.yaml'", "a folder"),
         "task=sick": "its train file train.tsv is not in the working folder; give task.data_dir",
-        "task=generation": "task.path must be given",
+        "task=causal_lm": "task.dataset must be given",
         f"{PAIRS} task.columns={{prompt:question}}": "unknown column 'question'. Choices: prompt, target",
     },
     "Templates": {
@@ -224,7 +224,7 @@ MISTAKES: dict[str, Cases] = {
         csv("empty.csv"): ("its train file empty.csv is empty", "no bytes"),
         csv("header.csv"): ("train", "a header alone"),
         csv("semicolons.csv"): ("Choices: text;label", "`;` between the columns"),
-        csv("ragged.csv"): ("cannot load task.path=csv", "one line has more cells"),
+        csv("ragged.csv"): ("cannot load task.dataset=csv", "one line has more cells"),
         csv("latin.csv"): ("is no UTF-8 text", "Latin-1"),
         csv("nan.csv"): ("column text has empty values, the first in example 2", "a cell is `NaN`"),
         csv("hole.csv"): ("column label has empty values", "a label is missing"),
@@ -233,19 +233,19 @@ MISTAKES: dict[str, Cases] = {
         csv("good.csv", "task.columns.text=txet"): "unknown column 'txet'. Did you mean 'text'?",
         csv("good.csv", "task.columns.label=text"): "both name the column 'text'",
         csv("good.csv", "task.splits.test=tset"): "unknown split 'tset'",
-        csv("good.csv", "task.validation_share=0.001 eval_splits=[test]"): "none of the splits",
-        csv("two.csv", "task.validation_share=0.9"): ("leaves one split empty", "two examples"),
+        csv("good.csv", "task.validation_fraction=0.001 eval_splits=[test]"): "none of the splits",
+        csv("two.csv", "task.validation_fraction=0.9"): ("leaves one split empty", "two examples"),
         csv("good.csv", "task.metrics=[bleu]"): "metric 'bleu' cannot judge",
-        csv("good.csv", "task.path=csvv"): "cannot load task.path=csvv",
-        csv("good.csv", "task.path=parquet"): "cannot load task.path=parquet",
-        csv("good.csv", "task.path=json"): "cannot load task.path=json",
-        csv("broken.json", "task.path=json"): ("cannot load task.path=json", "half a line"),
-        csv("good.csv", "+task.options.foo=1"): "cannot load task.path=csv",
-        "task=classification task.path=csv model=encoder": "give task.data_files",
-        "task=classification task.path=csv task.data_files={test:good.csv} model=encoder": "no train split",
+        csv("good.csv", "task.dataset=csvv"): "cannot load task.dataset=csvv",
+        csv("good.csv", "task.dataset=parquet"): "cannot load task.dataset=parquet",
+        csv("good.csv", "task.dataset=json"): "cannot load task.dataset=json",
+        csv("broken.json", "task.dataset=json"): ("cannot load task.dataset=json", "half a line"),
+        csv("good.csv", "+task.options.foo=1"): "cannot load task.dataset=csv",
+        "task=classification task.dataset=csv model=encoder": "give task.data_files",
+        "task=classification task.dataset=csv task.data_files={test:good.csv} model=encoder": "no train split",
         scored("good.csv"): "the label 'yes' of example 0 is no finite number",
         scored("infinite.csv"): ("holds inf", "a score is `inf`"),
-        "task.kind=classification task.metrics=[accuracy]": "needs a column text",
+        "task.type=classification task.metrics=[accuracy]": "needs a column text",
     },
     "Models": {
         "model=/no/such/folder": "there is no such folder",
@@ -262,7 +262,7 @@ MISTAKES: dict[str, Cases] = {
         "model=./resized": ("cannot be loaded", "weights of another size than config.json says"),
         "model=./wordless": ("the tokenizer of model.path", "no tokenizer"),
         "model=encoder": "is an encoder (bert), which reads both ways",
-        "task.kind=seq2seq": "cannot be loaded",
+        "task.type=seq2seq": "cannot be loaded",
         csv("good.csv", "target_modules=[gate]"): "this model has no role 'gate'",
         csv("good.csv", "rank=17"): "the smaller side",
         "model.attn_implementation=nope": "cannot be loaded",
@@ -295,9 +295,9 @@ def desk(folder: Path) -> None:
         "two.csv": ["text,label", *rows[:2]],
         "infinite.csv": ["text,label", "a cat,1.5", "a dog,inf", *(f"a cat,{n}" for n in range(18))],
         "pairs.csv": ["prompt,target", *(f"question {n},answer {n}" for n in range(20))],
-        "typed.yaml": ["kind: generation", "path: pocket-sql", "metrics: [exact_match]", "lr: fast"],
-        "lacking.yaml": ["kind: generation", "path: pocket-sql", "lr: 1e-3"],
-        "strange.yaml": ["kind: generation", "path: csv", "metrics: [bleu]", "lr: 1e-3", "colums: {}"],
+        "typed.yaml": ["type: causal_lm", "dataset: pocket-sql", "metrics: [exact_match]", "lr: fast"],
+        "lacking.yaml": ["type: causal_lm", "dataset: pocket-sql", "lr: 1e-3"],
+        "strange.yaml": ["type: causal_lm", "dataset: csv", "metrics: [bleu]", "lr: 1e-3", "colums: {}"],
         "broken.yaml": ["a: ["],
         "list.yaml": ["- a", "- b"],
         "broken.json": ['{"text": "a", "label": "yes"}', '{"text": "b", "lab'],

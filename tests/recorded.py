@@ -9,8 +9,9 @@ from typing import Any
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import flat_hyperparameters, identity_of, made_of, readable_name
+from lora_zoo.runs.identity import identity_of, made_of
 from lora_zoo.runs.record import RESULT, Record, plain
 
 register()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lora_zoo.config import command_line, help_text
+from lora_zoo.config import choices, command_line, help_text
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import register
@@ -37,7 +37,7 @@ BAD = {
     "seed=-1": ["seed must be at least 0"],
     "eval_splits=[tset]": ["unknown eval_splits 'tset'", "'test'"],
     "task=pocketsql": ["unknown task 'pocketsql'", "'pocket-sql'"],
-    "task.kind=generating": ["unknown task.kind 'generating'", "'generation'"],
+    "task.type=casual_lm": ["unknown task.type 'casual_lm'", "'causal_lm'"],
     "task.lrr=1": ["unknown key of task 'lrr'", "'lr'"],
     "budget=some": ["budget=some", "300k"],
     "budget=20k rank=4": ["budget=", "rank="],
@@ -45,7 +45,7 @@ BAD = {
     "alpha_pattern={q:x}": ["alpha_pattern", "Float"],
     "dry_run=maybe": ["dry_run", "maybe"],
     "task=sick": ["task sick", "train.tsv", "task.data_dir"],
-    "task=generation": ["task.path must be given"],
+    "task=causal_lm": ["task.dataset must be given"],
     "model=pockt": ["unknown model 'pockt'", "'pocket'"],
     "model=/no/such/folder": ["model=/no/such/folder", "no such folder"],
     "model=hub": ["model.path must be given"],
@@ -83,7 +83,7 @@ def test_help_lists_what_exists_quickly_and_without_torch() -> None:
     assert time.perf_counter() - began < 10  # a noisy machine's bound; 0.4 s when quiet
     for name in [*VARIANTS, *options("model"), *options("task"), "target_modules", *ROLES]:
         assert name in ended.stdout, name
-    probe = "import sys; from lora_zoo.config import helptext, precheck; helptext.text();"
+    probe = "import sys; from lora_zoo.config import help_text, compose; help_text.text();"
     loaded = "print([m for m in ('torch', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", probe + loaded], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
@@ -160,7 +160,7 @@ def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     ready = command_line.rewritten([f"model=pocket,{tmp_path}/tiny-bert"])
     assert ready == ["model=pocket,tiny-bert"]
     assert [s.model.path for s in precheck.check(ready, multirun=True)] == ["pocket", f"{tmp_path}/tiny-bert"]
-    assert command_line.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
+    assert choices.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
 
 
 def test_a_hub_name_becomes_a_model() -> None:
@@ -170,10 +170,10 @@ def test_a_hub_name_becomes_a_model() -> None:
 
 def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
+        "type: causal_lm\ndataset: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
     )
     (settings,) = precheck.check(command_line.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
-    assert (settings.task.name, settings.task.kind, settings.lr) == ("mine", "generation", 1e-3)
+    assert (settings.task.name, settings.task.type, settings.lr) == ("mine", "causal_lm", 1e-3)
 
 
 def test_a_sweep_is_checked_value_by_value() -> None:

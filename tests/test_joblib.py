@@ -17,7 +17,7 @@ from lora_zoo.launchers import joblib
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
     "batch_size=4", "tracking=none", "task.sizes={train: 24, validation: 6, test: 6}",
-    "task.max_new_tokens=4", "zero_shot=false", "eval_splits=[test]",
+    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]",
 )  # fmt: skip
 SIDE_BY_SIDE = "hydra/launcher=joblib"
 

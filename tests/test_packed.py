@@ -19,14 +19,17 @@ import transformers as tf
 from greenlet import getcurrent
 from torch import Tensor, nn
 
-from lora_zoo import adapters_of, inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.injection import Injection
-from lora_zoo.launchers.packed.backbone import Backbone, join, unfit
+from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.launchers.packed.backbone import Backbone
+from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.grouping import groups
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob, Waiting
+from lora_zoo.launchers.packed.job import PackedJob, Waiting
+from lora_zoo.launchers.packed.joining import join
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
@@ -139,8 +142,8 @@ def test_while_one_job_is_shown_the_model_is_its_own() -> None:
     assert (one.counter.count, other.counter.count) == (1, 0)
     group.show_all()
     assert {id(p) for p in other.parameters()} <= {id(p) for p in net.parameters()}
-    group.leave("job0")
-    group.leave("job1")
+    group.delete("job0")
+    group.delete("job1")
     assert {id(p) for p in net.parameters()} == {id(p) for p in net.parameters() if p.requires_grad}
 
 
@@ -245,7 +248,7 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
             log.removeHandler(handler)
 
     def job(seat: PackedJob) -> None:
-        draws(seen["packed"] if seat.name == "job1" else [], lambda: together.be_alone("it wants to be"))
+        draws(seen["packed"] if seat.name == "job1" else [], lambda: together.run_alone("it wants to be"))
 
     def noise(seat: PackedJob) -> None:
         torch.rand(5)
@@ -269,7 +272,7 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
     def job(seat: PackedJob) -> str:
         assert getcurrent() is not seat.hub
         if seat.name == "job0":
-            together.be_alone("it is shy")
+            together.run_alone("it is shy")
         order.append(seat.name)
         if seat.name == "job1":
             raise ValueError("this one fails")
@@ -377,9 +380,9 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
     together = Pack(signals, most=2)
 
     def trains(seat: PackedJob) -> None:
-        with signals.patient():
-            together.be_alone("a step is under way")
-            ended.append(("step", signals.asked))
+        with signals.defer():
+            together.run_alone("a step is under way")
+            ended.append(("step", signals.received))
 
     def metrics(seat: PackedJob) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -389,7 +392,7 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
         ended.append(("began", None))
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as told, signals.attended():
+    with pytest.raises(Stopped) as told, signals.listening():
         seats = together.run([trains, metrics, comes_later])
     assert told.value.code == 143
     assert ended == [("step", signal.SIGTERM)]
@@ -402,7 +405,7 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
 
 COMMON = (
     *("task.sizes.train=40", "task.sizes.test=6", "task.sizes.validation=6", "task.max_new_tokens=4"),
-    *("threads=1", "zero_shot=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
+    *("threads=1", "eval_before_training=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
 )
 PACKED = "hydra/launcher=packed"
 
@@ -517,7 +520,7 @@ def test_heads_start_from_their_own_seed_and_train_in_full(tmp_path: Path) -> No
     tf.AutoTokenizer.from_pretrained(str(HUB)).save_pretrained(tmp_path / "encoder")
     rows = [f"{'which names are there ' * (1 + n % 4)},{'ab'[n % 2]}" for n in range(60)]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    words = ("model=./encoder", "task=classification", "task.path=csv", "task.data_files={train: data.csv}")
+    words = ("model=./encoder", "task=classification", "task.dataset=csv", "task.data_files={train: data.csv}")
     more = ("+variant=lora,head_only", "seed=0,1", "lr=1e-2", "steps=4", "eval_splits=[validation]")
     said, codes = both(*words, *more, *COMMON, at=tmp_path)
     assert codes == [0, 0], said

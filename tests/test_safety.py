@@ -24,8 +24,9 @@ import lora_zoo
 from lora_zoo.config.schema import Model, Settings, Task
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
 from lora_zoo.inject.injection import inject
-from lora_zoo.merge import main, merge
+from lora_zoo.merge import main
 from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import claim_folder
 from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted
@@ -320,7 +321,12 @@ def wrapper(*words: str, at: Path, **env: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
 
 
-QUICK = ("task.sizes={train:32,validation:4,test:4}", "threads=1", "batch_size=4", "zero_shot=false")
+QUICK = (
+    "task.sizes={train:32,validation:4,test:4}",
+    "threads=1",
+    "batch_size=4",
+    "eval_before_training=false",
+)
 
 
 def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path: Path) -> None:
@@ -358,7 +364,7 @@ def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path:
 def task(**settings: Any) -> Task:
     columns = {"prompt": "prompt", "target": "target"}
     return Task(
-        **{"name": "t", "kind": "generation", "columns": columns, "metrics": ["bleu"], "lr": 1.0} | settings
+        **{"name": "t", "type": "causal_lm", "columns": columns, "metrics": ["bleu"], "lr": 1.0} | settings
     )
 
 
@@ -370,7 +376,7 @@ def test_a_data_sets_script_does_not_run(mark: Path, tmp_path: Path) -> None:
     for path in (folder, folder / "data.py"):
         for options in ({}, {"trust_remote_code": True}):
             with contextlib.suppress(*REFUSED):
-                load_splits(task(path=str(path), options=options))
+                load_splits(task(dataset=str(path), options=options))
     assert not mark.exists()
 
 
@@ -382,7 +388,9 @@ def test_pickled_data_run_no_code(path: str, mark: Path, tmp_path: Path) -> None
     shutil.make_archive(str(folder / "train"), "tar", folder, "train.pkl")
     file = "train.tar" if path == "webdataset" else "train.pkl"
     with pytest.raises((*REFUSED, Exception)):
-        load_splits(task(path=path.format(folder=folder), data_dir=str(folder), data_files={"train": file}))
+        load_splits(
+            task(dataset=path.format(folder=folder), data_dir=str(folder), data_files={"train": file})
+        )
     assert not mark.exists()
 
 
@@ -390,7 +398,7 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir [{str(mark)!r}]\n")
     ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode and not mark.exists()
-    (tmp_path / "evil.yaml").write_text(f"_target_: os.mkdir\nname: x\npath: {mark}\n")
+    (tmp_path / "evil.yaml").write_text(f"_target_: os.mkdir\nname: x\ndataset: {mark}\n")
     ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode == 2 and not mark.exists()
 
@@ -399,8 +407,8 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     "name", ["../../evil", "/etc/evil", "..", "~/x", "a\nb", "x" * 300, "C:\\evil", "\0"]
 )
 def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Path) -> None:
+    from lora_zoo.config.spec import readable_name
     from lora_zoo.core.variants import VARIANTS
-    from lora_zoo.runs.identity import readable_name
 
     settings = Settings(lr=1.0, model=Model(name=name, path="pocket"), task=Task(name=name))
     made = claim_folder(tmp_path / "runs", f"{readable_name(settings, VARIANTS.find('lora'))}-0123abcd")
@@ -572,8 +580,8 @@ PLANTED = {
     "SERVICE_PASSWORD": "correct horse battery",
 }
 TASK = """
-kind: {kind}
-path: {path}
+type: {type}
+dataset: {dataset}
 data_files: {{train: {train}, test: test.csv}}
 columns: {{prompt: prompt, target: target}}
 template: "{{prompt}} https://me:TemplateSecret@host/"
@@ -625,7 +633,7 @@ def test_a_run_writes_and_says_no_secret(home: Path, tmp_path: Path) -> None:
     rows = "prompt,target\n" + "".join(f"select {i},from {i}\n" for i in range(8))
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text(rows)
-    (tmp_path / "mine.yaml").write_text(TASK.format(kind="generation", path="csv", train="train.csv"))
+    (tmp_path / "mine.yaml").write_text(TASK.format(type="causal_lm", dataset="csv", train="train.csv"))
     words = (
         f"task={tmp_path / 'mine.yaml'}",
         f"task.data_dir={tmp_path}",
@@ -652,7 +660,7 @@ def test_a_run_that_fails_writes_and_says_no_secret(home: Path, tmp_path: Path) 
     work = tmp_path / "work"
     work.mkdir()
     url = "https://me:UrlSecret@127.0.0.1:9/x.csv?token=QuerySecret"
-    (tmp_path / "mine.yaml").write_text(TASK.format(kind="generation", path="csv", train=f'"{url}"'))
+    (tmp_path / "mine.yaml").write_text(TASK.format(type="causal_lm", dataset="csv", train=f'"{url}"'))
     (work / "test.csv").write_text("prompt,target\na,b\n")
     ended = wrapper(f"task={tmp_path / 'mine.yaml'}", "steps=1", at=work, **surroundings(home))
     assert ended.returncode in (1, 2)
@@ -671,7 +679,7 @@ def test_a_run_that_fails_writes_and_says_no_secret(home: Path, tmp_path: Path) 
         ("-m", "trainer.hub_token=TypedSecret,TypedSecret2"),
         ("-m", "seed=0,1", "++trainer.hub_token=TypedSecret"),
         ("model=https://me:TypedSecret@host/x",),
-        ("task.path=https://me:TypedSecret@host/x",),
+        ("task.dataset=https://me:TypedSecret@host/x",),
     ],
     ids=lambda words: words[-1].partition("=")[0],
 )

@@ -88,7 +88,7 @@ def startup(jobs: int = 6) -> None:
     """What each job of a sweep takes that is not training, evaluation or writing of results."""
     seeds = ",".join(map(str, range(jobs)))
     quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
-    spent = watched(["-m", "+variant=lora", f"seed={seeds}", *quick, "zero_shot=false"])
+    spent = watched(["-m", "+variant=lora", f"seed={seeds}", *quick, "eval_before_training=false"])
     wanted = ("training", "evaluation", "writing the adapter", "spectra")
     writes = len(spent["writing the record"]) // jobs
     # Hydra composes each job twice: all of them ahead, to check them, and each when it begins.
@@ -206,7 +206,7 @@ def _peak(variant: str, layers: str, side: str) -> None:
 def launcher(jobs: int = 16, rounds: int = 1) -> None:
     """A sweep of short pocket runs one after the other and side by side, in turns."""
     words = ["+variant=lora,dora", f"seed=range({jobs // 2})", "steps=60", "threads=1", "tracking=none"]
-    words += ["task.sizes.test=60", "task.sizes.validation=30", "zero_shot=false"]
+    words += ["task.sizes.test=60", "task.sizes.validation=30", "eval_before_training=false"]
     took: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for name, more in (("one after the other", []), ("side by side", ["hydra/launcher=joblib"])):

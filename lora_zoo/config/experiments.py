@@ -22,8 +22,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from lora_zoo.config.aliases import modern_key, modern_word, renamed
 from lora_zoo.config.groups import folder, options
-from lora_zoo.core.errors import unknown
+from lora_zoo.core.errors import in_one_line, unknown
 
 KEYS = (
     *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
@@ -45,12 +46,12 @@ def read(value: str) -> dict[str, Any]:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"experiment={value}: the file is no YAML: {said}") from error
+        raise ValueError(f"experiment={value}: the file is no YAML: {in_one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("experiment"), dict):
         raise ValueError(
             f"experiment={value}: the file must hold `experiment:`, as those in conf/experiment do"
         )
+    content = renamed(content, modern_key, modern_word)
     content["experiment"] = {"name": path.stem} | content["experiment"]
     for wrong in _wrong(content["experiment"]):
         raise ValueError(f"experiment={value}: {wrong}")
@@ -58,7 +59,7 @@ def read(value: str) -> dict[str, Any]:
 
 
 def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the part that describes the experiment."""
+    """Sentences on what is wrong with the part that describes the experiment."""
     yield from (unknown("key of experiment", str(key), KEYS) for key in about if key not in KEYS)
     yield from (f"the file must give experiment.{key}" for key in NEEDED if not about.get(key))
     for key in (key for key in _LISTS if not isinstance(about.get(key, []), list)):
@@ -76,36 +77,33 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
             yield f"a row of experiment.reference needs a number as value; got {row}"
 
 
-def expanded(arguments: list[str]) -> list[str]:
-    """The arguments with the grid of their experiment before its name, less the keys that they give.
+def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
+    """The overrides with the grid of their experiment before its name, less the keys that they give.
 
     ValueError for an experiment that is none, and for one that is to be swept without -m.
     """
-    asked = [a for a in arguments if re.match(r"\+*experiment=", a)]
+    asked = [a for a in overrides if re.match(r"\+*experiment=", a)]
     if not asked:
-        return arguments
+        return overrides
     value = asked[-1].partition("=")[2]
     if len(asked) > 1 or "," in value:
         raise ValueError(f"{' '.join(asked)}: a sweep is one experiment; run them one after the other")
-    given = {a.lstrip("+").partition("=")[0] for a in arguments}
+    given = {a.lstrip("+").partition("=")[0] for a in overrides}
     grid = read(value)["experiment"]["grid"]
     left = {key: values for key, values in grid.items() if key not in given}
-    if any(len(values) > 1 for values in left.values()) and not {"-m", "--multirun"} & set(arguments):
+    if any(len(values) > 1 for values in left.values()) and not multirun:
         raise ValueError(
             f"experiment={value} is a sweep over {', '.join(left)}: add -m, or give each of them one value"
         )
-    place = arguments.index(asked[-1])  # beside it, since Hydra takes overrides in one piece
-    swept = [f"{key}={','.join(map(_said, values))}" for key, values in left.items()]
-    return [*arguments[:place], *swept, *arguments[place:]]
+    place = overrides.index(asked[-1])
+    swept = [f"{key}={','.join(map(_typed, values))}" for key, values in left.items()]
+    return [*overrides[:place], *swept, *overrides[place:]]
 
 
-def _said(value: Any) -> str:
+def _typed(value: Any) -> str:
     """A value of YAML as Hydra's command line writes it."""
     if isinstance(value, str) and (other := re.fullmatch(r"\$([\w.]+)", value)):
         return f"${{{other[1]}}}"
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-__all__ = ["expanded", "read"]

@@ -1,4 +1,4 @@
-"""What exists to choose from, read from `conf/` alone."""
+"""The options of each group, read from `conf/` alone."""
 
 from pathlib import Path
 

@@ -3,10 +3,12 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import counted, hyperparameters
+
+if TYPE_CHECKING:
+    from lora_zoo.core.adapter import Variant
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -21,7 +23,7 @@ def parameters(number: int | float | str) -> int:
 
 def rank_within(
     budget: int | str,
-    cls: type[Variant],
+    cls: "type[Variant]",
     sizes: Sequence[tuple[tuple[int, int], Mapping[str, Any]]],
     hyper: Mapping[str, Any],
 ) -> int:

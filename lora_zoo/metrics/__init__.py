@@ -129,7 +129,7 @@ def try_out(
         values = metric.compute(predictions=predictions, references=references)
     except Exception as refused:  # a module of the user's own may raise anything
         raise ValueError(
-            f"metric {name!r} cannot judge the answers of kind={kind}, such as {predictions[0]!r}: "
+            f"metric {name!r} cannot judge the answers of type={kind}, such as {predictions[0]!r}: "
             f"{_reason(refused)}"
         ) from refused
     if not isinstance(values, dict) or not all(hasattr(value, "__float__") for value in values.values()):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_zoo.config.aliases import modern
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.runs.record import RESULT, SCHEMA
 
@@ -93,7 +94,7 @@ def _record(text: str, where: str) -> dict[str, Any]:
 
 
 def checked(record: Any, where: str) -> dict[str, Any]:
-    """A record from anywhere, if it is one, its configuration as today's readers know it. ValueError else."""
+    """A record from anywhere, if it is one, with today's keys in its configuration. ValueError else."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
         raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
-    return record
+    return record | {"config": modern(record["config"])}

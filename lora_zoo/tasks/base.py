@@ -26,6 +26,10 @@ IGNORED = -100
 class TaskType(ABC):
     """One task with the tokenizer that it is read by."""
 
+    name: ClassVar[str]
+    """Its name in TASK_TYPES."""
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that it cannot do without."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
 

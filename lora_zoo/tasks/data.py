@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.config.schema import COLUMNS, SPLITS, Task, file_of
-from lora_zoo.config.validate import check_template
+from lora_zoo.config.schema import SPLITS, Task, file_of
+from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import reason, unknown
 from lora_zoo.tasks.labels import is_finite
 
@@ -31,7 +32,8 @@ def load_splits(task: Task) -> dict[str, Dataset]:
 
     Raises ValueError for a missing column, an empty split, or a label outside `task.labels`.
     """
-    raw = _pocket(task) if task.path in POCKET else _load(task)
+    _check_names(task)
+    raw = _pocket(task) if task.dataset in POCKET else _load(task)
     if "train" not in raw:
         has = ", ".join(raw) or "none"
         raise ValueError(
@@ -44,13 +46,13 @@ def load_splits(task: Task) -> dict[str, Dataset]:
 
 
 def _held_out(task: Task, train: Dataset) -> dict[str, Dataset]:
-    held = math.ceil(task.validation_share * len(train))
+    held = math.ceil(task.validation_fraction * len(train))
     if not 0 < held < len(train):
         raise ValueError(
-            f"task {task.name}: task.validation_share={task.validation_share} of {len(train)} training "
+            f"task {task.name}: task.validation_fraction={task.validation_fraction} of {len(train)} training "
             "examples leaves one split empty; give more data, or a validation file"
         )
-    parts = train.train_test_split(test_size=task.validation_share, seed=0)
+    parts = train.train_test_split(test_size=task.validation_fraction, seed=0)
     return {"train": parts["train"], "validation": parts["test"]}
 
 
@@ -59,7 +61,7 @@ def _pocket(task: Task) -> dict[str, Dataset]:
 
     from lora_zoo.pocket import nli, sql
 
-    make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.path]
+    make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.dataset]
     sizes = {name: task.sizes[name] for name in SPLITS if name in task.sizes}
     return {name: Dataset.from_list(make(name, size, _POCKET_SEED)) for name, size in sizes.items()}
 
@@ -74,11 +76,13 @@ def _load(task: Task) -> dict[str, Dataset]:
     heard = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a bad file is in the error as well
     try:
-        loaded = load_dataset(task.path, task.config_name, **arguments)
+        loaded = load_dataset(task.dataset, task.config_name, **arguments)
         if not hasattr(loaded, "keys"):
             raise ValueError("task.options.split gives one split; name the splits with task.splits")
     except Exception as error:  # whatever a reader of files or the Hub may raise; no run has begun
-        raise ValueError(f"task {task.name}: cannot load task.path={task.path}: {_reason(error)}") from error
+        raise ValueError(
+            f"task {task.name}: cannot load task.dataset={task.dataset}: {_reason(error)}"
+        ) from error
     finally:
         datasets.logging.set_verbosity(heard)
     for split, name in task.splits.items():
@@ -96,7 +100,7 @@ def _readable(task: Task, files: Mapping[str, str]) -> None:
             continue
         if not path.stat().st_size:
             raise ValueError(f"task {task.name}: its {split} file {name} is empty")
-        if task.path in ("csv", "json", "text") and "encoding" not in task.options and not _packed(path):
+        if task.dataset in ("csv", "json", "text") and "encoding" not in task.options and not _packed(path):
             try:
                 for _ in path.open(encoding="utf-8"):
                     pass
@@ -125,7 +129,8 @@ def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
     _check_columns(task, split, data.column_names)
     data = data.select_columns(list(dict.fromkeys(task.columns.values()))) if task.columns else data
     data = data.rename_columns({old: new for new, old in task.columns.items() if old != new})
-    check_template(task, data.column_names)
+    if "prompt" in TASK_TYPES[task.type].columns:
+        check_template(task.template, data.column_names)
     for column in (c for c in ("text", "text_pair", "prompt", "target") if c in data.column_names):
         if str(getattr(data.features[column], "dtype", "")).startswith(("int", "uint")):
             data = data.cast_column(column, Value("string"))  # a csv of digits is read as numbers
@@ -133,10 +138,21 @@ def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
     data = data.select(range(min(size, len(data)))) if size else data
     if not len(data):
         raise ValueError(f"task {task.name}: the {split} split is empty")
-    used = task.columns or (*COLUMNS[task.kind], "text_pair")
+    used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
     for column in filter(used.__contains__, data.column_names):
         _check_cells(task, split, column, data)
     return data.add_column("item", list(range(len(data))))
+
+
+def _check_names(task: Task) -> None:
+    """Raises ValueError where `task.columns`, known before any data, lacks one that the type needs."""
+    for needed in TASK_TYPES[task.type].columns if task.columns else ():
+        if needed not in task.columns:
+            given = ", ".join(task.columns)
+            raise ValueError(
+                f"task.columns lacks {needed}, which type={task.type} needs; it has {given}: "
+                f"add task.columns.{needed}=COLUMN"
+            )
 
 
 def _check_columns(task: Task, split: str, known: list[str]) -> None:
@@ -145,10 +161,10 @@ def _check_columns(task: Task, split: str, known: list[str]) -> None:
             raise ValueError(f"task {task.name}, {split}: " + unknown("column", column, known))
     if task.columns:
         return
-    for column in COLUMNS[task.kind]:
+    for column in TASK_TYPES[task.type].columns:
         if column not in known:
             raise ValueError(
-                f"task {task.name}, {split}: kind={task.kind} needs a column {column}; the data has "
+                f"task {task.name}, {split}: type={task.type} needs a column {column}; the data has "
                 f"{', '.join(known)}: give task.columns.{column}=…"
             )
     if "item" in known:
@@ -163,7 +179,7 @@ def _check_cells(task: Task, split: str, column: str, data: Dataset) -> None:
     for row, value in enumerate(data[column]):
         where = f"task {task.name}, {split}: column {task.columns.get(column, column)} "
         if value is None or (isinstance(value, str) and not value.strip() and (answers or not value)):
-            hint = " (NA, NaN and null are read as empty)" if task.path == "csv" else ""
+            hint = " (NA, NaN and null are read as empty)" if task.dataset == "csv" else ""
             raise ValueError(f"{where}has empty values, the first in example {row}{hint}")
         if isinstance(value, float) and not is_finite(value):
             raise ValueError(f"{where}holds {value} in example {row}; it must be a finite number")

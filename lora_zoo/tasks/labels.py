@@ -39,7 +39,7 @@ def check_numbers(task: Task, splits: Mapping[str, Dataset]) -> None:
             if not is_finite(label):
                 raise ValueError(
                     f"task {task.name}, {split}: the label {label!r} of example {row} is no finite number, "
-                    "which kind=regression needs"
+                    "which type=regression needs"
                 )
 
 

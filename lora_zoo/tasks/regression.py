@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Outcome
 from lora_zoo.tasks.classification import HeadTask
 from lora_zoo.tasks.labels import check_numbers
 
 
+@TASK_TYPES.register("regression")
 class Regression(HeadTask):
     """The head learns labels standardised on the train split; answers are in the labels' own unit.
 

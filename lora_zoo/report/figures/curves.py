@@ -54,7 +54,7 @@ def curves(
 
 def _y_axis(y: str, runs: pd.DataFrame) -> Axis:
     """The loss is a cross-entropy, but for tasks of regression."""
-    kinds_of_task = set(runs["config.task.kind"]) if "config.task.kind" in runs else set()
+    kinds_of_task = set(runs["config.task.type"]) if "config.task.type" in runs else set()
     if y == "loss" and kinds_of_task and "regression" not in kinds_of_task:
         return replace(axis_of(y), unit="nats")
     if not y.startswith("eval_"):
