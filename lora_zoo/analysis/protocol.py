@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from lora_zoo.analysis.columns import (
-    column,
     format_key,
     format_value,
     join_names,
@@ -24,6 +23,7 @@ from lora_zoo.analysis.columns import (
 from lora_zoo.analysis.comparison import Cell, Cells, undeclared
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.runs.directions import higher_is_better
+from lora_zoo.runs.keys import column
 
 
 def cells(

@@ -70,7 +70,7 @@ class Run:
 
 
 def nested(summary: dict[str, Any]) -> dict[str, Any]:
-    """What was logged as a table is a tree in the API; what was logged under a key with slashes is not."""
+    """The summary as the API gives it: a logged table is a tree, keys with slashes are not."""
     table = {
         key.removeprefix("spectra/"): value for key, value in summary.items() if key.startswith("spectra/")
     }
