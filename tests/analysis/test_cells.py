@@ -98,7 +98,7 @@ def test_a_lead_within_noise_is_said_with_the_seeds_that_it_would_take() -> None
 
 
 def judged(frame: pd.DataFrame, **directions: bool | None) -> pd.DataFrame:
-    """The frame of runs that recorded these directions of their metrics; None: the metric declared nothing."""
+    """The frame of runs that recorded these directions of their metrics; None where none was declared."""
     facts = {name: {"higher_is_better": higher, "range": None} for name, higher in directions.items()}
     return frame.assign(record=[{"metric_facts": facts} for _ in range(len(frame))])
 
@@ -221,7 +221,7 @@ def test_an_axis_that_nobody_named_is_no_average() -> None:
 
 
 def test_an_axis_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match="no axis 'varient'. Near are: variant"):
+    with pytest.raises(ValueError, match=r"no axis 'varient'\. Near are: variant"):
         cells(study({"lora": 0.7}), by=["varient"])
 
 
