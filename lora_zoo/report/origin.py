@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import join_names
+from lora_zoo.analysis.columns import format_value, join_names
 from lora_zoo.analysis.integrity import findings
 from lora_zoo.runs.archives import portable
 from lora_zoo.runs.summary import overrides_of
