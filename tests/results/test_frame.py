@@ -88,6 +88,7 @@ def test_each_file_is_read_once_and_the_order_does_not_hang_on_the_place(tmp_pat
     [
         ('{"schema": 1, "con', "is no record of a run"),
         ('{"accuracy": 1}', r"\(schema 1, with its config\)"),
+        ('{"schema": 2, "config": {}}', r"\(schema 1, with its config\)"),
         ("[]", "is no record of a run"),
         ("\x80", "cannot be read"),
     ],
