@@ -1,4 +1,4 @@
-"""How the small commands (`merge`, `export`, `load`) speak: one line, no secrets, an exit code."""
+"""Messages and exit codes of the small commands (`merge`, `export`, `load`): one line, no secrets."""
 
 import contextlib
 import pickle

@@ -49,6 +49,7 @@ def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: An
         "variant": about | {"hyperparameters": flat_hyperparameters(chosen, variant)},
         "data": {"test": {"size": 4, "sha256": "aa"}},
         "metric": metric,
+        "metric_facts": {metric: {"higher_is_better": True, "range": [0.0, 1.0]}},
         "parameters": {"trainable": 1000, "total": 945_920, "share": 0.1, "adapted": adapted, "in_full": []},
         "timings": {"steps": 200, "step_median": 0.25, "train": 50.0, "total": 60.0},
         "zero_shot": {"validation": {metric: 0.0}, "test": {metric: 0.125}},

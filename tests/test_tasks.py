@@ -22,6 +22,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.models import from_scratch
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.tasks.data import fingerprint, load_splits
+from lora_zoo.tasks.labels import check_numbers
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -234,3 +235,10 @@ def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
     loss = model(**kind.collate(kind.encoded(splits["train"]))).loss
     assert loss.isfinite()
     assert len(kind.outcomes(model, splits["test"])) == 20
+
+
+@pytest.mark.parametrize("label", ["x", None, "nan", float("inf")])
+def test_labels_of_a_regression_are_finite_numbers(label: object) -> None:
+    with pytest.raises(ValueError, match=r"train: the label .* of example 1 is no finite number"):
+        check_numbers(Task(name="t"), {"train": {"label": ["0.5", label]}})
+    check_numbers(Task(name="t"), {"train": {"label": ["0.5", 2]}})

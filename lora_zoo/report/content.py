@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import listed
+from lora_zoo.analysis.columns import join_names
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.figure_list import FigureList, Views, figure_list
 from lora_zoo.report.figures.groups import missing
-from lora_zoo.runs.frame import axes, column
+from lora_zoo.runs.keys import axes, column
 
 Part = tuple[dict[str, Any], pd.DataFrame]
 SETTING = re.compile(r"^(config\.|variant\.hyperparameters\.)")
@@ -33,8 +33,8 @@ def _about(runs: pd.DataFrame) -> dict[str, Any]:
 def title(frame: pd.DataFrame) -> str:
     names = [about.get("title") or about.get("name") for about, _ in parts(frame)]
     if named := [name for name in names if name]:
-        return listed(named, 3)
-    variants, tasks = (listed(sorted(frame[c].dropna().unique())) for c in ("variant", "task"))
+        return join_names(named, 3)
+    variants, tasks = (join_names(sorted(frame[c].dropna().unique())) for c in ("variant", "task"))
     return f"{variants} on {tasks}"
 
 

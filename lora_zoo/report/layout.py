@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import said
+from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.report.render import TableCell
 
@@ -67,7 +67,7 @@ class Layout:
         """The paper's number for a cell; an axis that the paper's entry leaves open fits every value."""
         cell = dict(zip(self.by, words, strict=True))
         for quote in self.quoted:
-            given = {axis: said(value) for axis, value in quote.items() if axis not in NOT_AXES}
+            given = {axis: format_value(value) for axis, value in quote.items() if axis not in NOT_AXES}
             if given and all(cell.get(axis) == value for axis, value in given.items()):
                 return quote
         return None
@@ -90,7 +90,7 @@ def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
     for part in parts:
         sign = 1 if part.better == "lower" else -1
         ranked = sorted((cell for cell in part.cells if cell.n), key=lambda cell: sign * cell.mean)
-        if len(ranked) < 2:
+        if len(ranked) < 2 or not part.better:
             continue
         tied = set(part.tied()) - {part.best()}
         marks = {ranked[1]: "second", part.best(): "best"}
@@ -108,7 +108,7 @@ def _number_format(found: Sequence[Cell], quoted: Sequence[Mapping[str, Any]], g
 
 
 def _words(key: Mapping[str, Any], axes: Sequence[str]) -> Words:
-    return tuple(said(key[axis]) for axis in axes)
+    return tuple(format_value(key[axis]) for axis in axes)
 
 
 def _order(
@@ -116,13 +116,13 @@ def _order(
 ) -> dict[str, tuple[Any, ...]]:
     """The place of each value: the grid's, else numbers by size, else as they come."""
     given = [_in_frame(value) for value in grid.get(axis, [])]
-    values = dict.fromkeys(said(key[axis]) for key in known if axis in key)
+    values = dict.fromkeys(format_value(key[axis]) for key in known if axis in key)
     return {word: _place(word, given, number) for number, word in enumerate(values)}
 
 
 def _in_frame(value: Any) -> str:
     """A value of a grid as the frame has it: [q, v] and "[q,v]" are q,v there."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else said(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else format_value(value)
     return text.strip("[]").replace(" ", "")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import listed, said
+from lora_zoo.analysis.columns import format_value, join_names
 from lora_zoo.analysis.integrity import findings
 from lora_zoo.runs.archives import portable
 from lora_zoo.runs.summary import overrides_of
@@ -71,5 +71,5 @@ def _of(frame: pd.DataFrame, *names: str) -> pd.Series:
 
 def _facts(values: Mapping[str, pd.Series]) -> str:
     """`steps 200; seeds 0, 1, 2`; what no run tells is left out."""
-    words = {name: list(dict.fromkeys(map(said, column))) for name, column in values.items()}
-    return "; ".join(f"{name} {listed(told, 12)}" for name, told in words.items() if told)
+    words = {name: list(dict.fromkeys(map(format_value, column))) for name, column in values.items()}
+    return "; ".join(f"{name} {join_names(told, 12)}" for name, told in words.items() if told)

@@ -16,7 +16,7 @@ from lora_zoo.report.page import html
 from lora_zoo.report.save_experiment import save_experiment
 from lora_zoo.report.tables import Table, tables
 from lora_zoo.runs import archive
-from lora_zoo.runs.frame import axes
+from lora_zoo.runs.keys import axes
 
 PAGE = "report.html"
 VIEWS = 6  # of a figure, as files

@@ -1,6 +1,6 @@
 """Tables of runs: an experiment's, laid out as its YAML says, and that of any other sweep.
 
-for table in tables(results.load("runs")):
+for table in tables(runs.load("runs")):
     print(table.markdown())                  # also .latex(), .html(), .csv()
 
 A cell is a mean over seeds with its 95 % interval. The best of a task is bold, the second underlined, and ≈
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import said
+from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
-from lora_zoo.runs.frame import axes, column
+from lora_zoo.runs.keys import axes, column
 
 COSTS = {
     "trainable": ("trainable", "{:,.0f}"),
-    "saved_bytes": ("bytes for backward", "{:,.0f}"),
-    "retention_before": ("other text, before", "{:.3f}"),
-    "retention_after": ("other text, after", "{:.3f}"),
+    "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
+    "retention_before": ("held-out LM loss, before", "{:.3f}"),
+    "retention_after": ("held-out LM loss, after", "{:.3f}"),
     "step_seconds": ("s/step", "{:.3f}"),
 }
 
@@ -84,7 +84,7 @@ def _list(layout: Layout) -> Body:
     """One cell a row, with what it cost; best first where the experiment gives no order."""
     keys = layout.keys(layout.rows)
     if not layout.about:
-        sign = 1 if layout.found.better == "lower" else -1
+        sign = {"lower": 1, "higher": -1, "": 0}[layout.found.better]
         keys.sort(key=lambda words: (layout.task(words), sign * layout.measured[words].mean))
     costs = {**_chosen(layout), **_costs(layout)}
     paper = [_paper(filter(None, map(layout.quote, keys)))] if layout.quoted else []
@@ -108,8 +108,8 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
     tuned = dict.fromkeys(axis for cell in layout.found.cells for axis in cell.chosen)
     measured = layout.measured.items()
     return {
-        f"{_label(axis)} (of tries)": {
-            words: f"{said(cell.chosen[axis])} ({cell.tries})"
+        f"{_label(axis)} (n tried)": {
+            words: f"{format_value(cell.chosen[axis])} ({cell.tries})"
             for words, cell in measured
             if axis in cell.chosen
         }
@@ -150,7 +150,7 @@ def _records(layout: Layout) -> Iterator[dict[str, Any]]:
         quote, interval = layout.quote(words) or {}, cell.interval
         yield {
             **dict(zip(layout.by, words, strict=True)),
-            **{f"chosen {axis}": said(value) for axis, value in cell.chosen.items()},
+            **{f"chosen {axis}": format_value(value) for axis, value in cell.chosen.items()},
             **{"value": layout.found.value, "mean": cell.mean, "low": interval.low, "high": interval.high},
             **{"n": cell.n, "tries": cell.tries, "trainable": cell.trainable},
             **{"mark": mark, "tied": tied or mark == "best"},

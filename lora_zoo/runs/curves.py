@@ -1,4 +1,4 @@
-"""What a frame of runs holds beside one number a run: histories, updates of matrices, scores of examples."""
+"""Histories, updates of matrices and scores of examples of a frame of runs, each as a frame of its own."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def histories(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_curve(key: str) -> bool:
-    """Whether a log with this entry is a point of the curves, and not what the trainer says at its end."""
+    """True for entries of the curves, false for those of the trainer's summary at its end."""
     return key == "loss" or key.startswith("eval_")
 
 

@@ -1,4 +1,4 @@
-"""Where records come from: run folders at any depth, and archives of runs."""
+"""Read records: from run folders at any depth, and from archives of runs."""
 
 import gzip
 import json
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.runs.record import RESULT, SCHEMA
+from lora_zoo.config.aliases import modern
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.record import RESULT, SCHEMA
 
 ARCHIVE = "results.jsonl.gz"
 DELTAS = "deltas.json"
@@ -33,7 +34,7 @@ def found(sources: Iterable[str | Path]) -> list[Found]:
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
-    """What runs are sorted by, wherever they come from."""
+    """The sort key of runs, wherever they come from."""
     return tuple(str(record.get(key, "")) for key in ("name", "identity", "started", "ended"))
 
 
@@ -62,7 +63,7 @@ def _read(file: Path) -> Iterator[Found]:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What `lora_zoo.updates` recorded in a run's folder, as a part of its record: {"deltas": tables}."""
+    """The tables that `lora_zoo.updates` recorded in a run's folder: {"deltas": tables}."""
     path = folder / DELTAS
     if not path.is_file():
         return {}
@@ -76,7 +77,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
-    """Where the adapter of a run lies beside the archive in the folder `archive`, if it was kept."""
+    """The path of a run's adapter beside the archive in the folder `archive`, if it was kept."""
     return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
 
 
@@ -89,6 +90,11 @@ def _record(text: str, where: str) -> dict[str, Any]:
         record = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where} is no record of a run: {error}") from error
+    return checked(record, where)
+
+
+def checked(record: Any, where: str) -> dict[str, Any]:
+    """A record from anywhere, if it is one, with today's keys in its configuration. ValueError else."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
         raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
-    return record
+    return record | {"config": modern(record["config"])}

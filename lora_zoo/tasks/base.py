@@ -1,4 +1,4 @@
-"""Task types: the tensors that examples become, the model that they need, and a model's answers.
+"""Task types: examples as tensors, the model that they need, and the model's answers.
 
 Every type gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
 can be compared on the same items; a metric is computed from the same records.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Example, Outcome, TaskType, on_device
-from lora_zoo.tasks.data import label_set
+from lora_zoo.tasks.labels import label_set
 
 
 class HeadTask(TaskType, ABC):

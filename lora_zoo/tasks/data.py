@@ -17,6 +17,7 @@ from lora_zoo.config.schema import SPLITS, Task, file_of
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import reason, unknown
+from lora_zoo.tasks.labels import is_finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,9 +40,7 @@ def load_splits(task: Task) -> dict[str, Dataset]:
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
     if "validation" not in raw:
-        _canonical(
-            task, "train", raw["train"]
-        )  # examples are numbered as in the file while they are in order
+        _canonical(task, "train", raw["train"])  # its errors number examples as in the file
         raw = raw | _held_out(task, raw["train"])
     return {name: _canonical(task, name, raw[name]) for name in SPLITS if name in raw}
 
@@ -63,11 +62,8 @@ def _pocket(task: Task) -> dict[str, Dataset]:
     from lora_zoo.pocket import nli, sql
 
     make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.dataset]
-    return {
-        name: Dataset.from_list(make(name, task.sizes[name], _POCKET_SEED))
-        for name in SPLITS
-        if name in task.sizes
-    }
+    sizes = {name: task.sizes[name] for name in SPLITS if name in task.sizes}
+    return {name: Dataset.from_list(make(name, size, _POCKET_SEED)) for name, size in sizes.items()}
 
 
 def _load(task: Task) -> dict[str, Dataset]:
@@ -92,8 +88,8 @@ def _load(task: Task) -> dict[str, Dataset]:
     for split, name in task.splits.items():
         if name not in loaded:
             raise ValueError(f"task {task.name}, task.splits.{split}: " + unknown("split", name, loaded))
-    wanted = {split: task.splits.get(split, split) for split in SPLITS}
-    return {split: loaded[name] for split, name in wanted.items() if name in loaded}
+    names = {split: task.splits.get(split, split) for split in SPLITS}
+    return {split: loaded[name] for split, name in names.items() if name in loaded}
 
 
 def _readable(task: Task, files: Mapping[str, str]) -> None:
@@ -135,19 +131,16 @@ def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
     data = data.rename_columns({old: new for new, old in task.columns.items() if old != new})
     if "prompt" in TASK_TYPES[task.type].columns:
         check_template(task.template, data.column_names)
-    for column in ("text", "text_pair", "prompt", "target"):  # a csv of digits is read as numbers
-        if column in data.column_names and str(getattr(data.features[column], "dtype", "")).startswith(
-            ("int", "uint")
-        ):
-            data = data.cast_column(column, Value("string"))
+    for column in (c for c in ("text", "text_pair", "prompt", "target") if c in data.column_names):
+        if str(getattr(data.features[column], "dtype", "")).startswith(("int", "uint")):
+            data = data.cast_column(column, Value("string"))  # a csv of digits is read as numbers
     size = task.sizes.get(split)
     data = data.select(range(min(size, len(data)))) if size else data
     if not len(data):
         raise ValueError(f"task {task.name}: the {split} split is empty")
     used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
-    for column in data.column_names:
-        if column in used:
-            _check_cells(task, split, column, data)
+    for column in filter(used.__contains__, data.column_names):
+        _check_cells(task, split, column, data)
     return data.add_column("item", list(range(len(data))))
 
 
@@ -188,46 +181,10 @@ def _check_cells(task: Task, split: str, column: str, data: Dataset) -> None:
         if value is None or (isinstance(value, str) and not value.strip() and (answers or not value)):
             hint = " (NA, NaN and null are read as empty)" if task.dataset == "csv" else ""
             raise ValueError(f"{where}has empty values, the first in example {row}{hint}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not is_finite(value):
             raise ValueError(f"{where}holds {value} in example {row}; it must be a finite number")
         if column != "label" and not isinstance(value, str):
             raise ValueError(f"{where}holds {value!r} in example {row}; it must be a text")
-
-
-def label_set(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
-    """The labels in the order of their ids: the declared ones, else those of the train split, sorted.
-
-    Raises ValueError where a split holds a label outside the set.
-    """
-    feature = splits["train"].features["label"]
-    labels = (
-        task.labels or getattr(feature, "names", None) or sorted({str(v) for v in splits["train"]["label"]})
-    )
-    known = set(labels) | (set(range(len(labels))) if hasattr(feature, "names") else set())
-    for split, data in splits.items():
-        strange = sorted({str(v) for v in data["label"] if v not in known and str(v) not in known})
-        if strange:
-            raise ValueError(f"task {task.name}, {split}: " + unknown("label", strange[0], labels))
-    if len(labels) < 2:
-        raise ValueError(
-            f"task {task.name}: its labels are all {labels[0]!r}; there is nothing to tell apart"
-        )
-    return list(labels)
-
-
-def numbers(task: Task, splits: Mapping[str, Dataset]) -> None:
-    """Raises ValueError where a label is no finite number."""
-    for split, data in splits.items():
-        for row, label in enumerate(data["label"]):
-            try:
-                finite = math.isfinite(float(label))
-            except (TypeError, ValueError):
-                finite = False
-            if not finite:
-                raise ValueError(
-                    f"task {task.name}, {split}: the label {label!r} of example {row} is no finite number, "
-                    "which type=regression needs"
-                )
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
@@ -236,9 +193,5 @@ def fingerprint(splits: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
 
 
 def _content_hash(data: Dataset) -> str:
-    digest = hashlib.sha256()
-    for column in sorted(data.column_names):
-        for value in data[column]:
-            digest.update(repr(value).encode())
-            digest.update(b"\x1f")
-    return digest.hexdigest()[:16]
+    values = (repr(value) for column in sorted(data.column_names) for value in data[column])
+    return hashlib.sha256("".join(f"{value}\x1f" for value in values).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Outcome
 from lora_zoo.tasks.classification import HeadTask
-from lora_zoo.tasks.data import numbers
+from lora_zoo.tasks.labels import check_numbers
 
 
 @TASK_TYPES.register("regression")
@@ -22,7 +22,7 @@ class Regression(HeadTask):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
-        numbers(task, splits)
+        check_numbers(task, splits)
         labels = torch.tensor([float(label) for label in splits["train"]["label"]], dtype=torch.float64)
         self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
 

@@ -9,8 +9,8 @@ from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.targets import head_names
+from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
-from lora_zoo.metrics import try_out
 from lora_zoo.models.loading import Loaded
 from lora_zoo.models.merging import merge
 from lora_zoo.runs.record import Record
@@ -122,9 +122,12 @@ class Experiment:
         absent = [s for s in settings.eval_splits if s not in splits]
         if absent and set(absent) == set(settings.eval_splits):
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
-        self.record.update(data=data.fingerprint, metric=task.metrics[0])
+        facts: dict[str, MetricFacts] = {}
         for name, metric in metrics.items():
-            try_out(name, metric, *kind.made_up(), kind=task.type)
+            facts |= try_out(name, metric, *kind.made_up(), task.type)
+        counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))  # mine.py gives "mine"
+        known = {value: about._asdict() for value, about in facts.items()}
+        self.record.update(data=data.fingerprint, metric=counts, metric_facts=known)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
         return data, resources.base(settings, data, derived_seed("head", settings.seed))

@@ -20,7 +20,7 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
-from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
+from lora_zoo.runs.record import Busy, FolderClaim, Record, claimed, now, write_atomically
 from lora_zoo.runs.redact import RedactingFormatter, redacted
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
@@ -69,7 +69,7 @@ def run(
         return 2
 
 
-def _opened(claim: Claim, spec: RunSpec) -> Record:
+def _opened(claim: FolderClaim, spec: RunSpec) -> Record:
     """Open the run's record: a new one or, where the claim says so, one that goes on."""
     settings, config = spec.settings, asdict(spec.settings)
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
@@ -90,7 +90,7 @@ def _opened(claim: Claim, spec: RunSpec) -> Record:
     return record
 
 
-def _asks_for_more(settings: Settings, claim: Claim) -> bool:
+def _asks_for_more(settings: Settings, claim: FolderClaim) -> bool:
     """True if a finished run lacks something that its settings now ask for and that changes no result."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
@@ -99,7 +99,7 @@ def _asks_for_more(settings: Settings, claim: Claim) -> bool:
     return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
 
 
-def _finished_before(claim: Claim, console: Console) -> int:
+def _finished_before(claim: FolderClaim, console: Console) -> int:
     state = claim.before["state"]
     console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
     return int(state != "done")

@@ -27,7 +27,7 @@ def settings(*overrides: str) -> Settings:
 
 
 def recorded(*overrides: str) -> dict[str, Any]:
-    """What a run of these settings records before it trains, as read back from its file."""
+    """The record of a run of these settings before it trains, as read back from its file."""
     own = settings(*overrides)
     variant = VARIANTS[own.variant["name"]]
     hyper = check_hyperparameters(variant, flat_hyperparameters(own, variant))

@@ -142,7 +142,7 @@ def test_a_tuned_axis_is_shown_with_its_tries(tmp_path: Path) -> None:
     about = {"name": "t", "title": "t", "rows": ["variant"], "tune": ["task.lr"]}
     runs = {f"variant={v} task.lr={lr}": [lr * 10] * 3 for v in ("lora", "dora") for lr in (0.01, 0.02, 0.03)}
     rows = cells_of(main_table(sweep(tmp_path, runs, experiment=about)))
-    assert rows["variant"][2] == "task.lr (of tries)" and rows["dora"][2] == "0.03 (3)"
+    assert rows["variant"][2] == "task.lr (n tried)" and rows["dora"][2] == "0.03 (3)"
     assert rows["lora"][1] == "3"
 
 

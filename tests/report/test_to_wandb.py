@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import sweep
-from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
+from test_tracking import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 from lora_zoo.report import to_wandb
 from lora_zoo.report.report import Report
@@ -73,7 +73,7 @@ def test_a_failing_wandb_costs_a_warning(
         raise OSError("no space left")
 
     monkeypatch.setattr(mirrors, "WandbTracker", lambda *_, **__: broken())
-    with pytest.warns(UserWarning, match="mirrors nothing of this run"):
+    with pytest.warns(UserWarning, match="tracks nothing of this run"):
         assert to_wandb.mirror(report, {}, tmp_path / "second") == ""
 
 

@@ -40,7 +40,7 @@ logs = st.lists(
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[tuple[str, ...], dict[str, Any], dict[str, dict[int, float]]]:
-    """What `recorded` makes a record of, whole or of a run that ended early, and scores of its examples."""
+    """Arguments of `recorded` for a whole run or one that ended early, and scores of its examples."""
     variant, rank = draw(st.sampled_from([("lora", 2), ("lora", 8), ("dora", 4), ("full", 8)]))
     overrides = (
         f"variant={variant}",

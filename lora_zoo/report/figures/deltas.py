@@ -1,6 +1,6 @@
 """Spectra of ΔW by variant, rank and step, and DoRA's ΔM against ΔD, from the tables of `lora_zoo.updates`.
 
-table = deltas.of_runs(results.load("runs"), "spectra")
+table = deltas.of_runs(runs.load("runs"), "spectra")
 figures.ranks(table, ["variant"]).save("figures/ranks")
 
 A table is that of one adapter, or of several with a column `run` and the columns of `by`. Runs that agree in

@@ -13,9 +13,9 @@ from lora_zoo.analysis.statistics import interval
 from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.panels import COLUMNS
 from lora_zoo.report.figures.style import joined
+from lora_zoo.runs import metric_facts
 
 BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are
-SHARES = {"accuracy", "exact_match", "f1"}  # metrics in 0..1
 SHORT = {"rank": "r", "alpha": "α", "lora_dropout": "dropout ", "weight_decay": "decay ", "layers": "layers "}
 AXES = {
     "rank": Axis("rank r"),
@@ -116,7 +116,8 @@ def value_axis(runs: pd.DataFrame, value: str) -> Axis:
         return axis_of(value)
     metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]
     label = f"{' or '.join(metrics)}, {value}".replace("_", " ")
-    return Axis(label, "share" if set(metrics) <= SHARES else "")
+    shares = all(metric_facts(runs, name).range == (0.0, 1.0) for name in metrics)
+    return Axis(label, "share" if shares else "")
 
 
 MOST = 10  # series that a panel can hold and a reader tell apart

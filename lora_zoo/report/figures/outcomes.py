@@ -92,7 +92,7 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
     panels: list[Front] = []
     for task in groups(finished, ["task"]):
         rows = stack(_point(group, cost, value) for group in groups(task.runs, by))
-        sign = 1 if better(task.runs, value) == "higher" else -1
+        sign = 1 if _direction(task.runs, value) == "higher" else -1
         x, y = spanning(task.runs, cost), value_axis(task.runs, value)
         panels.append(Front(task.name, x, y, rows, sign))
     y = value_axis(finished, value)
@@ -102,6 +102,13 @@ def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "te
     )
     styles = series_styles((name, "") for panel in panels for name in panel.names)
     return Chart(f"{y.label.capitalize()} against {axis_of(cost).label}", caption, panels, styles)
+
+
+def _direction(runs: pd.DataFrame, value: str) -> str:
+    try:
+        return better(runs, value)
+    except ValueError as undeclared:
+        raise Nothing(str(undeclared)) from undeclared
 
 
 def _point(group: Group, cost: str, value: str) -> pd.DataFrame:
@@ -123,7 +130,7 @@ def profiles(runs: pd.DataFrame, axis: str, over: Sequence[str], *, value: str =
     levels = _levels(finished[value].to_numpy(dtype=float))
     rows = stack(_profile(group, strata, value, levels) for group in found)
     panel = Bands("", value_axis(finished, value), Axis("runs above it", "share"), rows, stairs=True)
-    wanted = "better" if better(finished, value) == "higher" else "worse"
+    wanted = "better" if _direction(finished, value) == "higher" else "worse"
     return Chart(
         "Share of runs that score above a threshold",
         f"Performance profiles over seeds and {', '.join(axis_of(s).label for s in strata)} (Agarwal et al. "

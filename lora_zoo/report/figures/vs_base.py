@@ -1,6 +1,6 @@
 """ΔW against W: amplification, touched directions and intruders, from the tables of `lora_zoo.updates`.
 
-table = deltas.of_runs(results.load("runs"), "amplification")
+table = deltas.of_runs(runs.load("runs"), "amplification")
 figures.amplification(table, "rank").save("figures/table7")
 
 Tables and points are those of deltas.py. What chance gives, and what is the most possible, are grey lines.

@@ -1,4 +1,4 @@
-"""The mirror of a run, read back from the file that `wandb sync` uploads."""
+"""Tracking of a run, read back from the file that `wandb sync` uploads."""
 
 import json
 import os
@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_zoo.runs import tracking as mirrors
-from lora_zoo.runs import wandb_session
+from lora_zoo.runs import tracking, wandb_session
 from lora_zoo.runs.tracking import Tracker, open_tracker
 
 wandb = pytest.importorskip("wandb")
@@ -54,7 +53,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
     yield
-    assert wandb.run is None, "the mirror left its run open"
+    assert wandb.run is None, "the tracker left its run open"
 
 
 def opened(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Tracker:
@@ -139,16 +138,16 @@ def test_an_offline_run_holds_all_that_it_was_given(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter.safetensors").write_bytes(b"weights")
-    with opened(tmp_path) as mirror:
+    with opened(tmp_path) as tracker:
         for step in (5, 10):
-            mirror.log({"train/loss": 1 / step}, step)
-        mirror.finish(RESULT, adapter, [ROW, ROW | {"name": "layer.v", "singular_values": [0.1] * 20}])
+            tracker.log({"train/loss": 1 / step}, step)
+        tracker.finish(RESULT, adapter, [ROW, ROW | {"name": "layer.v", "singular_values": [0.1] * 20}])
     found = records(tmp_path)
     (run,) = of_kind(found, "run")[:1]
     assert (run.project, run.display_name, run.run_group, run.notes) == ("zoo", "lora r8", "sweep", "a note")
     assert list(run.tags) == ["mine", "lora", "t" * 64]
     assert {"rank": 8, "task": {"name": "nli"}}.items() <= config_of(found).items()
-    curves = [(row[mirrors.STEP], row["train/loss"]) for row in history_of(found) if "train/loss" in row]
+    curves = [(row[tracking.STEP], row["train/loss"]) for row in history_of(found) if "train/loss" in row]
     assert curves == [(5, 0.2), (10, 0.1)]
     wanted = {
         "state": "done",
@@ -162,28 +161,28 @@ def test_an_offline_run_holds_all_that_it_was_given(tmp_path: Path) -> None:
     assert model.name == "lora-r8"
     assert [(e.path, e.size) for e in model.manifest.contents] == [("adapter.safetensors", 7)]
     assert [e.local_path for e in model.manifest.contents] == [str(adapter / "adapter.safetensors")]
-    assert mirror.where.startswith("wandb sync ") and str(tmp_path) in mirror.where
+    assert tracker.where.startswith("wandb sync ") and str(tmp_path) in tracker.where
 
 
 def test_the_spectra_are_a_table_of_one_row_a_matrix(tmp_path: Path) -> None:
-    with opened(tmp_path) as mirror:
-        mirror.finish(RESULT, None, [ROW, ROW | {"name": "layer.v", "singular_values": [0.1] * 20}])
+    with opened(tmp_path) as tracker:
+        tracker.finish(RESULT, None, [ROW, ROW | {"name": "layer.v", "singular_values": [0.1] * 20}])
     rows = [row for row in history_of(records(tmp_path)) if row.get("spectra/_type") == "table-file"]
     (file,) = tmp_path.glob(f"wandb/*run-*/files/{rows[-1]['spectra/path']}")
     table = json.loads(file.read_text())
-    assert table["columns"] == list(mirrors.COLUMNS)
+    assert table["columns"] == list(tracking.COLUMNS)
     assert table["data"] == [
         ["layer.q", 6, 4, 2.0, None, 1.5, 1.8, [1.5, 0.5]],
-        ["layer.v", 6, 4, 2.0, None, 1.5, 1.8, [0.1] * mirrors.TOP],
+        ["layer.v", 6, 4, 2.0, None, 1.5, 1.8, [0.1] * tracking.TOP],
     ]
 
 
 @pytest.mark.parametrize("changes", [{"backend": "none"}, {"mode": "disabled"}], ids=str)
-def test_no_mirror_writes_nothing(tmp_path: Path, changes: dict[str, str]) -> None:
-    with opened(tmp_path, **changes) as mirror:
-        mirror.log({"x": 1.0}, 1)
-        mirror.finish(RESULT, tmp_path, [ROW])
-    assert mirror.report_to == [] and mirror.where == "" and not list(tmp_path.iterdir())
+def test_no_tracker_writes_nothing(tmp_path: Path, changes: dict[str, str]) -> None:
+    with opened(tmp_path, **changes) as tracker:
+        tracker.log({"x": 1.0}, 1)
+        tracker.finish(RESULT, tmp_path, [ROW])
+    assert tracker.report_to == [] and tracker.where == "" and not list(tmp_path.iterdir())
 
 
 def test_other_ranks_of_a_distributed_run_open_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +191,12 @@ def test_other_ranks_of_a_distributed_run_open_none(tmp_path: Path, monkeypatch:
 
 
 def test_an_exception_closes_the_run_and_the_next_is_a_fresh_one(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as mirror:
-        mirror.log({"x": 1.0}, 1)
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as tracker:
+        tracker.log({"x": 1.0}, 1)
         raise KeyboardInterrupt
     assert wandb.run is None and "WANDB_LOG_MODEL" not in os.environ
-    with opened(tmp_path, config={"rank": 9}) as mirror:
-        mirror.finish(RESULT | {"state": "diverged"}, None, [])
+    with opened(tmp_path, config={"rank": 9}) as tracker:
+        tracker.finish(RESULT | {"state": "diverged"}, None, [])
     files = sorted(tmp_path.glob("wandb/*run-*/run-*.wandb"))
     assert len(files) == 2
     ended = {config_of(records(tmp_path, run))["rank"]: exit_code(records(tmp_path, run)) for run in (0, 1)}
@@ -208,8 +207,8 @@ def test_a_run_that_someone_left_open_is_not_continued(tmp_path: Path) -> None:
     wandb.init(
         project="other", mode="offline", dir=str(tmp_path / "other"), settings=wandb.Settings(silent=True)
     )
-    with opened(tmp_path / "ours") as mirror:
-        mirror.log({"x": 1.0}, 1)
+    with opened(tmp_path / "ours") as tracker:
+        tracker.log({"x": 1.0}, 1)
     assert exit_code(records(tmp_path / "other")) == 0 and not history_of(records(tmp_path / "other"))
     assert len(history_of(records(tmp_path / "ours"))) == 1
 
@@ -238,8 +237,8 @@ def test_neither_the_command_line_nor_anything_said_holds_a_secret(
     words = ["run.py", "trainer.hub_token=TypedSecret", "rank=8"]
     monkeypatch.setattr(sys, "argv", words)
     notes = {"notes": "see https://me:UrlSecret@host", "tags": ["api_key=TagSecret"]}
-    with opened(tmp_path, **notes) as mirror:
-        mirror.finish(RESULT | {"state": "password=StateSecret"}, None, [])
+    with opened(tmp_path, **notes) as tracker:
+        tracker.finish(RESULT | {"state": "password=StateSecret"}, None, [])
     assert sys.argv is words
     (file,) = tmp_path.glob("wandb/*run-*/run-*.wandb")
     assert exit_code(records(tmp_path)) == 1
@@ -256,8 +255,8 @@ def test_wandb_is_silent_and_writes_under_its_folder(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     program = (
-        "from pathlib import Path; from test_mirror import *; m = opened(Path('run')); m.log({'x': 1}, 1); "
-        "m.finish(RESULT, Path(__import__('test_mirror').__file__), [ROW])"
+        "from pathlib import Path; from test_tracking import *; m = opened(Path('run')); m.log({'x': 1}, 1); "
+        "m.finish(RESULT, Path(__import__('test_tracking').__file__), [ROW])"
     )
     environment = os.environ | {
         "HOME": str(home),
@@ -318,33 +317,33 @@ def test_online_without_a_login_or_a_network_becomes_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb.teardown()
-    with pytest.warns(UserWarning, match="no login"), opened(tmp_path / "a", mode="online") as mirror:
-        assert mirror.where.startswith("wandb sync")
+    with pytest.warns(UserWarning, match="no login"), opened(tmp_path / "a", mode="online") as tracker:
+        assert tracker.where.startswith("wandb sync")
     wandb.teardown()
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setitem(mirrors.LIMITS, "init_timeout", 1.0)
-    with pytest.warns(UserWarning, match="not reached"), opened(tmp_path / "b", mode="auto") as mirror:
-        assert mirror.where.startswith("wandb sync")
-        mirror.finish(RESULT, None, [])
+    monkeypatch.setitem(tracking.LIMITS, "init_timeout", 1.0)
+    with pytest.warns(UserWarning, match="not reached"), opened(tmp_path / "b", mode="auto") as tracker:
+        assert tracker.where.startswith("wandb sync")
+        tracker.finish(RESULT, None, [])
     assert summary_of(records(tmp_path / "b"))["state"] == "done"
     wandb.teardown()
 
 
-def test_a_folder_that_cannot_be_made_costs_the_mirror_alone(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_costs_the_tracker_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="mirrors nothing"), opened(tmp_path / "file") as mirror:
-        assert mirror.report_to == []
+    with pytest.warns(UserWarning, match="tracks nothing"), opened(tmp_path / "file") as tracker:
+        assert tracker.report_to == []
 
 
 def test_an_adapter_that_is_not_there_costs_the_artifact_alone(tmp_path: Path) -> None:
-    with opened(tmp_path) as mirror, pytest.warns(UserWarning, match="did not take the adapter"):
-        mirror.finish(RESULT, tmp_path / "missing", [])
+    with opened(tmp_path) as tracker, pytest.warns(UserWarning, match="did not take the adapter"):
+        tracker.finish(RESULT, tmp_path / "missing", [])
     assert summary_of(records(tmp_path))["state"] == "done" and exit_code(records(tmp_path)) == 0
 
 
-def test_the_death_of_wandb_costs_neither_this_run_nor_the_next_ones_mirror(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as mirror:
+def test_the_death_of_wandb_costs_neither_this_run_nor_the_next_ones_tracker(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as tracker:
         for child in children():
             os.kill(child, signal.SIGKILL)
         with pytest.warns(UserWarning, match="stopped taking the curves"):
@@ -353,9 +352,9 @@ def test_the_death_of_wandb_costs_neither_this_run_nor_the_next_ones_mirror(tmp_
                 wandb.log({"x": 1.0})  # as transformers' callback does
                 time.sleep(0.01)
         wandb.run.summary["x"] = 1
-        mirror.finish(RESULT, None, [ROW])
-    with opened(tmp_path / "b") as mirror:
-        mirror.finish(RESULT, None, [])
+        tracker.finish(RESULT, None, [ROW])
+    with opened(tmp_path / "b") as tracker:
+        tracker.finish(RESULT, None, [])
     assert summary_of(records(tmp_path / "b"))["state"] == "done"
 
 
@@ -382,7 +381,7 @@ def test_transformers_callback_logs_into_the_same_run(
 
     monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
     rows = [{"x": float(i), "labels": 2.0 * i} for i in range(6)]
-    with opened(tmp_path, config={"seed": "ours"}) as mirror:
+    with opened(tmp_path, config={"seed": "ours"}) as tracker:
         arguments = TrainingArguments(
             output_dir=str(tmp_path / "out"),
             run_name="another",
@@ -390,20 +389,20 @@ def test_transformers_callback_logs_into_the_same_run(
             logging_steps=1,
             save_steps=1,
             per_device_train_batch_size=2,
-            report_to=mirror.report_to,
+            report_to=tracker.report_to,
             use_cpu=True,
             disable_tqdm=True,
         )
         Trainer(Line(), arguments, train_dataset=rows).train()
-        mirror.log({"eval/accuracy": 0.5}, 3)
-        mirror.finish(RESULT, None, [])
+        tracker.log({"eval/accuracy": 0.5}, 3)
+        tracker.finish(RESULT, None, [])
     assert os.environ["WANDB_LOG_MODEL"] == "checkpoint"
     assert len(list(tmp_path.glob("wandb/*run-*/run-*.wandb"))) == 1
     found = records(tmp_path)
     losses = [row for row in history_of(found) if "train/loss" in row]
-    assert [row[mirrors.STEP] for row in losses] == [1, 2, 3]
+    assert [row[tracking.STEP] for row in losses] == [1, 2, 3]
     assert {row.display_name for row in of_kind(found, "run")} == {"lora r8"}
-    assert [row[mirrors.STEP] for row in history_of(found) if "eval/accuracy" in row] == [3]
+    assert [row[tracking.STEP] for row in history_of(found) if "eval/accuracy" in row] == [3]
     config = config_of(found)
     assert config["seed"] == "ours" and config["max_steps"] == 3
     assert not of_kind(found, "artifact")
