@@ -123,8 +123,9 @@ class Experiment:
         if absent and set(absent) == set(settings.eval_splits):
             raise ValueError(f"task {task.name} has none of the splits eval_splits={settings.eval_splits}")
         facts: dict[str, MetricFacts] = {}
+        predictions, references = kind.made_up()
         for name, metric in metrics.items():
-            facts |= try_out(name, metric, *kind.made_up(), task.type)
+            facts |= try_out(name, metric, predictions, references, task.type)
         counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))  # mine.py gives "mine"
         known = {value: about._asdict() for value, about in facts.items()}
         self.record.update(data=data.fingerprint, metric=counts, metric_facts=known)
