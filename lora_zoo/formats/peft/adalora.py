@@ -16,7 +16,6 @@ from lora_zoo.formats.peft.forms import (
     Saved,
     Unfit,
     Unpacked,
-    in_peft,
     number,
     pick,
     stored,
@@ -90,6 +89,3 @@ def _mask(config: Mapping[str, Any], module: str, R: int) -> Tensor:
     if len(pattern) != R or any(type(kept) is not bool for kept in pattern):
         raise ValueError(f"rank_pattern of {module} must be {R} times true or false")
     return torch.tensor(pattern)
-
-
-__all__ = ["AdaLoraFormat", "in_peft"]

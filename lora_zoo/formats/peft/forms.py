@@ -1,10 +1,10 @@
-"""How a variant looks in PEFT. A variant's file declares its form; one without follows from its factors."""
+"""PEFT's form of a variant: the class attribute `peft`. A variant without one is written by its factors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.injection import Injection
 from lora_zoo.inject.matrices import TargetMatrix
 
-V = TypeVar("V", bound=Variant)
 PREFIX = "base_model.model."
 """What stands before a module's name in PEFT's files."""
 
@@ -58,6 +57,8 @@ class PeftFormat(ABC):
     """One way of writing adapters for PEFT, and of reading them back."""
 
     peft_type: ClassVar[str]
+    reads: bool = True
+    """False where adapters of this form become another variant when they are read."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Tensors that belong to the model and not to one of its layers."""
 
@@ -74,41 +75,17 @@ class PeftFormat(ABC):
         """ValueError for a tensor that is missing, left over, misshapen or not what we compute with."""
 
 
-class Declared(NamedTuple):
-    form: PeftFormat
-    reads: bool
-
-
-_DECLARED: dict[type[Variant], Declared] = {}
-
-
-def in_peft(form: PeftFormat, *, reads: bool = True) -> Callable[[type[V]], type[V]]:
-    """The variant below has `form` in PEFT. `reads`: adapters of that form become this variant here."""
-
-    def declare(cls: type[V]) -> type[V]:
-        _DECLARED[cls] = Declared(form, reads)
-        return cls
-
-    return declare
-
-
-def form_of(cls: type[Variant]) -> PeftFormat | None:
-    """The form that a variant declares, if it does."""
-    return _DECLARED[cls].form if cls in _DECLARED else None
-
-
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:
     """The variant that adapters of PEFT's configuration `config` become."""
     for cls in VARIANTS.values():
-        form, reads = _DECLARED.get(cls, (None, False))
-        if form and reads and form.accepts(config):
-            return cls, form
+        if cls.peft and cls.peft.reads and cls.peft.accepts(config):
+            return cls, cls.peft
     raise ValueError(f"no variant reads PEFT's {config['peft_type']} with these options")
 
 
 def peft_types() -> list[str]:
     """The `peft_type`s that are read."""
-    return sorted({d.form.peft_type for cls in VARIANTS.values() if (d := _DECLARED.get(cls)) and d.reads})
+    return sorted({cls.peft.peft_type for cls in VARIANTS.values() if cls.peft and cls.peft.reads})
 
 
 def whole_dense(place: TargetMatrix) -> bool:

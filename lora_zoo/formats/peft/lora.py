@@ -7,7 +7,7 @@ Shapes: O out, I in, R rank.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,10 @@ class One(NamedTuple):
 class LoraFormat(PeftFormat):
     """`root`: the scale is α/√r; `magnitude`: what DoRA's vector is called here, "" where there is none."""
 
-    peft_type = "LORA"
+    peft_type: ClassVar[str] = "LORA"
     root: bool = False
     magnitude: str = ""
+    reads: bool = True
 
     def accepts(self, config: Mapping[str, Any]) -> bool:
         dora = bool(config.get("use_dora"))

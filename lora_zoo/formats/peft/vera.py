@@ -14,7 +14,6 @@ from lora_zoo.formats.peft.forms import (
     Saved,
     Unfit,
     Unpacked,
-    in_peft,
     pick,
     stored,
     whole_dense,
@@ -95,6 +94,3 @@ def without(gain: float, d_R: Tensor) -> Tensor:
     )
     misses_NR = ((tries_NR.double() * gain).float() - d_R.float()).abs()
     return tries_NR.gather(0, misses_NR.argmin(0, keepdim=True))[0]
-
-
-__all__ = ["VeraFormat", "in_peft"]

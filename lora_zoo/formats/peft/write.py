@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_zoo.core.dtypes import uncast, wide
-from lora_zoo.formats.peft.forms import PREFIX, Packed, Unfit, form_of, stored
+from lora_zoo.formats.peft.forms import PREFIX, Packed, PeftFormat, Unfit, stored
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.formats.peft.low_rank import factored
 from lora_zoo.formats.peft.patterns import targets, trained_modules
@@ -88,7 +88,7 @@ def save_peft(
 
 
 def _packed(injection: Injection, form: str, rank: int | None, written: Written) -> Packed:
-    own = form_of(injection.variant)
+    own: PeftFormat | None = injection.variant.peft
     if own and form == "peft" and rank is None and injection.adapters:
         try:
             return own.to_peft(injection)
