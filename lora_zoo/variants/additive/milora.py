@@ -6,19 +6,18 @@ from torch import Tensor
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("milora")
-@in_peft(LoraFormat(), reads=False)
 class MiLoRA(Additive):
     """Eq. 3-5: trains the r minor singular triplets; the principal part of W stays frozen."""
 
     paper = "arXiv:2406.09044"
     equation = "W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = bottom-r SVD of W"
     count = "R * (O + I)"
+    peft = LoraFormat(reads=False)
 
     def __init__(
         self,

@@ -6,13 +6,11 @@ from torch import Tensor
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("pissa")
-@in_peft(LoraFormat(), reads=False)
 class PiSSA(Additive):
     """§3: trains the r principal singular triplets, W_res = W - s B₀ A₀ stays frozen.
 
@@ -22,6 +20,7 @@ class PiSSA(Additive):
     paper = "arXiv:2404.02948"
     equation = "W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = top-r SVD of W"
     count = "R * (O + I)"
+    peft = LoraFormat(reads=False)
 
     def __init__(
         self,
