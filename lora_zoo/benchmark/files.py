@@ -75,7 +75,7 @@ def ours(injection: Injection, base: nn.Module, folder: Path) -> Doing:
 def theirs(injection: Injection, base: nn.Module, folder: Path) -> Doing:
     import peft
 
-    name, hyper, modules = injection.variant.name, injection.hyper, list(injection.places)
+    name, hyper, modules = injection.variant.name, injection.hyper, list(injection.matrices)
     adapted = peft_side.wrapped(name, hyper, modules, copy.deepcopy(base))
     adapted.save_pretrained(str(folder))
     merging = _Merging(adapted)

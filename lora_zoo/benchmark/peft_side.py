@@ -39,7 +39,7 @@ def has(variant: str) -> bool:
 
 def contender(ours: Injection, model: nn.Module, batch: Batch) -> Contender:
     """PEFT's adapter on `model`, a copy of the base, with the settings and the tensors of `ours`."""
-    tuner = wrapped(ours.variant.name, ours.hyper, list(ours.places), model).base_model
+    tuner = wrapped(ours.variant.name, ours.hyper, list(ours.matrices), model).base_model
     align(ours, tuner)
     trained = [p for p in tuner.parameters() if p.requires_grad]
     steps = itertools.count(FIRST)

@@ -20,7 +20,7 @@ from lora_zoo.benchmark.timing import Prepare, Run, Spread, ratio
 from lora_zoo.core import init as inits
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.injection import inject
-from lora_zoo.inject.plan import check
+from lora_zoo.inject.plan import complete_hyperparameters
 
 ABOUT = """\
 Seconds of `inject` on all linear layers, r = 8 (VeRA: 256), and of `get_peft_model` with the same settings.
@@ -80,7 +80,7 @@ def starts(variant: str) -> Iterator[tuple[str, str]]:
     cls = VARIANTS.find(variant)
     if not adapts_matrices(cls):
         return
-    usual = str(check(cls, hyper_of(variant)).get("init", "-"))
+    usual = str(complete_hyperparameters(cls, hyper_of(variant)).get("init", "-"))
     yield variant, usual
     others = {"lora": list(inits.INITS), "pissa": list(FAST)}.get(variant, [])
     yield from ((variant, init) for init in others if init != usual)
@@ -132,7 +132,7 @@ def _again(base: nn.Module, variant: str, hyper: Row) -> Prepare:
 
 def _peft(base: nn.Module, variant: str, hyper: Row) -> Prepare:
     ours = inject(copy.deepcopy(base), variant, target_modules=TARGETS, **hyper)
-    complete, modules = ours.hyper, list(ours.places)
+    complete, modules = ours.hyper, list(ours.matrices)
 
     def prepare() -> Run:
         model = fresh(base)

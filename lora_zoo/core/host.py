@@ -22,14 +22,18 @@ class Host(ABC):
     """One matrix W (O, I) inside a layer's stored tensor: all of its rows, or the `part` that is adapted."""
 
     kind: ClassVar[str]
-    starts: ClassVar[Mapping[str, str]] = {}
-    """An init's name -> what this kind of layer conventionally uses in its place."""
+    conventional_inits: ClassVar[Mapping[str, str]] = {}
+    """An init's name -> what this kind of layer conventionally uses instead."""
     dense: ClassVar[bool] = False
     """True for a plain product with W: y = x Wᵀ + bias."""
     linear: ClassVar[bool] = False
     """True if `all-linear` means it."""
+    transposed: bool = False
+    """True where W is stored as (I, O), which PEFT calls `fan_in_fan_out`."""
+    peft_layer: ClassVar[str] = ""
+    """PEFT's layout of factors on this layer (linear, embedding, convolution); "" where it adapts none."""
     sees_input: ClassVar[bool] = True
-    """Whether an adapter on it is given the layer's input, which is what dropout acts on."""
+    """True if an adapter on it receives the layer's input, which dropout acts on."""
 
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part
@@ -44,7 +48,7 @@ class Host(ABC):
 
     @property
     def whole(self) -> bool:
-        """Whether all rows are adapted."""
+        """True if all rows are adapted."""
         return isinstance(self.part, slice) and self.part == EVERY
 
     def read(self, stored: Tensor) -> Tensor:
@@ -104,8 +108,8 @@ class LayerHost(Host):
         """The frozen layer's own output, of the adapted rows."""
         return self.rows_of(self.layer(x)) if self.known is None else self.known
 
-    def given(self, y: Tensor) -> Self:
-        """This host where the frozen layer's whole output `y` is known already."""
+    def with_output(self, y: Tensor) -> Self:
+        """A copy of this host that knows the frozen layer's whole output `y`."""
         twin = copy.copy(self)
         twin.known = self.rows_of(y)
         return twin

@@ -1,4 +1,4 @@
-"""The named adapters of one model: which there are, which are active, what is merged.
+"""The set of named adapters of one model: activate, merge, isolate and delete them.
 
 adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
 adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
@@ -26,13 +26,13 @@ _KEY = "_lora_zoo_adapters"
 
 
 class NamedAdapter(Protocol):
-    """What the set knows of an adapter (`inject.injection.Injection`)."""
+    """The attributes of an adapter that the set uses (`inject.injection.Injection`)."""
 
     name: str
     variant: type[Variant]
     counter: ForwardCounter
     adapters: dict[str, Adapter]
-    places: dict[str, TargetMatrix]
+    matrices: dict[str, TargetMatrix]
     fully_trained: list[str]
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
@@ -44,7 +44,7 @@ A = TypeVar("A", bound=NamedAdapter)
 
 
 class AdapterSet(Mapping[str, A]):
-    """A model's adapters by name. The first one freezes the model; the last one to leave restores it."""
+    """A model's adapters by name. The first one freezes the model; deleting the last one restores it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -69,23 +69,23 @@ class AdapterSet(Mapping[str, A]):
         return self._merged is not None
 
     def add(self, injection: A) -> None:
-        """Take in a new adapter and make it the active one."""
+        """Add a new adapter and make it the active one."""
         self.unmerge()
         if not self._by_name:
             self.model.requires_grad_(False)
             self.model.__dict__[_KEY] = self
         self._by_name[injection.name] = injection
-        for place in injection.places.values():
-            if place.tensor not in self._wrappers:
-                wrapper = self._wrappers[place.tensor] = make_wrapper(place.host, place.tensor)
+        for matrix in injection.matrices.values():
+            if matrix.tensor not in self._wrappers:
+                wrapper = self._wrappers[matrix.tensor] = make_wrapper(matrix.host, matrix.tensor)
                 wrapper.install(self.model)
-            self._wrappers[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
+            self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
         self.activate(injection.name)
 
     def activate(self, *names: str) -> None:
-        """Make `names` the active adapters, all others idle. What was merged is unmerged first.
+        """Make `names` the active adapters, all others idle. Merged adapters are unmerged first.
 
-        Raises ValueError for a name that is not there, and where two would train the same parameter in full.
+        Raises ValueError for an unknown name, and where two adapters would train the same parameter in full.
         """
         for name in names:
             if name not in self._by_name:
@@ -110,8 +110,8 @@ class AdapterSet(Mapping[str, A]):
                     raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
                 owner[name] = injection.name
         for injection in together:
-            for place in injection.places.values():
-                if held := next(filter(place.holds, owner), None):
+            for matrix in injection.matrices.values():
+                if held := next(filter(matrix.holds, owner), None):
                     raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -119,9 +119,9 @@ class AdapterSet(Mapping[str, A]):
             put(self.model, name, parameter)
 
     def isolate(self, name: str) -> None:
-        """`activate(name)` for adapters that take turns: quicker, and only this one is met in the model.
+        """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
 
-        `model.parameters()`, `train()` and passes of the model are then this adapter's business alone.
+        `model.parameters()`, `train()` and the forward counters then see this adapter alone.
         """
         for other in self.active:
             self._swap(self._by_name[other].originals)
@@ -133,7 +133,7 @@ class AdapterSet(Mapping[str, A]):
         self.active = (name,)
 
     def show_all(self) -> None:
-        """Undo `isolate`: all adapters are met in the model, and none is active."""
+        """Undo `isolate`: all adapters are in the model again, and none is active."""
         for wrapper in self._wrappers.values():
             wrapper.show_all()
         for injection in self._by_name.values():
@@ -142,7 +142,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
-        """Inside, a pass of a part of the model takes each lane's rows through the adapter of its name."""
+        """Inside, each row group of a batch goes through the adapter of its name."""
         self._set_row_groups(tuple(row_groups))
         try:
             yield
@@ -155,7 +155,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is exactly the one from before all injections; afterwards it is as it was."""
+        """Inside, the model computes as before all injections; the active adapters return afterwards."""
         with self.unmerged():
             active = self.active
             self.activate()
@@ -166,7 +166,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def unmerged(self) -> Iterator[None]:
-        """Inside, merged weights are out of their layers; they are put back afterwards."""
+        """Inside, nothing is merged; merged adapters are merged again afterwards."""
         merged = self.merged
         self.unmerge()
         try:
@@ -179,8 +179,8 @@ class AdapterSet(Mapping[str, A]):
     def merge(self) -> None:
         """Write the active adapters' effective weights into their layers, which become plain ones.
 
-        The original parameters are kept, so that `unmerge` is exact; `remove` lets go of them. Raises
-        ValueError where an active adapter is no function of the weight.
+        The original parameters are kept, so that `unmerge` is exact, until `remove`. Raises ValueError where
+        an active adapter is no function of the weight.
         """
         if self._merged is not None:
             return
@@ -209,7 +209,7 @@ class AdapterSet(Mapping[str, A]):
         self._merged = None
 
     def delete(self, name: str) -> None:
-        """Take one adapter out; the others stay as they are. ValueError while several are merged together."""
+        """Remove one adapter and keep the others. ValueError while several are merged together."""
         if len(self) == 1:
             self.remove()
             return
@@ -221,12 +221,12 @@ class AdapterSet(Mapping[str, A]):
         self._by_name.pop(name).forget()
         for key, wrapper in list(self._wrappers.items()):
             wrapper.drop(name)
-            if not wrapper.slots:
+            if not wrapper.entries:
                 wrapper.uninstall(self.model)
                 del self._wrappers[key]
 
     def remove(self) -> nn.Module:
-        """Take all adapters out for good: merged weights stay, otherwise the model is as it was before."""
+        """Remove all adapters: merged weights stay, otherwise the model is as it was before the first one."""
         if self._merged is None:
             self.activate()
             for wrapper in self._wrappers.values():

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, placed, read_adapter, read_description
+from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, inject_saved, read_adapter, read_description
 from lora_zoo.formats.peft.read import is_peft, read_peft, saved_by
 from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.inject.injection import Injection
@@ -143,7 +143,7 @@ def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Modu
 def _on(
     network: nn.Module, folder: Path, label: str, alpha: float | None = None, enable: Sequence[str] = ()
 ) -> Deltas:
-    deltas = Deltas(label, placed(network, read_adapter(network, folder, alpha=alpha, enable=enable)))
+    deltas = Deltas(label, inject_saved(network, read_adapter(network, folder, alpha=alpha, enable=enable)))
     if not deltas:
         raise ValueError(f"{folder}: {deltas.variant} changes no matrix")
     return deltas
@@ -192,9 +192,9 @@ def _from_factors(
         )
     network = _structure(folder, model, enable)
     known = read_adapter(network, folder, alpha=alpha, enable=enable)
-    if known.started:
+    if known.init_from_base:
         raise NeedsBase(f"{folder}: its start factors come from the base's weights")
-    thin = Thin(label, placed(network, known))
+    thin = Thin(label, inject_saved(network, known))
     for delta in thin.values():
         if not isinstance(delta, Product):
             raise NeedsBase(f"{folder}: ΔW of {thin.variant} depends on the base's weights")

@@ -114,5 +114,5 @@ class Additive(LowRank, Product, ABC):
 
 def start_for(cls: type[Variant], init: str, host: Host) -> str:
     """The start that `init` means on this kind of layer, where the variant allows it."""
-    usual = host.starts.get(init, init)
+    usual = host.conventional_inits.get(init, init)
     return usual if cls.accepts_init(find_init(usual)) else init

@@ -261,7 +261,7 @@ class Mixed(nn.Module):
 
 def test_a_role_that_is_known_in_some_layers_only_is_warned_of():
     with pytest.warns(UserWarning, match=r"second\.qkv may hold q as well"):
-        assert list(inject(Mixed(), "lora", rank=1, target_modules=["q"]).places) == ["first.q_proj"]
+        assert list(inject(Mixed(), "lora", rank=1, target_modules=["q"]).matrices) == ["first.q_proj"]
     for meant in (
         {"exclude_modules": ["qkv"]},
         {"target_modules": ["q", "qkv"]},

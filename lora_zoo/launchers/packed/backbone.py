@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.base_model import base_buffers
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.plan import Plan
+from lora_zoo.inject.plan import InjectionPlan
 from lora_zoo.models.train_eval import training
 
 Inputs = dict[str, Any]
@@ -63,15 +63,15 @@ class Backbone:
     def unroute(self) -> None:
         self.module.__dict__.pop("forward", None)
 
-    def refuses(self, plan: Plan) -> str:
+    def refuses(self, plan: InjectionPlan) -> str:
         """Why a job of this plan needs the trunk to itself; "" where it can share it."""
         within = next(name for name, module in self.model.named_modules() if module is self.module) + "."
         for name in plan.fully_trained:
             if name.startswith(within):
                 return f"{name}, which jobs share, is trained in full"
-        for place in plan.adapted:
-            if place.name.startswith(within) and not place.host.sees_input:
-                return f"{place.name} is read by its module, which does not tell the jobs' rows apart"
+        for matrix in plan.matrices:
+            if matrix.name.startswith(within) and not matrix.host.sees_input:
+                return f"{matrix.name} is read by its module, which does not tell the jobs' rows apart"
         return ""
 
     def _named(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Inputs:

@@ -57,7 +57,7 @@ class PackedExperiment(Experiment):
         if self.base.backbone is None:
             return super()._adapted(model, how)
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
-            plan = plan_injection(model, self.variant, **how).plan
+            plan = plan_injection(model, self.variant, **how)
         heads = self.base.heads.get(self.settings.seed, {})
         frozen = [name for name in heads if name not in plan.fully_trained]
         reason = self.base.backbone.refuses(plan)
