@@ -29,7 +29,7 @@ KEYS = (
     *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
     *("deltas", "adapters"),
 )
-DELTAS = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
+DELTAS = ("spectra", "changes", "amplification", "overlap", "intruders", "evolution")
 NEEDED = ("title", "question", "grid", "rows")
 _LISTS = ("rows", "columns", "tune", "deltas", "reference")
 
@@ -64,7 +64,7 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
     for key in (key for key in _LISTS if not isinstance(about.get(key, []), list)):
         yield f"experiment.{key} must be a list; got {about[key]!r}"
     for name in about.get("deltas", []):
-        if name not in DELTAS:
+        if name not in (*DELTAS, "touched"):  # the former name of overlap
             yield "experiment.deltas: " + unknown("table", str(name), DELTAS)
     if not isinstance(about.get("adapters", False), bool):
         yield f"experiment.adapters must be true or false; got {about['adapters']!r}"

@@ -521,7 +521,11 @@ class OnLinears(nn.Module):
 
     def __init__(self, base, injection):
         super().__init__()
-        self.base, self.matrices, self.linears = base.requires_grad_(False), injection.matrices, nn.ModuleDict()
+        self.base, self.matrices, self.linears = (
+            base.requires_grad_(False),
+            injection.matrices,
+            nn.ModuleDict(),
+        )
         for name in injection.adapters:
             linear = nn.Linear(*next(I_O for end, I_O in WIDTHS.items() if end in name), bias=False)
             linear.weight.data = self.turned(self.stored(name), linear.weight)

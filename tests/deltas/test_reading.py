@@ -29,7 +29,7 @@ from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
 from lora_zoo.updates import meta_model, read
-from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
 
 NOWHERE = "nobody/nothing"
@@ -143,7 +143,9 @@ def saved_by_peft(case: str, folder: Path, base: str | Path) -> dict[str, Tensor
     }
 
 
-def compare(found: deltas.Deltas, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()) -> None:
+def compare(
+    found: deltas.AdapterUpdates, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()
+) -> None:
     assert set(found) == set(expected) and len(found) == len(expected) > 0
     for name, delta in found.items():
         dW_OI = expected[name].T if name.endswith(transposed) else expected[name]
@@ -162,7 +164,7 @@ def test_peft_s_factors_alone_are_its_merge(tmp_path: Path, no_weights: None, ca
     expected = saved_by_peft(case, tmp_path / "theirs", NOWHERE)
     found = deltas.read(tmp_path / "theirs")
     compare(found, expected, transposed=TRANSPOSED)
-    assert {type(delta) for delta in found.values()} == {Product}
+    assert {type(delta) for delta in found.values()} == {FactoredUpdate}
     assert (found.label, found.skipped) == ("theirs", [])
 
 
@@ -247,7 +249,7 @@ def saved_here(
     return injection
 
 
-def compare_with(found: deltas.Deltas, injection: Injection, skipped: bool) -> None:
+def compare_with(found: deltas.AdapterUpdates, injection: Injection, skipped: bool) -> None:
     updates = {update.name: update for update in injection}
     assert [*found, *found.skipped] == list(updates)
     assert found.skipped == (list(updates)[len(injection) :] if skipped else [])
@@ -309,7 +311,7 @@ def test_tied_matrices_that_train_in_full_are_left_out_once(
 def test_a_product_stays_one_with_its_base_and_full_training_never_is(
     tmp_path: Path, bases: Mapping[str, Path]
 ) -> None:
-    for variant, kind in {"lora": Product, "dora": Dense, "full": Dense}.items():
+    for variant, kind in {"lora": FactoredUpdate, "dora": DenseUpdate, "full": DenseUpdate}.items():
         saved_here("llama", variant, tmp_path / variant, bases["llama"])
         found = deltas.read(tmp_path / variant, base=True)
         assert {type(delta) for delta in found.values()} == {kind}

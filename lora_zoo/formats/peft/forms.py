@@ -72,7 +72,7 @@ class PeftFormat(ABC):
 
     @abstractmethod
     def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
-        """Convert from PEFT's format. ValueError for a missing, unexpected, misshapen or unsupported tensor."""
+        """Convert from PEFT's format. ValueError for a missing, unexpected, misshapen or wrong tensor."""
 
 
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:

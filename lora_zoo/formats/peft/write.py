@@ -58,8 +58,8 @@ def save_peft(
 ) -> Written:
     """Write `injection` in PEFT's format: in PEFT's own form of the variant, or as plain LoRA.
 
-    `base` and `task_type` are written as they are; `rank` approximates every matrix by plain LoRA of that rank
-    at most. Raises ValueError, before anything is written, for an adapter that PEFT's files cannot hold.
+    `base` and `task_type` are written as they are; `rank` approximates every update by plain LoRA of at
+    most that rank. Raises ValueError, before anything is written, for what PEFT's files cannot hold.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
