@@ -1,7 +1,7 @@
 """`python -m lora_zoo.merge RUN OUT`: a run's adapter merged into its base, a folder in Hub format.
 
-OUT is loaded again with transformers, and its logits are compared with those of the adapted model. It is
-written atomically. A quantised base is dequantised, and the update is added to its values.
+OUT is loaded again as anybody would load it, and its logits are compared with those of the adapted model. It
+appears whole or not at all. A quantised base is dequantised: what was trained on its values is added to them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ STORED, COMPUTED = 8, 32
 
 
 class Merged(NamedTuple):
-    """The largest |Δlogit| between adapted and reloaded model, and the values to judge it by."""
+    """What came out: the largest |Δlogit| between adapted and reloaded model, and what to judge it by."""
 
     difference: float
     largest: float
@@ -31,7 +31,7 @@ class Merged(NamedTuple):
 
     @property
     def explained(self) -> bool:
-        """True if rounding in `dtype` alone explains the difference."""
+        """Whether rounding in `dtype` alone gives such a difference."""
         import torch
 
         stored, computed = torch.finfo(getattr(torch, self.dtype)).eps, torch.finfo(torch.float32).eps
@@ -124,14 +124,14 @@ def _load(base: "Base", tokenizer: Any) -> tuple[Any, str | None]:
 
 
 def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
-    """Raise ValueError for a module whose weights neither base nor adapter hold."""
+    """ValueError for a module that would stay as it was drawn: neither base nor adapter bring it."""
     held = {name.rpartition(".")[0] for name in trained}
     if lacking := [name for name in new if name not in held]:
         raise ValueError(f"neither the base nor {folder} brings weights for {', '.join(lacking)}")
 
 
 def _against_codes(base: "Base", tokenizer: Any, injection: Any, adapted: Any, asked: dict[str, Any]) -> str:
-    """A note that compares the scheme's own layers with this adapter, where they run on this machine."""
+    """What the scheme's own layers with this adapter make of the batch, where they run on this machine."""
     from lora_zoo.models import dequantize
     from lora_zoo.models.compare import logits
 
@@ -147,7 +147,7 @@ def _against_codes(base: "Base", tokenizer: Any, injection: Any, adapted: Any, a
 
 
 def _in_unit(network: Any, unit: dict[str, float], adapted: Any) -> tuple[Any, str]:
-    """Rescale a regression's head to the labels' own unit, where its last layer has a bias."""
+    """Let a regression's head answer in the labels' own unit, where its last layer has a bias to do so."""
     torch = _torch()
     mean, std = float(unit["mean"]), float(unit["std"])
     last = [m for m in network.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]

@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raise ValueError unless `out` is an empty folder or does not exist."""
+    """ValueError unless `out` is an empty folder or nothing."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give a folder that does not exist or is empty")
 

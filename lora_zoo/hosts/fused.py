@@ -181,9 +181,9 @@ def _as_marked(parameter: str, module: nn.Module) -> tuple[bool, Layout] | None:
     marks = [getattr(module, mark, None) for mark in ("is_transposed", "has_gate", "is_concatenated")]
     if None in marks:
         return None
-    transposed, gated, concatenated = marks
+    transposed, gated, adjacent = marks
     whole = {"down_proj": concatenated(down=1)} | ({} if gated else {"up_proj": concatenated(up=1)})
-    fused = {"gate_up_proj": HALVES if concatenated else _alternating} if gated else {}
+    fused = {"gate_up_proj": HALVES if adjacent else _alternating} if gated else {}
     layout = (whole | fused).get(parameter)
     return (bool(transposed), layout) if layout else None
 

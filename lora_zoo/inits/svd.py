@@ -95,7 +95,7 @@ def _randomised(W_OI: Tensor, width: int, iterations: int, seed: int) -> Triplet
         torch.manual_seed(seed)  # svd_lowrank draws from the global stream; the fork gives it back untouched
         tall = O >= I
         start = torch.randn(min(O, I), width, dtype=W_OI.dtype, device=W_OI.device)
-    A = W_OI if tall else W_OI.T  # as svd_lowrank, so that equal streams give equal starts
+    A = W_OI if tall else W_OI.T  # as svd_lowrank, so that equal seeds give equal blocks
     Q = _orthonormal(start.T @ A.T)
     for _ in range(iterations):
         Q = _orthonormal(_orthonormal(Q @ A) @ A.T)

@@ -8,36 +8,20 @@ adapters["tone"].remove()
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from lora_zoo.core.adapter import Adapter, Variant
-from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.errors import unknown
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.matrices import TargetMatrix
-from lora_zoo.inject.tied_weights import Tying, names_by_parameter, warn_if_tied
-from lora_zoo.inject.wrappers import AdapterWrapper, make_wrapper, put
+from lora_zoo.inject.compose import NamedAdapter, check_compatible, merge_wrappers
+from lora_zoo.inject.parametrized import make_wrapper
+from lora_zoo.inject.tied_weights import Tying
+from lora_zoo.inject.wrappers import AdapterWrapper, put
 
 _KEY = "_lora_zoo_adapters"
-
-
-class NamedAdapter(Protocol):
-    """The attributes of an adapter that the set uses (`inject.injection.Injection`)."""
-
-    name: str
-    variant: type[Variant]
-    counter: ForwardCounter
-    adapters: dict[str, Adapter]
-    matrices: dict[str, TargetMatrix]
-    fully_trained: list[str]
-    trained: dict[str, nn.Parameter]
-    originals: dict[str, nn.Parameter]
-
-    def forget(self) -> None: ...
 
 
 A = TypeVar("A", bound=NamedAdapter)
@@ -91,7 +75,7 @@ class AdapterSet(Mapping[str, A]):
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
         names = tuple(dict.fromkeys(names))
-        self._check_compatible([self._by_name[name] for name in names])
+        check_compatible([self._by_name[name] for name in names])
         self.unmerge()
         for injection in self._by_name.values():
             self._swap(injection.originals)
@@ -101,18 +85,6 @@ class AdapterSet(Mapping[str, A]):
             wrapper.active = names
         self.active = names
         self._tying.update()
-
-    def _check_compatible(self, together: list[A]) -> None:
-        owner: dict[str, str] = {}
-        for injection in together:
-            for name in injection.fully_trained:
-                if name in owner:
-                    raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
-                owner[name] = injection.name
-        for injection in together:
-            for matrix in injection.matrices.values():
-                if held := next(filter(matrix.holds, owner), None):
-                    raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
@@ -188,15 +160,8 @@ class AdapterSet(Mapping[str, A]):
             variant = self._by_name[name].variant
             if not variant.mergeable:
                 raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
-        self._merged, names = {}, names_by_parameter(self.model)
-        for key, wrapper in self._wrappers.items():
-            original = wrapper.stored
-            self._merged[key] = original
-            effective = wrapper.effective(original).detach() if wrapper.live() else original
-            wrapper.uninstall(self.model)
-            if effective is not original:
-                warn_if_tied(key, original, names)
-                wrapper.store(nn.Parameter(effective, requires_grad=False))
+        self._merged = {}
+        merge_wrappers(self.model, self._wrappers, self._merged)
         self._tying.update()
 
     def unmerge(self) -> None:

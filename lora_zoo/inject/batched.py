@@ -77,7 +77,7 @@ def _rows(row_groups: Sequence[RowGroup], t: Tensor) -> Tensor:
         return t
     if t.shape[0] == N * L:
         return t.unflatten(0, (N, L))
-    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be told apart")
+    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be separated")
 
 
 def _has_positions(row_groups: Sequence[RowGroup], rows: Tensor) -> bool:

@@ -27,7 +27,7 @@ def warn_if_tied(key: str, original: nn.Parameter, names: dict[int, list[str]]) 
     others = [n for n in names[id(original)] if n != key and n.rpartition(".")[0] != key]
     names[id(original)] = others
     if others:
-        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=5)
+        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=6)
 
 
 class Tying:

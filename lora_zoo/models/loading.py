@@ -16,7 +16,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Loaded(NamedTuple):
     model: nn.Module
     new_modules: list[str]
-    """Modules that start at random because the checkpoint has no weights for them (a classifier, usually)."""
+    """Randomly initialised modules: the checkpoint has no weights for them (a classifier, usually)."""
 
 
 class Encoder(ValueError):

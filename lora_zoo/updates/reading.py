@@ -89,7 +89,7 @@ def read(
 ) -> AdapterUpdates:
     """The ΔW of the adapter at `source`: a run's folder, an adapter's, a checkpoint's, or loralib's file.
 
-    Without `base` nothing but the factors is read where that is enough (LoRA and its kin, residual starts of
+    Without `base` nothing but the factors is read where that is enough (LoRA and its kin, residual inits of
     ours), and the model's structure where the files do not tell all shapes; a DoRA adapter, full fine-tuning
     and PEFT's PiSSA need the base's weights and load them. `model` stands in for the base that the adapter
     names; `alpha` and `enable` are for loralib's files, whose convolutions are taken for linear layers unless
@@ -100,7 +100,7 @@ def read(
     label = label_of(Path(source))
     if not folder.exists():
         raise FileNotFoundError(f"{source} does not exist")
-    why: ValueError = NeedsBase("the base's weights are asked for")
+    why: ValueError = NeedsBase("the base's weights were requested")
     if not base:
         try:
             return _from_factors(folder, label, model, alpha, enable)
@@ -189,7 +189,7 @@ def _from_factors(
     network = model_without_weights(folder, model, enable)
     known = read_adapter(network, folder, alpha=alpha, enable=enable)
     if known.init_from_base:
-        raise NeedsBase(f"{folder}: its start factors come from the base's weights")
+        raise NeedsBase(f"{folder}: its initial factors come from the base's weights")
     factored = FactoredUpdates(label, inject_saved(network, known))
     for update in factored.values():
         if not isinstance(update, FactoredUpdate):

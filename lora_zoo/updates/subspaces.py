@@ -28,7 +28,7 @@ def left(update: WeightUpdate) -> Tensor:
 def of_A(update: WeightUpdate) -> Tensor:
     """The right singular vectors (K, I) of the factor A, what LoRA's figures 3 and 4 show.
 
-    A residual start's A0 is one of its rows' blocks. ValueError where ΔW has no factors.
+    A residual init's A0 is one block of its rows. ValueError where ΔW has no factors.
     """
     return _independent(_factors(update)[1])
 

@@ -1,6 +1,6 @@
 """ΔW against the matrix W that it changes: amplification, overlap, intruders, row changes.
 
-Letters: O out, I in, R directions, K = min(O, I). W is the original matrix, also of residual starts.
+Letters: O out, I in, R directions, K = min(O, I). W is the original matrix, also of residual inits.
 """
 
 import math
@@ -21,7 +21,7 @@ class Amplification(NamedTuple):
     """LoRA's table 7 for one matrix: ‖UᵀWV‖_F with U, V the first `directions` singular vectors of …"""
 
     directions: int
-    """… as many as are asked for and as ΔW has."""
+    """… at most the requested number and the rank of ΔW."""
     own: float
     """… ΔW."""
     base: float

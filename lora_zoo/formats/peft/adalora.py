@@ -1,6 +1,6 @@
 """PEFT's AdaLoRA: triplets (column of B, λ, row of A), pruned ones included.
 
-Shapes: O out, I in, R the triplets at the start.
+Shapes: O out, I in, R the initial triplets.
 """
 
 from collections.abc import Mapping

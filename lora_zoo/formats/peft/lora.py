@@ -1,6 +1,6 @@
 """Low-rank pairs in PEFT: LoRA, rsLoRA and DoRA, and whatever else is a product B A.
 
-Parts of a fused layer become one pair on the whole of it, a residual start a pair of twice the rank.
+Parts of a fused layer become one pair on the whole of it, a residual init a pair of twice the rank.
 Shapes: O out, I in, R rank.
 """
 
