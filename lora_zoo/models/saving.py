@@ -1,4 +1,4 @@
-"""Save a Hub-format folder atomically and verify it by reloading."""
+"""A folder in Hub format that is there whole or not at all, and that loads as it was saved."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ class Unwritten(RuntimeError):
 
 @contextlib.contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `out` at the end, and removed where an error occurs."""
+    """A folder beside `out` that takes its name at the end; whatever goes wrong inside, it is gone."""
     part = out.parent / f".{out.name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)
@@ -38,7 +38,7 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def _refused(error: Exception) -> bool:
-    """True for an error of the operating system; Rust libraries raise it as a plain Exception."""
+    """Whether it was the operating system; what is written in Rust says so in a plain Exception."""
     return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
 
 
@@ -51,7 +51,7 @@ def _sync(path: Path) -> None:
 
 
 def reloaded(folder: Path, base: "Base") -> Any:
-    """Load the saved model with transformers. ValueError where a tensor is missing or unexpected."""
+    """The saved model as anybody loads it. ValueError where the file lacks a tensor or has one too many."""
     loader = getattr(transformers, base.auto_class)
     network, info = loader.from_pretrained(
         folder, trust_remote_code=base.model.trust_remote_code, output_loading_info=True
