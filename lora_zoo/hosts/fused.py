@@ -93,9 +93,7 @@ _LISTED: dict[tuple[str, str], Layout] = {
     ("modernbert", "Wqkv"): THIRDS,
     ("modernbert modernbert-decoder", "Wi"): HALVES,
     ("phi3 phi4_multimodal", "qkv_proj"): GROUPED,
-    ("codegen", "qkv_proj"): interleaved(
-        4, q=1, v=1, k=1
-    ),  # v before k, four parts for four TPU cores
+    ("codegen", "qkv_proj"): interleaved(4, q=1, v=1, k=1),  # v before k, four parts for four TPU cores
     ("deberta", "in_proj"): PER_HEAD,
     ("jetmoe", "kv_proj"): concatenated(k=1, v=1),
     ("evolla granite_speech_encoder granite_speech_plus_encoder", "to_kv"): concatenated(k=1, v=1),

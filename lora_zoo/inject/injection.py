@@ -48,7 +48,7 @@ class Injection:
         with self._adapter_set.disabled():
             self.adapters = build(plan, seed=seed, counter=self.counter)
             self.hooks: AdapterHooks = self.variant.hooks(
-                self.adapters, **accepted(self.variant.hooks.__init__, self.hyper)
+                self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
             # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)

@@ -80,6 +80,7 @@ def plan_injection(
             raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
         sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
         complete["rank"] = rank_within(budget, cls, sizes, complete)
+    complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     return InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
 
 
@@ -139,6 +140,19 @@ def pattern_values(
     return found
 
 
+def complete_by_rank(
+    cls: type[Variant], matrices: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Hyperparameters and patterns with the values that follow from the rank of each matrix."""
+    general = cls.complete(hyper)
+    found = {key: dict(values) for key, values in patterns.items()}
+    for matrix in matrices:
+        own = cls.complete(hyperparameters_at(matrix, hyper, patterns))
+        for key in (key for key in own if general[key] != hyper[key] and own[key] != general[key]):
+            found.setdefault(key, {}).setdefault(matrix.name, own[key])
+    return general, found
+
+
 def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
     """The hyperparameters of one matrix."""
     return dict(hyper) | {key: own[matrix.name] for key, own in patterns.items() if matrix.name in own}
@@ -155,7 +169,7 @@ def build(plan: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[st
     device = plan.matrices[0].host.matrix().device
     shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
-    taken = accepted(variant.__init__, hyper).keys()
+    taken = accepted(variant, hyper).keys()
     return {
         matrix.name: make(
             LayerContext(matrix.name, matrix.host, seed, counter, shared),

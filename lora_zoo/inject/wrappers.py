@@ -109,7 +109,7 @@ class LayerWrapper(AdapterWrapper):
             return self.layer(x)
         host, adapter = live[0][0]
         if len(live) == len(live[0]) == 1 and host.whole:
-            return adapter(x, host)
+            return adapter.output(x, cast(LayerHost, host))
         base = self.layer(x)
         y = base.clone()
         for host, out in _outputs(live[0], x, base):
@@ -150,7 +150,7 @@ class LayerWrapper(AdapterWrapper):
 
 def _outputs(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:
     for host, adapter in cast(list[tuple[LayerHost, Adapter]], entries):
-        yield host, adapter(x, host.with_output(base))
+        yield host, adapter.output(x, host.with_output(base))
 
 
 def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:

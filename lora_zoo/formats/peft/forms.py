@@ -78,7 +78,7 @@ class PeftFormat(ABC):
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:
     """The variant that adapters of PEFT's configuration `config` become."""
     for cls in VARIANTS.values():
-        if cls.peft and cls.peft.reads and cls.peft.accepts(config):
+        if cls.peft and cls.peft.reads and not cls.preset_of and cls.peft.accepts(config):
             return cls, cls.peft
     raise ValueError(f"no variant reads PEFT's {config['peft_type']} with these options")
 

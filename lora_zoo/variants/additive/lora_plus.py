@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import register
@@ -54,14 +53,3 @@ class LoRAPlus(Additive):
     count = "R * (O + I)"
     peft = LoraFormat(reads=False)
     hooks = Ratio
-
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 8.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
