@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="the directions that are compared: right or left singular vectors of ΔW,\n"
         "or of the factors A (LoRA's figures 3 and 4) or B",
     )
-    former = {"dest": "factor", "choices": DIRECTIONS, "default": argparse.SUPPRESS}
-    parser.add_argument("--of", **former, help=argparse.SUPPRESS)
+    former = parser.add_argument("--of", dest="factor", choices=DIRECTIONS, help=argparse.SUPPRESS)
+    former.default = argparse.SUPPRESS
     parser.add_argument("--first", type=int, default=8, help="how many directions are compared (8)")
     parser.add_argument("--all", action="store_true", help="show every matrix, however many there are")
     parser.add_argument("--out", type=Path, help="write the tables as CSV, and figures as SVG, PDF and PNG")

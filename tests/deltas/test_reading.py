@@ -28,7 +28,7 @@ from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
-from lora_zoo.updates import meta_model, read
+from lora_zoo.updates import meta_model, reading
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
 
@@ -54,7 +54,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the base's weights are loaded")
 
-    monkeypatch.setattr(read, "load_model", refused)
+    monkeypatch.setattr(reading, "load_model", refused)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(settings.path)
         return base_weight(settings, *rest, **more)
 
-    base_weight = read.load_model
-    monkeypatch.setattr(read, "load_model", load)
+    base_weight = reading.load_model
+    monkeypatch.setattr(reading, "load_model", load)
     return paths
 
 
@@ -511,7 +511,7 @@ def test_several_adapters_share_one_base(
     ],
 )
 def test_a_name_tells_role_and_layer(name: str, role: str, layer: int | None) -> None:
-    assert read.position(name) == (role, layer)
+    assert reading.position(name) == (role, layer)
 
 
 # --- models without weights -------------------------------------------------------------------------------
