@@ -35,7 +35,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "adalora": {"tinit": FIRST - 1, "tfinal": 10},
     "vera": {"rank": 256, "projection": "peft"},
 }
-"""What a variant is measured with, where that is neither its default nor `RANK`."""
+"""Settings of a variant that are measured, where they are neither its defaults nor `RANK`."""
 
 
 @dataclass
@@ -174,13 +174,15 @@ def plain(injection: Injection, batch: Batch) -> StepPath:
 @contextlib.contextmanager
 def reference_forward(injection: Injection) -> Iterator[None]:
     """Inside, each adapter's forward is the interface's own: `host.apply(x, weight(W))`, without dropout."""
-    adapters = list(injection.adapters.values())
-    for adapter in adapters:
+    kernels = {adapter: adapter.fused for adapter in injection.adapters.values()}
+    for adapter in kernels:
+        adapter.fused = None
         adapter.forward = types.MethodType(Adapter.forward, adapter)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for adapter in adapters:
+        for adapter, kernel in kernels.items():
+            adapter.fused = kernel
             del adapter.forward
 
 

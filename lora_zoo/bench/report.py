@@ -90,7 +90,7 @@ def _cell(text: str, row: Values) -> str:
 
 
 def provenance(options: Options, command: Sequence[str]) -> dict[str, Any]:
-    """What made a measurement: command (less its --out), commit, versions, device, threads, rounds, clock."""
+    """The origin of a measurement: command (less its --out), commit, versions, device, threads, rounds."""
     here = environment()
     cuda = options.device.type == "cuda"
     out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

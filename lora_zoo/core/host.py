@@ -33,7 +33,7 @@ class Host(ABC):
     peft_layer: ClassVar[str] = ""
     """PEFT's layout of factors on this layer (linear, embedding, convolution); "" where it adapts none."""
     sees_input: ClassVar[bool] = True
-    """True if an adapter on it receives the layer's input, which dropout acts on."""
+    """True if an adapter on it is given the layer's input, which dropout acts on."""
 
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part

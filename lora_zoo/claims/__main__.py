@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.claims [DIR|ARCHIVE…]`: what the papers claim, and what the measured runs say about it.
+"""`python -m lora_zoo.claims [DIR|ARCHIVE…]`: the papers' claims, with the verdicts of measured runs.
 
 Without arguments, the results that are kept in experiments/ are read. Exit codes: 0 the ledger was printed,
 whatever it says; 2 the sources cannot be read.
@@ -14,7 +14,7 @@ from lora_zoo.terminal import on_the_terminal, say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lora_zoo.analysis.claims import Entry
+    from lora_zoo.claims import LedgerEntry
 
 KEPT = "experiments"
 
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table")
     given = parser.parse_args(arguments)
     with on_the_terminal():
-        from lora_zoo.analysis.claims import ledger
+        from lora_zoo.claims import ledger
 
-        show(ledger(runs_of(given.sources)), given.format)
+        print_ledger(ledger(runs_of(given.sources)), given.format)
 
 
 def runs_of(sources: Sequence[str]) -> "pd.DataFrame | None":
@@ -45,17 +45,17 @@ def runs_of(sources: Sequence[str]) -> "pd.DataFrame | None":
     return load(*kept)
 
 
-def show(entries: "Sequence[Entry]", form: str) -> None:
-    from lora_zoo.analysis.claims import printing
+def print_ledger(entries: "Sequence[LedgerEntry]", form: str) -> None:
+    from lora_zoo.claims import show
 
     if form != "table":
-        print({"markdown": printing.markdown, "json": printing.as_json}[form](entries))
+        print({"markdown": show.markdown, "json": show.as_json}[form](entries))
         return
     from rich.console import Console
 
     console = Console()
-    console.print(printing.table(entries))
-    console.print("Contradictions among the sources:", *printing.contradictions(entries), sep="\n  ")
+    console.print(show.table(entries))
+    console.print("Contradictions among the sources:", *show.contradictions(entries), sep="\n  ")
 
 
 if __name__ == "__main__":

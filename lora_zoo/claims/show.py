@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.analysis.claims import Entry
-from lora_zoo.analysis.claims.verdicts import Status
+from lora_zoo.claims.entries import LedgerEntry
+from lora_zoo.claims.rule import Status
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ COLOURS = {Status.SUPPORTED: "green", Status.NOT_SUPPORTED: "red", Status.INCONC
 HEAD = ("claim", "source", "verdict", "effect", "n", "found")
 
 
-def effect(entry: Entry) -> str:
+def effect(entry: LedgerEntry) -> str:
     """The deciding estimate with its interval, level and unit; "" where nothing was compared."""
     made = entry.verdict.effect
     if made is None:
@@ -27,23 +27,23 @@ def effect(entry: Entry) -> str:
     return f"{made.estimate:.3g}{bounds} {entry.verdict.unit}"
 
 
-def row(entry: Entry) -> tuple[str, ...]:
+def row(entry: LedgerEntry) -> tuple[str, ...]:
     """The cells of `HEAD` but the first, which is the id and what the claim says."""
     n = str(entry.verdict.n) if entry.verdict.n else ""
-    found = entry.verdict.said
+    found = entry.verdict.reason
     if entry.against:
         found += f" (contradicts {', '.join(entry.against)})"
     return (f"{entry.paper}, {entry.where}".rstrip(", "), entry.verdict.status, effect(entry), n, found)
 
 
-def totals(entries: Sequence[Entry]) -> str:
-    """How many claims have which status."""
+def totals(entries: Sequence[LedgerEntry]) -> str:
+    """The number of claims of each status."""
     counts = Counter(entry.verdict.status for entry in entries)
-    said = [f"{counts[status]} {status}" for status in Status if counts[status]]
-    return f"{len(entries)} claims: {', '.join(said)}."
+    parts = [f"{counts[status]} {status}" for status in Status if counts[status]]
+    return f"{len(entries)} claims: {', '.join(parts)}."
 
 
-def contradictions(entries: Sequence[Entry]) -> Iterator[str]:
+def contradictions(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     """A sentence for each pair of claims that disagree."""
     by_id = {entry.id: entry for entry in entries}
     pairs = {tuple(sorted((e.id, other))): None for e in entries for other in e.against if other in by_id}
@@ -52,26 +52,26 @@ def contradictions(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"{a} against {b}"
 
 
-def grid(entries: Sequence[Entry]) -> list[str]:
+def grid(entries: Sequence[LedgerEntry]) -> list[str]:
     """The lines of a Markdown table, a row a claim."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for entry in entries:
-        cells = (f"**{entry.id}**: {entry.says}", *row(entry))
+        cells = (f"**{entry.id}**: {entry.statement}", *row(entry))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
 
-def markdown(entries: Sequence[Entry]) -> str:
+def markdown(entries: Sequence[LedgerEntry]) -> str:
     pairs = ["Contradictions among the sources:", "", *(f"* {pair}" for pair in contradictions(entries))]
     return "\n".join([totals(entries), "", *grid(entries), "", *pairs])
 
 
-def as_json(entries: Sequence[Entry]) -> str:
+def as_json(entries: Sequence[LedgerEntry]) -> str:
     """A list of objects, one a claim; what is not known is null."""
     return json.dumps([_plain(entry) for entry in entries], indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: LedgerEntry) -> dict[str, Any]:
     made = entry.verdict.effect
     numbers = None if made is None else {key: _number(value) for key, value in vars(made).items()}
     return vars(entry) | {
@@ -84,7 +84,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def table(entries: Sequence[Entry]) -> "Table":
+def table(entries: Sequence[LedgerEntry]) -> "Table":
     """The ledger for a terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -94,7 +94,7 @@ def table(entries: Sequence[Entry]) -> "Table":
         column.ratio, column.overflow = ratio, "fold"
     for entry in entries:
         source, status, size, n, found = row(entry)
-        claim = Text.assemble((entry.id, "bold"), f" ({source})\n{entry.says}")
+        claim = Text.assemble((entry.id, "bold"), f" ({source})\n{entry.statement}")
         colour = COLOURS.get(entry.verdict.status, "dim")
         made.add_row(
             claim, Text.assemble((status, colour), f"\n{size}", f"\nn={n}" if n else ""), Text(found)
