@@ -16,11 +16,11 @@ TASKS = {
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",
 }
-"""The class that loads a base -> PEFT's word for its task."""
+"""The class that loads a base -> PEFT's task type."""
 
 
 class Exported(NamedTuple):
-    """What was written, and the largest |Δlogit| between the adapter and the same read from OUT."""
+    """The written adapter, and the largest |Δlogit| between it and the same adapter read from OUT."""
 
     written: "Written"
     difference: float

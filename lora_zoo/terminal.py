@@ -14,9 +14,9 @@ from lora_zoo.runs.redact import redacted
 
 @contextlib.contextmanager
 def on_the_terminal() -> Iterator[None]:
-    """Inside, a warning is one line, libraries say nothing, and a mistake ends the process with one line.
+    """Inside, a warning is one line, libraries are silent, and an error ends the process with one line.
 
-    Exit codes: 2 for what cannot be done as asked, 1 where the disk refuses, 130 for ^C, 143 for SIGTERM,
+    Exit codes: 2 for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM,
     which cleans up as ^C does.
     """
     import transformers
@@ -42,7 +42,7 @@ def on_the_terminal() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line to the standard error, as `lora_zoo: …`."""
+    """Print one line to the standard error, as `lora_zoo: …`."""
     print(f"lora_zoo: {redacted(in_one_line(text))}", file=sys.stderr)
 
 

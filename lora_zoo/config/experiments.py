@@ -26,7 +26,7 @@ KEYS = (
     *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
     *("deltas", "adapters"),
 )
-DELTAS = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
+DELTAS = ("spectra", "changes", "amplification", "overlap", "intruders", "evolution")
 NEEDED = ("title", "question", "grid", "rows")
 _FORMS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("rows", "columns", "tune", "deltas", "reference"), (list, "a list")),
@@ -56,7 +56,7 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(about.get(key, form()), form):
             yield f"experiment.{key} must be {words}; got {about[key]!r}"
     for name in about.get("deltas", []):
-        if name not in DELTAS:
+        if name not in (*DELTAS, "touched"):  # the former name of overlap
             yield "experiment.deltas: " + unknown("table", str(name), DELTAS)
     yield from _wrong_cells(about["grid"], about.get("reference", []))
 

@@ -1,4 +1,4 @@
-"""The named adapters of one model: which there are, which are active, what is merged.
+"""The set of named adapters of one model: activate, merge, isolate and delete them.
 
 adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
 adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
@@ -8,43 +8,27 @@ adapters["tone"].remove()
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from lora_zoo.core.adapter import Adapter, Variant
-from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.errors import unknown
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.matrices import TargetMatrix
-from lora_zoo.inject.tied_weights import Tying, names_by_parameter, warn_if_tied
-from lora_zoo.inject.wrappers import AdapterWrapper, make_wrapper, put
+from lora_zoo.inject.compose import NamedAdapter, check_compatible, merge_wrappers
+from lora_zoo.inject.parametrized import make_wrapper
+from lora_zoo.inject.tied_weights import Tying
+from lora_zoo.inject.wrappers import AdapterWrapper, put
 
 _KEY = "_lora_zoo_adapters"
-
-
-class NamedAdapter(Protocol):
-    """What the set knows of an adapter (`inject.injection.Injection`)."""
-
-    name: str
-    variant: type[Variant]
-    counter: ForwardCounter
-    adapters: dict[str, Adapter]
-    places: dict[str, TargetMatrix]
-    fully_trained: list[str]
-    trained: dict[str, nn.Parameter]
-    originals: dict[str, nn.Parameter]
-
-    def forget(self) -> None: ...
 
 
 A = TypeVar("A", bound=NamedAdapter)
 
 
 class AdapterSet(Mapping[str, A]):
-    """A model's adapters by name. The first one freezes the model; the last one to leave restores it."""
+    """A model's adapters by name. The first one freezes the model; deleting the last one restores it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -69,29 +53,29 @@ class AdapterSet(Mapping[str, A]):
         return self._merged is not None
 
     def add(self, injection: A) -> None:
-        """Take in a new adapter and make it the active one."""
+        """Add a new adapter and make it the active one."""
         self.unmerge()
         if not self._by_name:
             self.model.requires_grad_(False)
             self.model.__dict__[_KEY] = self
         self._by_name[injection.name] = injection
-        for place in injection.places.values():
-            if place.tensor not in self._wrappers:
-                wrapper = self._wrappers[place.tensor] = make_wrapper(place.host, place.tensor)
+        for matrix in injection.matrices.values():
+            if matrix.tensor not in self._wrappers:
+                wrapper = self._wrappers[matrix.tensor] = make_wrapper(matrix.host, matrix.tensor)
                 wrapper.install(self.model)
-            self._wrappers[place.tensor].add(injection.name, place.host, injection.adapters[place.name])
+            self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
         self.activate(injection.name)
 
     def activate(self, *names: str) -> None:
-        """Make `names` the active adapters, all others idle. What was merged is unmerged first.
+        """Make `names` the active adapters, all others idle. Merged adapters are unmerged first.
 
-        Raises ValueError for a name that is not there, and where two would train the same parameter in full.
+        Raises ValueError for an unknown name, and where two adapters would train the same parameter in full.
         """
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
         names = tuple(dict.fromkeys(names))
-        self._check_compatible([self._by_name[name] for name in names])
+        check_compatible([self._by_name[name] for name in names])
         self.unmerge()
         for injection in self._by_name.values():
             self._swap(injection.originals)
@@ -102,26 +86,14 @@ class AdapterSet(Mapping[str, A]):
         self.active = names
         self._tying.update()
 
-    def _check_compatible(self, together: list[A]) -> None:
-        owner: dict[str, str] = {}
-        for injection in together:
-            for name in injection.fully_trained:
-                if name in owner:
-                    raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
-                owner[name] = injection.name
-        for injection in together:
-            for place in injection.places.values():
-                if held := next(filter(place.holds, owner), None):
-                    raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
-
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
             put(self.model, name, parameter)
 
     def isolate(self, name: str) -> None:
-        """`activate(name)` for adapters that take turns: quicker, and only this one is met in the model.
+        """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
 
-        `model.parameters()`, `train()` and passes of the model are then this adapter's business alone.
+        `model.parameters()`, `train()` and the forward counters then see this adapter alone.
         """
         for other in self.active:
             self._swap(self._by_name[other].originals)
@@ -133,7 +105,7 @@ class AdapterSet(Mapping[str, A]):
         self.active = (name,)
 
     def show_all(self) -> None:
-        """Undo `isolate`: all adapters are met in the model, and none is active."""
+        """Undo `isolate`: all adapters are in the model again, and none is active."""
         for wrapper in self._wrappers.values():
             wrapper.show_all()
         for injection in self._by_name.values():
@@ -142,7 +114,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
-        """Inside, a pass of a part of the model takes each lane's rows through the adapter of its name."""
+        """Inside, each row group of a batch goes through the adapter of its name."""
         self._set_row_groups(tuple(row_groups))
         try:
             yield
@@ -155,7 +127,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is exactly the one from before all injections; afterwards it is as it was."""
+        """Inside, the model computes as before all injections; the active adapters return afterwards."""
         with self.unmerged():
             active = self.active
             self.activate()
@@ -166,7 +138,7 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def unmerged(self) -> Iterator[None]:
-        """Inside, merged weights are out of their layers; they are put back afterwards."""
+        """Inside, nothing is merged; merged adapters are merged again afterwards."""
         merged = self.merged
         self.unmerge()
         try:
@@ -179,8 +151,8 @@ class AdapterSet(Mapping[str, A]):
     def merge(self) -> None:
         """Write the active adapters' effective weights into their layers, which become plain ones.
 
-        The original parameters are kept, so that `unmerge` is exact; `remove` lets go of them. Raises
-        ValueError where an active adapter is no function of the weight.
+        The original parameters are kept, so that `unmerge` is exact, until `remove`. Raises ValueError where
+        an active adapter is no function of the weight.
         """
         if self._merged is not None:
             return
@@ -188,15 +160,8 @@ class AdapterSet(Mapping[str, A]):
             variant = self._by_name[name].variant
             if not variant.mergeable:
                 raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
-        self._merged, names = {}, names_by_parameter(self.model)
-        for key, wrapper in self._wrappers.items():
-            original = wrapper.stored
-            self._merged[key] = original
-            effective = wrapper.effective(original).detach() if wrapper.live() else original
-            wrapper.uninstall(self.model)
-            if effective is not original:
-                warn_if_tied(key, original, names)
-                wrapper.store(nn.Parameter(effective, requires_grad=False))
+        self._merged = {}
+        merge_wrappers(self.model, self._wrappers, self._merged)
         self._tying.update()
 
     def unmerge(self) -> None:
@@ -209,7 +174,7 @@ class AdapterSet(Mapping[str, A]):
         self._merged = None
 
     def delete(self, name: str) -> None:
-        """Take one adapter out; the others stay as they are. ValueError while several are merged together."""
+        """Remove one adapter and keep the others. ValueError while several are merged together."""
         if len(self) == 1:
             self.remove()
             return
@@ -221,12 +186,12 @@ class AdapterSet(Mapping[str, A]):
         self._by_name.pop(name).forget()
         for key, wrapper in list(self._wrappers.items()):
             wrapper.drop(name)
-            if not wrapper.slots:
+            if not wrapper.entries:
                 wrapper.uninstall(self.model)
                 del self._wrappers[key]
 
     def remove(self) -> nn.Module:
-        """Take all adapters out for good: merged weights stay, otherwise the model is as it was before."""
+        """Remove all adapters: merged weights stay, otherwise the model is as it was before the first one."""
         if self._merged is None:
             self.activate()
             for wrapper in self._wrappers.values():

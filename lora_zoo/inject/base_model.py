@@ -1,15 +1,16 @@
-"""The model beneath its shells: modules and parameters as they were before any adapter."""
+"""The base model: modules and parameters under their original names, whatever adapters are injected."""
 
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lora_zoo.inject.wrappers import LayerWrapper, ParametrizedWeight
+from lora_zoo.inject.parametrized import ParametrizedWeight
+from lora_zoo.inject.wrappers import LayerWrapper
 
 
 def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`model.named_modules()` as they were before any adapter: each layer once, under its own name."""
+    """Iterate over the base's modules as `named_modules()` does: each layer once, under its original name."""
     seen: set[int] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -31,13 +32,13 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     for name, by in getattr(module, "parametrizations", {}).items():
         if isinstance(by[-1], ParametrizedWeight):
             found[name] = by.original
-        else:  # somebody else's, weight_norm for example
+        else:  # another library's, weight_norm for example
             found |= {f"parametrizations.{name}.{own}": tensor for own, tensor in by.named_parameters()}
     return found
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter of the model beneath its shells; tied ones appear under each of their names."""
+    """Every parameter of the base model; tied ones appear under each of their names."""
     return {
         f"{name}.{own}" if name else own: tensor
         for name, module in named_base_modules(model)
@@ -46,7 +47,7 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Every buffer beneath the shells that a checkpoint of the model would hold (running means, counts)."""
+    """Every buffer of the base model that its checkpoint would hold (running means, counts)."""
     return {
         f"{name}.{own}" if name else own: tensor
         for name, module in named_base_modules(model)

@@ -1,6 +1,6 @@
-"""Lanes: several adapters in one pass, each for its own rows of the batch, over one product with W.
+"""One batch, several adapters: each row uses one adapter; W x is computed once for all rows.
 
-Shapes: N rows of all lanes together, L the longest lane's positions, … a layer's own axes.
+Shapes: N rows of all groups together, L the longest group's positions, … a layer's own axes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.host import Host, LayerHost
 
 
-class Entry(NamedTuple):
+class AdapterEntry(NamedTuple):
     host: Host
     adapter: Adapter
 
@@ -27,17 +27,17 @@ class RowGroup(NamedTuple):
 
 
 def batched_forward(
-    row_groups: Sequence[RowGroup], slots: Mapping[str, Sequence[Entry]], x: Tensor, base: Tensor
+    row_groups: Sequence[RowGroup], entries: Mapping[str, Sequence[AdapterEntry]], x: Tensor, base: Tensor
 ) -> Tensor:
-    """The layer's output for `x` (N, …); each lane's rows meet the adapter of its name, if there is one.
+    """The layer's output for `x` (N, …); each group's rows use the adapter of its name, if there is one.
 
-    `base` is the frozen layer's output. An adapter is given its rows without the padding that other lanes
-    need, so that it sees (and drops out) what it would see alone. ValueError where rows cannot be told apart.
+    `base` is the frozen layer's output. An adapter receives its rows without the padding that other groups
+    need, so that it sees (and drops out) what it would see alone. ValueError where rows cannot be separated.
     """
-    if not any(group.name in slots for group in row_groups):
+    if not any(group.name in entries for group in row_groups):
         return base
     parts = zip(row_groups, _split(row_groups, x), _split(row_groups, base), strict=True)
-    found = [_adapted(slots.get(group.name, ()), own_x, own) for group, own_x, own in parts]
+    found = [_adapted(entries.get(group.name, ()), own_x, own) for group, own_x, own in parts]
     rows = _rows(row_groups, base)
     if _has_positions(row_groups, rows):
         plain = rows.split([group.rows for group in row_groups])
@@ -47,11 +47,11 @@ def batched_forward(
     return joined if rows is base else joined.flatten(0, 1)
 
 
-def _adapted(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Tensor:
-    """The output of the rows of one lane, from the frozen layer's."""
-    if not slots:
+def _adapted(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Tensor:
+    """The output of the rows of one group, from the frozen layer's."""
+    if not entries:
         return base
-    hosts = [(cast(LayerHost, host).given(base), adapter) for host, adapter in slots]
+    hosts = [(cast(LayerHost, host).with_output(base), adapter) for host, adapter in entries]
     if len(hosts) == 1 and hosts[0][0].whole:
         host, adapter = hosts[0]
         return adapter.output(x, host).to(base.dtype)
@@ -62,7 +62,7 @@ def _adapted(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Tensor:
 
 
 def _split(row_groups: Sequence[RowGroup], t: Tensor) -> list[Tensor]:
-    """Each lane's rows, without its padding."""
+    """Each group's rows, without its padding."""
     rows = _rows(row_groups, t)
     parts = rows.split([group.rows for group in row_groups])
     if not _has_positions(row_groups, rows):
@@ -71,17 +71,17 @@ def _split(row_groups: Sequence[RowGroup], t: Tensor) -> list[Tensor]:
 
 
 def _rows(row_groups: Sequence[RowGroup], t: Tensor) -> Tensor:
-    """`t` with the batch's rows first; some layers see rows and positions as one axis."""
+    """`t` with the batch's rows first; some layers flatten rows and positions to one axis."""
     N, L = sum(group.rows for group in row_groups), max(group.length for group in row_groups)
     if t.shape[0] == N:
         return t
     if t.shape[0] == N * L:
         return t.unflatten(0, (N, L))
-    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be told apart")
+    raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be separated")
 
 
 def _has_positions(row_groups: Sequence[RowGroup], rows: Tensor) -> bool:
-    """Whether `rows` (N, …) has padding on its second axis: not where all lanes are of one length."""
+    """True if `rows` (N, …) has padding on its second axis: not where all groups are of one length."""
     longest = max(group.length for group in row_groups)
     if all(group.length == longest for group in row_groups):
         return False

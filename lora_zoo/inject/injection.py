@@ -36,27 +36,27 @@ class Update(NamedTuple):
 
 
 class Injection:
-    """One named adapter of a model, its matrices by name. Made by `inject`; works in place."""
+    """One named adapter of a model, its matrices by name. Made by `inject`; changes the model in place."""
 
-    def __init__(self, model: nn.Module, ready: InjectionPlan, *, seed: int, name: str) -> None:
+    def __init__(self, model: nn.Module, plan: InjectionPlan, *, seed: int, name: str) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
         self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
-        self.variant, plan, self.hyper, self.patterns = ready
-        self.places: dict[str, TargetMatrix] = {place.name: place for place in plan.adapted}
-        self._group = adapters_of(model)
-        with self._group.disabled():
-            self.adapters = build(ready, seed=seed, counter=self.counter)
+        self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
+        self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
+        self._adapter_set = adapters_of(model)
+        with self._adapter_set.disabled():
+            self.adapters = build(plan, seed=seed, counter=self.counter)
             self.hooks: AdapterHooks = self.variant.hooks(
                 self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
-            # Up to here the model is as it was: nothing below refuses.
+            # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
-        self._hook = model.register_forward_pre_hook(self.counter.advance)
-        self._group.add(self)
+        self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
+        self._adapter_set.add(self)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: the adapters' own, then those that train in full."""
@@ -79,27 +79,27 @@ class Injection:
         return map(self.update, self.matrix_names())
 
     def matrix_names(self) -> list[str]:
-        """The names of the matrices that this adapter changes, those that train in full last."""
+        """The names of the matrices that this adapter changes, fully trained ones last."""
         whole = [name for name in self.fully_trained if self.originals[name].ndim == 2]
         return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
 
     def base_weight(self, name: str) -> Tensor:
         """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
         if name not in self.adapters:
-            return wide(self.originals[self._in_full(name)])
-        with self._group.unmerged():
-            return wide(self.places[name].host.matrix())
+            return wide(self.originals[self._parameter_name(name)])
+        with self._adapter_set.unmerged():
+            return wide(self.matrices[name].host.matrix())
 
     @torch.no_grad()
     def update(self, name: str) -> Update:
         """`name, W, ΔW` of one of the matrices that change."""
         W_OI = self.base_weight(name)
         if name not in self.adapters:
-            return Update(name, W_OI, wide(self.trained[self._in_full(name)]) - W_OI)
+            return Update(name, W_OI, wide(self.trained[self._parameter_name(name)]) - W_OI)
         with uncast(W_OI.device):
             return Update(name, W_OI, self.adapters[name].weight(W_OI) - W_OI)
 
-    def _in_full(self, name: str) -> str:
+    def _parameter_name(self, name: str) -> str:
         return name if name in self.trained else f"{name}.weight"
 
     def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -119,42 +119,42 @@ class Injection:
 
     def activate(self) -> None:
         """Make this the model's only active adapter."""
-        self._group.activate(self.name)
+        self._adapter_set.activate(self.name)
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model is exactly the one from before any injection."""
-        return self._group.disabled()
+        return self._adapter_set.disabled()
 
     def enable(self, active: bool = True) -> None:
         """Switch this adapter on or off, beside the other active ones."""
-        others = [name for name in self._group.active if name != self.name]
-        self._group.activate(*others, *([self.name] if active else []))
+        others = [name for name in self._adapter_set.active if name != self.name]
+        self._adapter_set.activate(*others, *([self.name] if active else []))
 
     def merge(self) -> None:
-        """Write the effective weights of the model's active adapters into plain layers: see NamedAdapters.
+        """Write the effective weights of the model's active adapters into plain layers: see AdapterSet.
 
         ValueError where this adapter is not among them.
         """
-        if self.name not in self._group.active:
+        if self.name not in self._adapter_set.active:
             raise ValueError(f"the adapter {self.name!r} is not active; activate() it before merging")
-        self._group.merge()
+        self._adapter_set.merge()
 
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""
-        self._group.unmerge()
+        self._adapter_set.unmerge()
 
     def remove(self) -> nn.Module:
         """Take this adapter out; merged weights stay, otherwise the model is as if it had not been there."""
-        self._group.delete(self.name)
+        self._adapter_set.delete(self.name)
         return self.model
 
     def forget(self) -> None:
-        """The adapter is out of the model (called by its group)."""
-        self._hook.remove()
-        self.places, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
+        """Let go of the model (called by its `AdapterSet` when the adapter is out)."""
+        self._pass_counter.remove()
+        self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the adapted model has and the base has not: `matrix.tensor` by name."""
+        """All tensors that the base lacks: `matrix.tensor` of the adapters, and fully trained parameters."""
         own = {f"{n}.{k}": v for n, a in self.adapters.items() for k, v in a.state_dict().items()}
         return own | {name: self.trained[name].detach() for name in self.fully_trained}
 
@@ -206,7 +206,7 @@ def inject(
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
-    ready = plan_injection(
+    plan = plan_injection(
         model,
         variant,
         target_modules=target_modules,
@@ -218,6 +218,6 @@ def inject(
         budget=budget,
         **hyper,
     )
-    if ready.plan.unmatched:
-        raise ValueError(ready.plan.unmatched[0])
-    return Injection(model, ready, seed=seed, name=name)
+    if plan.unmatched:
+        raise ValueError(plan.unmatched[0])
+    return Injection(model, plan, seed=seed, name=name)

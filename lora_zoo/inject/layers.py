@@ -12,7 +12,7 @@ _INSIDE = re.compile(r"(?:(?P<stack>.+?)\.)??(?P<number>\d+)(?:\..*)?")
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
-    """(the stack of layers, the layer's number in it) of a matrix's name; None where it is in no layer."""
+    """(stack of layers, the layer's number in it) of a matrix's name; None outside of all layers."""
     match = _INSIDE.fullmatch(name)
     return (match["stack"] or "", int(match["number"])) if match else None
 
@@ -25,20 +25,20 @@ def in_layers(
     Raises ValueError for a layer that no stack has.
     """
     depth: dict[str, int] = {}
-    for place in known:
-        if inside := layer_of(place.name):
+    for matrix in known:
+        if inside := layer_of(matrix.name):
             depth[inside[0]] = max(depth.get(inside[0], 0), inside[1] + 1)
     items = [layers] if isinstance(layers, (int, float, str)) else list(layers)
     wanted = {stack: {n for item in items for n in _numbers(item, count)} for stack, count in depth.items()}
     for item in items:
         if not any(_numbers(item, count) for count in depth.values()):
             raise ValueError(f"layers={item}: the model's layers are 0-{max(depth.values(), default=1) - 1}")
-    places = ((place, layer_of(place.name)) for place in chosen)
-    return [place for place, inside in places if inside and inside[1] in wanted[inside[0]]]
+    matrices = ((matrix, layer_of(matrix.name)) for matrix in chosen)
+    return [matrix for matrix, inside in matrices if inside and inside[1] in wanted[inside[0]]]
 
 
 def _numbers(item: int | str, count: int) -> set[int]:
-    """The layers of a stack of `count` that one item means."""
+    """The layers that one item selects of a stack of `count`."""
     match = re.fullmatch(r"(-?\d+)|(\d+)-(\d*)", str(item))
     if not match:
         raise ValueError(f"layers: {item!r} is no layer; write for example [0,2-5], 8- or -1")

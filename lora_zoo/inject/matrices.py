@@ -1,4 +1,4 @@
-"""Places: every matrix of a model that an adapter can work on, with its role.
+"""Target matrices: every matrix of a model that an adapter can work on, with its role.
 
 A module's matrix is called like the module, a part of a fused projection `….c_attn.q`, a matrix of stacked
 experts `….experts.gate_up_proj.3.up`, a slice of torch's attention `….in_proj_weight.k`.
@@ -35,7 +35,7 @@ class TargetMatrix:
         return O, I
 
     def holds(self, parameter: str) -> bool:
-        """Whether the parameter of that name is stored where this matrix is."""
+        """True if `parameter` is stored in the module or parameter that stores this matrix."""
         return parameter == self.tensor or parameter.startswith(f"{self.tensor}.")
 
     @property
@@ -43,8 +43,8 @@ class TargetMatrix:
         return self.host.linear
 
 
-def places(model: nn.Module) -> list[TargetMatrix]:
-    """Every matrix of `model` beneath its adapters, in its own order; a fused one before its parts."""
+def find_matrices(model: nn.Module) -> list[TargetMatrix]:
+    """Every matrix of the base model, in the model's order; a fused one before its parts."""
     configs: dict[str, Any] = {}
     found: list[TargetMatrix] = []
     for name, module in named_base_modules(model):
@@ -70,7 +70,7 @@ def _of(name: str, module: nn.Module, config: Any) -> Iterator[TargetMatrix]:
 
 
 def _of_attention(name: str, module: nn.MultiheadAttention) -> Iterator[TargetMatrix]:
-    """Torch's own attention, which calls none of its projections as a layer."""
+    """The matrices of torch's own attention, which calls none of its projections as a layer."""
     tensors = own_parameters(module)
     if "in_proj_weight" in tensors:
         whole = f"{name}.in_proj_weight"

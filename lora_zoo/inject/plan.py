@@ -1,8 +1,9 @@
-"""From what the user asks for to what will be built: checked values, places, ranks. Changes no model."""
+"""Plans of injections: checked hyperparameters, target matrices, ranks. No model is changed."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyper
 from lora_zoo.core.init import find_init, init_names
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.inject.budget import rank_within
-from lora_zoo.inject.matrices import TargetMatrix, places
+from lora_zoo.inject.matrices import TargetMatrix, find_matrices
 from lora_zoo.inject.targets import (
     Layers,
     Names,
@@ -26,27 +27,26 @@ from lora_zoo.inject.targets import (
 )
 
 Patterns = Mapping[str, Mapping[str, float]]
-"""Hyperparameter -> place -> its value there, where it is not the same everywhere."""
+"""Hyperparameter -> matrix -> its value there, where it is not the same everywhere."""
 
 
-class Plan(NamedTuple):
-    """What a variant does to a model: matrices that get an adapter, parameters that train as they are.
+@dataclass(frozen=True)
+class InjectionPlan:
+    """A variant with complete hyperparameters, the matrices that it adapts and the parameters that it trains.
 
-    `unmatched` says, a sentence each, which targets match nothing.
+    `unmatched` holds a sentence for each target that matches nothing.
     """
 
-    adapted: list[TargetMatrix]
+    variant: type[Variant]
+    hyperparameters: dict[str, Any]
+    matrices: list[TargetMatrix]
     fully_trained: list[str]
     unmatched: Sequence[str] = ()
+    patterns: Patterns = field(default_factory=dict)
 
-
-class InjectionPlan(NamedTuple):
-    """A variant with complete hyperparameters and what it will do to one model."""
-
-    variant: type[Variant]
-    plan: Plan
-    hyper: dict[str, Any]
-    patterns: Patterns
+    def hyperparameters_at(self, matrix: TargetMatrix) -> dict[str, Any]:
+        """The hyperparameters of one matrix."""
+        return hyperparameters_at(matrix, self.hyperparameters, self.patterns)
 
 
 def plan_injection(
@@ -67,39 +67,42 @@ def plan_injection(
     A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
     """
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
-    complete = check(cls, hyper)
-    fully_trained = parameters_of(model, modules_to_save) if modules_to_save else None
-    chosen, unmatched = adapted(cls, model, Targets(target_modules, exclude_modules, layers))
-    plan = Plan(chosen, cls.fully_trained(model, fully_trained), unmatched)
-    for place in plan.adapted:
-        if clash := next(filter(place.holds, plan.fully_trained), None):
+    complete = complete_hyperparameters(cls, hyper)
+    to_save = parameters_of(model, modules_to_save) if modules_to_save else None
+    matrices, unmatched = target_matrices(cls, model, Targets(target_modules, exclude_modules, layers))
+    fully_trained = cls.fully_trained(model, to_save)
+    for matrix in matrices:
+        if clash := next(filter(matrix.holds, fully_trained), None):
             raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")
-    patterns = pattern_values(cls, plan.adapted, {"rank": rank_pattern, "alpha": alpha_pattern})
-    if budget is not None and plan.adapted:
+    patterns = pattern_values(cls, matrices, {"rank": rank_pattern, "alpha": alpha_pattern})
+    if budget is not None and matrices:
         if "rank" in hyper:
             raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
-        sizes = [(place.shape, hyperparameters_at(place, {}, patterns)) for place in plan.adapted]
+        sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
         complete["rank"] = rank_within(budget, cls, sizes, complete)
-    return InjectionPlan(cls, plan, *completed(cls, plan.adapted, complete, patterns))
+    complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
+    return InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
 
 
-def adapted(cls: type[Variant], model: nn.Module, asked: Targets) -> tuple[list[TargetMatrix], list[str]]:
+def target_matrices(
+    cls: type[Variant], model: nn.Module, targets: Targets
+) -> tuple[list[TargetMatrix], list[str]]:
     """The matrices that get an adapter, and a sentence for each target that matches nothing."""
     if not cls.adapts:
         return [], []
-    known = places(model)
-    chosen, unmatched = choose(known, asked)
+    known = find_matrices(model)
+    chosen, unmatched = choose(known, targets)
     if not chosen and not unmatched:
-        raise ValueError(f"nothing is left to adapt of target_modules={asked.target_modules}")
-    for place in chosen:
-        if reason := cls.refuses.get(place.host.kind):
-            raise ValueError(f"{cls.name} cannot adapt {place.name}, a {place.host.kind}: {reason}")
-    if sentence := overlooked(known, asked, chosen):
+        raise ValueError(f"nothing is left to adapt of target_modules={targets.target_modules}")
+    for matrix in chosen:
+        if reason := cls.refuses.get(matrix.host.kind):
+            raise ValueError(f"{cls.name} cannot adapt {matrix.name}, a {matrix.host.kind}: {reason}")
+    if sentence := overlooked(known, targets, chosen):
         warnings.warn(sentence, stacklevel=4)
     return chosen, [missing(model, known, *miss) for miss in unmatched]
 
 
-def check(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
+def complete_hyperparameters(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The variant's hyperparameters completed with defaults. ValueError for what no model could take."""
     complete = check_hyperparameters(cls, hyper)
     if complete.get("rank", 1) < 1:
@@ -111,7 +114,7 @@ def check(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_init(cls: type[Variant], name: str) -> None:
-    """ValueError for an init that does not exist, or that the variant cannot begin with."""
+    """Raise ValueError for an init that does not exist, or that the variant cannot begin with."""
     try:
         accepted = cls.accepts_init(find_init(name))
     except ValueError:
@@ -124,7 +127,7 @@ def check_init(cls: type[Variant], name: str) -> None:
 def pattern_values(
     cls: type[Variant], chosen: list[TargetMatrix], given: Mapping[str, Mapping[str, float] | None]
 ) -> dict[str, dict[str, float]]:
-    """Hyperparameter -> place -> value. ValueError for a pattern that fits nothing or a wrong value."""
+    """Hyperparameter -> matrix -> value. ValueError for a pattern that fits nothing or a wrong value."""
     found: dict[str, dict[str, float]] = {}
     for key, patterns in given.items():
         if not patterns or not chosen:
@@ -132,45 +135,45 @@ def pattern_values(
         if key not in hyperparameters(cls):
             raise ValueError(f"{key}_pattern: {cls.name} has no {key}")
         for value in patterns.values():
-            check(cls, {key: value})
+            complete_hyperparameters(cls, {key: value})
         found[key] = by_pattern(chosen, dict(patterns), f"{key}_pattern")
     return found
 
 
-def completed(
-    cls: type[Variant], adapted: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
+def complete_by_rank(
+    cls: type[Variant], matrices: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Hyperparameters and patterns with the values that follow from the rank of each matrix."""
     general = cls.complete(hyper)
     found = {key: dict(values) for key, values in patterns.items()}
-    for matrix in adapted:
+    for matrix in matrices:
         own = cls.complete(hyperparameters_at(matrix, hyper, patterns))
         for key in (key for key in own if general[key] != hyper[key] and own[key] != general[key]):
             found.setdefault(key, {}).setdefault(matrix.name, own[key])
     return general, found
 
 
-def hyperparameters_at(place: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
-    """The hyperparameters that hold at one place."""
-    return dict(hyper) | {key: own[place.name] for key, own in patterns.items() if place.name in own}
+def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
+    """The hyperparameters of one matrix."""
+    return dict(hyper) | {key: own[matrix.name] for key, own in patterns.items() if matrix.name in own}
 
 
-def build(plan_injection: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[str, Adapter]:
-    """The adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
-    variant, plan, hyper, patterns = plan_injection
-    if not plan.adapted:
+def build(plan: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[str, Adapter]:
+    """Make the adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
+    variant, hyper = plan.variant, plan.hyperparameters
+    if not plan.matrices:
         return {}
-    own = {place.name: hyperparameters_at(place, hyper, patterns) for place in plan.adapted}
+    own = {matrix.name: plan.hyperparameters_at(matrix) for matrix in plan.matrices}
     greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
-    shapes = {place.name: place.shape for place in plan.adapted}
-    device = plan.adapted[0].host.matrix().device
+    shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
+    device = plan.matrices[0].host.matrix().device
     shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
     taken = accepted(variant, hyper).keys()
     return {
-        place.name: make(
-            LayerContext(place.name, place.host, seed, counter, shared),
-            **{key: own[place.name][key] for key in taken},
+        matrix.name: make(
+            LayerContext(matrix.name, matrix.host, seed, counter, shared),
+            **{key: own[matrix.name][key] for key in taken},
         )
-        for place in plan.adapted
+        for matrix in plan.matrices
     }

@@ -1,4 +1,4 @@
-"""What an injection would do, without doing it: needs the model's structure only, so `meta` will do."""
+"""Preview of an injection: matrices, ranks and sizes, from the model's structure alone (`meta` will do)."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -12,14 +12,14 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
 from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.matrices import TargetMatrix, places
-from lora_zoo.inject.plan import build, hyperparameters_at, plan_injection
+from lora_zoo.inject.matrices import TargetMatrix, find_matrices
+from lora_zoo.inject.plan import build, plan_injection
 from lora_zoo.inject.roles import ROLES
 
 
 @dataclass(frozen=True)
-class Row:
-    """One matrix that would be adapted. `part` is what of `tensor` it is: slice, expert, or "" for all."""
+class PreviewRow:
+    """One matrix that would be adapted. `part` is its part of `tensor`: a slice, an expert, or "" for all."""
 
     name: str
     tensor: str
@@ -35,14 +35,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Preview:
-    """`trainable` of `total` parameters, the adapter's size on disk in bytes, and what stays as it is.
+    """The matrices that an injection would adapt: `trainable` of `total` parameters, `bytes` on disk.
 
-    `fully_trained` maps parameters that train as they are to their sizes, `unmatched` says which targets
-    match nothing, `idle` counts the matrices by role that nothing adapts.
+    `fully_trained` maps parameters without an adapter that train to their sizes, `unmatched` holds a sentence
+    for each target that matches nothing, `idle` counts the matrices by role that nothing adapts.
     """
 
     variant: str
-    rows: list[Row]
+    rows: list[PreviewRow]
     fully_trained: dict[str, int]
     trainable: int
     total: int
@@ -51,62 +51,58 @@ class Preview:
     idle: dict[str, int] = field(default_factory=dict)
 
 
-class Outline(Host):
+class ShapeOnlyHost(Host):
     """A host whose matrix has a shape and no numbers."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host.layer)
         W_OI = host.matrix()
-        self.kind, self.starts, self.sees_input = host.kind, host.starts, host.sees_input  # type: ignore[misc]
-        self.outline = torch.empty(W_OI.shape, dtype=W_OI.dtype, device="meta")
+        self.kind, self.sees_input = host.kind, host.sees_input  # type: ignore[misc]
+        self.conventional_inits = host.conventional_inits  # type: ignore[misc]
+        self.empty = torch.empty(W_OI.shape, dtype=W_OI.dtype, device="meta")
 
     def tensor(self) -> Tensor:
-        return self.outline
+        return self.empty
 
     def view(self, stored: Tensor) -> Tensor:
         return stored
 
 
-def preview(model: nn.Module, *arguments: Any, **asked: Any) -> Preview:
-    """What `inject(model, …)` with the same arguments would adapt; `model` is left as it is.
+def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
+    """Preview `inject(model, …)` with the same arguments; `model` is left as it is.
 
     Raises ValueError for whatever `inject` refuses, but not for targets without a match: see `unmatched`.
     """
-    ready = plan_injection(model, *arguments, **asked)
-    variant, plan, hyper, patterns = ready
-    outlined = [replace(place, host=Outline(place.host)) for place in plan.adapted]
+    plan = plan_injection(model, *arguments, **options)
+    matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
-        adapters = build(
-            ready._replace(plan=plan._replace(adapted=outlined)), seed=0, counter=ForwardCounter()
-        )
-    rows = [
-        _row(place, adapters[place.name], hyperparameters_at(place, hyper, patterns)) for place in outlined
-    ]
+        adapters = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
+    rows = [_row(matrix, adapters[matrix.name], plan.hyperparameters_at(matrix)) for matrix in matrices]
     every, names = base_parameters(model), set(plan.fully_trained)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): p.numel() for name, p in every.items() if name not in names}
     added = sum(p.numel() for a in adapters.values() for p in a.parameters())
     return Preview(
-        variant.name,
+        plan.variant.name,
         rows,
         fully_trained,
         trainable=sum(row.trainable for row in rows) + sum(fully_trained.values()),
         total=sum(frozen.values()) + sum(fully_trained.values()) + added,
         bytes=sum(row.bytes for row in rows) + sum(p.numel() * p.element_size() for _, p in full.values()),
         unmatched=list(plan.unmatched),
-        idle=_idle(places(model), plan.adapted, names),
+        idle=_idle(find_matrices(model), plan.matrices, names),
     )
 
 
-def _row(place: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> Row:
-    return Row(
-        name=place.name,
-        tensor=place.tensor,
-        part=place.name.removeprefix(place.tensor).strip("."),
-        role=place.role,
-        kind=place.host.kind,
-        shape=place.shape,
+def _row(matrix: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> PreviewRow:
+    return PreviewRow(
+        name=matrix.name,
+        tensor=matrix.tensor,
+        part=matrix.name.removeprefix(matrix.tensor).strip("."),
+        role=matrix.role,
+        kind=matrix.host.kind,
+        shape=matrix.shape,
         rank=hyper.get("rank"),
         alpha=hyper.get("alpha"),
         trainable=sum(p.numel() for p in adapter.parameters() if p.requires_grad),
@@ -115,9 +111,9 @@ def _row(place: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> Row:
 
 
 def _idle(known: list[TargetMatrix], adapted: list[TargetMatrix], fully_trained: set[str]) -> dict[str, int]:
-    busy = {place.name for place in adapted}
-    taken = busy | {place.whole for place in known}
+    busy = {matrix.name for matrix in adapted}
+    taken = busy | {matrix.whole for matrix in known}
     left = [p for p in known if p.name not in taken and p.whole not in busy]
     still = [p for p in left if not {p.tensor, f"{p.tensor}.weight"} & fully_trained]
-    count = Counter(place.role or "other" for place in still)
+    count = Counter(matrix.role or "other" for matrix in still)
     return {role: count[role] for role in (*ROLES, "other") if count[role]}

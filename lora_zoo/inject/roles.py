@@ -1,4 +1,4 @@
-"""Roles: what a layer does in its model, told by its name alone.
+"""Roles (q, k, v, o, gate, up, down, embed, head) of layers, from their names alone.
 
 The patterns are those of transformers 5.23 and of torch. A name that different models use for different
 things, or that no forward pass calls (T5's and BART's `shared`), plays no role.
@@ -59,7 +59,7 @@ _PATTERNS = {
         | albert_layers\.\d+\.ffn_output""",
 }
 _ROLES = {role: re.compile(f"(?:.*\\.)?(?:{ends}\n)", re.VERBOSE) for role, ends in _PATTERNS.items()}
-# What picks experts or tokens, with projections of its own.
+# Routers of experts or tokens, with projections of their own.
 _ASIDE = re.compile(r"(?:.*\.)?(?:\w*router\w*|gate|indexer|compressor)\..*")
 _FUSED = re.compile(r"(?:.*\.)?(?:c_attn|query_key_value|[Ww]?qkv(?:_\w+)?|W_pack|att_proj)")
 
@@ -72,10 +72,10 @@ def role_of(name: str) -> str:
 
 
 def of_head(name: str) -> bool:
-    """Whether the layer called `name` is a head or a part of one."""
+    """True if the layer called `name` is a head or a part of one."""
     return bool(_ROLES["head"].fullmatch(name) or _ROLES[""].fullmatch(name))
 
 
 def fused(name: str) -> bool:
-    """Whether a layer called `name` usually holds q, k and v in one matrix."""
+    """True if a layer called `name` usually holds q, k and v in one matrix."""
     return bool(_FUSED.fullmatch(name))

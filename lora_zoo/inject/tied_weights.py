@@ -17,32 +17,32 @@ def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
 
 
 def cost_of_untying(parameter: nn.Parameter) -> str:
-    """What a copy costs, in words."""
+    """The memory that a copy costs, in words."""
     size = parameter.numel() * parameter.element_size() / 2**20
     return f"the model grows by a copy of {parameter.numel():,} parameters ({size:.1f} MiB)"
 
 
 def warn_if_tied(key: str, original: nn.Parameter, names: dict[int, list[str]]) -> None:
-    """Warn where a merge takes `key` away from what it is tied to by `names`, and strike it out there."""
+    """Warn where a merge unties `key` from other names of its parameter; removes it from `names`."""
     others = [n for n in names[id(original)] if n != key and n.rpartition(".")[0] != key]
     names[id(original)] = others
     if others:
-        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=5)
+        warnings.warn(f"merging unties {key} from {others[0]}: {cost_of_untying(original)}", stacklevel=6)
 
 
 class Tying:
-    """What the model's configuration says of tied weights, and whether that is still so."""
+    """Keeps `config.tie_word_embeddings` true to the model while merges and full training untie weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.config = model, getattr(model, "config", None)
-        self.said = getattr(self.config, "tie_word_embeddings", None)
-        self.were = has_ties(model)
+        self.configured = getattr(self.config, "tie_word_embeddings", None)
+        self.had_ties = has_ties(model)
 
     def update(self) -> None:
-        """Tell transformers that a model in which nothing is tied any more is saved and loaded untied."""
-        if self.said is not None:
-            still = has_ties(self.model) or not self.were
-            self.config.tie_word_embeddings = self.said and still  # type: ignore[union-attr]
+        """Set the configuration so that transformers saves and loads an untied model untied."""
+        if self.configured is not None:
+            still = has_ties(self.model) or not self.had_ties
+            self.config.tie_word_embeddings = self.configured and still  # type: ignore[union-attr]
 
 
 def has_ties(model: nn.Module) -> bool:
@@ -50,7 +50,7 @@ def has_ties(model: nn.Module) -> bool:
 
 
 def untie(model: nn.Module, fully_trained: Iterable[str]) -> dict[str, nn.Parameter]:
-    """A copy for each parameter that trains in full; those tied to each other share one.
+    """Copy each fully trained parameter; tied ones share a copy.
 
     Warns of a parameter that is tied to one that stays frozen: its copy is no longer tied.
     """

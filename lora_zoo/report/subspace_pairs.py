@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lora_zoo.updates.delta import Product
-from lora_zoo.updates.reading import Deltas, NeedsBase, position, read
-from lora_zoo.updates.tables import grid
+from lora_zoo.updates.comparisons import grid
+from lora_zoo.updates.reading import AdapterUpdates, NeedsBase, position, read
+from lora_zoo.updates.weight_update import FactoredUpdate
 
 FIRST = (8, 64)
 MATRICES = 2
@@ -44,7 +44,7 @@ def subspace_pairs(runs: pd.DataFrame) -> SubspacePairs:
             continue
         for name in middle(one, other):
             deltas = one[name], other[name]
-            if all(isinstance(delta, Product) and delta.rank for delta in deltas):
+            if all(isinstance(delta, FactoredUpdate) and delta.rank for delta in deltas):
                 role, layer = position(name)
                 said = f"{role or name}, layer {layer}" if layer is not None else role or name
                 found[f"{said}: {title}"] = grid(*deltas, of="A", first=FIRST)
@@ -72,7 +72,7 @@ def _said(one: pd.Series, other: pd.Series) -> Pair:
     return Pair(words, one, other)
 
 
-def middle(one: Deltas, other: Deltas) -> list[str]:
+def middle(one: AdapterUpdates, other: AdapterUpdates) -> list[str]:
     """Matrices of different roles that both have, of the layer in the middle."""
     common = [name for name in one if name in set(other)]
     layers = sorted({layer for name in common if (layer := position(name).layer) is not None})

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.inject.roles import role_of
+from lora_zoo.runs.loading import RENAMED, tables_of
 
 _CURVES = ("epoch", "seconds", "loss", "learning_rate", "grad_norm")
 _OF_MATRIX = (
@@ -51,7 +52,8 @@ def deltas(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
     ValueError where none did, with the tables that there are.
     """
-    found = [(run, record.get("deltas", {})) for run, record in _each(frame, "record")]
+    found = [(run, tables_of(record)) for run, record in _each(frame, "record")]
+    table = RENAMED.get(table, table)
     rows = [{"run": run, **row} for run, tables in found for row in tables.get(table, [])]
     if not rows:
         there = ", ".join(sorted({name for _, tables in found for name in tables})) or "none"

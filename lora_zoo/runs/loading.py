@@ -13,6 +13,8 @@ from lora_zoo.runs.record import RESULT, SCHEMA
 
 ARCHIVE = "results.jsonl.gz"
 DELTAS = "deltas.json"
+RENAMED = {"touched": "overlap"}
+"""Former names of the tables in `deltas.json`, which older records have -> their names."""
 PACKED = ".jsonl.gz"
 
 
@@ -74,6 +76,11 @@ def recorded(folder: Path) -> dict[str, Any]:
     if not isinstance(tables, dict) or not all(isinstance(table, list) for table in tables.values()):
         raise ValueError(f"{path} holds no tables")
     return {"deltas": tables}
+
+
+def tables_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of ΔW that a record holds, by their present names."""
+    return {RENAMED.get(name, name): rows for name, rows in record.get("deltas", {}).items()}
 
 
 def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:

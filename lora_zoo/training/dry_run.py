@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.inject.preview import Preview, Row, preview
+from lora_zoo.inject.preview import Preview, PreviewRow, preview
 from lora_zoo.inject.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.summary import readable_bytes
@@ -84,7 +84,7 @@ def _table(found: Preview) -> Table:
     return table
 
 
-def folded(rows: Iterable[Row]) -> list[list[Row]]:
+def folded(rows: Iterable[PreviewRow]) -> list[list[PreviewRow]]:
     """The rows in groups that differ in nothing but numbers within their names."""
     return _grouped(
         rows, lambda row: (_pattern(row.name), row.role, row.shape, row.rank, row.alpha, row.trainable)

@@ -1,4 +1,4 @@
-"""Models that have the shapes of a base and none of its weights: adapters fit on them and cost no memory.
+"""Models with the shapes of a base and without its weights: adapters fit on them and cost no memory.
 
 A weight is one zero, expanded to the shape: adapters whose ΔW is a product of factors never ask for W.
 """

@@ -275,7 +275,7 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
 def only(injection):
     """The one adapter of an injection and its host."""
     ((name, adapter),) = injection.adapters.items()
-    return adapter, injection.places[name].host
+    return adapter, injection.matrices[name].host
 
 
 def tensors(adapter):

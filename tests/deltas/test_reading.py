@@ -28,8 +28,8 @@ from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
 from lora_zoo.inject.base_model import base_parameters
 from lora_zoo.inject.injection import Injection, inject
 from lora_zoo.pocket import HUB
-from lora_zoo.updates import meta_model, read
-from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.updates import meta_model, reading
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
 
 NOWHERE = "nobody/nothing"
@@ -54,7 +54,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the base's weights are loaded")
 
-    monkeypatch.setattr(read, "load_model", refused)
+    monkeypatch.setattr(reading, "load_model", refused)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(settings.path)
         return base_weight(settings, *rest, **more)
 
-    base_weight = read.load_model
-    monkeypatch.setattr(read, "load_model", load)
+    base_weight = reading.load_model
+    monkeypatch.setattr(reading, "load_model", load)
     return paths
 
 
@@ -143,7 +143,9 @@ def saved_by_peft(case: str, folder: Path, base: str | Path) -> dict[str, Tensor
     }
 
 
-def compare(found: deltas.Deltas, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()) -> None:
+def compare(
+    found: deltas.AdapterUpdates, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()
+) -> None:
     assert set(found) == set(expected) and len(found) == len(expected) > 0
     for name, delta in found.items():
         dW_OI = expected[name].T if name.endswith(transposed) else expected[name]
@@ -162,7 +164,7 @@ def test_peft_s_factors_alone_are_its_merge(tmp_path: Path, no_weights: None, ca
     expected = saved_by_peft(case, tmp_path / "theirs", NOWHERE)
     found = deltas.read(tmp_path / "theirs")
     compare(found, expected, transposed=TRANSPOSED)
-    assert {type(delta) for delta in found.values()} == {Product}
+    assert {type(delta) for delta in found.values()} == {FactoredUpdate}
     assert (found.label, found.skipped) == ("theirs", [])
 
 
@@ -221,7 +223,7 @@ def test_a_base_that_is_not_there_is_named_with_what_needs_it(tmp_path: Path, ca
     with pytest.raises(ValueError, match=rf"{tmp_path}: .*(base's weights|shapes).*{NOWHERE}") as error:
         deltas.read(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=rf"weights are asked for; .*{NOWHERE}"):
+    with pytest.raises(ValueError, match=rf"weights were requested; .*{NOWHERE}"):
         deltas.read(tmp_path, base=True)
 
 
@@ -247,7 +249,7 @@ def saved_here(
     return injection
 
 
-def compare_with(found: deltas.Deltas, injection: Injection, skipped: bool) -> None:
+def compare_with(found: deltas.AdapterUpdates, injection: Injection, skipped: bool) -> None:
     updates = {update.name: update for update in injection}
     assert [*found, *found.skipped] == list(updates)
     assert found.skipped == (list(updates)[len(injection) :] if skipped else [])
@@ -296,7 +298,7 @@ def test_a_base_that_is_needed_and_nowhere_is_named(tmp_path: Path) -> None:
 TIED = [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["norm"]]
 
 
-@pytest.mark.parametrize("in_full", TIED, ids=" and ".join)
+@pytest.mark.parametrize("fully_trained", TIED, ids=" and ".join)
 @pytest.mark.filterwarnings("ignore:.*is tied to")
 def test_tied_matrices_that_train_in_full_are_left_out_once(
     tmp_path: Path, bases: Mapping[str, Path], fully_trained: list[str]
@@ -309,7 +311,7 @@ def test_tied_matrices_that_train_in_full_are_left_out_once(
 def test_a_product_stays_one_with_its_base_and_full_training_never_is(
     tmp_path: Path, bases: Mapping[str, Path]
 ) -> None:
-    for variant, kind in {"lora": Product, "dora": Dense, "full": Dense}.items():
+    for variant, kind in {"lora": FactoredUpdate, "dora": DenseUpdate, "full": DenseUpdate}.items():
         saved_here("llama", variant, tmp_path / variant, bases["llama"])
         found = deltas.read(tmp_path / variant, base=True)
         assert {type(delta) for delta in found.values()} == {kind}
@@ -509,7 +511,7 @@ def test_several_adapters_share_one_base(
     ],
 )
 def test_a_name_tells_role_and_layer(name: str, role: str, layer: int | None) -> None:
-    assert read.position(name) == (role, layer)
+    assert reading.position(name) == (role, layer)
 
 
 # --- models without weights -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_zoo.inject.adapter_set import adapters_of
 from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.plan import Plan
+from lora_zoo.inject.plan import InjectionPlan
 from lora_zoo.launchers.packed.joining import Inputs, join, tokens_of
 
 
@@ -58,15 +58,15 @@ class Backbone:
     def unroute(self) -> None:
         self.module.__dict__.pop("forward", None)
 
-    def refuses(self, plan: Plan) -> str:
+    def refuses(self, plan: InjectionPlan) -> str:
         """Return the reason why a job of this plan cannot share the backbone, "" if it can."""
         within = next(name for name, module in self.model.named_modules() if module is self.module) + "."
         for name in plan.fully_trained:
             if name.startswith(within):
                 return f"{name}, which jobs share, is trained in full"
-        for place in plan.adapted:
-            if place.name.startswith(within) and not place.host.sees_input:
-                return f"{place.name} is read by its module, which does not tell the jobs' rows apart"
+        for matrix in plan.matrices:
+            if matrix.name.startswith(within) and not matrix.host.sees_input:
+                return f"{matrix.name} is read by its module, which does not tell the jobs' rows apart"
         return ""
 
     def _by_name(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Inputs:

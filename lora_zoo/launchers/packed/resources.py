@@ -104,7 +104,7 @@ class PackedResources(FreshResources):
     ) -> str:
         """The reason why the job cannot share the base; "" if it can."""
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
-            plan = plan_injection(model, variant, **arguments).plan
+            plan = plan_injection(model, variant, **arguments)
         if reason := backbone.refuses(plan):
             return reason
         frozen = [name for name in heads if name not in plan.fully_trained]

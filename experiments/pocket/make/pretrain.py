@@ -1,4 +1,4 @@
-"""Make the shipped model: `python -m lora_zoo.pocket.pretrain --out DIR --seed 0`."""
+"""Make the shipped model: `python experiments/pocket/make/pretrain.py --out DIR --seed 0`."""
 
 import argparse
 import random
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import vocabulary
+from initialisation import initialise
+from muon import Muon
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lora_zoo.pocket import genres, vocabulary
-from lora_zoo.pocket.initialisation import initialise
-from lora_zoo.pocket.muon import Muon
+from lora_zoo.pocket import genres
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""ΔW = W' - W of one matrix, as a product of thin factors or as it is, with its singular value decomposition.
+"""The update ΔW = W' - W of one matrix, factored or dense, with its singular value decomposition.
 
 Letters: O out, I in, R rank of the factors, K singular values (R or fewer of a product, else min(O, I)).
-Everything that comes out is in float64 on the CPU.
+Results are in float64 on the CPU.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_zoo.inits.svd import Triplets
 
 
-class Delta(ABC):
+class WeightUpdate(ABC):
     """One matrix's ΔW (O, I), by the name of the matrix."""
 
     def __init__(self, name: str, shape: tuple[int, int]) -> None:
@@ -39,7 +39,7 @@ class Delta(ABC):
         """leftᵀ ΔW right, (P, Q)."""
 
     @abstractmethod
-    def inner(self, other: "Delta") -> float:
+    def inner(self, other: "WeightUpdate") -> float:
         """Frobenius' inner product with the ΔW of another adapter."""
 
     @property
@@ -49,17 +49,17 @@ class Delta(ABC):
 
     @property
     def rank(self) -> int:
-        """How many singular values are more than rounding."""
+        """The number of singular values above rounding."""
         return int((self.singular_values > 0).sum())
 
     def check_finite(self) -> None:
-        """ValueError where ΔW is not finite."""
+        """Raise ValueError where ΔW is not finite."""
         if self.singular_values.isnan().any():
             raise ValueError(f"ΔW of {self.name} holds values that are no numbers")
 
 
 @final
-class Product(Delta):
+class FactoredUpdate(WeightUpdate):
     """ΔW = B A with thin factors: QR of each and the SVD of an (R, R) matrix, never one of (O, I)."""
 
     def __init__(self, name: str, B_OR: Tensor, A_RI: Tensor) -> None:
@@ -92,7 +92,7 @@ class Product(Delta):
         B_OR, A_RI = self.factors()
         return (_double(left_OP).T @ B_OR) @ (A_RI @ _double(right_IQ))
 
-    def inner(self, other: Delta) -> float:
+    def inner(self, other: WeightUpdate) -> float:
         B_OR, A_RI = self.factors()
         return float(other.between(B_OR, A_RI.T).diagonal().sum())
 
@@ -102,10 +102,10 @@ class Product(Delta):
 
 
 @final
-class Dense(Delta):
-    """ΔW as it is. `of_norm`: ‖W‖_F where it is a difference of matrices, whose rounding it then holds.
+class DenseUpdate(WeightUpdate):
+    """ΔW as a matrix. `of_norm`: ‖W‖_F where ΔW is a difference of matrices and has their rounding.
 
-    Otherwise it holds that of its own entries.
+    Otherwise it has the rounding of its own entries.
     """
 
     def __init__(self, name: str, dW_OI: Tensor, of_norm: float = 0.0) -> None:
@@ -132,7 +132,7 @@ class Dense(Delta):
     def between(self, left_OP: Tensor, right_IQ: Tensor) -> Tensor:
         return _double(left_OP).T @ self.dense() @ _double(right_IQ)
 
-    def inner(self, other: Delta) -> float:
+    def inner(self, other: WeightUpdate) -> float:
         return float((self.dense() * other.dense()).sum())
 
 
@@ -147,4 +147,4 @@ def _values(matrix: Tensor, rounding: float) -> Tensor:
     return torch.where(values > rounding, values, 0.0)
 
 
-__all__ = ["Delta", "Dense", "Product"]
+__all__ = ["DenseUpdate", "FactoredUpdate", "WeightUpdate"]
