@@ -10,15 +10,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "inject": "lora_zoo.inject.injection",
-    "Injection": "lora_zoo.inject.injection",
+    "inject": "lora_zoo.injection.inject",
+    "Injection": "lora_zoo.injection.inject",
     "load_adapter": "lora_zoo.formats.native",
     "save_adapter": "lora_zoo.formats.native",
     "load_adapters": "lora_zoo.formats.native",
     "save_adapters": "lora_zoo.formats.native",
     "save_peft": "lora_zoo.formats.peft.write",
-    "adapters_of": "lora_zoo.inject.adapter_set",
-    "preview": "lora_zoo.inject.preview",
+    "adapters_of": "lora_zoo.injection.adapter_set",
+    "preview": "lora_zoo.injection.preview",
     "concatenated": "lora_zoo.hosts.fused",
     "interleaved": "lora_zoo.hosts.fused",
     "register_fused": "lora_zoo.hosts.fused",

@@ -8,7 +8,7 @@ from lora_zoo.export import TASKS
 from lora_zoo.terminal import on_the_terminal
 
 if TYPE_CHECKING:
-    from lora_zoo.inject.injection import Injection
+    from lora_zoo.injection.inject import Injection
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from lora_zoo.config.schema import register
 from lora_zoo.config.validate import resolved
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.targets import ROLES
+from lora_zoo.injection.targets import ROLES
 from lora_zoo.runs.identity import identity_of, made_of
 
 register()

@@ -22,7 +22,7 @@ from adapter_cases import perturb, settings
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import save_adapter
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.merge import main
 from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.launchers.packed.backbone import Backbone
 from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.grouping import groups

@@ -21,7 +21,7 @@ from test_training import TRAINED, model, small, trainer
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import Init, init_names
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training.checkpoints import newest
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained

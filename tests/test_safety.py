@@ -23,7 +23,7 @@ import transformers as tf
 import lora_zoo
 from lora_zoo.config.schema import Model, Settings, Task
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.inject import inject
 from lora_zoo.merge import main
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.models.merging import merge

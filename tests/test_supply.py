@@ -14,8 +14,8 @@ from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.validate import resolved
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import inject
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources

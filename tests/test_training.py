@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, Trainin
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training import divergence
 from lora_zoo.training.checkpoints import newest, seal
 from lora_zoo.training.state import REQUIRED, TrainState

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 
 TOTAL = 10_000
 """A run's optimiser steps, for AdaLoRA's schedule."""

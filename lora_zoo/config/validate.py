@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
 from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
-from lora_zoo.inject.budget import parameters
+from lora_zoo.injection.budget import parameters
 
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
 _NAME = re.compile(r"[\w.-]+")

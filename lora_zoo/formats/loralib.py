@@ -15,9 +15,9 @@ from lora_zoo.formats.peft.forms import reader_of, spread
 from lora_zoo.formats.peft.low_rank import factored, no_wider
 from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.formats.saved_adapter import SavedAdapter
-from lora_zoo.inject.base_model import base_buffers, base_parameters
-from lora_zoo.inject.matrices import TargetMatrix, find_matrices
-from lora_zoo.inject.plan import InjectionPlan, complete_hyperparameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 
 class LoralibUpdate(NamedTuple):

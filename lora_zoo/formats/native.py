@@ -15,11 +15,11 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.read import from_peft, is_peft
 from lora_zoo.formats.saved_adapter import SavedAdapter
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import find_matrices
-from lora_zoo.inject.plan import InjectionPlan, complete_hyperparameters
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"

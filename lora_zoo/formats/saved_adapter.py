@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lora_zoo.inject.plan import InjectionPlan
+from lora_zoo.injection.plan import InjectionPlan
 
 
 class SavedAdapter(NamedTuple):

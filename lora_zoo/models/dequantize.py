@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from transformers.quantizers import AutoQuantizationConfig
 
 from lora_zoo.config.schema import Model
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.loading import Loaded, load_model, source
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.formats.native import load_adapter
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models import dequantize, saving
 from lora_zoo.models.base import Base, adapter_in, base_of
 from lora_zoo.models.compare import batch, logits

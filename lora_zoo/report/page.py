@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,15 +21,13 @@ from lora_zoo.report import content
 from lora_zoo.report.figure_list import Views
 from lora_zoo.report.figures.chart import VEGA_LITE
 from lora_zoo.report.figures.style import CONFIG, SeriesStyle
-
-if TYPE_CHECKING:
-    from lora_zoo.report.report import Report
+from lora_zoo.report.parts import ReportParts
 
 BUTTONS = 6  # views chosen by buttons; more by a list
 STATIC = 400_000  # bytes of printed figures in a page, for readers without JavaScript
 
 
-def html(report: "Report") -> str:
+def html(report: ReportParts) -> str:
     """The page as a file's content. The same results give the same bytes."""
     figures = report.figures.views
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_zoo.inject.roles import role_of
+from lora_zoo.injection.roles import role_of
 from lora_zoo.runs.loading import RENAMED, tables_of
 
 _CURVES = ("epoch", "seconds", "loss", "learning_rate", "grad_norm")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.inject.budget import parameters
+from lora_zoo.injection.budget import parameters
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.tasks.base import on_device
 

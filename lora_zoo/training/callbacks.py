@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lora_zoo.core.hooks import Progress
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 
 _log = logging.getLogger("lora_zoo")
 

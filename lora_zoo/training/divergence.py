@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.wrappers import AdapterWrapper
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.wrappers import AdapterWrapper
 from lora_zoo.models.train_eval import evaluating
 
 _log = logging.getLogger("lora_zoo")

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.inject.preview import Preview, PreviewRow, preview
-from lora_zoo.inject.targets import head_names
+from lora_zoo.injection.preview import Preview, PreviewRow, preview
+from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.summary import readable_bytes
 from lora_zoo.training.experiment import target_arguments

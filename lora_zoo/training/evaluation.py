@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_zoo.inject.base_model import named_base_modules
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.base_model import named_base_modules
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example

@@ -7,8 +7,8 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.targets import head_names
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.models.loading import Loaded

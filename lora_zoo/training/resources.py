@@ -24,7 +24,7 @@ from torch import nn
 from lora_zoo.config.schema import Settings, file_of
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.adapter import Variant
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.base import Example

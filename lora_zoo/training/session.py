@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.formats.native import WEIGHTS, save_adapter
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training import checkpoints

@@ -10,8 +10,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from lora_zoo.formats.native import WEIGHTS, save_adapter
-from lora_zoo.inject.base_model import base_buffers
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.base_model import base_buffers
+from lora_zoo.injection.inject import Injection
 from lora_zoo.training.timing import StepTimer
 
 TENSORS = {"adapter": WEIGHTS, "hooks": "method.safetensors", "buffers": "buffers.safetensors"}

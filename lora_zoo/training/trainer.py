@@ -10,7 +10,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.core.hooks import Progress
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.training import checkpoints, divergence

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters
 
 
 def empty_model(model: nn.Module) -> nn.Module:

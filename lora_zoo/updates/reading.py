@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lora_zoo.core.errors import unknown
 from lora_zoo.formats.native import DESCRIPTION, inject_saved, read_adapter, read_description
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.roles import role_of
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.roles import role_of
 from lora_zoo.models.base import adapter_in, base_of
 from lora_zoo.models.loading import load_model
 from lora_zoo.runs.record import RESULT

@@ -10,7 +10,7 @@ from lora_zoo.updates.vs_base import row_changes
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate, WeightUpdate
 
 if TYPE_CHECKING:
-    from lora_zoo.inject.injection import Injection
+    from lora_zoo.injection.inject import Injection
 
 KEPT = 64
 

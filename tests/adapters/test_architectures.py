@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lora_zoo.core.host import LayerHost
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.matrices import find_matrices
-from lora_zoo.inject.roles import ROLES
-from lora_zoo.inject.targets import resolve
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.roles import ROLES
+from lora_zoo.injection.targets import resolve
 
 tf.utils.logging.set_verbosity_error()
 pytestmark = [

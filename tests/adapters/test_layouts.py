@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_zoo.hosts.fused import concatenated, interleaved, parts_of, register_fused, stack_of
-from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
+from lora_zoo.injection.roles import ROLES, fused, of_head, role_of
 
 
 @dataclass

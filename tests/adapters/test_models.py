@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.matrices import find_matrices
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.matrices import find_matrices
 
 pytestmark = [
     pytest.mark.parametrize("kind", MODELS),

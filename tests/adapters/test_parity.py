@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.seeding import derived_seed
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.inject import inject
 from lora_zoo.variants.adaptive.batched import views
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)

@@ -34,8 +34,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
 
 # (difference, reason, the test that shows it)
 DIFFERENCES = [

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.preview import preview
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.preview import preview
 
 WHERE = {
     "llama": {"target_modules": ["q", "v"], "layers": "1-"},

@@ -14,9 +14,9 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.hosts import fused
 from lora_zoo.hosts.find import find_host
 from lora_zoo.hosts.fused import interleaved, register_fused
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.roles import ROLES
-from lora_zoo.inject.targets import Targets, head_names, resolve
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.roles import ROLES
+from lora_zoo.injection.targets import Targets, head_names, resolve
 
 ENCODER = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37

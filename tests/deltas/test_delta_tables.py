@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_zoo import updates as deltas
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
 from lora_zoo.updates.reading import AdapterUpdates, FactoredUpdates
 from tests.test_cli import wrapper

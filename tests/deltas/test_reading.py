@@ -25,8 +25,8 @@ from adapter_cases import MODELS, fresh, perturb, randomise, settings
 from lora_zoo import updates as deltas
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
 from lora_zoo.updates import meta_model, reading
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate

@@ -21,8 +21,8 @@ from lora_zoo.formats.peft.forms import (
     stored,
     whole_dense,
 )
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import find_matrices
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
 
 _SAME = {"lora_alpha": "alpha", "target_r": "rank", "deltaT": "deltaT", "beta1": "beta1", "beta2": "beta2"}
 _SAME |= {"orth_reg_weight": "orth_reg_weight", "lora_dropout": "lora_dropout"}

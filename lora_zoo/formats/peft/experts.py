@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lora_zoo.core.host import Host
 from lora_zoo.formats.peft.forms import PeftFolder, pick, stored
-from lora_zoo.inject.base_model import own_parameters
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.injection.base_model import own_parameters
+from lora_zoo.injection.matrices import TargetMatrix
 
 
 def stacked(matrix: TargetMatrix) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import TargetMatrix
 
 PREFIX = "base_model.model."
 """The prefix of module names in PEFT's files."""

@@ -27,9 +27,9 @@ from lora_zoo.formats.peft.forms import (
 from lora_zoo.formats.peft.low_rank import no_wider
 from lora_zoo.formats.peft.patterns import pattern_key, rank_and_alpha
 from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import find_matrices
-from lora_zoo.inject.plan import hyperparameters_at
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import hyperparameters_at
 
 RESIDUAL = ("pissa", "olora")
 """PEFT's initialisations that change the base again whenever an adapter is loaded."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lora_zoo.formats.peft.forms import PeftFolder
-from lora_zoo.inject.base_model import base_parameters, named_base_modules
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
 
 
 def pattern_key(name: str, among: Iterable[str]) -> str:

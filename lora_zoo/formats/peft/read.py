@@ -14,9 +14,9 @@ from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
 from lora_zoo.formats.saved_adapter import SavedAdapter
-from lora_zoo.inject.base_model import base_buffers, base_parameters
-from lora_zoo.inject.matrices import find_matrices
-from lora_zoo.inject.plan import InjectionPlan, complete_hyperparameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _TENSOR = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, NAMES))})")

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.host import EVERY, Host
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.injection.matrices import TargetMatrix
 
 
 class LowRankUpdate(NamedTuple):

@@ -19,8 +19,8 @@ from lora_zoo.formats.peft.forms import (
     whole_dense,
 )
 from lora_zoo.inits.shared_projections import SharedProjections, gain_of
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import find_matrices
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
 
 
 class VeraFormat(PeftFormat):

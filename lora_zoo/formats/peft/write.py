@@ -18,9 +18,9 @@ from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.formats.peft.low_rank import factored
 from lora_zoo.formats.peft.patterns import targets, trained_modules
 from lora_zoo.formats.peft.updates import LowRankUpdate, as_product
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters, named_base_modules
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
+from lora_zoo.injection.inject import Injection
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NOTHING = "dummy-target-modules"

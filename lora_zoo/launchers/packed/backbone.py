@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.plan import InjectionPlan
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.plan import InjectionPlan
 from lora_zoo.launchers.packed.joining import Inputs, join, tokens_of
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.launchers.packed.joining import Inputs
 from lora_zoo.launchers.packed.process_state import ProcessState
 

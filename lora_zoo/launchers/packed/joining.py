@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lora_zoo.inject.batched import RowGroup
+from lora_zoo.injection.batched import RowGroup
 
 Inputs = dict[str, Any]
 LOSS_INPUTS = ("num_items_in_batch",)  # the loss's, which some models hand down

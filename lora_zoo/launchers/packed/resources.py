@@ -14,10 +14,10 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import readable_name
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.inject.plan import plan_injection
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.injection.plan import plan_injection
 from lora_zoo.launchers.packed.backbone import Backbone
 from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.job import PackedJob

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.launchers.packed.backbone import Backbone, ForwardPass
 from lora_zoo.launchers.packed.job import PackedJob, Waiting
 from lora_zoo.launchers.packed.joining import Inputs

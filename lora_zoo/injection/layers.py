@@ -6,7 +6,7 @@ A number, a range (both ends included), an open range or a list of these: 3, -1 
 import re
 from collections.abc import Sequence
 
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.injection.matrices import TargetMatrix
 
 _INSIDE = re.compile(r"(?:(?P<stack>.+?)\.)??(?P<number>\d+)(?:\..*)?")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.compose import NamedAdapter, check_compatible, merge_wrappers
-from lora_zoo.inject.parametrized import make_wrapper
-from lora_zoo.inject.tied_weights import Tying
-from lora_zoo.inject.wrappers import AdapterWrapper, put
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.compose import NamedAdapter, check_compatible, merge_wrappers
+from lora_zoo.injection.parametrized import make_wrapper
+from lora_zoo.injection.tied_weights import Tying
+from lora_zoo.injection.wrappers import AdapterWrapper, put
 
 _KEY = "_lora_zoo_adapters"
 

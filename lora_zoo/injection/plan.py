@@ -13,9 +13,9 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.budget import rank_within
-from lora_zoo.inject.matrices import TargetMatrix, find_matrices
-from lora_zoo.inject.targets import (
+from lora_zoo.injection.budget import rank_within
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.targets import (
     Layers,
     Names,
     Targets,

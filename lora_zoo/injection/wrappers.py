@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
-from lora_zoo.inject.batched import AdapterEntry, RowGroup, batched_forward
+from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
 
 
 class AdapterWrapper(nn.Module, ABC):

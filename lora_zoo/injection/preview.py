@@ -11,10 +11,10 @@ from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.matrices import TargetMatrix, find_matrices
-from lora_zoo.inject.plan import build, plan_injection
-from lora_zoo.inject.roles import ROLES
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.plan import build, plan_injection
+from lora_zoo.injection.roles import ROLES
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lora_zoo.core.host import Host
 from lora_zoo.hosts.parameter import ParameterHost
-from lora_zoo.inject.wrappers import AdapterWrapper, LayerWrapper, moved
+from lora_zoo.injection.wrappers import AdapterWrapper, LayerWrapper, moved
 
 
 class ParametrizedWeight(AdapterWrapper):

@@ -7,13 +7,13 @@ from torch import nn
 
 from lora_zoo.core.adapter import Adapter, Variant
 from lora_zoo.core.dropout import ForwardCounter
-from lora_zoo.inject.matrices import TargetMatrix
-from lora_zoo.inject.tied_weights import names_by_parameter, warn_if_tied
-from lora_zoo.inject.wrappers import AdapterWrapper
+from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
+from lora_zoo.injection.wrappers import AdapterWrapper
 
 
 class NamedAdapter(Protocol):
-    """The attributes of an adapter that the set uses (`inject.injection.Injection`)."""
+    """The attributes of an adapter that the set uses (`injection.inject.Injection`)."""
 
     name: str
     variant: type[Variant]

@@ -19,12 +19,12 @@ from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import accepted
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.matrices import TargetMatrix
-from lora_zoo.inject.plan import InjectionPlan, build, plan_injection
-from lora_zoo.inject.targets import Layers, Names
-from lora_zoo.inject.tied_weights import untie
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
+from lora_zoo.injection.targets import Layers, Names
+from lora_zoo.injection.tied_weights import untie
 
 
 class Update(NamedTuple):

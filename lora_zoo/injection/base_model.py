@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lora_zoo.inject.parametrized import ParametrizedWeight
-from lora_zoo.inject.wrappers import LayerWrapper
+from lora_zoo.injection.parametrized import ParametrizedWeight
+from lora_zoo.injection.wrappers import LayerWrapper
 
 
 def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -15,8 +15,8 @@ from lora_zoo.core.host import Host
 from lora_zoo.hosts.find import find_host
 from lora_zoo.hosts.fused import ExpertLayout, parts_of, stack_of
 from lora_zoo.hosts.parameter import ParameterHost
-from lora_zoo.inject.base_model import named_base_modules, own_parameters
-from lora_zoo.inject.roles import of_head, role_of
+from lora_zoo.injection.base_model import named_base_modules, own_parameters
+from lora_zoo.injection.roles import of_head, role_of
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.inject.base_model import base_parameters, named_base_modules
-from lora_zoo.inject.layers import in_layers
-from lora_zoo.inject.matrices import TargetMatrix, find_matrices
-from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
+from lora_zoo.injection.layers import in_layers
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.roles import ROLES, fused, of_head, role_of
 
 Names = str | Sequence[str]
 Layers = int | str | Sequence[int | str]
