@@ -40,7 +40,7 @@ MISTAKES: dict[str, Cases] = {
         "tracking.backend=comet": "unknown tracking.backend 'comet'",
         "tracking.tags=3": "tracking.tags",
         "tracking.project=": "tracking.project is empty",
-        "variant.foo=1": "unknown key of variant 'foo'",
+        "variant.foo=1": "unknown hyperparameter 'foo'",
         "variant.name=dora": "write variant=dora",
         "variant={}": "variant is chosen by name",
         "trainer=[]": "trainer is chosen by name",

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 import yaml
@@ -14,12 +14,11 @@ from hydra import compose, initialize_config_dir
 from lora_zoo.config import aliases, choices, command_line, help_text
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.groups import GROUPS, folder, options
-from lora_zoo.config.schema import register
-from lora_zoo.config.validate import resolved
+from lora_zoo.config.schema import Settings, register
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.targets import ROLES
-from lora_zoo.runs.identity import identity_of, made_of
+from lora_zoo.runs.identity import identity_of, made_of, specify
 
 register()
 
@@ -54,8 +53,8 @@ BAD = {
     "model=/no/such/folder": ["model=/no/such/folder", "no such folder"],
     "model=hub": ["model.path must be given"],
     "model.dtype=float8": ["unknown model.dtype 'float8'", "float32"],
-    "variant.foo=1": ["unknown key of variant 'foo'"],
-    "+variant=vera variant.d_initail=1": ["unknown key of variant 'd_initail'", "'d_initial'"],
+    "variant.foo=1": ["unknown hyperparameter 'foo'"],
+    "+variant=vera variant.d_initail=1": ["unknown hyperparameter 'd_initail'", "'d_initial'"],
     "tracking=wandbb": ["unknown tracking 'wandbb'", "'wandb'"],
     "tracking.mode=onlin": ["unknown tracking.mode 'onlin'", "'online'"],
     "rank=[": ["rank=["],
@@ -110,29 +109,39 @@ def test_a_variant_can_be_given_with_or_without_a_plus(plus: str) -> None:
     )
     assert settings.variant["name"] == "dora"
     assert settings.rank == 4
-    assert settings.alpha == 8.0  # DoRA's convention: twice the rank
+    assert settings.alpha == "auto"
+    assert specify(settings).settings.alpha == 8.0  # DoRA's convention: twice the rank
 
 
 @pytest.mark.parametrize("name", options("variant"))
-def test_a_variants_yaml_repeats_its_signature_and_never_invents(name: str) -> None:
+def test_a_variants_yaml_repeats_no_default(name: str) -> None:
+    """Defaults stand on the class; a YAML holds what follows from other keys or differs."""
     node = yaml.safe_load((folder() / "variant" / f"{name}.yaml").read_text())
-    known = hyperparameters(VARIANTS[name])
-    del node["variant"]
-    with initialize_config_dir(str(folder()), version_base="1.3"):
-        composed = resolved(compose("config", [f"variant={name}"])).variant
-    own = {key: value for key, value in composed.items() if key != "name"}
-    flat = {"rank", "alpha", "init", "lora_dropout"}
-    assert set(own) == set(known) - flat
-    for key, value in own.items():
-        assert value == known[key].default, key
-    assert set(node) <= (flat & set(known)) | {"lr"}
-    if "alpha" in known:
-        rank = node.get("rank", known["rank"].default)
-        with initialize_config_dir(str(folder()), version_base="1.3"):
-            assert (
-                resolved(compose("config", [f"variant={name}", f"rank={rank}"])).alpha
-                == known["alpha"].default
-            )
+    own, known = node.pop("variant"), hyperparameters(VARIANTS[name])
+    assert own.pop("name") == name
+    assert set(own) <= set(known) and all("${" in str(value) for value in own.values())
+    general = {f.name: f.default for f in fields(Settings)}
+    assert all("${" in str(value) or value != general[key] for key, value in node.items())
+
+
+@pytest.mark.parametrize("name", options("variant"))
+def test_a_run_has_every_hyperparameter_of_its_variant(name: str) -> None:
+    (settings,) = precheck.check(command_line.rewritten([f"variant={name}", "rank=4"]), multirun=False)
+    spec, cls = specify(settings), VARIANTS[name]
+    for key, parameter in hyperparameters(cls).items():
+        value = spec.hyperparameters[key]
+        assert value == parameter.default or key in ("rank", "alpha", "projection_prng_key"), key
+    if "alpha" in hyperparameters(cls):
+        assert spec.hyperparameters["alpha"] == cls.default_alpha(4)
+
+
+def test_a_preset_and_its_variant_are_one_run() -> None:
+    def identity(*words: str) -> str:
+        (settings,) = precheck.check(command_line.rewritten([*words, "rank=4"]), multirun=False)
+        return specify(settings).identity
+
+    assert identity("variant=pissa") == identity("variant=lora", "init=pissa")
+    assert identity("variant=pissa") != identity("variant=lora")
 
 
 def test_every_variant_has_a_yaml_and_every_yaml_a_variant() -> None:

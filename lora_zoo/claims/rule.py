@@ -1,4 +1,4 @@
-"""When a claim counts as supported: one rule for all of them.
+"""The rule by which a claim counts as supported, one for all of them.
 
 A claim is tested by one or more *hypotheses*: a quantity with one value a seed (a difference between two
 paired runs, a ratio, a slope, …) and the open range in which the claim says that it lies, any margin

@@ -111,8 +111,10 @@ class Tracking:
 @dataclass
 class Settings:
     rank: int = key(8, "rank of each update", least=1, most=65536)
-    alpha: float = key(8.0, "scale of the update before division by the rank", above=0)
-    init: str = key("kaiming", "start of the factors: kaiming, gaussian, orthogonal, pissa, milora, olora, …")
+    alpha: Any = key(
+        "auto", "scale of the update before division by the rank; auto: the paper's rule", above=0
+    )
+    init: str = key("auto", "kaiming, gaussian, orthogonal, pissa, milora, olora, …; auto: the variant's own")
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex", filled=True

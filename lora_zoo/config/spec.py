@@ -56,7 +56,7 @@ def readable_name(settings: Settings, variant: "type[Variant]") -> str:
     if "rank" in known:
         size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
         parts += [size, _targets(settings.target_modules)]
-    if "init" in known and settings.init != known["init"].default:
+    if "init" in known and settings.init not in ("auto", known["init"].default):
         parts.append(settings.init)
     parts += [settings.model.name[:40], settings.task.name[:40], f"s{settings.seed}"]
     return re.sub(r"[^\w.+-]+", "-", "-".join(parts))

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
 from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
 
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
@@ -47,11 +49,17 @@ def check(settings: Settings) -> None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
     if settings.budget is not None:
         parameters(settings.budget)
+    if settings.alpha != "auto" and (
+        isinstance(settings.alpha, bool) or not isinstance(settings.alpha, (int, float))
+    ):
+        raise ValueError(f"alpha must be a number above 0, or auto; got {settings.alpha!r}")
     _check_init(settings.init)
     for key in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         _check_names(key, getattr(settings, key))
     _check_layers(settings.layers)
     _check_task(settings.task)
+    if own := {key: value for key, value in settings.variant.items() if key != "name"}:
+        check_hyperparameters(VARIANTS.find(settings.variant["name"]), own)
 
 
 def _check_group(group: Any, prefix: str = "") -> None:

@@ -25,7 +25,7 @@ class Factors(NamedTuple):
     B_OR: Tensor
 
 
-class Source(NamedTuple):
+class RandomSource(NamedTuple):
     """Randomness of one matrix: a generator for each factor, and the number from which they were made."""
 
     A: torch.Generator
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
 
 class Draw(Protocol):
-    def __call__(self, W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors: ...
+    def __call__(self, W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors: ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def initial_factors(
             W_OI.new_zeros(rank, I, dtype=wide), W_OI.new_zeros(O, rank, dtype=wide)
         ), chosen.residual
     number = derived_seed("init", seed, matrix)
-    source = Source(generator(number, "A"), generator(number, "B"), number)
+    source = RandomSource(generator(number, "A"), generator(number, "B"), number)
     A_RI, B_OR = chosen.draw(W_OI.detach().to(wide), rank, scale, source)
     A_RI, B_OR = (f.to(W_OI.device, wide).contiguous() for f in (A_RI, B_OR))
     return Factors(A_RI, B_OR), chosen.residual

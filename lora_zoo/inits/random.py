@@ -8,55 +8,55 @@ import math
 import torch
 from torch import Tensor
 
-from lora_zoo.core.init import Factors, Source, register
+from lora_zoo.core.init import Factors, RandomSource, register
 from lora_zoo.core.seeding import kaiming_bound, normal, uniform
 
 
 @register("kaiming", "loralib: A ~ U(±1/√I), B = 0 (LoRA §4.1 says Gaussian; the code draws this)", zero="B")
-def kaiming(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def kaiming(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     return Factors(uniform(rank, I, kaiming_bound(I, 1 / math.sqrt(3)), source.A), torch.zeros(O, rank))
 
 
 @register("gaussian", "LoRA §4.1, with PEFT's width: A ~ N(0, 1/R²), B = 0", zero="B")
-def gaussian(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def gaussian(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     return Factors(normal(rank, I, 1 / rank, source.A), torch.zeros(O, rank))
 
 
 @register("orthogonal", "AsLoRA (2402.16842): A has orthonormal rows, B = 0", zero="B")
-def orthogonal(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def orthogonal(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     return Factors(orthonormal_rows(normal(rank, I, 1.0, source.A)), torch.zeros(O, rank))
 
 
 @register("zero_a", "LoRA+ (2402.12354) repository's default: A = 0, B ~ U(±1/√R)", zero="A")
-def zero_a(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def zero_a(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     # Drawn as (R, O) and transposed, so that a smaller rank's columns are the first ones, up to the bound.
     return Factors(torch.zeros(rank, I), uniform(rank, O, kaiming_bound(rank, 1 / math.sqrt(3)), source.B).T)
 
 
 @register("embedding", "loralib's embedding layer: A = 0, B ~ N(0, 1)", zero="A")
-def embedding(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def embedding(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     return Factors(torch.zeros(rank, I), normal(rank, O, 1.0, source.B).T)
 
 
 @register("symmetric", "both factors random, W - s B0 A0 frozen: A and B start alike", residual=True)
-def symmetric(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def symmetric(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     A_RI = uniform(rank, I, kaiming_bound(I, 1 / math.sqrt(3)), source.A)
     return Factors(A_RI, uniform(rank, O, kaiming_bound(O, 1 / math.sqrt(3)), source.B).T)
 
 
 @register("both_random", "control: A ~ U(±1/√I), B ~ U(±1/√R): W' is not W at step 0", control=True)
-def both_random(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def both_random(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     return Factors(kaiming(W_OI, rank, scale, source).A_RI, zero_a(W_OI, rank, scale, source).B_OR)
 
 
 @register("both_zero", "control: A = B = 0, where neither factor has a gradient", zero="AB", control=True)
-def both_zero(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def both_zero(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
     return Factors(torch.zeros(rank, I), torch.zeros(O, rank))
 

@@ -6,22 +6,22 @@ Shapes: O out, I in, R rank.
 import torch
 from torch import Tensor
 
-from lora_zoo.core.init import Draw, Factors, Source, register, register_family
+from lora_zoo.core.init import Draw, Factors, RandomSource, register, register_family
 from lora_zoo.inits import svd
 
 
 @register("pissa", "PiSSA (2404.02948) eq. 2-4: the R principal singular triplets of W", residual=True)
-def pissa(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def pissa(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     return balanced(*svd.leading(W_OI, rank), scale)
 
 
 @register("milora", "MiLoRA (2406.09044) eq. 3-5: the R minor singular triplets of W", residual=True)
-def milora(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def milora(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     return balanced(*svd.trailing(W_OI, rank), scale)
 
 
 @register("olora", "OLoRA (2406.01775): the first R columns of Q and rows of R in W = QR", residual=True)
-def olora(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+def olora(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     Q_OR = torch.linalg.qr(W_OI[:, :rank]).Q  # the first columns of Q come from the first ones of W alone
     return Factors((Q_OR.T @ W_OI).triu(), Q_OR)
 
@@ -37,7 +37,7 @@ def pissa_halko(iterations: int) -> Draw:
 
 
 def _randomised(iterations: int, oversampling: int) -> Draw:
-    def draw(W_OI: Tensor, rank: int, scale: float, source: Source) -> Factors:
+    def draw(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
         q = min(rank + oversampling, *W_OI.shape)
         U_OQ, S_Q, Vh_QI = svd.randomised(W_OI, q, iterations, source.seed)
         return balanced(U_OQ[:, :rank], S_Q[:rank], Vh_QI[:rank], scale)

@@ -88,7 +88,7 @@ def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
 
 
 def _numbers(column: pd.Series) -> int:
-    """How many different numbers a column holds; 0 where it holds words."""
+    """The count of different numbers in a column; 0 where it holds words."""
     values = column.dropna()
     words = values.map(lambda value: isinstance(value, (str, bool))).any()
     return 0 if words else int(values.nunique())

@@ -10,7 +10,7 @@ import pandas as pd
 
 
 class Markup(NamedTuple):
-    """How a kind of text says what a table needs to say; `plain` makes any text show as it is."""
+    """The markup of one kind of text; `plain` makes any text show as it is."""
 
     plain: Callable[[str], str]
     code: Callable[[str], str]

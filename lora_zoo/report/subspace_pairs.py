@@ -60,14 +60,14 @@ def _pairs(runs: pd.DataFrame) -> Iterator[Pair]:
         small, great = (own[own["rank"] == rank].drop_duplicates("seed") for rank in (ranks[0], ranks[-1]))
         others = great[great["seed"] != small.iloc[0]["seed"]]
         if len(ranks) > 1 and len(others):
-            yield _said(small.iloc[0], others.iloc[0])
+            yield _format_value(small.iloc[0], others.iloc[0])
         if len(great) > 1:
-            yield _said(great.iloc[0], great.iloc[1])
+            yield _format_value(great.iloc[0], great.iloc[1])
         if len(great) > 1 or len(others):
             return
 
 
-def _said(one: pd.Series, other: pd.Series) -> Pair:
+def _format_value(one: pd.Series, other: pd.Series) -> Pair:
     words = " and ".join(f"rank {run['rank']:g} (seed {run['seed']:g})" for run in (one, other))
     return Pair(words, one, other)
 

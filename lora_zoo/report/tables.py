@@ -129,7 +129,7 @@ def _costs(layout: Layout) -> dict[str, dict[Words, str]]:
 
 
 def _legend(layout: Layout) -> Iterator[str]:
-    """How to read the cells, and how many runs are behind each."""
+    """The legend of the cells, and the number of runs behind each."""
     counts = sorted({cell.n for cell in layout.found.cells})
     each = f"{'in brackets' if layout.columns else 'n'}: the number of runs of a cell"
     runs = f"n = {counts[0]} runs in every cell" if len(counts) == 1 else each

@@ -82,10 +82,10 @@ def frame_of(runs: Sequence[Found]) -> pd.DataFrame:
 def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     config, folder = record["config"], run.folder
     metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
-    row = {name: _at(record, path) for name, path in PATHS.items()}
+    row = {name: _value_at(record, path) for name, path in PATHS.items()}
     for split in ("validation", "test"):
-        row[split] = _at(record, f"metrics.{split}.{metric}")
-        row[f"zero_shot_{split}"] = _at(record, f"zero_shot.{split}.{metric}")
+        row[split] = _value_at(record, f"metrics.{split}.{metric}")
+        row[f"zero_shot_{split}"] = _value_at(record, f"zero_shot.{split}.{metric}")
     return row | {
         "folder": None if folder is None else str(folder),
         "adapter": None if run.adapter is None else str(run.adapter),
@@ -97,7 +97,7 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
         "steps": _steps(record),
         "loss": next((log["loss"] for log in reversed(record.get("history", [])) if "loss" in log), None),
         "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
-        "peak_memory": _at(record, "memory.peak_cuda") or _at(record, "memory.peak_rss"),
+        "peak_memory": _value_at(record, "memory.peak_cuda") or _value_at(record, "memory.peak_rss"),
         **_of_adapters(record),
     }
 
@@ -107,7 +107,7 @@ def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
     config = record["config"]
     used = record["variant"]["hyperparameters"] if "variant" in record else config
     row = {name: used.get(name) for name in ("rank", "alpha", "init", "lora_dropout")}
-    if _at(record, "parameters.adapted") == 0:
+    if _value_at(record, "parameters.adapted") == 0:
         return row | dict.fromkeys(("target_modules", "layers", "budget"))
     budget = config.get("budget")
     return row | {
@@ -123,10 +123,10 @@ def _steps(record: Mapping[str, Any]) -> Any:
     if config.get("steps") is not None:
         return config["steps"]
     epochs = config.get("epochs") or config["task"].get("epochs")
-    return _at(record, "timings.steps") if epochs else config["task"].get("steps")
+    return _value_at(record, "timings.steps") if epochs else config["task"].get("steps")
 
 
-def _at(record: Mapping[str, Any], path: str) -> Any:
+def _value_at(record: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, or None."""
     value: Any = record
     for key in path.split("."):

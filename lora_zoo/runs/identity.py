@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.redact import redacted
 
@@ -20,8 +20,24 @@ from lora_zoo.runs.redact import redacted
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that the settings ask for. ValueError where its variant is unknown or cannot be loaded."""
     variant = VARIANTS.find(str(settings.variant.get("name")))
+    settings = completed(settings, variant)
     identity, parts = identified(asdict(settings), variant)
     return RunSpec(settings, variant, identity, parts, tuple(overrides))
+
+
+def completed(settings: Settings, variant: type[Variant]) -> Settings:
+    """Settings with the variant's defaults, and with alpha where one rank holds for all matrices.
+
+    ValueError for a hyperparameter that does not exist or has another type.
+    """
+    own = {key: value for key, value in settings.variant.items() if key != "name"}
+    flat = {key: getattr(settings, key) for key in FLAT if key in hyperparameters(variant)}
+    given = {key: value for key, value in flat.items() if value != "auto"}
+    hyper = check_hyperparameters(variant, given | own)
+    if settings.budget is None and not settings.rank_pattern:
+        hyper = variant.complete(hyper)
+    of_all = {key: hyper.pop(key) for key in flat}
+    return replace(settings, **of_all, variant={"name": settings.variant["name"], **hyper})
 
 
 def identity(settings: Settings, variant: type[Variant]) -> str:
@@ -45,6 +61,7 @@ def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]
 def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
     """`identity_of` and `made_of`, for which source and data files are read once."""
     known, settings = hyperparameters(variant), _effective(config)
+    settings["variant"] = settings["variant"] | {"name": variant.preset_of or variant.name}
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
     source, data = _source(variant), _data(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}

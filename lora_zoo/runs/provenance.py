@@ -22,7 +22,7 @@ _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "
 
 
 def stale(record: Mapping[str, Any]) -> str:
-    """Why the variant's source or the data are no longer those of the run; "" where they are.
+    """The reason why the variant's source or the data are no longer those of the run; "" where they are.
 
     What cannot be known (a data file that is not on this machine) accuses nobody.
     """
@@ -116,7 +116,8 @@ def _of_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _differing(who: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in said.items():
-        if value is not None and key in config and not _same(value, config[key]):
+        free = value is None or config.get(key, "auto") == "auto"  # what the run found by itself
+        if not free and not _same(value, config[key]):
             yield f"{who} says {key}={value}, its configuration {key}={config[key]}"
 
 

@@ -23,14 +23,14 @@ NEVER = {
 }
 
 
-class Group(NamedTuple):
+class PackedGroup(NamedTuple):
     """Jobs, by number, that can be in one pack; or, for a `reason`, one after the other."""
 
     jobs: list[int]
     reason: str
 
 
-def groups(specs: Sequence[RunSpec | None]) -> list[Group]:
+def groups(specs: Sequence[RunSpec | None]) -> list[PackedGroup]:
     """The jobs of a sweep in groups, each in the sweep's order. None: a job that cannot be run as given."""
     packs: dict[str, list[int]] = {}
     apart: dict[str, list[int]] = {}
@@ -43,7 +43,9 @@ def groups(specs: Sequence[RunSpec | None]) -> list[Group]:
         else:
             packs.setdefault(_shared(spec.settings), []).append(number)
         seen |= {spec.identity} if spec else set()
-    return [Group(jobs, "") for jobs in packs.values()] + [Group(jobs, why) for why, jobs in apart.items()]
+    return [PackedGroup(jobs, "") for jobs in packs.values()] + [
+        PackedGroup(jobs, why) for why, jobs in apart.items()
+    ]
 
 
 def _reason(settings: Settings, repeated: bool) -> str:

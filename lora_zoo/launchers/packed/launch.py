@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from lora_zoo.config.spec import RunSpec
-from lora_zoo.launchers.packed.grouping import Group, groups
+from lora_zoo.launchers.packed.grouping import PackedGroup, groups
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
 from lora_zoo.launchers.packed.scheduler import Pack
@@ -34,7 +34,7 @@ def launch(specs: Sequence[RunSpec | None], start: Launch, most: int) -> list[An
     return [given[number] for number in range(len(specs))]
 
 
-def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
+def _packed(group: PackedGroup, start: Launch, most: int) -> dict[int, Any]:
     signals = SharedSignalHandler()
     with process_as_it_was(), signals.listening(), _still():
         pack, base = Pack(signals, most), SharedBase()

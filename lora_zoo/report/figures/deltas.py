@@ -87,7 +87,7 @@ def ranks(spectra: pd.DataFrame, by: Sequence[str] = (), x: str = "rank") -> Cha
 def evolution(
     table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = ("relative_norm", "effective_rank")
 ) -> Chart:
-    """How ΔW grows over the checkpoints of training: a panel a measure, a line a group."""
+    """The growth of ΔW over the checkpoints of training: a panel a measure, a line a group."""
     return _measured(("ΔW over training", f"Points: {MEANS}."), table, "step", by, measures)
 
 

@@ -49,7 +49,7 @@ CONFIG: dict[str, Any] = {
 
 
 class SeriesStyle(NamedTuple):
-    """How one series is drawn: a line's dash pattern, a point's outline as an SVG path of radius 1."""
+    """The look of one series: a line's dash pattern, a point's outline as an SVG path of radius 1."""
 
     colour: str
     dash: tuple[int, ...] = DASHES[0]
