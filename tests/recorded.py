@@ -11,7 +11,7 @@ from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
 from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identity_of, made_of
+from lora_zoo.runs.identity import identity_of, made_of, specify
 from lora_zoo.runs.record import RESULT, Record, plain
 
 register()
@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @functools.cache
 def settings(*overrides: str) -> Settings:
-    return compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]
+    return specify(compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]).settings
 
 
 def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: Any = 0.5, **more: Any) -> dict:

@@ -14,7 +14,7 @@ from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import identity as identities
-from lora_zoo.runs.identity import identity, made_of
+from lora_zoo.runs.identity import identity, made_of, specify
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
@@ -23,7 +23,7 @@ register()
 
 
 def settings(*overrides: str) -> Settings:
-    return compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]
+    return specify(compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]).settings
 
 
 def recorded(*overrides: str) -> dict[str, Any]:
