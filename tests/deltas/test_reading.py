@@ -296,7 +296,7 @@ def test_a_base_that_is_needed_and_nowhere_is_named(tmp_path: Path) -> None:
 TIED = [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["norm"]]
 
 
-@pytest.mark.parametrize("in_full", TIED, ids=" and ".join)
+@pytest.mark.parametrize("fully_trained", TIED, ids=" and ".join)
 @pytest.mark.filterwarnings("ignore:.*is tied to")
 def test_tied_matrices_that_train_in_full_are_left_out_once(
     tmp_path: Path, bases: Mapping[str, Path], fully_trained: list[str]
