@@ -8,7 +8,21 @@ import math
 
 import pytest
 import torch
-from adapter_cases import (
+from hypothesis import given
+from hypothesis import settings as drive
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
+from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.hosts.find import HOSTS
+from tests.adapters.adapter_cases import (
     KINDS,
     LOW_RANK,
     MATRIX,
@@ -26,20 +40,6 @@ from adapter_cases import (
     train,
     with_matrix,
 )
-from hypothesis import given
-from hypothesis import settings as drive
-from hypothesis import strategies as st
-from torch import nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
-from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
-
-from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
-from lora_zoo.core.init import find_init, init_names, initial_factors
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.hosts.find import HOSTS
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 from hypothesis import given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from lora_zoo.core.seeding import generator
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.inject.injection import inject
 from lora_zoo.kernels import FactorPair, additive
+from tests.adapters.adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
 either_order = pytest.mark.parametrize("form", [True, False])

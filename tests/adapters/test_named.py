@@ -5,7 +5,14 @@ import warnings
 
 import pytest
 import torch
-from adapter_cases import (
+from torch import nn
+from torch.testing import assert_close
+
+from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.injection import inject
+from lora_zoo.inject.wrappers import AdapterWrapper
+from tests.adapters.adapter_cases import (
     KINDS,
     MATRIX,
     batch,
@@ -18,13 +25,6 @@ from adapter_cases import (
     settings,
     train,
 )
-from torch import nn
-from torch.testing import assert_close
-
-from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)

@@ -10,7 +10,22 @@ import typing
 
 import pytest
 import torch
-from adapter_cases import (
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.func import functional_call, grad, vmap
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.inject.adapter_set import adapters_of
+from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.inject.injection import inject
+from tests.adapters.adapter_cases import (
     KINDS,
     MATRIX,
     MODELS,
@@ -27,21 +42,6 @@ from adapter_cases import (
     settings,
     train,
 )
-from torch import nn
-from torch._dynamo.utils import counters
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
-from torch.func import functional_call, grad, vmap
-from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
-
-from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hyperparameters import hyperparameters
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import inject
 
 EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16

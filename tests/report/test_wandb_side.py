@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import sweep
-from test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 from lora_zoo.report import wandb_side
 from lora_zoo.report.contents import page_of
@@ -15,6 +14,7 @@ from lora_zoo.report.page import Page
 from lora_zoo.report.report import write_figures
 from lora_zoo.report.tables import tables
 from lora_zoo.runs import tracking as mirrors
+from tests.test_mirror import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 TRACKED = {
     "config.tracking.backend": "wandb",

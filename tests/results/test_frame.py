@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from recorded import COMMIT, history, recorded, update, written
 
 from lora_zoo import runs as results
 from lora_zoo.runs.frame import COLUMNS
+from tests.recorded import COMMIT, history, recorded, update, written
 
 
 def test_a_run_is_a_row_of_what_it_was_and_what_came_out(tmp_path: Path) -> None:
