@@ -17,6 +17,7 @@ from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init
+from lora_zoo.core.kernel import KERNELS, Kernel
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Variant(ABC):
     mergeable: ClassVar[bool] = True
     refuses: ClassVar[Mapping[str, str]] = {}
     """A host's `kind` -> why this variant has no meaning on it."""
+    preset_of: ClassVar[str] = ""
+    """The variant of which this is a second name, with other defaults; "" for a variant of its own."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of hyperparameters, where they are not those of the constructors."""
     inits: ClassVar[Sequence[str]] = ()
     """The initialisations that the variant can begin with, unless `accepts_init` says it another way."""
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
@@ -72,6 +77,11 @@ class Variant(ABC):
         return list(modules_to_save or ())
 
     @classmethod
+    def complete(cls, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """`hyper` with the values that follow from others, once the rank of a matrix is known."""
+        return dict(hyper)
+
+    @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         """The greatest rank that a matrix (O, I) takes; None where there is no such limit."""
         return None
@@ -79,14 +89,19 @@ class Variant(ABC):
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         """True if the variant can begin with `init`."""
-        return init.name in cls.inits
+        return init.family in cls.inits
 
 
 class Adapter(nn.Module, Variant):
     """One adapted matrix. A subclass's keyword-only arguments are its hyperparameters."""
 
+    kernel: ClassVar[str] = ""
+    """The name of the kernel (`lora_zoo.kernels`) that computes `forward` faster; "" where there is none."""
+    dropout: Dropout
+
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
+        self.fused: Kernel | None = KERNELS.find(self.kernel)() if self.kernel else None
 
     @abstractmethod
     def weight(self, W_OI: Tensor) -> Tensor:
@@ -97,6 +112,21 @@ class Adapter(nn.Module, Variant):
         with uncast(W_OI.device):
             effective_OI = self.weight(W_OI).to(W_OI.dtype)
         return host.apply(x, effective_OI)
+
+    def output(self, x: Tensor, host: LayerHost) -> Tensor:
+        """The adapted layer's output: by the kernel where it serves, else by `forward`."""
+        if self.fused is not None:
+            operands = self.fused.operands(self)
+            if not self.fused.refusal(x, host, operands):
+                return self.fused.run(x, host, operands, self.dropout.mask(x))
+        return self(x, host)
+
+    def path(self, x: Tensor, host: LayerHost) -> str:
+        """What `output` would use for x: "fused", or "plain" and the reason."""
+        if self.fused is None:
+            return "plain: there is no kernel"
+        reason = self.fused.refusal(x, host, self.fused.operands(self))
+        return f"plain: {reason}" if reason else "fused"
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""

@@ -4,21 +4,34 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lora_zoo.core.errors import unknown
 
 
 def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """A variant's hyperparameters: the keyword-only arguments of its class and of its method."""
-    sources: list[Callable[..., Any]] = [cls.__init__, cls.hooks.__init__]
+    """A variant's hyperparameters: the keyword-only arguments of its class and of its hooks."""
     return {
-        p.name: p.replace(annotation=typing.get_type_hints(source).get(p.name, Any))
-        for source in sources
-        for p in inspect.signature(source).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
+        p.name: p.replace(annotation=hint, default=cls.defaults.get(p.name, p.default))
+        for source in (cls, cls.hooks)
+        for p, hint in _keywords(source)
     }
+
+
+def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """The keyword-only arguments of a constructor, and of those to which it passes `**` on."""
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        constructor: Any = vars(base)["__init__"]
+        parameters, hints = (
+            inspect.signature(constructor).parameters.values(),
+            typing.get_type_hints(constructor),
+        )
+        yield from ((p, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
 
 
 def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
@@ -28,10 +41,9 @@ def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) ->
     return int(eval(cls.count, {"__builtins__": {}}, names)) if cls.count else 0
 
 
-def accepted(target: Callable[..., Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `hyper` that `target` takes as keyword-only arguments."""
-    wanted = inspect.signature(target).parameters.values()
-    return {p.name: hyper[p.name] for p in wanted if p.kind is p.KEYWORD_ONLY and p.name in hyper}
+def accepted(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `hyper` that the constructor of `cls` takes as keyword-only arguments."""
+    return {p.name: hyper[p.name] for p, _ in _keywords(cls) if p.name in hyper}
 
 
 def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,12 @@ class Init:
     residual: bool = False
     zero: str = ""
     control: bool = False
+    iterations: int = 0
+
+    @property
+    def family(self) -> str:
+        """The name without the number of iterations."""
+        return self.name.removesuffix(f"_{self.iterations}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class InitFamily:
     residual: bool = False
 
     def member(self, iterations: int) -> Init:
-        return Init(f"{self.name}_{iterations}", self.draw(iterations), self.source, self.residual)
+        name = f"{self.name}_{iterations}"
+        return Init(name, self.draw(iterations), self.source, self.residual, iterations=iterations)
 
 
 INITS: Registry[Init | InitFamily] = Registry("init", "lora_zoo.inits")

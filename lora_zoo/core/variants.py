@@ -1,6 +1,7 @@
 """The registered variants: classes under `lora_zoo/variants/`, found because their files are there."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_zoo.core.registry import Registry
 
@@ -16,3 +17,24 @@ def _check(name: str, cls: "type[Variant]") -> None:
 
 VARIANTS: "Registry[type[Variant]]" = Registry("variant", "lora_zoo.variants", check=_check, attribute="name")
 register = VARIANTS.register
+
+
+def register_preset(
+    name: str, variant: "type[Variant]", *, inits: Sequence[str], paper: str, equation: str
+) -> None:
+    """Add `variant` under a second name, with initialisations of its own, the first one by default.
+
+    Both names have one identity: a run of the preset is the same run as one of `variant` with its `init`.
+    """
+    facts: dict[str, Any] = {
+        "preset_of": variant.name,
+        "inits": tuple(inits),
+        "accepts_init": classmethod(lambda cls, init: init.family in cls.inits),
+        "defaults": {"init": inits[0]},
+        "paper": paper,
+        "equation": equation,
+        "__doc__": f"{variant.__name__} with `init={inits[0]}`.",
+        "__module__": variant.__module__,
+        "__qualname__": name,
+    }
+    VARIANTS.add(name, type(name, (variant,), facts))

@@ -54,10 +54,10 @@ def _adapted(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Tensor:
     hosts = [(cast(LayerHost, host).given(base), adapter) for host, adapter in slots]
     if len(hosts) == 1 and hosts[0][0].whole:
         host, adapter = hosts[0]
-        return adapter(x, host).to(base.dtype)
+        return adapter.output(x, host).to(base.dtype)
     y = base.clone()
     for host, adapter in hosts:
-        y[..., host.part] = adapter(x, host).to(y.dtype)
+        y[..., host.part] = adapter.output(x, host).to(y.dtype)
     return y
 
 

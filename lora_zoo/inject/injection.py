@@ -48,7 +48,7 @@ class Injection:
         with self._group.disabled():
             self.adapters = build(ready, seed=seed, counter=self.counter)
             self.hooks: AdapterHooks = self.variant.hooks(
-                self.adapters, **accepted(self.variant.hooks.__init__, self.hyper)
+                self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
             # Up to here the model is as it was: nothing below refuses.
             every = base_parameters(model)

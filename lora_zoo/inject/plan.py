@@ -80,7 +80,7 @@ def plan_injection(
             raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
         sizes = [(place.shape, hyperparameters_at(place, {}, patterns)) for place in plan.adapted]
         complete["rank"] = rank_within(budget, cls, sizes, complete)
-    return InjectionPlan(cls, plan, complete, patterns)
+    return InjectionPlan(cls, plan, *completed(cls, plan.adapted, complete, patterns))
 
 
 def adapted(cls: type[Variant], model: nn.Module, asked: Targets) -> tuple[list[TargetMatrix], list[str]]:
@@ -137,6 +137,19 @@ def pattern_values(
     return found
 
 
+def completed(
+    cls: type[Variant], adapted: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Hyperparameters and patterns with the values that follow from the rank of each matrix."""
+    general = cls.complete(hyper)
+    found = {key: dict(values) for key, values in patterns.items()}
+    for matrix in adapted:
+        own = cls.complete(hyperparameters_at(matrix, hyper, patterns))
+        for key in (key for key in own if general[key] != hyper[key] and own[key] != general[key]):
+            found.setdefault(key, {}).setdefault(matrix.name, own[key])
+    return general, found
+
+
 def hyperparameters_at(place: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
     """The hyperparameters that hold at one place."""
     return dict(hyper) | {key: own[place.name] for key, own in patterns.items() if place.name in own}
@@ -153,7 +166,7 @@ def build(plan_injection: InjectionPlan, *, seed: int, counter: ForwardCounter) 
     device = plan.adapted[0].host.matrix().device
     shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
-    taken = accepted(variant.__init__, hyper).keys()
+    taken = accepted(variant, hyper).keys()
     return {
         place.name: make(
             LayerContext(place.name, place.host, seed, counter, shared),

@@ -110,7 +110,7 @@ class LayerWrapper(AdapterWrapper):
             return self.layer(x)
         host, adapter = live[0][0]
         if len(live) == len(live[0]) == 1 and host.whole:
-            return adapter(x, host)
+            return adapter.output(x, cast(LayerHost, host))
         base = self.layer(x)
         y = base.clone()
         for host, out in _outputs(live[0], x, base):
@@ -151,7 +151,7 @@ class LayerWrapper(AdapterWrapper):
 
 def _outputs(slots: Sequence[Entry], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:
     for host, adapter in cast(list[tuple[LayerHost, Adapter]], slots):
-        yield host, adapter(x, host.given(base))
+        yield host, adapter.output(x, host.given(base))
 
 
 class ParametrizedWeight(AdapterWrapper):

@@ -11,8 +11,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.kernels.dtypes import formable, in_own_dtypes, plus_
-from lora_zoo.kernels.shared import columns, formed, frozen, keep, kept_of, seen, through, unflattened
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.kernel import KERNELS
+from lora_zoo.kernels.dense import DenseKernel, branched, learning
+from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
+from lora_zoo.kernels.shared import (
+    NONE,
+    FactorPair,
+    columns,
+    formed,
+    frozen,
+    keep,
+    kept_of,
+    seen,
+    through,
+    unflattened,
+)
 
 FIXED = 8
 """An entry of a matrix that is formed costs its R multiplications, and about so many more for the memory."""
@@ -22,6 +36,29 @@ def cheaper_formed(N: int, R: int, shape: tuple[int, int], *, spared: int) -> bo
     """Whether W + B A is better formed, which spares the branch `spared` multiplications a token and rank."""
     O, I = shape
     return N * R * spared > O * I * (R + FIXED)
+
+
+@KERNELS.register("additive")
+class AdditiveKernel(DenseKernel):
+    """W x + bias + (B A + B0 A0) drop(x), the factors from the adapter's `pairs()`."""
+
+    def operands(self, adapter: Any) -> tuple[Any, ...]:
+        return adapter.pairs()
+
+    def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
+        pair, start = operands
+        return product(host, x, pair, start, mask)
+
+
+def product(
+    host: LayerHost, x: Tensor, pair: FactorPair, start: FactorPair | None = None, mask: Mask | None = None
+) -> Tensor:
+    """W x + bias + (B A + B0 A0) drop(x); `start` is the frozen B0 A0 of a residual start."""
+    x, pair, start = branched(x, pair, start)
+    x, *factors = learning(x, *pair)
+    with exactly(x):
+        y: Tensor = LoraFunction.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
+    return y
 
 
 class LoraFunction(torch.autograd.Function):

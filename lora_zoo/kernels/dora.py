@@ -11,9 +11,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.kernels.dtypes import formable, in_own_dtypes, plus_
+from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.kernel import KERNELS
+from lora_zoo.kernels.dense import DenseKernel, branched, joined, learning
+from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
 from lora_zoo.kernels.shared import (
     NONE,
+    FactorPair,
     columns,
     formed,
     frozen,
@@ -23,6 +28,43 @@ from lora_zoo.kernels.shared import (
     through,
     unflattened,
 )
+
+
+@KERNELS.register("dora")
+class DoraKernel(DenseKernel):
+    """W x + bias + (W' - W) drop(x) with W' = m V / ‖V‖_row; m and the factors are the adapter's."""
+
+    def operands(self, adapter: Any) -> tuple[Any, ...]:
+        return adapter.m_O, *adapter.pairs()
+
+    def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
+        m_O, pair, start = operands
+        return decomposed(host, x, m_O, pair, start, mask)
+
+
+def decomposed(
+    host: LayerHost,
+    x: Tensor,
+    m_O: Tensor,
+    pair: FactorPair,
+    start: FactorPair | None = None,
+    mask: Mask | None = None,
+) -> Tensor:
+    """W x + bias + (W' - W) drop(x), W' = m V / ‖V‖_row, V = W + B A + B0 A0; the norm has no gradient."""
+    W_OI = host.matrix()
+    with exactly(x), torch.no_grad():
+        dtype = at_least_float32(torch.promote_types(W_OI.dtype, pair.B_OR.dtype))
+        B_OR, A_RI = (t.to(dtype) for t in joined(pair, start))
+        V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
+        norm_O = V_OI.norm(dim=1).detach().clamp_min(torch.finfo(V_OI.dtype).tiny)
+    x, pair, start = branched(x, pair, start)
+    x, gain_O, *factors = learning(x, m_O / norm_O, *pair)
+    known = V_OI if formable(x, pair.B_OR) else None
+    with exactly(x):
+        y: Tensor = DoraFunction.apply(
+            x, W_OI, host.layer.bias, known, gain_O, *factors, *(start or NONE), mask
+        )
+    return y
 
 
 class DoraFunction(torch.autograd.Function):

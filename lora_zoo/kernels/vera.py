@@ -12,8 +12,44 @@ from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
 from lora_zoo.core.dtypes import at_least_float32
-from lora_zoo.kernels.dtypes import formable, in_own_dtypes
-from lora_zoo.kernels.shared import NONE, columns, frozen, keep, kept_of, seen, through, unflattened
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.kernel import KERNELS
+from lora_zoo.kernels.dense import DenseKernel, learning, narrowed
+from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes
+from lora_zoo.kernels.shared import (
+    NONE,
+    FactorPair,
+    columns,
+    frozen,
+    keep,
+    kept_of,
+    seen,
+    through,
+    unflattened,
+)
+
+
+@KERNELS.register("vera")
+class VeraKernel(DenseKernel):
+    """W x + bias + diag(b) B diag(d) A drop(x), A and B frozen and shared."""
+
+    def operands(self, adapter: Any) -> tuple[Any, ...]:
+        return adapter.b_O, adapter.gain * adapter.d_R, adapter.projections()
+
+    def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
+        b_O, d_R, pair = operands
+        return scaled(host, x, b_O, d_R, pair, mask)
+
+
+def scaled(
+    host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: FactorPair, mask: Mask | None = None
+) -> Tensor:
+    """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
+    dtype = narrowed(x, pair.B_OR.dtype)
+    x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
+    with exactly(x):
+        y: Tensor = VeraFunction.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
+    return y
 
 
 class VeraFunction(torch.autograd.Function):

@@ -5,24 +5,39 @@ Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lora_zoo import kernels
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
-from lora_zoo.core.dropout import Dropout
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init, find_init, initial_factors
-from lora_zoo.kernels import FactorPair
+from lora_zoo.kernels.shared import FactorPair
+
+Alpha = float | Literal["auto"]
+"""The scale of the update before division; auto: `default_alpha` of the matrix's own rank."""
+
+
+class Scaled(Adapter, ABC):
+    """Multiplies its update by `scaling(alpha, rank)`."""
+
+    @classmethod
+    @abstractmethod
+    def default_alpha(cls, rank: int) -> float:
+        """The alpha that the paper gives to a matrix of this rank."""
+
+    @classmethod
+    def complete(cls, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        auto = hyper["alpha"] == "auto"
+        return {**hyper, "alpha": cls.default_alpha(hyper["rank"])} if auto else dict(hyper)
 
 
 class Product(Adapter, ABC):
     """W' = W + B A for some `factors()`: the branch is two thin products beside the frozen layer."""
 
-    dropout: Dropout
+    kernel = "additive"
 
     @abstractmethod
     def factors(self) -> tuple[Tensor, Tensor]: ...
@@ -32,46 +47,66 @@ class Product(Adapter, ABC):
         return W_OI + B_OR @ A_RI
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        """What `factors()` is made of: the product that learns, and a frozen one if there is any."""
+        """The parts of `factors()`: the product that learns, and a frozen one if there is any."""
         return FactorPair(*self.factors()), None
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        learning, frozen = self.pairs()
-        if kernels.fits(host, x, *learning):
-            return kernels.product(host, x, learning, frozen, self.dropout.mask(x))
         B_OR, A_RI = self.factors()
         y = host.base(x)
         return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)
 
 
-class LowRank(Adapter, ABC):
-    """Owns trainable factors A (R, I) and B (O, R), their scale s, their start and the branch's dropout.
+class LowRank(Scaled, ABC):
+    """Owns trainable factors A (R, I) and B (O, R), their scale s, initialisation and dropout.
 
-    A residual start (PiSSA and kin) also keeps its start factors A0, B0; the update is s (B A - B0 A0).
+    A residual initialisation (PiSSA and kin) also keeps its first factors A0, B0; the update is
+    s (B A - B0 A0).
     """
 
     A0_RI: Tensor | None
     B0_OR: Tensor | None
 
     def __init__(
-        self, context: LayerContext, *, rank: int, scale: float, init: str, lora_dropout: float
+        self,
+        context: LayerContext,
+        *,
+        rank: int = 8,
+        alpha: Alpha = "auto",
+        init: str = "kaiming",
+        lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        if not 0 < abs(scale) < float("inf"):
-            raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha gave {scale}")
-        self.rank, self.scale, self.init = rank, scale, start_for(type(self), init, context.host)
-        begun, residual = initial_factors(
-            self.init, context.host.matrix(), rank=rank, scale=scale, seed=context.seed, matrix=context.name
+        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
+        self.rank, self.alpha, self.scale = rank, alpha, self.scaling(alpha, rank)
+        self.init = conventional_init(type(self), init, context.host)
+        if not 0 < abs(self.scale) < float("inf"):
+            raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha={alpha}")
+        first, residual = initial_factors(
+            self.init,
+            context.host.matrix(),
+            rank=rank,
+            scale=self.scale,
+            seed=context.seed,
+            matrix=context.name,
         )
-        self.A_RI, self.B_OR = nn.Parameter(begun.A_RI), nn.Parameter(begun.B_OR)
-        self.register_buffer("A0_RI", begun.A_RI.clone() if residual else None)
-        self.register_buffer("B0_OR", begun.B_OR.clone() if residual else None)
+        self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
+        self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)
+        self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
             raise ValueError(
-                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual start "
-                f"init={init}; use lora_dropout=0 with it"
+                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual "
+                f"initialisation init={init}; use lora_dropout=0 with it"
             )
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return float(rank)
+
+    @staticmethod
+    def scaling(alpha: float, rank: int) -> float:
+        """The scale s of the update (LoRA, section 4.1)."""
+        return alpha / rank
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
@@ -82,21 +117,21 @@ class LowRank(Adapter, ABC):
         return min(shape)
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        """The scaled (s B, A), and a residual start's (-s B0, A0)."""
+        """The scaled (s B, A), and a residual initialisation's (-s B0, A0)."""
         learning = FactorPair(self.scale * self.B_OR, self.A_RI)
         if self.A0_RI is None or self.B0_OR is None:
             return learning, None
         return learning, FactorPair(-self.scale * self.B0_OR, self.A0_RI)
 
     def branch(self) -> tuple[Tensor, Tensor]:
-        """Thin (B, A), the scale and a residual start's own factors included."""
+        """Thin (B, A), with the scale and a residual initialisation's own factors."""
         learning, frozen = self.pairs()
         if frozen is None:
             return learning
         return torch.cat([learning.B_OR, frozen.B_OR], dim=1), torch.cat([learning.A_RI, frozen.A_RI])
 
     def update(self) -> Tensor:
-        """s B A, less s B0 A0 where the start is residual: (O, I)."""
+        """s B A, less s B0 A0 of a residual initialisation: (O, I)."""
         B_OR, A_RI = self.branch()
         with uncast(A_RI.device):
             return B_OR @ A_RI
@@ -112,7 +147,7 @@ class Additive(LowRank, Product, ABC):
         return self.branch()
 
 
-def start_for(cls: type[Variant], init: str, host: Host) -> str:
-    """The start that `init` means on this kind of layer, where the variant allows it."""
+def conventional_init(cls: type[Variant], init: str, host: Host) -> str:
+    """The initialisation that `init` means on this layer type, where the variant accepts it."""
     usual = host.starts.get(init, init)
     return usual if cls.accepts_init(find_init(usual)) else init

@@ -190,7 +190,25 @@ KINDS = {
         "gate_up_proj",
     ),
 }
+EVERYWHERE = ("linear", "embedding", "convolution_2d_grouped_strided", "attention")
+"""Kinds of layer on which every variant is tested: one for each way in which a matrix is held and applied."""
 UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  # no input to drop
+
+
+def representatives():
+    """The first variant of each abstract base, forward pass and kernel: others meet a layer as it does."""
+    variants, first = set(VARIANTS.values()), {}
+    for name in MATRIX:
+        cls = VARIANTS[name]
+        base = next(base for base in cls.__mro__ if base not in variants)
+        first.setdefault((base, cls.forward, cls.kernel), name)
+    return list(first.values())
+
+
+def cases():
+    """(variant, kind of layer): every variant on `EVERYWHERE`, the representatives on every kind."""
+    whole = set(representatives())
+    return [(name, kind) for name in MATRIX for kind in (KINDS if name in whole else EVERYWHERE)]
 
 
 class Lone(nn.Module):

@@ -11,8 +11,12 @@ import torch
 import lora_zoo
 from lora_zoo.core.adapter import Adapter, Baseline, Variant
 from lora_zoo.core.variants import VARIANTS, register
+<<<<<<< HEAD
 from lora_zoo.variants.low_rank import Additive, LowRank, Product
 from tests.adapters.adapter_cases import MATRIX, adapt, lone
+=======
+from lora_zoo.variants.low_rank import Additive, LowRank, Product, Scaled
+>>>>>>> main
 
 FOLDER = Path(lora_zoo.__file__).parent
 VARIANT_FILES = {
@@ -32,9 +36,23 @@ def test_a_variant_fits_on_a_screen_or_two(name):
 def test_no_variant_subclasses_another(name):
     """Abstract or final: what is inherited from is an interface that is no variant itself."""
     cls = VARIANTS[name]
-    assert not [other for other in VARIANTS.values() if other is not cls and issubclass(cls, other)]
-    bases = {base for base in cls.__mro__[1:] if issubclass(base, Variant)}
-    assert bases <= {Variant, Adapter, Product, LowRank, Additive, Baseline}
+    others = [other for other in VARIANTS.values() if other is not cls and issubclass(cls, other)]
+    assert others == ([VARIANTS[cls.preset_of]] if cls.preset_of else [])
+    bases = {base for base in cls.__mro__[1:] if issubclass(base, Variant)} - set(others)
+    assert bases <= {Variant, Adapter, Scaled, Product, LowRank, Additive, Baseline}
+
+
+@pytest.mark.parametrize("name", [name for name, cls in VARIANTS.items() if cls.preset_of])
+def test_a_preset_is_its_variant_with_another_init(name):
+    """Same tensors to the bit, and no code of its own."""
+    cls = VARIANTS[name]
+    code = {key for key, value in vars(cls).items() if callable(value)} - {"__class__"}
+    assert not code, code
+    init = cls.defaults["init"]
+    one, other = adapt(lone("linear"), name), adapt(lone("linear"), cls.preset_of, init=init)
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lora_zoo import kernels
 from lora_zoo.core import dropout
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
+from lora_zoo.core.kernel import KERNELS
 from lora_zoo.core.seeding import generator
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.inject.injection import inject
-from lora_zoo.kernels import FactorPair, additive
+from lora_zoo.kernels import additive, dora, vera
+from lora_zoo.kernels.dense import DenseKernel
+from lora_zoo.kernels.shared import FactorPair
 from tests.adapters.adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
@@ -70,7 +72,7 @@ def test_a_product_is_two_thin_ones(form, case):
     (host, W_OI, bias_O), x, pair, start, mask = made(case)
     with pytest.MonkeyPatch.context() as patch:
         always(patch, form)
-        y = kernels.product(host, x, pair, start, mask)
+        y = additive.product(host, x, pair, start, mask)
         found = gradients(y, (x, *pair))
     branch = x if mask is None else mask.drop(x)
     expected = F.linear(x, W_OI, bias_O) + branch @ pair.A_RI.T @ pair.B_OR.T
@@ -88,7 +90,7 @@ def test_a_decomposed_product_is_the_normalised_matrix_times_m(form, case):
     m_O = draw(len(W_OI))
     with pytest.MonkeyPatch.context() as patch:
         always(patch, form)
-        y = kernels.decomposed(host, x, m_O, pair, start, mask)
+        y = dora.decomposed(host, x, m_O, pair, start, mask)
         found = gradients(y, (x, m_O, *pair))
     V_OI = W_OI + pair.B_OR @ pair.A_RI + (start.B_OR @ start.A_RI if start else 0)
     effective_OI = (m_O / V_OI.detach().norm(dim=1))[:, None] * V_OI
@@ -106,7 +108,7 @@ def test_a_scaled_product_is_that_of_the_scaled_factors(case, tokens):
     (host, W_OI, bias_O), x, pair, _, mask = made((O, I, (tokens,), R, bias, False, p))
     pair = FactorPair(*(t.detach() for t in pair))
     b_O, d_R = draw(O), draw(R)
-    y = kernels.scaled(host, x, b_O, d_R, pair, mask)
+    y = vera.scaled(host, x, b_O, d_R, pair, mask)
     branch = x if mask is None else mask.drop(x)
     expected = F.linear(x, W_OI, bias_O) + branch @ pair.A_RI.T @ (b_O[:, None] * pair.B_OR * d_R).T
     assert_close(y, expected)
@@ -123,11 +125,9 @@ def test_both_orders_are_taken():
 def spied(monkeypatch):
     """The kernels that are taken from now on."""
     taken = []
-    for kernel in ("product", "decomposed", "scaled"):
-        plain = getattr(kernels, kernel)
-        monkeypatch.setattr(
-            kernels, kernel, lambda *a, plain=plain, kernel=kernel: taken.append(kernel) or plain(*a)
-        )
+    for name, kernel in KERNELS.items():
+        run = kernel.run
+        monkeypatch.setattr(kernel, "run", lambda *a, run=run, name=name: taken.append(name) or run(*a))
     return taken
 
 
@@ -162,7 +162,7 @@ def test_a_layer_that_writes_over_the_output_does_no_harm(name):
 def test_a_zero_magnitude_gives_no_nan():
     (host, *_), x, pair, _, _ = made((4, 3, (5,), 2, True, False, 0.0))
     m_O = torch.tensor([0.0, 1.0, -1.0, 1e-320], dtype=torch.float64, requires_grad=True)
-    for gradient in gradients(kernels.decomposed(host, x, m_O, pair), (x, m_O, *pair)):
+    for gradient in gradients(dora.decomposed(host, x, m_O, pair), (x, m_O, *pair)):
         assert gradient.isfinite().all()
 
 
@@ -268,7 +268,7 @@ def compared(name, dtype, monkeypatch, *, autocast=False, **more):
     taken = spied(monkeypatch)
     fused = passed(model, injection, dtype, autocast=autocast)
     assert len(taken) == 1
-    monkeypatch.setattr(kernels, "fits", lambda *_: False)
+    monkeypatch.setattr(DenseKernel, "refusal", lambda *_: "a test")
     ordinary = passed(model, injection, dtype, autocast=autocast)
     exact = passed(model.double(), injection, torch.float64)
     assert [t.dtype for t in fused] == [t.dtype for t in ordinary]

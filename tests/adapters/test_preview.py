@@ -97,7 +97,7 @@ def test_patterns_and_slices_are_shown():
     )
     first, second = seen.rows[:2]
     assert (first.role, first.part, first.rank, first.alpha, first.shape) == ("q", "q", 4, 1.0, (16, 16))
-    assert (second.role, second.part, second.rank, second.alpha, second.shape) == ("up", "", 2, 8.0, (64, 16))
+    assert (second.role, second.part, second.rank, second.alpha, second.shape) == ("up", "", 2, 2.0, (64, 16))
     assert seen.idle["k"] == 2 and seen.idle["v"] == 2
 
 

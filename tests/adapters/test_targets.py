@@ -335,7 +335,12 @@ def test_ranks_and_alphas_by_pattern():
     )
     ranks = {name: adapter.rank for name, adapter in injection.adapters.items()}
     assert list(ranks.values()) == [2, 4, 3, 4]
-    assert [a.scale for a in injection.adapters.values()] == [8 / 2, 12 / 4, 8 / 3, 12 / 4]
+    assert [a.scale for a in injection.adapters.values()] == [
+        1.0,
+        12 / 4,
+        1.0,
+        12 / 4,
+    ]  # alpha is the rank of each matrix
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def in_peft(form: PeftFormat, *, reads: bool = True) -> Callable[[type[V]], type
 
 def form_of(cls: type[Variant]) -> PeftFormat | None:
     """The form that a variant declares, if it does."""
-    return _DECLARED[cls].form if cls in _DECLARED else None
+    return next((_DECLARED[base].form for base in cls.__mro__ if base in _DECLARED), None)
 
 
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,8 @@ from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat, in_peft
 from lora_zoo.inits.random import orthonormal_rows
-from lora_zoo.variants.adaptive.batched import ByShape, deviation, views
-from lora_zoo.variants.low_rank import Product
+from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
+from lora_zoo.variants.low_rank import Alpha, Product, Scaled
 
 
 class Budget(AdapterHooks):
@@ -131,16 +131,9 @@ class Budget(AdapterHooks):
     kept: Tensor
 
 
-def sum_squared(norms: Tensor) -> Tensor:
-    return norms.square().sum()
-
-
-PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "sum_squared": sum_squared}
-
-
 @register("adalora")
 @in_peft(AdaLoraFormat())
-class AdaLoRA(Product):
+class AdaLoRA(Product, Scaled):
     """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
 
     paper = "arXiv:2303.10512"
@@ -155,12 +148,13 @@ class AdaLoRA(Product):
         *,
         rank: int = 8,
         init_r: int | Literal["auto"] = "auto",
-        alpha: float = 12.0,
+        alpha: Alpha = "auto",
         init: str = "gaussian",
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
         first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
+        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
         O, I = context.shape
         if not 1 <= rank <= first <= min(O, I):
             raise ValueError(
@@ -178,6 +172,10 @@ class AdaLoRA(Product):
         self.rank = rank
         self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.5 * rank  # the scale is 1 with `init_r=auto`
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:

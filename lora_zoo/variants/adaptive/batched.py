@@ -1,7 +1,7 @@
 """Many small matrices of few shapes, worked on with an operation a shape instead of one a matrix."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,3 +44,10 @@ def deviation(X_NRK: Tensor) -> Tensor:
     """‖X Xᵀ - 1‖_F of each matrix (N,): how far its rows are from orthonormal."""
     gram_NRR = X_NRK @ X_NRK.mT
     return (gram_NRR - torch.eye(gram_NRR.shape[1]).to(gram_NRR)).flatten(1).norm(dim=1)
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_norm": torch.mean,
+    "sum_squared": lambda norms: norms.square().sum(),
+}
+"""A way to add up the deviations of all matrices -> its function."""

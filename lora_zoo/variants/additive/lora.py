@@ -1,7 +1,6 @@
-"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., ICLR 2022)."""
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., ICLR 2022), and its presets."""
 
-from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.variants import register
+from lora_zoo.core.variants import register, register_preset
 from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
@@ -16,13 +15,18 @@ class LoRA(Additive):
     equation = "W' = W + (α/r) B A"
     count = "R * (O + I)"
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 8.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+
+register_preset(
+    "pissa",
+    LoRA,
+    inits=("pissa", "pissa_niter", "pissa_halko"),
+    paper="arXiv:2404.02948",
+    equation="W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = top-r SVD of W",
+)
+register_preset(
+    "milora",
+    LoRA,
+    inits=("milora",),
+    paper="arXiv:2406.09044",
+    equation="W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = bottom-r SVD of W",
+)

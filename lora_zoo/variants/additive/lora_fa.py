@@ -1,7 +1,7 @@
 """LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning (Zhang, 2023)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,16 +47,8 @@ class LoRAFA(Additive):
     count = "R * O"
     hooks = Projection
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 8.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+    def __init__(self, context: LayerContext, **hyper: Any) -> None:
+        super().__init__(context, **hyper)
         self.A_RI.requires_grad_(False)
 
     @classmethod

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import register
@@ -55,14 +54,3 @@ class LoRAPlus(Additive):
     equation = "W' = W + (α/r) B A, η_B = λ η_A"
     count = "R * (O + I)"
     hooks = Ratio
-
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 8.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)

@@ -4,7 +4,6 @@ import math
 
 from torch import Tensor
 
-from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
@@ -20,19 +19,13 @@ class RsLoRA(Additive):
     equation = "W' = W + (α/√r) B A"
     count = "R * (O + I)"
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 8.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            context, rank=rank, scale=alpha / math.sqrt(rank), init=init, lora_dropout=lora_dropout
-        )
-        self.alpha = alpha
+    @staticmethod
+    def scaling(alpha: float, rank: int) -> float:
+        return alpha / math.sqrt(rank)
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 8.0  # stays fixed while the rank varies; LoRA's at rank 8
 
     def law(self, W_OI: Tensor) -> None:
         assert math.isclose(self.scale**2 * self.rank, self.alpha**2), "scale² · r must not depend on r"

@@ -1,9 +1,10 @@
 """DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., ICML 2024)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from lora_zoo import kernels
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
@@ -20,18 +21,15 @@ class DoRA(LowRank):
     paper = "arXiv:2402.09353"
     equation = "W' = m (W + (α/r) B A) / ‖W + (α/r) B A‖_row"
     count = "R * (O + I) + O"
+    kernel = "dora"
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: float = 16.0,
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, scale=alpha / rank, init=init, lora_dropout=lora_dropout)
+    def __init__(self, context: LayerContext, **hyper: Any) -> None:
+        super().__init__(context, **hyper)
         self.m_O = nn.Parameter(self.norm(context.host.matrix()))
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 2.0 * rank  # table 8
 
     def norm(self, W_OI: Tensor) -> Tensor:
         # §4.3: the norm takes no gradient. A zero row of W has no direction; its gain is 1 instead of 0 / 0.
@@ -42,15 +40,10 @@ class DoRA(LowRank):
         return (self.m_O / self.norm(W_OI))[:, None] * (W_OI + self.update())
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        learning, frozen = self.pairs()
-        if kernels.fits(host, x, self.m_O, *learning):
-            return kernels.decomposed(host, x, self.m_O, learning, frozen, self.dropout.mask(x))
         W_OI = host.matrix()
-        B_OR, A_RI = self.branch()
         gain = host.rows(self.m_O / self.norm(W_OI))
-        dropped = host.dropped(x, self.dropout)
-        base = host.times(x, W_OI)
-        y = gain * host.low_rank(dropped, B_OR, A_RI)
+        dropped, base = host.dropped(x, self.dropout), host.times(x, W_OI)
+        y = gain * host.low_rank(dropped, *self.branch())
         # The official code drops what the gain corrects and not the frozen layer's own output.
         y = y + (gain * base if dropped is x else base + (gain - 1) * host.times(dropped, W_OI))
         return host.plus_bias(y.to(base.dtype))

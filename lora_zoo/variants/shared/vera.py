@@ -6,13 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lora_zoo import kernels
 from lora_zoo.core.adapter import LayerContext, trainable
 from lora_zoo.core.hooks import AdapterHooks
-from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.vera import VeraFormat, in_peft
 from lora_zoo.inits.shared_projections import SharedProjections, gain_of
+from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.low_rank import Product
 
 
@@ -34,6 +33,7 @@ class VeRA(Product):
     paper = "arXiv:2310.11454"
     equation = "W' = W + diag(b) B diag(d) A"
     count = "O + R"
+    kernel = "vera"
     hooks = SharedProjectionHooks
     inits = ("kaiming",)
 
@@ -58,18 +58,12 @@ class VeRA(Product):
         self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
         self.dropout = context.dropout(lora_dropout)
 
-    def projections(self) -> kernels.FactorPair:
+    def projections(self) -> FactorPair:
         """This site's part of the shared pair: B (O, R) and A (R, I)."""
         O, R = len(self.b_O), len(self.d_R)
         B_OR, A_RI = self.pair.B_OR[:O, :R], self.pair.A_RI[:R, : self.I]
-        return kernels.FactorPair(B_OR.to(self.b_O.dtype), A_RI.to(self.b_O.dtype))
+        return FactorPair(B_OR.to(self.b_O.dtype), A_RI.to(self.b_O.dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         B_OR, A_RI = self.projections()
         return self.b_O[:, None] * B_OR * (self.gain * self.d_R), A_RI
-
-    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        pair = self.projections()
-        if kernels.fits(host, x, self.b_O, *pair):
-            return kernels.scaled(host, x, self.b_O, self.gain * self.d_R, pair, self.dropout.mask(x))
-        return super().forward(x, host)

@@ -1,0 +1,29 @@
+"""Fused kernels by name, and what each of them answers for."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from lora_zoo.core.dropout import Mask
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.registry import Registry
+
+
+class Kernel(ABC):
+    """An adapted layer's forward and backward pass in one piece, equal to its adapter's `forward`."""
+
+    @abstractmethod
+    def operands(self, adapter: Any) -> tuple[Any, ...]:
+        """The tensors, or tuples of tensors, that the kernel takes from `adapter`."""
+
+    @abstractmethod
+    def refusal(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...]) -> str:
+        """The reason to use ordinary operations for this call; "" where the kernel serves."""
+
+    @abstractmethod
+    def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
+        """The layer's output (..., O) for x (..., I); the adapter's branch sees x through `mask`."""
+
+
+KERNELS: Registry[type[Kernel]] = Registry("kernel", "lora_zoo.kernels")

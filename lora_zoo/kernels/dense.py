@@ -1,0 +1,95 @@
+"""Calls that a kernel of a dense layer serves, and how it receives x and the factors.
+
+Shapes: O out, I in, R rank; x is (..., I).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.dtypes import cast
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.kernel import Kernel
+from lora_zoo.kernels.dtypes import formable
+from lora_zoo.kernels.shared import FactorPair
+
+
+class DenseKernel(Kernel):
+    """A kernel of a whole dense layer with a frozen W and bias, in plain reverse mode."""
+
+    def refusal(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...]) -> str:
+        if not host.dense:
+            return f"a layer of type {host.kind} is not dense"
+        if host.known is not None:
+            return "the frozen layer's output is computed once for several adapters"
+        if not x.numel():
+            return "the input is empty"
+        W_OI, bias_O = host.matrix(), host.layer.bias
+        if W_OI.requires_grad or (isinstance(bias_O, Tensor) and bias_O.requires_grad):
+            return "the layer's own weight or bias trains"
+        tensors = list(flattened(operands))
+        if any(t.device != x.device for t in (W_OI, *tensors)):
+            return "the tensors are on several devices"
+        if not _dtypes_fit(x, W_OI, *tensors):
+            return "the dtypes differ in a way that the kernel does not know"
+        return _mode()
+
+
+def _mode() -> str:
+    """The reason that lies in how torch runs now: compilers and functional transforms trace operations."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses ordinary operations itself"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms ordinary operations"
+    return "forward-mode derivatives" if torch.autograd.forward_ad._current_level >= 0 else ""
+
+
+def flattened(operands: tuple[Any, ...]) -> Any:
+    """The tensors of `operands` and of the factor pairs among them that learn."""
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            yield operand
+        elif operand is not None:
+            yield from operand
+
+
+def _dtypes_fit(x: Tensor, W_OI: Tensor, *tensors: Tensor) -> bool:
+    """True if the adapter has one dtype, x's or a wider; autocast takes any, but leaves float64 as it is."""
+    first, *others = {t.dtype for t in tensors}
+    if others:
+        return False
+    if cast(x.device):
+        narrow = torch.get_autocast_dtype(x.device.type).itemsize == 2
+        return narrow and x.is_floating_point() and torch.float64 not in (x.dtype, W_OI.dtype, first)
+    return x.dtype == W_OI.dtype and first == torch.promote_types(x.dtype, first)
+
+
+def branched(
+    x: Tensor, pair: FactorPair, start: FactorPair | None = None
+) -> tuple[Tensor, FactorPair, FactorPair | None]:
+    """The input and the branch, narrowed under autocast; where x is narrow, the start is within the pair.
+
+    A residual start's product is large and nearly the pair's own: it is their difference that is rounded.
+    """
+    if cast(x.device) or not formable(x, pair.B_OR):
+        pair, start = joined(pair, start), None
+    B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair)
+    return x.to(narrowed(x, x.dtype)), FactorPair(B_OR, A_RI), start
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What autocast makes of `dtype` beside x."""
+    return torch.get_autocast_dtype(x.device.type) if cast(x.device) else dtype
+
+
+def joined(pair: FactorPair, start: FactorPair | None) -> FactorPair:
+    """B A + B0 A0 as one pair."""
+    if start is None:
+        return pair
+    return FactorPair(torch.cat([pair.B_OR, start.B_OR], dim=1), torch.cat([pair.A_RI, start.A_RI]))
+
+
+def learning(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, without their gradients where none are recorded: a Function sees the tensors alone."""
+    return tensors if torch.is_grad_enabled() else tuple(t.detach() for t in tensors)
