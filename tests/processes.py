@@ -27,7 +27,9 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(list(LIBRARIES))
 
 
-def _command(module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str]) -> None:
+def _command(
+    module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str]
+) -> None:
     for stream, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
     os.chdir(at)
@@ -44,12 +46,16 @@ def _command(module: str, arguments: list[str], at: str, environment: dict[str, 
 class Forked:
     """A command that runs beside the test, as far as tests use `subprocess.Popen`."""
 
-    def __init__(self, module: str, arguments: list[str], at: Path, environment: dict[str, str], merged: bool):
+    def __init__(
+        self, module: str, arguments: list[str], at: Path, environment: dict[str, str], merged: bool
+    ):
         self._folder = tempfile.TemporaryDirectory()
         out, err = (str(Path(self._folder.name, name)) for name in ("out", "out" if merged else "err"))
         given = (module, arguments, str(at), environment, [out, err])
         self._process = _server.Process(target=_command, args=given)
-        with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):  # it is not to be imported
+        with mock.patch.dict(
+            sys.modules, {"__main__": types.ModuleType("__main__")}
+        ):  # it is not to be imported
             self._process.start()
         self._files, self.args = [out] if merged else [out, err], [module, *arguments]
 
@@ -81,9 +87,12 @@ class Forked:
         return out, *(err or [""])
 
 
+Running = Forked | subprocess.Popen[str]
+
+
 def start(
     *arguments: str, at: Path, module: str = "lora_zoo.run", merged: bool = False, **env: str
-) -> "Forked | subprocess.Popen[str]":
+) -> Running:
     """Begin `python -m module arguments` in the folder `at`; `merged` puts stderr into stdout."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
     if not any(name.startswith(READ_ONCE) for name in env):

@@ -16,19 +16,14 @@ import transformers as tf
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.provenance import contradiction, stale
+from tests.processes import run as wrapper
+
+pytestmark = pytest.mark.cli
 
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
 E2E = ROOT.parent / "shared" / "data" / "e2e"
 QUICK = ("steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1")
-
-
-def wrapper(
-    *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

@@ -5,15 +5,16 @@ On the results that are committed, and on a reader's own runs.
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import run
+
 nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
 
+pytestmark = pytest.mark.notebooks
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 OWN = "LORA_ZOO_RUNS"
 
@@ -23,17 +24,7 @@ def own_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs of a few steps, with checkpoints."""
     folder = tmp_path_factory.mktemp("own")
     grid = ["+variant=lora,full", "rank=2", "seed=0,1", "steps=4", "trainer.save_steps=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "lora_zoo.run",
-        "-m",
-        *grid,
-        "threads=1",
-        "tracking=none",
-        f"out={folder}",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = run("-m", *grid, "threads=1", "tracking=none", f"out={folder}", at=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 

@@ -11,12 +11,8 @@ import torch
 import lora_zoo
 from lora_zoo.core.adapter import Adapter, Baseline, Variant
 from lora_zoo.core.variants import VARIANTS, register
-<<<<<<< HEAD
-from lora_zoo.variants.low_rank import Additive, LowRank, Product
-from tests.adapters.adapter_cases import MATRIX, adapt, lone
-=======
 from lora_zoo.variants.low_rank import Additive, LowRank, Product, Scaled
->>>>>>> main
+from tests.adapters.adapter_cases import MATRIX, adapt, lone
 
 FOLDER = Path(lora_zoo.__file__).parent
 VARIANT_FILES = {
