@@ -51,7 +51,7 @@ class Forked:
     ):
         self._folder = tempfile.TemporaryDirectory()
         out, err = (str(Path(self._folder.name, name)) for name in ("out", "out" if merged else "err"))
-        given = (module, arguments, str(at), environment, [out, err])
+        given = (module, arguments, str(at), env, [out, err])
         self._process = _server.Process(target=_command, args=given)
         with mock.patch.dict(
             sys.modules, {"__main__": types.ModuleType("__main__")}

@@ -48,7 +48,8 @@ def trains(folder: Path) -> bool:
 
 
 def saved(folder: Path, step: int) -> bool:
-    return bool(list(folder.rglob(f"checkpoint-{step}/{checkpoints.MANIFEST}")))
+    found = folder.rglob(f"checkpoint-{step}/{checkpoints.MANIFEST}")
+    return any(".unfinished" not in path.parts for path in found)
 
 
 def weights(folder: Path) -> dict[str, Any]:
