@@ -1,8 +1,8 @@
 """`python -m MODULE …` from an interpreter that has torch and transformers loaded already.
 
-A server per test process imports the libraries once and forks for each command (multiprocessing's forkserver).
-The project's own modules are not among them: every command imports them anew. What an environment variable
-decides while a library is imported needs a new interpreter, and gets one.
+A server beside each test process imports the libraries once and forks for each command (multiprocessing's
+forkserver). The project's own modules are not among them: every command imports them anew. What an
+environment variable decides while a library is imported needs a new interpreter, and gets one.
 """
 
 import atexit
@@ -17,8 +17,8 @@ from pathlib import Path
 from unittest import mock
 
 LIBRARIES = (
-    "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets", "evaluate",
-    "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
+    "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets",
+    "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
 )  # fmt: skip
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library."""
@@ -48,14 +48,13 @@ class Forked:
 
     def __init__(
         self, module: str, arguments: list[str], at: Path, environment: dict[str, str], merged: bool
-    ):
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         out, err = (str(Path(self._folder.name, name)) for name in ("out", "out" if merged else "err"))
-        given = (module, arguments, str(at), env, [out, err])
+        given = (module, arguments, str(at), environment, [out, err])
         self._process = _server.Process(target=_command, args=given)
-        with mock.patch.dict(
-            sys.modules, {"__main__": types.ModuleType("__main__")}
-        ):  # it is not to be imported
+        nothing = types.ModuleType("__main__")  # the child shall not import pytest as its main module
+        with mock.patch.dict(sys.modules, {"__main__": nothing}):
             self._process.start()
         self._files, self.args = [out] if merged else [out, err], [module, *arguments]
 
