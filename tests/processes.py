@@ -6,12 +6,14 @@ environment variable decides while a library is imported needs a new interpreter
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 from unittest import mock
@@ -19,6 +21,7 @@ from unittest import mock
 LIBRARIES = (
     "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets",
     "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
+    "matplotlib.pyplot", "ipykernel.kernelapp",
 )  # fmt: skip
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library."""
@@ -30,6 +33,7 @@ _server.set_forkserver_preload(list(LIBRARIES))
 def _command(
     module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str]
 ) -> None:
+    os.setsid()  # a signal to the group of one reaches no other
     for stream, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
     os.chdir(at)
@@ -46,6 +50,8 @@ def _command(
 class Forked:
     """A command that runs beside the test, as far as tests use `subprocess.Popen`."""
 
+    stdin = stdout = stderr = None
+
     def __init__(
         self, module: str, arguments: list[str], at: Path, environment: dict[str, str], merged: bool
     ) -> None:
@@ -56,6 +62,9 @@ class Forked:
         nothing = types.ModuleType("__main__")  # the child shall not import pytest as its main module
         with mock.patch.dict(sys.modules, {"__main__": nothing}):
             self._process.start()
+        with contextlib.suppress(ProcessLookupError):  # it is over already
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)
         self._files, self.args = [out] if merged else [out, err], [module, *arguments]
 
     @property

@@ -7,12 +7,14 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from tests.processes import run
+from tests.processes import Forked, run
 
 nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
+local_provisioner = pytest.importorskip("jupyter_client.provisioning.local_provisioner")
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -38,6 +40,12 @@ def own_adapters(own_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def warm_kernel(command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> Forked:
+    """The kernel that Jupyter asks for, a process of its own, in which the libraries are loaded already."""
+    module = command.index("-m") + 1
+    return Forked(command[module], command[module + 1 :], Path(cwd), env, merged=True)
+
+
 def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
     """What the notebook's cells display, figures in words; an error in one of them is raised."""
     from nbclient import NotebookClient
@@ -46,7 +54,8 @@ def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
     environment = {key: value for key, value in os.environ.items() if key != OWN}
     environment |= {OWN: str(own)} if own else {}
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(cwd)}})
-    client.execute(env=environment)
+    with mock.patch.object(local_provisioner, "launch_kernel", warm_kernel):
+        client.execute(env=environment)
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     return "\n".join(text(data) for data in outputs)
 
