@@ -22,7 +22,7 @@ from lora_zoo.core.kernel import KERNELS, Kernel
 
 @dataclass(frozen=True)
 class LayerContext:
-    """Where an adapter sits, and all that it may know: its draws depend on `name` and `seed` alone."""
+    """The place of an adapter, and all that it may know: its draws depend on `name` and `seed` alone."""
 
     name: str
     host: Host
@@ -122,7 +122,7 @@ class Adapter(nn.Module, Variant):
         return self(x, host)
 
     def path(self, x: Tensor, host: LayerHost) -> str:
-        """What `output` would use for x: "fused", or "plain" and the reason."""
+        """The way that `output` takes for x: "fused", or "plain" and the reason."""
         if self.fused is None:
             return "plain: there is no kernel"
         reason = self.fused.refusal(x, host, self.fused.operands(self))

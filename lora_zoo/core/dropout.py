@@ -39,7 +39,7 @@ SPARE = 8
 
 @dataclass(frozen=True)
 class Mask(ABC):
-    """Which entries of an input a pass drops, in any shape of it; the others grow by `scale`, 1 / (1 - p)."""
+    """The entries of an input that a pass drops; the others are multiplied by `scale`, 1 / (1 - p)."""
 
     entries: Tensor
     scale: float

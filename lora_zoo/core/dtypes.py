@@ -17,7 +17,7 @@ def wide(W: Tensor) -> Tensor:
 
 
 def cast(device: torch.device) -> bool:
-    """Whether autocast is on for `device`."""
+    """True if autocast is on for `device`."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 

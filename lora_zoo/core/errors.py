@@ -1,4 +1,4 @@
-"""Errors of others in the words of one line."""
+"""Third-party exceptions as one line, and the message for an unknown name."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ def in_one_line(message: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, or its type where it says nothing."""
+    """The message of an exception in one line, or its type where there is no message."""
     return in_one_line(error) or type(error).__name__
 
 

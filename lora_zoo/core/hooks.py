@@ -22,7 +22,7 @@ class Progress(NamedTuple):
 
 
 class AdapterHooks(nn.Module):
-    """What one adapted model's adapters do together; its buffers are saved and resumed, not shipped.
+    """Hooks over all adapters of one model; buffers are saved and resumed with checkpoints, not exported.
 
     Keyword-only arguments of a subclass's constructor are hyperparameters of the variant, beside the
     adapter's own.
@@ -38,7 +38,7 @@ class AdapterHooks(nn.Module):
     def shared(
         cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
     ) -> nn.Module | None:
-        """What all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
+        """The module that all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
         return None
 
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:

@@ -29,7 +29,7 @@ class Host(ABC):
     linear: ClassVar[bool] = False
     """True if `all-linear` means it."""
     sees_input: ClassVar[bool] = True
-    """Whether an adapter on it is given the layer's input, which is what dropout acts on."""
+    """True if an adapter on it is given the layer's input, which dropout acts on."""
 
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part
@@ -44,7 +44,7 @@ class Host(ABC):
 
     @property
     def whole(self) -> bool:
-        """Whether all rows are adapted."""
+        """True if all rows are adapted."""
         return isinstance(self.part, slice) and self.part == EVERY
 
     def read(self, stored: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
         if key not in known:
             raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
         if not fits(value, known[key].annotation):
-            raise ValueError(f"{name}: {key} must be {said(known[key].annotation)}; got {value!r}")
+            raise ValueError(f"{name}: {key} must be {type_words(known[key].annotation)}; got {value!r}")
     missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
     if missing:
         raise ValueError(f"{name}: {', '.join(missing)} must be given")
@@ -61,7 +61,7 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint` (int passes for float; bool passes for neither)."""
+    """True if `value` is of the type `hint` (int passes for float; bool passes for neither)."""
     if hint is Any:
         return True
     if typing.get_origin(hint) is Literal:
@@ -73,12 +73,12 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def said(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """A type hint in words."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(said(part) for part in typing.get_args(hint))
+        return " or ".join(type_words(part) for part in typing.get_args(hint))
     return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), str(hint)
     )

@@ -33,7 +33,7 @@ FIXED = 8
 
 
 def cheaper_formed(N: int, R: int, shape: tuple[int, int], *, spared: int) -> bool:
-    """Whether W + B A is better formed, which spares the branch `spared` multiplications a token and rank."""
+    """True if forming W + B A is cheaper; it saves the branch `spared` multiplications a token and rank."""
     O, I = shape
     return N * R * spared > O * I * (R + FIXED)
 

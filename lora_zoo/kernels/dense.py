@@ -79,7 +79,7 @@ def branched(
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """What autocast makes of `dtype` beside x."""
+    """The dtype to which autocast narrows `dtype` in a product with x."""
     return torch.get_autocast_dtype(x.device.type) if cast(x.device) else dtype
 
 

@@ -84,7 +84,7 @@ class DoraFunction(torch.autograd.Function):
         A0_RI: Tensor | None,
         mask: Mask | None,
     ) -> Tensor:
-        learns, ctx.lent = any(ctx.needs_input_grad[4:7]), None
+        learns, ctx.saved_output = any(ctx.needs_input_grad[4:7]), None
         dropped = x if mask is None else mask.drop(x)
         if V_OI is None:
             kept = frozen(dropped, W_OI)
@@ -97,7 +97,7 @@ class DoraFunction(torch.autograd.Function):
             y = F.linear(x, V_OI.mul_(gain_O[:, None]), bias_O)
             kept = y
             if learns:
-                ctx.lent, kept = SavedOutput.of(y)
+                ctx.saved_output, kept = SavedOutput.of(y)
         else:
             y = F.linear(x - dropped, W_OI, bias_O)
             kept = F.linear(dropped, V_OI)
@@ -122,10 +122,10 @@ class DoraFunction(torch.autograd.Function):
             dropped_NI = seen(x.reshape(-1, x.shape[-1]), mask, A_RI.dtype)
             dG_OR = ((dropped_NI @ A_RI.T).to(gain_O.dtype).T @ wide_NO).T
             dA_RI = gB_NR.T @ dropped_NI if for_A else None
-        if for_gain and ctx.lent and not ctx.lent.written():
+        if for_gain and ctx.saved_output and not ctx.saved_output.overwritten():
             dgain_O = of_output(wide_NO, kept, gain_O, bias_O)
         elif for_gain:
-            if ctx.lent:
+            if ctx.saved_output:
                 kept = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI))
             dgain_O = (wide_NO * kept.reshape(g_NO.shape)).sum(0)
             if not together and dG_OR is not None:  # W x alone is kept, for its B A x is not as exact
@@ -150,17 +150,20 @@ def of_output(g_NO: Tensor, y: Tensor, gain_O: Tensor, bias_O: Tensor | None) ->
 
 
 class SavedOutput(NamedTuple):
-    """An output that is kept without a copy; whoever comes next keeps it as well, or writes over it."""
+    """The layer's output, kept for backward without a copy; invalid once it was changed in place."""
 
-    witness: Tensor
+    probe: Tensor
     version: int
 
     @classmethod
     def of(cls, y: Tensor) -> tuple["SavedOutput", Tensor]:
-        """`.data` is not checked for that, and the witness, a tensor without memory, tells it."""
-        lent, kept = cls(y.detach(), y._version), y.data
-        lent.witness.data = y.new_empty(0)
-        return lent, kept
+        """The record of `y`, and `y` as it is saved.
 
-    def written(self) -> bool:
-        return self.witness._version != self.version
+        Autograd does not check `.data` for changes; the probe, which shares y's version and no memory, does.
+        """
+        saved, kept = cls(y.detach(), y._version), y.data
+        saved.probe.data = y.new_empty(0)
+        return saved, kept
+
+    def overwritten(self) -> bool:
+        return self.probe._version != self.version

@@ -1,4 +1,4 @@
-"""Which dtype is computed in: the frozen product in x's, the branch in its factors', often a wider one.
+"""Dtypes of the products: the frozen one in x's, the branch in its factors', often a wider one.
 
 The input is widened for the branch while it is used and kept as it is, and a sum is rounded once.
 Shapes: N tokens, O out, I in, R rank.
@@ -16,7 +16,7 @@ from lora_zoo.core.dtypes import at_least_float32, cast, uncast
 
 
 def formable(x: Tensor, B_OR: Tensor) -> bool:
-    """Whether W + B A may stand in for W; rounded to a narrow dtype it would lose a small B A."""
+    """True if W + B A may stand in for W; rounded to a narrow dtype it would lose a small B A."""
     return x.dtype == B_OR.dtype == at_least_float32(x.dtype)
 
 
@@ -26,12 +26,12 @@ def plus_(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
         return y.addmm_(one, two)
     if (y.dtype, one.dtype) == (torch.bfloat16, torch.float32):
         # In two bfloat16 parts the factors keep 16 bits, and nothing of y's size is made in float32.
-        (a, da), (b, db) = parts(one), parts(two)
+        (a, da), (b, db) = bfloat16_parts(one), bfloat16_parts(two)
         return y.addmm_(torch.cat([a, a, da], dim=1), torch.cat([b, db, b]))
     return y.add_(one @ two)
 
 
-def parts(t: Tensor) -> tuple[Tensor, Tensor]:
+def bfloat16_parts(t: Tensor) -> tuple[Tensor, Tensor]:
     """Two bfloat16 tensors whose sum is the float32 `t`, to 16 bits."""
     high = t.to(torch.bfloat16)
     return high, (t - high).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What the kernels have in common.
+"""Shared helpers of the autograd functions: what is saved for backward, the frozen product, its gradient.
 
 Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
 """
@@ -41,7 +41,7 @@ def frozen(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
 
 
 def seen(x_NI: Tensor, mask: Mask | None, dtype: torch.dtype) -> Tensor:
-    """What the branch is given, in its dtype."""
+    """The branch's input, dropped and in the branch's dtype."""
     return x_NI.to(dtype) if mask is None else mask.drop(x_NI.to(dtype))
 
 

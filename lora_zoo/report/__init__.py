@@ -27,7 +27,7 @@ def conclude(sweep: Path) -> None:
     """Write the report of an experiment's sweep, and show its tables and the verdicts of its claims."""
     from rich.console import Console
 
-    from lora_zoo.analysis.claims import printing
+    from lora_zoo.claims import show
     from lora_zoo.report.report import PAGE, Report
     from lora_zoo.runs import load
 
@@ -36,7 +36,7 @@ def conclude(sweep: Path) -> None:
     for table in report.tables:
         print(table.markdown())
     if report.tested:
-        console.print(printing.table(report.tested))
+        console.print(show.table(report.tested))
     report.write(folder)
     console.print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
 

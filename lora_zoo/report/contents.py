@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.claims import Entry, Status, ledger, printing
 from lora_zoo.analysis.columns import listed
 from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.protocol import cells
+from lora_zoo.claims import LedgerEntry, Status, ledger, show
 from lora_zoo.report.gallery import Gallery, Views, gallery
 from lora_zoo.report.overlaps import overlaps
 from lora_zoo.report.page import Page, Verdict, facts, lines, shared_settings
@@ -18,8 +18,10 @@ from lora_zoo.runs.frame import axes, column
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
 
 
-def page_of(frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[Entry] | None = None) -> Page:
-    """The page of a frame from `lora_zoo.runs.loading`, with its tables in HTML and its ledger of claims."""
+def page_of(
+    frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[LedgerEntry] | None = None
+) -> Page:
+    """The page of a frame from `lora_zoo.runs.load`, with its tables in HTML and its ledger of claims."""
     parts = [(_about(part), part) for _, part in frame.groupby("experiment", sort=False)]
     galleries = [(about, _gallery(about, sound(part))) for about, part in parts]
     several = len(parts) > 1
@@ -37,7 +39,7 @@ def page_of(frame: pd.DataFrame, tables: Sequence[str] = (), entries: Sequence[E
         absent=[reason for _, made in galleries for reason in made.absent],
         claims=[_verdict(entry) for entry in entries if entry.verdict.status in DECIDED],
         undecided=[_verdict(entry) for entry in entries if entry.verdict.status not in DECIDED],
-        tally=printing.totals(entries),
+        tally=show.totals(entries),
         findings=[finding for _, part in parts for finding in findings(part)],
         axes=differing,
         settings=shared_settings(frame),
@@ -86,14 +88,14 @@ def _headed(about: Mapping[str, Any], views: Views, several: bool) -> Views:
     return Views(f"{name}: {views.heading}", views.choice, views.charts) if several and name else views
 
 
-def _verdict(entry: Entry) -> Verdict:
+def _verdict(entry: LedgerEntry) -> Verdict:
     return Verdict(
         entry.id,
-        entry.says,
+        entry.statement,
         f"{entry.paper}, {entry.where}".strip(", "),
         str(entry.verdict.status),
-        printing.effect(entry),
-        entry.verdict.said,
+        show.effect(entry),
+        entry.verdict.reason,
         entry.command,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.claims import Entry, printing
+from lora_zoo.claims import LedgerEntry, show
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS
 from lora_zoo.report.typeset import Table
 from lora_zoo.runs.archives import archive, without_places
@@ -23,7 +23,7 @@ MARKERS = "<!-- measured: made by python -m lora_zoo.report … --keep {0} -->",
 _PART = re.compile(r"<!-- measured:.*?<!-- /measured -->", re.DOTALL)
 
 
-def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Path) -> Path:
+def keep(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEntry], folder: Path) -> Path:
     """Write the runs of one experiment, its table and the claims that it tests to `folder`; returns it.
 
     ValueError for runs of no experiment or of several.
@@ -51,7 +51,7 @@ def keep(frame: pd.DataFrame, table: Table, tested: Sequence[Entry], folder: Pat
 
 
 def _keep_adapters(frame: pd.DataFrame, folder: Path) -> None:
-    """Copy each run's adapter to where `lora_zoo.runs.loading` looks for it, without places on a machine."""
+    """Copy each run's adapter to where `lora_zoo.runs.load` looks for it, without places on a machine."""
     for record, adapter in zip(frame["record"], frame["adapter"], strict=True):
         kept = kept_adapter(folder, record)
         if adapter is None or Path(adapter).resolve() == kept.resolve():
@@ -62,9 +62,9 @@ def _keep_adapters(frame: pd.DataFrame, folder: Path) -> None:
         (kept / DESCRIPTION).write_text(json.dumps(without_places(description), indent=2), encoding="utf-8")
 
 
-def measured(frame: pd.DataFrame, table: Table, tested: Sequence[Entry]) -> str:
+def measured(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEntry]) -> str:
     """The table, the claims, and the time that the runs took, in Markdown."""
-    claims = [*printing.grid(tested), ""] if tested else []
+    claims = [*show.grid(tested), ""] if tested else []
     return "\n".join([table.markdown().rstrip(), "", *claims, *_time(frame)])
 
 

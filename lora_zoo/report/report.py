@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora_zoo.analysis.claims import Entry, ledger
+from lora_zoo.claims import LedgerEntry, ledger
 from lora_zoo.report import FORMATS, wandb_side
 from lora_zoo.report.contents import page_of
 from lora_zoo.report.keeping import keep
@@ -31,7 +31,7 @@ class Report:
         return tables(self.frame)
 
     @cached_property
-    def ledger(self) -> list[Entry]:
+    def ledger(self) -> list[LedgerEntry]:
         return ledger(self.frame)
 
     @cached_property
@@ -39,7 +39,7 @@ class Report:
         return page_of(self.frame, [table.html() for table in self.tables], self.ledger)
 
     @property
-    def tested(self) -> list[Entry]:
+    def tested(self) -> list[LedgerEntry]:
         """The claims that the experiments of these runs test."""
         names = set(self.frame["experiment"].dropna()) - {""}
         return [entry for entry in self.ledger if entry.needs in names]

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.errors import reason, unknown
-from lora_zoo.core.hyperparameters import fits, said
+from lora_zoo.core.hyperparameters import fits, type_words
 
 _FLAT = {
     "learning_rate": "lr",
@@ -136,7 +136,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         if not isinstance(value, str):
             raise ValueError(f"trainer.{name} must be a name; got {value!r}")
     elif (plain := _plain(hint)) and not any(fits(value, part) for part in plain):
-        words = ["null" if part is type(None) else said(part) for part in plain]
+        words = ["null" if part is type(None) else type_words(part) for part in plain]
         raise ValueError(f"trainer.{name} must be {' or '.join(words)}; got {value!r}")
 
 

@@ -10,8 +10,9 @@ from trios import decomposed
 from trios import frame as made
 
 from lora_zoo import updates
-from lora_zoo.analysis.claims import Status, claims
-from lora_zoo.analysis.claims.lora_subspaces import (
+from lora_zoo.claims import Status, claims
+from lora_zoo.claims.catalogue.dora import change_correlation
+from lora_zoo.claims.catalogue.lora_subspaces import (
     between_ranks,
     between_seeds,
     jackknife,
@@ -19,8 +20,8 @@ from lora_zoo.analysis.claims.lora_subspaces import (
     others,
     top,
 )
-from lora_zoo.analysis.claims.matrices import change_correlation, mean_of, total_of
-from lora_zoo.analysis.claims.reading import Evidence, Missing
+from lora_zoo.claims.evidence import Evidence, Missing
+from lora_zoo.claims.measures import mean_of, total_of
 
 ROWS = [
     {"name": "a", "role": "q", "layer": 0, "own": 2.0, "random": 1.0, "count": 3},
@@ -179,13 +180,13 @@ def test_adapters_that_are_not_there_leave_a_claim_open(name, lost, said):
     frame = TRIOS[name].supports
     verdict = claims()[name].verdict(Evidence(frame.assign(adapter=lost)))
     assert verdict.status is Status.INCONCLUSIVE
-    assert pd.Series(verdict.said).str.contains(said).all(), verdict.said
+    assert pd.Series(verdict.reason).str.contains(said).all(), verdict.reason
 
 
 def test_adapters_of_one_role_leave_the_other_open():
     frame = planted(0.9, 0.002, lambda level: {"q": (level, 0.1)})
     verdict = claims()["lora/top-direction-shared"].verdict(Evidence(frame))
-    assert verdict.status is Status.INCONCLUSIVE and "no matrix of v" in verdict.said
+    assert verdict.status is Status.INCONCLUSIVE and "no matrix of v" in verdict.reason
 
 
 def test_an_adapter_that_learned_nothing_has_no_directions():
@@ -205,7 +206,7 @@ def test_a_rank_as_wide_as_the_matrix_leaves_no_others():
     verdict = claims()["lora/other-directions-differ"].verdict(
         Evidence(frame.assign(adapter=written(64, 0, tensors)))
     )
-    assert verdict.status is Status.INCONCLUSIVE and "width" in verdict.said
+    assert verdict.status is Status.INCONCLUSIVE and "width" in verdict.reason
 
 
 def test_the_planted_adapters_are_what_they_say():

@@ -84,8 +84,8 @@ def near_the_middle(level: float) -> float:
 
 
 def losses(level: float) -> dict[str, Any]:
-    """A curve with this mean loss in its first quarter."""
-    history = [{"step": step, "loss": level if step <= 50 else 0.1} for step in range(5, 201, 5)]
+    """A curve with this mean loss in its first quarter, and later one that falls as this rises."""
+    history = [{"step": step, "loss": level if step <= 50 else 5 - level} for step in range(5, 201, 5)]
     return score(0.9) | {"history": history}
 
 
@@ -244,7 +244,7 @@ GAP: Make = lambda level: {"test": 1.0 - level, "metrics.train.exact_match": 1.0
 uneven = ranks(lambda role, layer, level: level * (-1) ** layer)
 feed_forward = ranks(lambda role, layer, level: level if role in ("gate", "up", "down") else -level)
 upper = ranks(lambda role, layer, level: level if layer >= 2 else -level)
-pattern_values = ranks(
+patterned = ranks(
     lambda role, layer, level: 0.5 * np.sin(7 * layer + 3 * len(role) + ord(role[0]) + 2 * level)
 )
 BUDGETS = ("adalora_budgets", "rank")
@@ -354,7 +354,7 @@ TRIOS: dict[str, Trio] = {
     "lora/q-alone-needs-rank": trio(*six, _table_6(0.9, 0.9, 0.9), _table_6(0.5, 0.9, 0.9, (0.8, 0.7))),
     "lora/rank-1-falls-short": trio(*study, _study(0.7, 0.9, 0.9, 0.5), _study(0.9, 0.7, 0.8, 1.0)),
     "lora/gain-ends-at-16": trio(*study, _study(0.1, 0.3, 0.9, 0.9), _study(0.9, 0.9, 0.8, 0.9)),
-    "theory/half-the-width": trio(*study, _study(0.1, 0.3, 0.6, 0.9), _study(0.1, 0.9, 0.8, 0.9)),
+    "theory/half-the-width": trio(*study, _study(0.95, 0.3, 0.6, 0.9), _study(0.1, 0.9, 0.8, 0.9)),
     "rslora/gradients-of-lora-fall": trio(
         *rs, _exponents(-0.5, 0), _exponents(-0.1, -0.5), gradients, loud=3
     ),
@@ -406,7 +406,7 @@ TRIOS: dict[str, Trio] = {
     "adalora/feed-forward": _budgets(0.3, -0.3, feed_forward, quiet=0.05, loud=0.7),
     "adalora/top-layers": _budgets(0.3, -0.3, upper, quiet=0.05, loud=0.7),
     "adalora/same-pattern": trio(
-        *(*BUDGETS, {200: 0.0, 400: 0.0}, {200: 0.0, 400: 1.57}, pattern_values),
+        *(*BUDGETS, {200: 0.0, 400: 0.0}, {200: 0.0, 400: 1.57}, patterned),
         variant="adalora",
         quiet=0.05,
         loud=1.5,

@@ -1,0 +1,84 @@
+"""Saving, loading and merging an adapter, beside PEFT."""
+
+import copy
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from lora_zoo.bench import peft
+from lora_zoo.bench.options import Options
+from lora_zoo.bench.paths import inject_linear
+from lora_zoo.bench.report import Measurement, Values
+from lora_zoo.bench.shapes import Shape
+from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.inject.injection import Injection
+
+ABOUT = """\
+Milliseconds to save an adapter of all linear layers (r = 8, VeRA: 256), to load it into a model that is
+there, and to merge it; PEFT: `save_pretrained`, `PeftModel.from_pretrained`, `merge_adapter`. The file lies
+where the system keeps temporary ones."""
+OPERATIONS = ("save", "load", "merge")
+TIMES = [
+    column
+    for name in OPERATIONS
+    for column in (
+        Timed(f"{name}, ms", f"{name}_ms", name, unit=1e3),
+        Timed(f"{name}, PEFT, ms", f"{name}_peft_ms", f"{name}, PEFT", unit=1e3),
+        Timed(f"{name} / PEFT", f"{name}_over_peft", name, f"{name}, PEFT"),
+    )
+]
+PLOTTED = {column.name: column.of for column in TIMES if not column.over}
+ROUNDS = 7
+
+
+def measure(options: Options) -> Measurement:
+    rows = [measure_one(*case, options) for case in options.cases(("llama-768",), options.adapters)]
+    keys = ("shape", "variant")
+    return Measurement("io", "Files and merging", ABOUT, keys, texts(TIMES), rows, "milliseconds", PLOTTED)
+
+
+def measure_one(shape: Shape, base: nn.Module, variant: str, options: Options) -> Values:
+    with tempfile.TemporaryDirectory() as folder:
+        injection = inject_linear(copy.deepcopy(base), variant)
+        found = ours(injection, base, Path(folder, "ours"))
+        if peft.has(variant):
+            theirs = in_peft(injection, base, str(Path(folder, "peft")))
+            found |= {f"{name}, PEFT": prepare for name, prepare in theirs.items()}
+        times = options.stopwatch(at_most=ROUNDS).interleave(found)
+    return {"shape": shape.name, "variant": variant} | summary(TIMES, times)
+
+
+def ours(injection: Injection, base: nn.Module, folder: Path) -> dict[str, Prepare]:
+    save = partial(save_adapter, injection, folder)
+    save()
+
+    def merge() -> Run:
+        injection.unmerge()
+        return injection.merge
+
+    return {
+        "save": lambda: save,
+        "load": lambda: partial(load_adapter, copy.deepcopy(base), folder),
+        "merge": merge,
+    }
+
+
+def in_peft(injection: Injection, base: nn.Module, folder: str) -> dict[str, Prepare]:
+    from peft import PeftModel
+
+    adapted = peft.wrap(copy.deepcopy(base), peft.config(injection))
+    adapted.save_pretrained(folder)
+    adapted.merge_adapter()
+
+    def merge() -> Run:
+        adapted.unmerge_adapter()
+        return adapted.merge_adapter
+
+    return {
+        "save": lambda: partial(adapted.save_pretrained, folder),
+        "load": lambda: partial(PeftModel.from_pretrained, copy.deepcopy(base), folder),
+        "merge": merge,
+    }

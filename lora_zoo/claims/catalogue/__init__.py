@@ -1,0 +1,1 @@
+"""The claims, a file for each paper or topic: rows of data, and functions where no form fits."""

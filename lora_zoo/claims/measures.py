@@ -1,0 +1,151 @@
+"""Numbers of one run, and quantities that claims are about: from its record, its history and its ΔW."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.claims.evidence import Measure, Missing, aligned
+from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
+from lora_zoo.runs import deltas, updates
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of a run (a column, or a function of the run) with its name and unit.
+
+    Without a unit it is a score: ranges are in points of the metric. Means are taken on `scale`.
+    """
+
+    name: str
+    unit: str
+    of: str | Measure
+    scale: Scale = PLAIN
+
+    def hypothesis(
+        self, label: str, values: pd.Series, claimed: Range, unit: str, scale: Scale
+    ) -> Hypothesis:
+        """`values`, of this quantity or of its ratio, lie in the range."""
+        return Sampled(label, values, claimed, unit, scale)
+
+
+class CountedQuantity(Quantity):
+    """A quantity that is counted and not sampled: its runs have no spread by chance."""
+
+    def hypothesis(
+        self, label: str, values: pd.Series, claimed: Range, unit: str, scale: Scale
+    ) -> Hypothesis:
+        return Counted(label, values, claimed, unit)
+
+
+def early_loss(run: pd.Series) -> float:
+    """The mean training loss logged in the first quarter of the steps."""
+    logged = _logged(run, "loss")
+    end = max(step for step, _ in logged)
+    early = [loss for step, loss in logged if step <= end / 4]
+    return float(np.mean(early)) if early else math.nan
+
+
+def gradient_norm(run: pd.Series) -> float:
+    """The mean norm of the gradient (before clipping) over all logged steps after the first.
+
+    At the first step only one of LoRA's factors has a gradient.
+    """
+    return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
+
+
+def forgotten(run: pd.Series) -> float:
+    """The growth of the loss on the text of pretraining."""
+    return number(run.get("retention_after")) - number(run.get("retention_before"))
+
+
+def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
+    """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
+    history = run.get("history")
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    pairs = [(number(entry.get("step")), number(entry.get(what))) for entry in entries]
+    found = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    if not found:
+        raise Missing(f"the runs logged no {what}")
+    return found
+
+
+def number(value: Any) -> float:
+    """A cell as a number; NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+SCORE = Quantity("", "", "test")
+LOSS = Quantity("loss", "nats a token", "loss")
+EARLY_LOSS = Quantity("early loss", "nats a token", early_loss)
+FORGOTTEN = Quantity("growth of the pretraining loss", "nats a token", forgotten)
+GRADIENT_NORM = Quantity("gradient norm", "norm", gradient_norm)
+STEP_SECONDS = Quantity("seconds a step", "seconds", "step_seconds")
+
+
+def changes(run: pd.Series) -> pd.DataFrame:
+    """One row a changed matrix of a run: name, role, layer, norm, numerical_rank, … Missing without any."""
+    try:
+        found = updates(run.to_frame().T)
+    except (KeyError, TypeError, IndexError, ValueError) as unreadable:
+        raise Missing("the runs recorded no ΔW") from unreadable
+    if found.empty:
+        raise Missing("the runs recorded no ΔW")
+    return found
+
+
+def recorded(run: pd.Series, table: str) -> pd.DataFrame:
+    """A table of `lora_zoo.updates` recorded with a run, a row a matrix. Missing where there is none."""
+    try:
+        return deltas(run.to_frame().T, table)
+    except (KeyError, TypeError, AttributeError, ValueError) as unreadable:
+        raise Missing(
+            f"the runs recorded no table {table!r} (python -m lora_zoo.spectra RUN… --record makes it)"
+        ) from unreadable
+
+
+def mean_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
+    """A run's mean over its matrices (those of `roles`) of a formula of the columns of a recorded table."""
+    return _over_matrices(table, formula, roles, lambda values: values.mean())
+
+
+def total_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
+    """The sum in place of the mean; NaN where no matrix has the quantity."""
+    return _over_matrices(table, formula, roles, lambda values: values.sum(min_count=1))
+
+
+def _over_matrices(
+    table: str, formula: str, roles: Sequence[str], joined: Callable[[pd.Series], float]
+) -> Measure:
+    def measure(run: pd.Series) -> float:
+        rows = recorded(run, table)
+        try:
+            mine = rows[rows["role"].isin(roles)] if roles else rows
+            found = pd.to_numeric(mine.eval(formula), errors="coerce")
+        except (KeyError, NameError, TypeError) as lacking:
+            raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
+        return float(joined(found.replace([math.inf, -math.inf], math.nan)))
+
+    measure.__name__ = f"{formula} in {table}"
+    return measure
+
+
+def exponents(table: pd.DataFrame) -> pd.Series:
+    """By seed (row), the slope of log(value) on log(column): the exponent of a power law."""
+    if (table <= 0).any(axis=None):
+        raise Missing("a value is not positive, so there is no power law")
+    x = np.log(np.array(table.columns, dtype=float))
+    return table.apply(lambda row: float(np.polyfit(x, np.log(row.to_numpy(dtype=float)), 1)[0]), axis=1)
+
+
+def best_by_seed(scores: Mapping[float, pd.Series]) -> pd.Series:
+    """By seed, log2 of the key with the best score; ties count as their mean."""
+    table = aligned(scores)
+    logs = np.log2(np.array(table.columns, dtype=float))
+    return table.apply(lambda row: float(logs[(row == row.max()).to_numpy()].mean()), axis=1)

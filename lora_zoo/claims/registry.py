@@ -1,0 +1,188 @@
+"""The registry of claims: the command line, the report and the tests read it.
+
+A claim is found because a file of `lora_zoo/claims/catalogue/` adds it. A file that cannot be imported is
+left out with a warning that says why.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lora_zoo.claims.evidence import Evidence, Missing
+from lora_zoo.claims.forms import Form
+from lora_zoo.claims.hypotheses import Hypothesis
+from lora_zoo.claims.rule import Rule, Status, Verdict, every, verdict
+
+
+@dataclass(frozen=True)
+class Claim(ABC):
+    """A statement, who makes it and where, and how it is tested. `against` names claims that disagree."""
+
+    id: str
+    paper: str
+    where: str
+    against: Sequence[str] = ()
+    statement: str = ""
+
+    def says(self, statement: str) -> None:
+        """Add the claim with this statement."""
+        add(replace(self, statement=statement))
+
+    @property
+    def needs(self) -> str:
+        """The experiment or the runs that decide it; "" where it needs none."""
+        return ""
+
+    @property
+    def command(self) -> str:
+        """The command that makes these runs; "" where there is none."""
+        return ""
+
+    @abstractmethod
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """The verdict that `evidence`, of any runs at all, gives."""
+
+
+@dataclass(frozen=True)
+class Measured(Claim):
+    """A claim about runs: of an `experiment`, or of a `sweep` of its own."""
+
+    forms: Sequence[Form] = ()
+    experiment: str = ""
+    sweep: str = ""
+    rule: Rule = every
+
+    @property
+    def needs(self) -> str:
+        return self.experiment or "a sweep of its own"
+
+    @property
+    def command(self) -> str:
+        return f"python -m lora_zoo.run -m {self.sweep or '+experiment=' + self.experiment}"
+
+    def __call__(self, form: Form) -> Form:
+        """Add the claim that the function below tests; its docstring is the statement."""
+        replace(self, forms=(form,)).says(first_paragraph(form))
+        return form
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """Not run without runs of the experiment; every model and task makes hypotheses of its own."""
+        hypotheses: list[Hypothesis] = []
+        missing: list[str] = []
+        for runs in evidence.of(self.experiment):
+            try:
+                for form in self.forms:
+                    for hypothesis in form(runs):  # what was tested before a gap counts
+                        hypotheses.append(replace(hypothesis, label=runs.prefixed(hypothesis.label)))
+            except Missing as gap:
+                missing.append(runs.prefixed(str(gap)))
+        if not hypotheses and (self.sweep or not missing):
+            why = f" ({missing[0]})" if missing else ""
+            return Verdict(Status.NOT_RUN, f"run: {self.command}{why}")
+        return verdict(hypotheses, missing, self.rule)
+
+
+Compute = Callable[[], Verdict]
+
+
+@dataclass(frozen=True)
+class Computed(Claim):
+    """A statement that needs no runs: computed now, from shapes or on a tiny model."""
+
+    compute: Compute = field(kw_only=True)
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        return self.compute()
+
+
+@dataclass(frozen=True)
+class NotBuilt(Claim):
+    """A statement that waits for a variant or an analysis."""
+
+    waits_for: str = field(kw_only=True)
+
+    @property
+    def needs(self) -> str:
+        return self.waits_for
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        return Verdict(Status.NOT_BUILT, f"needs {self.waits_for}")
+
+
+@dataclass(frozen=True)
+class Untestable(Claim):
+    """A statement of the sources that no measurement decides; `known` is what is on record about it."""
+
+    known: str = field(kw_only=True)
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        return Verdict(Status.NOT_MEASURABLE, self.known)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A paper or another document, and the experiment, or the sweep of its own, that decides its claims."""
+
+    paper: str
+    experiment: str = ""
+    sweep: str = ""
+
+    def claim(
+        self, id: str, where: str, *forms: Form, against: Sequence[str] = (), rule: Rule = every
+    ) -> Measured:
+        """A claim of these forms; what it `.says`, or the function that it decorates, adds it."""
+        if bool(self.experiment) == bool(self.sweep):
+            raise ValueError(f"claim {id!r}: give either the experiment that it needs or a sweep")
+        return Measured(id, self.paper, where, against, "", forms, self.experiment, self.sweep, rule)
+
+
+def computed(id: str, paper: str, where: str) -> Callable[[Compute], Compute]:
+    """Add the claim that the function below computes from nothing; its docstring is the statement."""
+
+    def decorated(compute: Compute) -> Compute:
+        Computed(id, paper, where, compute=compute).says(first_paragraph(compute))
+        return compute
+
+    return decorated
+
+
+def first_paragraph(function: Callable[..., object]) -> str:
+    """The first paragraph of a function's docstring in one line."""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+
+
+_CLAIMS: dict[str, Claim] = {}
+_DISABLED: dict[str, str] = {}
+
+
+def add(claim: Claim) -> None:
+    """Add a claim. An id that is taken is an error."""
+    if _CLAIMS.get(claim.id, claim) != claim:
+        raise ValueError(f"the claim {claim.id!r} is added twice")
+    _CLAIMS[claim.id] = claim
+
+
+def claims() -> Mapping[str, Claim]:
+    """Every claim of the catalogue by id, in alphabetical order."""
+    from lora_zoo.claims import catalogue
+
+    for module in pkgutil.iter_modules(catalogue.__path__, f"{catalogue.__name__}."):
+        if module.name not in _DISABLED:
+            _load(module.name)
+    return dict(sorted(_CLAIMS.items()))
+
+
+def _load(name: str) -> None:
+    """Import a file of the catalogue, or leave it out, whole."""
+    before = dict(_CLAIMS)
+    try:
+        importlib.import_module(name)
+    except (ImportError, SyntaxError) as reason:
+        _CLAIMS.clear()
+        _CLAIMS.update(before)
+        _DISABLED[name] = str(reason)
+        warnings.warn(f"the claims of {name} are left out: {reason}", stacklevel=3)
