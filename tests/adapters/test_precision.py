@@ -241,8 +241,9 @@ def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
         return
     model.train()
     count, start = [0], copy.deepcopy(vars(injection.counter))
-    for adapter in [*injection.adapters.values()][:1]:
-        adapter.register_forward_hook(lambda *_: count.append(count.pop() + 1))
+    for adapter in [*injection.adapters.values()][:1]:  # a kernel computes it without a call of the module
+        output = adapter.output
+        adapter.output = lambda *given, _of=output: count.append(count.pop() + 1) or _of(*given)
     loss, expected = trained(model, injection, kind)
     vars(injection.counter).update(start)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
