@@ -496,7 +496,7 @@ def test_accumulation_clipping_and_divergence_are_each_jobs_own(tmp_path: Path) 
 
 
 def mirrored_losses(file: Path) -> list[float]:
-    from test_mirror import of_kind, parsed
+    from tests.test_mirror import of_kind, parsed
 
     items = [item for entry in of_kind(parsed(file.read_bytes()), "history") for item in entry.item]
     return [
