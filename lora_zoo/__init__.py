@@ -3,30 +3,40 @@
 The names below are imported on first use, so that `import lora_zoo` costs no torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "inject": "lora_zoo.inject.injection",
-    "Injection": "lora_zoo.inject.injection",
+    "inject": "lora_zoo.injection.inject",
+    "Injection": "lora_zoo.injection.inject",
     "load_adapter": "lora_zoo.formats.native",
     "save_adapter": "lora_zoo.formats.native",
     "load_adapters": "lora_zoo.formats.native",
     "save_adapters": "lora_zoo.formats.native",
     "save_peft": "lora_zoo.formats.peft.write",
-    "adapters_of": "lora_zoo.inject.adapter_set",
-    "preview": "lora_zoo.inject.preview",
-    "contiguous": "lora_zoo.hosts.fused",
-    "declare_fused": "lora_zoo.hosts.fused",
-    "repeated": "lora_zoo.hosts.fused",
+    "adapters_of": "lora_zoo.injection.adapter_set",
+    "preview": "lora_zoo.injection.preview",
+    "concatenated": "lora_zoo.hosts.fused",
+    "interleaved": "lora_zoo.hosts.fused",
+    "register_fused": "lora_zoo.hosts.fused",
     "Adapter": "lora_zoo.core.adapter",
-    "LowRank": "lora_zoo.core.adapter",
-    "Additive": "lora_zoo.core.adapter",
+    "LowRank": "lora_zoo.variants.low_rank",
+    "Additive": "lora_zoo.variants.low_rank",
     "AdapterHooks": "lora_zoo.core.hooks",
-    "register": "lora_zoo.core.registry",
+    "register": "lora_zoo.core.variants",
 }
+_RENAMED = {
+    "declare_fused": "register_fused",
+    "contiguous": "concatenated",
+    "repeated": "interleaved",
+    "Method": "AdapterHooks",
+    "deltas": "updates",
+    "results": "runs",
+}
+"""Former names, importable for one release."""
 __all__ = [
     "Adapter",
     "AdapterHooks",
@@ -35,14 +45,14 @@ __all__ = [
     "LowRank",
     "__version__",
     "adapters_of",
-    "contiguous",
-    "declare_fused",
+    "concatenated",
     "inject",
+    "interleaved",
     "load_adapter",
     "load_adapters",
     "preview",
     "register",
-    "repeated",
+    "register_fused",
     "save_adapter",
     "save_adapters",
     "save_peft",
@@ -50,6 +60,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        present = _RENAMED[name]
+        warnings.warn(f"lora_zoo.{name} is now lora_zoo.{present}", DeprecationWarning, stacklevel=2)
+        return __getattr__(present) if present in _HOMES else import_module(f"lora_zoo.{present}")
     if name not in _HOMES:
         raise AttributeError(f"module 'lora_zoo' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
+from lora_zoo.terminal import on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
@@ -16,11 +16,11 @@ TASKS = {
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",
 }
-"""The class that loads a base -> PEFT's word for its task."""
+"""The class that loads a base -> PEFT's task type."""
 
 
 class Exported(NamedTuple):
-    """What was written, and the largest |Δlogit| between the adapter and the same read from OUT."""
+    """The written adapter, and the largest |Δlogit| between it and the same adapter read from OUT."""
 
     written: "Written"
     difference: float
@@ -73,6 +73,7 @@ def export(
     from lora_zoo.models.base import adapter_in, base_of
     from lora_zoo.models.compare import logits
     from lora_zoo.models.loading import load_model, load_tokenizer, source
+    from lora_zoo.models.saving import refuse_to_overwrite
 
     refuse_to_overwrite(out)
     folder = adapter_in(run)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_zoo.export import TASKS
-from lora_zoo.terminal import on_the_terminal, refuse_to_overwrite
+from lora_zoo.terminal import on_the_terminal
 
 if TYPE_CHECKING:
-    from lora_zoo.inject.injection import Injection
+    from lora_zoo.injection.inject import Injection
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def load(
     enable: list[str] | None = None,
     trust_remote_code: bool = False,
 ) -> "Injection":
-    """Put the adapter on its base and save it to `out` in our format.
+    """Inject the adapter into its base and save it to `out` in our format.
 
     Raises FileNotFoundError where there is no adapter, ValueError where it or the base cannot be read, where
     they do not fit each other, or where `out` holds something.
@@ -52,6 +52,7 @@ def load(
     from lora_zoo.formats.native import load_adapter, save_adapter
     from lora_zoo.models.base import base_of
     from lora_zoo.models.loading import load_model, load_tokenizer
+    from lora_zoo.models.saving import refuse_to_overwrite
 
     refuse_to_overwrite(out)
     if not adapter.exists():
@@ -59,12 +60,12 @@ def load(
     if adapter.is_file():
         if model is None:
             raise ValueError(f"{adapter} does not say which model it adapts; give --model")
-        settings, named = Model(name=Path(model).name, path=model), None
+        settings, own_class = Model(name=Path(model).name, path=model), None
     else:
         base = base_of(adapter, model)
-        settings, named = base.model, base.auto_class
+        settings, own_class = base.model, base.auto_class
     settings.dtype, settings.trust_remote_code = dtype, trust_remote_code
-    auto_class = auto_class or named or "AutoModelForCausalLM"
+    auto_class = auto_class or own_class or "AutoModelForCausalLM"
     head = {"num_labels": num_labels} if num_labels else {}
     network = load_model(settings, auto_class, head, load_tokenizer(settings), seed=0).model
     injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())

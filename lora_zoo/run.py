@@ -8,7 +8,9 @@ import gc
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ from omegaconf import DictConfig
 from lora_zoo.config import command_line, compose, help_text, schema
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
-from lora_zoo.launchers import joblib
+from lora_zoo.config.spec import RunSpec
+from lora_zoo.launchers.base import launcher
 from lora_zoo.runs.record import claim_folder, made, write_atomically
 from lora_zoo.runs.redact import redacted
 from lora_zoo.terminal import say
-from lora_zoo.training.signals import Stopped
 
 schema.register()
+OUTCOMES: list[int] = []
+"""The exit code of each job that Hydra ran in this process."""
+_OUTCOME = ".outcome-"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,71 +45,30 @@ def main(arguments: list[str] | None = None) -> None:
     except compose.Mistake as mistake:
         print(f"lora_zoo: {redacted(str(mistake))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as told:
-        sys.exit(getattr(told, "code", 130))
+    except KeyboardInterrupt as stop:
+        sys.exit(getattr(stop, "code", 130))
 
 
 def _run(given: list[str]) -> int:
     try:
         _refuse_secrets(given)
-        ready = command_line.rewritten(given)
+        flags, ready = command_line.parse(given), command_line.rewritten(given)
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
-    multirun = command_line.is_multirun(ready)
-    jobs = compose.check(command_line.overrides(ready), multirun=multirun)
-    if not multirun:
+    overrides = command_line.overrides(ready)
+    jobs = compose.check(overrides, multirun=flags.multirun)
+    if flags.cfg or flags.info or flags.hydra_help or flags.resolve:
+        _hydra(ready)
+        return 0
+    if flags.multirun:
+        return _sweep(ready, jobs)
+    if any(override.lstrip("+").startswith("hydra") for override in overrides):
         _hydra(ready)
         return max(OUTCOMES, default=0)
-    if all(settings.dry_run for settings in jobs):
-        with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
-            return max(_swept(ready, Path(nowhere)), default=0)
-    sweep = _sweep_folder(ready, jobs[0])
-    codes = _swept(ready, sweep)
-    if codes:  # none with --cfg and the like
-        from lora_zoo.runs.summary import print_sweep
-
-        print_sweep(sweep)
-        if jobs[0].experiment:
-            _conclude(sweep)
-    return int(any(codes))
-
-
-def _conclude(sweep: Path) -> None:
-    """Table, verdicts and report of an experiment, of what there is; trouble with them costs no run."""
-    from lora_zoo import report
-
     try:
-        report.conclude(sweep)
-    except (ValueError, OSError) as trouble:
-        say(f"no report: {trouble}; python -m lora_zoo.report {sweep} tries again")
-
-
-def _swept(ready: list[str], sweep: Path) -> list[int]:
-    """Run the sweep in its folder and return the exit code of each job."""
-    arguments = [*ready, f"hydra.sweep.dir={sweep}"]
-    if not joblib.asked_for(ready):
-        _hydra(arguments)
-        return _outcomes(sweep)
-    with joblib.Front(sweep).conducting() as front:
-        try:
-            _hydra([*arguments, *joblib.defaults(ready)])
-        except BrokenExecutor as death:
-            if front.asked is None:
-                say(f"{death}; the same command does what is missing")
-            return [*_outcomes(sweep), 1]
-        finally:
-            if front.asked is not None:
-                _outcomes(sweep)
-                raise Stopped(front.asked)
-    return _outcomes(sweep)
-
-
-def _outcomes(sweep: Path) -> list[int]:
-    told = list(sweep.glob(f"{_OUTCOME}*"))
-    codes = [int(path.read_text()) for path in told]
-    for path in told:
-        path.unlink()
-    return codes
+        return _alone(jobs[0], overrides)
+    except Exception as error:
+        raise compose.Mistake(compose.explain(error)) from error
 
 
 def _refuse_secrets(given: list[str]) -> None:
@@ -118,15 +82,26 @@ def _refuse_secrets(given: list[str]) -> None:
             )
 
 
-def _hydra(arguments: list[str]) -> None:
-    sys.argv = [sys.argv[0], *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out, instead of ending the process with a traceback
-    try:
-        hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(job)()
-    except BrokenExecutor:
-        raise
-    except Exception as error:
-        raise compose.Mistake(compose.said(error, [])) from error
+def _alone(settings: Settings, overrides: Sequence[str]) -> int:
+    from lora_zoo.runs.identity import specify
+    from lora_zoo.training import runner
+
+    return runner.run(specify(settings, overrides))
+
+
+def _sweep(ready: list[str], jobs: list[Settings]) -> int:
+    if all(settings.dry_run for settings in jobs):
+        with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
+            return max(_swept(ready, Path(nowhere)), default=0)
+    sweep = _sweep_folder(ready, jobs[0])
+    codes = _swept(ready, sweep)
+    if codes:
+        from lora_zoo.runs.summary import print_sweep
+
+        print_sweep(sweep)
+        if jobs[0].experiment:
+            _conclude(sweep)
+    return int(any(codes))
 
 
 def _sweep_folder(ready: list[str], first: Settings) -> Path:
@@ -134,8 +109,7 @@ def _sweep_folder(ready: list[str], first: Settings) -> Path:
 
     The same sweep goes on in the same folder, unless resume=false asks for a new one.
     """
-    given = [a.partition("=")[2] for a in ready if a.startswith("hydra.sweep.dir=")]
-    if given:
+    if given := _values(ready, "hydra.sweep.dir"):
         return Path(given[-1])
     name = command_line.sweep_name(ready)
     try:
@@ -144,37 +118,84 @@ def _sweep_folder(ready: list[str], first: Settings) -> Path:
         raise compose.Mistake(f"out={first.out}: {refusal.strerror or refusal}") from refusal
 
 
-OUTCOMES: list[int] = []
-"""The exit code of each job that ran in this process."""
-_OUTCOME = ".outcome-"
+def _values(ready: list[str], key: str) -> list[str]:
+    return [value for name, _, value in (a.lstrip("+").partition("=") for a in ready) if name == key]
 
 
-def job(config: DictConfig, **shared: Any) -> None:
+def _swept(ready: list[str], sweep: Path) -> list[int]:
+    """Run the sweep in its folder and return the exit code of each job."""
+    chosen = launcher((_values(ready, "hydra/launcher") or ["basic"])[-1])(sweep)
+    keys = {f"hydra.launcher.{key}": value for key, value in chosen.defaults.items()}
+    defaults = [f"{key}={value}" for key, value in keys.items() if not _values(ready, key)]
+    try:
+        with chosen.around():
+            _hydra([*ready, f"hydra.sweep.dir={sweep}", *defaults])
+    finally:
+        codes = _outcomes(sweep)
+    return [*codes, 1] if chosen.broken else codes
+
+
+def _outcomes(sweep: Path) -> list[int]:
+    files = list(sweep.glob(f"{_OUTCOME}*"))
+    codes = [int(path.read_text()) for path in files]
+    for path in files:
+        path.unlink()
+    return codes
+
+
+def _conclude(sweep: Path) -> None:
+    """Table, verdicts and report of an experiment, of what there is; trouble with them costs no run."""
+    from lora_zoo import report
+
+    try:
+        report.conclude(sweep)
+    except (ValueError, OSError) as trouble:
+        say(f"no report: {trouble}; python -m lora_zoo.report {sweep} tries again")
+
+
+def _hydra(arguments: list[str]) -> None:
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out, instead of ending the process with a traceback
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(job)()
+    except BrokenExecutor:
+        raise
+    except Exception as error:
+        raise compose.Mistake(compose.explain(error)) from error
+
+
+def job(config: DictConfig, spec: RunSpec | None = None, **shared: Any) -> None:
     """One run; what goes wrong in it is recorded and costs no other run of the sweep.
 
-    `shared` is what a launcher gives to jobs that it runs side by side: see `lora_zoo.training.runner.run`.
+    `spec` and `shared` come from a launcher that has made the one and shares the other among its jobs.
     """
-    from lora_zoo.training.callbacks import Progress
-    from lora_zoo.training.runner import run
-
     if not OUTCOMES:
         gc.freeze()  # what is imported stays: the collector need not look at its million objects again
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    one = partial(_one, config, list(hydra_config.overrides.task), spec, **shared)
     if hydra_config.mode != RunMode.MULTIRUN:
-        OUTCOMES.append(run(config, overrides, None))
+        OUTCOMES.append(one())
         return
     sweep = Path(hydra_config.sweep.dir)
-    if joblib.stopped(sweep):
-        return
-    if joblib.is_one():
-        joblib.enter(sweep, hydra_config.launcher.n_jobs)
-        code = joblib.uninterrupted(lambda: run(config, overrides, str(sweep), Progress))
-    else:
-        code = run(config, overrides, str(sweep), **shared)
-    OUTCOMES.append(code)
-    # In a file, since a launcher's jobs run in processes of their own.
-    write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))
+    chosen = launcher(hydra_config.runtime.choices["hydra/launcher"])(sweep)
+    code = chosen.run(partial(one, sweep=str(sweep)), hydra_config.launcher)
+    if code is not None:
+        OUTCOMES.append(code)
+        # In a file, since a launcher's jobs run in processes of their own.
+        write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))
+
+
+def _one(config: DictConfig, overrides: list[str], spec: RunSpec | None, **how: Any) -> int:
+    """Run a job that Hydra has composed and return its exit code."""
+    from lora_zoo.runs.identity import specify
+    from lora_zoo.training import runner
+
+    try:
+        spec = spec or specify(compose.settings_of(config, overrides), overrides)
+    except (ValueError, OSError) as mistake:
+        say(str(mistake))
+        return 2
+    return runner.run(spec, **how)
 
 
 if __name__ == "__main__":

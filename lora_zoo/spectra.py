@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.spectra RUN_OR_ADAPTER…`: what adapters learned, from their ΔW = W' - W.
+"""`python -m lora_zoo.spectra RUN_OR_ADAPTER…`: spectra and directions of adapters' updates ΔW = W' - W.
 
 Each argument is a run's folder, an adapter of ours or PEFT's, a checkpoint, a file of loralib's, or a folder
 with several of them. Where ΔW is a product of factors, its spectrum comes from them (QR, and an SVD of rank x
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lora_zoo.report.figures import Chart
 
-ALONE = ("spectra", "changes", "amplification", "touched", "intruders", "evolution")
+TABLES = ("spectra", "changes", "amplification", "overlap", "intruders", "evolution")
 DIRECTIONS = ("right", "left", "A", "B")
 MANY = 40
 """Matrices beyond which the screen shows medians by role; files hold them all."""
@@ -39,18 +39,20 @@ def main(arguments: list[str] | None = None) -> None:
             "  spectra        norm, ranks, energy of each ΔW\n"
             "  changes        ‖ΔW‖ / ‖W‖, DoRA's ΔM and ΔD\n"
             "  amplification  LoRA's table 7: ‖UᵀWVᵀ‖ for U, V of ΔW, of W, at random\n"
-            "  touched        the parts of ‖ΔW‖² along W's first and last directions\n"
-            "  intruders      singular vectors of W' that W has nothing like (2410.21228)\n"
+            "  overlap        the parts of ‖ΔW‖² along W's first and last directions\n"
+            "  intruders      singular vectors of W' that are like none of W's (2410.21228)\n"
             "  evolution      norm, ranks, ΔM and ΔD at each checkpoint of a run"
         ),
     )
     parser.add_argument(
-        "--of",
+        "--factor",
         choices=DIRECTIONS,
         default="right",
         help="the directions that are compared: right or left singular vectors of ΔW,\n"
         "or of the factors A (LoRA's figures 3 and 4) or B",
     )
+    former = parser.add_argument("--of", dest="factor", choices=DIRECTIONS, help=argparse.SUPPRESS)
+    former.default = argparse.SUPPRESS
     parser.add_argument("--first", type=int, default=8, help="how many directions are compared (8)")
     parser.add_argument("--all", action="store_true", help="show every matrix, however many there are")
     parser.add_argument("--out", type=Path, help="write the tables as CSV, and figures as SVG, PDF and PNG")
@@ -68,52 +70,55 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def analyse(given: argparse.Namespace) -> None:
-    """Show, and write if asked to, what the command line names. ValueError for what cannot be done."""
+    """Show, and write with --out, the tables of the command line. ValueError for unusable arguments."""
     import pandas as pd
 
     names = _names(given.what)
     if given.first < 1:
         raise ValueError(f"--first counts directions; got {given.first}")
     of_file = {"alpha": given.alpha, "enable": [role for role in given.enable.split(",") if role]}
-    asked = Asked(_each(given.sources), {"model": given.model, **of_file})
+    sources = Sources(_each(given.sources), {"model": given.model, **of_file})
     found: dict[str, list[pd.DataFrame]] = {}
-    for kind, label, table in (*_alone(asked, names, given.record), *_compared(asked, given.of, given.first)):
+    compared = _compared(sources, given.factor, given.first)
+    for kind, label, table in (*_alone(sources, names, given.record), *compared):
         _show(f"{kind}: {label}", table, given.all)
         found.setdefault(kind, []).append(table.assign(adapter=label))
     if given.out is not None:
         joined = {kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}
-        _write(joined, asked, given.of, given.out)
+        _write(joined, sources, given.factor, given.out)
 
 
-class Asked(NamedTuple):
-    """What is read: label -> run or adapter, and how."""
+class Sources(NamedTuple):
+    """Label -> run or adapter, and the arguments that `updates.read` needs for them."""
 
-    sources: dict[str, Path]
-    how: dict[str, Any]
+    paths: dict[str, Path]
+    options: dict[str, Any]
 
 
 def _names(what: str) -> list[str]:
     from lora_zoo.core.errors import unknown
+    from lora_zoo.runs.loading import RENAMED
 
     names = [name.strip() for name in what.split(",") if name.strip()]
+    names = [RENAMED.get(name, name) for name in names]
     for name in names:
-        if name not in ALONE:
-            raise ValueError(f"--what: {unknown('table', name, ALONE)}")
+        if name not in TABLES:
+            raise ValueError(f"--what: {unknown('table', name, TABLES)}")
     return names
 
 
-def _alone(asked: Asked, names: list[str], keep: bool) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
+def _alone(sources: Sources, names: list[str], keep: bool) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
     from lora_zoo.updates.recording import made_of, write
 
-    for label, source in asked.sources.items():
-        made = made_of(source, names, **asked.how)
+    for label, source in sources.paths.items():
+        made = made_of(source, names, **sources.options)
         yield from ((name, label, table) for name, table in made.items())
         if keep:
             say(f"recorded in {write(source, made)}")
 
 
 def _each(sources: Sequence[Path]) -> dict[str, Path]:
-    """Label -> run or adapter; a folder of several stands for all that are in it."""
+    """Label -> run or adapter; a folder of several gives all of them."""
     from lora_zoo.updates.reading import label_of
 
     found = [path for source in sources for path in _in(source)]
@@ -149,18 +154,18 @@ def _in(source: Path) -> list[Path]:
     return list(dict.fromkeys(adapters))
 
 
-def _compared(asked: Asked, of: str, first: int) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
-    """The first adapter against each other one."""
+def _compared(sources: Sources, factor: str, first: int) -> Iterator[tuple[str, str, "pd.DataFrame"]]:
+    """Compare the first adapter with each other one."""
+    from lora_zoo.updates.comparisons import comparison
     from lora_zoo.updates.reading import read
-    from lora_zoo.updates.tables import comparison
 
-    (label, source), *others = asked.sources.items()
+    (label, source), *others = sources.paths.items()
     if not others:
         return
-    one = read(source, **asked.how)
+    one = read(source, **sources.options)
     for other, path in others:
-        table = comparison(one, read(path, **asked.how), of=of, first=first)
-        yield "comparison", f"{label} / {other}", table.assign(of=of)
+        table = comparison(one, read(path, **sources.options), of=factor, first=first)
+        yield "comparison", f"{label} / {other}", table.assign(of=factor)
 
 
 def _show(title: str, table: "pd.DataFrame", every: bool) -> None:
@@ -181,7 +186,7 @@ def _show(title: str, table: "pd.DataFrame", every: bool) -> None:
         numeric = pd.api.types.is_numeric_dtype(shown[name])
         drawn.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in shown.itertuples(index=False):
-        drawn.add_row(*(_said(value) for value in row))
+        drawn.add_row(*(_format_cell(value) for value in row))
     console = Console(width=10_000, highlight=False, markup=False, emoji=False)
     with console.capture() as text:
         console.print(drawn)
@@ -189,7 +194,7 @@ def _show(title: str, table: "pd.DataFrame", every: bool) -> None:
     print(f"**{title}**", "", *(line for line in lines if line), "", sep="\n")
 
 
-def _said(value: object) -> str:
+def _format_cell(value: object) -> str:
     import pandas as pd
 
     if pd.isna(value):
@@ -197,7 +202,7 @@ def _said(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str, out: Path) -> None:
+def _write(tables: dict[str, "pd.DataFrame"], sources: Sources, factor: str, out: Path) -> None:
     """Each table as CSV, and the figures that show them as SVG, PDF and PNG."""
     from lora_zoo.report.figures import Nothing
 
@@ -205,7 +210,7 @@ def _write(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str, out: Path) 
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     drawn = []
-    for name, draw in _figures(tables, asked, of).items():
+    for name, draw in _figures(tables, sources, factor).items():
         try:
             draw().save(out / name)
         except Nothing as reason:
@@ -216,7 +221,9 @@ def _write(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str, out: Path) 
     say(f"written to {out}: {files}; figures: {', '.join(drawn) or 'none'}")
 
 
-def _figures(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str) -> dict[str, Callable[[], "Chart"]]:
+def _figures(
+    tables: dict[str, "pd.DataFrame"], sources: Sources, factor: str
+) -> dict[str, Callable[[], "Chart"]]:
     from lora_zoo.report import figures
 
     by = ["adapter"]
@@ -224,25 +231,25 @@ def _figures(tables: dict[str, "pd.DataFrame"], asked: Asked, of: str) -> dict[s
         "spectra": lambda table: figures.decay(table, by),
         "changes": lambda table: figures.magnitude_direction(table, by),
         "amplification": lambda table: figures.amplification(table, "layer", by),
-        "touched": lambda table: figures.touched(table, by),
+        "overlap": lambda table: figures.touched(table, by),
         "evolution": lambda table: figures.evolution(table, by),
-        "comparison": lambda _: _overlaps(asked, of),
+        "comparison": lambda _: _overlaps(sources, factor),
     }
     return {name: partial(make, tables[name]) for name, make in makers.items() if name in tables}
 
 
-def _overlaps(asked: Asked, of: str) -> "Chart":
+def _overlaps(sources: Sources, factor: str) -> "Chart":
     """φ(i, j) of the first two adapters, for the matrices in the middle of those that both have."""
     from lora_zoo.report.figures import subspaces
-    from lora_zoo.report.overlaps import middle
+    from lora_zoo.report.subspace_pairs import middle
+    from lora_zoo.updates.comparisons import grid
     from lora_zoo.updates.reading import read
-    from lora_zoo.updates.tables import grid
 
-    (label, source), (other, path), *_ = asked.sources.items()
-    one, two = read(source, **asked.how), read(path, **asked.how)
-    grids = {name: grid(one[name], two[name], of=of) for name in middle(one, two)}
+    (label, source), (other, path), *_ = sources.paths.items()
+    one, two = read(source, **sources.options), read(path, **sources.options)
+    grids = {name: grid(one[name], two[name], of=factor) for name in middle(one, two)}
     found = {name: phi for name, phi in grids.items() if phi.size}
-    dimensions = {one[name].shape[int(of in ("right", "A"))] for name in found}
+    dimensions = {one[name].shape[int(factor in ("right", "A"))] for name in found}
     same = dimensions.pop() if len(dimensions) == 1 else None
     return subspaces(found, f"Overlap of {label} and {other}", same)
 

@@ -1,4 +1,4 @@
-"""How the small commands (`merge`, `export`, `load`) speak: one line, no secrets, an exit code."""
+"""Messages and exit codes of the small commands (`merge`, `export`, `load`): one line, no secrets."""
 
 import contextlib
 import pickle
@@ -6,7 +6,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
@@ -15,9 +14,9 @@ from lora_zoo.runs.redact import redacted
 
 @contextlib.contextmanager
 def on_the_terminal() -> Iterator[None]:
-    """Inside, a warning is one line, libraries say nothing, and a mistake ends the process with one line.
+    """Inside, a warning is one line, libraries are silent, and an error ends the process with one line.
 
-    Exit codes: 2 for what cannot be done as asked, 1 where the disk refuses, 130 for ^C, 143 for SIGTERM,
+    Exit codes: 2 for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM,
     which cleans up as ^C does.
     """
     import transformers
@@ -43,14 +42,8 @@ def on_the_terminal() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line to the standard error, as `lora_zoo: …`."""
+    """Print one line to the standard error, as `lora_zoo: …`."""
     print(f"lora_zoo: {redacted(in_one_line(text))}", file=sys.stderr)
-
-
-def refuse_to_overwrite(out: Path) -> None:
-    """ValueError unless `out` is an empty folder or nothing."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; give a folder that does not exist or is empty")
 
 
 def _leave(mistake: Exception, code: int) -> NoReturn:

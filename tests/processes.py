@@ -103,6 +103,8 @@ def start(
 ) -> Running:
     """Begin `python -m module arguments` in the folder `at`; `merged` puts stderr into stdout."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
+    if "PYTHONPATH" in env:  # before what this process was given, not in its place
+        environment["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
     if not any(name.startswith(READ_ONCE) for name in env):
         return Forked(module, list(arguments), at, environment, merged)
     return subprocess.Popen(

@@ -9,8 +9,9 @@ from typing import Any
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import flat_hyperparameters, identity_of, made_of, readable_name
+from lora_zoo.runs.identity import identity_of, made_of
 from lora_zoo.runs.record import RESULT, Record, plain
 
 register()
@@ -48,6 +49,7 @@ def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: An
         "variant": about | {"hyperparameters": flat_hyperparameters(chosen, variant)},
         "data": {"test": {"size": 4, "sha256": "aa"}},
         "metric": metric,
+        "metric_facts": {metric: {"higher_is_better": True, "range": [0.0, 1.0]}},
         "parameters": {"trainable": 1000, "total": 945_920, "share": 0.1, "adapted": adapted, "in_full": []},
         "timings": {"steps": 200, "step_median": 0.25, "train": 50.0, "total": 60.0},
         "zero_shot": {"validation": {metric: 0.0}, "test": {metric: 0.125}},

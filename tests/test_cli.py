@@ -129,7 +129,13 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
     """At full length, on fewer test examples: q at rank 1, all four matrices at rank 8, everything."""
-    common = ("tracking=none", "threads=1", "task.sizes.test=200", "eval_splits=[test]", "zero_shot=false")
+    common = (
+        "tracking=none",
+        "threads=1",
+        "task.sizes.test=200",
+        "eval_splits=[test]",
+        "eval_before_training=false",
+    )
     assert wrapper("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
     assert wrapper("+variant=lora", "target_modules=[q,k,v,o]", *common, at=tmp_path).returncode == 0
     assert wrapper("+variant=full", *common, at=tmp_path).returncode == 0

@@ -1,21 +1,25 @@
 """The command line: what it accepts, and how it says no."""
 
+import gzip
+import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lora_zoo.config import command_line, help_text
+from lora_zoo.config import aliases, choices, command_line, help_text
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import register
 from lora_zoo.config.validate import resolved
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.targets import ROLES
+from lora_zoo.injection.targets import ROLES
+from lora_zoo.runs.identity import identity_of, made_of
 
 register()
 
@@ -37,7 +41,7 @@ BAD = {
     "seed=-1": ["seed must be at least 0"],
     "eval_splits=[tset]": ["unknown eval_splits 'tset'", "'test'"],
     "task=pocketsql": ["unknown task 'pocketsql'", "'pocket-sql'"],
-    "task.kind=generating": ["unknown task.kind 'generating'", "'generation'"],
+    "task.type=casual_lm": ["unknown task.type 'casual_lm'", "'causal_lm'"],
     "task.lrr=1": ["unknown key of task 'lrr'", "'lr'"],
     "budget=some": ["budget=some", "300k"],
     "budget=20k rank=4": ["budget=", "rank="],
@@ -45,7 +49,7 @@ BAD = {
     "alpha_pattern={q:x}": ["alpha_pattern", "Float"],
     "dry_run=maybe": ["dry_run", "maybe"],
     "task=sick": ["task sick", "train.tsv", "task.data_dir"],
-    "task=generation": ["task.path must be given"],
+    "task=causal_lm": ["task.dataset must be given"],
     "model=pockt": ["unknown model 'pockt'", "'pocket'"],
     "model=/no/such/folder": ["model=/no/such/folder", "no such folder"],
     "model=hub": ["model.path must be given"],
@@ -83,7 +87,7 @@ def test_help_lists_what_exists_quickly_and_without_torch() -> None:
     assert time.perf_counter() - began < 10  # a noisy machine's bound; 0.4 s when quiet
     for name in [*VARIANTS, *options("model"), *options("task"), "target_modules", *ROLES]:
         assert name in ended.stdout, name
-    probe = "import sys; from lora_zoo.config import helptext, precheck; helptext.text();"
+    probe = "import sys; from lora_zoo.config import help_text, compose; help_text.text();"
     loaded = "print([m for m in ('torch', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", probe + loaded], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
@@ -160,7 +164,7 @@ def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     ready = command_line.rewritten([f"model=pocket,{tmp_path}/tiny-bert"])
     assert ready == ["model=pocket,tiny-bert"]
     assert [s.model.path for s in precheck.check(ready, multirun=True)] == ["pocket", f"{tmp_path}/tiny-bert"]
-    assert command_line.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
+    assert choices.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
 
 
 def test_a_hub_name_becomes_a_model() -> None:
@@ -170,10 +174,88 @@ def test_a_hub_name_becomes_a_model() -> None:
 
 def test_a_yaml_file_becomes_a_task(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "kind: generation\npath: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
+        "type: causal_lm\ndataset: pocket-sql\nmetrics: [exact_match]\nlr: 1e-3\n"
     )
     (settings,) = precheck.check(command_line.rewritten([f"task={tmp_path}/mine.yaml"]), multirun=False)
-    assert (settings.task.name, settings.task.kind, settings.lr) == ("mine", "generation", 1e-3)
+    assert (settings.task.name, settings.task.type, settings.lr) == ("mine", "causal_lm", 1e-3)
+
+
+OLD = {
+    "task.kind=choice": ("task.type", "multiple_choice"),
+    "task.path=pocket-nli": ("task.dataset", "pocket-nli"),
+    "task.validation_share=0.5": ("task.validation_fraction", 0.5),
+    "task.terminator=x": ("task.stop", "x"),
+    "retention=pocket": ("forgetting_text", "pocket"),
+    "zero_shot=false": ("eval_before_training", False),
+}
+
+
+@pytest.mark.parametrize("typed", OLD)
+def test_a_key_has_its_old_name_for_one_release(typed: str, caplog: pytest.LogCaptureFixture) -> None:
+    aliases._WARNED.clear()
+    (settings,) = precheck.check(command_line.rewritten([typed]), multirun=False)
+    key, value = OLD[typed]
+    *part, name = key.split(".")
+    assert getattr(settings.task if part else settings, name) == value
+    assert f"{typed.partition('=')[0]} is called {key} now" in caplog.messages[0]
+
+
+def test_old_names_in_a_sweep_and_of_an_option(caplog: pytest.LogCaptureFixture) -> None:
+    aliases._WARNED.clear()
+    ready = command_line.rewritten(["-m", "task.kind=generation,choice,seq2seq", "+zero_shot=true,false"])
+    assert ready == ["-m", "task.type=causal_lm,multiple_choice,seq2seq", "eval_before_training=true,false"]
+    assert command_line.rewritten(["task=generation"]) == ["task=causal_lm"]
+    assert len(caplog.messages) == len(set(caplog.messages)) == 5
+
+
+def test_old_names_in_files_of_tasks_and_experiments(tmp_path) -> None:
+    task = "kind: choice\npath: pocket-nli\nmetrics: [accuracy]\nlr: 1e-3\nlabels: [a, b]\n"
+    (tmp_path / "mine.yaml").write_text(task)
+    about = {"title": "t", "question": "q?", "grid": {"zero_shot": [True, False], "variant": ["zero_shot"]}}
+    experiment = {"retention": "pocket", "experiment": about | {"rows": ["zero_shot"]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(experiment))
+    given = ["-m", f"task={tmp_path}/mine.yaml", f"experiment={tmp_path}/study.yaml"]
+    jobs = precheck.check(command_line.overrides(command_line.rewritten(given)), multirun=True)
+    assert [s.eval_before_training for s in jobs] == [True, False]
+    assert {s.task.type for s in jobs} == {"multiple_choice"} and jobs[0].forgetting_text == "pocket"
+    assert jobs[0].variant["name"] == "zero_shot", "a value is no key"
+    assert jobs[0].experiment["rows"] == ["eval_before_training"]
+    assert set(jobs[0].experiment["grid"]) == {"eval_before_training", "variant"}
+
+
+def test_a_renamed_key_changes_no_recorded_identity() -> None:
+    archive = folder().parent / "experiments" / "lora_table7" / "results.jsonl.gz"
+    with gzip.open(archive, "rt") as lines:
+        record = json.loads(next(lines))
+    assert record["config"]["task"]["kind"] == "generation"
+    for config in (record["config"], aliases.modern(record["config"])):
+        assert made_of(config, VARIANTS["lora"])["settings"] == record["made_of"]["settings"]
+
+
+def test_a_recorded_configuration_in_old_names_is_the_same_run() -> None:
+    (settings,) = precheck.check(command_line.rewritten(["task=pocket-nli"]), multirun=False)
+    config = asdict(settings)
+    old = aliases.original(config)
+    assert old["task"]["kind"] == "choice" and old["task"]["path"] == "pocket-nli" and "retention" in old
+    assert "type" not in old["task"] and "forgetting_text" not in old
+    assert aliases.modern(old) == config == aliases.modern(config)
+    assert identity_of(old, VARIANTS["lora"]) == identity_of(config, VARIANTS["lora"])
+    assert made_of(old, VARIANTS["lora"]) == made_of(config, VARIANTS["lora"])
+    changed = config | {"task": config["task"] | {"type": "causal_lm"}}
+    assert identity_of(changed, VARIANTS["lora"]) != identity_of(config, VARIANTS["lora"])
+
+
+def test_what_the_front_has_checked_is_not_resolved_again(tmp_path, monkeypatch) -> None:
+    from lora_zoo import run
+
+    found, resolved = [], precheck.resolved
+    monkeypatch.setattr(precheck, "resolved", lambda config: found.append(config) or resolved(config))
+    monkeypatch.setattr(sys, "argv", ["run"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run.main(["-m", "rank=1,2", "seed=0,1", "dry_run=true"])
+    assert end.value.code == 0
+    assert len(found) == 4, "four jobs, of which the front has seen two"
 
 
 def test_a_sweep_is_checked_value_by_value() -> None:

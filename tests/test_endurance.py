@@ -19,7 +19,13 @@ from lora_zoo.training import checkpoints
 from tests.processes import Running
 from tests.processes import start as begin
 
-QUICK = ("task.sizes.test=10", "task.sizes.validation=10", "threads=1", "tracking=none", "zero_shot=false")
+QUICK = (
+    "task.sizes.test=10",
+    "task.sizes.validation=10",
+    "threads=1",
+    "tracking=none",
+    "eval_before_training=false",
+)
 
 
 start = functools.partial(begin, merged=True)
@@ -287,7 +293,13 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 
 def test_a_stop_while_nothing_trains_leaves_at_once(tmp_path: Path) -> None:
-    slow = ("task.sizes.test=20000", "eval_splits=[test]", "zero_shot=true", "threads=1", "tracking=none")
+    slow = (
+        "task.sizes.test=20000",
+        "eval_splits=[test]",
+        "eval_before_training=true",
+        "threads=1",
+        "tracking=none",
+    )
     running = start("+variant=lora", *slow, at=tmp_path)
     wait_for(lambda: any("load" in r.get("timings", {}) for r in results(tmp_path)), running)
     running.send_signal(signal.SIGTERM)
@@ -428,8 +440,8 @@ def test_a_sweep_does_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
-        "kind: generation\npath: json\ndata_files: {train: d.json, test: d.json}\nmetrics: [exact_match]\n"
-        "columns: {prompt: prompt, target: target}\nlr: 1e-2\nsteps: 30\nterminator: ';'\n"
+        "type: causal_lm\ndataset: json\ndata_files: {train: d.json, test: d.json}\nmetrics: [exact_match]\n"
+        "columns: {prompt: prompt, target: target}\nlr: 1e-2\nsteps: 30\nstop: ';'\n"
     )
     row = json.dumps({"prompt": "select name from player", "target": "a ;"})
     (tmp_path / "d.json").write_text("\n".join([row] * 40))
@@ -441,14 +453,14 @@ def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:
         "trainer.max_grad_norm=0",
         *QUICK[2:],
     )
-    code, said = run(*sweep, "task.validation_share=0.5", at=tmp_path)
+    code, said = run(*sweep, "task.validation_fraction=0.5", at=tmp_path)
     states = {(r["variant"]["name"], r["config"]["lr"]): r["state"] for r in results(tmp_path)}
     assert code == 1 and states["full", 1e30] == "diverged" and states["lora", 1e-3] == "done", said
     (failed,) = [p for p in tmp_path.rglob("result.json") if json.loads(p.read_text())["state"] == "done"][:1]
     content = json.loads(failed.read_text())
     failed.write_text(json.dumps(content | {"state": "failed"}))
     shutil.rmtree(failed.parent / "adapter")
-    code, said = run(*sweep, "task.validation_share=0.5", at=tmp_path)
+    code, said = run(*sweep, "task.validation_fraction=0.5", at=tmp_path)
     again = {(r["variant"]["name"], r["config"]["lr"]): r["state"] for r in results(tmp_path)}
     assert code == 1 and again == states, "a divergence is a finding, and still no success"
     assert said.count("done already: ") == list(states.values()).count("done") - 1

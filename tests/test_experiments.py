@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from lora_zoo import inject, updates
 from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.config import command_line, compose, experiments
+from lora_zoo.config import choices, command_line, compose, experiments
 from lora_zoo.config.groups import options
 from lora_zoo.config.schema import Model, register
 from lora_zoo.core.init import Factors, init_names, initial_factors
@@ -30,7 +30,12 @@ register()
 MINE = {
     "title": "Ranks",
     "question": "Which?",
-    "grid": {"rank": [1, 2], "target_modules": ["[q]", ["q", "v"]], "zero_shot": [True], "steps": [None]},
+    "grid": {
+        "rank": [1, 2],
+        "target_modules": ["[q]", ["q", "v"]],
+        "eval_before_training": [True],
+        "steps": [None],
+    },
     "rows": ["rank"],
 }
 
@@ -65,13 +70,13 @@ def test_a_reference_names_cells_of_the_table_and_values_of_its_grid(name: str) 
 def test_the_grid_is_swept_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
     ready = command_line.rewritten(["-m", f"+{written(tmp_path)}", "rank=4"])
     assert ready == [
-        *("-m", "target_modules=[q],[q,v]", "zero_shot=true", "steps=null"),
+        *("-m", "target_modules=[q],[q,v]", "eval_before_training=true", "steps=null"),
         *("experiment=mine", "rank=4"),
     ]
     jobs = compose.check(command_line.overrides(ready), multirun=True)
     assert [(s.rank, s.target_modules) for s in jobs] == [(4, ["q"]), (4, ["q", "v"])]
     assert jobs[0].experiment["title"] == "Ranks"
-    assert command_line.originals(["experiment=mine"]) == [written(tmp_path)]
+    assert choices.originals(["experiment=mine"]) == [written(tmp_path)]
 
 
 def test_settings_of_an_experiment_stand_over_its_variant_and_below_the_command_line(tmp_path: Path) -> None:
@@ -249,7 +254,7 @@ def sweep(at: Path, *more: str) -> str:
         "adapters": True,
     }
     quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
-    ended = wrapper("-m", f"+{written(at, about, zero_shot=False)}", *quick, *more, at=at)
+    ended = wrapper("-m", f"+{written(at, about, eval_before_training=False)}", *quick, *more, at=at)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return ended.stdout
 
@@ -267,7 +272,7 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
     assert again.count("done already") == 6 and "**Ranks**" in again
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")} == made
 
-    kept = [f"{folder}", "--keep", "experiments/mine", "--format", "md"]
+    kept = [f"{folder}", "--save-experiment", "experiments/mine", "--format", "md"]
     for text in ("", "What people wrote stays.\n"):
         readme = tmp_path / "experiments" / "mine" / "README.md"
         if text:
@@ -328,8 +333,10 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
         at=tmp_path,
     )
     assert ended.returncode == 0
-    ended = wrapper("runs", "--keep", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report")
+    ended = wrapper(
+        "runs", "--save-experiment", "kept", "--format", "md", at=tmp_path, module="lora_zoo.report"
+    )
     assert ended.returncode == 2 and ended.stderr == (
-        "lora_zoo: --keep takes the runs of one experiment; these are of no experiment\n"
+        "lora_zoo: --save-experiment takes the runs of one experiment; these are of no experiment\n"
     )
     assert not (tmp_path / "kept").exists()

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from lora_zoo.launchers import joblib
+from lora_zoo.launchers.base import LAUNCHERS, Launcher, launcher
+from lora_zoo.launchers.joblib import Joblib
+from lora_zoo.training.signals import Stopped
 
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
     "batch_size=4", "tracking=none", "task.sizes={train: 24, validation: 6, test: 6}",
-    "task.max_new_tokens=4", "zero_shot=false", "eval_splits=[test]",
+    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]",
 )  # fmt: skip
 SIDE_BY_SIDE = "hydra/launcher=joblib"
 
@@ -131,13 +134,15 @@ def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_mark_that_a_killed_sweep_has_left_stops_nothing(tmp_path: Path) -> None:
-    left = tmp_path / ".stop"
+    left, launcher = tmp_path / ".stop", Joblib(tmp_path)
     left.write_text("15")
-    assert not joblib.stopped(tmp_path)
-    with joblib.Front(tmp_path).conducting() as front:
-        assert not joblib.stopped(tmp_path)
+    assert not launcher.stopped()
+    with pytest.raises(Stopped) as stop, launcher.around():
+        assert not launcher.stopped()
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert joblib.stopped(tmp_path) and front.asked == signal.SIGUSR2
+        assert launcher.stopped() and launcher.received == signal.SIGUSR2
+        assert launcher.run(lambda: 0, None) is None, "no further run begins"
+    assert stop.value.number == signal.SIGUSR2
     assert not left.exists()
 
 
@@ -145,9 +150,17 @@ def test_a_worker_whose_front_has_died_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(joblib.FRONT, str(os.getppid()))
-    assert joblib.is_one() and not joblib.stopped(tmp_path)
+    assert joblib.is_worker() and not Joblib(tmp_path).stopped()
     monkeypatch.setenv(joblib.FRONT, "1999999999")
-    assert joblib.stopped(tmp_path)
+    assert Joblib(tmp_path).stopped()
+
+
+def test_a_launcher_is_found_by_its_file_and_any_other_is_basic(tmp_path: Path) -> None:
+    assert set(LAUNCHERS) == {"basic", "joblib"}
+    assert launcher("joblib") is Joblib and launcher("packed") is launcher("submitit_slurm") is Launcher
+    basic = Launcher(tmp_path)
+    with basic.around():
+        assert basic.run(lambda: 3, None) == 3
 
 
 def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: Path) -> None:

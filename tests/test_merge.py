@@ -1,4 +1,4 @@
-"""`lora_zoo.merge`: what comes out is the adapted model, for transformers alone; or nothing comes out."""
+"""Merging: what comes out is the adapted model, for transformers alone; or nothing comes out."""
 
 import importlib.util
 import json
@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import save_adapter
-from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.merge import main, merge
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.merge import main
+from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
 from tests.adapters.adapter_cases import perturb, settings
 

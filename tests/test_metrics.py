@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from lora_zoo import metrics
+from lora_zoo.runs.record import plain
 
 RNG = np.random.default_rng(0)
 TRUTH, GUESS = RNG.integers(0, 2, 50), RNG.integers(0, 2, 50)
@@ -122,13 +123,17 @@ def test_a_metric_computes_again_after_an_error() -> None:
         assert metric.compute(predictions=[1, 0], references=[1, 1]) == {"accuracy": 0.5}
 
 
-def test_names_are_the_folders_and_cost_no_import() -> None:
+def test_names_and_facts_cost_no_import() -> None:
+    heavy = ("evaluate", "datasets", "transformers", "torch", "sklearn", "scipy")
     program = (
-        "import sys; from lora_zoo import metrics; print(*metrics.names()); print('evaluate' in sys.modules)"
+        "import sys; from lora_zoo import metrics; print(*metrics.METRICS); "
+        "print([metrics.facts(name) for name in metrics.METRICS]); "
+        f"print([m for m in {heavy} if m in sys.modules])"
     )
-    lines = fresh(program).splitlines()
-    assert lines[0].split() == metrics.names() and lines[1] == "False"
-    assert {"accuracy", "bleu", "exact_match", "f1", "rouge_l"} <= set(metrics.names())
+    names, facts, imported = fresh(program).splitlines()
+    assert names.split() == list(metrics.METRICS) and imported == "[]"
+    assert {"accuracy", "bleu", "exact_match", "f1", "rouge_l"} <= set(metrics.METRICS)
+    assert facts == str([metrics.declared(metrics.METRICS[name]) for name in metrics.METRICS])
 
 
 def test_an_unknown_name_says_which_there_are() -> None:
@@ -138,11 +143,112 @@ def test_an_unknown_name_says_which_there_are() -> None:
         metrics.load("/no/such")
 
 
-def test_a_module_of_the_users_own_is_loaded_by_path(tmp_path: Path) -> None:
-    source = (metrics.HOME / "accuracy" / "accuracy.py").read_text().replace('{"accuracy":', '{"mine":')
-    (tmp_path / "mine.py").write_text(source)
-    metric = metrics.load(str(tmp_path / "mine.py"))
-    assert metric.compute(predictions=[1], references=[1]) == {"mine": 1.0}
+OWN = """
+import datasets
+import evaluate
+class Brier(evaluate.Metric):
+    {facts}
+    def _info(self):
+        number = datasets.Value("float64")
+        features = datasets.Features({{"predictions": number, "references": number}})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+    def _compute(self, predictions, references):
+        return {{"brier": sum((p - r) ** 2 for p, r in zip(predictions, references)) / len(predictions)}}
+"""
+
+
+def own(tmp_path: Path, facts: str) -> str:
+    (tmp_path / "brier.py").write_text(OWN.format(facts=facts))
+    return str(tmp_path / "brier.py")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ("higher_is_better, range = False, (0.0, 1.0)", (False, (0.0, 1.0))),
+        ("higher_is_better, range = False, (0, float('inf'))", (False, (0.0, math.inf))),
+        ("higher_is_better = False", (False, None)),
+        ("pass", (None, None)),
+    ],
+)
+def test_a_module_of_the_users_own_declares_its_facts(tmp_path: Path, facts: str, expected: tuple) -> None:
+    metric = metrics.load(own(tmp_path, facts))
+    assert metrics.try_out("brier.py", metric, [0.5], [1.0], "regression") == {"brier": expected}
+    assert metrics.MetricFacts.of(plain(metrics.declared(metric)._asdict())) == expected  # as recorded
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ("higher_is_better = 'no'", "higher_is_better must be True or False; got 'no'"),
+        ("range = (1, 0)", r"range must be two numbers \(low, high\), low < high; got \(1, 0\)"),
+        ("range = 1", "range must be two numbers"),
+    ],
+)
+def test_facts_that_are_none_are_refused_before_a_run(tmp_path: Path, facts: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be loaded: {said}"):
+        metrics.load(own(tmp_path, facts))
+
+
+def test_a_metric_of_another_distribution_is_found(tmp_path: Path) -> None:
+    """An entry point `lora_zoo.metric`, in a process that has it on its path."""
+    own(tmp_path, "higher_is_better, range = False, (0.0, 1.0)")
+    (tmp_path / "of_mine-1.0.dist-info").mkdir()
+    (tmp_path / "of_mine-1.0.dist-info" / "METADATA").write_text("Name: of_mine\nVersion: 1.0\n")
+    (tmp_path / "of_mine-1.0.dist-info" / "entry_points.txt").write_text(
+        "[lora_zoo.metric]\nbrier = brier:Brier\n"
+    )
+    program = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); from lora_zoo import metrics; "
+        "print('brier' in metrics.METRICS, metrics.facts('brier')); "
+        "print(metrics.load('brier').compute(predictions=[0.5], references=[1.0]))"
+    )
+    found, value = fresh(program).splitlines()
+    assert found == f"True {metrics.MetricFacts(False, (0.0, 1.0))}" and value == "{'brier': 0.25}"
+
+
+def answers(name: str) -> list:
+    """Answers that a metric takes, by the type that it declares; two apart and none like another."""
+    features = metrics.load(name).features
+    kind = (features[0] if isinstance(features, list) else features)["predictions"].dtype
+    return {
+        "int64": [0, 1] * 8,
+        "float64": [i**1.5 for i in range(16)],
+        "string": [" ".join(chr(97 + i) + chr(97 + j) for j in range(6)) for i in range(16)],
+    }[kind]
+
+
+def spoilt(right: list, share: float, rng: np.random.Generator) -> list:
+    """So large a part of the answers exchanged for another one's."""
+    wrong = list(right)
+    for i in rng.permutation(len(right))[: round(share * len(right))]:
+        wrong[i] = right[(i + 1) % len(right)]
+    return wrong
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_perfect_answers_give_the_best_end_of_the_range_and_worse_ones_move_away(name: str) -> None:
+    known, right = metrics.facts(name), answers(name)
+    assert known.higher_is_better is not None and known.range is not None
+    sign, best = (1, known.range[1]) if known.higher_is_better else (-1, known.range[0])
+    assert computed(name, right, right) == pytest.approx(best, abs=1e-9)
+    rng = np.random.default_rng(0)
+    means = [
+        np.mean([computed(name, spoilt(right, share, rng), right) for _ in range(4)])
+        for share in (0, 0.3, 0.9)
+    ]
+    assert sign * means[0] > sign * means[1] > sign * means[2]
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_values_lie_within_the_range(name: str) -> None:
+    (low, high), right, rng = metrics.facts(name).range, answers(name), np.random.default_rng(1)
+    for _ in range(10):
+        guesses = [right[i] for i in rng.integers(0, len(right), len(right))]
+        assert low <= computed(name, guesses, right) <= high
+    opposite = [1 - a if isinstance(a, int) else -a if isinstance(a, float) else "zz" for a in right]
+    worst = computed(name, opposite, right)
+    assert worst == pytest.approx(low if metrics.facts(name).higher_is_better else high, abs=1e-9)
 
 
 def test_processes_may_load_at_once_into_an_empty_cache(tmp_path: Path) -> None:

@@ -18,14 +18,17 @@ import transformers as tf
 from greenlet import getcurrent
 from torch import Tensor, nn
 
-from lora_zoo import adapters_of, inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.batched import RowGroup
-from lora_zoo.inject.injection import Injection
-from lora_zoo.launchers.packed.backbone import Backbone, join, unfit
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.launchers.packed.backbone import Backbone
+from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.grouping import groups
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob, Waiting
+from lora_zoo.launchers.packed.job import PackedJob, Waiting
+from lora_zoo.launchers.packed.joining import join
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
@@ -139,8 +142,8 @@ def test_while_one_job_is_shown_the_model_is_its_own() -> None:
     assert (one.counter.count, other.counter.count) == (1, 0)
     group.show_all()
     assert {id(p) for p in other.parameters()} <= {id(p) for p in net.parameters()}
-    group.leave("job0")
-    group.leave("job1")
+    group.delete("job0")
+    group.delete("job1")
     assert {id(p) for p in net.parameters()} == {id(p) for p in net.parameters() if p.requires_grad}
 
 
@@ -226,6 +229,7 @@ def pack(most: int = 8) -> Pack:
 
 def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", "theirs")
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
     seen: dict[str, list[float]] = {"alone": [], "packed": []}
 
     def draws(into: list[float], rest: Callable[[], None]) -> None:
@@ -241,22 +245,24 @@ def test_each_job_has_a_process_of_its_own_as_far_as_it_can_tell(monkeypatch: py
                 rest()
                 assert warnings.filters[0][0] == "ignore"
                 assert os.environ["WANDB_DATA_DIR"] == "mine"
+                assert "WANDB_SILENT" not in os.environ
                 assert log.handlers == [*before, handler]
             log.removeHandler(handler)
 
-    def job(seat: PackedJob) -> None:
-        draws(seen["packed"] if seat.name == "job1" else [], lambda: together.be_alone("it wants to be"))
+    def body(job: PackedJob) -> None:
+        draws(seen["packed"] if job.name == "job1" else [], lambda: together.run_alone("it wants to be"))
 
-    def noise(seat: PackedJob) -> None:
+    def noise(job: PackedJob) -> None:
         torch.rand(5)
         random.random()
         os.environ.pop("WANDB_DATA_DIR")
+        os.environ["WANDB_SILENT"] = "true"
         warnings.simplefilter("error")
 
     draws(seen["alone"], lambda: None)
     monkeypatch.setenv("WANDB_DATA_DIR", "theirs")
     together = pack()
-    together.run([noise, job, job, noise])
+    together.run([noise, body, body, noise])
     assert seen["packed"] == seen["alone"]
     assert os.environ["WANDB_DATA_DIR"] == "theirs"
     assert warnings.filters[0][0] != "error"
@@ -266,31 +272,31 @@ def test_jobs_fill_the_seats_in_order_and_the_lonely_come_last() -> None:
     order: list[str] = []
     together = pack(most=2)
 
-    def job(seat: PackedJob) -> str:
-        assert getcurrent() is not seat.hub
-        if seat.name == "job0":
-            together.be_alone("it is shy")
-        order.append(seat.name)
-        if seat.name == "job1":
+    def body(job: PackedJob) -> str:
+        assert getcurrent() is not job.hub
+        if job.name == "job0":
+            together.run_alone("it is shy")
+        order.append(job.name)
+        if job.name == "job1":
             raise ValueError("this one fails")
-        return seat.name
+        return job.name
 
-    seats = together.run([job] * 4)
+    ended_jobs = together.run([body] * 4)
     assert order == ["job1", "job2", "job3", "job0"]
-    assert [seat.outcome for seat in seats] == ["job0", None, "job2", "job3"]
-    assert str(seats[1].error) == "this one fails"
-    assert seats[0].reason == "it is shy"
+    assert [job.outcome for job in ended_jobs] == ["job0", None, "job2", "job3"]
+    assert str(ended_jobs[1].error) == "this one fails"
+    assert ended_jobs[0].reason == "it is shy"
 
 
 def test_no_more_jobs_are_under_way_than_there_are_seats() -> None:
     events: list[str] = []
 
-    def job(seat: PackedJob) -> None:
-        events.append(f"{seat.name} begins")
-        seat.wait(Waiting.FORWARD)
-        events.append(f"{seat.name} ends")
+    def body(job: PackedJob) -> None:
+        events.append(f"{job.name} begins")
+        job.wait(Waiting.FORWARD)
+        events.append(f"{job.name} ends")
 
-    pack(most=1).run([job, job])
+    pack(most=1).run([body, body])
     assert events == ["job0 begins", "job0 ends", "job1 begins", "job1 ends"]
 
 
@@ -322,16 +328,16 @@ def test_batches_that_cannot_be_joined_cost_a_warning_and_no_result(
     backbone = Backbone(net)
     together.share(backbone)
 
-    def job(seat: PackedJob) -> list[float]:
-        number = int(seat.name[-1])
+    def body(job: PackedJob) -> list[float]:
+        number = int(job.name[-1])
         adapters_of(net).show_all()
-        seat.injection = adapted(net, "lora", "all", number, seat.name)
-        adapters_of(net).isolate(seat.name)
-        return trained(net, seat.injection, extras[number], together.backward)
+        job.injection = adapted(net, "lora", "all", number, job.name)
+        adapters_of(net).isolate(job.name)
+        return trained(net, job.injection, extras[number], together.backward)
 
-    seats = together.run([job, job])
-    assert [seat.outcome for seat in seats] == [pytest.approx(losses) for losses in expected]
-    assert [seat.most for seat in seats] == ([2, 2] if len(set(caches)) == 1 else [1, 1])
+    ended_jobs = together.run([body, body])
+    assert [job.outcome for job in ended_jobs] == [pytest.approx(losses) for losses in expected]
+    assert [job.most for job in ended_jobs] == ([2, 2] if len(set(caches)) == 1 else [1, 1])
     assert ("use_cache differ" in caplog.text) == (len(set(caches)) == 2)
     assert not adapters_of(net) and not any("adapters" in name for name, _ in net.named_modules())
     assert "forward" not in net.base_model.__dict__
@@ -376,24 +382,24 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
     signals, ended = SharedSignalHandler(), []
     together = Pack(signals, most=2)
 
-    def trains(seat: PackedJob) -> None:
-        with signals.patient():
-            together.be_alone("a step is under way")
-            ended.append(("step", signals.asked))
+    def trains(job: PackedJob) -> None:
+        with signals.defer():
+            together.run_alone("a step is under way")
+            ended.append(("step", signals.received))
 
-    def metrics(seat: PackedJob) -> None:
+    def metrics(job: PackedJob) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         ended.append(("judged", None))
 
-    def comes_later(seat: PackedJob) -> None:
+    def comes_later(job: PackedJob) -> None:
         ended.append(("began", None))
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as told, signals.attended():
-        seats = together.run([trains, metrics, comes_later])
+    with pytest.raises(Stopped) as told, signals.listening():
+        ended_jobs = together.run([trains, metrics, comes_later])
     assert told.value.code == 143
     assert ended == [("step", signal.SIGTERM)]
-    assert isinstance(seats[1].error, Stopped)
+    assert isinstance(ended_jobs[1].error, Stopped)
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -402,7 +408,7 @@ def test_a_signal_ends_the_job_whose_turn_it_is_and_lets_those_that_train_finish
 
 COMMON = (
     *("task.sizes.train=40", "task.sizes.test=6", "task.sizes.validation=6", "task.max_new_tokens=4"),
-    *("threads=1", "zero_shot=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
+    *("threads=1", "eval_before_training=false", "trainer.logging_steps=1", "batch_size=6", "tracking=none"),
 )
 PACKED = "hydra/launcher=packed"
 
@@ -411,7 +417,7 @@ started = functools.partial(start, "-m", merged=True)
 
 
 def both(*arguments: str, at: Path, most: int = 8) -> tuple[list[str], list[int]]:
-    """What the sweep says, one run after the other and packed, and the exit codes."""
+    """The output of the sweep, one run after the other and packed, and the exit codes."""
     packing = (PACKED, f"hydra.launcher.max_jobs={most}")
     ways = [started(*arguments, "out=plain", at=at), started(*packing, *arguments, "out=packed", at=at)]
     said = [way.communicate(timeout=300)[0] for way in ways]
@@ -496,7 +502,7 @@ def test_accumulation_clipping_and_divergence_are_each_jobs_own(tmp_path: Path) 
 
 
 def mirrored_losses(file: Path) -> list[float]:
-    from tests.test_mirror import of_kind, parsed
+    from tests.test_tracking import of_kind, parsed
 
     items = [item for entry in of_kind(parsed(file.read_bytes()), "history") for item in entry.item]
     return [
@@ -513,7 +519,12 @@ def test_heads_start_from_their_own_seed_and_train_in_full(tmp_path: Path) -> No
     tf.AutoTokenizer.from_pretrained(str(HUB)).save_pretrained(tmp_path / "encoder")
     rows = [f"{'which names are there ' * (1 + n % 4)},{'ab'[n % 2]}" for n in range(60)]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    words = ("model=./encoder", "task=classification", "task.path=csv", "task.data_files={train: data.csv}")
+    words = (
+        "model=./encoder",
+        "task=classification",
+        "task.dataset=csv",
+        "task.data_files={train: data.csv}",
+    )
     more = ("+variant=lora,head_only", "seed=0,1", "lr=1e-2", "steps=4", "eval_splits=[validation]")
     said, codes = both(*words, *more, *COMMON, at=tmp_path)
     assert codes == [0, 0], said

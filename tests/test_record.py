@@ -8,8 +8,9 @@ import pytest
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.spec import readable_name
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identity, readable_name, without_effect
+from lora_zoo.runs.identity import identity, specify
 from lora_zoo.runs.record import RESULT, SCHEMA, Record, claim_folder, plain
 
 register()
@@ -40,7 +41,7 @@ def test_whatever_can_change_a_result_changes_the_identity(override: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "override", ["out=elsewhere", "tracking=none", "threads=1", "merge=true", "zero_shot=false"]
+    "override", ["out=elsewhere", "tracking=none", "threads=1", "merge=true", "eval_before_training=false"]
 )
 def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
     assert identity(settings(), LORA) == identity(settings(override), LORA)
@@ -49,8 +50,8 @@ def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
 def test_a_key_that_a_variant_has_no_use_for_leaves_its_identity() -> None:
     full = VARIANTS["full"]
     assert identity(settings("variant=full"), full) == identity(settings("variant=full", "rank=4"), full)
-    assert without_effect(settings("variant=full"), full, ["rank=4", "lr=1"]) == ["rank"]
-    assert without_effect(settings(), LORA, ["rank=4"]) == []
+    assert specify(settings("variant=full"), ["rank=4", "lr=1"]).without_effect() == ["rank"]
+    assert specify(settings(), ["rank=4"]).without_effect() == []
 
 
 def test_local_data_is_part_of_the_identity(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_local_data_is_part_of_the_identity(tmp_path: Path) -> None:
     for text in ("prompt,target\na,b\n", "prompt,target\na,c\n"):
         (tmp_path / "train.csv").write_text(text)
         files = f"task.data_files={{train: {tmp_path}/train.csv}}"
-        found.add(identity(settings("task=generation", "task.path=csv", files), LORA))
+        found.add(identity(settings("task=causal_lm", "task.dataset=csv", files), LORA))
     assert len(found) == 2
 
 

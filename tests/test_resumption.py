@@ -17,11 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_zoo import inject
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import Init, init_names
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training.checkpoints import newest
 from tests.test_training import TRAINED, model, small, trainer
 
@@ -81,7 +80,7 @@ def unsettle() -> None:
 
 
 def finish(folder: Path) -> None:
-    """What the new process does: each case from each of its checkpoints to the end."""
+    """In the new process, train each case from each of its checkpoints to the end."""
     torch.set_num_threads(1)
     for case in sorted(folder.iterdir()):
         name, init = json.loads((case / "case.json").read_text())

@@ -22,9 +22,10 @@ import transformers as tf
 import lora_zoo
 from lora_zoo.config.schema import Model, Settings, Task
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapter, save_adapters
-from lora_zoo.inject.injection import inject
-from lora_zoo.merge import main, merge
+from lora_zoo.injection.inject import inject
+from lora_zoo.merge import main
 from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import claim_folder
 from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted
@@ -314,7 +315,12 @@ def test_a_checkpoint_of_transformers_runs_no_code(file: str, mark: Path, tmp_pa
     assert not mark.exists()
 
 
-QUICK = ("task.sizes={train:32,validation:4,test:4}", "threads=1", "batch_size=4", "zero_shot=false")
+QUICK = (
+    "task.sizes={train:32,validation:4,test:4}",
+    "threads=1",
+    "batch_size=4",
+    "eval_before_training=false",
+)
 
 
 def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path: Path) -> None:
@@ -352,7 +358,7 @@ def test_a_run_that_goes_on_runs_no_code_of_its_checkpoint(mark: Path, tmp_path:
 def task(**settings: Any) -> Task:
     columns = {"prompt": "prompt", "target": "target"}
     return Task(
-        **{"name": "t", "kind": "generation", "columns": columns, "metrics": ["bleu"], "lr": 1.0} | settings
+        **{"name": "t", "type": "causal_lm", "columns": columns, "metrics": ["bleu"], "lr": 1.0} | settings
     )
 
 
@@ -364,7 +370,7 @@ def test_a_data_sets_script_does_not_run(mark: Path, tmp_path: Path) -> None:
     for path in (folder, folder / "data.py"):
         for options in ({}, {"trust_remote_code": True}):
             with contextlib.suppress(*REFUSED):
-                load_splits(task(path=str(path), options=options))
+                load_splits(task(dataset=str(path), options=options))
     assert not mark.exists()
 
 
@@ -376,7 +382,9 @@ def test_pickled_data_run_no_code(path: str, mark: Path, tmp_path: Path) -> None
     shutil.make_archive(str(folder / "train"), "tar", folder, "train.pkl")
     file = "train.tar" if path == "webdataset" else "train.pkl"
     with pytest.raises((*REFUSED, Exception)):
-        load_splits(task(path=path.format(folder=folder), data_dir=str(folder), data_files={"train": file}))
+        load_splits(
+            task(dataset=path.format(folder=folder), data_dir=str(folder), data_files={"train": file})
+        )
     assert not mark.exists()
 
 
@@ -384,7 +392,7 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir [{str(mark)!r}]\n")
     ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode and not mark.exists()
-    (tmp_path / "evil.yaml").write_text(f"_target_: os.mkdir\nname: x\npath: {mark}\n")
+    (tmp_path / "evil.yaml").write_text(f"_target_: os.mkdir\nname: x\ndataset: {mark}\n")
     ended = wrapper("task=evil.yaml", "dry_run=true", at=tmp_path)
     assert ended.returncode == 2 and not mark.exists()
 
@@ -393,8 +401,8 @@ def test_a_task_file_is_data(mark: Path, tmp_path: Path) -> None:
     "name", ["../../evil", "/etc/evil", "..", "~/x", "a\nb", "x" * 300, "C:\\evil", "\0"]
 )
 def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Path) -> None:
+    from lora_zoo.config.spec import readable_name
     from lora_zoo.core.variants import VARIANTS
-    from lora_zoo.runs.identity import readable_name
 
     settings = Settings(lr=1.0, model=Model(name=name, path="pocket"), task=Task(name=name))
     made = claim_folder(tmp_path / "runs", f"{readable_name(settings, VARIANTS.find('lora'))}-0123abcd")
@@ -403,7 +411,7 @@ def test_names_become_folders_inside_the_folder_of_runs(name: str, tmp_path: Pat
 
 
 def calls(path: Path) -> set[str]:
-    """What the code in a file calls, as it is written there."""
+    """The names that the code in a file calls, as they are written there."""
     return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
 
 
@@ -566,8 +574,8 @@ PLANTED = {
     "SERVICE_PASSWORD": "correct horse battery",
 }
 TASK = """
-kind: {kind}
-path: {path}
+type: {type}
+dataset: {dataset}
 data_files: {{train: {train}, test: test.csv}}
 columns: {{prompt: prompt, target: target}}
 template: "{{prompt}} https://me:TemplateSecret@host/"
@@ -602,7 +610,7 @@ SECRETS = (
 
 
 def leaks(folder: Path, *said: str) -> dict[str, list[str]]:
-    """Where which secret is, in every byte of every file under `folder` and in what was said."""
+    """Find secrets in every byte of every file under `folder` and in the output."""
     found: dict[str, list[str]] = {}
     texts = {str(path): path.read_bytes() for path in files(folder)} | {
         f"said {i}": s.encode() for i, s in enumerate(said)
@@ -619,7 +627,7 @@ def test_a_run_writes_and_says_no_secret(home: Path, tmp_path: Path) -> None:
     rows = "prompt,target\n" + "".join(f"select {i},from {i}\n" for i in range(8))
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text(rows)
-    (tmp_path / "mine.yaml").write_text(TASK.format(kind="generation", path="csv", train="train.csv"))
+    (tmp_path / "mine.yaml").write_text(TASK.format(type="causal_lm", dataset="csv", train="train.csv"))
     words = (
         f"task={tmp_path / 'mine.yaml'}",
         f"task.data_dir={tmp_path}",
@@ -646,7 +654,7 @@ def test_a_run_that_fails_writes_and_says_no_secret(home: Path, tmp_path: Path) 
     work = tmp_path / "work"
     work.mkdir()
     url = "https://me:UrlSecret@127.0.0.1:9/x.csv?token=QuerySecret"
-    (tmp_path / "mine.yaml").write_text(TASK.format(kind="generation", path="csv", train=f'"{url}"'))
+    (tmp_path / "mine.yaml").write_text(TASK.format(type="causal_lm", dataset="csv", train=f'"{url}"'))
     (work / "test.csv").write_text("prompt,target\na,b\n")
     ended = wrapper(f"task={tmp_path / 'mine.yaml'}", "steps=1", at=work, **surroundings(home))
     assert ended.returncode in (1, 2)
@@ -665,7 +673,7 @@ def test_a_run_that_fails_writes_and_says_no_secret(home: Path, tmp_path: Path) 
         ("-m", "trainer.hub_token=TypedSecret,TypedSecret2"),
         ("-m", "seed=0,1", "++trainer.hub_token=TypedSecret"),
         ("model=https://me:TypedSecret@host/x",),
-        ("task.path=https://me:TypedSecret@host/x",),
+        ("task.dataset=https://me:TypedSecret@host/x",),
     ],
     ids=lambda words: words[-1].partition("=")[0],
 )

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("sharing")
 QUICK = (
     "steps=3", "batch_size=4", "threads=1", "tracking=none", "trainer.logging_steps=1",
     "task.sizes={train: 24, validation: 6, test: 6}", "target_modules=[q,v]",
-    "task.max_new_tokens=4", "zero_shot=false", "eval_splits=[test]",
+    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]",
 )  # fmt: skip
 BRITTLE = """
 import datasets
@@ -38,7 +38,7 @@ class Brittle(evaluate.Metric):
         return {"brittle": 1.0}
 """
 CLASSES = (
-    "task=classification", "task.path=csv", "task.data_files={train: train.csv, test: test.csv}",
+    "task=classification", "task.dataset=csv", "task.data_files={train: train.csv, test: test.csv}",
     "task.columns={text: text, label: label}", "task.max_length=16", "epochs=null", "lr=1e-3",
 )  # fmt: skip
 SWEEPS = [
@@ -50,7 +50,7 @@ SWEEPS = [
     ["variant=pissa,milora", "rank=4"],
     ["variant=adalora", "variant.tinit=0", "variant.tfinal=1", "seed=0,1"],
     ["variant=lora", "merge=true,false", "rank=3"],
-    ["variant=lora", "+trainer.bf16=true,false", "trainer.use_cpu=true", "zero_shot=true"],
+    ["variant=lora", "+trainer.bf16=true,false", "trainer.use_cpu=true", "eval_before_training=true"],
     ["variant=full,lora", "+trainer.gradient_checkpointing=true", "seed=5"],
     ["variant=lora", "task=pocket-nli,pocket-sql", "seed=0,1"],
     ["variant=lora,full,head_only", *CLASSES, "seed=0,1"],

@@ -75,7 +75,7 @@ def test_of_several_the_first_is_compared_with_each(tmp_path, capsys):
     for number in range(3):
         adapter(tmp_path / f"a{number}", seed=number % 2, rank=4)
     out = tmp_path / "out"
-    tables = shown(capsys, *sorted(tmp_path.iterdir()), "--of", "A", "--first", 2, "--out", out)
+    tables = shown(capsys, *sorted(tmp_path.iterdir()), "--factor", "A", "--first", 2, "--out", out)
     assert [title for title in tables if "comparison" in title] == [
         "comparison: a0 / a1",
         "comparison: a0 / a2",
@@ -92,11 +92,11 @@ def test_figures_are_files_and_a_figure_that_cannot_be_drawn_costs_nothing(tmp_p
         adapter(tmp_path / f"a{number}", seed=number, rank=4)
     out = tmp_path / "out"
     spectra(
-        [f"{tmp_path}/a0", f"{tmp_path}/a1", "--what", "spectra,amplification,touched", "--out", str(out)]
+        [f"{tmp_path}/a0", f"{tmp_path}/a1", "--what", "spectra,amplification,overlap", "--out", str(out)]
     )
     assert {path.name for path in out.iterdir()} == {
         f"{name}.{ending}"
-        for name in ("spectra", "amplification", "touched", "comparison")
+        for name in ("spectra", "amplification", "overlap", "comparison")
         for ending in ("csv", "svg", "pdf", "png")
     }
     assert "a0 and a1" in (out / "comparison.svg").read_text()
@@ -147,7 +147,7 @@ def test_recorded_tables_are_found_by_results_and_archives(tmp_path, capsys):
         assert len(table) == 16 and set(table["run"]) == set(frame["run"])
         assert (table["own"] < table["base"]).all() and (table["directions"] == 4).all()
         assert len(runs.deltas(found, "touched").loc[0, "profile"]) > 64
-        with pytest.raises(ValueError, match="recorded: amplification, touched"):
+        with pytest.raises(ValueError, match="recorded: amplification, overlap"):
             runs.deltas(found, "intruders")
     before = (frame.loc[0, "folder"], "deltas.json")
     shown(capsys, before[0], "--record")

@@ -1,4 +1,4 @@
-"""What runs share: a base put back as it was and proved by its content, data read once."""
+"""Shared resources: a base that is restored and checked by its hash, data read once."""
 
 import gc
 import weakref
@@ -9,12 +9,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lora_zoo import inject
 from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.validate import resolved
-from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import inject
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources
@@ -32,18 +32,18 @@ def asked(*overrides: str) -> Settings:
 
 def lend(shared: CachedResources, seed: int = 0, *overrides: str) -> Any:
     settings = asked(*overrides)
-    return shared.base(settings, shared.material(settings), seed)
+    return shared.base(settings, shared.task_data(settings), seed)
 
 
 @pytest.fixture(scope="module")
 def pocket() -> Any:
     settings = asked()
     fresh = FreshResources()
-    return fresh.base(settings, fresh.material(settings), 0).model
+    return fresh.base(settings, fresh.task_data(settings), 0).model
 
 
 def portrait(model: Any) -> Any:
-    """What can be seen of a model: modules, flags, hooks, parameters, configuration."""
+    """All that is visible of a model: modules, flags, hooks, parameters, configuration."""
     modules = [
         (name, type(m), id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
         for name, m in model.named_modules()
@@ -143,7 +143,7 @@ def test_what_is_lent_is_loaded_once_and_one_base_at_a_time(monkeypatch: pytest.
 
 
 def test_a_new_head_depends_on_the_seed_alone() -> None:
-    overrides = ("task=pocket-nli", "task.kind=classification", "++task.columns={text: prompt, label: label}")
+    overrides = ("task=pocket-nli", "task.type=classification", "++task.columns={text: prompt, label: label}")
     shared = CachedResources()
     first = lend(shared, 1, *overrides)
     assert first.new_modules == ["score"]
@@ -168,21 +168,21 @@ def test_data_is_read_once_a_task_and_again_when_a_file_changes(tmp_path: Path) 
     csv = tmp_path / "train.csv"
     csv.write_text("text,label\n" + "good,1\nbad,0\n" * 8)
     overrides = (
-        "task=classification", "task.path=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
+        "task=classification", "task.dataset=csv", f"++task.data_files={{train: '{csv}'}}", "epochs=1",
         "++task.sizes={}", "++task.columns={text: text, label: label}",
     )  # fmt: skip
     shared = CachedResources()
-    one = shared.material(asked(*overrides))
-    assert shared.material(asked(*overrides, "lr=0.5")) is one
-    assert shared.material(asked(*overrides, "task.max_length=7")) is not one
+    one = shared.task_data(asked(*overrides))
+    assert shared.task_data(asked(*overrides, "lr=0.5")) is one
+    assert shared.task_data(asked(*overrides, "task.max_length=7")) is not one
     csv.write_text("text,label\n" + "fine,1\npoor,0\n" * 9)
-    assert shared.material(asked(*overrides)).splits["train"]["text"][0] in ("fine", "poor")
+    assert shared.task_data(asked(*overrides)).splits["train"]["text"][0] in ("fine", "poor")
 
 
 def test_few_data_sets_are_kept() -> None:
     shared = CachedResources()
     lengths = [f"task.max_length={n}" for n in (32, 64, 96)]
-    materials = [weakref.ref(shared.material(asked(length))) for length in lengths]
+    materials = [weakref.ref(shared.task_data(asked(length))) for length in lengths]
     gc.collect()
     assert [ref() is None for ref in materials] == [True, False, False]
 

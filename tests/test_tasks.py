@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.models import from_scratch
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import TASK_TYPES
+from lora_zoo.tasks.labels import check_numbers
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -45,8 +46,8 @@ def folder(tmp_path: Path) -> Path:
 def task(folder: Path, **changes: Any) -> Task:
     usual = {
         "name": "mine",
-        "kind": "classification",
-        "path": "csv",
+        "type": "classification",
+        "dataset": "csv",
         "data_dir": str(folder),
         "data_files": {"train": "train.tsv", "test": "test.tsv"},
         "options": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -60,16 +61,16 @@ def task(folder: Path, **changes: Any) -> Task:
 def test_csv_and_json_hold_the_same_examples(folder: Path) -> None:
     from_csv = load_splits(task(folder))
     files = {"train": "train.json", "test": "test.json"}
-    from_json = load_splits(task(folder, path="json", data_files=files, options={}))
+    from_json = load_splits(task(folder, dataset="json", data_files=files, options={}))
     assert from_csv["test"].to_list() == from_json["test"].to_list()
     assert from_csv["test"][2]["text"] == 'he said "hi'  # a bare quote is a character like any other
     assert [row["item"] for row in from_csv["test"]] == list(range(20))
 
 
 def test_a_validation_split_is_held_out_of_train(folder: Path) -> None:
-    splits = load_splits(task(folder, validation_share=0.25))
+    splits = load_splits(task(folder, validation_fraction=0.25))
     assert (len(splits["train"]), len(splits["validation"]), len(splits["test"])) == (15, 5, 20)
-    assert fingerprint(splits) == fingerprint(load_splits(task(folder, validation_share=0.25)))
+    assert fingerprint(splits) == fingerprint(load_splits(task(folder, validation_fraction=0.25)))
 
 
 def test_sizes_limit_a_split(folder: Path) -> None:
@@ -101,7 +102,7 @@ def test_an_empty_split_and_an_empty_value_are_named(folder: Path) -> None:
     (folder / "train.json").write_text('{"first": "x", "second": "y", "gold": "yes"}\n' * 10)
     with pytest.raises(ValueError, match=r"task mine, test: column second has empty values.*example 0"):
         load_splits(
-            task(folder, path="json", data_files={"train": "train.json", "test": "test.json"}, options={})
+            task(folder, dataset="json", data_files={"train": "train.json", "test": "test.json"}, options={})
         )
 
 
@@ -154,7 +155,7 @@ def test_classification_answers_each_example_as_the_model_does_alone(folder: Pat
 
 def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
     columns = {"text": "first", "label": "score"}
-    mine = task(folder, kind="regression", columns=columns, metrics=["pearson"])
+    mine = task(folder, type="regression", columns=columns, metrics=["pearson"])
     splits = load_splits(mine)
     kind = TASK_TYPES["regression"](mine, bert[1], splits)
     bert[0].update({"num_labels": 1, "problem_type": "regression"})
@@ -164,10 +165,12 @@ def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
 
 
 def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) -> None:
-    mine = task(folder, kind="choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3)
+    mine = task(
+        folder, type="multiple_choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3
+    )
     splits = load_splits(mine)
     model, tokenizer = llama
-    kind = TASK_TYPES["choice"](mine, tokenizer, splits)
+    kind = TASK_TYPES["multiple_choice"](mine, tokenizer, splits)
     outcomes = kind.outcomes(model, splits["test"])
     for row, outcome in zip(splits["test"], outcomes, strict=True):
         likelihood = []
@@ -180,7 +183,7 @@ def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) ->
 
 
 def generation(folder: Path, **changes: Any) -> Task:
-    usual: dict[str, Any] = {"kind": "generation", "columns": {"prompt": "first", "target": "second"}}
+    usual: dict[str, Any] = {"type": "causal_lm", "columns": {"prompt": "first", "target": "second"}}
     return task(
         folder, **(usual | {"max_new_tokens": 6, "eval_batch_size": 3, "metrics": ["exact_match"]} | changes)
     )
@@ -188,7 +191,7 @@ def generation(folder: Path, **changes: Any) -> Task:
 
 def test_the_loss_of_generation_is_on_the_target_alone(folder: Path, llama: Any) -> None:
     mine = generation(folder, template="{prompt} =>")
-    kind = TASK_TYPES["generation"](mine, llama[1], load_splits(mine))
+    kind = TASK_TYPES["causal_lm"](mine, llama[1], load_splits(mine))
     encoded = kind.encode({"prompt": "a dog runs", "target": "a cat"})
     counted = [
         i for i, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED
@@ -202,7 +205,7 @@ def test_a_batch_generates_what_each_prompt_generates_alone(folder: Path, llama:
     model, tokenizer = llama
     mine = generation(folder)
     splits = load_splits(mine)
-    outcomes = TASK_TYPES["generation"](mine, tokenizer, splits).outcomes(model, splits["test"])
+    outcomes = TASK_TYPES["causal_lm"](mine, tokenizer, splits).outcomes(model, splits["test"])
     for row, outcome in zip(list(splits["test"])[:4], outcomes, strict=False):
         ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
         alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)[0]
@@ -213,13 +216,13 @@ def test_a_batch_generates_what_each_prompt_generates_alone(folder: Path, llama:
 def test_examples_of_one_prompt_are_references_of_one_item(folder: Path, llama: Any) -> None:
     mine = generation(folder, group_references=True)
     splits = load_splits(mine)
-    outcomes = TASK_TYPES["generation"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
+    outcomes = TASK_TYPES["causal_lm"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
     assert len(outcomes) == 3
     assert sorted(set(outcomes[1]["reference"])) == ["a cat", "a dog"]
 
 
 def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
-    mine = generation(folder, kind="seq2seq")
+    mine = generation(folder, type="seq2seq")
     splits = load_splits(mine)
     config = T5Config(
         vocab_size=len(llama[1]), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
@@ -232,3 +235,10 @@ def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
     loss = model(**kind.collate(kind.encoded(splits["train"]))).loss
     assert loss.isfinite()
     assert len(kind.outcomes(model, splits["test"])) == 20
+
+
+@pytest.mark.parametrize("label", ["x", None, "nan", float("inf")])
+def test_labels_of_a_regression_are_finite_numbers(label: object) -> None:
+    with pytest.raises(ValueError, match=r"train: the label .* of example 1 is no finite number"):
+        check_numbers(Task(name="t"), {"train": {"label": ["0.5", label]}})
+    check_numbers(Task(name="t"), {"train": {"label": ["0.5", 2]}})

@@ -1,16 +1,23 @@
 """The Trainer with an adapter's hooks: what is optimised, reported, ordered, saved and resumed."""
 
+import contextlib
+import copy
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from lora_zoo import inject
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.training import divergence
+from lora_zoo.training.checkpoints import newest, seal
+from lora_zoo.training.state import REQUIRED, TrainState
 from lora_zoo.training.trainer import ZooTrainer
 
 
@@ -38,7 +45,7 @@ def loss_of(injection: Injection) -> float:
 
 
 class Seen:
-    """A bench that judges nothing and a collator that notes what it was asked for."""
+    """An evaluator of nothing and a collator that notes its batches."""
 
     def __init__(self) -> None:
         self.batches: list[Any] = []
@@ -51,7 +58,9 @@ class Seen:
         return collate(batch)
 
 
-def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **changes: Any) -> ZooTrainer:
+def trainer(
+    folder: Path, injection: Injection, seen: Seen | None = None, skip: bool = False, **changes: Any
+) -> ZooTrainer:
     seen = seen or Seen()
     usual = {
         "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
@@ -61,6 +70,7 @@ def trainer(folder: Path, injection: Injection, seen: Seen | None = None, **chan
     return ZooTrainer(
         injection,
         evaluator=seen,
+        skip=skip,
         args=TrainingArguments(**(usual | changes)),
         data_collator=seen.collate,
         train_dataset=examples(),
@@ -82,7 +92,7 @@ def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> N
     run.train()
     assert loss_of(injection) < before
     assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
-    assert run.clock.summary()["steps"] == 12
+    assert run.train_state.timer.summary()["steps"] == 12
     injection.hooks.law()
 
 
@@ -179,3 +189,159 @@ def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step(tmp_path:
     with pytest.raises(ValueError, match="tinit=4 and tfinal=4 leave no step of 6"):
         trainer(tmp_path, injection).train()
     assert all(torch.equal(v, before[k]) for k, v in injection.state_dict().items())
+
+
+# --- the order of a step, and the state of a checkpoint ----------------------------------------------------
+
+
+class Recorder(TrainerCallback):
+    """Notes calls by name, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: str) -> None:
+        plain = getattr(owner, name)
+
+        def noted(*arguments: Any, **named: Any) -> Any:
+            self.calls.append(call)
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.calls.clear()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.calls.append("callback.on_step_end")
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        self.calls.append("callback.on_log")
+
+
+def documented() -> list[str]:
+    """The calls of a step in ZooTrainer's docstring, in its order."""
+    return re.findall(r"^ *\| `([\w.]+)` \|", str(ZooTrainer.__doc__), flags=re.MULTILINE)
+
+
+def test_a_step_has_the_order_that_the_docstring_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    injection, recorder = inject(model(), "lora", rank=2), Recorder()
+
+    @contextlib.contextmanager
+    def forward_context(progress: Any) -> Iterator[None]:
+        recorder.calls.append("hooks.forward_context")
+        yield
+        recorder.calls.append("hooks.forward_context.exit")
+
+    monkeypatch.setattr(injection.hooks, "forward_context", forward_context)
+    run = trainer(tmp_path, injection, max_steps=2, gradient_accumulation_steps=2)
+    run.add_callback(recorder)
+    run.create_optimizer_and_scheduler(2)
+    watched: dict[str, tuple[Any, list[str]]] = {
+        "hooks": (injection.hooks, ["regularizer", "on_after_backward", "on_step_end"]),
+        "model": (injection.model, ["forward", "zero_grad"]),
+        "accelerator": (run.accelerator, ["backward", "clip_grad_norm_"]),
+        "optimizer": (run.optimizer, ["step"]),
+        "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, ["step"]),
+        "divergence": (divergence, ["finite"]),
+    }
+    for label, (owner, names) in watched.items():
+        for name in names:
+            recorder.watch(monkeypatch, owner, name, f"{label}.{name}")
+    run.train()
+    step = documented()
+    batch = step[: step.index("hooks.forward_context.exit") + 1]
+    expected = 2 * (batch + step)
+    assert recorder.calls[: len(expected)] == expected
+    assert set(recorder.calls[len(expected) :]) <= {"callback.on_log"}  # the whole run's loss
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(
+    skip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, bad = ZooTrainer.compute_loss, {2, *range(4, 14)}
+
+    def compute_loss(self: ZooTrainer, *given: Any, **more: Any) -> Any:
+        return plain(self, *given, **more) * (float("inf") if self.progress.step in bad else 1)
+
+    monkeypatch.setattr(ZooTrainer, "compute_loss", compute_loss)
+    injection = inject(model(), "lora", rank=2)
+    run = trainer(tmp_path, injection, max_steps=20, skip=skip)
+    with pytest.raises(divergence.Diverged) as caught:
+        run.train()
+    message = str(caught.value)
+    assert caught.value.about["step"] == (13 if skip else 2)
+    assert ("10 steps in a row" in message) == skip and "lr=0.01" in message
+    assert run.train_state.skipped == ([2, *range(4, 13)] if skip else [])
+    assert all(p.isfinite().all() for p in injection.parameters())
+
+
+class Buffered(AdapterHooks):
+    """Hooks with a state of their own."""
+
+    def __init__(self, adapters: Any) -> None:
+        super().__init__(adapters)
+        self.register_buffer("own", torch.zeros(2))
+
+
+def stateful(folder: Path) -> ZooTrainer:
+    network = model()
+    network.register_buffer("mean", torch.zeros(3))
+    injection = inject(network, "lora", rank=2)
+    object.__setattr__(injection, "hooks", Buffered({}))
+    run = trainer(folder, injection)
+    run._tr_loss, run._total_loss_scalar = torch.tensor(0.0), 0.0
+    run._globalstep_last_logged = 0
+    return run
+
+
+def test_the_state_of_one_run_becomes_that_of_another(tmp_path: Path) -> None:
+    """Every entry is different from a new run's, saved, and loaded into one."""
+    one, other = stateful(tmp_path / "one"), stateful(tmp_path / "other")
+    new = copy.deepcopy(other.train_state.state_dict())
+    with torch.no_grad():
+        for tensor in (*one.injection.parameters(), one.injection.model.mean, one.injection.hooks.own):
+            tensor.add_(1.5)
+    one.injection.counter.count = 7
+    one._tr_loss, one._total_loss_scalar, one._globalstep_last_logged = torch.tensor(0.25), 1.5, 4
+    one.train_state.timer.seconds, one.train_state.skipped = [0.5, 0.75], [2]
+    one.train_state.evaluation_pending = True
+    one.train_state.save(tmp_path, model="m")
+    other.train_state.load(tmp_path)
+    other.train_state.on_train_begin()
+    assert other.args.eval_on_start is True
+    saved, loaded = one.train_state.state_dict(), other.train_state.state_dict()
+    loaded["progress"]["owed"] = other.args.eval_on_start  # it is done then, not kept
+    assert list(saved) == list(loaded) == ["adapter", "hooks", "buffers", "progress"]
+    for part, entries in saved.items():
+        assert entries and entries.keys() == loaded[part].keys() == new[part].keys()
+        for name, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(loaded[part][name])), name
+            assert not torch.equal(torch.as_tensor(value), torch.as_tensor(new[part][name])), name
+
+
+def test_a_checkpoint_holds_the_files_that_the_docstring_names(tmp_path: Path) -> None:
+    trainer(tmp_path, inject(model(), "lora", rank=2), save_strategy="steps", save_steps=6).train()
+    files = {path.name for path in (tmp_path / "checkpoint-6").iterdir()}
+    table = {
+        word
+        for row in re.findall(r"^ *\| ([^|`]+) \|", str(TrainState.__doc__), re.M)
+        for word in row.split(", ")
+    }
+    named = {name for name in table if "." in name} - {"scaler.pt"}  # float16 alone has one
+    assert files - {"training_args.bin"} == named
+    assert set(REQUIRED) == named - {"adapter.json", "manifest.json"}
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_checkpoint_without_a_required_file_is_not_used(name: str, tmp_path: Path) -> None:
+    trainer(
+        tmp_path, inject(model(), "lora", rank=2), max_steps=1, save_strategy="steps", save_steps=1
+    ).train()
+    assert newest(tmp_path, needs=REQUIRED) is not None
+    (tmp_path / "checkpoint-1" / name).unlink()
+    seal(tmp_path / "checkpoint-1")
+    assert newest(tmp_path, needs=REQUIRED) is None

@@ -24,7 +24,13 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.environment import environment
 
 ASKED = (
-    *("steps=40", "trainer.save_steps=4", "trainer.logging_steps=3", "zero_shot=false", "tracking=none"),
+    *(
+        "steps=40",
+        "trainer.save_steps=4",
+        "trainer.logging_steps=3",
+        "eval_before_training=false",
+        "tracking=none",
+    ),
     *("task.sizes.validation=10", "task.sizes.test=10", "threads=1"),
 )
 TIMED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")

@@ -22,10 +22,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from lora_zoo.config.schema import Model, Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.tasks.data import load_splits
-from lora_zoo.tasks.registry import TASK_TYPES
-from lora_zoo.training.callbacks import StepTimer
+from lora_zoo.training.timing import StepTimer
 
 SIZES = {"train": 512, "validation": 2}
 
@@ -91,7 +91,12 @@ def swept(asked: argparse.Namespace, out: Path, *more: str) -> tuple[Measured, d
         f"out={out}",
         f"threads={asked.threads}",
     ]
-    words += ["tracking=none", "zero_shot=false", "eval_splits=[validation]", "trainer.logging_steps=1"]
+    words += [
+        "tracking=none",
+        "eval_before_training=false",
+        "eval_splits=[validation]",
+        "trainer.logging_steps=1",
+    ]
     words += [f"task.sizes.{split}={size}" for split, size in SIZES.items()]
     began = time.perf_counter()
     subprocess.run(
@@ -107,11 +112,11 @@ def peft(asked: argparse.Namespace) -> Measured:
     """The same runs as PEFT and transformers' Trainer make them, each on a base of its own."""
     torch.set_num_threads(asked.threads)
     model = Model(name="base", path=asked.model, dtype=asked.dtype)
-    task = Task(name="sql", kind="generation", path="pocket-sql", sizes=SIZES, terminator=";", max_length=128)
+    task = Task(name="sql", type="causal_lm", dataset="pocket-sql", sizes=SIZES, stop=";", max_length=128)
     began, medians = time.perf_counter(), []
     for seed in range(asked.jobs):
         tokenizer, splits = load_tokenizer(model), load_splits(task)
-        kind = TASK_TYPES[task.kind](task, tokenizer, splits)
+        kind = TASK_TYPES[task.type](task, tokenizer, splits)
         base: Any = load_model(model, kind.auto_class, kind.head(), tokenizer, seed).model
         config = LoraConfig(r=asked.rank, lora_alpha=asked.rank, target_modules=["q_proj", "v_proj"])
         counter = StepTimer()

@@ -56,17 +56,19 @@ def watched(arguments: list[str]) -> Seconds:
     import lora_zoo.run
     import lora_zoo.training.evaluation
     import lora_zoo.training.experiment
+    import lora_zoo.training.session
     from lora_zoo.runs.record import Record
     from lora_zoo.runs.tracking import WandbTracker
 
     spent["imports"] = [tuple(b - a for a, b in zip(began, now(), strict=True))]  # type: ignore[list-item]
     run = lora_zoo.training.experiment.Experiment
     watch(transformers.Trainer, "train", "training", spent)
-    watch(lora_zoo.training.evaluation.Evaluator, "judge", "evaluation", spent)
+    watch(lora_zoo.training.evaluation.Evaluator, "evaluate_split", "evaluation", spent)
     watch(run, "_load", "data and model", spent)
     watch(run, "_inject", "adapters", spent)
-    watch(run, "_trainer", "tokens and trainer", spent)
-    watch(run, "_save", "writing the adapter", spent)
+    session = lora_zoo.training.session.TrainingSession
+    watch(session, "prepare", "tokens and trainer", spent)
+    watch(session, "_save", "writing the adapter", spent)
     watch(run, "_keep", "spectra", spent)
     watch(Record, "update", "writing the record", spent)
     watch(WandbTracker, "__init__", "W&B opens", spent)
@@ -88,7 +90,7 @@ def startup(jobs: int = 6) -> None:
     """What each job of a sweep takes that is not training, evaluation or writing of results."""
     seeds = ",".join(map(str, range(jobs)))
     quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
-    spent = watched(["-m", "+variant=lora", f"seed={seeds}", *quick, "zero_shot=false"])
+    spent = watched(["-m", "+variant=lora", f"seed={seeds}", *quick, "eval_before_training=false"])
     wanted = ("training", "evaluation", "writing the adapter", "spectra")
     writes = len(spent["writing the record"]) // jobs
     # Hydra composes each job twice: all of them ahead, to check them, and each when it begins.
@@ -206,7 +208,7 @@ def _peak(variant: str, layers: str, side: str) -> None:
 def launcher(jobs: int = 16, rounds: int = 1) -> None:
     """A sweep of short pocket runs one after the other and side by side, in turns."""
     words = ["+variant=lora,dora", f"seed=range({jobs // 2})", "steps=60", "threads=1", "tracking=none"]
-    words += ["task.sizes.test=60", "task.sizes.validation=30", "zero_shot=false"]
+    words += ["task.sizes.test=60", "task.sizes.validation=30", "eval_before_training=false"]
     took: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for name, more in (("one after the other", []), ("side by side", ["hydra/launcher=joblib"])):

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+if TYPE_CHECKING:
+    from lora_zoo.config.spec import RunSpec
 
 
 @dataclass
@@ -40,8 +43,10 @@ class PackedLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         configs = [self._config(n, own) for n, own in enumerate(job_overrides, start=initial_job_idx)]
+        specs = [_spec(config, own) for config, own in zip(configs, job_overrides, strict=True)]
 
         def start(number: int, **shared: Any) -> JobReturn:
+            shared["spec"] = specs[number]
             return run_job(
                 hydra_context=self.hydra_context,
                 task_function=partial(self.task_function, **shared),
@@ -50,7 +55,7 @@ class PackedLauncher(Launcher):
                 job_subdir_key="hydra.sweep.subdir",
             )
 
-        return launch([_of_the_job(config) for config in configs], start, self.max_jobs)
+        return launch(specs, start, self.max_jobs)
 
     def _config(self, number: int, overrides: Sequence[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -59,9 +64,15 @@ class PackedLauncher(Launcher):
         return config
 
 
-def _of_the_job(config: DictConfig) -> DictConfig:
-    """The configuration that the job itself will see."""
+def _spec(config: DictConfig, overrides: Sequence[str]) -> "RunSpec | None":
+    """The run of a job, None where it cannot be run as given: the job itself complains."""
+    from lora_zoo.config.compose import settings_of
+    from lora_zoo.runs.identity import specify
+
     own = config.copy()
     with open_dict(own):
         del own["hydra"]
-    return own
+    try:
+        return specify(settings_of(own, overrides), overrides)
+    except ValueError:
+        return None

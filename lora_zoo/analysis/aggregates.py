@@ -40,7 +40,7 @@ def iqm(scores: pd.DataFrame, level: float = 0.95) -> Interval:
 
 
 def optimality_gap(scores: pd.DataFrame, best: float = 1.0, level: float = 0.95) -> Interval:
-    """How far the runs stay below `best` on average; what is above it counts as `best`."""
+    """The mean distance of the runs below `best`; what is above it counts as `best`."""
     return _interval(lambda X_TK: best - np.minimum(X_TK, best).mean(axis=(-2, -1)), scores, level)
 
 

@@ -1,11 +1,10 @@
-"""Which columns of a frame of runs are settings, which of them vary, and how a cell is called."""
+"""Columns of a frame of runs: the settings among them, those that vary, and their values as text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from lora_zoo.core.errors import unknown
 from lora_zoo.runs.provenance import changes_results
 
 SEEDS = ("seed", "data_seed")
@@ -56,21 +55,18 @@ def texts(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
 
 
 def replicates(frame: pd.DataFrame) -> pd.Series:
-    """What tells apart the runs of one cell: the seed, or "seed/data_seed" where one seed has several."""
+    """The label of a run within its cell: the seed, or "seed/data_seed" where one seed has several."""
     seeds = frame["seed"].map(plain)
     if "data_seed" not in frame or frame.groupby("seed")["data_seed"].nunique().max() <= 1:
         return seeds
-    return seeds.map(str) + "/" + frame["data_seed"].map(said)
+    return seeds.map(str) + "/" + frame["data_seed"].map(format_value)
 
 
-def column(frame: pd.DataFrame, axis: str) -> str:
-    """The column of an axis, given by its name or by its key on the command line. ValueError else."""
-    flat = axis.removeprefix("variant.")
-    tries = (axis, axis.replace("task.lr", "task_lr"), f"variant.hyperparameters.{flat}", _CONFIG + axis)
-    found = next((name for name in tries if name in frame), None)
-    if found is None:
-        raise ValueError(unknown("axis", axis, [*settings(frame), *SEEDS]))
-    return found
+def text_column(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column of texts; "" where it or a value is missing."""
+    if column not in frame:
+        return pd.Series("", index=frame.index, dtype=object)
+    return frame[column].fillna("").astype(str)
 
 
 def plain(value: Any) -> Any:
@@ -83,18 +79,18 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def said(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for people: six digits, "-" for what is missing."""
     value = plain(value)
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def described(key: Mapping[str, Any]) -> str:
+def format_key(key: Mapping[str, Any]) -> str:
     """`variant=dora rank=8`."""
-    return " ".join(f"{axis}={said(value)}" for axis, value in key.items()) or "all runs"
+    return " ".join(f"{axis}={format_value(value)}" for axis, value in key.items()) or "all runs"
 
 
-def listed(words: Sequence[Any], most: int = 6) -> str:
+def join_names(names: Sequence[Any], most: int = 6) -> str:
     """`a, b and 3 more`."""
-    shown = ", ".join(map(str, words[:most]))
-    return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
+    first = ", ".join(map(str, names[:most]))
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"

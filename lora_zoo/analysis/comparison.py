@@ -1,4 +1,4 @@
-"""Cells and what may be said of them: which is best, and which cannot be told from it."""
+"""Cells of a table, the best of them, and those that cannot be told from it."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.columns import described, listed
+from lora_zoo.analysis.columns import format_key, join_names
 from lora_zoo.analysis.power import MOST, seeds_needed
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
 
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def tries(self) -> int:
-        """How many settings of the tuned axes were run for this cell."""
+        """The number of settings of the tuned axes that were run for this cell."""
         return len(self.tried)
 
     @cached_property
@@ -48,13 +48,13 @@ class Cell:
         return self.interval.estimate
 
     def scores(self, examples: pd.DataFrame) -> pd.DataFrame:
-        """Items x seeds, out of the items x runs that `results.examples` gives; for `paired_items`."""
+        """Items x seeds, out of the items x runs that `runs.examples` gives; for `paired_items`."""
         found = [run for run in self.runs if run in examples]
         seeds = [self.values.index[self.runs.index(run)] for run in found]
         return examples[found].set_axis(pd.Index(seeds, name="seed"), axis=1)
 
     def __str__(self) -> str:
-        return described(self.key)
+        return format_key(self.key)
 
 
 @final
@@ -65,7 +65,7 @@ class Cells:
     cells: list[Cell]
     by: list[str]
     value: str
-    better: str  # higher or lower
+    better: str  # higher, lower, or "" where nothing declares it
     rule: str
     noted: tuple[str, ...] = ()
 
@@ -113,25 +113,29 @@ class Cells:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What stands in the way of believing the table, one sentence each."""
+        """Reasons to doubt the table, one sentence each."""
         found = [*self.noted]
         few = [f"{cell} ({cell.n})" for cell in self.cells if cell.n < FEWEST]
         if few:
-            found.append(f"fewer than {FEWEST} seeds: {listed(few)}; no statement about new seeds is safe")
+            found.append(
+                f"fewer than {FEWEST} seeds: {join_names(few)}; no statement about new seeds is safe"
+            )
         counts = {cell.n for cell in self.cells}
         if len(counts) > 1:
-            said = listed([f"{cell}: {cell.n}" for cell in self.cells])
+            said = join_names([f"{cell}: {cell.n}" for cell in self.cells])
             found.append(f"unequal numbers of seeds ({said}); comparisons take the common ones")
         return found + self._of_tuning() + self._of_noise()
 
     def _of_tuning(self) -> list[str]:
         if len({cell.tried for cell in self.cells}) <= 1:
             return []
-        said = listed([f"{cell}: {cell.tries} ({listed(cell.tried, 8)})" for cell in self.cells])
+        said = join_names([f"{cell}: {cell.tries} ({join_names(cell.tried, 8)})" for cell in self.cells])
         return [f"unequal tuning: not every cell was tried at the same settings ({said})"]
 
     def _of_noise(self) -> list[str]:
         """For each task: whether the best is lost in seed noise against the next."""
+        if not self.better:
+            return [undeclared(self.value)]
         if "task" in self.by:
             parts = self.within("task")
             if len(parts) > 1:
@@ -153,6 +157,16 @@ class Cells:
             raise ValueError(f'values of {len(tasks)} tasks do not compare; ask within("task") of each')
         if not any(cell.n for cell in self.cells):
             raise ValueError(f"no run has a value of {self.value}")
+        if not self.better:
+            raise ValueError(undeclared(self.value))
+
+
+def undeclared(value: str) -> str:
+    """The line that tells how to give a value its direction."""
+    return (
+        f"no best {value}: nothing declares its direction; give the metric's class higher_is_better = True "
+        "or False (and range = (low, high)), and run again"
+    )
 
 
 def _noise(difference: Difference, best: Cell, other: Cell) -> str:

@@ -1,4 +1,4 @@
-"""What a statistic is given as: an estimate with its interval and the runs behind it."""
+"""Estimates with their intervals and the runs behind them."""
 
 from dataclasses import dataclass, replace
 from typing import final
@@ -33,7 +33,7 @@ class Difference:
     level: float = 0.95
 
     def is_resolved(self, level: float = 0.05) -> bool:
-        """Whether p, as corrected, is below `level`; a p that is not known resolves nothing."""
+        """True if p, as corrected, is below `level`; a p that is not known resolves nothing."""
         return bool(self.p < level)
 
     def reversed(self) -> "Difference":

@@ -49,7 +49,7 @@ class RandomSubspace(nn.Module):
             self.register_buffer(f"P{number}", drawn, persistent=False)
         self.names = list(names)
 
-    def parameters_there(self) -> dict[str, Tensor]:
+    def moved_parameters(self) -> dict[str, Tensor]:
         """The moved parameters by name, θ₀ + P θ_d in their own shapes."""
         base = dict(self._model[0].named_parameters())
         moved = {}
@@ -60,7 +60,7 @@ class RandomSubspace(nn.Module):
         return moved
 
     def forward(self, *arguments: Any, **more: Any) -> Any:
-        return torch.func.functional_call(self._model[0], self.parameters_there(), arguments, more)
+        return torch.func.functional_call(self._model[0], self.moved_parameters(), arguments, more)
 
 
 def d90(scores: Mapping[int, float], full: float, part: float = PART) -> int | None:

@@ -1,4 +1,4 @@
-"""How many seeds: what a comparison over n seeds can see, and how many a difference needs.
+"""Power of comparisons over seeds: what n seeds can see, and the seeds that a difference needs.
 
 `sd` is the standard deviation, over seeds, of the paired difference; a pilot of five seeds knows it to a
 factor of about two, so that the answers are orders of size, not promises. The test is the two-sided paired t.

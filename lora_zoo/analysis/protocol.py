@@ -11,16 +11,19 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import column, described, listed, plain, replicates, said, texts, varying
-from lora_zoo.analysis.comparison import Cell, Cells
-from lora_zoo.analysis.integrity import sound
-
-LOWER = ("loss", "train_loss", "eval_loss", "mse", "mae", "rmse", "perplexity", "wer", "cer", "ter")
-"""Metrics of which less is better."""
-_COSTS = (
-    *("trainable", "adapter_bytes", "saved_bytes", "step_seconds", "train_seconds", "total_seconds"),
-    *("peak_memory", "retention_before", "retention_after"),
+from lora_zoo.analysis.columns import (
+    format_key,
+    format_value,
+    join_names,
+    plain,
+    replicates,
+    texts,
+    varying,
 )
+from lora_zoo.analysis.comparison import Cell, Cells, undeclared
+from lora_zoo.analysis.integrity import sound
+from lora_zoo.runs.directions import higher_is_better
+from lora_zoo.runs.keys import column
 
 
 def cells(
@@ -42,7 +45,7 @@ def cells(
     for key, mine in _groups(tries, axes):
         group = mine[mine["state"] == "done"]
         if group.empty:
-            noted.append(f"{described(key)}: every run diverged, so that it has no cell")
+            noted.append(f"{format_key(key)}: every run diverged, so that it has no cell")
             continue
         chosen, runs, notes = _chosen(group, mine, tuned)
         _one_configuration(key, runs)
@@ -51,9 +54,9 @@ def cells(
             notes.append(f"{len(lost)} seeds diverged, and the mean is of those that did not")
         if absent := int(runs[judged].isna().sum()):
             notes.append(f"{absent} done runs have no {value} and are not counted")
-        noted += [f"{described(key)}: {note}" for note in notes]
+        noted += [f"{format_key(key)}: {note}" for note in notes]
         found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
-    return Cells(found, list(axes), value, better(counted, value), _rule(value, tuned), tuple(noted))
+    return Cells(found, list(axes), value, _direction(counted, value), _rule(value, tuned), tuple(noted))
 
 
 _REPLICATE = "replicate"
@@ -99,8 +102,8 @@ def _chosen(
     whole = [one for one, n in zip(settings, seeds, strict=True) if n == max(seeds)]
     sign = 1 if better(group, "validation") == "higher" else -1
     key, runs = max(whole, key=lambda one: sign * one[1]["validation"].mean())
-    partial = [f"{described(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
-    notes = [f"not eligible, for want of all {max(seeds)} seeds: {listed(partial)}"] if partial else []
+    partial = [f"{format_key(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
+    notes = [f"not eligible, for want of all {max(seeds)} seeds: {join_names(partial)}"] if partial else []
     return key, runs, [*notes, *_edges(key, tries, tuned)]
 
 
@@ -109,20 +112,21 @@ def _edges(chosen: dict, tries: pd.DataFrame, tuned: dict[str, str]) -> Iterator
         values = pd.to_numeric(tries[name], errors="coerce").dropna().unique()
         if len(values) > 2 and chosen[axis] in (values.min(), values.max()):
             side = "least" if chosen[axis] == values.min() else "greatest"
-            yield f"the {axis} chosen ({said(chosen[axis])}) is the {side} tried: a better may lie beyond"
+            value = format_value(chosen[axis])
+            yield f"the {axis} chosen ({value}) is the {side} tried: a better may lie beyond"
 
 
 def _tried(tries: pd.DataFrame, tuned: dict[str, str]) -> tuple[str, ...]:
     keys = [key for key, _ in _groups(tries, tuned)] if tuned else []
-    return tuple(sorted({described(key) for key in keys}))
+    return tuple(sorted({format_key(key) for key in keys}))
 
 
 def _one_configuration(key: dict, runs: pd.DataFrame) -> None:
     if others := varying(runs):
-        values = {name: listed(sorted(set(map(said, runs[name]))), 4) for name in others}
+        values = {name: join_names(sorted(set(map(format_value, runs[name]))), 4) for name in others}
         text = "; ".join(f"{name} ({value})" for name, value in values.items())
         raise ValueError(
-            f"the runs of {described(key)} differ in {text}: name it in `by` or `tune`, or filter"
+            f"the runs of {format_key(key)} differ in {text}: name it in `by` or `tune`, or filter"
         )
 
 
@@ -136,14 +140,14 @@ def _cell(key: dict, chosen: dict, tried: tuple[str, ...], runs: pd.DataFrame, j
 
 
 def better(frame: pd.DataFrame, value: str) -> str:
-    """higher or lower, by what the column holds."""
-    metrics = set(frame["metric"].dropna()) if "metric" in frame else set()
-    of_metric = value in ("test", "validation", "zero_shot_test", "zero_shot_validation")
-    names = metrics if of_metric else {value.rpartition(".")[2]}
-    low = [name in LOWER or name in _COSTS for name in names]
-    if any(low) and not all(low):
-        raise ValueError(f"of the metrics {', '.join(sorted(names))} some are better high and some low")
-    return "lower" if low and all(low) else "higher"
+    """higher or lower, as the column's metric declares it. ValueError where it declares nothing."""
+    if not (direction := _direction(frame, value)):
+        raise ValueError(undeclared(value))
+    return direction
+
+
+def _direction(frame: pd.DataFrame, value: str) -> str:
+    return {True: "higher", False: "lower", None: ""}[higher_is_better(frame, column(frame, value))]
 
 
 def _rule(value: str, tuned: dict[str, str]) -> str:

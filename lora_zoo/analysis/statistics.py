@@ -1,4 +1,4 @@
-"""How sure: intervals over seeds, paired differences, and the correction for many of them.
+"""Statistics over runs: intervals over seeds, paired differences, and the correction for many of them.
 
     paired(dora, lora)              new seeds, the primary statement: the paired t test over common seeds
     paired_items(dora, lora)        new seeds and new items, where outcomes per example are at hand
@@ -101,7 +101,7 @@ def _share_of_seeds(D_IS: np.ndarray) -> float:
 
 
 def _quantile(alpha: float, share: float, S: int, I: int) -> float:
-    """How many standard errors a mean is off with the chance `alpha`, on either side."""
+    """The number of standard errors that a mean is off with the chance `alpha`, on either side."""
     of_seeds = special.stdtrit(max(S - 1, 1), 1 - alpha / 2)
     return float(np.sqrt(share * of_seeds**2 + (1 - share) * special.stdtrit(I - 1, 1 - alpha / 2) ** 2))
 

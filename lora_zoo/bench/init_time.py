@@ -20,7 +20,7 @@ from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
 from lora_zoo.core import init as inits
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 
 ABOUT = """\
 Seconds of `inject` on all linear layers, r = 8 (VeRA: 256), and of `get_peft_model` with the same settings.

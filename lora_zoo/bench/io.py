@@ -14,7 +14,7 @@ from lora_zoo.bench.report import Measurement, Values
 from lora_zoo.bench.shapes import Shape
 from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
 from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 
 ABOUT = """\
 Milliseconds to save an adapter of all linear layers (r = 8, VeRA: 256), to load it into a model that is

@@ -24,8 +24,8 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.inject.targets import Layers
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.injection.targets import Layers
 
 LABELS = {"fused": "fused (as it is)", "plain": "plain (definition)", "peft": "PEFT"}
 RANK = 8

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.peft.forms import form_of
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 
 TOTAL = 10_000
 """A run's optimiser steps, for AdaLoRA's schedule."""
@@ -39,7 +38,7 @@ def installed() -> bool:
 
 def has(variant: str) -> bool:
     """True if PEFT is installed and has `variant`."""
-    return installed() and form_of(VARIANTS.find(variant)) is not None
+    return installed() and VARIANTS.find(variant).peft is not None
 
 
 def init_word(variant: str, init: str) -> bool | str | None:
@@ -52,7 +51,7 @@ def config(ours: Injection, init: bool | str | None = True) -> Any:
     """PEFT's configuration with the settings of `ours`, for training; by default with PEFT's init."""
     import peft
 
-    form = form_of(ours.variant)
+    form = ours.variant.peft
     assert form is not None
     with ours.disabled():
         fields = form.to_peft(ours).config

@@ -58,18 +58,31 @@ class Measurement:
 
     def draw(self, path: Path) -> None:
         """A dot for each point, a whisker for its quartiles, a panel for each value of the first key."""
-        import altair as alt
+        import vl_convert
 
-        dots = alt.Chart(alt.Data(values=self.points())).encode(
-            alt.X("x:N", sort=None, title=", ".join(self.keys[1:])),
-            alt.Y("y:Q", title=self.unit, scale=alt.Scale(type="log", nice=False)),
-            alt.XOffset("series:N", sort=None),
-            alt.Color("series:N", sort=None, title=None, scale=alt.Scale(range=COLOURS)),
-        )
-        whiskers = dots.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-        panel = (whiskers + dots.mark_point(filled=True)).properties(width=alt.Step(12), height=180)
-        panels = panel.facet(row=alt.Row("panel:N", sort=None, title=None)).resolve_scale(x="independent")
-        panels.properties(title=self.title).save(path)
+        logarithmic = {"type": "log", "nice": False}
+        encoding: dict[str, dict[str, Any]] = {
+            "x": {"field": "x", "type": "nominal", "sort": None, "title": ", ".join(self.keys[1:])},
+            "y": {"field": "y", "type": "quantitative", "title": self.unit, "scale": logarithmic},
+            "xOffset": {"field": "series", "type": "nominal", "sort": None},
+            "color": {
+                "field": "series",
+                "type": "nominal",
+                "sort": None,
+                "title": None,
+                "scale": {"range": COLOURS},
+            },
+        }
+        whisker = {"y": {**encoding["y"], "field": "low"}, "y2": {"field": "high"}}
+        layers = [{"mark": "rule", "encoding": whisker}, {"mark": {"type": "point", "filled": True}}]
+        spec = {
+            "title": self.title,
+            "data": {"values": self.points()},
+            "facet": {"row": {"field": "panel", "type": "nominal", "sort": None, "title": None}},
+            "resolve": {"scale": {"x": "independent"}},
+            "spec": {"width": {"step": 12}, "height": 180, "encoding": encoding, "layer": layers},
+        }
+        path.write_text(vl_convert.vegalite_to_svg(spec))
 
 
 def table(columns: Mapping[str, str], rows: Sequence[Values]) -> str:

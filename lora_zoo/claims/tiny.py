@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 
 WIDTH, TOKENS = 64, 32
 

@@ -1,8 +1,13 @@
-"""What exists to choose from, read from `conf/` alone."""
+"""The options of each group, read from `conf/` alone, and files of the user's own that are like them."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
 
 import lora_zoo
+from lora_zoo.core.errors import in_one_line, unknown
 
 GROUPS = ("variant", "model", "task", "trainer", "tracking", "experiment")
 
@@ -21,3 +26,17 @@ def options(group: str) -> dict[str, str]:
 def _about(path: Path) -> str:
     comments = [line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#")]
     return next((line for line in comments if line and not line.startswith("@package")), "")
+
+
+def option_file(group: str, value: str) -> tuple[str, dict[str, Any]]:
+    """The name and the content of an option, or of a YAML file like one. ValueError where it is none."""
+    path = folder() / group / f"{value}.yaml" if value in options(group) else Path(value).expanduser()
+    if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+        raise ValueError(unknown(group, value, options(group)) + ", or a YAML file of your own")
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{group}={value}: the file is no YAML: {in_one_line(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{group}={value}: the file must hold keys and values, as those in conf/{group} do")
+    return path.stem, content

@@ -1,4 +1,4 @@
-"""`--help`: what can be chosen, from the configuration files and the schema."""
+"""`--help`: the choices and the keys, from the configuration files and the schema."""
 
 from dataclasses import MISSING, fields
 

@@ -1,36 +1,30 @@
-"""The keys of a run. Types are enforced when the configuration is composed, ranges by `check`.
+"""The keys of a run. Types are enforced when the configuration is composed, the rest by `validate`.
 
 Hydra merges `conf/` into these classes, so that a wrong key or type is caught before torch is imported.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from lora_zoo.config.task_types import TASK_TYPES
+
 # What a run is called, where it goes, who is told of it, how fast it is computed, and what is left of it when
 # it dies change no result.
 INERT = (
-    *("out", "tracking", "threads", "zero_shot", "merge", "eval_splits", "dry_run"),
-    *("resume", "save_minutes", "retention", "experiment"),
+    *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
+    *("resume", "save_minutes", "forgetting_text", "experiment"),
 )
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
-COLUMNS = {
-    "generation": ("prompt", "target"),
-    "seq2seq": ("prompt", "target"),
-    "choice": ("prompt", "label"),
-    "classification": ("text", "label"),
-    "regression": ("text", "label"),
-}
-"""Kind -> the columns that it cannot do without."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
-KINDS = ("generation", "choice", "classification", "regression", "seq2seq")
 
 
 def key(
@@ -41,9 +35,15 @@ def key(
     least: float | None = None,
     below: float | None = None,
     most: float | None = None,
+    among: Sequence[str] = (),
+    filled: bool = False,
 ) -> Any:
-    """A key with its help text and the range that `resolved` enforces."""
-    about = {"help": says, "above": above, "least": least, "below": below, "most": most}
+    """A key with its help text and what it may hold: a range, words `among` these, a list that is `filled`.
+
+    Of a list or dictionary, each value must be in the range or among the words.
+    """
+    about: dict[str, Any] = {"help": says, "above": above, "least": least, "below": below, "most": most}
+    about |= {"among": tuple(among), "filled": filled}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -53,7 +53,11 @@ def key(
 class Model:
     name: str = key(MISSING, "how runs call the model")
     path: str = key(MISSING, "a folder in Hub format, or a name on the Hub")
-    dtype: str = key("float32", "float32, bfloat16, float16 or auto (the checkpoint's own)")
+    dtype: str = key(
+        "float32",
+        "float32, bfloat16, float16 or auto (the checkpoint's own)",
+        among=("float32", "bfloat16", "float16", "auto"),
+    )
     revision: str | None = key(None, "branch, tag or commit on the Hub")
     attn_implementation: str | None = key(None, "eager, sdpa, flash_attention_2, …")
     trust_remote_code: bool = key(False, "run code that a Hub repository brings")
@@ -62,23 +66,23 @@ class Model:
 @dataclass
 class Task:
     name: str = key(MISSING, "how runs call the task")
-    kind: str = key(MISSING, ", ".join(KINDS))
-    path: str = key(MISSING, "csv, json, parquet, text, a name on the Hub, pocket-sql or pocket-nli")
+    type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
+    dataset: str = key(MISSING, "csv, json, parquet, text, a name on the Hub, pocket-sql or pocket-nli")
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie")
     data_files: dict[str, str] = key({}, "split: file, for local data")
     options: dict[str, Any] = key({}, "further arguments of datasets.load_dataset (delimiter, …)")
     splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
-    validation_share: float = key(
+    validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )
-    sizes: dict[str, int] = key({}, "split: at most so many examples")
+    sizes: dict[str, int] = key({}, "split: at most so many examples", least=1)
     columns: dict[str, str] = key({}, "text, text_pair and label, or prompt and target: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
-    labels: list[str] | None = key(None, "the label set; its order gives the label ids")
-    terminator: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
+    labels: list[str] | None = key(None, "the label set; its order gives the label ids", filled=True)
+    stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
-    metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts")
+    metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
     max_length: int = key(256, "tokens of input and target, longer ones are cut", least=2, most=_LONGEST)
     max_new_tokens: int = key(64, "tokens to generate at most", least=1, most=_LONGEST)
     num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
@@ -91,10 +95,14 @@ class Task:
 
 @dataclass
 class Tracking:
-    backend: str = key("wandb", "wandb or none")
+    backend: str = key("wandb", "wandb or none", among=("wandb", "none"))
     project: str = key("lora_zoo", "W&B project")
     entity: str | None = key(None, "W&B team or user")
-    mode: str = key("auto", "auto (online when logged in, else offline), online, offline or disabled")
+    mode: str = key(
+        "auto",
+        "auto (online when logged in, else offline), online, offline or disabled",
+        among=("auto", "online", "offline", "disabled"),
+    )
     log_adapter: bool = key(True, "upload the adapter as an artifact")
     tags: list[str] = key([], "W&B tags")
     notes: str | None = key(None, "W&B notes")
@@ -107,12 +115,16 @@ class Settings:
     init: str = key("kaiming", "start of the factors: kaiming, gaussian, orthogonal, pissa, milora, olora, …")
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
-        ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex"
+        ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex", filled=True
     )
     exclude_modules: Any = key([], "targets that stay as they are, in the same words")
-    layers: Any = key(None, "layers to adapt: 3, 0-5, 8-, -1 (the last) or a list of these; default: all")
-    rank_pattern: dict[str, int] = key({}, "target: a rank of its own, e.g. rank_pattern={q:4}")
-    alpha_pattern: dict[str, float] = key({}, "target: an alpha of its own")
+    layers: Any = key(
+        None, "layers to adapt: 3, 0-5, 8-, -1 (the last) or a list of these; default: all", filled=True
+    )
+    rank_pattern: dict[str, int] = key(
+        {}, "target: a rank of its own, e.g. rank_pattern={q:4}", least=1, most=65536
+    )
+    alpha_pattern: dict[str, float] = key({}, "target: an alpha of its own", above=0)
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     modules_to_save: Any = key("auto", "modules that train in full; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
@@ -121,17 +133,21 @@ class Settings:
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
-    eval_splits: list[str] = key(["validation", "test"], "splits that are evaluated at the end")
-    retention: str | None = key(
+    eval_splits: list[str] = key(
+        ["validation", "test"], "splits that are evaluated at the end", among=SPLITS, filled=True
+    )
+    forgetting_text: str | None = key(
         None, "also measure the loss on another text before and after training: pocket, or a text file"
     )
-    zero_shot: bool = key(True, "also evaluate the model before training")
+    eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(
         None,
         "true: go on where this run stopped; false: start anew; default: a sweep goes on, a run starts anew",
     )
     save_minutes: float = key(5.0, "minutes between checkpoints, beside trainer.save_steps; 0: none", least=0)
-    on_nonfinite: str = key("stop", "when loss or gradients are no numbers: stop, or skip the step")
+    on_nonfinite: str = key(
+        "stop", "when loss or gradients are no numbers: stop, or skip the step", among=("stop", "skip")
+    )
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")
     threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1, most=1024)
@@ -142,6 +158,9 @@ class Settings:
     task: Task = field(default_factory=Task)
     trainer: dict[str, Any] = key({}, "arguments of transformers.TrainingArguments")
     tracking: Tracking = field(default_factory=Tracking)
+
+
+KEYS = tuple(f.name for f in fields(Settings))
 
 
 def register() -> None:
@@ -158,5 +177,5 @@ def _product(factors: Any) -> float:
 
 
 def file_of(task: Task, name: str) -> Path:
-    """Where a local data file lies."""
+    """The path of a local data file."""
     return Path(task.data_dir or ".").expanduser() / name

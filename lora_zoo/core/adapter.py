@@ -63,7 +63,8 @@ class Variant(ABC):
     inits: ClassVar[Sequence[str]] = ()
     """The initialisations that the variant can begin with, unless `accepts_init` says it another way."""
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
-
+    peft: ClassVar[Any] = None
+    """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""
     adapts: ClassVar[bool] = True
     """False for a variant that puts no adapter on any matrix."""
 

@@ -1,7 +1,7 @@
 """A variant's part that spans layers or time. Every hook has a neutral default.
 
 The order of a training step: forward inside `forward_context` -> task loss + `regularizer` -> backward ->
-`on_after_backward` -> clipping -> optimiser step -> schedule -> `on_step_end` -> gradients to zero.
+`on_after_backward` -> clipping -> optimiser step -> `on_step_end` -> schedule -> gradients to zero.
 """
 
 from __future__ import annotations

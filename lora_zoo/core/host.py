@@ -22,12 +22,16 @@ class Host(ABC):
     """One matrix W (O, I) inside a layer's stored tensor: all of its rows, or the `part` that is adapted."""
 
     kind: ClassVar[str]
-    starts: ClassVar[Mapping[str, str]] = {}
-    """An init's name -> what this kind of layer conventionally uses in its place."""
+    conventional_inits: ClassVar[Mapping[str, str]] = {}
+    """An init's name -> what this kind of layer conventionally uses instead."""
     dense: ClassVar[bool] = False
     """True for a plain product with W: y = x Wᵀ + bias."""
     linear: ClassVar[bool] = False
     """True if `all-linear` means it."""
+    transposed: bool = False
+    """True where W is stored as (I, O), which PEFT calls `fan_in_fan_out`."""
+    peft_layer: ClassVar[str] = ""
+    """PEFT's layout of factors on this layer (linear, embedding, convolution); "" where it adapts none."""
     sees_input: ClassVar[bool] = True
     """True if an adapter on it is given the layer's input, which dropout acts on."""
 
@@ -104,8 +108,8 @@ class LayerHost(Host):
         """The frozen layer's own output, of the adapted rows."""
         return self.rows_of(self.layer(x)) if self.known is None else self.known
 
-    def given(self, y: Tensor) -> Self:
-        """This host where the frozen layer's whole output `y` is known already."""
+    def with_output(self, y: Tensor) -> Self:
+        """A copy of this host that knows the frozen layer's whole output `y`."""
         twin = copy.copy(self)
         twin.known = self.rows_of(y)
         return twin

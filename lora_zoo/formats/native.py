@@ -1,24 +1,25 @@
-"""An adapter on disk, one folder: `adapter.safetensors` (the tensors), `adapter.json` (what they are)."""
+"""Our format, one folder an adapter: `adapter.safetensors` (tensors), `adapter.json` (configuration)."""
 
 import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lora_zoo.core import init
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.read import from_peft, is_peft
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import InjectionPlan, Plan, check
+from lora_zoo.formats.saved_adapter import SavedAdapter
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -28,7 +29,8 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     """Write the adapter's tensors and configuration to `folder` and return it.
 
     `about` is kept beside the configuration (the base model's name, say). The tensors are those that the
-    base lacks: factors, magnitudes, start factors, heads trained in full; what a seed restores is not stored.
+    base lacks: factors, magnitudes, initial factors, fully trained heads; frozen tensors drawn from a seed
+    are not stored.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
         "name": injection.name,
         "hyperparameters": injection.hyper,
         "patterns": injection.patterns,
-        "target_modules": list(injection.places),
+        "target_modules": list(injection.matrices),
         "in_full": list(injection.trained),
         "seed": injection.seed,
         "about": about,
@@ -66,75 +68,56 @@ def load_adapter(
     `enable`, the roles of a fused layer's adapted parts. Raises FileNotFoundError where there is no adapter,
     ValueError where it does not fit the model, which is then as it was.
     """
-    return placed(model, read_adapter(model, folder, alpha=alpha, enable=enable), name)
-
-
-class Read(NamedTuple):
-    """An adapter's files, understood for one model."""
-
-    ready: InjectionPlan
-    state: dict[str, Tensor]
-    source: Path
-    name: str = "default"
-    seed: int = 0
-    started: bool = False
-    """Whether start factors are computed from the base; otherwise `state` holds them and nothing is."""
+    return inject_saved(model, read_adapter(model, folder, alpha=alpha, enable=enable), name)
 
 
 def read_adapter(
     model: nn.Module, folder: str | Path, *, alpha: float | None = None, enable: Sequence[str] = ()
-) -> Read:
-    """What `load_adapter` would put into `model`, which stays as it is; raises as that does."""
+) -> SavedAdapter:
+    """Read what `load_adapter` injects, without changing `model`; raises as that does."""
     folder = Path(folder)
     if folder.is_file():
-        ready, state, started = from_loralib(model, folder, alpha=alpha, enable=enable)
-    elif alpha is not None or enable:
+        return from_loralib(model, folder, alpha=alpha, enable=enable)
+    if alpha is not None or enable:
         raise ValueError(f"{folder} knows alpha and its parts; give alpha, enable with a loralib file")
-    elif is_peft(folder) and not (folder / DESCRIPTION).is_file():
-        ready, state, started = from_peft(model, folder)
-    else:
-        return _read_ours(model, folder)
-    return Read(ready, state, folder, started=started)
-
-
-def _read_ours(model: nn.Module, folder: Path) -> Read:
+    if is_peft(folder) and not (folder / DESCRIPTION).is_file():
+        return from_peft(model, folder)
     description = read_description(folder)
-    cls = VARIANTS.find(description["variant"])
-    ready = InjectionPlan(
-        cls,
-        _plan(model, description, folder),
-        check(cls, description["hyperparameters"]),
-        description.get("patterns", {}),
-    )
-    state = load_file(folder / WEIGHTS)
-    return Read(ready, state, folder, description.get("name", "default"), description["seed"])
+    plan, state = _plan(model, description, folder), load_file(folder / WEIGHTS)
+    return SavedAdapter(plan, state, folder, description.get("name", "default"), description["seed"])
 
 
-def placed(model: nn.Module, read: Read, name: str | None = None) -> Injection:
-    """Inject what was read, in place; raises as `load_adapter` does."""
-    name = name or read.name
+def inject_saved(model: nn.Module, saved: SavedAdapter, name: str | None = None) -> Injection:
+    """Inject an adapter that was read, in place; raises as `load_adapter` does."""
+    name = name or saved.name
     if name in adapters_of(model):
         raise ValueError(
-            f"{read.source}: the model has an adapter called {name!r} already; give another name"
+            f"{saved.source}: the model has an adapter called {name!r} already; give another name"
         )
-    with contextlib.nullcontext() if read.started else init.blank():
-        injection = Injection(model, read.ready, seed=read.seed, name=name)
+    with contextlib.nullcontext() if saved.init_from_base else init.blank():
+        injection = Injection(model, saved.plan, seed=saved.seed, name=name)
+    initial = injection.state_dict() if saved.init_from_base else {}
     try:
-        injection.load_state_dict(injection.state_dict() | read.state if read.started else read.state)
+        injection.load_state_dict(initial | saved.state)
     except ValueError:
         injection.remove()
         raise
     return injection
 
 
-def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Plan:
-    """Exactly the matrices and parameters that were saved. ValueError for one that the model has not."""
-    known, every = {place.name: place for place in places(model)}, base_parameters(model)
-    for saved, there in ((description["target_modules"], known), (description["in_full"], every)):
+def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> InjectionPlan:
+    """The plan of exactly the saved matrices and parameters. ValueError for one that the model lacks."""
+    cls = VARIANTS.find(description["variant"])
+    known, every = {matrix.name: matrix for matrix in find_matrices(model)}, base_parameters(model)
+    for saved, present in ((description["target_modules"], known), (description["in_full"], every)):
         for name in saved:
-            if name not in there:
+            if name not in present:
                 raise ValueError(f"{folder} holds an adapter of another model: this one has no {name}")
-    return Plan([known[name] for name in description["target_modules"]], description["in_full"])
+    hyper = complete_hyperparameters(cls, description["hyperparameters"])
+    matrices = [known[name] for name in description["target_modules"]]
+    return InjectionPlan(
+        cls, hyper, matrices, description["in_full"], patterns=description.get("patterns", {})
+    )
 
 
 def save_adapters(model: nn.Module, folder: str | Path, **about: Any) -> Path:
@@ -156,7 +139,7 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict[str, Injection]:
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of `adapter.json`. FileNotFoundError or ValueError where there is none that we can read."""
+    """The content of `adapter.json`. FileNotFoundError or ValueError where it is missing or unreadable."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file() or not (Path(folder) / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} holds no adapter: {DESCRIPTION} and {WEIGHTS} are expected there")
@@ -167,7 +150,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write beside `path` and rename, so that a reader never sees half a file."""
+    """Write atomically: beside `path`, then rename."""
     temporary = path.with_name(f".{path.name}.part")
     write(temporary)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Files of strangers: tensors and JSON are read, code never runs, nothing is written."""
+"""Read tensors and JSON from untrusted files: their code never runs."""
 
 import json
 import pickle

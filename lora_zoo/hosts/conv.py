@@ -14,6 +14,8 @@ class ConvHost(LayerHost):
     A rank-R update has the layer's own groups: its A (R, I) serves every group, so that it merges.
     """
 
+    peft_layer = "convolution"
+
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
         return type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)

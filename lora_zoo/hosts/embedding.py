@@ -14,8 +14,9 @@ from lora_zoo.hosts.find import HOSTS
 class EmbeddingHost(LayerHost):
     """`torch.nn.Embedding`, a linear map of one-hot tokens: stored as (I, O) = (vocabulary, features)."""
 
+    peft_layer = "embedding"
     # loralib and PEFT: on an embedding A is zero and B standard normal.
-    starts: ClassVar[Mapping[str, str]] = {"kaiming": "embedding"}
+    conventional_inits: ClassVar[Mapping[str, str]] = {"kaiming": "embedding"}
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
@@ -38,8 +39,8 @@ class ScaledEmbeddingHost(EmbeddingHost):
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
-        named = type(layer).__name__.endswith("ScaledWordEmbedding") and hasattr(layer, "embed_scale")
-        return named and len(list(layer.parameters())) == 1
+        scaled = type(layer).__name__.endswith("ScaledWordEmbedding") and hasattr(layer, "embed_scale")
+        return scaled and len(list(layer.parameters())) == 1
 
     def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
         return super().times(x, W_OI) * self.layer.embed_scale  # type: ignore[operator]

@@ -1,7 +1,7 @@
-"""Layouts: which rows of a fused matrix (O, I) are q's, k's, v's, gate's or up's.
+"""Layouts of fused matrices (O, I): the rows of q, k, v, gate and up.
 
 Each order is that of the architecture's own forward pass in transformers 5.23 (ChatGLM: of its published
-code); gate is the part that goes through the activation. What is not listed is not guessed.
+code); gate is the part that goes through the activation. Layouts that are not listed are not guessed.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Count = int | str
 """A number, or the attribute of the config that holds it."""
 
 
-def repeated(times: Count, **parts: Count) -> Layout:
+def interleaved(times: Count, **parts: Count) -> Layout:
     """`times` blocks of equal height, each with `parts` in this order and in these proportions."""
 
     def layout(features: int, config: Any) -> dict[str, Rows]:
@@ -38,49 +38,43 @@ def repeated(times: Count, **parts: Count) -> Layout:
     return layout
 
 
-def contiguous(**parts: Count) -> Layout:
+def concatenated(**parts: Count) -> Layout:
     """`parts` in this order and in these proportions, each in one piece."""
-    return repeated(1, **parts)
+    return interleaved(1, **parts)
 
 
 def _number(count: Count, config: Any) -> int:
     return count if isinstance(count, int) else int(getattr(config, count, None) or 0)
 
 
-THIRDS = contiguous(q=1, k=1, v=1)
-
-
-GROUPED = contiguous(q="num_attention_heads", k="num_key_value_heads", v="num_key_value_heads")
-
-
-PER_HEAD = repeated("num_attention_heads", q=1, k=1, v=1)
-
-
-HALVES = contiguous(gate=1, up=1)
+THIRDS = concatenated(q=1, k=1, v=1)
+GROUPED = concatenated(q="num_attention_heads", k="num_key_value_heads", v="num_key_value_heads")
+PER_HEAD = interleaved("num_attention_heads", q=1, k=1, v=1)
+HALVES = concatenated(gate=1, up=1)
 
 
 def _gpt2(features: int, config: Any) -> dict[str, Rows]:
-    own = contiguous(q="hidden_size", k="hidden_size", v="hidden_size")
-    cross = contiguous(k="hidden_size", v="hidden_size")  # its q is a layer of its own, q_attn
+    own = concatenated(q="hidden_size", k="hidden_size", v="hidden_size")
+    cross = concatenated(k="hidden_size", v="hidden_size")  # its q is a layer of its own, q_attn
     return own(features, config) or cross(features, config)
 
 
 def _gpt_bigcode(features: int, config: Any) -> dict[str, Rows]:
     if config.multi_query:
-        return contiguous(q="num_attention_heads", k=1, v=1)(features, config)
+        return concatenated(q="num_attention_heads", k=1, v=1)(features, config)
     return PER_HEAD(features, config) if features == 3 * config.hidden_size else {}
 
 
 def _falcon(features: int, config: Any) -> dict[str, Rows]:
     heads = config.num_attention_heads
     if config.new_decoder_architecture:
-        return repeated("num_kv_heads", q=heads // config.num_kv_heads, k=1, v=1)(features, config)
-    return (contiguous(q=heads, k=1, v=1) if config.multi_query else PER_HEAD)(features, config)
+        return interleaved("num_kv_heads", q=heads // config.num_kv_heads, k=1, v=1)(features, config)
+    return (concatenated(q=heads, k=1, v=1) if config.multi_query else PER_HEAD)(features, config)
 
 
 def _chatglm(features: int, config: Any) -> dict[str, Rows]:
     groups = "multi_query_group_num"
-    shared = contiguous(q="num_attention_heads", k=groups, v=groups)
+    shared = concatenated(q="num_attention_heads", k=groups, v=groups)
     return (shared if getattr(config, "multi_query_attention", False) else PER_HEAD)(features, config)
 
 
@@ -93,16 +87,16 @@ _LISTED: dict[tuple[str, str], Layout] = {
     ("bloom gpt_neox gpt_neox_japanese persimmon", "query_key_value"): PER_HEAD,
     ("falcon", "query_key_value"): _falcon,
     ("chatglm", "query_key_value"): _chatglm,
-    ("chatglm", "dense_h_to_4h"): contiguous(gate="ffn_hidden_size", up="ffn_hidden_size"),  # not ChatGLM 1
-    ("mpt", "Wqkv"): contiguous(q="hidden_size", k="hidden_size", v="hidden_size"),
+    ("chatglm", "dense_h_to_4h"): concatenated(gate="ffn_hidden_size", up="ffn_hidden_size"),  # not ChatGLM 1
+    ("mpt", "Wqkv"): concatenated(q="hidden_size", k="hidden_size", v="hidden_size"),
     ("dbrx", "Wqkv"): GROUPED,
     ("modernbert", "Wqkv"): THIRDS,
     ("modernbert modernbert-decoder", "Wi"): HALVES,
     ("phi3 phi4_multimodal", "qkv_proj"): GROUPED,
-    ("codegen", "qkv_proj"): repeated(4, q=1, v=1, k=1),  # v before k, in four parts for its four TPU cores
+    ("codegen", "qkv_proj"): interleaved(4, q=1, v=1, k=1),  # v before k, four parts for four TPU cores
     ("deberta", "in_proj"): PER_HEAD,
-    ("jetmoe", "kv_proj"): contiguous(k=1, v=1),
-    ("evolla granite_speech_encoder granite_speech_plus_encoder", "to_kv"): contiguous(k=1, v=1),
+    ("jetmoe", "kv_proj"): concatenated(k=1, v=1),
+    ("evolla granite_speech_encoder granite_speech_plus_encoder", "to_kv"): concatenated(k=1, v=1),
     ("layoutlmv2", "qkv_linear"): THIRDS,
     ("exaone4_5_vision", "qkv"): GROUPED,
     (
@@ -121,10 +115,10 @@ _LISTED: dict[tuple[str, str], Layout] = {
         dots3_note_audio_encoder esmfold2 minimax_m3_vl_text zamba2""",
         "gate_up_proj",
     ): HALVES,
-    ("phi4_multimodal_audio", "gate_up_proj"): contiguous(up=1, gate=1),
+    ("phi4_multimodal_audio", "gate_up_proj"): concatenated(up=1, gate=1),
     ("granitemoeshared granitemoehybrid granitemoe_swa", "input_linear"): HALVES,
-    ("moonshine moonshine_streaming", "fc1"): contiguous(up="intermediate_size", gate="intermediate_size"),
-    ("*", "kv_b_proj"): repeated("num_attention_heads", k="qk_nope_head_dim", v="v_head_dim"),  # MLA
+    ("moonshine moonshine_streaming", "fc1"): concatenated(up="intermediate_size", gate="intermediate_size"),
+    ("*", "kv_b_proj"): interleaved("num_attention_heads", k="qk_nope_head_dim", v="v_head_dim"),  # MLA
     ("*", "in_proj_weight"): THIRDS,  # nn.MultiheadAttention
 }
 
@@ -133,15 +127,15 @@ _LAYOUTS = {(kind, last): layout for (kinds, last), layout in _LISTED.items() fo
 
 
 def register_fused(model_type: str, last_name: str, layout: Layout) -> None:
-    """Tell how the layers called `….last_name` are fused in models whose `config.model_type` is `model_type`.
+    """Register the layout of the layers called `….last_name` in models of `config.model_type` `model_type`.
 
-    "*" is every model without a layout of its own: declare_fused("*", "qkv", contiguous(q=1, k=1, v=1)).
+    "*" is every model without a layout of its own: register_fused("*", "qkv", concatenated(q=1, k=1, v=1)).
     """
     _LAYOUTS[model_type, last_name] = layout
 
 
 def parts_of(name: str, features: int, config: Any) -> dict[str, Rows]:
-    """Role -> rows of the fused layer called `name`; {} where it is not fused, or in an order not known.
+    """Role -> rows of the fused layer called `name`; {} where it is not fused, or its layout is unknown.
 
     `features` is the number of its rows, `config` that of the nearest module around it that has one.
     """
@@ -151,7 +145,7 @@ def parts_of(name: str, features: int, config: Any) -> dict[str, Rows]:
 
 
 class ExpertLayout(NamedTuple):
-    """How a 3-D parameter holds its experts' matrices: each as (O, I), or as (I, O) where `transposed`."""
+    """Layout of a 3-D parameter of experts: each matrix as (O, I), or as (I, O) where `transposed`."""
 
     transposed: bool
     parts: dict[str, Rows]
@@ -161,16 +155,16 @@ class ExpertLayout(NamedTuple):
 # (model type, the end of the parameter's name) -> (transposed, layout)
 _STACKS: dict[tuple[str, str], tuple[bool, Layout]] = {
     ("llama4_text", "experts.gate_up_proj"): (True, HALVES),
-    ("llama4_text", "experts.down_proj"): (True, contiguous(down=1)),
+    ("llama4_text", "experts.down_proj"): (True, concatenated(down=1)),
     ("jetmoe", "mlp.input_linear.weight"): (False, HALVES),
-    ("jetmoe", "mlp.output_linear.weight"): (False, contiguous(down=1)),
-    ("jetmoe", "experts.input_linear.weight"): (False, contiguous(q=1)),  # its attention has experts too
-    ("jetmoe", "experts.output_linear.weight"): (False, contiguous(o=1)),
+    ("jetmoe", "mlp.output_linear.weight"): (False, concatenated(down=1)),
+    ("jetmoe", "experts.input_linear.weight"): (False, concatenated(q=1)),  # its attention has experts too
+    ("jetmoe", "experts.output_linear.weight"): (False, concatenated(o=1)),
 }
 
 
 def stack_of(name: str, shape: tuple[int, int, int], module: nn.Module, config: Any) -> ExpertLayout | None:
-    """How the parameter called `name`, of `shape` and held by `module`, stacks experts; None if not known."""
+    """The layout of experts in the parameter `name` of `shape` and `module`; None if it is unknown."""
     ends = (end for kind, end in _STACKS if kind == getattr(config, "model_type", None))
     listed = next((end for end in ends if name.endswith(f".{end}")), None)
     known = _STACKS[config.model_type, listed] if listed else _as_marked(name.rpartition(".")[2], module)
@@ -181,16 +175,16 @@ def stack_of(name: str, shape: tuple[int, int, int], module: nn.Module, config: 
 
 
 def _as_marked(parameter: str, module: nn.Module) -> tuple[bool, Layout] | None:
-    """What transformers' `use_experts_implementation` wrote on experts that it runs."""
+    """The layout from the marks that transformers' `use_experts_implementation` sets on experts."""
     marks = [getattr(module, mark, None) for mark in ("is_transposed", "has_gate", "is_concatenated")]
     if None in marks:
         return None
-    transposed, gated, concatenated = marks
-    whole = {"down_proj": contiguous(down=1)} | ({} if gated else {"up_proj": contiguous(up=1)})
-    fused = {"gate_up_proj": HALVES if concatenated else _alternating} if gated else {}
+    transposed, gated, adjacent = marks
+    whole = {"down_proj": concatenated(down=1)} | ({} if gated else {"up_proj": concatenated(up=1)})
+    fused = {"gate_up_proj": HALVES if adjacent else _alternating} if gated else {}
     layout = (whole | fused).get(parameter)
     return (bool(transposed), layout) if layout else None
 
 
 def _alternating(features: int, config: Any) -> dict[str, Rows]:
-    return repeated(features // 2, gate=1, up=1)(features, config)
+    return interleaved(features // 2, gate=1, up=1)(features, config)

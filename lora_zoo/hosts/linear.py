@@ -12,6 +12,7 @@ class LinearHost(LayerHost):
     """`torch.nn.Linear`: stored as (O, I)."""
 
     dense = linear = True
+    peft_layer = "linear"
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
@@ -29,6 +30,8 @@ class LinearHost(LayerHost):
 @HOSTS.register("transformers Conv1D")
 class Conv1DHost(LinearHost):
     """transformers' `Conv1D` (GPT-2): a linear layer stored transposed, as (I, O)."""
+
+    transposed = True
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:

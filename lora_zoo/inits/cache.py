@@ -1,8 +1,8 @@
-"""Tensors on disk by what they were computed from: a folder of safetensors files, shared by all processes.
+"""Disk cache of decompositions, keyed by the content of the matrix: a folder of safetensors files.
 
 `LORA_ZOO_CACHE` is the folder (default ~/.cache/lora_zoo; empty or 0: no cache), `LORA_ZOO_CACHE_GB` its
-limit (default 4): what was not used for longest goes first. An entry appears whole or not at all, is checked
-when it is read, and computed anew where it is damaged; a disk that refuses costs the cache, not the run.
+limit (default 4): the least recently used entries go first. All processes share it. Entries are written
+atomically, checked by a hash when read, and computed anew where damaged; errors of the disk are ignored.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from torch import Tensor
 
 FOLDER, LIMIT = "LORA_ZOO_CACHE", "LORA_ZOO_CACHE_GB"
 DEFAULT_GB = 4.0
-_VERSION = 1  # of what is kept and how it is computed
+_VERSION = 1  # raised when the format or a computation changes
 _DIGEST = "sha256"
 
 
 def folder() -> Path | None:
-    """Where entries lie; None where there is to be no cache."""
+    """The cache's folder; None where it is switched off."""
     given = os.environ.get(FOLDER)
     if given is None:
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -35,7 +35,7 @@ def folder() -> Path | None:
 
 
 def key(W_OI: Tensor, how: str) -> str | None:
-    """The name of what `how` makes of this very matrix, on this kind of machine; None without a cache.
+    """The key of the computation `how` on this matrix and kind of machine; None without a cache.
 
     Threads, torch and the processor are part of it: each of them may round a decomposition differently.
     """
@@ -63,7 +63,7 @@ def read(name: str, fields: Collection[str], device: torch.device) -> dict[str, 
 
 
 def write(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep `tensors` under `name`, and let go of what has not been used for longest beyond the limit."""
+    """Keep `tensors` under `name`, and remove the least recently used entries beyond the limit."""
     held = {field: tensor.detach().cpu().contiguous() for field, tensor in tensors.items()}
     held[_DIGEST] = torch.tensor(list(_content(held)), dtype=torch.uint8)
     path, part = _path(name), None
@@ -102,9 +102,9 @@ def _evict(newest: Path) -> None:
 
 
 def _entries(home: Path) -> Iterator[tuple[float, int, Path]]:
-    """Last use, size and place of each entry, parts that a killed process has left among them."""
+    """Last use, size and path of each entry, also of partial files that a killed process left."""
     for path in home.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
             about = path.stat()
             yield about.st_mtime, about.st_size, path
 
@@ -125,7 +125,7 @@ def _content(tensors: Mapping[str, Tensor]) -> bytes:
 
 @functools.cache
 def _machine() -> tuple[str, ...]:
-    """What of torch and the processor may round differently."""
+    """Versions of torch and the processor, which round differently."""
     model = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""VeRA's frozen random pair: one for all layers of a model, made from a seed and never stored."""
+"""VeRA's frozen random projections, shared by all layers of a model."""
 
 import math
 
@@ -47,5 +47,5 @@ def ray(length: int, seed: int) -> Tensor:
 
 
 def gain_of(projection: str, I: int, rank: int) -> float:
-    """What the entries of a pair U(-1, 1) are to be multiplied by at one site."""
+    """The factor that scales projections of U(-1, 1) entries on one layer."""
     return 1.0 if projection == "peft" else bound(I) * bound(rank)

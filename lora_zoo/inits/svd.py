@@ -1,9 +1,9 @@
-"""Parts of a singular value decomposition, computed without the rest and kept between runs.
+"""Leading, trailing and randomised singular triplets, computed without the rest and cached on disk.
 
-Small matrices are decomposed exactly and whole. Of larger ones only the wanted end is iterated to, in blocks
-of a few dozen vectors beside the matrix: what converges is as exact as LAPACK's in the same precision, and
-what does not is decomposed exactly after all. Blocks are kept as rows: on a CPU a product of a few rows with
-W is many times faster than that of Wᵀ with a few columns.
+Small matrices are decomposed exactly and whole. Of larger ones only the wanted end is computed by subspace
+iteration, in blocks of a few dozen vectors: a converged result is as exact as LAPACK's in the same precision,
+otherwise the matrix is decomposed whole. Blocks are kept as rows: on a CPU a product of a few rows with W is
+many times faster than that of Wᵀ with a few columns.
 Shapes: O out, I in, R rank, Q block, K = min(O, I); W (O, I) = U (O, K) diag(S) Vh (K, I), S descending.
 """
 
@@ -21,7 +21,7 @@ SMALL = 512
 CHEAP = 2**16
 """Up to this many entries the randomised decomposition is quicker than a look into the cache."""
 ROUNDS = 60
-"""So many times a block is filtered before the exact decomposition is asked instead."""
+"""Filter rounds after which the exact decomposition takes over."""
 
 
 class Triplets(NamedTuple):
@@ -64,7 +64,7 @@ def randomised(W_OI: Tensor, width: int, iterations: int, seed: int) -> Triplets
 
 
 def block(rank: int) -> int:
-    """How many triplets are sought for `rank`: one number for many ranks, so that these share a result."""
+    """The number of triplets computed for `rank`: one number for many ranks, so that these share a result."""
     return max(32, 2 ** math.ceil(math.log2(2 * rank)))
 
 
@@ -95,7 +95,7 @@ def _randomised(W_OI: Tensor, width: int, iterations: int, seed: int) -> Triplet
         torch.manual_seed(seed)  # svd_lowrank draws from the global stream; the fork gives it back untouched
         tall = O >= I
         start = torch.randn(min(O, I), width, dtype=W_OI.dtype, device=W_OI.device)
-    A = W_OI if tall else W_OI.T  # as svd_lowrank, so that equal streams give equal starts
+    A = W_OI if tall else W_OI.T  # as svd_lowrank, so that equal seeds give equal blocks
     Q = _orthonormal(start.T @ A.T)
     for _ in range(iterations):
         Q = _orthonormal(_orthonormal(Q @ A) @ A.T)
@@ -176,7 +176,7 @@ def _iterated(
     for _ in range(ROUNDS):
         try:
             block = ritz(V_QI)
-        except torch.linalg.LinAlgError:  # numbers that are none, of a matrix that has no inverse
+        except torch.linalg.LinAlgError:  # NaN or inf, of a matrix without an inverse
             return None
         found = _ends(block, width)
         if _error(W_OI, found) <= enough:
@@ -212,7 +212,7 @@ def _error(W_OI: Tensor, found: Triplets) -> float:
 
 
 def _norm(W_OI: Tensor) -> float:
-    """The greatest singular value from below, to a part or so."""
+    """A lower bound of the greatest singular value, close to it, by power iteration."""
     v_1I = _start(W_OI, 1)
     for _ in range(8):
         v_1I = torch.nn.functional.normalize(v_1I @ W_OI.T @ W_OI, dim=1)
@@ -220,7 +220,7 @@ def _norm(W_OI: Tensor) -> float:
 
 
 def _ends(found: Triplets, width: int) -> Triplets:
-    """The first `width` triplets, or the last ones where it is negative; memory of their own."""
+    """A copy of the first `width` triplets, or of the last ones where it is negative."""
     part = slice(None, width) if width > 0 else slice(width, None)
     return Triplets(found.U_OR[:, part].clone(), found.S_R[part].clone(), found.Vh_RI[part].clone())
 

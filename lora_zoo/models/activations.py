@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward pass, in bytes."""
+"""Activation memory: the bytes that a forward pass saves for its backward pass."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes that autograd saves during `forward()`, each storage once; parameters and buffers are left out.
 
-    Tensors that a graph holds by other ways than saving are not seen.
+    Tensors that a graph holds without saving them are not counted.
     """
     held = {storage for storage, _ in _storages(chain(model.parameters(), model.buffers()))}
     saved: dict[int, int] = {}
@@ -35,7 +35,7 @@ def _storages(tensors: Iterator[Tensor] | list[Tensor]) -> Iterator[tuple[int, i
 
 @contextlib.contextmanager
 def embedded_inputs_learn(model: nn.Module) -> Iterator[None]:
-    """Inside, the gradient reaches the model's first layer, as it does where that is adapted."""
+    """Inside, the gradient reaches the model's first layer, as where that is adapted."""
 
     def learn(_: nn.Module, __: object, y: Tensor) -> Tensor:
         return y if y.requires_grad else y.requires_grad_()

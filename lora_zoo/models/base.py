@@ -1,6 +1,6 @@
-"""The base of an adapter, from what stands beside the adapter.
+"""Find an adapter's base model from the files beside the adapter.
 
-A stranger may have written that: names and labels are taken from it, never options that run code.
+The files are untrusted: names and labels are taken from them, never options that run code.
 """
 
 import re
@@ -21,7 +21,7 @@ PEFT_TASKS = {"SEQ_CLS": "AutoModelForSequenceClassification", "SEQ_2_SEQ_LM": "
 
 
 class Base(NamedTuple):
-    """The model that an adapter was trained on, and how it is loaded."""
+    """The model that an adapter was trained on, with the settings that load it."""
 
     model: Model
     auto_class: str
@@ -31,14 +31,14 @@ class Base(NamedTuple):
 
 
 def adapter_in(run: Path) -> Path:
-    """Where the adapter lies: in a run's folder, or what is given is an adapter's own."""
+    """The adapter's folder: `adapter` inside a run's folder, else `run` itself."""
     return run / "adapter" if (run / "adapter").is_dir() else run
 
 
 def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool = False) -> Base:
-    """The base of the adapter in `folder`, or `model` in its place.
+    """The base of the adapter in `folder`, or `model` instead.
 
-    Raises FileNotFoundError where there is no adapter, ValueError where what stands there is not to be used.
+    Raises FileNotFoundError where there is no adapter, ValueError where the files are unusable or unsafe.
     """
     about = _about(folder)
     if "model" not in about and model is None:
@@ -57,11 +57,11 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
     return Base(Model(**settings, trust_remote_code=trust_remote_code), auto_class, dict(head), unit)
 
 
-def _settings(folder: Path, said: Any, model: str | None) -> dict[str, Any]:
+def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
     names = {f.name for f in fields(Model)} - {"trust_remote_code"}
-    if not isinstance(said, Mapping) or any(not isinstance(said.get(n), str | None) for n in names):
+    if not isinstance(about, Mapping) or any(not isinstance(about.get(n), str | None) for n in names):
         raise ValueError(f"{folder}: what it says of its model cannot be read")
-    settings = {name: said[name] for name in names if name in said}
+    settings = {name: about[name] for name in names if name in about}
     if "/" in (settings.get("attn_implementation") or ""):
         raise ValueError(
             f"{folder}: attn_implementation={settings['attn_implementation']} is code from the Hub"
@@ -77,15 +77,15 @@ def _is_unit(unit: Any) -> bool:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What stands beside the adapter; for one of PEFT's, what its own configuration says of the base."""
+    """The adapter's notes about its base; for PEFT's, from PEFT's configuration."""
     if folder.is_file():
         return {}  # loralib's: tensors alone
     peft = folder / PEFT
     if (folder / DESCRIPTION).is_file() or not peft.is_file():
         return dict(read_description(folder).get("about") or {})
-    said = object_in(peft)
-    auto_class = {"auto_class": PEFT_TASKS.get(str(said.get("task_type")), "AutoModelForCausalLM")}
-    path, revision = said.get("base_model_name_or_path"), said.get("revision")
+    config = object_in(peft)
+    auto_class = {"auto_class": PEFT_TASKS.get(str(config.get("task_type")), "AutoModelForCausalLM")}
+    path, revision = config.get("base_model_name_or_path"), config.get("revision")
     return auto_class | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
 
 

@@ -1,4 +1,4 @@
-"""The same question to two models: what an adapter's change of format or place did to the logits."""
+"""Compare two models' logits on a fixed batch."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ def batch(network: Any) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
-def logits(network: Any, asked: dict[str, Any] | None = None) -> torch.Tensor:
-    """The logits in float32, in evaluation mode, of `asked` or else of `batch(network)`."""
+def logits(network: Any, inputs: dict[str, Any] | None = None) -> torch.Tensor:
+    """The logits in float32, in evaluation mode, of `inputs` or else of `batch(network)`."""
     with torch.no_grad():
-        answered: torch.Tensor = network.eval()(**(batch(network) if asked is None else asked)).logits
-    return answered.float()
+        output: torch.Tensor = network.eval()(**(batch(network) if inputs is None else inputs)).logits
+    return output.float()

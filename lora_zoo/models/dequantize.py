@@ -1,6 +1,6 @@
-"""A quantised model as an ordinary one: plain layers with the values that its codes stand for.
+"""Dequantise a model: plain layers with the values of its codes.
 
-What is trained on a quantised base corrects those values, not the ones from before the quantisation.
+An adapter of a quantised base corrects those values, not the ones from before the quantisation.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from torch.nn.functional import linear
 from transformers.quantizers import AutoQuantizationConfig
 
 from lora_zoo.config.schema import Model
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.loading import Loaded, load_model, source
 
 
 def scheme_of(settings: Model) -> str | None:
-    """What the base's config.json says of its quantisation, in a word; None for an ordinary model."""
+    """The quantisation method in the base's config.json; None for an ordinary model."""
     return (_configuration(settings) or {}).get("quant_method")
 
 
 def load_dequantised(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any) -> Loaded:
-    """The quantised model of `settings` in plain layers of float32; its configuration forgets the scheme.
+    """The quantised model of `settings` in plain layers of float32; without the scheme in its configuration.
 
     Raises ValueError where the scheme's package is missing, or nothing here turns its codes into numbers.
     """
@@ -48,7 +48,7 @@ def load_dequantised(settings: Model, auto_class: str, head: Mapping[str, Any], 
 
 
 def load_quantised(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any) -> Loaded:
-    """The model with its quantised layers as they are. ValueError where their package is missing."""
+    """Load the model with its quantised layers. ValueError where their package is missing."""
     exact = Model(**{**vars(settings), "dtype": "float32"})
     return load_model(exact, auto_class, head, tokenizer, seed=0)
 
@@ -88,9 +88,9 @@ def _linear(model: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def with_adapter(quantised: nn.Module, injection: Injection) -> Iterator[None]:
-    """Inside, `quantised` computes with its own layers, and each adds the adapter's change to its output.
+    """Inside, each layer of `quantised` adds the adapter's update to its output.
 
-    LookupError where a change is no matrix of a linear layer of its own.
+    LookupError where an update belongs to no linear layer.
     """
     modules, handles = dict(quantised.named_modules()), []
     parameters = dict(quantised.named_parameters())

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, and say which modules the checkpoint did not bring."""
+"""Load a model and its tokenizer, and the names of modules that the checkpoint lacks."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -16,20 +16,20 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Loaded(NamedTuple):
     model: nn.Module
     new_modules: list[str]
-    """Modules that start at random because the checkpoint has no weights for them (a classifier, usually)."""
+    """Randomly initialised modules: the checkpoint has no weights for them (a classifier, usually)."""
 
 
 class Encoder(ValueError):
-    """A model that reads both ways was asked to continue a text."""
+    """An encoder was given where a causal language model is needed."""
 
 
 def source(settings: Model) -> str:
-    """Where the model comes from: the embedded folder, a local one, or a name on the Hub."""
+    """The model's source: the embedded folder, a local one, or a name on the Hub."""
     return str(HUB) if settings.path == "pocket" else settings.path
 
 
 def load_tokenizer(settings: Model) -> Any:
-    """The model's tokenizer, with a padding token. ValueError where it cannot be had."""
+    """The model's tokenizer, with a padding token. ValueError where it cannot be loaded."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source(settings), **_where(settings))
     except Exception as error:  # readers of damaged files raise what they please
@@ -46,7 +46,7 @@ def load_model(
 ) -> Loaded:
     """The model on the CPU in evaluation mode; new heads are drawn from `seed` alone.
 
-    Without a `tokenizer` (None) it is not told which token pads, which its weights do not need.
+    Without a `tokenizer` (None) the padding token is not set, which the weights do not need.
 
     Raises ValueError where the folder or name holds no model of that class.
     """
@@ -95,7 +95,7 @@ def _where(settings: Model) -> dict[str, Any]:
 
 
 def _check_direction(settings: Model, config: Any, auto_class: str) -> None:
-    """Raises Encoder, since transformers gives some encoders a class that generates, untrained."""
+    """Raise Encoder: transformers gives some encoders a causal class with untrained weights."""
     if auto_class != "AutoModelForCausalLM" or getattr(config, "is_decoder", True) is not False:
         return
     if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder:
@@ -106,7 +106,7 @@ def _check_direction(settings: Model, config: Any, auto_class: str) -> None:
 
 
 def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) -> None:
-    """Raises ValueError for a checkpoint that holds little of the model, or numbers that are none."""
+    """Raise ValueError for a checkpoint that lacks most of the model, or holds NaN or inf."""
     parameters = dict(model.named_parameters())
     absent = sorted(name for name in missing if name in parameters)
     if sum(parameters[n].numel() for n in absent) > 0.5 * sum(p.numel() for p in parameters.values()):

@@ -1,4 +1,4 @@
-"""A folder in Hub format that is there whole or not at all, and that loads as it was saved."""
+"""Save a Hub-format folder atomically and verify it by reloading."""
 
 import contextlib
 import os
@@ -16,6 +16,12 @@ from lora_zoo.models.base import Base
 
 class Unwritten(RuntimeError):
     """The folder could not be written; nothing of it is left."""
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    """ValueError unless `out` is an empty folder or nothing."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; give a folder that does not exist or is empty")
 
 
 @contextlib.contextmanager
@@ -38,7 +44,7 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether it was the operating system; what is written in Rust says so in a plain Exception."""
+    """True for an error of the operating system, which Rust code reports as a plain Exception."""
     return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
 
 
@@ -50,7 +56,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def reloaded(folder: Path, base: "Base") -> Any:
+def reloaded(folder: Path, base: Base) -> Any:
     """The saved model as anybody loads it. ValueError where the file lacks a tensor or has one too many."""
     loader = getattr(transformers, base.auto_class)
     network, info = loader.from_pretrained(
@@ -63,4 +69,4 @@ def reloaded(folder: Path, base: "Base") -> Any:
     return network
 
 
-__all__ = ["Unwritten", "reloaded", "whole"]
+__all__ = ["Unwritten", "refuse_to_overwrite", "reloaded", "whole"]

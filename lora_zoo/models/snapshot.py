@@ -1,7 +1,7 @@
-"""A loaded model as it was: every attribute of every module, and a hash of every number.
+"""Snapshot of a loaded model: the attributes of every module, and a hash of all numbers.
 
-`restore` undoes whatever was done to the model's structure (shells, hooks, flags, configurations, devices);
-`intact` then proves by content that no parameter or buffer has changed.
+`restore` undoes changes of the model's structure (wrappers, hooks, flags, configurations, devices); `intact`
+then checks by the hash that no parameter or buffer has changed.
 """
 
 import copy
@@ -16,7 +16,7 @@ CONTAINERS = (dict, set, list)
 
 
 class Snapshot:
-    """What `model` is at this moment. Nothing is copied but structure: the numbers are hashed."""
+    """The state of `model`: its structure is copied, its numbers are hashed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -27,7 +27,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the structure back, and the tensors where they were; their values stay what they are now."""
+        """Restore the structure and the tensors' devices; values stay as they are now."""
         for module in self.modules:
             module.restore()
         for config, attributes in self.configs:
@@ -41,7 +41,7 @@ class Snapshot:
                 tensor.requires_grad_(required_grad)
 
     def intact(self) -> bool:
-        """Whether every parameter and buffer has the name, shape, type and value that it had."""
+        """True if every parameter and buffer has the name, shape, type and value that it had."""
         return digest(self.model) == self.digest
 
 
@@ -62,7 +62,7 @@ class _Attributes:
 
 
 def can_be_shared(model: nn.Module) -> bool:
-    """Whether the model holds plain tensors alone: those of quantisers may hold what no hash here sees."""
+    """True if the model holds plain tensors alone: quantisers' tensors may hold more than is hashed."""
     return all(type(t) in (nn.Parameter, Tensor) and t.layout == torch.strided for _, t in _tensors(model))
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation mode for a while; afterwards each module is in the mode that it was in."""
+"""Context managers for evaluation and training mode that restore each module's mode."""
 
 import contextlib
 from collections.abc import Iterator

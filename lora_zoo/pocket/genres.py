@@ -78,7 +78,7 @@ def phrases(rng: random.Random) -> str:
 
 
 def facts(rng: random.Random) -> str:
-    """Which thing is of which kind, which place is where, which words mean the same or the opposite."""
+    """Facts: kinds of things, places in countries, words of the same or opposite meaning."""
     return " ".join(rng.choice(_FACTS)(rng) for _ in range(6))
 
 

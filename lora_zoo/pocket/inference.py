@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora_zoo.pocket import grammar, statements
-from lora_zoo.pocket.statements import Claim
+from lora_zoo.pocket.statements import Statement
 
 LABELS = ("yes", "no", "maybe")
 """Entailed, contradicted, left open."""
 
 
 class Premise(Protocol):
-    def claim(self, rng: random.Random) -> Claim: ...
+    def claim(self, rng: random.Random) -> Statement: ...
 
-    def hypothesis(self, rng: random.Random, label: str) -> Claim: ...
+    def hypothesis(self, rng: random.Random, label: str) -> Statement: ...
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Happening:
     event: statements.Event
     negated: bool
 
-    def claim(self, rng: random.Random) -> Claim:
+    def claim(self, rng: random.Random) -> Statement:
         return self.event.claim(rng, self.negated)
 
-    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+    def hypothesis(self, rng: random.Random, label: str) -> Statement:
         if label == "maybe":
             event = self._open(rng)
             return event.claim(rng, rng.random() < 0.5)
@@ -46,7 +46,7 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonPremise:
     """The first person is more so than the second; `pole` picks the comparative or its antonym."""
 
     first: str
@@ -54,22 +54,22 @@ class Comparison:
     dimension: int
     pole: int
 
-    def claim(self, rng: random.Random, negated: bool = False) -> Claim:
+    def claim(self, rng: random.Random, negated: bool = False) -> Statement:
         word = grammar.COMPARATIVES[self.dimension][self.pole]
         if negated:
-            return Claim(f"{self.first} is not {word} than {self.second}")
+            return Statement(f"{self.first} is not {word} than {self.second}")
         rest = f"{word} than {self.second}"
-        return Claim(f"{self.first} is {rest}", f"is {self.first} {rest}")
+        return Statement(f"{self.first} is {rest}", f"is {self.first} {rest}")
 
-    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+    def hypothesis(self, rng: random.Random, label: str) -> Statement:
         swapped, negated = rng.random() < 0.5, rng.random() < 0.3
         first, second = (self.second, self.first) if swapped else (self.first, self.second)
         if label == "maybe":
             shift = rng.randrange(1, len(grammar.COMPARATIVES))
             dimension = (self.dimension + shift) % len(grammar.COMPARATIVES)
-            return Comparison(first, second, dimension, rng.randrange(2)).claim(rng, negated)
+            return ComparisonPremise(first, second, dimension, rng.randrange(2)).claim(rng, negated)
         flipped = swapped ^ negated ^ (label == "no")
-        return Comparison(first, second, self.dimension, self.pole ^ flipped).claim(rng, negated)
+        return ComparisonPremise(first, second, self.dimension, self.pole ^ flipped).claim(rng, negated)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Residence:
     relation: int
     place: str
 
-    def claim(self, rng: random.Random, negated: bool = False) -> Claim:
+    def claim(self, rng: random.Random, negated: bool = False) -> Statement:
         third, base = rng.choice(grammar.RELATIONS[self.relation])
         if negated:
-            return Claim(f"{self.who} does not {base} in {self.place}")
-        return Claim(f"{self.who} {third} in {self.place}", f"does {self.who} {base} in {self.place}")
+            return Statement(f"{self.who} does not {base} in {self.place}")
+        return Statement(f"{self.who} {third} in {self.place}", f"does {self.who} {base} in {self.place}")
 
-    def hypothesis(self, rng: random.Random, label: str) -> Claim:
+    def hypothesis(self, rng: random.Random, label: str) -> Statement:
         negated = rng.random() < 0.3
         if label == "maybe":
             return self._open(rng).claim(rng, negated)
@@ -124,9 +124,9 @@ def happening(rng: random.Random, split: str) -> Happening:
     return Happening(statements.event(rng, split), rng.random() < 0.5)
 
 
-def comparison(rng: random.Random, split: str) -> Comparison:
+def comparison(rng: random.Random, split: str) -> ComparisonPremise:
     first, second = rng.sample(grammar.people(split), 2)
-    return Comparison(first, second, rng.randrange(len(grammar.COMPARATIVES)), rng.randrange(2))
+    return ComparisonPremise(first, second, rng.randrange(len(grammar.COMPARATIVES)), rng.randrange(2))
 
 
 def residence(rng: random.Random, split: str) -> Residence:

@@ -7,7 +7,7 @@ from lora_zoo.pocket import grammar
 
 
 @dataclass(frozen=True)
-class Claim:
+class Statement:
     """One sentence as a declaration and, where English has it, as a plain question."""
 
     sentence: str
@@ -25,13 +25,13 @@ class Event:
     place: str = ""
     time: str = ""
 
-    def claim(self, rng: random.Random, negated: bool = False) -> Claim:
+    def claim(self, rng: random.Random, negated: bool = False) -> Statement:
         past, base = rng.choice(grammar.VERBS[self.verb])
         noun = f"{self.color} {self.thing}".strip()
         rest = with_article(noun) + (self.place and f" in {self.place}") + (self.time and f" in {self.time}")
         if negated:
-            return Claim(f"{self.who} did not {base} {rest}")
-        return Claim(f"{self.who} {past} {rest}", f"did {self.who} {base} {rest}")
+            return Statement(f"{self.who} did not {base} {rest}")
+        return Statement(f"{self.who} {past} {rest}", f"did {self.who} {base} {rest}")
 
     def weaker(self) -> list["Event"]:
         """Events that follow from this one, one step less specific."""

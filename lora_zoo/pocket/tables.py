@@ -35,7 +35,7 @@ class Column:
 
     @property
     def names_entity(self) -> bool:
-        """Whether its values are person names or titles, which differ between splits."""
+        """True if its values are person names or titles, which differ between splits."""
         return self.kind in (_person, _title)
 
 

@@ -14,29 +14,24 @@ from lora_zoo.terminal import say
 ALL = (*FORMATS, "figures", "page")
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m lora_zoo.report", description=__doc__)
+    made.add_argument("sources", nargs="+", help="folders with runs at any depth, or archives (*.jsonl.gz)")
+    made.add_argument("--out", type=Path, help="folder to write to; default: report, in the folder given")
+    made.add_argument("--archive", type=Path, metavar="FILE", help="also keep the runs in FILE, a *.jsonl.gz")
+    made.add_argument("--pack", dest="archive", type=Path, help=argparse.SUPPRESS)  # until 0.2
+    formats = f"of {', '.join(ALL)}; default: all"
+    made.add_argument("--format", nargs="+", choices=ALL, default=ALL, metavar="FORMAT", help=formats)
+    folder = "also keep an experiment's table, claims and runs in FOLDER"
+    made.add_argument("--save-experiment", type=Path, metavar="FOLDER", help=folder)
+    made.add_argument("--keep", dest="save_experiment", type=Path, help=argparse.SUPPRESS)  # until 0.2
+    made.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lora_zoo.report", description=__doc__)
-    parser.add_argument("sources", nargs="+", help="folders with runs at any depth, or archives (*.jsonl.gz)")
-    parser.add_argument("--out", type=Path, help="folder to write to; default: report, in the folder given")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="also keep the runs in FILE, a *.jsonl.gz")
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        choices=ALL,
-        default=ALL,
-        metavar="FORMAT",
-        help=f"of {', '.join(ALL)}; default: all",
-    )
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="FOLDER",
-        help="also keep an experiment's table, claims and runs in FOLDER",
-    )
-    parser.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
-    given = parser.parse_args()
     try:
-        report(given)
+        report(parser().parse_args())
     except (ValueError, OSError) as mistake:
         say(str(mistake))
         sys.exit(2)
@@ -50,11 +45,11 @@ def report(given: argparse.Namespace) -> None:
     made = Report(load(*given.sources))
     for table in made.tables:
         print(table.markdown())
-    if given.pack is not None:
-        packed = made.pack(given.pack)
-        say(f"{len(made.frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
-    if given.keep is not None:
-        say(f"{len(made.frame)} runs kept in {made.keep(given.keep)}")
+    if given.archive is not None:
+        archive = made.archive(given.archive)
+        say(f"{len(made.frame)} runs packed into {archive}, {archive.stat().st_size:,} bytes")
+    if given.save_experiment is not None:
+        say(f"{len(made.frame)} runs kept in {made.save_experiment(given.save_experiment)}")
     folder = given.out or place(*given.sources)
     made.write_tables(folder, [f for f in given.format if f in FORMATS])
     if "page" in given.format:

@@ -1,6 +1,6 @@
 """Tables of runs: an experiment's, laid out as its YAML says, and that of any other sweep.
 
-for table in tables(results.load("runs")):
+for table in tables(runs.load("runs")):
     print(table.markdown())                  # also .latex(), .html(), .csv()
 
 A cell is a mean over seeds with its 95 % interval. The best of a task is bold, the second underlined, and ≈
@@ -8,19 +8,26 @@ marks all that cannot be told from the best; the paper's own numbers stand in ro
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import said
-from lora_zoo.analysis.comparison import Cells
+from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
-from lora_zoo.report.origin import command, doubts, origin
-from lora_zoo.report.plan import NOWHERE, Plan
-from lora_zoo.report.typeset import Row, Table, Told
-from lora_zoo.runs.frame import axes, column
+from lora_zoo.report.layout import Layout, Words
+from lora_zoo.report.provenance import command, doubts, origin
+from lora_zoo.report.render import Row, Table, TableCell
+from lora_zoo.runs.keys import axes, column
+
+COSTS = {
+    "trainable": ("trainable", "{:,.0f}"),
+    "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
+    "retention_before": ("held-out LM loss, before", "{:.3f}"),
+    "retention_after": ("held-out LM loss, after", "{:.3f}"),
+    "step_seconds": ("s/step", "{:.3f}"),
+}
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -30,144 +37,126 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
 def main_table(frame: pd.DataFrame) -> Table:
     """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
-    about = _about(frame)
+    about: Mapping[str, Any] = next(
+        (about for about in reversed(list(frame["experiment_about"])) if about), {}
+    )
     counted = sound(frame)
     if counted.empty:
         raise ValueError(f"none of the {len(frame)} runs may be counted: {'; '.join(doubts(frame))}")
     value = _value(counted, about.get("value", "test"))
-    rows = list(about.get("rows") or axes(counted) or ["variant"])
-    columns = list(about.get("columns", []))
+    rows, columns = list(about.get("rows") or axes(counted) or ["variant"]), list(about.get("columns", []))
     found = cells(frame, [*rows, *columns], value, about.get("tune", []))
-    plan = Plan(about, found, rows, columns, counted)
-    body = _grid(plan) if columns else _list(plan)
+    layout = Layout(about, found, rows, columns, counted)
+    body = _grid(layout) if columns else _list(layout)
     return Table(
         name=about.get("name") or "runs",
-        title=_title(about, counted, value),
-        rule=_rule(found),
-        headers=(*map(_label, rows), *(("",) if columns and plan.quoted else ())),
+        title=str(about.get("title") or f"{_metric(counted, value)} of {len(counted)} runs"),
+        rule=f"{found.rule[:1].upper()}{found.rule[1:]}.",
+        headers=(*map(_label, rows), *(("",) if columns and layout.quoted else ())),
         columns=body.columns,
         rows=body.rows,
-        notes=(*_explained(plan), *dict.fromkeys([*found.warnings, *doubts(frame)]), *origin(counted, about)),
+        notes=(*_legend(layout), *dict.fromkeys([*found.warnings, *doubts(frame)]), *origin(counted)),
         command=command(counted, about),
-        records=tuple(_records(plan)),
+        records=tuple(_records(layout)),
     )
 
 
-class _Body(NamedTuple):
+class Body(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
-def _grid(plan: Plan) -> _Body:
+def _grid(layout: Layout) -> Body:
     """Rows x columns; under each row of ours, the paper's where it has one."""
-    across = plan.keys(plan.columns)
-    rows = []
-    for down in plan.keys(plan.rows):
+    across, rows = layout.keys(layout.columns), []
+    for down in layout.keys(layout.rows):
         keys = [(*down, *words) for words in across]
-        ours = ("ours",) if plan.quoted else ()
-        rows.append(Row((*down, *ours), tuple(map(plan.entry, keys))))
-        if quotes := [quote for key in keys if (quote := plan.quote(key))]:
-            rows.append(Row((*down, _paper(quotes)), tuple(map(plan.quote_entry, keys))))
-    names = [
-        ", ".join(f"{_label(a)} {w}" for a, w in zip(plan.columns, words, strict=True)) for words in across
-    ]
-    return _Body(tuple(names), tuple(rows))
+        ours = ("ours",) if layout.quoted else ()
+        rows.append(Row((*down, *ours), tuple(map(layout.cell, keys))))
+        if quotes := [quote for key in keys if (quote := layout.quote(key))]:
+            rows.append(Row((*down, _paper(quotes)), tuple(map(layout.quoted_cell, keys))))
+    labels = [_label(axis) for axis in layout.columns]
+    names = [", ".join(f"{a} {w}" for a, w in zip(labels, words, strict=True)) for words in across]
+    return Body(tuple(names), tuple(rows))
 
 
-def _list(plan: Plan) -> _Body:
+def _list(layout: Layout) -> Body:
     """One cell a row, with what it cost; best first where the experiment gives no order."""
-    keys = plan.keys(plan.rows)
-    if not plan.about:
-        sign = 1 if plan.cells.better == "lower" else -1
-        keys.sort(key=lambda words: (_task(plan, words), sign * plan.measured[words].mean))
-    costs = {**_chosen(plan), **_costs(plan)}
-    paper = [_paper(filter(None, map(plan.quote, keys)))] if plan.quoted else []
-    names = [_metric(plan.runs, plan.cells.value), *paper, "n", *costs]
+    keys = layout.keys(layout.rows)
+    if not layout.about:
+        sign = {"lower": 1, "higher": -1, "": 0}[layout.found.better]
+        keys.sort(key=lambda words: (layout.task(words), sign * layout.measured[words].mean))
+    costs = {**_chosen(layout), **_costs(layout)}
+    paper = [_paper(filter(None, map(layout.quote, keys)))] if layout.quoted else []
     rows = []
     for words in keys:
-        told = [Told(values.get(words, "-")) for values in costs.values()]
-        quoted = [plan.quote_entry(words)] if plan.quoted else []
-        cell = plan.measured.get(words)
-        rows.append(Row(words, (plan.entry(words), *quoted, Told(str(cell.n if cell else 0)), *told)))
-    return _Body(tuple(names), tuple(rows))
+        quoted = [layout.quoted_cell(words)] if layout.quoted else []
+        n = layout.measured[words].n if words in layout.measured else 0
+        more = [str(n), *(values.get(words, "-") for values in costs.values())]
+        rows.append(Row(words, (layout.cell(words), *quoted, *map(TableCell, more))))
+    return Body((_metric(layout.runs, layout.found.value), *paper, "n", *costs), tuple(rows))
 
 
 def _paper(quotes: Iterable[Mapping[str, Any]]) -> str:
-    """What the paper's numbers stand under, with what they were measured on."""
-    of = _listed(quote.get("of", "") for quote in quotes)
+    """The header of the paper's numbers, with what they were measured on."""
+    of = _join(quote.get("of", "") for quote in quotes)
     return f"paper ({of})" if of else "paper"
 
 
-def _chosen(plan: Plan) -> dict[str, dict[tuple[str, ...], str]]:
+def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
     """Title: {cell: the tuned value and how many were tried}."""
-    tuned = dict.fromkeys(axis for cell in plan.cells.cells for axis in cell.chosen)
+    tuned = dict.fromkeys(axis for cell in layout.found.cells for axis in cell.chosen)
+    measured = layout.measured.items()
     return {
-        f"{_label(axis)} (of tries)": {
-            words: f"{said(cell.chosen[axis])} ({cell.tries})"
-            for words, cell in plan.measured.items()
+        f"{_label(axis)} (n tried)": {
+            words: f"{format_value(cell.chosen[axis])} ({cell.tries})"
+            for words, cell in measured
             if axis in cell.chosen
         }
         for axis in tuned
     }
 
 
-_COSTS = {
-    "trainable": ("trainable", "{:,.0f}"),
-    "saved_bytes": ("bytes for backward", "{:,.0f}"),
-    "retention_before": ("other text, before", "{:.3f}"),
-    "retention_after": ("other text, after", "{:.3f}"),
-    "step_seconds": ("s/step", "{:.3f}"),
-}
-
-
-def _costs(plan: Plan) -> dict[str, dict[tuple[str, ...], str]]:
+def _costs(layout: Layout) -> dict[str, dict[Words, str]]:
     """Title: {cell: the median over its runs}, for what is known of any run."""
-    runs = plan.runs.set_index("run")
-    shown = {f"zero_shot_{plan.cells.value}": ("before training", "{:.3f}"), **_COSTS}
-    found: dict[str, dict[tuple[str, ...], str]] = {}
-    for name, (title, form) in shown.items():
-        if name != plan.cells.value and name in runs and runs[name].notna().any():
-            medians = {words: runs.loc[cell.runs, name].median() for words, cell in plan.measured.items()}
+    runs, value = layout.runs.set_index("run"), layout.found.value
+    found: dict[str, dict[Words, str]] = {}
+    for name, (title, form) in {f"zero_shot_{value}": ("before training", "{:.3f}"), **COSTS}.items():
+        if name != value and name in runs and runs[name].notna().any():
+            medians = {words: runs.loc[cell.runs, name].median() for words, cell in layout.measured.items()}
             found[title] = {words: form.format(m) for words, m in medians.items() if not math.isnan(m)}
     return found
 
 
-def _explained(plan: Plan) -> list[str]:
+def _legend(layout: Layout) -> Iterator[str]:
     """How to read the cells, and how many runs are behind each."""
-    counts = sorted({cell.n for cell in plan.cells.cells})
-    each = "in brackets" if plan.columns else "n"
-    runs = (
-        f"n = {counts[0]} runs in every cell" if len(counts) == 1 else f"{each}: the number of runs of a cell"
-    )
-    notes = [f"bold: best mean of a task; underlined: second; ≈: cannot be told from the best; {runs}"]
-    if plan.look.scale != 1:
-        notes.append("ours in percent, as the paper's")
-    if plan.quoted:
-        paper = plan.about.get("paper", "the paper")
-        notes.append(f"paper: {paper}, its own model and data, ± as it gives it; not run here")
-    metrics = plan.runs.groupby("task")["metric"].first()
-    if metrics.nunique() > 1 and plan.cells.value in ("test", "validation"):
-        notes.append("; ".join(f"{task}: {metric}" for task, metric in metrics.items()))
-    return notes
+    counts = sorted({cell.n for cell in layout.found.cells})
+    each = f"{'in brackets' if layout.columns else 'n'}: the number of runs of a cell"
+    runs = f"n = {counts[0]} runs in every cell" if len(counts) == 1 else each
+    yield f"bold: best mean of a task; underlined: second; ≈: cannot be told from the best; {runs}"
+    if layout.form.scale != 1:
+        yield "ours in percent, as the paper's"
+    if layout.quoted:
+        paper = layout.about.get("paper", "the paper")
+        yield f"paper: {paper}, its own model and data, ± as it gives it; not run here"
+    metrics = layout.runs.groupby("task")["metric"].first()
+    if metrics.nunique() > 1 and layout.found.value in ("test", "validation"):
+        yield "; ".join(f"{task}: {metric}" for task, metric in metrics.items())
 
 
-def _records(plan: Plan) -> Iterable[dict[str, Any]]:
-    for words, cell in plan.measured.items():
-        place, interval = plan.places.get(words, NOWHERE), cell.interval
-        quote = plan.quote(words) or {}
+def _records(layout: Layout) -> Iterator[dict[str, Any]]:
+    for words, cell in layout.measured.items():
+        mark, tied = layout.marks.get(words, ("", False))
+        quote, interval = layout.quote(words) or {}, cell.interval
         yield {
-            **dict(zip(plan.by, words, strict=True)),
-            **{f"chosen {axis}": said(value) for axis, value in cell.chosen.items()},
-            **{"value": plan.cells.value, "mean": cell.mean, "low": interval.low, "high": interval.high},
+            **dict(zip(layout.by, words, strict=True)),
+            **{f"chosen {axis}": format_value(value) for axis, value in cell.chosen.items()},
+            **{"value": layout.found.value, "mean": cell.mean, "low": interval.low, "high": interval.high},
             **{"n": cell.n, "tries": cell.tries, "trainable": cell.trainable},
-            **{"mark": place.mark, "tied": place.tied or place.mark == "best"},
+            **{"mark": mark, "tied": tied or mark == "best"},
             **{"paper": quote.get("value"), "paper_spread": quote.get("spread"), "of": quote.get("of")},
             "runs": " ".join(cell.runs),
         }
-
-
-def _about(frame: pd.DataFrame) -> Mapping[str, Any]:
-    return next((about for about in reversed(list(frame["experiment_about"])) if about), {})
 
 
 def _value(counted: pd.DataFrame, wanted: str) -> str:
@@ -177,17 +166,9 @@ def _value(counted: pd.DataFrame, wanted: str) -> str:
     return "validation" if lacking and counted["validation"].notna().any() else name
 
 
-def _title(about: Mapping[str, Any], counted: pd.DataFrame, value: str) -> str:
-    return str(about.get("title") or f"{_metric(counted, value)} of {len(counted)} runs")
-
-
 def _metric(runs: pd.DataFrame, value: str) -> str:
-    names = _listed(runs["metric"].dropna())
+    names = _join(runs["metric"].dropna())
     return f"{names} ({value})" if value in ("test", "validation") else _label(value)
-
-
-def _rule(found: Cells) -> str:
-    return found.rule[:1].upper() + found.rule[1:] + "."
 
 
 def _label(axis: str) -> str:
@@ -196,9 +177,5 @@ def _label(axis: str) -> str:
     return axis
 
 
-def _task(plan: Plan, words: tuple[str, ...]) -> str:
-    return words[plan.by.index("task")] if "task" in plan.by else ""
-
-
-def _listed(words: Iterable[Any]) -> str:
+def _join(words: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(word) for word in words if word))

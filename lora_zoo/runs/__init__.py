@@ -1,7 +1,7 @@
-"""The record of a run: its identity, its folder, its result, and the mirror of it in Weights & Biases.
+"""Runs: identity, folder, record, tracking in Weights & Biases, and all of them as one pandas DataFrame.
 
-from lora_zoo import results
-runs = results.load("runs")                  # a pandas DataFrame, a row a run; its columns: frame.py
+from lora_zoo import runs
+frame = runs.load("runs")                    # a row a run; its columns: frame.py
 
 The names below are imported on first use: a run writes its record without pandas.
 """
@@ -11,8 +11,9 @@ from typing import Any
 
 _HOMES = {
     "load": "frame",
-    "column": "frame",
-    "axes": "frame",
+    "metric_facts": "directions",
+    "column": "keys",
+    "axes": "keys",
     "histories": "curves",
     "updates": "curves",
     "examples": "curves",
@@ -20,7 +21,8 @@ _HOMES = {
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
-__all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb", "updates"]
+__all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb"]
+__all__ += ["metric_facts", "updates"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Archives of runs: one gzipped JSON line a run, small enough to commit, and free of places on a machine.
 
 An archive holds the records; histories are thinned, spectra and curves rounded, scores of examples packed.
-The same runs give the same bytes; `results.load` reads archives as it reads folders.
+The same runs give the same bytes; `runs.load` reads archives as it reads folders.
 """
 
 import gzip
@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.runs.curves import packed_scores, scores_of
-from lora_zoo.runs.record import write_atomically
 from lora_zoo.runs.loading import PACKED, order
+from lora_zoo.runs.record import write_atomically
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
 _DIGITS, _OF_SPECTRA = 6, 4

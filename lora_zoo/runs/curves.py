@@ -1,4 +1,4 @@
-"""What a frame of runs holds beside one number a run: histories, updates of matrices, scores of examples."""
+"""Histories, updates of matrices and scores of examples of a frame of runs, each as a frame of its own."""
 
 import base64
 import json
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_zoo.inject.roles import role_of
+from lora_zoo.injection.roles import role_of
+from lora_zoo.runs.loading import RENAMED, tables_of
 
 _CURVES = ("epoch", "seconds", "loss", "learning_rate", "grad_norm")
 _OF_MATRIX = (
@@ -32,7 +33,7 @@ def histories(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_curve(key: str) -> bool:
-    """Whether a log with this entry is a point of the curves, and not what the trainer says at its end."""
+    """True for entries of the curves, false for those of the trainer's summary at its end."""
     return key == "loss" or key.startswith("eval_")
 
 
@@ -51,7 +52,8 @@ def deltas(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
     ValueError where none did, with the tables that there are.
     """
-    found = [(run, record.get("deltas", {})) for run, record in _each(frame, "record")]
+    found = [(run, tables_of(record)) for run, record in _each(frame, "record")]
+    table = RENAMED.get(table, table)
     rows = [{"run": run, **row} for run, tables in found for row in tables.get(table, [])]
     if not rows:
         there = ", ".join(sorted({name for _, tables in found for name in tables})) or "none"

@@ -1,4 +1,4 @@
-"""Where a run ran: versions, device, threads, and the state of the code."""
+"""The environment of a run: versions, device, threads, and the state of the code."""
 
 import importlib.metadata
 import platform

@@ -1,26 +1,25 @@
 """Recorded runs as one pandas DataFrame, a row a run.
 
-runs = load("runs/lora_table6-1c28c951")     # folders with runs at any depth, or archives (*.jsonl.gz)
-runs.groupby(axes(runs))["test"].agg(["mean", "std", "count"])
+frame = runs.load("runs/lora_table6-1c28c951")     # folders with runs at any depth, or archives (*.jsonl.gz)
+frame.groupby(runs.axes(frame))["test"].agg(["mean", "std", "count"])
 
 First come the columns of `COLUMNS`, then every scalar of the records by its dotted path (`config.…`,
 `metrics.test.rouge_l`), then the objects `history`, `updates`, `experiment_about` (what conf/experiment/ says
 of the sweep) and `record` (the whole of it). What a run lacks is NaN or None. Times are seconds, sizes bytes.
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lora_zoo.inject.budget import parameters
-from lora_zoo.runs.provenance import changes_results, contradiction, stale
+from lora_zoo.injection.budget import parameters
 from lora_zoo.runs.loading import Found, found
+from lora_zoo.runs.provenance import contradiction, stale
 
-_PATHS = {
+PATHS = {
     "run": "identity",
     "name": "name",
     "state": "state",
@@ -59,16 +58,6 @@ _WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
 _UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
-_KEYS = {"trainer.weight_decay": "weight_decay"} | {
-    key: column
-    for column, path in _PATHS.items()
-    if (key := path.removeprefix("config.")) != path and column in SETTINGS
-}
-# What the axes of a comparison are looked for in first: what follows from an earlier one is none.
-_AXES = (
-    *("task", "model", "variant", "target_modules", "layers", "budget", "rank", "alpha", "init"),
-    *("lora_dropout", "task_lr", "lr", "weight_decay", "batch_size", "steps"),
-)
 
 
 def load(*sources: str | Path) -> pd.DataFrame:
@@ -90,47 +79,10 @@ def frame_of(runs: Sequence[Found]) -> pd.DataFrame:
     return pd.concat([named[list(COLUMNS)], flat, pd.DataFrame(objects)], axis=1)
 
 
-def column(frame: pd.DataFrame, axis: str) -> str:
-    """The column of an axis, given by its name or its key on the command line (`task.lr`).
-
-    ValueError with the nearest names where there is none.
-    """
-    key = axis.lstrip("+")
-    own = f"variant.hyperparameters.{key.removeprefix('variant.')}"
-    for name in (_KEYS.get(key, key), own, f"config.{key}"):
-        if name in frame.columns:
-            return name
-    near = difflib.get_close_matches(axis, [*frame.columns], n=5, cutoff=0.4)
-    meant = f" Near are: {', '.join(near)}." if near else ""
-    raise ValueError(f"the runs have no axis {axis!r}.{meant} Give a column of the frame or a key of the run")
-
-
-def axes(frame: pd.DataFrame) -> list[str]:
-    """The columns of settings in which the runs differ, but seeds and what follows from others.
-
-    Finished runs alone count, where there are any.
-    """
-    done = frame[frame["state"] == "done"] if (frame["state"] == "done").any() else frame
-    chosen: list[str] = []
-    for name in (*_AXES, *_further(frame.columns)):
-        values = done[name].astype(str)
-        groups = values.groupby([done[c].astype(str) for c in chosen]) if chosen else values
-        if (groups.nunique().max() if chosen else values.nunique()) > 1:
-            chosen.append(name)
-    return chosen
-
-
-def _further(columns: Iterable[str]) -> list[str]:
-    """The settings without a column of their own that can change a result."""
-    ours = [name for name in columns if name.startswith(("config.", "variant.hyperparameters."))]
-    keys = {name: name.removeprefix("config.") for name in ours}
-    return [name for name, key in keys.items() if changes_results(key) and key not in ("seed", "data_seed")]
-
-
 def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     config, folder = record["config"], run.folder
     metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
-    row = {name: _at(record, path) for name, path in _PATHS.items()}
+    row = {name: _at(record, path) for name, path in PATHS.items()}
     for split in ("validation", "test"):
         row[split] = _at(record, f"metrics.{split}.{metric}")
         row[f"zero_shot_{split}"] = _at(record, f"zero_shot.{split}.{metric}")
@@ -175,7 +127,7 @@ def _steps(record: Mapping[str, Any]) -> Any:
 
 
 def _at(record: Mapping[str, Any], path: str) -> Any:
-    """What lies at a dotted path, None where nothing does."""
+    """The value at a dotted path, or None."""
     value: Any = record
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,9 +1,9 @@
 """The frame of runs from Weights & Biases, for who has no access to the folders.
 
-runs = results.load_wandb("my-team/lora_zoo", group="sweep-rank-seed-1ab8b7b0")
+frame = load_wandb("my-team/lora_zoo", group="sweep-rank-seed-1ab8b7b0")
 
-The mirror holds settings, results, curves and the largest singular values; scores of examples stay in the
-folders, and what a run learns of itself after its mirror is closed (total time, peak memory) is missing.
+W&B holds settings, results, curves and the largest singular values; scores of examples stay in the
+folders, and what a run learns of itself after its tracker is closed (total time, peak memory) is missing.
 """
 
 import json
@@ -16,14 +16,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.config.schema import Settings
-from lora_zoo.runs.frame import frame_of
-from lora_zoo.runs.tracking import MIRRORED, STEP
-from lora_zoo.runs.record import SCHEMA
-from lora_zoo.runs.loading import Found, order
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.frame import frame_of
+from lora_zoo.runs.loading import Found, checked, order
+from lora_zoo.runs.record import SCHEMA
+from lora_zoo.runs.tracking import STEP, TRACKED
 
 _KEYS = tuple(field.name for field in fields(Settings))
 _STATES = {"running": "running", "pending": "running", "failed": "failed", "finished": "done"}
@@ -41,7 +41,7 @@ def load_wandb(project: str, *, group: str | None = None, api: Any = None) -> pd
     try:
         service = api or wandb.Api()
         runs = list(service.runs(project, filters={"group": group} if group else {}))
-        records = {run.name: record_of(run) for run in runs if _is_ours(run)}
+        records = {run.name: checked(record_of(run), run.name) for run in runs if _is_ours(run)}
     except (wandb.errors.Error, wandb.errors.CommError) as error:
         raise ValueError(f"W&B does not give the runs of {project}: {in_one_line(error)}") from error
     if not records:
@@ -65,9 +65,9 @@ def record_of(run: Any) -> dict[str, Any]:
         "metric": config["task"]["metrics"][0],
         "variant": _variant(config),
     }
-    record |= _unflattened(key for key in summary.items() if key[0].split("/")[0] in MIRRORED)
+    record |= _unflattened(key for key in summary.items() if key[0].split("/")[0] in TRACKED)
     if "made_of" in record:
-        record["made_of"] = {"data": {}} | record["made_of"]  # the mirror drops what is empty
+        record["made_of"] = {"data": {}} | record["made_of"]  # W&B drops what is empty
     record["history"] = [entry for row in run.scan_history() if len(entry := _entry(row)) > 2]
     return record | {"updates": _updates(run, summary.get("spectra"))}
 
@@ -77,7 +77,7 @@ def _is_ours(run: Any) -> bool:
 
 
 def _variant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the settings say, for runs that were mirrored before the mirror said it itself."""
+    """The variant by the settings, for runs that were tracked before their summary held it."""
     name = config["variant"]["name"]
     try:
         known = hyperparameters(VARIANTS.find(name))

@@ -1,4 +1,4 @@
-"""Where records come from: run folders at any depth, and archives of runs."""
+"""Read records: from run folders at any depth, and from archives of runs."""
 
 import gzip
 import json
@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_zoo.runs.record import RESULT, SCHEMA
+from lora_zoo.config.aliases import modern
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.record import RESULT, SCHEMA
 
 ARCHIVE = "results.jsonl.gz"
 DELTAS = "deltas.json"
+RENAMED = {"touched": "overlap"}
+"""Former names of the tables in `deltas.json`, which older records have -> their names."""
 PACKED = ".jsonl.gz"
 
 
@@ -33,7 +36,7 @@ def found(sources: Iterable[str | Path]) -> list[Found]:
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
-    """What runs are sorted by, wherever they come from."""
+    """The sort key of runs, wherever they come from."""
     return tuple(str(record.get(key, "")) for key in ("name", "identity", "started", "ended"))
 
 
@@ -62,7 +65,7 @@ def _read(file: Path) -> Iterator[Found]:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What `lora_zoo.updates` recorded in a run's folder, as a part of its record: {"deltas": tables}."""
+    """The tables that `lora_zoo.updates` recorded in a run's folder: {"deltas": tables}."""
     path = folder / DELTAS
     if not path.is_file():
         return {}
@@ -75,8 +78,13 @@ def recorded(folder: Path) -> dict[str, Any]:
     return {"deltas": tables}
 
 
+def tables_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of ΔW that a record holds, by their present names."""
+    return {RENAMED.get(name, name): rows for name, rows in record.get("deltas", {}).items()}
+
+
 def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
-    """Where the adapter of a run lies beside the archive in the folder `archive`, if it was kept."""
+    """The path of a run's adapter beside the archive in the folder `archive`, if it was kept."""
     return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
 
 
@@ -89,6 +97,11 @@ def _record(text: str, where: str) -> dict[str, Any]:
         record = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where} is no record of a run: {error}") from error
+    return checked(record, where)
+
+
+def checked(record: Any, where: str) -> dict[str, Any]:
+    """A record from anywhere, if it is one, with today's keys in its configuration. ValueError else."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
         raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
-    return record
+    return record | {"config": modern(record["config"])}

@@ -1,4 +1,4 @@
-"""Whether a record is what it says: made by today's code and data, and at one with itself.
+"""Provenance of a record: made by today's code and data, and at one with itself, or not.
 
 stale(record)                    # "" or why the same settings might give another result today
 contradiction(record, folder)    # "" or the first two places of the record that exclude each other
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.runs.identity import identified, identity_of, made_of
 from lora_zoo.runs.summary import overrides_of
 
@@ -54,7 +54,7 @@ def _data_is_here(record: Mapping[str, Any]) -> bool:
 
 
 def changes_results(key: str) -> bool:
-    """Whether a dotted key of the configuration (`trainer.warmup_steps`) can change a result; seeds do."""
+    """True if a dotted key of the configuration (`trainer.warmup_steps`) can change a result; seeds do."""
     first, _, rest = key.partition(".")
     return first not in INERT and not (first == "trainer" and rest in INERT_TRAINER)
 

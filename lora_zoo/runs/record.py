@@ -1,6 +1,6 @@
-"""A run's folder and its `result.json`, written whole or not at all.
+"""A run's folder and its `result.json`, schema 1, written whole or not at all.
 
-`result.json`, schema 1. Times are seconds, sizes bytes, rates lie in 0..1 unless the metric says otherwise.
+Times are seconds, sizes bytes.
 
 | key | holds |
 |---|---|
@@ -12,6 +12,7 @@
 | config | the resolved configuration |
 | variant | name, paper, equation and all hyperparameters as used |
 | metric | the name of the metric that counts |
+| metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
@@ -24,17 +25,14 @@
 | data | split: size and content hash |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
-
 | diverged | step, layers: where the numbers stopped being any |
 | skipped | steps without an update, because a gradient was no number (on_nonfinite=skip) |
 
 A result that says running, and whose folder no process holds, is of a run that was killed.
 
-`deltas.json` beside it, where `python -m lora_zoo.spectra --record` or an experiment made it: tables of
-`lora_zoo.updates` by name, rows as objects; archives keep it in the record, under `deltas`.
-
-Also beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`,
-`run.log`, `checkpoints/` while the run is not over.
+Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`,
+`checkpoints/` while the run is not over, and `deltas.json`, where `python -m lora_zoo.spectra --record` or an
+experiment made it: tables of `lora_zoo.updates`, rows as objects; archives keep it under `deltas`.
 """
 
 import contextlib
@@ -63,7 +61,7 @@ class Busy(ValueError):
     """Another process works in the run's folder."""
 
 
-class Claim(NamedTuple):
+class FolderClaim(NamedTuple):
     """A run's folder, held by this process alone, and what an earlier process has recorded in it."""
 
     folder: Path
@@ -75,7 +73,7 @@ class Claim(NamedTuple):
 
 
 @contextlib.contextmanager
-def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
+def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClaim]:
     """Inside, a run's folder is this process's own; a process that dies lets go of it.
 
     `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
@@ -92,7 +90,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[Claim]:
         raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield Claim(folder, _read(folder))
+        yield FolderClaim(folder, _read(folder))
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name

@@ -6,13 +6,13 @@ A secret is known by the name that it goes under, by its shape (hf_â€¦, Bearer â
 the environment, netrc or the Hub's token file hold it. What contains none comes back as it is.
 """
 
-import functools
+import contextlib
 import json
 import logging
 import netrc
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import quote
@@ -38,10 +38,8 @@ _PLAIN = re.compile(r"(?:none|null|true|false|\*\*\*)[,;.]*", re.IGNORECASE)
 _SHAPES = (
     (re.compile(r"(?<=://)[^/\s?#\"']+(?=@)"), MASK),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), rf"\1{MASK}"),
-    (
-        re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|(?:hf_(?:oauth|jwt)|wandb_v\d+)_[\w.-]{20,})"),
-        MASK,
-    ),
+    (re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{20,})"), MASK),
+    (re.compile(r"(?<![A-Za-z0-9])wandb_v\d+_[\w.-]{20,}"), MASK),
     (re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16})"), MASK),
     (re.compile(r"([?&](?:sig|x-amz-[\w-]+)=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
 )
@@ -56,7 +54,7 @@ def redacted(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Whether what goes under this name (an option, a variable, a dotted key) is to be kept to oneself."""
+    """True if a value of this name (an option, a variable, a dotted key) is a secret."""
     lower = name.lower().replace("-", "_")
     return bool(_NAME.search(lower)) and not _OF_TOKENIZERS.search(lower)
 
@@ -70,25 +68,17 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _masked(value: Any, known: list[str], name: str = "") -> Any:
+    if value and not isinstance(value, bool) and is_secret(name):
+        return MASK
     if isinstance(value, Mapping):
-        return {key: _entry(str(key), held, known) for key, held in value.items()}
+        return {key: _masked(held, known, str(key)) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
-        held = [_masked(item, known, name) for item in value]
-        return tuple(held) if isinstance(value, tuple) else held
+        items = (_masked(item, known, name) for item in value)
+        return tuple(items) if isinstance(value, tuple) else list(items)
     if isinstance(value, os.PathLike):
-        return _changed(value, str(value), known, name)
+        text = _text(str(value), known, name)
+        return value if text == str(value) else Path(text)
     return _text(value, known, name) if isinstance(value, str) else value
-
-
-def _changed(path: os.PathLike[str], text: str, known: list[str], name: str) -> Any:
-    masked = _text(text, known, name)
-    return path if masked == text else Path(masked)
-
-
-def _entry(name: str, value: Any, known: list[str]) -> Any:
-    if is_secret(name) and value is not None and not isinstance(value, bool):
-        return MASK if value else value
-    return _masked(value, known, name)
 
 
 def _text(text: str, known: list[str], name: str) -> str:
@@ -132,25 +122,11 @@ def _variables() -> Iterator[str]:
             yield value.strip()
 
 
-def _stored() -> Iterable[str]:
+def _stored() -> Iterator[str]:
     home, hub = Path("~").expanduser(), os.environ.get("HF_HOME", "~/.cache/huggingface")
     own = os.environ.get("NETRC")
-    entries = [Path(own).expanduser()] if own else [home / ".netrc", home / "_netrc"]
-    tokens = [Path(os.environ.get("HF_TOKEN_PATH", f"{hub}/token")).expanduser()]
-    return [
-        s for path in (*entries, *tokens) if path.is_file() for s in _of_file(path, path.stat().st_mtime_ns)
-    ]
-
-
-@functools.cache
-def _of_file(path: Path, changed: int) -> tuple[str, ...]:
-    """The secrets in a netrc or token file, read again when it has `changed`."""
-    try:
-        if "netrc" in path.name:
-            return tuple(password for _, _, password in netrc.netrc(path).hosts.values() if password)
-        return (path.read_text().strip(),)
-    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        return ()
-
-
-__all__ = ["MASK", "RedactingFormatter", "is_secret", "redacted"]
+    for path in [Path(own).expanduser()] if own else [home / ".netrc", home / "_netrc"]:
+        with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
+            yield from (password for *_, password in netrc.netrc(path).hosts.values() if password)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        yield Path(os.environ.get("HF_TOKEN_PATH", f"{hub}/token")).expanduser().read_text().strip()

@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run and of a sweep, read from the record alone."""
+"""Print the end of a run and of a sweep, read from the record alone."""
 
 import json
 import re

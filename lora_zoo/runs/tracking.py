@@ -1,15 +1,14 @@
-"""The mirror of a run in Weights & Biases; the local files are the record and never depend on it.
+"""Tracking of a run in Weights & Biases; the local files are the record and never depend on it.
 
-with open_mirror(tracking, directory=folder, name=name, config=config, group=group, tags=tags) as mirror:
-    train(report_to=mirror.report_to)          # transformers' callback logs into the run opened here
-    mirror.finish(result, adapter, spectra)
+with open_tracker(tracking, directory=folder, name=name, config=config, group=group, tags=tags) as tracker:
+    train(report_to=tracker.report_to)         # transformers' callback logs into the run opened here
+    tracker.finish(result, adapter, spectra)
 
 What W&B cannot do (no network, no disk, its process gone) costs a warning, not the training.
 """
 
 import contextlib
 import os
-import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,13 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.runs import wandb_session
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
-from lora_zoo.runs.wandb_session import failures, survived
+from lora_zoo.runs.wandb_session import artifact_name, failures, flat, survived
 
 BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
-MIRRORED = (
+TRACKED = (
     *("state", "metrics", "zero_shot", "parameters", "timings", "memory", "retention"),
-    *("command", "started", "metric", "variant", "adapter", "data", "environment", "made_of"),
+    *("command", "started", "metric", "metric_facts", "variant", "adapter", "data", "environment", "made_of"),
 )
 COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective rank", "top singular values")
 TOP = 8
@@ -46,7 +45,7 @@ class Tracker(ABC):
 
     report_to: ClassVar[list[str]] = []
     where: str = ""
-    """One line for the user: the address, or the command that uploads an offline run; "" without a mirror."""
+    """One line for the user: the address, or the command that uploads an offline run; "" without tracking."""
 
     @abstractmethod
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -125,7 +124,7 @@ class WandbTracker(Tracker):
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None:
         with survived("did not take the results"):
             self.run.config.update(self.config, allow_val_change=True)  # where the callback wrote over it
-            self.run.summary.update(flat(redacted({key: result[key] for key in MIRRORED if key in result})))
+            self.run.summary.update(flat(redacted({key: result[key] for key in TRACKED if key in result})))
             if spectra:
                 table = self.wandb.Table(columns=list(COLUMNS), data=[_cells(row) for row in spectra])
                 self.run.log({"spectra": table})
@@ -167,7 +166,7 @@ def open_tracker(
     tags: Sequence[str],
     job_type: str | None = None,
 ) -> Tracker:
-    """Open the mirror that `tracking` asks for, its files under `directory`/wandb.
+    """Open the tracker that `tracking` asks for, its files under `directory`/wandb.
 
     Mode auto is WANDB_MODE if set, else online for a user who is logged in, else offline. An online run that
     cannot be opened becomes an offline one. `job_type` sets runs apart that are no trainings: "report".
@@ -185,35 +184,16 @@ def open_tracker(
         | {"name": name, "group": group, "job_type": job_type, "tags": list(labels), "config": plain(config)}
     )
     init |= {"dir": str(directory.resolve())}
-    with contextlib.ExitStack() as surroundings, survived("mirrors nothing of this run"):
+    with contextlib.ExitStack() as surroundings, survived("tracks nothing of this run"):
         surroundings.enter_context(wandb_session.environment(directory.resolve() / "wandb"))
         keep_adapter = bool(tracking.get("log_adapter", True))
         if wandb_session.goes_online(mode):
-            with survived("is not reached, so this run is mirrored offline"):
+            with survived("is not reached, so this run is tracked offline"):
                 return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="online", **init)
         return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="offline", **init)
     return NoTracker()
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The scalars of a tree of dicts by their path: {"a": {"b": 1}} gives {"a/b": 1}. Lists are left out."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (str, int, float)):
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
 def _cells(row: Mapping[str, Any]) -> list[Any]:
     numbers = [row[key] for key in ("norm", "relative_norm", "stable_rank", "effective_rank")]
     return [row["name"], *row["shape"], *numbers, list(row["singular_values"][:TOP])]
-
-
-def artifact_name(run_name: str) -> str:
-    """`run_name` in the letters and the length that W&B allows; the end, which holds the hash, stays."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"
-
-
-__all__ = ["Tracker", "NoTracker", "TrackedTable", "WandbTracker", "open_mirror"]

@@ -1,12 +1,14 @@
-"""What a mirror needs to know of wandb: whether it can be online, how it fails, and how to keep it quiet."""
+"""The process's dealings with wandb: its mode and login, its failures, and how it is kept quiet."""
 
 import contextlib
 import netrc
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lora_zoo.core.errors import unknown
@@ -25,15 +27,15 @@ def mode(asked: str) -> str:
 
 
 def goes_online(mode: str) -> bool:
-    """Whether a run in this mode can be online; it warns where online was asked without a login."""
+    """True if a run in this mode can be online; warns where online was asked without a login."""
     ready = mode != "offline" and logged_in()
     if mode == "online" and not ready:
-        _say("W&B has no login (`wandb login`, or WANDB_API_KEY), so this run is mirrored offline")
+        _say("W&B has no login (`wandb login`, or WANDB_API_KEY), so this run is tracked offline")
     return ready
 
 
 def logged_in() -> bool:
-    """Whether the environment, the session, wandb's settings or netrc hold credentials. Asks nobody."""
+    """True if the environment, the session, wandb's settings or netrc hold credentials. Asks nobody."""
     import wandb
 
     settings = wandb.setup().settings
@@ -78,7 +80,7 @@ def environment(home: Path) -> Iterator[None]:
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What wandb raises where it cannot work. Its own kinds share no base: they are read off its modules."""
+    """The exceptions of wandb where it cannot work. Its own share no base: they are read off its modules."""
     modules = [sys.modules[m] for m in ("wandb", "wandb.sdk.mailbox") if m in sys.modules]
     named = (value for module in modules for value in vars(module).values())
     own = [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -103,4 +105,17 @@ def _say(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-__all__ = ["environment", "failures", "goes_online", "logged_in", "mode", "survived", "warn"]
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The scalars of a tree of dicts by their path: {"a": {"b": 1}} gives {"a/b": 1}. Lists are left out."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (str, int, float)):
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def artifact_name(run_name: str) -> str:
+    """`run_name` in the letters and the length that W&B allows; the end, which holds the hash, stays."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", run_name)[-128:].strip("-.") or "adapter"

@@ -1,6 +1,6 @@
-"""Kinds of task: how examples become tensors, which model they need, and what a model answers.
+"""Task types: examples as tensors, the model that they need, and the model's answers.
 
-Every kind gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
+Every type gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
 can be compared on the same items; a metric is computed from the same records.
 """
 
@@ -26,6 +26,10 @@ IGNORED = -100
 class TaskType(ABC):
     """One task with the tokenizer that it is read by."""
 
+    name: ClassVar[str]
+    """Its name in TASK_TYPES."""
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that it cannot do without."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
 
@@ -37,7 +41,7 @@ class TaskType(ABC):
         """Predictions and references as `outcomes` gives them, to try a metric on."""
 
     def head(self) -> dict[str, Any]:
-        """What the model's configuration must say of its head."""
+        """Entries of the model's configuration for its head."""
         return {}
 
     @classmethod
@@ -51,7 +55,7 @@ class TaskType(ABC):
 
     @abstractmethod
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        """What `model` answers for each example of a split, in evaluation mode, without gradients."""
+        """The model's answer to each example of a split, in evaluation mode, without gradients."""
 
     def collate(self, batch: list[Example]) -> dict[str, Tensor]:
         """Pad on the right, labels with `IGNORED`."""
@@ -68,7 +72,7 @@ class TaskType(ABC):
         }
 
     def about(self) -> dict[str, Any]:
-        """What a model that is made of a run must know of it, beside its head."""
+        """Facts for a model that is made of the run, beside its head."""
         return {}
 
     def encoded(self, data: Any) -> list[Example]:

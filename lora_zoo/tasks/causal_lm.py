@@ -7,24 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Example, Outcome, TaskType, continuation, continued, grouped, on_device
 
 
+@TASK_TYPES.register("causal_lm")
 class CausalLM(TaskType):
     """A decoder continues the prompt; the loss is on the target's tokens alone."""
 
+    columns = ("prompt", "target")
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
-        end = task.terminator or tokenizer.eos_token
+        end = task.stop or tokenizer.eos_token
         if not end:
-            raise ValueError(
-                f"task {task.name}: the tokenizer has no end-of-sequence token; give task.terminator"
-            )
+            raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
         ids = tokenizer(end, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise ValueError(f"task {task.name}: the tokenizer has no token for task.terminator={end!r}")
+            raise ValueError(f"task {task.name}: the tokenizer has no token for task.stop={end!r}")
         self.end, self.end_id = end, ids[-1]
 
     def made_up(self) -> tuple[list[Any], list[Any]]:

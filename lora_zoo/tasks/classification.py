@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Example, Outcome, TaskType, on_device
-from lora_zoo.tasks.data import label_set
+from lora_zoo.tasks.labels import label_set
 
 
 class HeadTask(TaskType, ABC):
     """Texts or pairs of texts, judged by a head on top of an encoder (or a decoder)."""
 
+    columns = ("text", "label")
     auto_class = "AutoModelForSequenceClassification"
 
     def encode(self, example: Example) -> Example:
@@ -42,6 +44,7 @@ class HeadTask(TaskType, ABC):
         return found
 
 
+@TASK_TYPES.register("classification")
 class Classification(HeadTask):
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)

@@ -1,4 +1,4 @@
-"""The splits of a task as `datasets.Dataset`s with the columns that its kind works on.
+"""The splits of a task as `datasets.Dataset`s with the columns that its type works on.
 
 Local files, Hub data sets and the generated pocket tasks all come out alike: `prompt` and `target`, or `text`
 (with `text_pair`) and `label`; every split has an `item` column, the example's number.
@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.config.schema import COLUMNS, SPLITS, Task, file_of
-from lora_zoo.config.validate import check_template
+from lora_zoo.config.schema import SPLITS, Task, file_of
+from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import reason, unknown
+from lora_zoo.tasks.labels import is_finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,28 +32,27 @@ def load_splits(task: Task) -> dict[str, Dataset]:
 
     Raises ValueError for a missing column, an empty split, or a label outside `task.labels`.
     """
-    raw = _pocket(task) if task.path in POCKET else _load(task)
+    _check_names(task)
+    raw = _pocket(task) if task.dataset in POCKET else _load(task)
     if "train" not in raw:
         has = ", ".join(raw) or "none"
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
     if "validation" not in raw:
-        _canonical(
-            task, "train", raw["train"]
-        )  # examples are numbered as in the file while they are in order
+        _canonical(task, "train", raw["train"])  # its errors number examples as in the file
         raw = raw | _held_out(task, raw["train"])
     return {name: _canonical(task, name, raw[name]) for name in SPLITS if name in raw}
 
 
 def _held_out(task: Task, train: Dataset) -> dict[str, Dataset]:
-    held = math.ceil(task.validation_share * len(train))
+    held = math.ceil(task.validation_fraction * len(train))
     if not 0 < held < len(train):
         raise ValueError(
-            f"task {task.name}: task.validation_share={task.validation_share} of {len(train)} training "
+            f"task {task.name}: task.validation_fraction={task.validation_fraction} of {len(train)} training "
             "examples leaves one split empty; give more data, or a validation file"
         )
-    parts = train.train_test_split(test_size=task.validation_share, seed=0)
+    parts = train.train_test_split(test_size=task.validation_fraction, seed=0)
     return {"train": parts["train"], "validation": parts["test"]}
 
 
@@ -60,12 +61,9 @@ def _pocket(task: Task) -> dict[str, Dataset]:
 
     from lora_zoo.pocket import nli, sql
 
-    make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.path]
-    return {
-        name: Dataset.from_list(make(name, task.sizes[name], _POCKET_SEED))
-        for name in SPLITS
-        if name in task.sizes
-    }
+    make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.dataset]
+    sizes = {name: task.sizes[name] for name in SPLITS if name in task.sizes}
+    return {name: Dataset.from_list(make(name, size, _POCKET_SEED)) for name, size in sizes.items()}
 
 
 def _load(task: Task) -> dict[str, Dataset]:
@@ -78,18 +76,20 @@ def _load(task: Task) -> dict[str, Dataset]:
     heard = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a bad file is in the error as well
     try:
-        loaded = load_dataset(task.path, task.config_name, **arguments)
+        loaded = load_dataset(task.dataset, task.config_name, **arguments)
         if not hasattr(loaded, "keys"):
             raise ValueError("task.options.split gives one split; name the splits with task.splits")
     except Exception as error:  # whatever a reader of files or the Hub may raise; no run has begun
-        raise ValueError(f"task {task.name}: cannot load task.path={task.path}: {_reason(error)}") from error
+        raise ValueError(
+            f"task {task.name}: cannot load task.dataset={task.dataset}: {_reason(error)}"
+        ) from error
     finally:
         datasets.logging.set_verbosity(heard)
     for split, name in task.splits.items():
         if name not in loaded:
             raise ValueError(f"task {task.name}, task.splits.{split}: " + unknown("split", name, loaded))
-    wanted = {split: task.splits.get(split, split) for split in SPLITS}
-    return {split: loaded[name] for split, name in wanted.items() if name in loaded}
+    names = {split: task.splits.get(split, split) for split in SPLITS}
+    return {split: loaded[name] for split, name in names.items() if name in loaded}
 
 
 def _readable(task: Task, files: Mapping[str, str]) -> None:
@@ -100,7 +100,7 @@ def _readable(task: Task, files: Mapping[str, str]) -> None:
             continue
         if not path.stat().st_size:
             raise ValueError(f"task {task.name}: its {split} file {name} is empty")
-        if task.path in ("csv", "json", "text") and "encoding" not in task.options and not _packed(path):
+        if task.dataset in ("csv", "json", "text") and "encoding" not in task.options and not _packed(path):
             try:
                 for _ in path.open(encoding="utf-8"):
                     pass
@@ -117,7 +117,7 @@ def _packed(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in one line."""
+    """The bottom of an exception, in one line."""
     while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
         error = error.__cause__
     return reason(error)
@@ -129,21 +129,30 @@ def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
     _check_columns(task, split, data.column_names)
     data = data.select_columns(list(dict.fromkeys(task.columns.values()))) if task.columns else data
     data = data.rename_columns({old: new for new, old in task.columns.items() if old != new})
-    check_template(task, data.column_names)
-    for column in ("text", "text_pair", "prompt", "target"):  # a csv of digits is read as numbers
-        if column in data.column_names and str(getattr(data.features[column], "dtype", "")).startswith(
-            ("int", "uint")
-        ):
-            data = data.cast_column(column, Value("string"))
+    if "prompt" in TASK_TYPES[task.type].columns:
+        check_template(task.template, data.column_names)
+    for column in (c for c in ("text", "text_pair", "prompt", "target") if c in data.column_names):
+        if str(getattr(data.features[column], "dtype", "")).startswith(("int", "uint")):
+            data = data.cast_column(column, Value("string"))  # a csv of digits is read as numbers
     size = task.sizes.get(split)
     data = data.select(range(min(size, len(data)))) if size else data
     if not len(data):
         raise ValueError(f"task {task.name}: the {split} split is empty")
-    used = task.columns or (*COLUMNS[task.kind], "text_pair")
-    for column in data.column_names:
-        if column in used:
-            _check_cells(task, split, column, data)
+    used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
+    for column in filter(used.__contains__, data.column_names):
+        _check_cells(task, split, column, data)
     return data.add_column("item", list(range(len(data))))
+
+
+def _check_names(task: Task) -> None:
+    """Raises ValueError where `task.columns`, known before any data, lacks one that the type needs."""
+    for needed in TASK_TYPES[task.type].columns if task.columns else ():
+        if needed not in task.columns:
+            given = ", ".join(task.columns)
+            raise ValueError(
+                f"task.columns lacks {needed}, which type={task.type} needs; it has {given}: "
+                f"add task.columns.{needed}=COLUMN"
+            )
 
 
 def _check_columns(task: Task, split: str, known: list[str]) -> None:
@@ -152,10 +161,10 @@ def _check_columns(task: Task, split: str, known: list[str]) -> None:
             raise ValueError(f"task {task.name}, {split}: " + unknown("column", column, known))
     if task.columns:
         return
-    for column in COLUMNS[task.kind]:
+    for column in TASK_TYPES[task.type].columns:
         if column not in known:
             raise ValueError(
-                f"task {task.name}, {split}: kind={task.kind} needs a column {column}; the data has "
+                f"task {task.name}, {split}: type={task.type} needs a column {column}; the data has "
                 f"{', '.join(known)}: give task.columns.{column}=…"
             )
     if "item" in known:
@@ -170,48 +179,12 @@ def _check_cells(task: Task, split: str, column: str, data: Dataset) -> None:
     for row, value in enumerate(data[column]):
         where = f"task {task.name}, {split}: column {task.columns.get(column, column)} "
         if value is None or (isinstance(value, str) and not value.strip() and (answers or not value)):
-            hint = " (NA, NaN and null are read as empty)" if task.path == "csv" else ""
+            hint = " (NA, NaN and null are read as empty)" if task.dataset == "csv" else ""
             raise ValueError(f"{where}has empty values, the first in example {row}{hint}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not is_finite(value):
             raise ValueError(f"{where}holds {value} in example {row}; it must be a finite number")
         if column != "label" and not isinstance(value, str):
             raise ValueError(f"{where}holds {value!r} in example {row}; it must be a text")
-
-
-def label_set(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
-    """The labels in the order of their ids: the declared ones, else those of the train split, sorted.
-
-    Raises ValueError where a split holds a label outside the set.
-    """
-    feature = splits["train"].features["label"]
-    labels = (
-        task.labels or getattr(feature, "names", None) or sorted({str(v) for v in splits["train"]["label"]})
-    )
-    known = set(labels) | (set(range(len(labels))) if hasattr(feature, "names") else set())
-    for split, data in splits.items():
-        strange = sorted({str(v) for v in data["label"] if v not in known and str(v) not in known})
-        if strange:
-            raise ValueError(f"task {task.name}, {split}: " + unknown("label", strange[0], labels))
-    if len(labels) < 2:
-        raise ValueError(
-            f"task {task.name}: its labels are all {labels[0]!r}; there is nothing to tell apart"
-        )
-    return list(labels)
-
-
-def numbers(task: Task, splits: Mapping[str, Dataset]) -> None:
-    """Raises ValueError where a label is no finite number."""
-    for split, data in splits.items():
-        for row, label in enumerate(data["label"]):
-            try:
-                finite = math.isfinite(float(label))
-            except (TypeError, ValueError):
-                finite = False
-            if not finite:
-                raise ValueError(
-                    f"task {task.name}, {split}: the label {label!r} of example {row} is no finite number, "
-                    "which kind=regression needs"
-                )
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
@@ -220,9 +193,5 @@ def fingerprint(splits: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
 
 
 def _content_hash(data: Dataset) -> str:
-    digest = hashlib.sha256()
-    for column in sorted(data.column_names):
-        for value in data[column]:
-            digest.update(repr(value).encode())
-            digest.update(b"\x1f")
-    return digest.hexdigest()[:16]
+    values = (repr(value) for column in sorted(data.column_names) for value in data[column])
+    return hashlib.sha256("".join(f"{value}\x1f" for value in values).encode()).hexdigest()[:16]

@@ -1,7 +1,4 @@
-"""How well a causal model still predicts the text that it was pretrained on, or any other text.
-
-Loss in nats a token on held-out text, before training and after: what fine-tuning forgets.
-"""
+"""Forgetting: a causal model's loss on held-out text (nats a token), before fine-tuning and after."""
 
 import random
 from collections.abc import Iterator
@@ -13,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.tasks.base import on_device
 
 POCKET = "pocket"
-BLOCKS, LENGTH, TOGETHER = 128, 128, 32
-"""At most so many blocks of so many tokens, so many at a time."""
+BLOCKS, LENGTH, BATCH = 128, 128, 32
+"""The number of blocks at most, tokens of each, and blocks in one pass."""
 
 
 class HeldOutLoss:
@@ -30,7 +28,9 @@ class HeldOutLoss:
         tokens = list(islice(stream, BLOCKS * (LENGTH + 1)))
         length = min(LENGTH + 1, len(tokens))
         if length < 2:
-            raise ValueError(f"retention={source}: the text has {len(tokens)} tokens; give at least two")
+            raise ValueError(
+                f"forgetting_text={source}: the text has {len(tokens)} tokens; give at least two"
+            )
         count = len(tokens) // length
         self.ids_NL = torch.tensor(tokens[: count * length]).view(count, length)
 
@@ -43,7 +43,14 @@ class HeldOutLoss:
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy (nats a token) of each token given those before it in its block."""
         with evaluating(model):
-            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(TOGETHER)) / self.tokens
+            return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(BATCH)) / self.tokens
+
+    def before_and_after(self, injection: Injection) -> dict[str, Any]:
+        """The loss with the trained parameters left out, and with them."""
+        with injection.disabled():
+            before = self.loss(injection.model)
+        about = {"of": self.source, "tokens": self.tokens}
+        return about | {"before": before, "after": self.loss(injection.model)}
 
 
 def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:
@@ -62,8 +69,8 @@ def _pocket(tokenizer: Any) -> Iterator[int]:
         ids = tokenizer(f"{tokenizer.bos_token or ''} {document}", add_special_tokens=False)["input_ids"]
         if unknown is not None and unknown in ids:
             raise ValueError(
-                "retention=pocket is the text of the pocket model, and this model's tokenizer lacks its "
-                "words; give a text file"
+                "forgetting_text=pocket is the text of the pocket model, and this model's tokenizer lacks "
+                "its words; give a text file"
             )
         yield from ids
 
@@ -73,7 +80,7 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"retention={path}: {reason}; give a text file, or {POCKET}") from error
+        raise ValueError(f"forgetting_text={path}: {reason}; give a text file, or {POCKET}") from error
     lines = (
         tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)
     )

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import IGNORED, Example, Outcome, TaskType, continuation, continued, on_device
-from lora_zoo.tasks.data import label_set
+from lora_zoo.tasks.labels import label_set
 
 
+@TASK_TYPES.register("multiple_choice")
 class MultipleChoice(TaskType):
     """A decoder chooses among label words: the one whose tokens are likeliest after the prompt."""
 
+    columns = ("prompt", "label")
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:

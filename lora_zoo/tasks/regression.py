@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lora_zoo.config.schema import Task
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Outcome
 from lora_zoo.tasks.classification import HeadTask
-from lora_zoo.tasks.data import numbers
+from lora_zoo.tasks.labels import check_numbers
 
 
+@TASK_TYPES.register("regression")
 class Regression(HeadTask):
     """The head learns labels standardised on the train split; answers are in the labels' own unit.
 
@@ -20,7 +22,7 @@ class Regression(HeadTask):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
-        numbers(task, splits)
+        check_numbers(task, splits)
         labels = torch.tensor([float(label) for label in splits["train"]["label"]], dtype=torch.float64)
         self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
 

@@ -2,10 +2,12 @@
 
 from torch import nn
 
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Example
 from lora_zoo.tasks.causal_lm import CausalLM
 
 
+@TASK_TYPES.register("seq2seq")
 class Seq2Seq(CausalLM):
     """An encoder reads the prompt, a decoder writes the target."""
 

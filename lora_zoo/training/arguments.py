@@ -29,7 +29,7 @@ _FLAT = {
 
 
 def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -> TrainingArguments:
-    """Raises ValueError for a `trainer.` key that TrainingArguments lacks, or that a flat key sets."""
+    """ValueError for a `trainer.` key that TrainingArguments lacks, or that a flat key sets."""
     given = dict(settings.trainer)
     known = [f.name for f in fields(TrainingArguments) if f.init]
     for name in given:
@@ -51,7 +51,7 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": cuda,
-        "logging_nan_inf_filter": False,  # a loss that is no number is a finding
+        "logging_nan_inf_filter": False,  # a loss that is not finite is an outcome of the run
         **_length(settings),
         **_every("eval", given.pop("eval_steps", 0)),
         **_every("save", given.pop("save_steps", 0)),
@@ -65,7 +65,7 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
 
 
 def _try_out(arguments: TrainingArguments) -> None:
-    """Make optimiser and schedule once, for one number: no run finds out later that they cannot be."""
+    """Make optimiser and schedule once, for one number, so that an error in them comes before training."""
     cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
     options = {k: v for k, v in options.items() if k not in ("params", "model", "optimizer_dict")}
     optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **options)
@@ -113,7 +113,7 @@ _NAMES = ("optim", "lr_scheduler_type", "logging_strategy")
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
-    """Types and ranges that TrainingArguments takes without a word and trips over while it trains."""
+    """Check types and ranges that TrainingArguments accepts and fails on during training."""
     hints = typing.get_type_hints(TrainingArguments)
     for name, value in given.items():
         if name in _NEVER and value:
@@ -158,5 +158,5 @@ def _length(settings: Settings) -> dict[str, Any]:
     return {"num_train_epochs": epochs}
 
 
-def _every(what: str, steps: int) -> dict[str, Any]:
-    return {f"{what}_strategy": "steps", f"{what}_steps": steps} if steps else {f"{what}_strategy": "no"}
+def _every(event: str, steps: int) -> dict[str, Any]:
+    return {f"{event}_strategy": "steps", f"{event}_steps": steps} if steps else {f"{event}_strategy": "no"}

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: written under a temporary name, hashed, synced, renamed.
+"""Atomic checkpoints: written under a temporary name, hashed, synced, renamed.
 
-`checkpoint-N/manifest.json` names every file with its size and SHA-256. What a crash, a full disk or a bad
-sector has left of a checkpoint is found out by it, and the checkpoint before is used.
+`checkpoint-N/manifest.json` names every file with its size and SHA-256. A checkpoint that a crash,
+a full disk or a bad sector has damaged does not match it, and the one before is used.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class Unsaved(RuntimeError):
 
 @contextlib.contextmanager
 def staged(root: Path, step: int) -> Iterator[Path]:
-    """Inside, the checkpoint of `step` is written to the folder given; afterwards it is in `root`, whole.
+    """Lend a folder for the checkpoint of `step`; afterwards it is in `root`, whole.
 
-    Raises Unsaved where the disk refuses, and leaves nothing of it behind.
+    Raises Unsaved where the disk refuses, and then leaves nothing behind.
     """
     staging = root / STAGING
     folder = staging / f"checkpoint-{step}"
@@ -55,7 +55,7 @@ def staged(root: Path, step: int) -> Iterator[Path]:
 
 
 def _refusal(error: Exception, root: Path) -> str:
-    """What the operating system refused, also where torch or safetensors say it in words of their own."""
+    """The operating system's reason, also where torch or safetensors report it in words of their own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = in_one_line(error)
@@ -83,7 +83,7 @@ def digest(path: Path) -> dict[str, int | str]:
 
 
 def flaw(folder: Path) -> str:
-    """What is wrong with a checkpoint; "" where it is whole."""
+    """The first flaw of a checkpoint; "" if it is whole."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         for name, expected in files.items():
@@ -108,9 +108,9 @@ def newest(root: Path, needs: Sequence[str] = ()) -> Path | None:
     """
     for _, folder in sorted(_steps(root), reverse=True):
         lacking = [f"it has no {name}" for name in needs if not (folder / name).is_file()]
-        if not (said := flaw(folder) or next(iter(lacking), "")):
+        if not (damage := flaw(folder) or next(iter(lacking), "")):
             return folder
-        _log.warning("%s is damaged and not used: %s", folder.name, said)
+        _log.warning("%s is damaged and not used: %s", folder.name, damage)
     return None
 
 

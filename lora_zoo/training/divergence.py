@@ -1,21 +1,25 @@
-"""Losses and gradients that are no numbers: at which step, and which adapted layers they come from."""
+"""Losses and gradients that are NaN or infinite: find them, and the adapted layers they come from."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.wrappers import AdapterWrapper
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.wrappers import AdapterWrapper
 from lora_zoo.models.train_eval import evaluating
 
+_log = logging.getLogger("lora_zoo")
 SHOWN = 5  # layers that a message names
+MAX_SKIPPED = 10
+"""After this many skipped steps in a row the run counts as diverged."""
 
 
 class Diverged(RuntimeError):
-    """The numbers of a run are no longer any: a finding, not a failure of the program."""
+    """Loss or gradients became NaN or inf. The run's outcome, not a bug."""
 
     def __init__(self, message: str, *, step: int, layers: list[str]) -> None:
         super().__init__(message)
@@ -23,38 +27,67 @@ class Diverged(RuntimeError):
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong in one step: a sentence, and the layers that it is about."""
+    """The cause of a non-finite step: a sentence, and the layers that it is about."""
 
-    said: str
+    text: str
     layers: list[str]
 
 
+class StepCheck(NamedTuple):
+    """Refuses a step that is not finite: with Diverged or, given the list of steps `skipped`, for a while."""
+
+    injection: Injection
+    step: int
+    lr: float
+    skipped: list[int] | None
+
+    def passes(self, loss: Tensor, inputs: Callable[[], Mapping[str, Any]], *, scaled: bool) -> bool:
+        """True for a finite loss and finite gradients, those of a float16 scaler (`scaled`) not looked at.
+
+        False for a step that is skipped: it has been added to `skipped`, and its gradients dropped.
+        """
+        parameters = self.injection.parameters()
+        gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
+        if finite(loss, gradients):
+            return True
+        diagnosis = locate_nonfinite(self.injection, inputs(), loss)
+        row = list(range(self.step - MAX_SKIPPED + 1, self.step))
+        if self.skipped is None or self.skipped[1 - MAX_SKIPPED :] == row:
+            more = "" if self.skipped is None else f", {MAX_SKIPPED} steps in a row"
+            text = f"at step {self.step} {diagnosis.text} (lr={self.lr:g}{more})"
+            raise Diverged(text, step=self.step, layers=diagnosis.layers)
+        _log.warning("step %d is skipped: %s", self.step, diagnosis.text)
+        self.skipped.append(self.step)
+        for p in parameters:
+            p.grad = None
+        return False
+
+
 def finite(loss: Tensor, gradients: list[Tensor]) -> bool:
-    """Whether the loss and every entry of the gradients are numbers. One wait for the device."""
+    """True if the loss and every entry of the gradients are finite. Waits for the device once."""
     norms = [*torch._foreach_norm(gradients), loss.detach().norm()] if gradients else [loss.detach().norm()]
     device = loss.device
     return bool(torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all())
 
 
 def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tensor) -> Diagnosis:
-    """Where the numbers stop being any: weights first, then the forward pass, then gradients."""
+    """Find the layers that are not finite: in their weights, else their outputs, else their gradients."""
     named = injection.named_parameters()
     if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
-        return Diagnosis(f"the weights of {_listed(broken)} are no longer numbers", broken)
+        return Diagnosis(f"the weights of {_join_layers(broken)} are no longer numbers", broken)
     if not loss.isfinite():
         if layer := _first_output(injection.model, inputs):
-            return Diagnosis(
-                f"the loss is {loss.item()}; the first output that is no number is {layer}'s", [layer]
-            )
+            text = f"the loss is {loss.item()}; the first output that is no number is {layer}'s"
+            return Diagnosis(text, [layer])
         return Diagnosis(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
     gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
     broken = _layers(name for name, g in gradients.items() if not g.norm().isfinite())
-    return Diagnosis(f"the gradients of {_listed(broken)} are no numbers, or overflow", broken)
+    return Diagnosis(f"the gradients of {_join_layers(broken)} are no numbers, or overflow", broken)
 
 
 @torch.no_grad()
 def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """The adapted layer whose output is the first that is no number, in a pass without dropout."""
+    """The adapted layer whose output is the first that is not finite, in a pass without dropout."""
     seen: list[str] = []
     with contextlib.ExitStack() as hooks, evaluating(model):
         for wrapper in (module for module in model.modules() if isinstance(module, AdapterWrapper)):
@@ -73,6 +106,6 @@ def _layers(names: Iterator[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
-def _listed(layers: list[str]) -> str:
+def _join_layers(layers: list[str]) -> str:
     more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
     return ", ".join(layers[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""`dry_run=true`: what a run would adapt, from the model's configuration alone."""
+"""`dry_run=true`: preview the adapters of a run from the model's configuration alone."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,24 +8,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lora_zoo.config.schema import Settings
-from lora_zoo.core.adapter import Variant
-from lora_zoo.inject.preview import Preview, Row, preview
-from lora_zoo.inject.targets import head_names
+from lora_zoo.config.spec import RunSpec
+from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.injection.preview import Preview, PreviewRow, preview
+from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
-from lora_zoo.runs.identity import flat_hyperparameters
 from lora_zoo.runs.summary import readable_bytes
-from lora_zoo.tasks.registry import TASK_TYPES
-from lora_zoo.training.experiment import asked
+from lora_zoo.training.experiment import target_arguments
 
 T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
 
 
-def dry_run(settings: Settings, variant: type[Variant], console: Console) -> int:
+def dry_run(spec: RunSpec, console: Console) -> int:
     """Print the table and return the exit code: 0, or 2 for what a run would refuse."""
     try:
-        found = previewed(settings, variant)
+        found = previewed(spec)
     except ValueError as mistake:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -33,15 +31,16 @@ def dry_run(settings: Settings, variant: type[Variant], console: Console) -> int
     return 2 if found.unmatched else 0
 
 
-def previewed(settings: Settings, variant: type[Variant]) -> Preview:
-    """What the run of `settings` would adapt. Raises ValueError for what a run would refuse."""
-    kind = TASK_TYPES[settings.task.kind]
+def previewed(spec: RunSpec) -> Preview:
+    """Preview the adapters of the run. ValueError for what a run would refuse."""
+    settings = spec.settings
+    kind = TASK_TYPES[settings.task.type]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
     save = settings.modules_to_save
     if save == "auto":
         save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    return preview(model, variant, **asked(settings, save), **flat_hyperparameters(settings, variant))
+    return preview(model, spec.variant, **target_arguments(settings, save), **spec.hyperparameters)
 
 
 def print_preview(found: Preview, console: Console) -> None:
@@ -85,7 +84,7 @@ def _table(found: Preview) -> Table:
     return table
 
 
-def folded(rows: Iterable[Row]) -> list[list[Row]]:
+def folded(rows: Iterable[PreviewRow]) -> list[list[PreviewRow]]:
     """The rows in groups that differ in nothing but numbers within their names."""
     return _grouped(
         rows, lambda row: (_pattern(row.name), row.role, row.shape, row.rank, row.alpha, row.trainable)

@@ -1,12 +1,12 @@
-"""How a run is judged, and what it may be fed."""
+"""Evaluate a run on its splits; check that inputs fit the embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from lora_zoo.inject.base_model import named_base_modules
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.base_model import named_base_modules
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.train_eval import evaluating
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example
@@ -14,28 +14,28 @@ from lora_zoo.training.resources import TaskData
 
 
 class Evaluator:
-    """Judges an adapted model on a task's splits, by the task's metrics."""
+    """Evaluates an adapted model on a task's splits, by the task's metrics."""
 
     def __init__(
         self,
         injection: Injection,
-        material: TaskData,
+        data: TaskData,
         metrics: dict[str, Any],
         *,
         record: Record,
         eval_splits: list[str],
     ) -> None:
-        self.injection, self.material, self.metrics = injection, material, metrics
-        self.record, self.eval_splits = record, [s for s in eval_splits if s in material.splits]
+        self.injection, self.data, self.metrics = injection, data, metrics
+        self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
 
     def evaluate(self, *, keep: bool) -> dict[str, dict[str, float]]:
-        """Metrics by split; `keep` writes the outcome of every example to the run's folder."""
+        """Compute metrics by split; `keep` writes the outcome of every example to the run's folder."""
         return {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
 
     def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
         model = self.injection.model
         with evaluating(model):
-            outcomes = self.material.kind.outcomes(model, self.material.splits[split])
+            outcomes = self.data.kind.outcomes(model, self.data.splits[split])
         if keep:
             self.record.examples(split, outcomes)
         predictions = [o["prediction"] for o in outcomes]
@@ -47,7 +47,7 @@ class Evaluator:
 
 
 def check_inputs(model: nn.Module, data: Sequence[Example]) -> None:
-    """Raises ValueError for tokens and lengths for which the model has no embedding."""
+    """ValueError for tokens and lengths for which the model has no embedding."""
     known = {name: m.num_embeddings for name, m in named_base_modules(model) if isinstance(m, nn.Embedding)}
     greatest = max(max(example["input_ids"]) for example in data)
     words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]

@@ -1,24 +1,37 @@
 """Checkpoints on signals and by the clock."""
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from lora_zoo.training.signals import SignalHandler
-
-if TYPE_CHECKING:
-    from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.training.state import TrainState
 
 
-class Interrupt(TrainerCallback):
-    """Ends training after the step in hand, with a checkpoint, once the process is told to stop."""
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, once a signal was received."""
 
-    def __init__(self, trainer: "ZooTrainer", signals: SignalHandler) -> None:
-        self.trainer, self.signals = trainer, signals
+    def __init__(self, train_state: TrainState, signals: SignalHandler) -> None:
+        self.train_state, self.signals = train_state, signals
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.signals.asked is not None:
-            self.trainer.owed = control.should_evaluate  # the next process makes up for it
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        if self.signals.received is not None:
+            self.train_state.evaluation_pending = control.should_evaluate  # the next process makes up for it
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
+
+
+class TimedCheckpoints(TrainerCallback):
+    """A checkpoint whenever `minutes` have passed since the last one."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.last = 60 * minutes, time.monotonic()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        control.should_save |= time.monotonic() - self.last >= self.seconds
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.last = time.monotonic()

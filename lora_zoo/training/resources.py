@@ -1,7 +1,7 @@
-"""Where a run gets its data and its base model from: anew, or from the run before it in the same process.
+"""The resources of a run: its process, its data, its base model. New, cached, or a launcher's own.
 
-What is shared cannot be told from what is new: the base is put back as it was and proved by a hash before it
-is lent again, and loaded anew where the hash differs.
+Runs of one process reuse the base model. It is restored after each run and its hash checked before the next;
+if it differs, the model is loaded again. `ResourcePool` is the one seam between a run and whoever starts it.
 """
 
 import contextlib
@@ -12,25 +12,30 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import torch
+from accelerate import Accelerator
+from torch import nn
 
 from lora_zoo.config.schema import Settings, file_of
+from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.core.adapter import Variant
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.base import Example
 from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.registry import TASK_TYPES
+from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
 DATA_SETS = 2
-"""So many data sets are kept: a sweep over two tasks may alternate between them."""
+"""Data sets that are kept: a sweep over two tasks may alternate between them."""
 GLOBAL = ("ACCELERATE_", "CUBLAS_", "FSDP_")
-"""Environment variables through which transformers and accelerate tell themselves what a run asked for."""
+"""Prefixes of the environment variables in which transformers and accelerate keep a run's settings."""
 
 
 class TaskData:
@@ -40,7 +45,7 @@ class TaskData:
         datasets.disable_progress_bars()
         self.splits = load_splits(settings.task)
         self.tokenizer = load_tokenizer(settings.model)
-        self.kind = TASK_TYPES[settings.task.kind](settings.task, self.tokenizer, self.splits)
+        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -52,32 +57,51 @@ class TaskData:
 
 
 class ResourcePool(ABC):
-    """Gives one run at a time what it needs; the run gives the base back, however it ended."""
+    """Lends one run at a time what it needs; the run gives the base back, however it ended."""
+
+    exclusive = True
+    """True if passes of the base are this run's alone, so that their memory can be measured."""
+
+    @contextlib.contextmanager
+    def process(self) -> Iterator[SignalHandler]:
+        """Inside, signals stop the run; afterwards the settings of the process are as they were."""
+        with SignalHandler().listening() as signals, process_as_it_was():
+            yield signals
 
     @abstractmethod
-    def material(self, settings: Settings) -> TaskData:
+    def task_data(self, settings: Settings) -> TaskData:
         """The run's data. ValueError where they cannot be had."""
 
     @abstractmethod
-    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
+    def base(self, settings: Settings, data: TaskData, seed: int) -> Loaded:
         """The model in evaluation mode, new heads drawn from `seed`. ValueError where it cannot be had."""
 
-    @abstractmethod
-    def give_back(self) -> None:
-        """The run is over: nothing of it stays in what it was lent."""
+    def inject(
+        self, model: nn.Module, variant: type[Variant], seed: int, arguments: Mapping[str, Any]
+    ) -> Injection:
+        """Adapt the base; `arguments` are those of `inject`. ValueError where they do not fit it."""
+        return inject(model, variant, **arguments, seed=seed)
+
+    def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
+        """Prepare the accelerator that will run the backward passes."""
+
+    def about(self) -> dict[str, Any]:
+        """Entries for the record of a run that has trained."""
+        return {}
+
+    def give_back(self) -> None:  # noqa: B027
+        """End the run: nothing of it stays in what it was lent."""
 
 
 class FreshResources(ResourcePool):
-    """Everything anew: for a run that is alone in its process."""
+    """Loads everything: for a run that is alone in its process."""
 
-    def material(self, settings: Settings) -> TaskData:
+    def task_data(self, settings: Settings) -> TaskData:
         return TaskData(settings)
 
-    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
-        kind = material.kind
-        return load_model(settings.model, kind.auto_class, kind.head(), material.tokenizer, seed)
-
-    def give_back(self) -> None: ...
+    def base(self, settings: Settings, data: TaskData, seed: int) -> Loaded:
+        kind = data.kind
+        return load_model(settings.model, kind.auto_class, kind.head(), data.tokenizer, seed)
 
 
 class _Kept(NamedTuple):
@@ -87,24 +111,24 @@ class _Kept(NamedTuple):
 
 
 class CachedResources(FreshResources):
-    """For the runs of a sweep: one base, which is dropped when another is asked for, and a few data sets."""
+    """Keeps one base, dropped when another is requested, and a few data sets for the runs of a sweep."""
 
     def __init__(self) -> None:
         self._data: dict[str, TaskData] = {}
         self._base: _Kept | None = None
 
-    def material(self, settings: Settings) -> TaskData:
-        key = _key(asdict(settings.task), _model(settings), _files(settings))
+    def task_data(self, settings: Settings) -> TaskData:
+        key = _key(asdict(settings.task), asdict(settings.model), _files(settings))
         gc.collect()  # the run before is one great cycle
-        found = self._data.pop(key, None) or super().material(settings)
+        found = self._data.pop(key, None) or super().task_data(settings)
         self._data[key] = found  # the last used is the last in line
-        while len(self._data) > DATA_SETS:
+        if len(self._data) > DATA_SETS:
             self._data.pop(next(iter(self._data)))
         return found
 
-    def base(self, settings: Settings, material: TaskData, seed: int) -> Loaded:
-        kind = material.kind
-        key = _key(_model(settings), kind.auto_class, kind.head(), _files(settings, model=True))
+    def base(self, settings: Settings, data: TaskData, seed: int) -> Loaded:
+        kind = data.kind
+        key = _key(asdict(settings.model), kind.auto_class, kind.head(), _files(settings, model=True))
         kept = self._base
         if kept is not None and kept.key in (key, _key(key, seed)):
             kept.snapshot.restore()
@@ -113,7 +137,7 @@ class CachedResources(FreshResources):
                 return kept.loaded
             _log.info("the run before has changed the base model; it is loaded again")
         self._base = kept = None  # before another one takes its place in memory
-        loaded = super().base(settings, material, seed)
+        loaded = super().base(settings, data, seed)
         if can_be_shared(loaded.model):
             key = _key(key, seed) if loaded.new_modules else key  # a new head depends on the seed
             self._base = _Kept(key, loaded, Snapshot(loaded.model))
@@ -128,12 +152,8 @@ def _key(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-def _model(settings: Settings) -> dict[str, Any]:
-    return asdict(settings.model)
-
-
 def _files(settings: Settings, model: bool = False) -> list[Any]:
-    """What the disk says of the local files behind the data and the model: they may change during a sweep."""
+    """Stat the local files behind the data and the model, which may change during a sweep."""
     folder = Path(source(settings.model))
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     if not model:
@@ -153,7 +173,7 @@ def _stat(path: Path) -> tuple[str, int, int, int] | str:
 
 @contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Afterwards, what a run sets for its whole process is as before: threads, determinism, environment."""
+    """Restore afterwards what a run sets for its whole process: threads, determinism, environment."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -174,11 +194,7 @@ def _environment() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(GLOBAL)}
 
 
-_SHARED: list[CachedResources] = []
-
-
+@cache
 def of_this_process() -> CachedResources:
-    """The supply that the runs of a sweep have in common, as far as they run in one process."""
-    if not _SHARED:
-        _SHARED.append(CachedResources())
-    return _SHARED[0]
+    """The resources that the runs of a sweep share as far as they run in one process."""
+    return CachedResources()

@@ -1,4 +1,4 @@
-"""One run, from composed settings to a complete record."""
+"""One run, from its specification to a complete record."""
 
 import contextlib
 import logging
@@ -8,77 +8,59 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from lora_zoo.config import command_line
+from lora_zoo.config.choices import originals
 from lora_zoo.config.schema import Settings
-from lora_zoo.config.validate import resolved
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.errors import in_one_line
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
-from lora_zoo.runs.identity import identified, readable_name, without_effect
-from lora_zoo.runs.record import Busy, Claim, Record, claimed, now, write_atomically
+from lora_zoo.runs.record import Busy, FolderClaim, Record, claimed, now, write_atomically
 from lora_zoo.runs.redact import RedactingFormatter, redacted
-from lora_zoo.training.callbacks import Progress, ProgressBar
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
-from lora_zoo.training.experiment import Experiment, RunContext
-from lora_zoo.training.resources import FreshResources, of_this_process, process_as_it_was
-from lora_zoo.training.signals import SignalHandler
+from lora_zoo.training.experiment import Experiment
+from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
+from lora_zoo.training.session import RunContext
 
 _log = logging.getLogger("lora_zoo")
 
 
 def run(
-    config: DictConfig,
-    overrides: list[str],
-    sweep: str | None,
-    progress: type[Progress] = ProgressBar,
+    spec: RunSpec,
+    sweep: str | None = None,
     *,
-    make: type[Experiment] | partial[Experiment] = Experiment,
-    signals: SignalHandler | None = None,
+    progress: bool = True,
+    resources: ResourcePool | None = None,
 ) -> int:
-    """Run one configuration and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
+    """Make one run and return its exit code: 0 done, 1 failed or diverged, 2 a mistake in the input.
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
-    there already is not run again. Raises Stopped where the process is told to stop. `make` and `signals`
-    are another kind of Experiment and of being told to stop, for jobs that share a process.
+    there already is not run again. Raises Stopped where a signal stops the run. `resources` are those of
+    a job that shares its process with others.
     """
-    console = Console()
-    try:
-        settings = resolved(config)
-        variant = VARIANTS.find(settings.variant["name"])
-    except (ValueError, KeyError) as mistake:
-        _complain(console, str(mistake))
-        return 2
-    for name in without_effect(settings, variant, overrides):
-        text = f"note: {name} has no effect with variant={variant.name}"
+    console, settings = Console(), spec.settings
+    for name in spec.without_effect():
+        text = f"note: {name} has no effect with variant={spec.variant.name}"
         console.print(text, style="yellow", soft_wrap=True)
     if settings.dry_run:
-        return dry_run(settings, variant, console)
+        return dry_run(spec, console)
     resume = sweep is not None if settings.resume is None else settings.resume
     group = Path(sweep).name if sweep else None
     try:
-        code, parts = identified(asdict(settings), variant)
-        name = readable_name(settings, variant)
-        with claimed(sweep or settings.out, f"{name}-{code}", resume=resume) as claim:
+        with claimed(sweep or settings.out, f"{spec.name}-{spec.identity}", resume=resume) as claim:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
-            record = _opened(claim, settings, config, overrides, name=name, identity=code, made_of=parts)
-            # Who shares being told to stop shares the process, which whoever began it puts back.
-            own = process_as_it_was() if signals is None else contextlib.nullcontext()
-            resources = of_this_process() if group and signals is None else FreshResources()
-            signals = signals or SignalHandler()
-            around = RunContext(console, group, signals, resources, progress)
-            with _logging_to(claim.folder / "run.log", console), signals.listening(), own:
-                return _kept(make(settings, variant, record, around))
+            record = _opened(claim, spec)
+            resources = resources or (of_this_process() if group else FreshResources())
+            with _logging_to(claim.folder / "run.log", console), resources.process() as signals:
+                context = RunContext(console, group, signals, resources, progress)
+                return _kept(Experiment(spec, record, context))
     except Busy as busy:
         _complain(console, str(busy))
         return 2
@@ -87,37 +69,37 @@ def run(
         return 2
 
 
-def _opened(
-    claim: Claim, settings: Settings, config: DictConfig, overrides: list[str], **names: Any
-) -> Record:
-    """The record of a run that begins or, where the claim says so, goes on."""
+def _opened(claim: FolderClaim, spec: RunSpec) -> Record:
+    """Open the run's record: a new one or, where the claim says so, one that goes on."""
+    settings, config = spec.settings, asdict(spec.settings)
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
-    words = redacted(["python", "-m", "lora_zoo.run", *command_line.originals(overrides)])
+    words = redacted(["python", "-m", "lora_zoo.run", *originals(spec.overrides)])
     record = Record(
         claim.folder,
         claim.before,
-        **names,
+        name=spec.name,
+        identity=spec.identity,
+        made_of=spec.made_of,
         command=shlex.join(words),
-        config=asdict(settings),
+        config=config,
         seed=settings.seed,
         data_seed=settings.data_seed,
         **({"resumed": resumed} if resumed else {}),
     )
-    tree = redacted(OmegaConf.to_container(config, resolve=True))
-    write_atomically(claim.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    write_atomically(claim.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config))))
     return record
 
 
-def _asks_for_more(settings: Settings, claim: Claim) -> bool:
-    """Whether a finished run lacks something that can be asked for without changing what it is."""
+def _asks_for_more(settings: Settings, claim: FolderClaim) -> bool:
+    """True if a finished run lacks something that its settings now ask for and that changes no result."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
-    unmeasured = settings.retention is not None and "retention" not in claim.before
+    unmeasured = settings.forgetting_text is not None and "retention" not in claim.before
     unmerged = settings.merge and not (claim.folder / "merged").is_dir()
     return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
 
 
-def _finished_before(claim: Claim, console: Console) -> int:
+def _finished_before(claim: FolderClaim, console: Console) -> int:
     state = claim.before["state"]
     console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
     return int(state != "done")
@@ -128,12 +110,12 @@ def _kept(experiment: Experiment) -> int:
         return _recorded(experiment)
     except OSError as refusal:  # what ended the run stands in no record
         text = f"{refusal.filename or experiment.record.folder}: {refusal.strerror or refusal}"
-        _complain(experiment.console, f"failed: the record cannot be written: {text}")
+        _complain(experiment.context.console, f"failed: the record cannot be written: {text}")
         return 1
 
 
 def _recorded(experiment: Experiment) -> int:
-    settings, record, console = experiment.settings, experiment.record, experiment.console
+    settings, record, console = experiment.settings, experiment.record, experiment.context.console
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -148,14 +130,14 @@ def _recorded(experiment: Experiment) -> int:
         state, error, code = "failed", mistake, 1 if experiment.underway else 2
     except KeyboardInterrupt as signalled:
         told = signalled
-        experiment.signals.leave(lambda: _interrupted(record, console, told))
+        experiment.context.signals.leave(lambda: _interrupted(record, console, told))
         raise
     except (
         Exception
     ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
         state, error, code = "failed", failure, 1
     finally:
-        experiment.resources.give_back()
+        experiment.context.resources.give_back()
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
     said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
     if error is not None:
@@ -163,7 +145,7 @@ def _recorded(experiment: Experiment) -> int:
     memory = record.content.get("memory", {}) | peak_memory()
     record.end(state, timings=timings, memory=memory, **said)
     if error is None:
-        show = summary.print_line if experiment.group else summary.print_run
+        show = summary.print_line if experiment.context.group else summary.print_run
         show(record, console)
     else:
         _complain(console, f"{state}: {_one_line(error)}")

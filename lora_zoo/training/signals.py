@@ -1,7 +1,7 @@
-"""Being told to stop: Ctrl-C, SIGTERM, and the signal that Slurm sends ahead of a job's end.
+"""Stop a run on Ctrl-C, on SIGTERM, and on the signal that Slurm sends ahead of a job's end.
 
 A run that trains finishes its step, writes a checkpoint and leaves; elsewhere it leaves at once, since the
-last checkpoint says it all. A second signal leaves without another word.
+last checkpoint holds all that it has. A second signal ends the process at once.
 
 | signal | sent by | exit code |
 |---|---|---|
@@ -11,6 +11,7 @@ last checkpoint says it all. A second signal leaves without another word.
 | SIGUSR2 | Hydra's submitit launcher, which puts the job into the queue again by itself | 140 |
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 PATIENCE = 7.0  # seconds that a step has to end, of the ten in which a run promises to leave
 LAST = 2.0  # seconds for what is closed afterwards
@@ -27,7 +28,7 @@ REQUEUE = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(si
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was told to stop; `code` is the exit code of a process that a signal ended."""
+    """The run was stopped by a signal; `code` is the exit code of a process that a signal ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -35,20 +36,20 @@ class Stopped(KeyboardInterrupt):
 
 
 class SignalHandler:
-    """Whether this process was told to stop. `patient()` puts it off to the end of the block."""
+    """Stops a run on signals. `received` is the number of the first one, None before."""
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._patient = False
+        self.received: int | None = None
+        self._deferring = False
         self._before: dict[int, Any] = {}
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["SignalHandler"]:
+    def listening(self) -> Iterator[Self]:
         """Inside, the signals above stop the run. In a thread that is not the main one, nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        self._before = {number: signal.signal(number, self._told) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield self
         finally:
@@ -56,31 +57,31 @@ class SignalHandler:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Inside, a signal is noted and the block goes on, for at most `PATIENCE` seconds."""
-        self._patient = True
+    def defer(self) -> Iterator[None]:
+        """Inside, a signal is noted in `received` and the block goes on, for at most `PATIENCE` seconds."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferring = False
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
             os._exit(128 + number)
-        self.asked = number
-        if not self._patient:
+        self.received = number
+        if not self._deferring:
             raise Stopped(number)
-        after(PATIENCE, self._impatient)
+        set_alarm(PATIENCE, self._overdue)
 
-    def _impatient(self, *_: object) -> None:
-        assert self.asked is not None
-        at_the_latest(self.asked)
-        raise Stopped(self.asked)
+    def _overdue(self, *_: object) -> None:
+        assert self.received is not None
+        exit_soon(self.received)
+        raise Stopped(self.received)
 
     def leave(self, record: Callable[[], None]) -> None:
-        """Record that the run was stopped, put the job into the queue again where Slurm asked for it."""
-        number = self.asked or signal.SIGINT
-        at_the_latest(number)
+        """Call `record`, which notes the stop; queue the job again if the signal was Slurm's."""
+        number = self.received or signal.SIGINT
+        exit_soon(number)
         record()
         self._requeue(number)
 
@@ -102,11 +103,15 @@ def requeue() -> None:
             subprocess.run(["scontrol", "requeue", job], check=False)
 
 
-def after(seconds: float, call: Callable[..., object]) -> None:
+def set_alarm(seconds: float, call: Callable[..., object]) -> None:
     signal.signal(signal.SIGALRM, call)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def at_the_latest(number: int) -> None:
-    """Whatever is still going on in `LAST` seconds, the process leaves as signal `number` ends one."""
-    after(LAST, lambda *_: os._exit(128 + number))
+def exit_soon(number: int) -> None:
+    """Let the process exit after `LAST` seconds as signal `number` ends one, whatever is still going on."""
+    set_alarm(LAST, lambda *_: os._exit(128 + number))
+
+
+# Python drops its handlers while it shuts down: an alarm after that would end the process with its own code.
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)

@@ -1,14 +1,15 @@
-"""What an adapter learned: the ΔW = W' - W of each matrix, its spectrum, and what it has to do with W.
+"""Weight updates ΔW = W' - W of an adapter: their spectra, directions, and relation to W.
 
-from lora_zoo import deltas
-one = deltas.read("runs/lora-r8-s0")          # a run, an adapter of ours or PEFT's, loralib's file
-deltas.spectra(one)                           # a DataFrame, a row a matrix
-deltas.comparison(one, deltas.read("runs/lora-r8-s1"), of="A")
-deltas.amplification(deltas.read("runs/lora-r8-s0", base=True))
+from lora_zoo import updates
+one = updates.read("runs/lora-r8-s0")         # a run, an adapter of ours or PEFT's, loralib's file
+updates.spectra(one)                          # a DataFrame, a row a matrix
+updates.comparison(one, updates.read("runs/lora-r8-s1"), of="A")
+updates.amplification(updates.read("runs/lora-r8-s0", base=True))
 
 The names below are imported on first use.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -16,24 +17,28 @@ _HOMES = {
     "read": "reading",
     "read_each": "reading",
     "checkpoints": "reading",
-    "Deltas": "reading",
-    "NeedsBase": "reading",
+    "AdapterUpdates": "reading",
+    "NeedsBase": "without_base",
     "of_runs": "recording",
     "runs": "recording",
     "amplification": "tables",
     "changes": "tables",
-    "comparison": "tables",
+    "comparison": "comparisons",
     "evolution": "tables",
-    "grid": "tables",
+    "grid": "comparisons",
     "intruders": "tables",
-    "random_grid": "tables",
+    "overlap": "tables",
+    "random_grid": "comparisons",
     "spectra": "tables",
-    "touched": "tables",
 }
+_RENAMED = {"Deltas": "AdapterUpdates", "touched": "overlap"}
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"updates.{name} is now updates.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'lora_zoo.updates' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Numbers that say how a spectrum is spread. σ (K,) are singular values, largest first.
+"""Measures of the spread of a spectrum. σ (K,) are singular values, largest first.
 
 Each is 0 where all σ are 0, and NaN where one is.
 """
@@ -36,7 +36,7 @@ def participation_ratio(sigma_K: Tensor) -> float:
 
 
 def numerical_rank(sigma_K: Tensor) -> float:
-    """How many σ are above 1e-6 of the first."""
+    """The number of σ above 1e-6 of the first."""
     top = _top(sigma_K)
     return top if math.isnan(top) else int((sigma_K > NOISE * top).sum())
 

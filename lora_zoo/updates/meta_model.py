@@ -1,4 +1,4 @@
-"""Models that have the shapes of a base and none of its weights: adapters fit on them and cost no memory.
+"""Models with the shapes of a base and without its weights: adapters fit on them and cost no memory.
 
 A weight is one zero, expanded to the shape: adapters whose ΔW is a product of factors never ask for W.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters
 
 
 def empty_model(model: nn.Module) -> nn.Module:

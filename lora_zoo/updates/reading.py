@@ -1,9 +1,9 @@
-"""The ΔW of an adapter on disk: a run's, ours, PEFT's or loralib's. The base is loaded where it must be.
+"""Read the updates ΔW of an adapter on disk: a run's, ours, PEFT's or loralib's; with its base if needed.
 
-deltas = read("runs/lora-r8-s0")                  # from the factors alone
-deltas["model.layers.0.self_attn.q_proj"].singular_values
-deltas = read("runs/dora-r8-s0", base=True)       # with the base's weights
-deltas.base("model.layers.0.self_attn.q_proj")    # W (O, I)
+updates = read("runs/lora-r8-s0")                 # from the factors alone
+updates["model.layers.0.self_attn.q_proj"].singular_values
+updates = read("runs/dora-r8-s0", base=True)      # with the base's weights
+updates.base("model.layers.0.self_attn.q_proj")   # W (O, I)
 """
 
 import json
@@ -15,34 +15,28 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, placed, read_adapter, read_description
-from lora_zoo.formats.peft.read import is_peft, read_peft, saved_by
-from lora_zoo.formats.safe_files import tensors_in
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.roles import role_of
+from lora_zoo.formats.native import DESCRIPTION, inject_saved, read_adapter, read_description
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.roles import role_of
 from lora_zoo.models.base import adapter_in, base_of
-from lora_zoo.models.loading import load_model, outline
+from lora_zoo.models.loading import load_model
 from lora_zoo.runs.record import RESULT
-from lora_zoo.updates.delta import Delta, Product
-from lora_zoo.updates.meta_model import empty_model, meta_model
-from lora_zoo.updates.summary import delta_of
+from lora_zoo.updates.summary import update_of
+from lora_zoo.updates.weight_update import FactoredUpdate, WeightUpdate
+from lora_zoo.updates.without_base import NeedsBase, holds_base, model_without_weights
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-class NeedsBase(ValueError):
-    """The ΔW of this adapter is not known without the weights of its base."""
-
-
 class Position(NamedTuple):
-    """Where a matrix is in its model: role ("" for none) and layer, None outside of the layers."""
+    """Role ("" for none) and layer (None outside of the layers) of a matrix."""
 
     role: str
     layer: int | None
 
 
-class Deltas(Mapping[str, Delta]):
-    """The ΔW of one adapter by the names of its matrices. `skipped`: what trained in full, left out here."""
+class AdapterUpdates(Mapping[str, WeightUpdate]):
+    """The updates of one adapter by matrix name. `skipped`: fully trained matrices that are left out."""
 
     def __init__(self, label: str, injection: Injection) -> None:
         self.label, self._injection = label, injection
@@ -52,10 +46,10 @@ class Deltas(Mapping[str, Delta]):
         self.skipped: list[str] = []
         self._names = injection.matrix_names()
 
-    def __getitem__(self, name: str) -> Delta:
+    def __getitem__(self, name: str) -> WeightUpdate:
         if name not in self._names:
             raise KeyError(unknown("matrix", name, self._names))
-        return delta_of(self._injection, name)
+        return update_of(self._injection, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -68,13 +62,13 @@ class Deltas(Mapping[str, Delta]):
         return self._injection.base_weight(name)
 
     def remove(self) -> nn.Module:
-        """Give the base back, without the adapter; afterwards nothing is left to read here."""
+        """Remove the adapter and return its base; afterwards there is nothing left to read here."""
         self._names = []
         return self._injection.remove()
 
 
-class Thin(Deltas):
-    """The same, read without the base: every ΔW is a product of factors."""
+class FactoredUpdates(AdapterUpdates):
+    """Updates that were read without the base: every ΔW is a product of factors."""
 
     def __init__(self, label: str, injection: Injection) -> None:
         super().__init__(label, injection)
@@ -92,10 +86,10 @@ def read(
     alpha: float | None = None,
     enable: Sequence[str] = (),
     trust_remote_code: bool = False,
-) -> Deltas:
+) -> AdapterUpdates:
     """The ΔW of the adapter at `source`: a run's folder, an adapter's, a checkpoint's, or loralib's file.
 
-    Without `base` nothing but the factors is read where that is enough (LoRA and its kin, residual starts of
+    Without `base` nothing but the factors is read where that is enough (LoRA and its kin, residual inits of
     ours), and the model's structure where the files do not tell all shapes; a DoRA adapter, full fine-tuning
     and PEFT's PiSSA need the base's weights and load them. `model` stands in for the base that the adapter
     names; `alpha` and `enable` are for loralib's files, whose convolutions are taken for linear layers unless
@@ -106,7 +100,7 @@ def read(
     label = label_of(Path(source))
     if not folder.exists():
         raise FileNotFoundError(f"{source} does not exist")
-    why: ValueError = NeedsBase("the base's weights are asked for")
+    why: ValueError = NeedsBase("the base's weights were requested")
     if not base:
         try:
             return _from_factors(folder, label, model, alpha, enable)
@@ -121,8 +115,8 @@ def read(
 
 def read_each(
     sources: Mapping[str, Path], *, model: str | None = None, trust_remote_code: bool = False
-) -> Iterator[Deltas]:
-    """Several adapters of one base, which is loaded once; each is gone when the next one comes.
+) -> Iterator[AdapterUpdates]:
+    """Several adapters of one base, which is loaded once; each is removed before the next one.
 
     `sources`: label -> folder. Raises as `read` does.
     """
@@ -130,9 +124,9 @@ def read_each(
     for label, source in sources.items():
         folder = adapter_in(source)
         network = network or _loaded(folder, model, trust_remote_code)
-        deltas = _on(network, folder, label)
-        yield deltas
-        deltas.remove()
+        updates = _on(network, folder, label)
+        yield updates
+        updates.remove()
 
 
 def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Module:
@@ -142,11 +136,13 @@ def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Modu
 
 def _on(
     network: nn.Module, folder: Path, label: str, alpha: float | None = None, enable: Sequence[str] = ()
-) -> Deltas:
-    deltas = Deltas(label, placed(network, read_adapter(network, folder, alpha=alpha, enable=enable)))
-    if not deltas:
-        raise ValueError(f"{folder}: {deltas.variant} changes no matrix")
-    return deltas
+) -> AdapterUpdates:
+    updates = AdapterUpdates(
+        label, inject_saved(network, read_adapter(network, folder, alpha=alpha, enable=enable))
+    )
+    if not updates:
+        raise ValueError(f"{folder}: {updates.variant} changes no matrix")
+    return updates
 
 
 def checkpoints(run: str | Path) -> dict[int, Path]:
@@ -172,7 +168,7 @@ def position(name: str) -> Position:
 
 
 def label_of(source: Path) -> str:
-    """What an adapter is called in tables: its run's name, else its folder's."""
+    """The name of an adapter in tables: its run's name, else its folder's."""
     try:
         record = json.loads((source / RESULT).read_text(encoding="utf-8"))
         return str(record["name"])
@@ -182,87 +178,22 @@ def label_of(source: Path) -> str:
 
 def _from_factors(
     folder: Path, label: str, model: str | None, alpha: float | None, enable: Sequence[str]
-) -> Deltas:
+) -> AdapterUpdates:
     ours = not folder.is_file() and (folder / DESCRIPTION).is_file()
     if ours and not read_description(folder)["target_modules"]:
         raise NeedsBase(f"{folder}: what was trained in full is compared with the base's weights")
-    if _holds_base(folder):
+    if holds_base(folder):
         raise NeedsBase(
             f"{folder}: it holds tensors of its base, which only the base's weights tell from trained"
         )
-    network = _structure(folder, model, enable)
+    network = model_without_weights(folder, model, enable)
     known = read_adapter(network, folder, alpha=alpha, enable=enable)
-    if known.started:
-        raise NeedsBase(f"{folder}: its start factors come from the base's weights")
-    thin = Thin(label, placed(network, known))
-    for delta in thin.values():
-        if not isinstance(delta, Product):
-            raise NeedsBase(f"{folder}: ΔW of {thin.variant} depends on the base's weights")
-    if not thin:  # PEFT's, of modules_to_save alone
+    if known.init_from_base:
+        raise NeedsBase(f"{folder}: its initial factors come from the base's weights")
+    factored = FactoredUpdates(label, inject_saved(network, known))
+    for update in factored.values():
+        if not isinstance(update, FactoredUpdate):
+            raise NeedsBase(f"{folder}: ΔW of {factored.variant} depends on the base's weights")
+    if not factored:  # PEFT's, of modules_to_save alone
         raise NeedsBase(f"{folder}: what was trained in full is compared with the base's weights")
-    return thin
-
-
-def _structure(folder: Path, model: str | None, enable: Sequence[str]) -> nn.Module:
-    """A model without weights: from the shapes of the factors, or from the base's configuration."""
-    part = bool(enable) and folder.is_file()  # a part of a fused layer does not tell the layer's shape
-    shapes = None if model or part else _shapes(folder)
-    if shapes is not None:
-        return meta_model(*shapes)
-    try:
-        about = base_of(folder, model)
-        return empty_model(outline(about.model, about.auto_class, about.head))
-    except ValueError as mistake:
-        raise NeedsBase(f"{folder}: its tensors do not tell the shapes of its matrices") from mistake
-
-
-def _holds_base(folder: Path) -> bool:
-    """Whether tensors that nobody said would train stand beside the factors: the base's own, most likely."""
-    if folder.is_file():
-        tensors = tensors_in(folder)
-        factors = {name for name in tensors if name.endswith((".lora_A", ".lora_B"))}
-        adapted = tuple(f"{name.rpartition('.')[0]}." for name in factors)
-        return any(name.startswith(adapted) for name in tensors.keys() - factors)
-    if (folder / DESCRIPTION).is_file() or not is_peft(folder):
-        return False
-    saved, rest = read_peft(folder)
-    wanted = saved.config.get("modules_to_save") or []
-    return any(saved_by(name, wanted) is None for name in rest)
-
-
-def _shapes(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]] | None:
-    """(O, I) of every adapted matrix and the tensors beside the factors; None where the files do not tell."""
-    if folder.is_file():
-        pairs, rest = _by_layer(tensors_in(folder), "lora_B", "lora_A")
-    elif is_peft(folder) and not (folder / DESCRIPTION).is_file():
-        saved, rest = read_peft(folder)
-        short = {
-            f"{m}.{name.removesuffix('.weight')}": t
-            for m, own in saved.modules.items()
-            for name, t in own.items()
-        }
-        pairs, _ = _by_layer(short, "lora_B", "lora_A")
-        if saved.shared or pairs.keys() != saved.modules.keys():
-            return None
-    else:
-        description = read_description(folder)
-        pairs, rest = _by_layer(tensors_in(folder / WEIGHTS), "B_OR", "A_RI")
-        rest = {name: tensor for name, tensor in rest.items() if name in description["in_full"]}
-        if pairs.keys() != set(description["target_modules"]) or rest.keys() != set(description["in_full"]):
-            return None  # a seed restores what is not there, and tied parameters are stored once
-    if any(B.ndim != 2 or A.ndim != 2 or B.shape[1] != len(A) for B, A in pairs.values()):
-        return None  # a convolution's, or the parts of a fused layer
-    return {name: (len(B), A.shape[1]) for name, (B, A) in pairs.items()}, rest
-
-
-def _by_layer(
-    tensors: Mapping[str, Tensor], b: str, a: str
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The factors (B, A) of each layer that has both, and the other tensors."""
-    layers = {name.removesuffix(f".{b}") for name in tensors if name.endswith(f".{b}")}
-    pairs = {n: (tensors[f"{n}.{b}"], tensors[f"{n}.{a}"]) for n in layers if f"{n}.{a}" in tensors}
-    own = {f"{name}.{last}" for name in pairs for last in (a, b)}
-    return pairs, {name: tensor for name, tensor in tensors.items() if name not in own}
-
-
-__all__ = ["Deltas", "NeedsBase", "Position", "checkpoints", "label_of", "position", "read", "read_each"]
+    return factored

@@ -1,4 +1,4 @@
-"""Tables of ΔW beside the records of runs, which outlive the adapters: `deltas.json` in a run's folder."""
+"""Tables of ΔW kept with a run's record, which outlives the adapter: `deltas.json` in the run's folder."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,42 +12,41 @@ from lora_zoo.formats.native import DESCRIPTION
 from lora_zoo.models.base import PEFT
 from lora_zoo.runs.curves import updates
 from lora_zoo.runs.frame import load
-from lora_zoo.runs.loading import ARCHIVE, DELTAS, recorded
+from lora_zoo.runs.loading import ARCHIVE, DELTAS, RENAMED, recorded, tables_of
 from lora_zoo.runs.record import RESULT, write_atomically
 from lora_zoo.updates import tables
-from lora_zoo.updates.reading import Deltas, read
+from lora_zoo.updates.reading import AdapterUpdates, read
 
-TABLES: dict[str, Callable[[Deltas], pd.DataFrame]] = {
+TABLES: dict[str, Callable[[AdapterUpdates], pd.DataFrame]] = {
     "spectra": tables.spectra,
     "changes": tables.changes,
     "amplification": tables.amplification,
-    "touched": tables.touched,
+    "overlap": tables.overlap,
     "intruders": tables.intruders,
 }
-"""What is made of one adapter; `evolution` beside them is made of a run's checkpoints."""
-THIN = ("spectra",)
-"""Those that need the base only where the adapter does."""
+"""Tables of one adapter; `evolution` beside them is made of a run's checkpoints."""
+FACTORS_SUFFICE = ("spectra",)
+"""Tables that need the base only where the adapter does."""
 IN_EVERY_RECORD = ("spectra", "changes")
-"""Those whose columns are, but for a few, among the `updates` of a run's record."""
+"""Tables whose columns are, but for a few, among the `updates` of a run's record."""
 
 
 def record(run: str | Path, names: Sequence[str], *, model: str | None = None) -> Path:
     """Make those of the tables `names` that a run's `deltas.json` lacks, from its adapter; returns the file.
 
-    Raises as `read` does, and ValueError for a name that is none and a folder that is no run's.
+    Raises as `read` does, and ValueError for an unknown table and a folder that is no run's.
     """
-    there = recorded(Path(run)).get("deltas", {})
-    wanted = [name for name in names if name not in there]
+    kept = tables_of(recorded(Path(run)))
+    wanted = [name for name in names if RENAMED.get(name, name) not in kept]
     return write(run, made_of(run, wanted, model=model) if wanted else {})
 
 
 def write(run: str | Path, made: Mapping[str, pd.DataFrame]) -> Path:
-    """Put tables by name into a run's `deltas.json`, beside the others that are there."""
+    """Add tables by name to a run's `deltas.json`; returns the file."""
     run = Path(run)
     if not (run / RESULT).is_file():
         raise ValueError(f"{run} is no run's folder with {RESULT}: there is no record to keep tables with")
-    there: dict[str, Any] = recorded(run).get("deltas", {})
-    tables = there | {name: _rows(table) for name, table in made.items()}
+    tables = tables_of(recorded(run)) | {name: _rows(table) for name, table in made.items()}
     write_atomically(run / DELTAS, json.dumps(tables) + "\n")
     return run / DELTAS
 
@@ -55,25 +54,26 @@ def write(run: str | Path, made: Mapping[str, pd.DataFrame]) -> Path:
 def made_of(
     source: str | Path, names: Sequence[str], *, model: str | None = None, **of_file: Any
 ) -> dict[str, pd.DataFrame]:
-    """The tables `names` of one run or adapter; `of_file`: what `read` wants to know of loralib's.
+    """The tables `names` of one run or adapter; `of_file`: `read`'s arguments for loralib's files.
 
-    Raises as `read` does, and ValueError for a name that is none.
+    Raises as `read` does, and ValueError for an unknown table.
     """
+    names = [RENAMED.get(name, name) for name in names]
     for name in names:
         if name not in (*TABLES, "evolution"):
             raise ValueError(unknown("table", name, [*TABLES, "evolution"]))
     found: dict[str, pd.DataFrame] = {}
     own = [name for name in names if name in TABLES]
     if own:
-        deltas = read(source, base=bool(set(own) - set(THIN)), model=model, **of_file)
-        found = {name: TABLES[name](deltas) for name in own}
+        updates = read(source, base=bool(set(own) - set(FACTORS_SUFFICE)), model=model, **of_file)
+        found = {name: TABLES[name](updates) for name in own}
     if "evolution" in names:
         found["evolution"] = tables.evolution(source, model=model)
     return found
 
 
 def runs(source: str | Path) -> pd.DataFrame:
-    """What `lora_zoo.runs.loading` gives; of adapters without runs, the columns that their ΔW need.
+    """The runs of a folder as `lora_zoo.runs.load` gives them; of adapters alone, the columns that ΔW needs.
 
     `seed` numbers such adapters within their variant and rank. ValueError where there is neither.
     """
@@ -85,9 +85,9 @@ def runs(source: str | Path) -> pd.DataFrame:
         raise ValueError(f"{source} holds neither runs nor adapters")
     rows = []
     for folder in sorted(folders):
-        deltas = read(folder)
-        known = {"variant": deltas.variant, "rank": deltas.rank, "alpha": deltas.alpha}
-        rows.append({"run": str(folder), "name": deltas.label, **known})
+        updates = read(folder)
+        known = {"variant": updates.variant, "rank": updates.rank, "alpha": updates.alpha}
+        rows.append({"run": str(folder), "name": updates.label, **known})
     found = pd.DataFrame(rows).assign(state="done", folder=None, adapter=[row["run"] for row in rows])
     found["record"] = [{} for _ in rows]
     return found.assign(seed=found.groupby(["variant", "rank"], dropna=False).cumcount())
@@ -98,12 +98,12 @@ def of_runs(
 ) -> pd.DataFrame:
     """A table of all runs of a frame, as recorded or else made of the adapter, with `run` and the `settings`.
 
-    Of runs without either, `spectra` and `changes` have what every record holds of ΔW; from other tables they
-    are left out. ValueError where nothing remains.
+    Of runs without either, `spectra` and `changes` use the updates in every record; other tables leave them
+    out. ValueError where nothing remains.
     """
-    found = []
+    found, table = [], RENAMED.get(table, table)
     for _, run in frame[frame["state"] == "done"].iterrows():
-        rows = run["record"].get("deltas", {}).get(table)
+        rows = tables_of(run["record"]).get(table)
         source = run["folder"] if table == "evolution" else run["adapter"]
         if rows is None and source is not None:
             rows = made_of(source, [table])[table]

@@ -1,4 +1,4 @@
-"""How far two adapters point into the same directions: Grassmann similarity (LoRA, section 7.2, appendix G).
+"""Similarity of the directions of two adapters: Grassmann similarity (LoRA, section 7.2, appendix G).
 
 φ(i, j) = ‖U₁ᵀ U₂‖_F² / min(i, j) of the first i directions of one and the first j of the other, in [0, 1]: 1
 where the smaller subspace lies within the greater, max(i, j) / d expected for random subspaces of R^d. With
@@ -12,41 +12,46 @@ import torch
 from torch import Tensor
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.updates.delta import Delta, Product
+from lora_zoo.updates.weight_update import FactoredUpdate, WeightUpdate
 
 
-def right(delta: Delta) -> Tensor:
+def right(update: WeightUpdate) -> Tensor:
     """ΔW's right singular vectors (K, I), those of σ = 0 left out: directions of the input."""
-    return delta.triplets.Vh_RI[: delta.rank]
+    return update.triplets.Vh_RI[: update.rank]
 
 
-def left(delta: Delta) -> Tensor:
+def left(update: WeightUpdate) -> Tensor:
     """ΔW's left singular vectors (K, O), those of σ = 0 left out: directions of the output."""
-    return delta.triplets.U_OR.T[: delta.rank]
+    return update.triplets.U_OR.T[: update.rank]
 
 
-def of_A(delta: Delta) -> Tensor:
+def of_A(update: WeightUpdate) -> Tensor:
     """The right singular vectors (K, I) of the factor A, what LoRA's figures 3 and 4 show.
 
-    A residual start's A0 is one of its rows' blocks. ValueError where ΔW has no factors.
+    A residual init's A0 is one block of its rows. ValueError where ΔW has no factors.
     """
-    return _independent(_factors(delta)[1])
+    return _independent(_factors(update)[1])
 
 
-def of_B(delta: Delta) -> Tensor:
+def of_B(update: WeightUpdate) -> Tensor:
     """The left singular vectors (K, O) of the factor B. ValueError where ΔW has no factors."""
-    return _independent(_factors(delta)[0].T)
+    return _independent(_factors(update)[0].T)
 
 
-DIRECTIONS: Mapping[str, Callable[[Delta], Tensor]] = {"right": right, "left": left, "A": of_A, "B": of_B}
-"""Name -> a Delta's directions as orthonormal rows, the most important one first."""
+DIRECTIONS: Mapping[str, Callable[[WeightUpdate], Tensor]] = {
+    "right": right,
+    "left": left,
+    "A": of_A,
+    "B": of_B,
+}
+"""Name -> the directions of an update as orthonormal rows, the most important one first."""
 
 
-def directions(delta: Delta, of: str = "right") -> Tensor:
-    """A Delta's directions (K, D) by their name in `DIRECTIONS`. ValueError with the choices for another."""
+def directions(update: WeightUpdate, of: str = "right") -> Tensor:
+    """Directions (K, D) of an update by their name in `DIRECTIONS`. ValueError for another name."""
     if of not in DIRECTIONS:
         raise ValueError(unknown("directions", of, [*DIRECTIONS]))
-    return DIRECTIONS[of](delta)
+    return DIRECTIONS[of](update)
 
 
 def similarity(one_KD: Tensor, other_KD: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ def principal_cosines(one_KD: Tensor, other_KD: Tensor) -> Tensor:
     return torch.linalg.svdvals(one_KD @ other_KD.T).clamp(0, 1)
 
 
-def cosine(one: Delta, other: Delta) -> float:
+def cosine(one: WeightUpdate, other: WeightUpdate) -> float:
     """The cosine between two ΔW as vectors; 0 where one is zero.
 
     ValueError where they are of other shapes, or not finite.
@@ -89,11 +94,13 @@ def cosine(one: Delta, other: Delta) -> float:
     return max(-1.0, min(1.0, one.inner(other) / scale)) if scale else 0.0
 
 
-def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
-    if not isinstance(delta, Product):
-        raise ValueError(f"ΔW of {delta.name} is no product of factors; compare its left or right directions")
-    delta.check_finite()
-    return delta.factors()
+def _factors(update: WeightUpdate) -> tuple[Tensor, Tensor]:
+    if not isinstance(update, FactoredUpdate):
+        raise ValueError(
+            f"ΔW of {update.name} is no product of factors; compare its left or right directions"
+        )
+    update.check_finite()
+    return update.factors()
 
 
 def _independent(rows: Tensor) -> Tensor:

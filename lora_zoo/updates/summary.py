@@ -1,16 +1,16 @@
-"""What a run's record says of each matrix that training changed."""
+"""Rows of a run's record about each matrix that training changed."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lora_zoo.updates.delta import Delta, Dense, Product
 from lora_zoo.updates.measures import effective_rank, stable_rank
 from lora_zoo.updates.vs_base import row_changes
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate, WeightUpdate
 
 if TYPE_CHECKING:
-    from lora_zoo.inject.injection import Injection
+    from lora_zoo.injection.inject import Injection
 
 KEPT = 64
 
@@ -20,33 +20,33 @@ def summary(injection: "Injection") -> list[dict[str, Any]]:
     """One row per changed matrix; call it on adapters that are not merged.
 
     `relative_norm` is ||ΔW||_F / ||W||_F, None where W is zero; `magnitude_change` and `direction_change` are
-    those of `Rows`; `singular_values` are the 64 largest.
+    those of `RowChanges`; `singular_values` are the 64 largest.
     """
     rows = []
     for name in injection.matrix_names():
         _, W_OI, dW_OI = injection.update(name)
-        rows.append(_row(delta_of(injection, name), W_OI, dW_OI))
+        rows.append(_row(update_of(injection, name), W_OI, dW_OI))
     return rows
 
 
 @torch.no_grad()
-def delta_of(injection: "Injection", name: str) -> Delta:
-    """The ΔW of one matrix: by its factors where it has them, else as it is."""
+def update_of(injection: "Injection", name: str) -> WeightUpdate:
+    """The update of one matrix: by its factors where it has them, else dense."""
     adapter = injection.adapters.get(name)
     if adapter is not None and (factors := adapter.factors()) is not None:
-        return Product(name, *factors)
+        return FactoredUpdate(name, *factors)
     _, W_OI, dW_OI = injection.update(name)
-    # W' of a matrix that trains in full is no sum: its ΔW has no rounding but its own
-    return Dense(name, dW_OI, 0.0 if adapter is None else float(W_OI.norm()))
+    # a fully trained W' is no sum: its ΔW has no rounding but its own
+    return DenseUpdate(name, dW_OI, 0.0 if adapter is None else float(W_OI.norm()))
 
 
-def _row(delta: Delta, W_OI: Tensor, dW_OI: Tensor) -> dict[str, Any]:
-    sigma, base_norm, rows = delta.singular_values, float(W_OI.norm()), row_changes(W_OI, dW_OI)
+def _row(update: WeightUpdate, W_OI: Tensor, dW_OI: Tensor) -> dict[str, Any]:
+    sigma, base_norm, rows = update.singular_values, float(W_OI.norm()), row_changes(W_OI, dW_OI)
     return {
-        "name": delta.name,
-        "shape": list(delta.shape),
-        "norm": delta.norm,
-        "relative_norm": delta.norm / base_norm if base_norm else None,
+        "name": update.name,
+        "shape": list(update.shape),
+        "norm": update.norm,
+        "relative_norm": update.norm / base_norm if base_norm else None,
         "stable_rank": stable_rank(sigma),
         "effective_rank": effective_rank(sigma),
         "magnitude_change": rows.magnitude,
@@ -55,4 +55,4 @@ def _row(delta: Delta, W_OI: Tensor, dW_OI: Tensor) -> dict[str, Any]:
     }
 
 
-__all__ = ["delta_of", "summary"]
+__all__ = ["summary", "update_of"]

@@ -1,6 +1,6 @@
-"""ΔW against the matrix W that it changes: amplification, touched directions, intruders, rows.
+"""ΔW against the matrix W that it changes: amplification, overlap, intruders, row changes.
 
-Letters: O out, I in, R directions, K = min(O, I). W is the original matrix, also of residual starts.
+Letters: O out, I in, R directions, K = min(O, I). W is the original matrix, also of residual inits.
 """
 
 import math
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from lora_zoo.core.dtypes import wide
 from lora_zoo.inits import svd
-from lora_zoo.updates.delta import Delta
+from lora_zoo.updates.weight_update import WeightUpdate
 
 INTRUDERS, EPSILON = 10, 0.5
-"""How many singular vectors of W' are looked at, and the cosine below which one is an intruder."""
+"""The number of singular vectors of W' that are tested, and the cosine below which one is an intruder."""
 
 
 class Amplification(NamedTuple):
     """LoRA's table 7 for one matrix: ‖UᵀWV‖_F with U, V the first `directions` singular vectors of …"""
 
     directions: int
-    """… as many as are asked for and as ΔW has."""
+    """… at most the requested number and the rank of ΔW."""
     own: float
     """… ΔW."""
     base: float
@@ -32,7 +32,7 @@ class Amplification(NamedTuple):
     """‖ΔW‖_F / own (H.4): how much stronger ΔW is in its directions than W; NaN where W has nothing there."""
 
 
-class Rows(NamedTuple):
+class RowChanges(NamedTuple):
     """DoRA's ΔM and ΔD (2402.09353, eq. 3 and 4): means over the rows of W, which are its output features.
 
     `magnitude` is mean | ‖W'_o‖ - ‖W_o‖ |, `direction` mean (1 - cos(W'_o, W_o)).
@@ -42,35 +42,35 @@ class Rows(NamedTuple):
     direction: float
 
 
-def amplification(delta: Delta, W_OI: Tensor, directions: int) -> Amplification:
-    """What ΔW strengthens in W. ValueError where W has another shape."""
-    _check(delta, W_OI)
-    R, (U_OK, _, Vh_KI) = min(directions, delta.rank), delta.triplets
+def amplification(update: WeightUpdate, W_OI: Tensor, directions: int) -> Amplification:
+    """The amplification of W by ΔW. ValueError where W has another shape."""
+    _check(update, W_OI)
+    R, (U_OK, _, Vh_KI) = min(directions, update.rank), update.triplets
     W64_OI = W_OI.detach().to("cpu", torch.float64)
     own = float((U_OK[:, :R].T @ W64_OI @ Vh_KI[:R].T).norm())
     base = float(svd.leading(wide(W_OI), R).S_R.double().norm()) if R else 0.0
     random = float(W64_OI.norm()) * R / math.sqrt(W_OI.numel())
-    return Amplification(R, own, base, random, delta.norm / own if own else math.nan)
+    return Amplification(R, own, base, random, update.norm / own if own else math.nan)
 
 
-def touched(delta: Delta, W_OI: Tensor, side: str = "right") -> Tensor:
+def overlap(update: WeightUpdate, W_OI: Tensor, side: str = "right") -> Tensor:
     """(K,): the part of ‖ΔW‖_F² along each of W's own singular vectors, largest σ of W first.
 
     `side` right: the input's, left: the output's. A random ΔW puts 1 / D into each of the D dimensions of
     that side; what is missing to a sum of 1 lies outside of all K. ValueError for another `side` or shape.
     """
-    _check(delta, W_OI)
+    _check(update, W_OI)
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r} is neither left nor right")
     whole = svd.leading(wide(W_OI), min(W_OI.shape))
-    U_OK, S_K, Vh_KI = delta.triplets
+    U_OK, S_K, Vh_KI = update.triplets
     own_KD, theirs_KD = (Vh_KI, whole.Vh_RI) if side == "right" else (U_OK.T, whole.U_OR.T)
     along_K = (theirs_KD.cpu().double() @ (own_KD.T * S_K)).square().sum(1)
     return along_K / S_K.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 class Intruders(NamedTuple):
-    """Singular vectors of W' that W has nothing like (2410.21228, def. 1)."""
+    """Singular vectors of W' that are like none of W's (2410.21228, def. 1)."""
 
     cosines: Tensor
     """(k,): for each of the first k left singular vectors of W', the greatest |cos| with one of W's."""
@@ -78,7 +78,7 @@ class Intruders(NamedTuple):
     """√(2 ln O / O): what the greatest of O random cosines is about; ε must be above it to mean anything."""
 
     def count(self, epsilon: float = EPSILON) -> int:
-        """How many of the k have no |cos| of ε. ValueError where ε is not above the floor."""
+        """The number of the k whose |cos| is below ε. ValueError where ε is not above the floor."""
         if epsilon <= self.floor:
             raise ValueError(
                 f"ε={epsilon} is not above {self.floor:.2f}, which random vectors of this dimension reach"
@@ -86,18 +86,18 @@ class Intruders(NamedTuple):
         return int((self.cosines < epsilon).sum())
 
 
-def intruders(delta: Delta, W_OI: Tensor, first: int = INTRUDERS) -> Intruders:
+def intruders(update: WeightUpdate, W_OI: Tensor, first: int = INTRUDERS) -> Intruders:
     """The first left singular vectors of W' = W + ΔW against all of W. ValueError for another shape."""
-    _check(delta, W_OI)
-    delta.check_finite()
+    _check(update, W_OI)
+    update.check_finite()
     W64_OI = W_OI.detach().to("cpu", torch.float64)
     theirs_OK = torch.linalg.svd(W64_OI, full_matrices=False).U
-    tuned_OK = torch.linalg.svd(W64_OI + delta.dense(), full_matrices=False).U[:, :first]
+    tuned_OK = torch.linalg.svd(W64_OI + update.dense(), full_matrices=False).U[:, :first]
     cosines = (tuned_OK.T @ theirs_OK).abs().max(dim=1).values
-    return Intruders(cosines, math.sqrt(2 * math.log(delta.shape[0]) / delta.shape[0]))
+    return Intruders(cosines, math.sqrt(2 * math.log(update.shape[0]) / update.shape[0]))
 
 
-def row_changes(W_OI: Tensor, dW_OI: Tensor) -> Rows:
+def row_changes(W_OI: Tensor, dW_OI: Tensor) -> RowChanges:
     """ΔM and ΔD of W' = W + ΔW, sums in float64; a row that is zero before or after has no direction."""
     W_OI, dW_OI = wide(W_OI), wide(dW_OI)
     squares_O, dots_O, changes_O = (
@@ -108,12 +108,12 @@ def row_changes(W_OI: Tensor, dW_OI: Tensor) -> Rows:
     grown_O, both_O = after_O - before_O, 2 * before_O * after_O
     turned_O = ((changes_O - grown_O.square()) / both_O)[both_O > 0].clamp(0, 2)
     direction = float(turned_O.mean()) if len(turned_O) else 0.0
-    return Rows(float(grown_O.abs().mean()), direction)
+    return RowChanges(float(grown_O.abs().mean()), direction)
 
 
-def _check(delta: Delta, W_OI: Tensor) -> None:
-    if tuple(W_OI.shape) != delta.shape:
-        raise ValueError(f"{delta.name}: ΔW is {delta.shape}, but W is {tuple(W_OI.shape)}")
+def _check(update: WeightUpdate, W_OI: Tensor) -> None:
+    if tuple(W_OI.shape) != update.shape:
+        raise ValueError(f"{update.name}: ΔW is {update.shape}, but W is {tuple(W_OI.shape)}")
 
 
 __all__ = [
@@ -121,9 +121,9 @@ __all__ = [
     "INTRUDERS",
     "Amplification",
     "Intruders",
-    "Rows",
+    "RowChanges",
     "amplification",
     "intruders",
+    "overlap",
     "row_changes",
-    "touched",
 ]

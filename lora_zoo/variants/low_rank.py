@@ -149,5 +149,5 @@ class Additive(LowRank, Product, ABC):
 
 def conventional_init(cls: type[Variant], init: str, host: Host) -> str:
     """The initialisation that `init` means on this layer type, where the variant accepts it."""
-    usual = host.starts.get(init, init)
+    usual = host.conventional_inits.get(init, init)
     return usual if cls.accepts_init(find_init(usual)) else init

@@ -27,7 +27,7 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.inject import inject
 from lora_zoo.variants.low_rank import LowRank
 
 MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
@@ -293,7 +293,7 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
 def only(injection):
     """The one adapter of an injection and its host."""
     ((name, adapter),) = injection.adapters.items()
-    return adapter, injection.places[name].host
+    return adapter, injection.matrices[name].host
 
 
 def tensors(adapter):

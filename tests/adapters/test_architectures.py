@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lora_zoo.core.host import LayerHost
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.matrices import places
-from lora_zoo.inject.roles import ROLES
-from lora_zoo.inject.targets import resolve
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.roles import ROLES
+from lora_zoo.injection.targets import resolve
 from tests.adapters.adapter_cases import randomise, settings, train
 
 tf.utils.logging.set_verbosity_error()
@@ -418,7 +418,7 @@ def check_merging(name, model, injection):
     plain = fresh(name)
     randomise(injection.parameters(), 0.2, seed=1)
     expected, before = logits(model, name), copy.deepcopy(model.state_dict())
-    tensors = {place.tensor for place in injection.places.values()}
+    tensors = {place.tensor for place in injection.matrices.values()}
     assert distance(expected, logits(plain, name)) > 1e-2
     injection.merge()
     injection.unmerge()
@@ -492,7 +492,7 @@ def test_all_linear_is_every_linear_layer_outside_the_head(name):
     covered = {place.name for place in found}
     for role in roles:
         assert all(p.name in covered or p.whole in covered for p in resolve(model, role)), role
-    assert not covered & {place.name for place in places(model) if place.role in ("embed", "head")}
+    assert not covered & {place.name for place in find_matrices(model) if place.role in ("embed", "head")}
     in_layers = re.compile(r".*\b(layers?|h|blocks?|\w+_layers)\.\d.*")
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and in_layers.fullmatch(n)}
     assert {name for p in found for name in (p.name, p.tensor)} >= {n for n in linear if "router" not in n}
@@ -567,7 +567,7 @@ def test_a_bfloat16_model_stays_one(name):
     injection.merge()
     injection.remove()
     assert described(model) == described(plain)
-    for place in places(model):
+    for place in find_matrices(model):
         if place.name in matrix_names:
             assert torch.equal(place.host.matrix(), matrix_names[place.name].bfloat16())
 
@@ -589,7 +589,7 @@ SEQUENCES = [n for n in ATTENTIVE if ARCHITECTURES[n].inputs in ("text", "seq2se
 
 @pytest.mark.parametrize("name", FUSED)
 def test_parts_share_out_the_rows_of_their_whole(name):
-    known = {place.name: place for place in places(fresh(name))}
+    known = {place.name: place for place in find_matrices(fresh(name))}
     rows = {}
     for place in known.values():
         if place.whole:
@@ -603,7 +603,7 @@ def test_parts_share_out_the_rows_of_their_whole(name):
 @pytest.mark.parametrize("name", FUSED)
 def test_parts_that_are_not_adapted_stay_to_the_bit(name):
     plain, seen = fresh(name), {}
-    parts = [place for place in places(plain) if place.whole]
+    parts = [place for place in find_matrices(plain) if place.whole]
     roles = {place.role for place in parts}
     model, injection = moved(name, targets=sorted(roles & {"q", "v", "up"}))
     idle = [place for place in parts if place.role in roles & {"k", "gate"}]
@@ -621,7 +621,7 @@ def test_parts_that_are_not_adapted_stay_to_the_bit(name):
             assert not torch.equal(y, unadapted)
     injection.merge()
     injection.remove()
-    now = {place.name: place.host.matrix() for place in places(model)}
+    now = {place.name: place.host.matrix() for place in find_matrices(model)}
     for place in parts:
         assert torch.equal(now[place.name], place.host.matrix()) == (place in idle), place.name
 
@@ -662,7 +662,7 @@ def test_one_expert_s_matrix_is_changed_where_the_forward_pass_reads_it(name, ro
 @pytest.mark.parametrize("name", FUSED)
 def test_pissa_starts_from_the_part_s_own_principal_directions(name):
     _, injection = adapted(name, "pissa")
-    plain = {place.name: place.host.matrix() for place in places(fresh(name))}
+    plain = {place.name: place.host.matrix() for place in find_matrices(fresh(name))}
     for place_name, adapter in injection.adapters.items():
         U, S, Vh = torch.linalg.svd(plain[place_name].detach(), full_matrices=False)
         expected = U[:, :2] * S[:2] @ Vh[:2]
@@ -948,7 +948,7 @@ def test_the_embeddings_that_others_ask_for_have_the_effective_weight(name):
     effective = {u.name: u.W_OI + u.dW_OI for u in injection}
     for _ in ("adapted", "merged"):
         found = [(role, W_OI.detach()) for role, W_OI in embeddings(model)]
-        for place, (role, W_OI) in zip(injection.places.values(), found, strict=True):
+        for place, (role, W_OI) in zip(injection.matrices.values(), found, strict=True):
             assert place.role == role
             assert distance(W_OI, effective[place.name]) < 1e-6
         injection.merge()
@@ -979,7 +979,7 @@ def entry(place):
 
 
 def row(name):
-    found = [(place.role, entry(place)) for place in places(fresh(name))]
+    found = [(place.role, entry(place)) for place in find_matrices(fresh(name))]
     cells = (Counter(end for own, end in found if own == role) for role in ROLES)
     return "| " + " | ".join([name, *("<br>".join(f"{e} × {n}" for e, n in c.items()) for c in cells)]) + " |"
 

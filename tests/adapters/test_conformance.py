@@ -134,7 +134,7 @@ def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
-    (place,) = injection.places.values()
+    (place,) = injection.matrices.values()
     assert injection.trainable() == counted(cls, place.shape, hyper)
 
 
@@ -406,7 +406,7 @@ def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     found = []
     for model, which in ((alone, ["layer"]), (beside, ["layer", "equal", "greater"])):
         injection = adapt(model, name, targets=model.names(*which))
-        adapter, place = next(iter(injection.adapters.values())), next(iter(injection.places.values()))
+        adapter, place = next(iter(injection.adapters.values())), next(iter(injection.matrices.values()))
         with torch.no_grad():
             for parameter in adapter.parameters():
                 parameter.add_(1.0)

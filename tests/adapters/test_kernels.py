@@ -18,7 +18,7 @@ from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.core.seeding import generator
 from lora_zoo.hosts.linear import LinearHost
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.inject import inject
 from lora_zoo.kernels import additive, dora, vera
 from lora_zoo.kernels.dense import DenseKernel
 from lora_zoo.kernels.shared import FactorPair

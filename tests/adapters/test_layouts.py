@@ -19,8 +19,8 @@ import transformers as tf
 from torch import nn
 from torch.nn import functional as F
 
-from lora_zoo.hosts.fused import contiguous, parts_of, register_fused, repeated, stack_of
-from lora_zoo.inject.roles import ROLES, fused, of_head, role_of
+from lora_zoo.hosts.fused import concatenated, interleaved, parts_of, register_fused, stack_of
+from lora_zoo.injection.roles import ROLES, fused, of_head, role_of
 
 
 @dataclass
@@ -578,7 +578,7 @@ def test_the_matrix_inside_torch_s_attention(role):
 def test_a_declared_layout_is_used(model_type):
     name, config = f"layers.0.{model_type.strip('*')}fused", SimpleNamespace(model_type="of_my_own", groups=2)
     assert parts_of(name, 24, config) == {}
-    register_fused(model_type, name.rpartition(".")[2], repeated("groups", v=1, q=2, k=1))
+    register_fused(model_type, name.rpartition(".")[2], interleaved("groups", v=1, q=2, k=1))
     rows = torch.arange(24).view(2, 4, 3)
     expected = {"v": rows[:, :1], "q": rows[:, 1:3], "k": rows[:, 3:]}
     for role, found in parts_of(name, 24, config).items():
@@ -603,8 +603,8 @@ def test_what_does_not_fit_or_is_not_known_is_not_guessed(model_type, last):
 
 
 def test_a_layout_of_one_s_own_comes_before_that_for_all():
-    register_fused("*", "kv_of_all", contiguous(k=1, v=1))
-    register_fused("of_my_own", "kv_of_all", contiguous(v=1, k=1))
+    register_fused("*", "kv_of_all", concatenated(k=1, v=1))
+    register_fused("of_my_own", "kv_of_all", concatenated(v=1, k=1))
     for model_type, first in (("of_my_own", "v"), ("of_others", "k")):
         found = parts_of("attn.kv_of_all", 8, SimpleNamespace(model_type=model_type))
         assert found[first] == slice(0, 4) and len(found) == 2

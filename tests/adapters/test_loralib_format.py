@@ -96,8 +96,8 @@ def test_the_parts_of_a_fused_layer_are_read(tmp_path, case):
     plain, theirs = gpt2_like(enabled)
     torch.save(loralib.lora_state_dict(theirs), tmp_path / "lora.pt")
     injection = load_adapter(plain, tmp_path / "lora.pt", alpha=ALPHA, enable=said)
-    assert {name[-1] for name in injection.places} == set(roles)
-    assert {place.role for place in injection.places.values()} == set(roles)
+    assert {name[-1] for name in injection.matrices} == set(roles)
+    assert {place.role for place in injection.matrices.values()} == set(roles)
     torch.testing.assert_close(logits(plain, "gpt2"), logits(theirs, "gpt2"), rtol=0, atol=1e-5)
 
 

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.matrices import places
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.matrices import find_matrices
 from tests.adapters.adapter_cases import MATRIX, MODELS, batch, fresh, logits, perturb, settings, train
 
 pytestmark = [
@@ -147,7 +147,7 @@ def test_iteration_yields_the_matrix_before_and_its_change(name, kind):
         if not natural and update.name.rpartition(".")[2] == "embeddings":
             continue
         W_OI, after_OI = (
-            {p.name: p.host.matrix() for p in places(m)}[update.name]
+            {p.name: p.host.matrix() for p in find_matrices(m)}[update.name]
             if natural
             else m.get_submodule(update.name).weight
             for m in (plain, model)

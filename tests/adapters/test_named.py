@@ -9,9 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.wrappers import AdapterWrapper
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.wrappers import AdapterWrapper
 from tests.adapters.adapter_cases import (
     KINDS,
     MATRIX,

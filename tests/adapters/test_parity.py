@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.seeding import derived_seed
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.inject import inject
 from lora_zoo.variants.adaptive.batched import views
 from tests.adapters.adapter_cases import inputs, lone, perturb, randomise
 
@@ -424,7 +424,7 @@ def test_residual_starts_have_peft_s_factors_and_residual(variant, start, init):
     config = lora_config(init_lora_weights=start, use_dora=variant == "dora")
     twins = Twins(variant, config, same_start=False, rank=4, alpha=6.0, init=init)
     for name, adapter in twins.injection.adapters.items():
-        layer, W_OI = twins.layers[name], twins.injection.places[name].host.matrix()
+        layer, W_OI = twins.layers[name], twins.injection.matrices[name].host.matrix()
         theirs = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         ours = adapter.scale * adapter.B_OR @ adapter.A_RI
         assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
@@ -439,7 +439,7 @@ def test_milora_trains_the_minor_part_of_w(kind, shape):
     """s B0 A0 is W on its minor right singular vectors, from the eigenvectors of Wᵀ W; the rest stays."""
     model = lone(kind, *shape)
     injection = inject(model, "milora", target_modules="layer", rank=3, alpha=7.0)
-    adapter, W_OI = injection.adapters["layer"], injection.places["layer"].host.matrix().detach()
+    adapter, W_OI = injection.adapters["layer"], injection.matrices["layer"].host.matrix().detach()
     values, V_II = torch.linalg.eigh(W_OI.T @ W_OI)
     used = values.argsort()[max(0, shape[1] - shape[0]) :][:3]
     minor_OI = W_OI @ V_II[:, used] @ V_II[:, used].T
@@ -762,8 +762,8 @@ def test_lora_fa_projects_before_clipping():
     injection = inject(model, "lora_fa", target_modules="layer", rank=4, alpha=6.0, mode="projected")
     perturb(injection)
     adapter, x = injection.adapters["layer"], inputs("linear")
-    W_OI = injection.places["layer"].host.matrix().detach().requires_grad_()
-    host = injection.places["layer"].host
+    W_OI = injection.matrices["layer"].host.matrix().detach().requires_grad_()
+    host = injection.matrices["layer"].host
     host.apply(x, W_OI + adapter.update().detach()).square().sum().backward()
     model(x).square().sum().backward()
     injection.hooks.on_after_backward(Progress(1, 1))

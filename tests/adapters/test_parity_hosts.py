@@ -33,8 +33,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
 from tests.adapters.adapter_cases import perturb, randomise
 
 # (difference, reason, the test that shows it)
@@ -420,7 +420,7 @@ def peft_model(base, name="default", **config):
 
 def pairs_of(subject, injection, theirs):
     return [
-        Pair(tensor, *subject.held(theirs.base_model.model, injection.places[place], name, injection.name))
+        Pair(tensor, *subject.held(theirs.base_model.model, injection.matrices[place], name, injection.name))
         for place, adapter in injection.adapters.items()
         for name, tensor in adapter.named_parameters()
     ]
@@ -521,7 +521,11 @@ class OnLinears(nn.Module):
 
     def __init__(self, base, injection):
         super().__init__()
-        self.base, self.places, self.linears = base.requires_grad_(False), injection.places, nn.ModuleDict()
+        self.base, self.matrices, self.linears = (
+            base.requires_grad_(False),
+            injection.matrices,
+            nn.ModuleDict(),
+        )
         for name in injection.adapters:
             linear = nn.Linear(*next(I_O for end, I_O in WIDTHS.items() if end in name), bias=False)
             linear.weight.data = self.turned(self.stored(name), linear.weight)
@@ -534,7 +538,7 @@ class OnLinears(nn.Module):
         return tensor[int(last)] if last.isdigit() else tensor
 
     def whole(self, name):
-        tensor = self.places[name].tensor
+        tensor = self.matrices[name].tensor
         return tensor if tensor in dict(self.base.named_parameters()) else f"{tensor}.weight"
 
     def turned(self, matrix, like):
@@ -543,7 +547,7 @@ class OnLinears(nn.Module):
 
     def tensors(self):
         found = {}
-        for name in self.places:
+        for name in self.matrices:
             linear = self.linears[name.replace(".", "/")]
             W_OI = linear(torch.eye(linear.in_features)).T
             found.setdefault(self.whole(name), []).append(self.turned(W_OI, self.stored(name)))
@@ -1019,7 +1023,7 @@ def test_peft_adds_the_update_of_attention_s_output_twice():
     twins = twins_of(ATTENTION._replace(put_right=whole))
     injection, x = adapters_of(twins.ours)["default"], ATTENTION.inputs(0)
     y, theirs = twins.outputs()
-    changes = {injection.places[update.name].tensor: update.dW_OI for update in injection}
+    changes = {injection.matrices[update.name].tensor: update.dW_OI for update in injection}
     for out_times, expected in ((1, y), (2, theirs)):
         base = ATTENTION.base()
         with torch.no_grad():

@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import inject
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import inject
 from tests.adapters.adapter_cases import (
     MATRIX,
     MODELS,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.preview import preview
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.preview import preview
 from tests.adapters.adapter_cases import MATRIX, fresh, settings
 
 WHERE = {
@@ -44,12 +44,12 @@ def test_a_preview_is_what_the_injection_then_does(name, kind):
     )
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     injection = inject(model, name, **asked)
-    assert [row.name for row in seen.rows] == list(injection.places)
+    assert [row.name for row in seen.rows] == list(injection.matrices)
     assert seen.trainable == injection.trainable() and seen.total == injection.total()
     assert seen.fully_trained == {n: injection.trained[n].numel() for n in injection.fully_trained}
     for row, adapter in zip(seen.rows, injection.adapters.values(), strict=True):
         assert row.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
-        assert row.shape == injection.places[row.name].shape
+        assert row.shape == injection.matrices[row.name].shape
     own = {n: t.contiguous() for n, t in injection.state_dict().items()}
     header = len(save({n: t[:0] for n, t in own.items()}))
     assert 0 <= len(save(own)) - seen.bytes <= 2 * header
@@ -128,7 +128,7 @@ def test_places_with_a_rank_of_their_own_keep_it_within_a_budget():
     injection = inject(
         fresh("llama")[0], "lora", target_modules=["q", "v"], budget=400, rank_pattern={"q": 1}
     )
-    ranks = {place.role: injection.adapters[name].rank for name, place in injection.places.items()}
+    ranks = {place.role: injection.adapters[name].rank for name, place in injection.matrices.items()}
     assert ranks["q"] == 1 and injection.trainable() <= 400
     assert ranks["v"] == math.floor((400 - 2 * 32) / (2 * (16 + 8)))  # two layers; v is 8 x 16
 

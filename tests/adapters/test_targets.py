@@ -13,10 +13,10 @@ from torch import nn
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.hosts import fused
 from lora_zoo.hosts.find import find_host
-from lora_zoo.hosts.fused import register_fused, repeated
-from lora_zoo.inject.injection import inject
-from lora_zoo.inject.roles import ROLES
-from lora_zoo.inject.targets import Targets, head_names, resolve
+from lora_zoo.hosts.fused import interleaved, register_fused
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.roles import ROLES
+from lora_zoo.injection.targets import Targets, head_names, resolve
 
 ENCODER = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=37
@@ -244,7 +244,7 @@ def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_
     with pytest.raises(ValueError, match=rf"'{role}' is fused into qkv.*target_modules=\[qkv\]"):
         resolved(Fused(), role)
     assert resolved(Fused(), "qkv") == ["qkv"]
-    register_fused("of_my_own", "qkv", repeated("num_attention_heads", v=1, q=1, k=1))
+    register_fused("of_my_own", "qkv", interleaved("num_attention_heads", v=1, q=1, k=1))
     (place,) = resolve(Fused(), role)
     first = {"v": 0, "q": 2, "k": 4}[role]
     assert place.name == f"qkv.{role}"
@@ -261,7 +261,7 @@ class Mixed(nn.Module):
 
 def test_a_role_that_is_known_in_some_layers_only_is_warned_of():
     with pytest.warns(UserWarning, match=r"second\.qkv may hold q as well"):
-        assert list(inject(Mixed(), "lora", rank=1, target_modules=["q"]).places) == ["first.q_proj"]
+        assert list(inject(Mixed(), "lora", rank=1, target_modules=["q"]).matrices) == ["first.q_proj"]
     for meant in (
         {"exclude_modules": ["qkv"]},
         {"target_modules": ["q", "qkv"]},

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lora_zoo.analysis.comparison import Cell, Cells
-from lora_zoo.analysis.protocol import cells
+from lora_zoo.analysis.protocol import better, cells
 from lora_zoo.analysis.statistics import holm, paired_items
 from tests.analysis.made_frames import run, study, tuned
 
@@ -97,15 +97,60 @@ def test_a_lead_within_noise_is_said_with_the_seeds_that_it_would_take() -> None
     assert clear.warnings == []
 
 
+def judged(frame: pd.DataFrame, **directions: bool | None) -> pd.DataFrame:
+    """The frame of runs that recorded these directions of their metrics; None where none was declared."""
+    facts = {name: {"higher_is_better": higher, "range": None} for name, higher in directions.items()}
+    return frame.assign(record=[{"metric_facts": facts} for _ in range(len(frame))])
+
+
 def test_costs_are_better_low() -> None:
     frame = study({"lora": 0.7, "dora": 0.8})
-    frame["step_seconds"] = frame["test"]
-    assert cells(frame, by=["variant"], value="step_seconds").best().key["variant"] == "lora"
-    frame["metric"] = "perplexity"
-    assert cells(frame, by=["variant"]).best().key["variant"] == "lora"
-    frame.loc[0, "metric"] = "accuracy"
-    with pytest.raises(ValueError, match="some are better high and some low"):
-        cells(frame, by=["variant"])
+    for cost in ("step_seconds", "retention_after", "loss", "saved_bytes"):
+        frame[cost] = frame["test"]
+        assert cells(frame, by=["variant"], value=cost).best().key["variant"] == "lora"
+
+
+def test_the_best_is_in_the_direction_that_the_metric_declared() -> None:
+    frame = study({"lora": 0.7, "dora": 0.8}, metric="brier")
+    lower, higher = (cells(judged(frame, brier=d), by=["variant"]) for d in (False, True))
+    assert (lower.best().key["variant"], higher.best().key["variant"]) == ("lora", "dora")
+    assert (lower.better, higher.better) == ("lower", "higher")
+    frame["metrics.test.brier"] = frame["test"]
+    of_split = cells(judged(frame, brier=False), by=["variant"], value="metrics.test.brier")
+    assert of_split.best().key["variant"] == "lora"
+
+
+def test_metrics_of_opposite_directions_do_not_compare() -> None:
+    frame = study({"lora": 0.7, "dora": 0.8}, metric="brier")
+    frame.loc[0, "metric"] = "accuracy"  # the package's own: its direction needs no record
+    with pytest.raises(ValueError, match="of the metrics accuracy, brier some are better high and some low"):
+        cells(judged(frame, brier=False), by=["variant"])
+
+
+def test_one_name_with_two_directions_is_refused() -> None:
+    frame = study({"lora": 0.7, "dora": 0.8}, metric="mine")
+    both = pd.concat([judged(frame[:5], mine=True), judged(frame[5:], mine=False)])
+    with pytest.raises(ValueError, match="different metrics called mine"):
+        cells(both, by=["variant"])
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_without_a_declared_direction_there_are_means_and_no_best(record: bool) -> None:
+    frame = study({"lora": 0.7, "dora": 0.9}, metric="mine")
+    table = cells(judged(frame, mine=None) if record else frame, by=["variant"])
+    assert [round(cell.mean, 1) for cell in table.cells] == [0.7, 0.9] and table.better == ""
+    assert any("no best test: nothing declares its direction" in w for w in table.warnings)
+    for refused in (table.best, table.tied, table.against_best, lambda: better(frame, "test")):
+        with pytest.raises(ValueError, match="give the metric's class higher_is_better = True or False"):
+            refused()
+
+
+def test_tuning_follows_the_declared_direction_and_refuses_without_one() -> None:
+    frame = tuned(CHOICES).assign(metric="brier")
+    (cell,) = cells(judged(frame, brier=False), by=["variant"], tune=["lr"]).cells
+    assert cell.chosen == {"lr": 0.01}
+    with pytest.raises(ValueError, match="no best validation: nothing declares its direction"):
+        cells(frame, by=["variant"], tune=["lr"])
 
 
 CHOICES = {"lora": {0.01: (0.6, 0.9), 0.02: (0.8, 0.7), 0.04: (0.7, 0.95)}}
@@ -176,7 +221,7 @@ def test_an_axis_that_nobody_named_is_no_average() -> None:
 
 
 def test_an_axis_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'variant'"):
+    with pytest.raises(ValueError, match=r"no axis 'varient'\. Near are: variant"):
         cells(study({"lora": 0.7}), by=["varient"])
 
 

@@ -37,7 +37,7 @@ def test_what_a_random_subspace_cannot_reach_is_a_matter_of_dimensions(dimension
         nearest = torch.linalg.lstsq(columns, target).solution
         with torch.no_grad():
             subspace.theta.copy_(nearest.flatten())
-        moved = (subspace.parameters_there()["weight"] - model.weight).detach().flatten()
+        moved = (subspace.moved_parameters()["weight"] - model.weight).detach().flatten()
         left.append(float((moved - target.flatten()).square().sum() / target.square().sum()))
     assert sum(left) / len(left) == pytest.approx(1 - dimension / 40, abs=0.06)
 

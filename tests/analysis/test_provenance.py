@@ -10,10 +10,11 @@ import pytest
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import identity as identities
-from lora_zoo.runs.identity import flat_hyperparameters, identity, made_of, readable_name
+from lora_zoo.runs.identity import identity, made_of
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
@@ -26,7 +27,7 @@ def settings(*overrides: str) -> Settings:
 
 
 def recorded(*overrides: str) -> dict[str, Any]:
-    """What a run of these settings records before it trains, as read back from its file."""
+    """The record of a run of these settings before it trains, as read back from its file."""
     own = settings(*overrides)
     variant = VARIANTS[own.variant["name"]]
     hyper = check_hyperparameters(variant, flat_hyperparameters(own, variant))
@@ -83,7 +84,7 @@ def test_changed_data_are_stale_and_absent_data_accuse_nobody(tmp_path: Path) ->
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("prompt,target\na,b\n")
     files = f"task.data_files={{train: {tmp_path}/train.csv, test: {tmp_path}/test.csv}}"
-    record = recorded("task=generation", "task.path=csv", files)
+    record = recorded("task=causal_lm", "task.dataset=csv", files)
     assert stale(record) == ""
     (tmp_path / "test.csv").write_text("prompt,target\na,c\n")
     assert stale(record) == "the data file of test has changed since"

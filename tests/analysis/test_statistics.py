@@ -119,7 +119,7 @@ def test_crossed_bootstrap_covers_new_items_and_new_seeds(
 
 
 def test_items_alone_would_be_far_too_sure() -> None:
-    """What a table over one seed's items claims of new seeds: most of its intervals miss the truth."""
+    """A table over one seed's items says nothing of new seeds: most of its intervals miss the truth."""
     rng = np.random.default_rng(11)
     hits = 0
     for _ in range(200):
@@ -148,7 +148,7 @@ def _in_errors(found: Difference, D: pd.DataFrame) -> float:
 
 
 def test_a_p_value_of_items_or_of_seeds_alone_is_that_of_student() -> None:
-    """Where one of the two makes all the noise, its degrees of freedom alone count."""
+    """If one of the two makes all the noise, its degrees of freedom alone count."""
     rng = np.random.default_rng(8)
     for D, n in (
         (pd.DataFrame(np.tile(rng.normal(0.2, 1, (50, 1)), (1, 4))), 50),

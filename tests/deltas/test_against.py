@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.updates import vs_base
-from lora_zoo.updates.delta import Delta, Dense, Product
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate, WeightUpdate
 
 O, I = 24, 15
 
@@ -31,8 +31,8 @@ def known(O: int = O, I: int = I) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return U_OK * S_K @ V_IK.T, U_OK, S_K, V_IK
 
 
-def forms(B_OR: Tensor, A_RI: Tensor) -> list[Delta]:
-    return [Product("the.matrix", B_OR, A_RI), Dense("the.matrix", B_OR @ A_RI)]
+def forms(B_OR: Tensor, A_RI: Tensor) -> list[WeightUpdate]:
+    return [FactoredUpdate("the.matrix", B_OR, A_RI), DenseUpdate("the.matrix", B_OR @ A_RI)]
 
 
 SHAPES = [(24, 15), (15, 24), (12, 12)]
@@ -58,7 +58,7 @@ def test_amplification_is_the_definition_with_numpy(shape: tuple[int, int], aske
 
 def test_a_copy_of_w_s_top_amplifies_by_its_size() -> None:
     W_OI, U_OK, S_K, V_IK = known()
-    top = Product("W", 0.5 * U_OK[:, :4] * S_K[:4], V_IK[:, :4].T)
+    top = FactoredUpdate("W", 0.5 * U_OK[:, :4] * S_K[:4], V_IK[:, :4].T)
     found = vs_base.amplification(top, W_OI, 4)
     assert found.own == pytest.approx(found.base, rel=1e-10) == pytest.approx(float(S_K[:4].norm()))
     assert found.factor == pytest.approx(0.5)
@@ -66,7 +66,7 @@ def test_a_copy_of_w_s_top_amplifies_by_its_size() -> None:
 
 def test_a_change_along_the_bottom_is_strong_there() -> None:
     W_OI, U_OK, S_K, V_IK = known()
-    bottom = Product("W", 7 * U_OK[:, -1:], V_IK[:, -1:].T)
+    bottom = FactoredUpdate("W", 7 * U_OK[:, -1:], V_IK[:, -1:].T)
     found = vs_base.amplification(bottom, W_OI, 1)
     assert (found.own, found.base) == pytest.approx((float(S_K[-1]), float(S_K[0])))
     assert found.factor == pytest.approx(7)
@@ -75,7 +75,7 @@ def test_a_change_along_the_bottom_is_strong_there() -> None:
 def test_the_paper_s_own_numbers() -> None:
     """LoRA, table 7: ‖W‖ = 61.95 at 12288 x 12288 gives 0.02 and 0.33 at random for 4 and 64 directions."""
     side = 12288 // 64
-    W_OI, delta = drawn(side, side), Product("W", drawn(side, 64), drawn(64, side, seed=1))
+    W_OI, delta = drawn(side, side), FactoredUpdate("W", drawn(side, 64), drawn(64, side, seed=1))
     W_OI *= 61.95 / W_OI.norm()
     random = [vs_base.amplification(delta, W_OI, R).random / 64 for R in (4, 64)]
     assert random[0] == pytest.approx(0.02, abs=0.005) and random[1] == pytest.approx(0.33, abs=0.01)
@@ -96,7 +96,7 @@ def test_where_w_has_nothing_there_is_no_factor() -> None:
     W_OI[:5, :5] = torch.eye(5)
     away = torch.zeros(O, I, dtype=torch.float64)
     away[9, 9] = 3
-    for delta in (Dense("W", away), Dense("W", torch.zeros(O, I))):
+    for delta in (DenseUpdate("W", away), DenseUpdate("W", torch.zeros(O, I))):
         found = vs_base.amplification(delta, W_OI, 2)
         assert found.directions == delta.rank and found.own == 0 and math.isnan(found.factor)
     assert (found.base, found.random) == (0, 0)
@@ -116,49 +116,51 @@ def test_parts_along_w_s_vectors_are_the_definition_with_numpy(shape: tuple[int,
             numpy.linalg.norm(dW @ Vh.T, axis=0) if side == "right" else numpy.linalg.norm(U.T @ dW, axis=1)
         )
         expected = along**2 / numpy.linalg.norm(dW) ** 2
-        numpy.testing.assert_allclose(vs_base.touched(delta, W_OI, side), expected, atol=1e-10)
+        numpy.testing.assert_allclose(vs_base.overlap(delta, W_OI, side), expected, atol=1e-10)
 
 
 def test_a_planted_direction_is_found_on_its_side() -> None:
     W_OI, U_OK, _, V_IK = known()
     for delta in forms(U_OK[:, 2:3], 5 * V_IK[:, -2:-1].T):
-        left, right = (vs_base.touched(delta, W_OI, side) for side in ("left", "right"))
+        left, right = (vs_base.overlap(delta, W_OI, side) for side in ("left", "right"))
         assert int(left.argmax()) == 2 and int(right.argmax()) == len(right) - 2
         assert float(left[2]) == pytest.approx(1) and float(right[-2]) == pytest.approx(1)
-        assert torch.equal(right, vs_base.touched(delta, W_OI))
+        assert torch.equal(right, vs_base.overlap(delta, W_OI))
 
 
 def test_parts_are_of_the_squared_norm() -> None:
     W_OI, U_OK, _, V_IK = known()
-    mixed = Dense("W", 3 * torch.outer(U_OK[:, 0], V_IK[:, 0]) + 4 * torch.outer(U_OK[:, 1], V_IK[:, 5]))
-    assert vs_base.touched(mixed, W_OI)[[0, 5]].tolist() == pytest.approx([9 / 25, 16 / 25])
+    mixed = DenseUpdate(
+        "W", 3 * torch.outer(U_OK[:, 0], V_IK[:, 0]) + 4 * torch.outer(U_OK[:, 1], V_IK[:, 5])
+    )
+    assert vs_base.overlap(mixed, W_OI)[[0, 5]].tolist() == pytest.approx([9 / 25, 16 / 25])
 
 
 def test_what_lies_outside_of_a_tall_matrix_is_missing_from_the_sum() -> None:
     W_OI, U_OK, _, V_IK = known()
     outside = drawn(O, 1, seed=9)
     outside -= U_OK @ (U_OK.T @ outside)
-    delta = Product("W", outside / outside.norm(), V_IK[:, :1].T)
-    assert float(vs_base.touched(delta, W_OI, "left").sum()) < 1e-12
-    assert float(vs_base.touched(delta, W_OI, "right").sum()) == pytest.approx(1)
-    half = Product("W", outside / outside.norm() + U_OK[:, 3:4], V_IK[:, :1].T)
-    assert float(vs_base.touched(half, W_OI, "left").sum()) == pytest.approx(0.5)
+    delta = FactoredUpdate("W", outside / outside.norm(), V_IK[:, :1].T)
+    assert float(vs_base.overlap(delta, W_OI, "left").sum()) < 1e-12
+    assert float(vs_base.overlap(delta, W_OI, "right").sum()) == pytest.approx(1)
+    half = FactoredUpdate("W", outside / outside.norm() + U_OK[:, 3:4], V_IK[:, :1].T)
+    assert float(vs_base.overlap(half, W_OI, "left").sum()) == pytest.approx(0.5)
 
 
 def test_a_random_change_touches_each_dimension_alike() -> None:
     W_OI, draws = known(12, 8)[0], 400
     parts = torch.stack(
-        [vs_base.touched(Dense("W", drawn(12, 8, seed=k)), W_OI, "left") for k in range(draws)]
+        [vs_base.overlap(DenseUpdate("W", drawn(12, 8, seed=k)), W_OI, "left") for k in range(draws)]
     )
     error = parts.std(0) / math.sqrt(draws)
     assert ((parts.mean(0) - 1 / 12).abs() < 4.5 * error).all() and parts.shape[1] == 8
 
 
 def test_nothing_touches_nothing_and_a_side_has_a_name() -> None:
-    W_OI, zero = drawn(O, I), Product("W", torch.zeros(O, 2), drawn(2, I))
-    assert not vs_base.touched(zero, W_OI).any() and len(vs_base.touched(zero, W_OI)) == I
+    W_OI, zero = drawn(O, I), FactoredUpdate("W", torch.zeros(O, 2), drawn(2, I))
+    assert not vs_base.overlap(zero, W_OI).any() and len(vs_base.overlap(zero, W_OI)) == I
     with pytest.raises(ValueError, match="side='top' is neither left nor right"):
-        vs_base.touched(zero, W_OI, "top")
+        vs_base.overlap(zero, W_OI, "top")
 
 
 # --- intruders --------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def big() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_w_times_a_number_has_no_intruders() -> None:
     W_OI = big()[0]
     for scale in (0.5, -3.0, 0.0):
-        found = vs_base.intruders(Dense("W", scale * W_OI), W_OI)
+        found = vs_base.intruders(DenseUpdate("W", scale * W_OI), W_OI)
         assert found.count() == 0 and found.cosines.tolist() == pytest.approx([1.0] * 10)
 
 
@@ -181,7 +183,7 @@ def test_a_planted_intruder_is_found_where_it_is_among_the_first(strength: float
     W_OI, U_OK, _, _ = big()
     new = U_OK @ torch.full((256, 1), 1 / 16, dtype=torch.float64)
     row = basis(256, 1, seed=5)
-    found = vs_base.intruders(Product("W", strength * new, row.T), W_OI)
+    found = vs_base.intruders(FactoredUpdate("W", strength * new, row.T), W_OI)
     theirs = numpy.linalg.svd(W_OI.numpy())[0]
     tuned = numpy.linalg.svd((W_OI + strength * new @ row.T).numpy())[0]
     numpy.testing.assert_allclose(found.cosines, numpy.abs(tuned.T @ theirs).max(axis=1)[:10], rtol=1e-6)
@@ -191,7 +193,7 @@ def test_a_planted_intruder_is_found_where_it_is_among_the_first(strength: float
 
 def test_more_are_looked_at_where_more_are_asked_for() -> None:
     W_OI = drawn(40, 30)
-    delta = Product("W", drawn(40, 5, seed=1), drawn(5, 30, seed=2))
+    delta = FactoredUpdate("W", drawn(40, 5, seed=1), drawn(5, 30, seed=2))
     few, all_of_them = vs_base.intruders(delta, W_OI, 3), vs_base.intruders(delta, W_OI, 99)
     assert len(few.cosines) == 3 and len(all_of_them.cosines) == 30
     numpy.testing.assert_allclose(few.cosines, all_of_them.cosines[:3], rtol=1e-12)
@@ -200,14 +202,14 @@ def test_more_are_looked_at_where_more_are_asked_for() -> None:
 def test_intruders_are_of_the_outputs_side() -> None:
     """W' = W Q: another basis of the inputs, the same left vectors."""
     W_OI, Q_II = drawn(32, 32), basis(32, 32, seed=3)
-    found = vs_base.intruders(Dense("W", W_OI @ Q_II - W_OI), W_OI, 32)
+    found = vs_base.intruders(DenseUpdate("W", W_OI @ Q_II - W_OI), W_OI, 32)
     assert found.cosines.tolist() == pytest.approx([1.0] * 32)
-    turned = vs_base.intruders(Dense("W", Q_II @ W_OI - W_OI), W_OI, 32)
+    turned = vs_base.intruders(DenseUpdate("W", Q_II @ W_OI - W_OI), W_OI, 32)
     assert turned.cosines.min() < 0.7
 
 
 def test_the_floor_is_what_random_vectors_reach_and_a_count_needs_more() -> None:
-    found = vs_base.intruders(Dense("W", torch.zeros(256, 3)), drawn(256, 3))
+    found = vs_base.intruders(DenseUpdate("W", torch.zeros(256, 3)), drawn(256, 3))
     assert found.floor == pytest.approx(math.sqrt(2 * math.log(256) / 256)) == pytest.approx(0.208, abs=1e-3)
     best = torch.stack([basis(256, 1, seed).abs().max() for seed in range(50)])
     assert float(best.mean()) == pytest.approx(found.floor, rel=0.2)
@@ -276,7 +278,7 @@ def test_w_may_be_of_few_bits(dtype: torch.dtype) -> None:
     assert vs_base.amplification(delta, W_OI, 2) == pytest.approx(
         vs_base.amplification(delta, exact, 2), **near
     )
-    numpy.testing.assert_allclose(vs_base.touched(delta, W_OI), vs_base.touched(delta, exact), atol=1e-5)
+    numpy.testing.assert_allclose(vs_base.overlap(delta, W_OI), vs_base.overlap(delta, exact), atol=1e-5)
     cosines = [vs_base.intruders(delta, W, 5).cosines for W in (W_OI, exact)]
     numpy.testing.assert_allclose(*cosines, atol=1e-9)
     small = (0.3 * delta.dense()).to(dtype)
@@ -285,11 +287,11 @@ def test_w_may_be_of_few_bits(dtype: torch.dtype) -> None:
     )
 
 
-ASKED = [partial(vs_base.amplification, directions=2), vs_base.touched, vs_base.intruders]
+ASKED = [partial(vs_base.amplification, directions=2), vs_base.overlap, vs_base.intruders]
 
 
 @pytest.mark.parametrize("ask", ASKED)
-def test_w_of_another_shape_and_no_numbers_are_refused(ask: Callable[[Delta, Tensor], object]) -> None:
+def test_w_of_another_shape_and_no_numbers_are_refused(ask: Callable[[WeightUpdate, Tensor], object]) -> None:
     delta = forms(drawn(O, 2), drawn(2, I))[0]
     with pytest.raises(ValueError, match=r"the\.matrix: ΔW is \(24, 15\), but W is \(15, 24\)"):
         ask(delta, drawn(I, O))
@@ -301,10 +303,10 @@ def test_w_of_another_shape_and_no_numbers_are_refused(ask: Callable[[Delta, Ten
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
 def test_a_matrix_may_be_a_vector(shape: tuple[int, int]) -> None:
     W_OI, dW_OI = torch.full(shape, 2.0), torch.full(shape, 1.0)
-    delta = Dense("W", dW_OI)
+    delta = DenseUpdate("W", dW_OI)
     assert vs_base.amplification(delta, W_OI, 5)[:1] == (1,)
     assert vs_base.amplification(delta, W_OI, 5).factor == pytest.approx(0.5)
     for side in ("left", "right"):
-        assert vs_base.touched(delta, W_OI, side).tolist() == pytest.approx([1.0])
+        assert vs_base.overlap(delta, W_OI, side).tolist() == pytest.approx([1.0])
     assert vs_base.intruders(delta, W_OI).cosines.tolist() == pytest.approx([1.0])
     assert vs_base.row_changes(W_OI, dW_OI).direction == pytest.approx(0, abs=1e-12)

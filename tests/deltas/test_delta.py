@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.updates import measures
-from lora_zoo.updates.delta import Delta, Dense, Product
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate, WeightUpdate
 
 O, I = 13, 9
 
@@ -23,14 +23,14 @@ def with_spectrum(*sigma: float, shape: tuple[int, int] = (O, I), seed: int = 0)
     return left @ torch.diag(torch.tensor(sigma, dtype=torch.float64)) @ right.T
 
 
-def product(rank: int = 3, shape: tuple[int, int] = (O, I), seed: int = 0) -> Product:
-    return Product("W", drawn(shape[0], rank, seed=seed), drawn(rank, shape[1], seed=seed + 1))
+def product(rank: int = 3, shape: tuple[int, int] = (O, I), seed: int = 0) -> FactoredUpdate:
+    return FactoredUpdate("W", drawn(shape[0], rank, seed=seed), drawn(rank, shape[1], seed=seed + 1))
 
 
-def kinds(rank: int = 3, shape: tuple[int, int] = (O, I), seed: int = 0) -> list[Delta]:
+def kinds(rank: int = 3, shape: tuple[int, int] = (O, I), seed: int = 0) -> list[WeightUpdate]:
     """The same ΔW as factors and as a matrix."""
     thin = product(rank, shape, seed)
-    return [thin, Dense("W", thin.B_OR @ thin.A_RI)]
+    return [thin, DenseUpdate("W", thin.B_OR @ thin.A_RI)]
 
 
 SHAPES = [(3, (13, 9)), (3, (9, 13)), (12, (13, 9)), (30, (7, 11)), (1, (1, 5)), (2, (5, 1)), (4, (1, 1))]
@@ -55,10 +55,10 @@ def test_the_decomposition_is_numpy_s_of_the_dense_matrix(rank: int, shape: tupl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_everything_is_as_exact_as_float64_whatever_the_tensors_are(dtype: torch.dtype) -> None:
-    thin = Product("W", drawn(O, 3).to(dtype), drawn(3, I, seed=1).to(dtype))
+    thin = FactoredUpdate("W", drawn(O, 3).to(dtype), drawn(3, I, seed=1).to(dtype))
     exact = thin.B_OR.double() @ thin.A_RI.double()
     torch.testing.assert_close(thin.dense(), exact, rtol=0, atol=1e-14)
-    dense = Dense("W", drawn(O, I, seed=2).to(dtype))
+    dense = DenseUpdate("W", drawn(O, I, seed=2).to(dtype))
     for delta in (thin, dense):
         sigma = numpy.linalg.svd(delta.dense().numpy(), compute_uv=False)
         numpy.testing.assert_allclose(delta.singular_values, sigma[: len(delta.singular_values)], atol=1e-13)
@@ -70,9 +70,9 @@ def test_everything_is_as_exact_as_float64_whatever_the_tensors_are(dtype: torch
 
 def test_what_is_given_is_not_changed_and_needs_no_gradient() -> None:
     B_OR, A_RI = drawn(O, 2).requires_grad_(), drawn(2, I).requires_grad_()
-    delta = Product("W", B_OR, A_RI)
+    delta = FactoredUpdate("W", B_OR, A_RI)
     assert not delta.singular_values.requires_grad and not delta.triplets.U_OR.requires_grad
-    assert not Dense("W", drawn(O, I).requires_grad_()).dense().requires_grad
+    assert not DenseUpdate("W", drawn(O, I).requires_grad_()).dense().requires_grad
 
 
 @pytest.mark.parametrize("one", [0, 1])
@@ -91,7 +91,7 @@ def test_products_between_are_those_of_the_dense_matrices(one: int, other: int) 
 
 def test_products_of_wide_factors_never_form_the_matrix() -> None:
     side = 400_000  # (O, I) would take 1.3 TB
-    a, b = (Product("W", torch.full((side, 2), 2.0), torch.full((2, side), x)) for x in (1.0, -3.0))
+    a, b = (FactoredUpdate("W", torch.full((side, 2), 2.0), torch.full((2, side), x)) for x in (1.0, -3.0))
     assert a.inner(b) == pytest.approx(-3 * 16 * side**2)
     assert a.between(torch.ones(side, 1), torch.ones(side, 1)).item() == pytest.approx(4 * side**2)
     assert a.rank == 1 and a.triplets.U_OR.shape == (side, 2) and a.norm == pytest.approx(4 * side)
@@ -106,12 +106,12 @@ def test_a_matrix_of_low_rank_has_that_rank(shape: tuple[int, int], dtype: torch
     """Small whole numbers: the matrix is exact, and all that a decomposition adds is its own rounding."""
     source = torch.Generator().manual_seed(0)
     B_OR, A_RI = (torch.randint(-4, 5, s, generator=source).to(dtype) for s in ((shape[0], 2), (2, shape[1])))
-    for delta in (Dense("W", B_OR @ A_RI), Product("W", B_OR.repeat(1, 3), A_RI.repeat(3, 1))):
+    for delta in (DenseUpdate("W", B_OR @ A_RI), FactoredUpdate("W", B_OR.repeat(1, 3), A_RI.repeat(3, 1))):
         assert delta.rank == 2 and int((delta.triplets.S_R > 0).sum()) == 2
 
 
 def test_rounded_entries_add_no_rank() -> None:
-    delta = Dense("W", (drawn(90, 2) @ drawn(2, 70, seed=1)).float())
+    delta = DenseUpdate("W", (drawn(90, 2) @ drawn(2, 70, seed=1)).float())
     assert delta.rank == 2
 
 
@@ -120,15 +120,15 @@ def test_no_more_than_the_rounding_of_entries_is_taken_away() -> None:
     left, right = torch.eye(200)[:, :2].double(), torch.eye(150)[:2].double()
     for second, rank in ((3e-8, 2), (1e-9, 1)):
         sigma = torch.tensor([1.0, second], dtype=torch.float64)
-        assert Dense("W", (left * sigma @ right).float()).rank == rank
-        assert Dense("W", (left * sigma @ right).float() / 10, 1.0).rank == 1
+        assert DenseUpdate("W", (left * sigma @ right).float()).rank == rank
+        assert DenseUpdate("W", (left * sigma @ right).float() / 10, 1.0).rank == 1
 
 
 def test_small_values_that_are_there_are_kept() -> None:
     sigma = (1.0, 1e-4, 1e-8, 1e-12)
     for delta in (
-        Dense("W", with_spectrum(*sigma)),
-        Product("W", with_spectrum(*sigma), torch.eye(I, dtype=torch.float64)),
+        DenseUpdate("W", with_spectrum(*sigma)),
+        FactoredUpdate("W", with_spectrum(*sigma), torch.eye(I, dtype=torch.float64)),
     ):
         assert delta.rank == 4
         numpy.testing.assert_allclose(delta.singular_values[:4], sigma, rtol=1e-2)
@@ -140,27 +140,27 @@ def test_a_difference_of_matrices_holds_their_rounding() -> None:
     W_OI *= 1000 / W_OI.norm()
     for size, rank in ((10.0, 1), (1e-5, 0)):
         update = size * torch.outer(*(torch.nn.functional.normalize(drawn(n), dim=0) for n in (60, 40)))
-        delta = Dense("W", (W_OI + update.float()) - W_OI, float(W_OI.norm()))
+        delta = DenseUpdate("W", (W_OI + update.float()) - W_OI, float(W_OI.norm()))
         assert delta.rank == rank == int((delta.triplets.S_R > 0).sum())
 
 
 def test_an_unmoved_residual_start_is_zero() -> None:
     B_OR, A_RI = drawn(40, 4).float(), drawn(4, 30, seed=1).float()
-    delta = Product("W", torch.cat([B_OR, -B_OR], dim=1), torch.cat([A_RI, A_RI]))
+    delta = FactoredUpdate("W", torch.cat([B_OR, -B_OR], dim=1), torch.cat([A_RI, A_RI]))
     assert delta.norm == 0 and delta.rank == 0 and not delta.triplets.S_R.any()
 
 
 @pytest.mark.parametrize(
     "zero",
     [
-        Product("W", torch.zeros(O, 2), drawn(2, I)),
-        Product("W", torch.zeros(O, 0), torch.zeros(0, I)),
-        Dense("W", torch.zeros(O, I)),
-        Dense("W", torch.zeros(O, I), 100.0),
-        Dense("W", torch.zeros(1, I)),
+        FactoredUpdate("W", torch.zeros(O, 2), drawn(2, I)),
+        FactoredUpdate("W", torch.zeros(O, 0), torch.zeros(0, I)),
+        DenseUpdate("W", torch.zeros(O, I)),
+        DenseUpdate("W", torch.zeros(O, I), 100.0),
+        DenseUpdate("W", torch.zeros(1, I)),
     ],
 )
-def test_zero_is_zero(zero: Delta) -> None:
+def test_zero_is_zero(zero: WeightUpdate) -> None:
     assert zero.norm == 0 and zero.rank == 0 and not zero.dense().any() and not zero.triplets.S_R.any()
     assert zero.inner(zero) == 0 and measures.stable_rank(zero.singular_values) == 0
 
@@ -170,7 +170,7 @@ def test_zero_is_zero(zero: Delta) -> None:
 def test_what_is_no_number_has_no_norm_and_names_itself(value: float, at: tuple[int, int]) -> None:
     B_OR, whole_OI = drawn(O, 2), drawn(O, I)
     B_OR[at[0], at[1]] = whole_OI[at] = value
-    for delta in (Product("the.matrix", B_OR, drawn(2, I)), Dense("the.matrix", whole_OI, 3.0)):
+    for delta in (FactoredUpdate("the.matrix", B_OR, drawn(2, I)), DenseUpdate("the.matrix", whole_OI, 3.0)):
         assert math.isnan(delta.norm) and delta.singular_values.isnan().all() and delta.rank == 0
         for ask in (lambda d: d.triplets, lambda d: d.check_finite()):
             with pytest.raises(ValueError, match=r"the\.matrix holds values that are no numbers"):

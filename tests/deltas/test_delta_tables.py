@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_zoo import updates as deltas
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
-from lora_zoo.updates.reading import Deltas, Thin
+from lora_zoo.updates.reading import AdapterUpdates, FactoredUpdates
 from tests.processes import run as wrapper
 
 O, I, RANK = 24, 18, 3
@@ -54,10 +54,12 @@ def adapted(
 
 def read(
     variant: str = "lora", seed: int = 1, **more: object
-) -> tuple[Deltas, dict[str, tuple[Tensor, Tensor]]]:
+) -> tuple[AdapterUpdates, dict[str, tuple[Tensor, Tensor]]]:
     """The ΔW as they are read with their base, and W, ΔW (O, I) of each in float64."""
     injection = adapted(variant, seed, **more)
-    return Deltas(variant, injection), {u.name: (u.W_OI.double(), u.dW_OI.double()) for u in injection}
+    return AdapterUpdates(variant, injection), {
+        u.name: (u.W_OI.double(), u.dW_OI.double()) for u in injection
+    }
 
 
 def rows_of(table: pd.DataFrame) -> dict[str, dict[str, object]]:
@@ -65,11 +67,11 @@ def rows_of(table: pd.DataFrame) -> dict[str, dict[str, object]]:
     return {row["name"]: row for row in table.to_dict("records")}
 
 
-TABLES: Mapping[str, Callable[[Deltas], pd.DataFrame]] = {
+TABLES: Mapping[str, Callable[[AdapterUpdates], pd.DataFrame]] = {
     "spectra": deltas.spectra,
     "changes": deltas.changes,
     "amplification": deltas.amplification,
-    "touched": deltas.touched,
+    "touched": deltas.overlap,
     "intruders": deltas.intruders,
     "comparison": lambda one: deltas.comparison(one, one),
 }
@@ -147,7 +149,7 @@ def test_what_is_relative_to_nothing_is_no_number() -> None:
     injection = inject(model, "lora", target_modules=[Q], rank=2)
     with torch.no_grad():
         injection.parameters()[1].add_(1)
-    (row,) = deltas.changes(Deltas("zero", injection)).to_dict("records")
+    (row,) = deltas.changes(AdapterUpdates("zero", injection)).to_dict("records")
     assert math.isnan(row["relative_norm"]) and row["norm"] > 0 and row["direction_change"] == 0
 
 
@@ -180,7 +182,7 @@ def test_where_the_adapter_has_no_rank_eight_directions_are_looked_at() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_touched_tenths_are_those_of_w_s_vectors(side: str) -> None:
     found, dense = read()
-    for name, row in rows_of(deltas.touched(found, side)).items():
+    for name, row in rows_of(deltas.overlap(found, side)).items():
         W, dW = (tensor.numpy() for tensor in dense[name])
         U, _, Vh = numpy.linalg.svd(W, full_matrices=False)
         along = ((dW @ Vh.T) ** 2).sum(axis=0) if side == "right" else ((U.T @ dW) ** 2).sum(axis=1)
@@ -191,12 +193,12 @@ def test_touched_tenths_are_those_of_w_s_vectors(side: str) -> None:
             (along[:tenth].sum(), along[-tenth:].sum()), abs=1e-4
         )
         assert row["expected"] == tenth / W.shape[1 if side == "right" else 0]
-    assert deltas.touched(found).equals(deltas.touched(found, "right"))
+    assert deltas.overlap(found).equals(deltas.overlap(found, "right"))
 
 
 def test_a_tenth_of_few_is_one() -> None:
     injection = inject(nn.Sequential(nn.Linear(1, 4)), "full", target_modules=["0"])
-    (row,) = deltas.touched(Deltas("small", injection)).to_dict("records")
+    (row,) = deltas.overlap(AdapterUpdates("small", injection)).to_dict("records")
     assert (row["expected"], row["top"], row["profile"]) == (1.0, 0.0, [0.0])
 
 
@@ -220,7 +222,7 @@ def test_intruders_are_counted_below_epsilon_where_this_says_something() -> None
 
 @pytest.mark.parametrize("table", ["changes", "amplification", "touched", "intruders"])
 def test_without_w_a_table_that_needs_it_says_so(table: str) -> None:
-    thin = Thin("mine", adapted())
+    thin = FactoredUpdates("mine", adapted())
     with pytest.raises(deltas.NeedsBase, match="mine was read from its factors alone"):
         TABLES[table](thin)
     assert len(deltas.spectra(thin)) == len(deltas.comparison(thin, thin)) == 3
@@ -233,7 +235,7 @@ def test_zero_everywhere_has_rows_and_no_directions() -> None:
     )
     assert not deltas.changes(found)[["norm", "magnitude_change", "direction_change"]].any(axis=None)
     assert deltas.amplification(found)["factor"].isna().all()
-    assert not deltas.touched(found)[["top", "bottom"]].any(axis=None)
+    assert not deltas.overlap(found)[["top", "bottom"]].any(axis=None)
     assert not deltas.intruders(found, epsilon=0.9)["intruders"].any()
     pairs = deltas.comparison(found, found)
     assert not pairs["cosine"].any() and pairs[["phi", "phi_1"]].isna().all(axis=None)
@@ -244,11 +246,11 @@ def test_a_matrix_of_no_numbers_has_a_row_of_none() -> None:
     injection = adapted()
     with torch.no_grad():
         injection.named_parameters()[f"{Q}.B_OR"][0, 0] = math.nan
-    found = Deltas("bad", injection)
+    found = AdapterUpdates("bad", injection)
     rows = rows_of(deltas.spectra(found))
     for key in ("norm", "stable_rank", "effective_rank", "numerical_rank", "rank_90", "energy_1"):
         assert math.isnan(rows[Q][key]) and rows[UP][key] > 0
-    for table in (deltas.amplification, deltas.touched, deltas.intruders, TABLES["comparison"]):
+    for table in (deltas.amplification, deltas.overlap, deltas.intruders, TABLES["comparison"]):
         with pytest.raises(ValueError, match=f"ΔW of {Q} holds values that are no numbers"):
             table(found)
 
@@ -271,7 +273,7 @@ def space(of: str, injection: Injection, name: str, first: int) -> numpy.ndarray
 @pytest.mark.parametrize("first", [8, 2, 1])
 def test_a_comparison_is_of_angles_and_vectors(of: str, first: int) -> None:
     one, other = adapted(seed=1, rank=2), adapted(seed=2, rank=4)
-    table = deltas.comparison(Deltas("one", one), Deltas("other", other), of=of, first=first)
+    table = deltas.comparison(AdapterUpdates("one", one), AdapterUpdates("other", other), of=of, first=first)
     for name, row in rows_of(table).items():
         i, j = min(first, 2), min(first, 4)
         a, b = space(of, one, name, i), space(of, other, name, j)
@@ -301,20 +303,20 @@ def test_compared_are_the_matrices_that_both_change() -> None:
 
 def test_the_grid_is_lora_s_figure() -> None:
     one, other = adapted(seed=1, rank=3), adapted(seed=2, rank=5)
-    grid = deltas.grid(Deltas("one", one)[Q], Deltas("other", other)[Q])
+    grid = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q])
     assert grid.shape == (3, 5) and list(grid.index) == [1, 2, 3] and list(grid.columns) == [1, 2, 3, 4, 5]
     assert (grid.index.name, grid.columns.name) == ("i", "j")
     for i in grid.index:
         for j in grid.columns:
             angles = scipy.linalg.subspace_angles(space("A", one, Q, i), space("A", other, Q, j))
             assert grid.loc[i, j] == pytest.approx(numpy.mean(numpy.cos(angles) ** 2), abs=1e-6)
-    less = deltas.grid(Deltas("one", one)[Q], Deltas("other", other)[Q], first=(2, 4))
+    less = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q], first=(2, 4))
     pd.testing.assert_frame_equal(less, grid.iloc[:2, :4])
-    right = deltas.grid(Deltas("one", one)[Q], Deltas("other", other)[Q], of="right")
+    right = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q], of="right")
     assert right.loc[1, 1] == pytest.approx(
         float(space("right", one, Q, 1)[:, 0] @ space("right", other, Q, 1)[:, 0]) ** 2, abs=1e-6
     )
-    same = deltas.grid(Deltas("one", one)[Q], Deltas("one", one)[Q])
+    same = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("one", one)[Q])
     assert same.iloc[2, 2] == pytest.approx(1) and same.iloc[0, 2] == pytest.approx(1)
 
 

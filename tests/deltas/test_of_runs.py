@@ -46,7 +46,7 @@ def test_a_record_alone_tells_spectra_and_changes_and_nothing_else(two: pd.DataF
     assert spectra[SETTINGS].drop_duplicates().to_numpy().tolist() == [["lora", 4, 1], ["lora", 8, 1]]
     changes, made = updates.of_runs(bare, "changes"), updates.of_runs(without(two), "changes")
     assert changes["magnitude_change"].tolist() == pytest.approx(made["magnitude_change"].tolist(), rel=1e-3)
-    with pytest.raises(ValueError, match="no run has recorded the table 'touched', and none has an adapter"):
+    with pytest.raises(ValueError, match="no run has recorded the table 'overlap', and none has an adapter"):
         updates.of_runs(bare, "touched")
 
 

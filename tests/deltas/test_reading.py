@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from lora_zoo import updates as deltas
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
-from lora_zoo.inject.base_model import base_parameters
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
-from lora_zoo.updates import meta_model, read
-from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.updates import meta_model, reading
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
 from tests.adapters.adapter_cases import MODELS, fresh, perturb, randomise, settings
 
@@ -50,7 +50,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the base's weights are loaded")
 
-    monkeypatch.setattr(read, "load_model", refused)
+    monkeypatch.setattr(reading, "load_model", refused)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(settings.path)
         return base_weight(settings, *rest, **more)
 
-    base_weight = read.load_model
-    monkeypatch.setattr(read, "load_model", load)
+    base_weight = reading.load_model
+    monkeypatch.setattr(reading, "load_model", load)
     return paths
 
 
@@ -139,7 +139,9 @@ def saved_by_peft(case: str, folder: Path, base: str | Path) -> dict[str, Tensor
     }
 
 
-def compare(found: deltas.Deltas, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()) -> None:
+def compare(
+    found: deltas.AdapterUpdates, expected: dict[str, Tensor], *, transposed: tuple[str, ...] = ()
+) -> None:
     assert set(found) == set(expected) and len(found) == len(expected) > 0
     for name, delta in found.items():
         dW_OI = expected[name].T if name.endswith(transposed) else expected[name]
@@ -158,7 +160,7 @@ def test_peft_s_factors_alone_are_its_merge(tmp_path: Path, no_weights: None, ca
     expected = saved_by_peft(case, tmp_path / "theirs", NOWHERE)
     found = deltas.read(tmp_path / "theirs")
     compare(found, expected, transposed=TRANSPOSED)
-    assert {type(delta) for delta in found.values()} == {Product}
+    assert {type(delta) for delta in found.values()} == {FactoredUpdate}
     assert (found.label, found.skipped) == ("theirs", [])
 
 
@@ -217,7 +219,7 @@ def test_a_base_that_is_not_there_is_named_with_what_needs_it(tmp_path: Path, ca
     with pytest.raises(ValueError, match=rf"{tmp_path}: .*(base's weights|shapes).*{NOWHERE}") as error:
         deltas.read(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=rf"weights are asked for; .*{NOWHERE}"):
+    with pytest.raises(ValueError, match=rf"weights were requested; .*{NOWHERE}"):
         deltas.read(tmp_path, base=True)
 
 
@@ -243,7 +245,7 @@ def saved_here(
     return injection
 
 
-def compare_with(found: deltas.Deltas, injection: Injection, skipped: bool) -> None:
+def compare_with(found: deltas.AdapterUpdates, injection: Injection, skipped: bool) -> None:
     updates = {update.name: update for update in injection}
     assert [*found, *found.skipped] == list(updates)
     assert found.skipped == (list(updates)[len(injection) :] if skipped else [])
@@ -305,7 +307,7 @@ def test_tied_matrices_that_train_in_full_are_left_out_once(
 def test_a_product_stays_one_with_its_base_and_full_training_never_is(
     tmp_path: Path, bases: Mapping[str, Path]
 ) -> None:
-    for variant, kind in {"lora": Product, "dora": Dense, "full": Dense}.items():
+    for variant, kind in {"lora": FactoredUpdate, "dora": DenseUpdate, "full": DenseUpdate}.items():
         saved_here("llama", variant, tmp_path / variant, bases["llama"])
         found = deltas.read(tmp_path / variant, base=True)
         assert {type(delta) for delta in found.values()} == {kind}
@@ -505,7 +507,7 @@ def test_several_adapters_share_one_base(
     ],
 )
 def test_a_name_tells_role_and_layer(name: str, role: str, layer: int | None) -> None:
-    assert read.position(name) == (role, layer)
+    assert reading.position(name) == (role, layer)
 
 
 # --- models without weights -------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_zoo.updates import subspaces
-from lora_zoo.updates.delta import Delta, Dense, Product
 from lora_zoo.updates.subspaces import DIRECTIONS
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate, WeightUpdate
 
 O, I = 14, 10
 
@@ -25,8 +25,8 @@ def orthonormal(count: int, dimension: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(drawn(dimension, count, seed=seed)).Q.T
 
 
-def learnt(rank: int, seed: int) -> Product:
-    return Product("W", drawn(O, rank, seed=seed), drawn(rank, I, seed=seed + 100))
+def learnt(rank: int, seed: int) -> FactoredUpdate:
+    return FactoredUpdate("W", drawn(O, rank, seed=seed), drawn(rank, I, seed=seed + 100))
 
 
 def same(one_KD: Tensor, other_KD: Tensor) -> None:
@@ -38,7 +38,7 @@ def same(one_KD: Tensor, other_KD: Tensor) -> None:
 # --- whose directions -------------------------------------------------------------------------------------
 
 
-def by_numpy(of: str, delta: Product) -> Tensor:
+def by_numpy(of: str, delta: FactoredUpdate) -> Tensor:
     B_OR, A_RI = (factor.numpy() for factor in (delta.B_OR, delta.A_RI))
     rank = numpy.linalg.matrix_rank(B_OR @ A_RI)
     if of in ("left", "right"):
@@ -65,29 +65,29 @@ def test_the_input_s_directions_are_meant_where_nothing_is_said() -> None:
 def test_directions_of_nothing_are_left_out() -> None:
     """A repeated row of A adds no direction; a zero column of B takes one from ΔW and none from A."""
     A_RI, B_OR = drawn(3, I), drawn(O, 3, seed=1)
-    twice = Product("W", torch.cat([B_OR, B_OR], dim=1), torch.cat([A_RI, A_RI]))
+    twice = FactoredUpdate("W", torch.cat([B_OR, B_OR], dim=1), torch.cat([A_RI, A_RI]))
     assert {len(subspaces.directions(twice, of)) for of in DIRECTIONS} == {3}
     B_OR[:, 1] = 0
-    less = Product("W", B_OR, A_RI)
+    less = FactoredUpdate("W", B_OR, A_RI)
     assert [len(subspaces.directions(less, of)) for of in ("left", "right", "A", "B")] == [2, 2, 3, 2]
-    wide = Product("W", drawn(O, 20), drawn(20, I))
+    wide = FactoredUpdate("W", drawn(O, 20), drawn(20, I))
     assert [len(subspaces.directions(wide, of)) for of in ("left", "right", "A", "B")] == [I, I, I, O]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("of", DIRECTIONS)
 def test_zero_has_no_directions(of: str, rank: int) -> None:
-    zero = Product("W", torch.zeros(O, rank), torch.zeros(rank, I))
+    zero = FactoredUpdate("W", torch.zeros(O, rank), torch.zeros(rank, I))
     assert subspaces.directions(zero, of).shape == (0, I if of in ("right", "A") else O)
 
 
 def test_a_start_has_the_directions_of_its_drawn_factor_alone() -> None:
-    start = Product("W", torch.zeros(O, 2), drawn(2, I))
+    start = FactoredUpdate("W", torch.zeros(O, 2), drawn(2, I))
     assert [len(subspaces.directions(start, of)) for of in ("left", "right", "A", "B")] == [0, 0, 2, 0]
 
 
 def test_what_cannot_be_asked_says_why() -> None:
-    whole = Dense("the.matrix", drawn(O, I))
+    whole = DenseUpdate("the.matrix", drawn(O, I))
     for of in ("A", "B"):
         with pytest.raises(
             ValueError, match=r"the\.matrix is no product of factors; compare .*left or right"
@@ -103,7 +103,7 @@ def test_an_adapter_of_no_numbers_has_no_directions(of: str, bad: int) -> None:
     factors = [drawn(O, 2), drawn(2, I)]
     factors[bad][1, 1] = math.nan
     with pytest.raises(ValueError, match=r"the\.matrix holds values that are no numbers"):
-        subspaces.directions(Product("the.matrix", *factors), of)
+        subspaces.directions(FactoredUpdate("the.matrix", *factors), of)
 
 
 # --- φ ----------------------------------------------------------------------------------------------------
@@ -195,9 +195,9 @@ def test_directions_of_other_spaces_are_refused() -> None:
 # --- the cosine of two ΔW ---------------------------------------------------------------------------------
 
 
-def both(rank: int, seed: int) -> list[Delta]:
+def both(rank: int, seed: int) -> list[WeightUpdate]:
     thin = learnt(rank, seed)
-    return [thin, Dense("W", thin.dense())]
+    return [thin, DenseUpdate("W", thin.dense())]
 
 
 def test_the_cosine_is_that_of_two_long_vectors() -> None:
@@ -211,20 +211,20 @@ def test_the_cosine_is_that_of_two_long_vectors() -> None:
 def test_a_multiple_has_the_cosine_of_its_sign_and_not_a_bit_more(factor: float) -> None:
     for seed in range(20):
         one = learnt(3, seed)
-        other = Product("W", factor * one.B_OR, one.A_RI)
+        other = FactoredUpdate("W", factor * one.B_OR, one.A_RI)
         cosine = subspaces.cosine(one, other)
         assert cosine == pytest.approx(math.copysign(1, factor), abs=1e-12) and abs(cosine) <= 1
 
 
 def test_zero_is_at_no_angle_and_another_shape_is_refused() -> None:
-    zero = Product("W", torch.zeros(O, 2), torch.zeros(2, I))
+    zero = FactoredUpdate("W", torch.zeros(O, 2), torch.zeros(2, I))
     assert subspaces.cosine(zero, learnt(2, 0)) == subspaces.cosine(learnt(2, 0), zero) == 0
     with pytest.raises(ValueError, match=r"the\.matrix is \(14, 10\), and \(14, 9\) in the other"):
-        subspaces.cosine(Dense("the.matrix", drawn(O, I)), Dense("the.matrix", drawn(O, 9)))
+        subspaces.cosine(DenseUpdate("the.matrix", drawn(O, I)), DenseUpdate("the.matrix", drawn(O, 9)))
 
 
 def test_an_adapter_of_no_numbers_is_like_no_other() -> None:
-    bad = Product("the.matrix", torch.full((O, 2), math.nan), drawn(2, I))
+    bad = FactoredUpdate("the.matrix", torch.full((O, 2), math.nan), drawn(2, I))
     for pair in ((bad, learnt(2, 0)), (learnt(2, 0), bad)):
         with pytest.raises(ValueError, match=r"the\.matrix holds values that are no numbers"):
             subspaces.cosine(*pair)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.inject.injection import Injection, inject
-from lora_zoo.updates.delta import Dense, Product
+from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.updates.summary import summary
 from lora_zoo.updates.vs_base import row_changes
+from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 
 O, I = 24, 17
 
@@ -76,7 +76,7 @@ def test_thin_values_are_those_of_the_product(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     B_OR = torch.randn(O, rank, generator=generator, dtype=torch.float64)
     A_RI = torch.randn(rank, I, generator=generator, dtype=torch.float64)
-    thin, dense = Product("W", B_OR, A_RI).singular_values, torch.linalg.svdvals(B_OR @ A_RI)
+    thin, dense = FactoredUpdate("W", B_OR, A_RI).singular_values, torch.linalg.svdvals(B_OR @ A_RI)
     assert len(thin) == min(rank, O, I)
     torch.testing.assert_close(thin, dense[: len(thin)])
 
@@ -85,7 +85,7 @@ def test_thin_values_never_form_the_matrix() -> None:
     side = 1_000_000  # the (O, I) matrix would take 8 TB
     B_OR, A_RI = torch.zeros(side, 2), torch.zeros(2, side)
     B_OR[0, 0], B_OR[1, 1], A_RI[0, 0], A_RI[1, 1] = 3.0, 2.0, 5.0, 1.0
-    assert Product("W", B_OR, A_RI).singular_values.tolist() == pytest.approx([15.0, 2.0])
+    assert FactoredUpdate("W", B_OR, A_RI).singular_values.tolist() == pytest.approx([15.0, 2.0])
 
 
 @pytest.mark.parametrize("variant", ["lora", "pissa", "dora", "vera", "full"])
@@ -102,8 +102,8 @@ def test_the_rounding_of_the_effective_weight_is_no_update() -> None:
     generator = torch.Generator().manual_seed(0)
     W_OI = torch.randn(O, I, generator=generator)
     turned = (W_OI * 3.0) / 3.0 - W_OI
-    assert float(turned.norm()) > 0 and not Dense("W", turned, float(W_OI.norm())).singular_values.any()
-    assert Dense("W", turned).singular_values.any()
+    assert float(turned.norm()) > 0 and not DenseUpdate("W", turned, float(W_OI.norm())).singular_values.any()
+    assert DenseUpdate("W", turned).singular_values.any()
 
 
 def row_of(dW_OI: Tensor) -> dict[str, object]:

@@ -38,13 +38,17 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
     if (frame.contentWindow.location.href !== "about:blank") { clearInterval(early); watch(); }
   }, 1);
   const settled = (page, test) => new Promise((done) => {
-    const again = setInterval(() => { if (test(page)) { clearInterval(again); done(); } }, 50);
+    const again = setInterval(() => { if (test(page)) { clearInterval(again); done(); } }, 200);
   });
   const sleep = (time) => new Promise((done) => setTimeout(done, time));
   frame.addEventListener("load", async () => {
     const page = frame.contentWindow, document = page.document;
     await settled(page, () => document.documentElement.dataset.ready);
-    await sleep(1500);
+    const drawn = () => settled(page, () => {
+      const plots = [...document.querySelectorAll(".drawn .plot")];
+      return plots.length && plots.every((plot) => plot.result);
+    });
+    await sleep(500);
     try {
       tell({ errors, found: await (async () => { SCRIPT })() });
     } catch (error) { tell({ errors: [...errors, String(error)] }); }
@@ -79,7 +83,7 @@ def run(*words: str) -> str:
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
-        "--virtual-time-budget=20000",
+        "--virtual-time-budget=100000",
     ]
     done = subprocess.run([BROWSER, *flags, *words], capture_output=True, text=True, timeout=180, check=True)
     return done.stdout

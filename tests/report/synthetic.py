@@ -1,4 +1,4 @@
-"""Frames of made-up runs, in the columns of `lora_zoo.runs.loading`: known numbers, no training."""
+"""Frames of made-up runs, in the columns of `lora_zoo.runs.load`: known numbers, no training."""
 
 import itertools
 from typing import Any
@@ -120,7 +120,7 @@ def _run(number: int, task: str, variant: str, targets: str, rank: int, seed: in
         "dirty": False,
         "command": f"python -m lora_zoo.run variant={variant} rank={rank} seed={seed} task={task}",
         "config.trainer.warmup_steps": 0.06,
-        "config.task.kind": "generation",
+        "config.task.type": "causal_lm",
         "history": _history(seed),
         "updates": _updates(rank),
         "experiment_about": {},

@@ -1,28 +1,28 @@
-"""Figures show the numbers of the frame, both renderers the same ones, and say what they cannot show."""
+"""Figures show the numbers of the frame: their rows hold them, and their specifications those rows."""
 
-import itertools
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import altair
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.text import Text
 from scipy import stats
 from synthetic import delta_tables, sweep
 
 from lora_zoo import runs as results
 from lora_zoo.report import figures
-from lora_zoo.report.figures import Axis, Chart, Nothing, Series
-from lora_zoo.report.figures.cells import MOST
-from lora_zoo.report.figures.heat import Heat
-from lora_zoo.report.figures.lines import Bands, Front, Marks
-from lora_zoo.report.figures.looks import kinds
+from lora_zoo.report.figures import Axis, Chart, Nothing, line, series_styles
+from lora_zoo.report.figures.groups import MOST
+from lora_zoo.report.figures.heat import MANY, Heat
+from lora_zoo.report.figures.panels import Panel
+from lora_zoo.report.figures.planes import Bands, Front, Marks
+from lora_zoo.report.figures.style import GREY
 
 RUNS = sweep(ranks=(1, 2, 8, 64), targets=("q", "q,v"), tasks=("pocket-sql", "pocket-nli"))
 BY = ["task", "variant", "target_modules", "rank"]
@@ -63,101 +63,186 @@ def chart(request: pytest.FixtureRequest) -> Chart:
     return CHARTS[request.param]()
 
 
-def series(panel: Bands | Marks | Front, name: str) -> Series:
-    (found,) = [one for one in panel.series if one.name == name]
-    return found
+Spec = dict[str, Any]
 
 
-def test_a_chart_is_drawn_in_every_format_and_the_same_each_time(chart: Chart, tmp_path: Path) -> None:
-    svg, pdf, png = chart.save(tmp_path / "once" / "chart")
-    assert ET.fromstring(svg.read_bytes()).tag.endswith("svg")
-    assert pdf.read_bytes().startswith(b"%PDF") and png.read_bytes().startswith(b"\x89PNG")
-    fresh = Chart(chart.title, chart.caption, chart.panels, chart.looks)
-    again = fresh.save(tmp_path / "again" / "chart")
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (svg, pdf, png)]
+def layers(
+    spec: Spec, outer: list[Spec] = (), encoding: Spec | None = None
+) -> Iterator[tuple[Spec, list[Spec], Spec]]:
+    """Each mark of a specification with its rows and its whole encoding, inherited ones included."""
+    rows = spec["data"]["values"] if "data" in spec else outer
+    encoding = {**(encoding or {}), **spec.get("encoding", {})}
+    for inner in spec.get("layer", []):
+        yield from layers(inner, rows, encoding)
+    if "mark" in spec:
+        yield spec["mark"], rows, encoding
 
 
-def test_plotly_takes_every_panel(chart: Chart) -> None:
-    for drawn in chart.interactive():
-        assert go.Figure(drawn).data, "a trace that plotly knows"
+def test_a_specification_is_valid_vega_lite(chart: Chart) -> None:
+    altair.Chart.from_dict(without_rows(chart.spec))
+
+
+def without_rows(spec: Any) -> Any:
+    """Numbers are valid, and many."""
+    if isinstance(spec, list):
+        return [without_rows(inner) for inner in spec]
+    if not isinstance(spec, dict):
+        return spec
+    return {key: value[:1] if key == "values" else without_rows(value) for key, value in spec.items()}
+
+
+def test_every_mark_draws_columns_that_its_rows_have(chart: Chart) -> None:
+    """Vega draws nothing, and says nothing, where a field is misspelt."""
+    for panel in (*chart.spec["concat"], *chart.interactive()):
+        drawn = list(layers(panel))
+        assert drawn and any(rows for _, rows, _ in drawn)
+        for mark, rows, encoding in drawn:
+            channels = [
+                c
+                for channel in encoding.values()
+                for c in (channel if isinstance(channel, list) else [channel])
+            ]
+            fields = {channel["field"] for channel in channels if "field" in channel}
+            assert {"line": {"x", "y"}, "rect": {"row", "column", "value"}}.get(mark["type"], set()) <= fields
+            assert all(fields <= set(row) for row in rows if mark.get("color") != GREY)
+
+
+def test_what_is_drawn_are_the_panels_rows(chart: Chart) -> None:
+    for panel, spec in zip(chart.panels, chart.interactive(), strict=True):
+        value, keys = ("value", ["row", "column"]) if isinstance(panel, Heat) else ("y", ["series", "x"])
+        rows = panel.rows.dropna(subset=[value])
+        found = pd.DataFrame(spec["data"]["values"]).dropna(subset=[value])
+        assert [*map(str, found[keys[0]])] == [*map(str, rows[keys[0]])]
+        for name in {
+            value,
+            *(keys[1:] if not isinstance(panel, Heat) else ()),
+            *({"low", "high"} & set(rows)),
+        }:
+            expected = rows[name].astype(float).to_numpy()
+            np.testing.assert_allclose(found[name].astype(float).to_numpy(), expected, rtol=1e-5)
+
+
+def test_series_are_told_apart_by_the_charts_styles(chart: Chart) -> None:
+    for panel, spec in zip(chart.panels, chart.interactive(), strict=True):
+        if isinstance(panel, Heat):
+            continue
+        color = spec["encoding"]["color"]["scale"]
+        assert dict(zip(color["domain"], color["range"], strict=True)) == {
+            n: s.colour for n, s in chart.styles.items()
+        }
+        assert set(panel.names) <= set(color["domain"])
+        channel, index = ("shape", 2) if "points" in panel.shows else ("strokeDash", 1)
+        (scale,) = [
+            e[channel]["scale"]
+            for m, _, e in layers(spec["layer"][-1])
+            if m["type"] in ("point", "line") and channel in e
+        ][:1]
+        assert [tuple(value) if index == 1 else value for value in scale["range"]] == [
+            s[index] for s in chart.styles.values()
+        ]
 
 
 def test_axes_are_labelled_and_the_words_for_the_blind_name_every_series(chart: Chart) -> None:
-    drawn = chart.interactive()
-    for panel, one in zip(chart.panels, drawn, strict=True):
-        for axis in ("xaxis", "yaxis"):
-            assert one["layout"][axis]["title"]["text"]
-        assert all(name in panel.said() for name in panel.names)
-    axes = [axes for axes in chart.figure().axes if axes.axison and axes.get_label() != "<colorbar>"]
-    assert len(axes) == len(chart.panels) and all(a.get_xlabel() and a.get_ylabel() for a in axes)
-    assert chart.title in chart.alt and chart.caption
+    for panel, spec in zip(chart.panels, chart.spec["concat"], strict=True):
+        assert spec["encoding"]["x"]["axis"]["title"] == panel.x.title != ""
+        assert spec["encoding"]["y"]["axis"]["title"] == panel.y.title != ""
+        assert all(name in panel.describe() for name in panel.names)
+    assert chart.title in chart.alt == chart.spec["description"] and chart.caption
 
 
-def test_no_words_are_cut_off(chart: Chart) -> None:
-    figure = chart.figure()
-    words = [word for axes in figure.axes for word in (axes.xaxis.label, axes.yaxis.label, *axes.texts)]
-    words += [text for text in figure.findobj(Text) if text.get_text() in named(chart)]
-    for word in words:
-        box = word.get_window_extent()
-        inside = box.x0 > -2 and box.y0 > -2 and box.x1 < figure.bbox.x1 + 2 and box.y1 < figure.bbox.y1 + 2
-        assert inside, f"{word.get_text()!r} at {box}"
+def test_a_logarithmic_axis_holds_what_is_positive_and_draws_nothing_else(chart: Chart) -> None:
+    for panel, spec in zip(chart.panels, chart.interactive(), strict=True):
+        if isinstance(panel, Heat) or not panel.y.log:
+            continue
+        least, most = spec["encoding"]["y"]["scale"]["domain"]
+        drawn = panel.rows["y"][panel.rows["y"] > 0]
+        assert 0 < least <= drawn.min() <= drawn.max() <= most
+        assert all(row["foot"] is None or row["foot"] > 0 for row in spec["data"]["values"])
+        assert {"filter": "datum.y > 0"} in spec["layer"][-1]["transform"]
 
 
-def named(chart: Chart) -> set[str]:
-    return {chart.title, *(panel.title for panel in chart.panels), *(name for name, _, _ in chart.legend)} - {
-        ""
-    }
+def test_a_reader_can_hide_each_series(chart: Chart) -> None:
+    for panel, spec in zip(chart.panels, chart.interactive(), strict=True):
+        assert {"name": "hidden", "value": []} in spec["params"] and spec["width"] == "container"
+        if not isinstance(panel, Heat):
+            assert {"filter": "indexof(hidden, datum.series) < 0"} in spec["layer"][-1]["transform"]
+
+
+def test_no_words_are_lost_in_a_picture(chart: Chart) -> None:
+    words = "".join(ET.fromstring(chart.svg).itertext()).replace(" ", "")
+    for text in {chart.title, *(n for n, _, _ in chart.legend if len(chart.legend) > 1)}:
+        assert text.replace(" ", "") in words
+    for panel in chart.panels:
+        for text in (panel.title, panel.x.title, panel.y.title):
+            assert text.replace(" ", "") in words
+
+
+@pytest.mark.parametrize("name", ["pareto", "grid", "decay"])
+def test_a_chart_is_saved_in_every_format_and_the_same_each_time(name: str, tmp_path: Path) -> None:
+    svg, pdf, png = CHARTS[name]().save(tmp_path / "once" / "chart")
+    assert ET.fromstring(svg.read_bytes()).tag.endswith("svg")
+    assert pdf.read_bytes().startswith(b"%PDF") and png.read_bytes().startswith(b"\x89PNG")
+    again = CHARTS[name]().save(tmp_path / "again" / "chart", ("svg", "png"))
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (svg, png)]
+    width = float(ET.fromstring(svg.read_bytes()).get("width", ""))
+    assert int.from_bytes(png.read_bytes()[16:20], "big") == pytest.approx(width / 96 * 300, abs=2), "300 dpi"
+
+
+def test_a_picture_has_a_mark_for_every_point() -> None:
+    chart = CHARTS["pareto"]()
+    colours = {style.colour for style in chart.styles.values()}
+    filled = [path for path in ET.fromstring(chart.svg).iter() if path.get("fill") in colours]
+    assert len(filled) == sum(len(panel.rows) for panel in chart.panels) + len(chart.legend)
 
 
 def test_no_two_series_of_a_chart_look_alike(chart: Chart) -> None:
-    seen = [(look.colour, look.line, look.point) for _, look, _ in chart.legend]
+    seen = [style for _, style, _ in chart.legend]
     assert len(set(seen)) == len(seen)
 
 
 @given(st.integers(1, 10), st.integers(1, 5))
-def test_cells_of_ten_groups_and_five_members_look_different(groups: int, members: int) -> None:
-    looks = kinds((f"g{g}", f"m{m}") for g in range(groups) for m in range(members))
-    told = {(look.colour, look.line, look.point) for look in looks.values()}
-    assert len(told) == len(looks) == groups * members
+def test_groups_and_members_look_different(groups: int, members: int) -> None:
+    styles = series_styles((f"g{g}", f"m{m}") for g in range(groups) for m in range(members))
+    assert len(set(styles.values())) == len(styles) == groups * members
 
 
 def test_a_curve_is_the_seeds_mean_and_its_band_their_range() -> None:
     (panel,) = curves(sweep()).panels
-    line = series(panel, "dora · r8")
+    rows = panel.of("dora · r8")
     losses = {step: [(2 + seed / 10) / step for seed in range(3)] for step in (10, 20, 30)}
-    assert list(line.x) == [10, 20, 30]
-    assert list(line.y) == pytest.approx([np.mean(v) for v in losses.values()])
-    assert list(line.low) == pytest.approx([min(v) for v in losses.values()])
-    assert list(line.high) == pytest.approx([max(v) for v in losses.values()])
+    assert list(rows.x) == [10, 20, 30]
+    assert list(rows.y) == pytest.approx([np.mean(v) for v in losses.values()])
+    assert list(rows.low) == pytest.approx([min(v) for v in losses.values()])
+    assert list(rows.high) == pytest.approx([max(v) for v in losses.values()])
     assert panel.y.title == "training loss (nats)"
 
 
 def test_seconds_are_those_logged_or_steps_times_the_median_step() -> None:
     runs = sweep(variants=("dora",), ranks=(2,))
     (panel,) = curves(runs, against="seconds").panels
-    assert list(panel.series[0].x) == pytest.approx([0.6, 1.2, 1.8])
+    assert list(panel.rows.x) == pytest.approx([0.6, 1.2, 1.8])
     logged = results.histories(runs).assign(seconds=lambda table: table["step"] * 2.0)
     (panel,) = figures.curves(runs, logged, ["rank"], against="seconds").panels
-    assert list(panel.series[0].x) == [20, 40, 60] and panel.x.title == "training time (s)"
+    assert list(panel.rows.x) == [20, 40, 60] and panel.x.title == "training time (s)"
 
 
 def test_a_single_seed_has_no_band_and_no_interval() -> None:
     runs = sweep(seeds=1)
-    assert all(not line.low for line in curves(runs).panels[0].series)
+    assert curves(runs).panels[0].rows.low.isna().all()
     (panel,) = figures.against(runs, "rank", ["variant"]).panels
-    assert all(math.isnan(low) for line in panel.series for low in line.low)
+    assert panel.rows.low.isna().all()
 
 
 def test_points_are_means_with_t_intervals_along_the_sorted_axis() -> None:
     chart = figures.against(RUNS, "rank", BY)
     panel = next(panel for panel in chart.panels if panel.title == "pocket-nli")
-    line = series(panel, "lora · q,v")
-    assert list(line.x) == [1, 2, 8, 64] and panel.x.log
+    rows = panel.of("lora · q,v")
+    assert list(rows.x) == [1, 2, 8, 64] and panel.x.log and list(rows.note) == ["n = 3"] * 4
     scores = RUNS.query(
         "task == 'pocket-nli' and variant == 'lora' and target_modules == 'q,v' and rank == 8"
     )
     low, high = stats.t.interval(0.95, 2, scores["test"].mean(), stats.sem(scores["test"]))
-    assert (line.y[2], line.low[2], line.high[2]) == pytest.approx((scores["test"].mean(), low, high))
+    assert tuple(rows.iloc[2][["y", "low", "high"]]) == pytest.approx((scores["test"].mean(), low, high))
     assert panel.y.title == "accuracy, test (share)"
 
 
@@ -168,16 +253,22 @@ def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:
         f"pocket-{task} · {variant}" for task in ("nli", "sql") for variant in ("dora", "lora")
     ]
     heat = chart.panels[-1]
-    assert (
-        isinstance(heat, Heat)
-        and list(heat.columns) == ["1", "2", "8", "64"]
-        and list(heat.rows) == ["q", "q,v"]
+    assert isinstance(heat, Heat) and heat.columns == ["1", "2", "8", "64"] and heat.lines == ["q", "q,v"]
+    assert numbers(heat)[0] == pytest.approx([0.53, 0.57, math.nan, 0.77], nan_ok=True)
+    assert numbers(heat)[1] == pytest.approx([0.55, 0.59, 0.67, 0.79])
+    for spec in chart.interactive():
+        (domain,) = [e["color"]["scale"]["domain"] for m, _, e in layers(spec) if m["type"] == "rect"]
+        assert domain == pytest.approx([0.53, 0.84]), "one scale for all panels"
+    assert len(chart.interactive()[-1]["data"]["values"]) == 7, "nothing is drawn in the hole"
+
+
+def numbers(heat: Panel) -> list[list[float]]:
+    return (
+        heat.rows.pivot(index="row", columns="column", values="value")
+        .loc[heat.lines, heat.columns]
+        .to_numpy()
+        .tolist()
     )
-    assert math.isnan(heat.values[0][2])
-    assert heat.values[1] == pytest.approx([0.55, 0.59, 0.67, 0.79])
-    for panel in chart.panels:
-        assert (panel.low, panel.high) == pytest.approx((0.53, 0.84)), "one scale for all panels"
-    assert heat.plotly({})["data"][0]["z"][0][2] is None
 
 
 POINT = st.tuples(st.integers(1, 9), st.integers(0, 9))
@@ -185,50 +276,56 @@ POINT = st.tuples(st.integers(1, 9), st.integers(0, 9))
 
 @given(st.lists(POINT, min_size=1, max_size=12))
 def test_on_the_front_is_what_no_other_point_beats(points: list[tuple[int, int]]) -> None:
-    panel = Front("", Axis("cost"), Axis("score"), [Series("a", *zip(*points, strict=True))])
+    panel = Front("", Axis("cost"), Axis("score"), line("a", *zip(*points, strict=True)))
     beaten = {(x, y) for x, y in points if any((u <= x and v > y) or (u < x and v >= y) for u, v in points)}
-    assert set(panel.stairs) == set(points) - beaten
+    assert set(stairs(panel)) == set(points) - beaten
+
+
+def stairs(panel: Front) -> list[tuple[float, float]]:
+    return list(panel.front.itertuples(index=False, name=None))
 
 
 @given(st.lists(POINT, min_size=1, max_size=12))
 def test_where_less_is_better_the_front_is_that_of_the_mirrored_scores(points: list[tuple[int, int]]) -> None:
     x, y = zip(*points, strict=True)
-    less = Front("", Axis("cost"), Axis("loss"), [Series("a", x, y)], -1)
-    mirrored = Front("", Axis("cost"), Axis("score"), [Series("a", x, [-v for v in y])])
-    assert list(less.stairs) == [(u, -v) for u, v in mirrored.stairs]
+    less = Front("", Axis("cost"), Axis("loss"), line("a", x, y), -1)
+    mirrored = Front("", Axis("cost"), Axis("score"), line("a", x, [-v for v in y]))
+    assert stairs(less) == [(u, -v) for u, v in stairs(mirrored)]
 
 
 def test_the_front_of_a_loss_is_drawn_where_it_is_low() -> None:
     runs = sweep(metric="loss")
     (panel,) = figures.pareto(runs, "trainable", ["variant", "rank"]).panels
-    assert panel.stairs[0][1] == min(y for series in panel.series for y in series.y)
+    assert stairs(panel)[0][1] == panel.rows.y.min()
     assert "worse at every threshold" in figures.profiles(runs, "variant", ["rank"]).caption
 
 
 def test_a_point_without_a_number_is_on_no_front() -> None:
-    panel = Front("", Axis("cost"), Axis("score"), [Series("a", [1, math.nan, 2], [1, 9, math.nan])])
-    assert list(panel.stairs) == [(1, 1)]
+    panel = Front("", Axis("cost"), Axis("score"), line("a", [1, math.nan, 2], [1, 9, math.nan]))
+    assert stairs(panel) == [(1, 1)]
 
 
 def test_the_front_names_its_cells() -> None:
-    (panel,) = figures.pareto(sweep(), "trainable", ["variant", "rank"]).panels
-    assert list(series(panel, "dora").x) == [4100, 16100] and list(series(panel, "dora").said) == ["r2", "r8"]
-    assert panel.said().endswith("On the Pareto front: dora · r2, dora · r8, lora · r2, lora · r8.")
-    bars = panel.plotly(figures.pareto(sweep(), "trainable", ["variant", "rank"]).looks)["data"][1]["error_y"]
-    assert bars["array"] == pytest.approx(bars["arrayminus"]) and bars["array"][0] == pytest.approx(
-        0.02484, abs=1e-4
-    )
+    chart = figures.pareto(sweep(), "trainable", ["variant", "rank"])
+    (panel,) = chart.panels
+    dora = panel.of("dora")
+    assert list(dora.x) == [4100, 16100] and list(dora.note) == ["r2", "r8"]
+    assert panel.describe().endswith("On the Pareto front: dora · r2, dora · r8, lora · r2, lora · r8.")
+    assert list(dora.high - dora.y) == pytest.approx(list(dora.y - dora.low))
+    assert list(dora.high - dora.y) == pytest.approx([0.02484] * 2, abs=1e-4)
+    drawn = {mark["type"]: (rows, encoding) for mark, rows, encoding in layers(chart.interactive()[0])}
+    front, _ = drawn["line"]
+    np.testing.assert_allclose([(row["x"], row["y"]) for row in front], stairs(panel))
+    assert drawn["text"][1]["text"] == {"field": "note"}
 
 
 def test_a_profile_is_the_share_of_runs_above_each_score() -> None:
     chart = figures.profiles(RUNS, "variant", BY)
-    line = series(chart.panels[0], "lora")
+    rows = chart.panels[0].of("lora")
     scores = RUNS[RUNS["variant"] == "lora"]["test"].to_numpy()
-    assert line.y[0] == 1.0
-    reached = dict(zip(line.x, line.y, strict=True))  # of two points at one x, the lower
-    for x, y in reached.items():
-        if x != line.x[-1]:
-            assert y == pytest.approx(np.mean(scores > x))
+    assert rows.y.iloc[0] == 1.0 and chart.panels[0].stairs
+    for x, y in zip(rows.x, rows.y, strict=True):
+        assert y == pytest.approx(np.mean(scores > x))
 
 
 def test_a_profile_of_unequal_seeds_is_refused() -> None:
@@ -239,54 +336,64 @@ def test_a_profile_of_unequal_seeds_is_refused() -> None:
 def test_ranks_stand_at_their_layer_and_role() -> None:
     effective, numerical = figures.layer_ranks(results.updates(sweep(ranks=(8,)))).panels
     assert isinstance(effective, Heat) and isinstance(numerical, Heat)
-    assert list(effective.rows) == ["q", "v"] and list(effective.columns) == ["0", "1"]
-    assert effective.values == [[8.0, 7.5], [8.0, 7.5]] and numerical.values == [[8, 8], [8, 8]]
+    assert effective.lines == ["q", "v"] and effective.columns == ["0", "1"]
+    assert numbers(effective) == [[8.0, 7.5], [8.0, 7.5]] and numbers(numerical) == [[8, 8], [8, 8]]
 
 
 def test_spectra_leave_out_what_is_zero() -> None:
     chart = figures.spectra(results.updates(sweep(ranks=(8,))))
     assert [panel.title for panel in chart.panels] == ["q", "v"]
-    line = series(chart.panels[0], "layer 1")
-    assert list(line.x) == list(range(1, 9)) and list(line.y) == pytest.approx([2 * 0.5**i for i in range(8)])
+    rows = chart.panels[0].of("layer 1")
+    assert list(rows.x) == list(range(1, 9)) and list(rows.y) == pytest.approx([2 * 0.5**i for i in range(8)])
 
 
 def test_subspaces_are_shown_as_given_on_a_scale_from_0_to_1() -> None:
     (heat,) = figures.subspaces({"a": SIMILARITY}).panels
-    assert isinstance(heat, Heat) and heat.values == SIMILARITY.to_numpy().tolist()
+    assert isinstance(heat, Heat) and numbers(heat) == SIMILARITY.to_numpy().tolist()
     assert (heat.low, heat.high) == (0, 1)
 
 
 def test_beside_subspaces_stands_what_random_ones_have() -> None:
     *_, random = figures.subspaces({"a": SIMILARITY, "b": GREAT}, dimension=128).panels
     assert isinstance(random, Heat) and "128" in random.title
-    assert random.values[7][63] == random.values[63][7] == 0.5 and random.values[0][0] == 1 / 128
-    assert (len(random.values), len(random.values[0])) == (64, 64), "as great as the greatest of the others"
+    assert numbers(random)[7][63] == numbers(random)[63][7] == 0.5 and numbers(random)[0][0] == 1 / 128
+    assert (len(numbers(random)), len(numbers(random)[0])) == (64, 64), (
+        "as great as the greatest of the others"
+    )
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (64, 64), (7, 32)])
+@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (64, 64), (7, 32), (2, 3)])
 def test_a_great_map_fits_a_page_and_its_labels_do_not_collide(rows: int, columns: int) -> None:
     table = pd.DataFrame(0.5, index=range(1, rows + 1), columns=range(1, columns + 1))
-    (axes, *_) = figures.subspaces({"a": table}).figure().axes
-    assert max(axes.figure.get_size_inches()) < 4
-    assert not axes.texts, "no numbers in cells that are too small for them"
-    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-        boxes = [label.get_window_extent() for label in ticks]
-        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+    (spec,) = figures.subspaces({"a": table}).spec["concat"]
+    assert max(spec["width"], spec["height"]) < 400
+    marks = [mark["type"] for mark, _, _ in layers(spec)]
+    assert ("text" in marks) is (columns <= MANY), "no numbers in cells that are too small for them"
+    for axis, count in (("x", columns), ("y", rows)):
+        labels = spec["encoding"][axis]["axis"]["values"]
+        assert len(labels) <= MANY and labels[0] == "1" and len(labels) >= min(count, MANY / 2)
+
+
+def test_numbers_of_a_map_are_readable_on_their_ground() -> None:
+    for table in (SIMILARITY, SIMILARITY * 0 + 0.5):
+        (spec,) = figures.subspaces({"a": table}).interactive()
+        (ink,) = [e["color"] for m, _, e in layers(spec) if m["type"] == "text"]
+        assert ink == {"condition": {"test": "datum.value < 0.5", "value": "white"}, "value": "black"}
 
 
 def test_where_cells_are_many_there_are_more_panels_and_none_is_lost() -> None:
     runs = sweep(variants=("lora", "dora", "pissa"), ranks=(1, 2, 4, 8), targets=("q", "v", "q,v"))
     chart = figures.curves(runs, results.histories(runs), ["variant", "target_modules", "rank"])
-    names = [f"{panel.title} {one.name}" for panel in chart.panels for one in panel.series]
+    names = [f"{panel.title} {name}" for panel in chart.panels for name in panel.names]
     assert len(set(names)) == len(names) == 36
-    assert all(len(panel.series) <= MOST for panel in chart.panels)
+    assert all(len(panel.names) <= MOST for panel in chart.panels)
 
 
 def test_runs_that_are_not_done_do_not_count() -> None:
     runs = sweep()
     runs.loc[runs["seed"] == 2, ["state", "test"]] = ["diverged", 99.0]
     (panel,) = figures.against(runs, "rank", ["variant"]).panels
-    assert max(value for line in panel.series for value in line.y) < 1
+    assert panel.rows.y.max() < 1
     with pytest.raises(Nothing, match="no run is done"):
         figures.against(runs.assign(state="failed"), "rank", ["variant"])
 
@@ -298,10 +405,38 @@ def test_what_is_missing_is_named() -> None:
         curves(y="eval_accuracy")
 
 
-def test_names_are_text_to_both_renderers() -> None:
+def test_names_are_text() -> None:
     runs = sweep(variants=(r"$\frac{1$", "<b>bold</b> & co"))
     chart = figures.against(runs, "rank", ["variant"])
-    svg = chart.svg.decode()
-    assert "\\frac{1" in svg
-    names = [trace["name"] for trace in chart.interactive()[0]["data"]]
-    assert "&lt;b&gt;bold&lt;/b&gt; &amp; co" in names and not any("<" in name for name in names)
+    words = " ".join(ET.fromstring(chart.svg).itertext())
+    assert r"$\frac{1$" in words and "<b>bold</b> & co" in words
+
+
+def test_large_numbers_are_short_and_few_settings_are_the_ticks() -> None:
+    (panel,) = figures.pareto(RUNS[RUNS["task"] == "pocket-sql"], "peak_memory", ["variant"]).interactive()
+    assert panel["encoding"]["x"]["axis"]["format"] == "~s"
+    (panel, _) = figures.against(RUNS, "rank", BY).interactive()
+    assert panel["encoding"]["x"]["axis"]["values"] == [1, 2, 8, 64]
+
+
+def test_ticks_are_numbers_that_people_read() -> None:
+    assert Axis("r", log=True).encoding([1, 64])["axis"]["values"] == [1, 2, 5, 10, 20, 50]
+    assert Axis("σ", log=True).encoding([0.002, 3])["axis"]["values"] == [0.01, 0.1, 1]
+    assert Axis("index").encoding([1, 2, 8])["axis"]["tickMinStep"] == 1, "there is no layer 1.5"
+    assert "tickMinStep" not in Axis("score").encoding([0.5, 1])["axis"]
+
+
+def test_an_interval_that_ends_below_zero_begins_at_the_foot_of_a_logarithmic_axis() -> None:
+    rows = line("a", [1, 2], [1.0, 5.0], [-3.0, 4.0], [2.0, 6.0])
+    spec = Marks("", Axis("x"), Axis("y", log=True), rows).responsive(series_styles([("a", "")]))
+    least, most = spec["encoding"]["y"]["scale"]["domain"]
+    assert 0 < least < 1 and 6 < most < 7
+    assert [row["foot"] for row in spec["data"]["values"]] == pytest.approx([least, 4.0], rel=1e-4)
+    assert [row["low"] for row in spec["data"]["values"]] == [-3, 4], "the numbers stay what they are"
+
+
+def test_a_lone_point_of_a_curve_is_seen() -> None:
+    rows = pd.concat([line("a", [1], [1.0]), line("b", [1, 2], [1.0, 2.0])])
+    spec = Bands("", Axis("x"), Axis("y"), rows).sized(series_styles([("a", ""), ("b", "")]), None)
+    (points,) = [found for mark, found, _ in layers(spec) if mark["type"] == "point"]
+    assert [row["series"] for row in points] == ["a"]

@@ -16,10 +16,13 @@ from scipy import stats
 
 from lora_zoo import report
 from lora_zoo import runs as results
+from lora_zoo.report import FORMATS
 from lora_zoo.report import __main__ as front
-from lora_zoo.report.origin import command
+from lora_zoo.report import report as reports
+from lora_zoo.report.layout import NumberFormat
+from lora_zoo.report.provenance import command
+from lora_zoo.report.render import HTML, LATEX, MARKDOWN, Markup, Row, Table, TableCell
 from lora_zoo.report.tables import main_table, tables
-from lora_zoo.report.typeset import Html, Latex, Look, Markdown, Measured, Row, Table, Told
 from tests.recorded import recorded, written
 
 FAR = {"rank=2": [0.1, 0.11, 0.12, 0.1, 0.11], "rank=4": [0.9, 0.91, 0.9, 0.92, 0.91]}
@@ -111,7 +114,7 @@ def test_an_experiment_is_laid_out_as_it_says_with_the_papers_numbers_below(tmp_
         ("pocket-nli", "ours"),
         ("pocket-nli", "paper (MultiNLI)"),
     ]
-    texts = [[content.text(Markdown()) for content in row.contents] for row in table.rows]
+    texts = [[MARKDOWN.cell(cell) for cell in row.cells] for row in table.rows]
     assert texts[0] == ["**71.0 ± 2.5**", "<u>52.0 ± 5.0</u>", "-"]
     assert texts[1] == ["-", "73.3 ± 0.5", "74"] and texts[3] == ["91.6 ± 0.1", "-", "-"]
     assert texts[2][1].startswith("**91.0") and texts[2][0].startswith("<u>31.0")  # each task by itself
@@ -139,7 +142,7 @@ def test_a_tuned_axis_is_shown_with_its_tries(tmp_path: Path) -> None:
     about = {"name": "t", "title": "t", "rows": ["variant"], "tune": ["task.lr"]}
     runs = {f"variant={v} task.lr={lr}": [lr * 10] * 3 for v in ("lora", "dora") for lr in (0.01, 0.02, 0.03)}
     rows = cells_of(main_table(sweep(tmp_path, runs, experiment=about)))
-    assert rows["variant"][2] == "task.lr (of tries)" and rows["dora"][2] == "0.03 (3)"
+    assert rows["variant"][2] == "task.lr (n tried)" and rows["dora"][2] == "0.03 (3)"
     assert rows["lora"][1] == "3"
 
 
@@ -147,7 +150,7 @@ def test_unequal_numbers_of_runs_stand_in_each_cell(tmp_path: Path) -> None:
     about = {**EXPERIMENT, "reference": []}
     values = {"task=pocket-sql rank=2": [0.5, 0.6], "task=pocket-sql rank=8": [0.7, 0.71, 0.72]}
     table = main_table(sweep(tmp_path, values, experiment=about))
-    texts = [content.text(Markdown()) for content in table.rows[0].contents]
+    texts = [MARKDOWN.cell(cell) for cell in table.rows[0].cells]
     assert texts[0].endswith("(3)") and texts[1].endswith("(2)")
     assert table.headers == ("task",)
 
@@ -221,8 +224,11 @@ AWKWARD = r"50 % & a_b <i>x</i> | $1 #2 {y} ~ ^ \ `c` α ≈ *d*"
 
 
 def awkward() -> Table:
-    cell = Measured(0.5, 0.4, 0.6, 3, Look(), "best")
-    rows = (Row((AWKWARD, "1"), (cell, Told(AWKWARD))), Row((AWKWARD, "2"), (cell, Told("-"))))
+    cell = TableCell("0.500 ± 0.100", "best", n=3)
+    rows = (
+        Row((AWKWARD, "1"), (cell, TableCell(AWKWARD))),
+        Row((AWKWARD, "2"), (cell, TableCell("-"))),
+    )
     return Table(
         "n", AWKWARD, "rule", ("h", "k"), ("a", AWKWARD), rows, (AWKWARD,), "python -m x 'a_b=[q,v]'", ()
     )
@@ -260,6 +266,12 @@ def test_a_grid_that_names_another_key_is_run_as_a_whole_by_its_experiment() -> 
     assert command(pd.DataFrame({"command": told}), about) == "python -m lora_zoo.run -m +experiment=mine"
     part = command(pd.DataFrame({"command": told[::2]}), about)
     assert part == "python -m lora_zoo.run -m +experiment=mine alpha=8"
+
+
+def test_a_header_is_left_out_only_where_all_before_it_are_repeated() -> None:
+    rows = tuple(Row(header, (TableCell("x"),)) for header in [("a", "1"), ("a", "2"), ("b", "2")])
+    text = Table("n", "t", "", ("h", "k"), ("c",), rows, (), "", ()).html()
+    assert re.findall('<th scope="row">(.*?)</th>', text) == ["a", "1", "", "2", "b", "2"]
 
 
 def test_markdown_rows_keep_their_columns_whatever_a_cell_says() -> None:
@@ -302,12 +314,23 @@ def test_latex_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("style", [Markdown(), Latex(), Html()], ids=lambda style: type(style).__name__)
-def test_numbers_are_rounded_where_they_are_shown_and_nowhere_else(style: Any) -> None:
-    cell = Measured(0.12345, 0.1, 0.1469, 3, Look(100.0, 1, True), "second", True)
-    text = cell.text(style)
-    assert "12.3" in text and "2.3" in text and "(3)" in text and style.tied in text
-    assert style.pm not in Measured(0.5, float("nan"), float("nan"), 1).text(style)
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        (MARKDOWN, "<u>12.3 ± 2.3</u> ≈ (3)"),
+        (LATEX, r"\underline{12.3 $\pm$ 2.3} $\approx$ (3)"),
+        (HTML, '<u>12.3 ± 2.3</u> <span title="cannot be told from the best">≈</span> (3)'),
+    ],
+    ids=["md", "tex", "html"],
+)
+def test_each_markup_says_what_a_cell_is(markup: Markup, text: str) -> None:
+    assert markup.cell(TableCell("12.3 ± 2.3", "second", True, 3)) == text
+    assert markup.cell(TableCell("-")) == "-"
+
+
+def test_numbers_are_rounded_where_they_are_shown() -> None:
+    assert NumberFormat(100.0, 1, True).number(0.12345) == "12.3"
+    assert NumberFormat(1.0, 0, False).number(12345.6) == "12,346"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -320,7 +343,7 @@ def test_the_command_shows_writes_and_packs(
 ) -> None:
     sweep(tmp_path / "runs", FAR)
     pack = tmp_path / "kept" / "results.jsonl.gz"
-    run(monkeypatch, str(tmp_path / "runs"), "--pack", str(pack))
+    run(monkeypatch, str(tmp_path / "runs"), "--archive", str(pack), "--format", *FORMATS)
     said = capsys.readouterr()
     assert "| 8 | **0.908" in said.out and "15 runs packed" in said.err
     out = tmp_path / "runs" / "report"
@@ -330,6 +353,13 @@ def test_the_command_shows_writes_and_packs(
     for name in ("runs.md", "runs.csv"):
         assert (tmp_path / "again" / name).read_text() == (out / name).read_text()
     assert not (tmp_path / "again" / "runs.tex").exists()
+
+
+def test_the_old_names_of_options_are_accepted_and_not_advertised() -> None:
+    old = front.parser().parse_args(["runs", "--pack", "a", "--keep", "b"])
+    new = front.parser().parse_args(["runs", "--archive", "a", "--save-experiment", "b"])
+    assert vars(old) == vars(new) and new.archive == Path("a") and new.save_experiment == Path("b")
+    assert not re.search("--(pack|keep)", front.parser().format_help())
 
 
 @pytest.mark.parametrize(
@@ -357,8 +387,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_write_is_for_the_end_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "VIEWS", 1)
     sweep(tmp_path / "runs", FAR)
     assert report.write(tmp_path / "runs") == tmp_path / "runs" / "report"
+    assert (tmp_path / "runs" / "report" / "runs.html").is_file()
+    figures = {path.name for path in (tmp_path / "runs" / "report" / "figures").iterdir()}
+    assert {f"outcome-against-a-setting-rank-r.{kind}" for kind in ("svg", "pdf", "png")} <= figures
+    monkeypatch.setattr(reports.Report, "write", lambda self, out: out.mkdir())
     monkeypatch.chdir(tmp_path)
     assert report.write(tmp_path / "runs", tmp_path / "runs") == Path("report")
-    assert (tmp_path / "report" / "runs.html").is_file()
+    assert (tmp_path / "report").is_dir()

@@ -40,7 +40,7 @@ logs = st.lists(
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[tuple[str, ...], dict[str, Any], dict[str, dict[int, float]]]:
-    """What `recorded` makes a record of, whole or of a run that ended early, and scores of its examples."""
+    """Arguments of `recorded` for a whole run or one that ended early, and scores of its examples."""
     variant, rank = draw(st.sampled_from([("lora", 2), ("lora", 8), ("dora", 4), ("full", 8)]))
     overrides = (
         f"variant={variant}",
@@ -146,8 +146,8 @@ def test_places_taken_out_of_the_settings_accuse_nobody(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "t.csv").write_text("prompt,target\na,b\n")
     data = f"task.data_dir={tmp_path}/data"
-    made = recorded("task=generation", "task.path=csv", data, "task.data_files={train: t.csv}")
-    old = {**recorded("task=generation", "task.path=csv", data, "task.data_files={train: t.csv}", "seed=1")}
+    made = recorded("task=causal_lm", "task.dataset=csv", data, "task.data_files={train: t.csv}")
+    old = {**recorded("task=causal_lm", "task.dataset=csv", data, "task.data_files={train: t.csv}", "seed=1")}
     del old["made_of"]
     for record in (made, old):
         written(tmp_path / "runs", record)

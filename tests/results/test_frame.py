@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from lora_zoo import runs as results
-from lora_zoo.runs.frame import COLUMNS
+from lora_zoo.runs.directions import higher_is_better
+from lora_zoo.runs.frame import COLUMNS, OUTCOMES
 from tests.recorded import COMMIT, history, recorded, update, written
 
 
@@ -87,6 +88,7 @@ def test_each_file_is_read_once_and_the_order_does_not_hang_on_the_place(tmp_pat
     [
         ('{"schema": 1, "con', "is no record of a run"),
         ('{"accuracy": 1}', r"\(schema 1, with its config\)"),
+        ('{"schema": 2, "config": {}}', r"\(schema 1, with its config\)"),
         ("[]", "is no record of a run"),
         ("\x80", "cannot be read"),
     ],
@@ -217,3 +219,34 @@ def test_results_are_offered_without_pandas() -> None:
     assert done.stdout == "axes\n"
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         results.lode  # noqa: B018
+
+
+def test_the_facts_of_a_metric_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
+    """Of runs from before facts were recorded, those of today's metric; of a stranger's, none."""
+    mine = {"higher_is_better": False, "range": ["-inf", 0.5]}
+    written(tmp_path / "new", recorded("seed=1", metric_facts={"mine": mine, "exact_match": {}}))
+    written(tmp_path / "old", recorded("seed=2", metric_facts=None))
+    frame = results.load(tmp_path / "new", tmp_path / "old")
+    assert results.metric_facts(frame, "mine") == (False, (-math.inf, 0.5))
+    assert results.metric_facts(frame, "exact_match") == (True, (0.0, 1.0))
+    assert results.metric_facts(frame, "strange") == (None, None)
+    results.archive(frame, tmp_path / "runs.jsonl.gz")
+    assert results.metric_facts(results.load(tmp_path / "runs.jsonl.gz"), "mine") == (False, (-math.inf, 0.5))
+
+
+def test_the_directions_of_columns() -> None:
+    frame = pd.DataFrame({"metric": ["exact_match"]})
+    higher = ("test", "zero_shot_validation", "metrics.test.bleu", "zero_shot.test.f1")
+    lower = (
+        "loss",
+        "step_seconds",
+        "saved_bytes",
+        "retention_after",
+        "timings.step_median",
+        "retention.before",
+    )
+    assert {higher_is_better(frame, column) for column in higher} == {True}
+    assert {higher_is_better(frame, column) for column in lower} == {False}
+    assert {higher_is_better(frame, column) for column in ("adapted", "rank", "metrics.test.mine")} == {None}
+    outcomes = {c for c in OUTCOMES if higher_is_better(frame, c) is None}
+    assert outcomes == {"adapted"}, "every other outcome has a direction"

@@ -12,9 +12,9 @@ import wandb
 from transformers.integrations.integration_utils import rewrite_logs
 
 from lora_zoo import runs as results
-from lora_zoo.runs import tracking as mirror
+from lora_zoo.runs import tracking as trackers
 from tests.recorded import recorded, update, written
-from tests.test_mirror import config_of, history_of, records, summary_of
+from tests.test_tracking import config_of, history_of, records, summary_of
 
 PROJECT = "team/zoo"
 KEPT = [
@@ -70,7 +70,7 @@ class Run:
 
 
 def nested(summary: dict[str, Any]) -> dict[str, Any]:
-    """What was logged as a table is a tree in the API; what was logged under a key with slashes is not."""
+    """The summary as the API gives it: a logged table is a tree, keys with slashes are not."""
     table = {
         key.removeprefix("spectra/"): value for key, value in summary.items() if key.startswith("spectra/")
     }
@@ -90,18 +90,21 @@ class Service:
 
 
 RECORD = recorded(
-    "variant=dora", "rank=4", updates=[update(f"model.layers.{n}.self_attn.q_proj", 2.0) for n in (0, 1)]
+    "variant=dora",
+    "rank=4",
+    metric_facts={"exact_match": {"higher_is_better": False, "range": [0.0, 1.0]}},
+    updates=[update(f"model.layers.{n}.self_attn.q_proj", 2.0) for n in (0, 1)],
 )
 
 
 @pytest.fixture(scope="module")
-def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Run]:
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Run]:
     """The frame of a run's folder, and the run in W&B."""
-    root = tmp_path_factory.mktemp("mirrored")
+    root = tmp_path_factory.mktemp("tracked")
     written(root / "runs", RECORD)
     name = f"{RECORD['name']}-{RECORD['identity']}"
     tracking = {"project": "zoo", "mode": "offline", "log_adapter": False}
-    with mirror.open_tracker(
+    with trackers.open_tracker(
         tracking, directory=root, name=name, config=RECORD["config"], group="sweep", tags=[]
     ) as opened:
         for entry in RECORD["history"][:-1]:  # the trainer's last words go to the summary alone
@@ -110,10 +113,10 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Ru
     return results.load(root / "runs"), Run(root, name)
 
 
-def test_the_frame_is_that_of_the_folder_as_far_as_the_mirror_goes(
-    mirrored: tuple[pd.DataFrame, Run],
+def test_the_frame_is_that_of_the_folder_as_far_as_wandb_goes(
+    tracked: tuple[pd.DataFrame, Run],
 ) -> None:
-    frame, run = mirrored
+    frame, run = tracked
     service = Service(run)
     there = results.load_wandb(PROJECT, group="sweep", api=service)
     assert service.filters == {"group": "sweep"}
@@ -121,13 +124,14 @@ def test_the_frame_is_that_of_the_folder_as_far_as_the_mirror_goes(
     pd.testing.assert_frame_equal(frame[columns], there[columns], check_dtype=False)
     assert there["folder"].isna().all()
     pd.testing.assert_frame_equal(results.histories(frame), results.histories(there), check_like=True)
-    spectra, mirrored_spectra = results.updates(frame), results.updates(there)
-    pd.testing.assert_frame_equal(spectra, mirrored_spectra, check_like=True)
+    spectra, tracked_spectra = results.updates(frame), results.updates(there)
+    pd.testing.assert_frame_equal(spectra, tracked_spectra, check_like=True)
     assert results.axes(there) == []
+    assert results.metric_facts(there, "exact_match").higher_is_better is False  # not today's, which is True
 
 
-def test_a_run_of_an_older_mirror_says_what_its_settings_say(mirrored: tuple[pd.DataFrame, Run]) -> None:
-    frame, run = mirrored
+def test_a_run_of_an_older_tracker_says_what_its_settings_say(tracked: tuple[pd.DataFrame, Run]) -> None:
+    frame, run = tracked
     older = copy.copy(run)
     added = ("command", "started", "metric", "variant", "adapter", "data", "environment", "made_of")
     older.summary_metrics = {
@@ -139,9 +143,9 @@ def test_a_run_of_an_older_mirror_says_what_its_settings_say(mirrored: tuple[pd.
 
 
 def test_of_a_run_that_was_begun_again_the_last_counts_and_others_are_passed_over(
-    mirrored: tuple[pd.DataFrame, Run],
+    tracked: tuple[pd.DataFrame, Run],
 ) -> None:
-    _, run = mirrored
+    _, run = tracked
     stranger, killed = copy.copy(run), copy.copy(run)
     stranger.config = {"variant": "resnet", "lr": 1}
     killed.state, killed.summary_metrics = "crashed", {}

@@ -14,7 +14,7 @@ from lora_zoo.claims.measures import exponents
 from lora_zoo.claims.registry import computed
 from lora_zoo.claims.rule import Status, Verdict, verdict
 from lora_zoo.claims.tiny import Tiny, adapted, gradients, loss, moved
-from lora_zoo.inject.injection import Injection, inject
+from lora_zoo.injection.inject import Injection, inject
 
 RANKS = (2, 4, 8, 16, 32, 64)
 ROUNDING = 1e-9

@@ -21,7 +21,7 @@ from lora_zoo.claims.evidence import Missing, Runs
 from lora_zoo.claims.forms import Form
 from lora_zoo.claims.hypotheses import Hypothesis, Range, Sampled, above, below
 from lora_zoo.claims.registry import Source
-from lora_zoo.inject.roles import role_of
+from lora_zoo.injection.roles import role_of
 from lora_zoo.updates.subspaces import directions, expected, similarity
 
 SMALL, GREAT = 8, 64

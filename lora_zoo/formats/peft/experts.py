@@ -9,21 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from lora_zoo.core.host import Host
-from lora_zoo.formats.peft.forms import Saved, pick, stored
-from lora_zoo.inject.base_model import own_parameters
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.formats.peft.forms import PeftFolder, pick, stored
+from lora_zoo.injection.base_model import own_parameters
+from lora_zoo.injection.matrices import TargetMatrix
 
 
-def stacked(place: TargetMatrix) -> bool:
-    """Whether `place` is a whole matrix of a stack."""
-    return getattr(place.host, "expert", None) is not None and not place.whole
+def stacked(matrix: TargetMatrix) -> bool:
+    """True if `matrix` is a whole matrix of stacked experts."""
+    return getattr(matrix.host, "expert", None) is not None and not matrix.whole
 
 
 def keys(tensors: Sequence[str], host: Host) -> dict[str, str]:
     """Parameter -> the module that holds its factors in PEFT: of several in one, the last is outermost."""
     own = [name for name in own_parameters(host.layer) if any(t.endswith(f".{name}") for t in tensors)]
     module = tensors[0].rpartition(".")[0]
-    return {f"{module}.{name}": module + ".base_layer" * (len(own) - 1 - at) for at, name in enumerate(own)}
+    return {f"{module}.{name}": module + ".base_layer" * (len(own) - 1 - i) for i, name in enumerate(own)}
 
 
 def write(host: Any, pairs: Mapping[int, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def write(host: Any, pairs: Mapping[int, tuple[Tensor, Tensor]], rank: int) -> d
 
 
 def read(name: str, host: Any, tensors: Mapping[str, Tensor], rank: int) -> list[tuple[Tensor, Tensor]]:
-    """(B, A) of each expert. ValueError for a tensor that is missing, left over or of another shape."""
+    """(B, A) of each expert. ValueError for a missing, unexpected or misshapen tensor."""
     E = len(host.tensor())
     O, I = host.matrix().shape
     O, I = (I, O) if _exchanged(host) else (O, I)
@@ -56,18 +56,18 @@ def read(name: str, host: Any, tensors: Mapping[str, Tensor], rank: int) -> list
 
 
 def _exchanged(host: Any) -> bool:
-    """Whether PEFT takes (E, I, O) for (E, O, I): where the module does not say `is_transposed`."""
+    """True where PEFT takes (E, I, O) for (E, O, I): the module lacks `is_transposed`."""
     return bool(host.transposed) != bool(getattr(host.layer, "is_transposed", False))
 
 
-def resolve(saved: Saved, known: Mapping[str, TargetMatrix]) -> dict[str, list[TargetMatrix]]:
+def resolve(folder: PeftFolder, known: Mapping[str, TargetMatrix]) -> dict[str, list[TargetMatrix]]:
     """Module of PEFT's -> the experts that it adapts. ValueError for a parameter that is no stack."""
     found: dict[str, list[TargetMatrix]] = {}
     stacks: dict[str, list[TargetMatrix]] = {}
-    for place in known.values():
-        if stacked(place):
-            stacks.setdefault(place.tensor, []).append(place)
-    wanted = saved.config.get("target_parameters") or []
+    for matrix in known.values():
+        if stacked(matrix):
+            stacks.setdefault(matrix.tensor, []).append(matrix)
+    wanted = folder.config.get("target_parameters") or []
     meant = [t for t in stacks if any(t == one or t.endswith(f".{one}") for one in wanted)]
     for one in wanted:
         if not any(t == one or t.endswith(f".{one}") for t in meant):
@@ -76,6 +76,6 @@ def resolve(saved: Saved, known: Mapping[str, TargetMatrix]) -> dict[str, list[T
         beside = [t for t in meant if t.rpartition(".")[0] == tensor.rpartition(".")[0]]
         found[keys(beside, stacks[tensor][0].host)[tensor]] = stacks[tensor]
     for module in found:
-        if module not in saved.modules:
+        if module not in folder.modules:
             raise ValueError(f"{module} is among target_parameters, but its tensors are missing")
     return found

@@ -1,4 +1,4 @@
-"""How PEFT keeps a pair B (O, R), A (R, I) beside each kind of layer, and what it cannot do there.
+"""PEFT's layout of factors B (O, R), A (R, I) for each kind of layer, and its limits there.
 
 Shapes: O out, I in, R rank, G groups of a convolution; a layer's W is (O, I) as our hosts see it.
 """
@@ -12,9 +12,6 @@ from torch import Tensor
 from lora_zoo.core.host import Host
 from lora_zoo.formats.peft.forms import pick, stored
 
-LINEAR, TRANSPOSED, EMBEDDING = "linear", "transformers Conv1D", "embedding"
-KINDS = (LINEAR, TRANSPOSED, EMBEDDING, "scaled embedding", "convolution")
-"""The kinds of host that PEFT adapts as modules."""
 MAGNITUDE = "lora_magnitude_vector"
 NAMES = (
     "lora_A.weight",
@@ -41,14 +38,14 @@ class LayerFactors(NamedTuple):
 
 
 def check(name: str, host: Host) -> None:
-    """ValueError where PEFT would compute something else on this layer, or nothing."""
-    if host.kind not in KINDS:
+    """Raise ValueError where PEFT would compute something else on this layer, or nothing."""
+    if not host.peft_layer:
         raise ValueError(
             f"{name} is a {host.kind} that its module reads by itself, which is not exchanged with PEFT; "
             "python -m lora_zoo.merge writes it into the model"
         )
     layer: Any = host.layer
-    if host.kind == "convolution" and (set(layer.dilation) != {1} or layer.padding_mode != "zeros"):
+    if host.peft_layer == "convolution" and (set(layer.dilation) != {1} or layer.padding_mode != "zeros"):
         raise ValueError(
             f"{name}: PEFT's branch beside a convolution has dilation 1 and pads with zeros, this layer has "
             f"dilation {layer.dilation} and padding_mode={layer.padding_mode!r}"
@@ -56,23 +53,23 @@ def check(name: str, host: Host) -> None:
 
 
 def write(host: Host, pair: LayerFactors) -> dict[str, Tensor]:
-    """The tensors by PEFT's short names."""
+    """The factors as tensors by PEFT's short names."""
     B_OR, A_RI, m_O = pair
-    if host.kind.endswith("embedding"):
+    if host.peft_layer == "embedding":
         tensors = {"lora_embedding_A": A_RI, "lora_embedding_B": B_OR}
-    elif host.kind == "convolution":
+    elif host.peft_layer == "convolution":
         tensors = _convolution(host, A_RI, B_OR)
     else:
         tensors = {"lora_A.weight": A_RI, "lora_B.weight": B_OR}
     if m_O is not None:
         one = [1] * (host.tensor().ndim - 2)
-        tensors[MAGNITUDE] = m_O.view(1, -1, *one) if host.kind == "convolution" else m_O
+        tensors[MAGNITUDE] = m_O.view(1, -1, *one) if host.peft_layer == "convolution" else m_O
     return {name: stored(tensor) for name, tensor in tensors.items()}
 
 
 def width(host: Host) -> int:
-    """How many of PEFT's ranks one of ours is: a grouped convolution has them once a group."""
-    return int(getattr(host.layer, "groups", 1)) if host.kind == "convolution" else 1
+    """The number of PEFT's ranks per rank of ours: a grouped convolution has them once a group."""
+    return int(getattr(host.layer, "groups", 1)) if host.peft_layer == "convolution" else 1
 
 
 def _convolution(host: Host, A_RI: Tensor, B_OR: Tensor) -> dict[str, Tensor]:
@@ -89,17 +86,17 @@ def _convolution(host: Host, A_RI: Tensor, B_OR: Tensor) -> dict[str, Tensor]:
 
 
 def read(module: str, host: Host, tensors: Mapping[str, Tensor], dora: bool) -> LayerFactors:
-    """The pair in `tensors`. ValueError that names the tensor which is missing, left over or misshapen."""
+    """The factors in `tensors`. ValueError that names the missing, unexpected or misshapen tensor."""
     O, I = host.matrix().shape
-    embedding = host.kind.endswith("embedding")
+    embedding = host.peft_layer == "embedding"
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     tensors = {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): tensor for name, tensor in tensors.items()}
-    G, spatial = width(host), host.tensor().shape[2:] if host.kind == "convolution" else ()
+    G, spatial = width(host), host.tensor().shape[2:] if host.peft_layer == "convolution" else ()
     R = max(1, len(tensors[names[0]])) if names[0] in tensors and tensors[names[0]].ndim else 1
-    inputs = (host.tensor().shape[1] * G, *spatial) if host.kind == "convolution" else (I,)
+    inputs = (host.tensor().shape[1] * G, *spatial) if host.peft_layer == "convolution" else (I,)
     shapes = {names[0]: (R, *inputs), names[1]: (O, R // G, *[1] * len(spatial))}
     if dora:
-        shapes[MAGNITUDE] = (1, O, *[1] * len(spatial)) if host.kind == "convolution" else (O,)
+        shapes[MAGNITUDE] = (1, O, *[1] * len(spatial)) if host.peft_layer == "convolution" else (O,)
     A, B, *_ = pick(module, tensors, shapes)
     B_OR, A_RI = B.flatten(1), A.flatten(1)
     if G > 1:

@@ -1,34 +1,42 @@
 """Low-rank pairs in PEFT: LoRA, rsLoRA and DoRA, and whatever else is a product B A.
 
-Parts of a fused layer become one pair on the whole of it, a residual start a pair of twice the rank.
+Parts of a fused layer become one pair on the whole of it, a residual init a pair of twice the rank.
 Shapes: O out, I in, R rank.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.host import Host
-from lora_zoo.formats.peft import experts as stacks
-from lora_zoo.formats.peft import layers
-from lora_zoo.formats.peft.forms import PREFIX, Packed, PeftFormat, Saved, Unpacked, most, number, spread
+from lora_zoo.formats.peft import experts, layers
+from lora_zoo.formats.peft.forms import (
+    PREFIX,
+    ParsedAdapter,
+    PeftContent,
+    PeftFolder,
+    PeftFormat,
+    most,
+    number,
+    spread,
+)
 from lora_zoo.formats.peft.low_rank import no_wider
 from lora_zoo.formats.peft.patterns import pattern_key, rank_and_alpha
 from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import hyperparameters_at
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import hyperparameters_at
 
 RESIDUAL = ("pissa", "olora")
-"""PEFT's starts that change the base again whenever an adapter is loaded."""
+"""PEFT's initialisations that change the base again whenever an adapter is loaded."""
 
 
-class One(NamedTuple):
-    """A module, or a stack of experts called `name`, whose tensors PEFT keeps at `key`."""
+class PeftModule(NamedTuple):
+    """An adapted module, or a stack of experts called `name`, whose tensors PEFT keeps at `key`."""
 
     name: str
     key: str
@@ -39,11 +47,12 @@ class One(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraFormat(PeftFormat):
-    """`root`: the scale is α/√r; `magnitude`: what DoRA's vector is called here, "" where there is none."""
+    """`root`: the scale is α/√r; `magnitude`: our name of DoRA's vector, "" where there is none."""
 
-    peft_type = "LORA"
+    peft_type: ClassVar[str] = "LORA"
     root: bool = False
     magnitude: str = ""
+    reads: bool = True
 
     def accepts(self, config: Mapping[str, Any]) -> bool:
         dora = bool(config.get("use_dora"))
@@ -56,34 +65,29 @@ class LoraFormat(PeftFormat):
     def alpha(self, scale: float, rank: int) -> float:
         return number(scale * (math.sqrt(rank) if self.root else rank))
 
-    def to_peft(self, injection: Injection) -> Packed:
-        pieces = [self._piece(injection, name) for name in injection.adapters]
-        return self.write(pieces, injection.hyper.get("lora_dropout", 0.0))
+    def to_peft(self, injection: Injection) -> PeftContent:
+        updates = [self._update(injection, name) for name in injection.adapters]
+        return self.write(updates, injection.hyper.get("lora_dropout", 0.0))
 
-    def _piece(self, injection: Injection, name: str) -> LowRankUpdate:
-        adapter, place = injection.adapters[name], injection.places[name]
+    def _update(self, injection: Injection, name: str) -> LowRankUpdate:
+        adapter, matrix = injection.adapters[name], injection.matrices[name]
         tensors = adapter.state_dict()
-        B_OR, A_RI, alpha = (
-            tensors["B_OR"],
-            tensors["A_RI"],
-            hyperparameters_at(place, injection.hyper, injection.patterns)["alpha"],
-        )
+        B_OR, A_RI = tensors["B_OR"], tensors["A_RI"]
+        alpha = hyperparameters_at(matrix, injection.hyper, injection.patterns)["alpha"]
         scale = self.scale(alpha, len(A_RI))
         if "A0_RI" in tensors:
             B_OR, A_RI = torch.cat([B_OR, -tensors["B0_OR"]], dim=1), torch.cat([A_RI, tensors["A0_RI"]])
             alpha = None
-        return LowRankUpdate(place, B_OR, A_RI, scale, alpha, tensors.get(self.magnitude))
+        return LowRankUpdate(matrix, B_OR, A_RI, scale, alpha, tensors.get(self.magnitude))
 
-    def write(self, pieces: list[LowRankUpdate], dropout: float) -> Packed:
-        """ValueError where PEFT does not adapt one of the layers."""
-        groups: dict[str, list[LowRankUpdate]] = {}
-        for piece in pieces:
-            groups.setdefault(piece.place.whole or piece.place.name, []).append(piece)
-        whole = [joined(parts) for parts in groups.values()]
-        packed = [self._module(piece) for piece in whole if not stacks.stacked(piece.place)]
-        packed += self._stacks([piece for piece in whole if stacks.stacked(piece.place)])
+    def write(self, updates: list[LowRankUpdate], dropout: float) -> PeftContent:
+        """Updates as PEFT's LoRA. ValueError where PEFT does not adapt one of the layers."""
+        parts = _grouped(updates, lambda update: update.matrix.whole or update.matrix.name)
+        whole = [joined(own) for own in parts.values()]
+        packed = [self._module(update) for update in whole if not experts.stacked(update.matrix)]
+        packed += self._stacks([update for update in whole if experts.stacked(update.matrix)])
         modules = [one for one in packed if one.name == one.key]
-        transposed = any(piece.place.host.kind == layers.TRANSPOSED for piece in whole)
+        transposed = any(update.matrix.host.transposed for update in whole)
         config: dict[str, Any] = {
             "peft_type": "LORA",
             "target_modules": sorted(one.name for one in modules),
@@ -101,78 +105,81 @@ class LoraFormat(PeftFormat):
                 pattern_key(name, values): value for name, value in values.items() if value != config[key]
             }
         tensors = {f"{PREFIX}{one.key}.{short}": t for one in packed for short, t in one.tensors.items()}
-        return Packed(config, tensors, [])
+        return PeftContent(config, tensors, [])
 
-    def _module(self, piece: LowRankUpdate) -> One:
-        name, host = piece.place.name, piece.place.host
+    def _module(self, update: LowRankUpdate) -> PeftModule:
+        name, host = update.matrix.name, update.matrix.host
         layers.check(name, host)
         if self.magnitude:
-            check_norms(name, host, piece)
-        B_OR, A_RI = no_wider(piece.B_OR, piece.A_RI)
+            check_norms(name, host, update)
+        B_OR, A_RI = no_wider(update.B_OR, update.A_RI)
         rank = len(A_RI) * layers.width(host)
-        alpha = piece.alpha if rank == len(piece.A_RI) else None
-        alpha = self.alpha(piece.scale, rank) if alpha is None else number(alpha)
-        return One(name, name, layers.write(host, layers.LayerFactors(B_OR, A_RI, piece.m_O)), rank, alpha)
+        alpha = update.alpha if rank == len(update.A_RI) else None
+        alpha = self.alpha(update.scale, rank) if alpha is None else number(alpha)
+        tensors = layers.write(host, layers.LayerFactors(B_OR, A_RI, update.m_O))
+        return PeftModule(name, name, tensors, rank, alpha)
 
-    def _stacks(self, pieces: list[LowRankUpdate]) -> Iterator[One]:
-        """One for each parameter that stacks experts: those not adapted get zeros, lesser ranks too."""
-        groups: dict[str, list[LowRankUpdate]] = {}
-        for piece in pieces:
-            groups.setdefault(piece.place.tensor, []).append(piece)
+    def _stacks(self, updates: list[LowRankUpdate]) -> Iterator[PeftModule]:
+        """One module for each stack of experts; experts that are not adapted and lesser ranks get zeros."""
+        groups = _grouped(updates, lambda update: update.matrix.tensor)
         for tensor, own in groups.items():
             if self.magnitude:
                 raise ValueError(f"{tensor} stacks experts, for which PEFT has plain LoRA alone")
-            host: Any = own[0].place.host
+            host: Any = own[0].matrix.host
             beside = [t for t in groups if t.rpartition(".")[0] == tensor.rpartition(".")[0]]
-            thin = [no_wider(piece.B_OR, piece.A_RI) for piece in own]
+            thin = [no_wider(update.B_OR, update.A_RI) for update in own]
             rank = max(len(A_RI) for _, A_RI in thin)
             pairs = {
-                piece.place.host.expert: (B_OR * (piece.scale / own[0].scale), A_RI)  # type: ignore[attr-defined]
-                for piece, (B_OR, A_RI) in zip(own, thin, strict=True)
+                update.matrix.host.expert: (B_OR * (update.scale / own[0].scale), A_RI)  # type: ignore[attr-defined]
+                for update, (B_OR, A_RI) in zip(own, thin, strict=True)
             }
             alpha = self.alpha(own[0].scale, rank)
-            yield One(tensor, stacks.keys(beside, host)[tensor], stacks.write(host, pairs, rank), rank, alpha)
+            key = experts.keys(beside, host)[tensor]
+            yield PeftModule(tensor, key, experts.write(host, pairs, rank), rank, alpha)
 
-    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
-        known = {place.name: place for place in places(model)}
+    def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
+        known = {matrix.name: matrix for matrix in find_matrices(model)}
+        theirs, init = LoraFormat(bool(folder.config.get("use_rslora"))), _residual_init(folder)
         ranks: dict[str, int] = {}
         alphas: dict[str, float] = {}
         state: dict[str, Tensor] = {}
-        root, start = bool(saved.config.get("use_rslora")), _start(saved)
-        experts = stacks.resolve(saved, known)
-        for module, own in experts.items():
-            rank, alpha = rank_and_alpha(saved, own[0].tensor)
-            pairs = stacks.read(module, own[0].host, saved.modules[module], rank)
-            for place, (B, A) in zip(own, pairs, strict=True):
-                B_OR, A_RI = no_wider(B, A)
-                ranks[place.name], scale = len(A_RI), LoraFormat(root).scale(alpha, rank)
-                alphas[place.name] = (
-                    self.alpha(scale, len(A_RI)) if root != self.root or len(A_RI) != rank else alpha
-                )
-                state |= {f"{place.name}.A_RI": A_RI, f"{place.name}.B_OR": B_OR}
-        for module, tensors in saved.modules.items():
-            if module in experts:
-                continue
+
+        def keep(name: str, B: Tensor, A: Tensor, rank: int, alpha: float) -> None:
+            B_OR, A_RI = no_wider(B, A)
+            R = ranks[name] = len(A_RI)
+            same = theirs.root == self.root and rank == R
+            alphas[name] = alpha if same else self.alpha(theirs.scale(alpha, rank), R)
+            state.update({f"{name}.A_RI": A_RI, f"{name}.B_OR": B_OR})
+
+        stacks = experts.resolve(folder, known)
+        for module, own in stacks.items():
+            rank, alpha = rank_and_alpha(folder, own[0].tensor)
+            pairs = experts.read(module, own[0].host, folder.modules[module], rank)
+            for matrix, pair in zip(own, pairs, strict=True):
+                keep(matrix.name, *pair, rank, alpha)
+        for module in [name for name in folder.modules if name not in stacks]:
             host = known[module].host
             layers.check(module, host)
-            rank, alpha = rank_and_alpha(saved, module)
-            pair = layers.read(module, host, tensors, bool(self.magnitude))
-            _check_rank(module, rank, len(pair.A_RI), host)
-            B_OR, A_RI = no_wider(pair.B_OR, pair.A_RI)
-            ranks[module] = len(A_RI)
-            scale = LoraFormat(root).scale(alpha, rank)
-            same = root == self.root and len(A_RI) == rank
-            alphas[module] = alpha if same else self.alpha(scale, len(A_RI))
-            if start:
-                _check_start(module, start, host)
-            state |= {f"{module}.A_RI": A_RI, f"{module}.B_OR": B_OR}
-            state |= {} if pair.m_O is None else {f"{module}.{self.magnitude}": pair.m_O}
-        hyper: dict[str, Any] = {
-            "lora_dropout": 0.0 if start else float(saved.config.get("lora_dropout") or 0.0)
-        }
-        hyper |= {"init": start} if start else {}
+            rank, alpha = rank_and_alpha(folder, module)
+            factors = layers.read(module, host, folder.modules[module], bool(self.magnitude))
+            _check_rank(module, rank, len(factors.A_RI), host)
+            keep(module, factors.B_OR, factors.A_RI, rank, alpha)
+            if init:
+                _check_init(module, init, host)
+            state |= {} if factors.m_O is None else {f"{module}.{self.magnitude}": factors.m_O}
+        dropout = 0.0 if init else float(folder.config.get("lora_dropout") or 0.0)
+        hyper: dict[str, Any] = {"lora_dropout": dropout} | ({"init": init} if init else {})
         rules, patterns = spread(rank=ranks, alpha=alphas)
-        return Unpacked(hyper | rules, patterns, [known[name] for name in ranks], state, bool(start))
+        return ParsedAdapter(hyper | rules, patterns, [known[name] for name in ranks], state, bool(init))
+
+
+def _grouped(
+    updates: list[LowRankUpdate], key: Callable[[LowRankUpdate], str]
+) -> dict[str, list[LowRankUpdate]]:
+    groups: dict[str, list[LowRankUpdate]] = {}
+    for update in updates:
+        groups.setdefault(key(update), []).append(update)
+    return groups
 
 
 def _check_rank(module: str, configured: int, found: int, host: Host) -> None:
@@ -180,17 +187,16 @@ def _check_rank(module: str, configured: int, found: int, host: Host) -> None:
         raise ValueError(f"{module}: its tensors have rank {found}, the configuration says {configured}")
 
 
-def _start(saved: Saved) -> str:
-    """The residual start that PEFT repeats on loading, or "". ValueError for one that it cannot repeat."""
-    start = str(saved.config.get("init_lora_weights", True)).lower()
-    if start in {"loftq", "corda"}:
+def _residual_init(folder: PeftFolder) -> str:
+    """The residual init that PEFT repeats on loading, or "". ValueError for one that it cannot repeat."""
+    init = str(folder.config.get("init_lora_weights", True)).lower()
+    if init in {"loftq", "corda"}:
         raise ValueError(
-            f"init_lora_weights={start}: PEFT changes the base on loading by data that is not in the folder"
+            f"init_lora_weights={init}: PEFT changes the base on loading by data that is not in the folder"
         )
-    return start if start.startswith(RESIDUAL) else ""
+    return init if init.startswith(RESIDUAL) else ""
 
 
-def _check_start(module: str, start: str, host: Host) -> None:
-    allowed = (layers.LINEAR,) if start == "olora" else (layers.LINEAR, layers.TRANSPOSED)
-    if host.kind not in allowed:
-        raise ValueError(f"init_lora_weights={start} on {module}, a {host.kind}, does not work in PEFT")
+def _check_init(module: str, init: str, host: Host) -> None:
+    if not host.dense or (init == "olora" and host.transposed):
+        raise ValueError(f"init_lora_weights={init} on {module}, a {host.kind}, does not work in PEFT")

@@ -1,4 +1,4 @@
-"""A change of a matrix (O, I) as a product B A: at its exact rank, or at a chosen one with the error told.
+"""Low-rank factors B A of an update (O, I): at its exact rank, or at a chosen one with the error.
 
 Shapes: O out, I in, R rank, K = min(O, I).
 """
@@ -19,9 +19,9 @@ class Factored(NamedTuple):
 
 
 def factored(dW_OI: Tensor, rank: int, *, beside: float = 0.0) -> Factored:
-    """The best product of `rank` at most, never below one. `beside` is the norm of what dW was computed from.
+    """The best product of at most `rank`, at least one. `beside` is the norm of the matrix that dW came from.
 
-    Singular values that are rounding noise are left out: the rank of what comes back is exact or chosen.
+    Singular values that are rounding noise are left out: the resulting rank is exact or chosen.
     """
     U_OK, S_K, Vh_KI = torch.linalg.svd(dW_OI.detach().double(), full_matrices=False)
     kept = max(1, min(rank, int((noise(dW_OI, float(S_K.norm()) + beside) < S_K).sum())))
@@ -32,12 +32,12 @@ def factored(dW_OI: Tensor, rank: int, *, beside: float = 0.0) -> Factored:
 
 
 def noise(dW_OI: Tensor, norm: float) -> float:
-    """What rounding alone may leave in a singular value of a difference of matrices of this norm."""
+    """The greatest singular value that rounding alone leaves in a difference of matrices of this norm."""
     return 4 * torch.finfo(dW_OI.dtype).eps * norm
 
 
 def no_wider(B_OR: Tensor, A_RI: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with at most K columns of B: R > K says nothing more, and no layer here takes it."""
+    """The same product with at most K columns of B: no layer here takes R > K."""
     smaller = min(len(B_OR), A_RI.shape[1])
     if B_OR.shape[1] <= smaller:
         return B_OR, A_RI

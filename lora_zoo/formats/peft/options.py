@@ -1,4 +1,4 @@
-"""PEFT's options: which we read, which do not touch what an adapter computes, and no others.
+"""Check PEFT's options: those that are read, those without effect on an adapter's output, and no others.
 
 Options that may change the function and are not known here are refused by name, unless they are off.
 """
@@ -50,10 +50,10 @@ def _check_numbers(config: dict[str, Any]) -> None:
 def _check_names(config: dict[str, Any]) -> None:
     for key in ("target_modules", "target_parameters", "exclude_modules", "modules_to_save"):
         value = config.get(key)
-        listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
         if not (
             value is None
-            or listed
+            or is_list
             or (isinstance(value, str) and key in {"target_modules", "exclude_modules"})
         ):
             raise ValueError(f"{key} must be names; got {str(value)[:60]}")

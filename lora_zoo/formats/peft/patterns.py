@@ -1,4 +1,4 @@
-"""PEFT's names: which modules a configuration means, and which rank and alpha it gives to each."""
+"""PEFT's patterns: the modules that a configuration selects, and the rank and alpha of each."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_zoo.formats.peft.forms import Saved
-from lora_zoo.inject.base_model import base_parameters, named_base_modules
+from lora_zoo.formats.peft.forms import PeftFolder
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
 
 
 def pattern_key(name: str, among: Iterable[str]) -> str:
@@ -20,18 +20,18 @@ def _hits(key: str, name: str) -> bool:
     return bool(re.match(rf"(.*\.)?({key})$", name))
 
 
-def rank_and_alpha(saved: Saved, module: str) -> tuple[int, float]:
-    """What the configuration gives to `module`: the first pattern that fits its end counts, as in PEFT."""
+def rank_and_alpha(folder: PeftFolder, module: str) -> tuple[int, float]:
+    """Rank and alpha of `module`: the first pattern that fits the end of its name counts, as in PEFT."""
     found: list[Any] = []
     for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        patterns = saved.config.get(pattern) or {}
+        patterns = folder.config.get(pattern) or {}
         first = next((p for p in patterns if _hits(p, module)), None)
-        found.append(saved.config.get(key, 8) if first is None else patterns[first])
+        found.append(folder.config.get(key, 8) if first is None else patterns[first])
     return found[0], found[1]
 
 
 def targets(model: nn.Module, wanted: Iterable[str], fully_trained: Iterable[str]) -> list[str] | str:
-    """`target_modules` that means `wanted` alone: their names, or one expression where a name ends another.
+    """`target_modules` that selects `wanted` alone: names, or one expression where a name ends another.
 
     ValueError where PEFT would leave one out because of `modules_to_save`.
     """
@@ -45,14 +45,14 @@ def targets(model: nn.Module, wanted: Iterable[str], fully_trained: Iterable[str
     return names
 
 
-def means(config: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT adapts the module called `name`."""
-    if _listed(config.get("exclude_modules") or [], name):
+def selects(config: Mapping[str, Any], name: str) -> bool:
+    """True if PEFT adapts the module called `name`."""
+    if _is_among(config.get("exclude_modules") or [], name):
         return False
     if any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.get("modules_to_save") or []):
         return False
     given = config.get("target_modules") or []
-    if not _listed(given, name):
+    if not _is_among(given, name):
         return False
     indexes = config.get("layers_to_transform")
     if isinstance(given, str) or name in given or indexes is None or indexes == []:
@@ -60,7 +60,7 @@ def means(config: Mapping[str, Any], name: str) -> bool:
     return _layer(config.get("layers_pattern"), name) in (indexes if isinstance(indexes, list) else [indexes])
 
 
-def _listed(given: str | list[str], name: str) -> bool:
+def _is_among(given: str | list[str], name: str) -> bool:
     if isinstance(given, str):
         return bool(re.fullmatch(given, name))
     return any(name == one or name.endswith(f".{one}") for one in given)
@@ -81,11 +81,8 @@ def trained_modules(
 
     ValueError where a parameter trains apart from its module, or where PEFT's suffixes would mean more.
     """
-    trained, every = (
-        set(fully_trained),
-        [(name, module) for name, module in named_base_modules(model) if name],
-    )
-    owned = {name: {f"{name}.{p}" for p in _parameters(module)} for name, module in every}
+    trained, every = set(fully_trained), [(n, module) for n, module in named_base_modules(model) if n]
+    owned = {name: {f"{name}.{p}" for p in base_parameters(module)} for name, module in every}
     complete = [name for name, own in owned.items() if own and (own <= trained or name.endswith(forced))]
     top = [name for name in complete if not any(name.startswith(f"{other}.") for other in complete)]
     held = set().union(*(owned[name] for name in top)) if top else set()
@@ -97,7 +94,3 @@ def trained_modules(
         if other := next((o for o in owned if o.endswith(name) and o not in top), None):
             raise ValueError(f"PEFT would take {other} for {name}, which ends alike, in modules_to_save")
     return sorted(top)
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    return list(base_parameters(module))

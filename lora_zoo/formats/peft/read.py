@@ -1,4 +1,4 @@
-"""Adapters that PEFT saved: what their files say, and which variant here computes the same."""
+"""Read PEFT's adapters: their files, and the variant that computes the same."""
 
 import re
 from pathlib import Path
@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.peft.experts import resolve
-from lora_zoo.formats.peft.forms import PREFIX, Saved, Unpacked, reader_of
+from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, reader_of
 from lora_zoo.formats.peft.layers import NAMES
 from lora_zoo.formats.peft.options import check_options
-from lora_zoo.formats.peft.patterns import means
+from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
-from lora_zoo.inject.base_model import base_buffers, base_parameters
-from lora_zoo.inject.matrices import places
-from lora_zoo.inject.plan import InjectionPlan, Plan, check
+from lora_zoo.formats.saved_adapter import SavedAdapter
+from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _TENSOR = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, NAMES))})")
@@ -25,8 +26,8 @@ def is_peft(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_peft(folder: Path) -> tuple[Saved, dict[str, Tensor]]:
-    """What a PEFT folder says of adapted modules, and its other tensors by the model's names.
+def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
+    """Read a PEFT folder: the adapted modules, and the other tensors by the model's names.
 
     Raises FileNotFoundError or ValueError, each naming the file.
     """
@@ -39,73 +40,72 @@ def read_peft(folder: Path) -> tuple[Saved, dict[str, Tensor]]:
     weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} holds no weights: {' or '.join(FILES)} is expected there")
-    saved, rest = Saved(weights, config, {}), {}
+    found, rest = PeftFolder(weights, config, {}), {}
     for key, tensor in tensors_in(weights).items():
         if not key.startswith("base_model."):
             raise ValueError(f"{weights}: {key} does not start with {PREFIX}")
         name = key.removeprefix(PREFIX)
         if match := _TENSOR.fullmatch(name):
-            saved.modules.setdefault(match["module"], {})[match["name"]] = tensor
+            found.modules.setdefault(match["module"], {})[match["name"]] = tensor
         elif key.startswith(PREFIX):
             rest[name] = tensor
         else:
-            saved.shared[key.removeprefix("base_model.")] = tensor
-    return saved, rest
+            found.shared[key.removeprefix("base_model.")] = tensor
+    return found, rest
 
 
-def from_peft(model: nn.Module, folder: Path) -> tuple[InjectionPlan, dict[str, Tensor], bool]:
-    """What to inject into `model`, its tensors by our names, and whether start factors come from the base.
+def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
+    """Read PEFT's adapter at `path` for `model`.
 
-    Raises ValueError, naming file and tensor, for what does not fit the model or what we do not compute.
+    Raises ValueError, naming file and tensor, for an adapter that does not fit the model or is not supported.
     """
-    saved, rest = read_peft(folder)
+    folder, rest = read_peft(path)
     try:
-        _check_places(model, saved)
-        cls, form = reader_of(saved.config)
-        if extra := sorted(saved.shared.keys() - set(form.shared)):
+        _check_modules(model, folder)
+        cls, form = reader_of(folder.config)
+        if extra := sorted(folder.shared.keys() - set(form.shared)):
             raise ValueError(f"base_model.{extra[0]} is not expected")
-        unpacked = form.from_peft(saved, model) if saved.modules else Unpacked({}, {}, [], {})
-        fully_trained = _trained(model, saved, rest)
+        parsed = form.from_peft(folder, model) if folder.modules else ParsedAdapter({}, {}, [], {})
+        fully_trained = _trained(model, folder, rest)
     except ValueError as mistake:
-        raise ValueError(f"{saved.file}: {mistake}") from None
-    if not unpacked.places:
+        raise ValueError(f"{folder.file}: {mistake}") from None
+    if not parsed.matrices:
         cls = VARIANTS.find("head_only")
-        return InjectionPlan(cls, Plan([], list(fully_trained)), check(cls, {}), {}), fully_trained, False
-    plan = Plan(unpacked.places, list(fully_trained))
-    ready = InjectionPlan(cls, plan, check(cls, unpacked.hyper), unpacked.patterns)
-    return ready, unpacked.state | fully_trained, unpacked.started
+    hyper = complete_hyperparameters(cls, parsed.hyper)
+    plan = InjectionPlan(cls, hyper, parsed.matrices, list(fully_trained), patterns=parsed.patterns)
+    return SavedAdapter(plan, parsed.state | fully_trained, path, init_from_base=parsed.init_from_base)
 
 
-def _check_places(model: nn.Module, saved: Saved) -> None:
-    """ValueError for tensors of a module that the model has not, and for a target without tensors."""
-    known = {place.name: place for place in places(model) if not place.whole}
-    experts = resolve(saved, known)
-    for module in saved.modules.keys() - experts.keys():
+def _check_modules(model: nn.Module, folder: PeftFolder) -> None:
+    """Raise ValueError for tensors of a module that the model lacks, and for a target without tensors."""
+    known = {matrix.name: matrix for matrix in find_matrices(model) if not matrix.whole}
+    experts = resolve(folder, known)
+    for module in folder.modules.keys() - experts.keys():
         if module not in known:
             raise ValueError(
                 f"{module} is adapted, but this model has no such layer: it belongs to another model"
             )
-    if saved.config.get("target_modules") == NOTHING:
+    if folder.config.get("target_modules") == NOTHING:
         return
     for name in known:
-        if name not in saved.modules and means(saved.config, name):
+        if name not in folder.modules and selects(folder.config, name):
             raise ValueError(f"{name} is among target_modules, but its tensors are missing")
 
 
-def _trained(model: nn.Module, saved: Saved, rest: dict[str, Tensor]) -> dict[str, Tensor]:
+def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parameters that `modules_to_save` trains. ValueError for a tensor that fits nowhere."""
     every, buffers = base_parameters(model), base_buffers(model)
-    wanted = saved.config.get("modules_to_save") or []
+    wanted = folder.config.get("modules_to_save") or []
     found: dict[str, dict[str, Tensor]] = {}
     same: dict[str, bool] = {}
     for key, tensor in rest.items():
         name = key.replace(".base_layer.", ".")
-        there = every.get(name, buffers.get(name))
-        if there is None:
+        base = every.get(name, buffers.get(name))
+        if base is None:
             raise ValueError(f"{name} is not expected")
-        if there.shape != tensor.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(there.shape)}")
-        equal = bool((there.detach().cpu().to(tensor.dtype) == tensor).all())
+        if base.shape != tensor.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
+        equal = bool((base.detach().cpu().to(tensor.dtype) == tensor).all())
         module = saved_by(name, wanted)
         if not equal and (module is None or name in buffers):
             raise ValueError(f"{name} is not the base's own, but no module of modules_to_save trains it")
@@ -116,7 +116,7 @@ def _trained(model: nn.Module, saved: Saved, rest: dict[str, Tensor]) -> dict[st
         module = saved_by(name, wanted)
         if module is not None and name not in found.get(module, {}):
             raise ValueError(f"{name} is missing, and {module} is among modules_to_save")
-    heads = HEADS.get(str(saved.config.get("task_type")), ())
+    heads = HEADS.get(str(folder.config.get("task_type")), ())
     kept = [own for module, own in found.items() if not (same[module] and module.endswith(heads))]
     return {name: tensor for own in kept for name, tensor in own.items()}
 

@@ -1,4 +1,4 @@
-"""Changes of single places as products s B A, and what they are together on the layer that holds them.
+"""Low-rank updates s B A of single matrices, joined where one layer holds several of them.
 
 Shapes: O out, I in, R rank.
 """
@@ -12,13 +12,13 @@ from torch import Tensor
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.host import EVERY, Host
-from lora_zoo.inject.matrices import TargetMatrix
+from lora_zoo.injection.matrices import TargetMatrix
 
 
 class LowRankUpdate(NamedTuple):
-    """s B A on one place; `alpha` is known where the user chose it. m: DoRA's magnitudes."""
+    """ΔW = s B A of one matrix; `alpha` is known where the user chose it. m: DoRA's magnitudes."""
 
-    place: TargetMatrix
+    matrix: TargetMatrix
     B_OR: Tensor
     A_RI: Tensor
     scale: float
@@ -26,18 +26,18 @@ class LowRankUpdate(NamedTuple):
     m_O: Tensor | None = None
 
 
-def as_product(adapter: Adapter, place: TargetMatrix) -> LowRankUpdate | None:
-    """A piece of any adapter whose change of W is B A."""
-    pair = adapter.factors()
-    return pair and LowRankUpdate(place, pair[0].detach(), pair[1].detach(), 1.0)
+def as_product(adapter: Adapter, matrix: TargetMatrix) -> LowRankUpdate | None:
+    """The update of any adapter with ΔW = B A; None for others."""
+    factors = adapter.factors()
+    return factors and LowRankUpdate(matrix, factors[0].detach(), factors[1].detach(), 1.0)
 
 
 def joined(parts: list[LowRankUpdate]) -> LowRankUpdate:
-    """One piece for the whole layer: A's below each other, each B in its own rows and columns."""
+    """One update of the whole layer: A's below each other, each B in its own rows and columns."""
     first = parts[0]
-    if not first.place.whole:
+    if not first.matrix.whole:
         return first
-    whole: Host = copy.copy(first.place.host)
+    whole: Host = copy.copy(first.matrix.host)
     whole.part = EVERY
     W_OI = wide(whole.matrix())
     A_RI = torch.cat([part.A_RI for part in parts])
@@ -46,18 +46,18 @@ def joined(parts: list[LowRankUpdate]) -> LowRankUpdate:
     column = 0
     for part in parts:
         columns = slice(column, column + len(part.A_RI))
-        rows = torch.arange(len(W_OI))[part.place.host.part].to(A_RI.device)
+        rows = torch.arange(len(W_OI))[part.matrix.host.part].to(A_RI.device)
         B_OR[rows, columns] = part.B_OR * (part.scale / first.scale)
         column = columns.stop
         if m_O is not None:
             m_O[rows] = part.m_O
-    place = TargetMatrix(first.place.whole, first.place.tensor, "", whole)
-    return LowRankUpdate(place, B_OR, A_RI, first.scale, None, m_O)
+    matrix = TargetMatrix(first.matrix.whole, first.matrix.tensor, "", whole)
+    return LowRankUpdate(matrix, B_OR, A_RI, first.scale, None, m_O)
 
 
-def check_norms(name: str, host: Host, piece: LowRankUpdate) -> None:
-    """ValueError where PEFT's DoRA would divide by zero."""
-    V_OI = wide(host.matrix()) + piece.scale * piece.B_OR @ piece.A_RI
+def check_norms(name: str, host: Host, update: LowRankUpdate) -> None:
+    """Raise ValueError where PEFT's DoRA would divide by zero."""
+    V_OI = wide(host.matrix()) + update.scale * update.B_OR @ update.A_RI
     if not V_OI.norm(dim=1).all():
         raise ValueError(
             f"{name} has a row of zeros: PEFT's DoRA divides by its norm, ours leaves it as it is; "

@@ -1,4 +1,4 @@
-"""PEFT's form of VeRA: two vectors a layer, and the frozen pair that all layers share."""
+"""PEFT's VeRA: two vectors a layer, and the frozen projections that all layers share."""
 
 import math
 from collections.abc import Mapping
@@ -9,31 +9,30 @@ from torch import Tensor, nn
 
 from lora_zoo.formats.peft.forms import (
     PREFIX,
-    Packed,
+    ParsedAdapter,
+    PeftContent,
+    PeftFolder,
     PeftFormat,
-    Saved,
     Unfit,
-    Unpacked,
-    in_peft,
     pick,
     stored,
     whole_dense,
 )
 from lora_zoo.inits.shared_projections import SharedProjections, gain_of
-from lora_zoo.inject.injection import Injection
-from lora_zoo.inject.matrices import places
+from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.matrices import find_matrices
 
 
 class VeraFormat(PeftFormat):
-    """PEFT's VeRA, the pair stored too: `nested` has each site's gain within d, for want of another place."""
+    """PEFT's VeRA with its projections; those of `nested` have each layer's gain inside d."""
 
     peft_type = "VERA"
     shared = ("vera_A", "vera_B")
 
-    def to_peft(self, injection: Injection) -> Packed:
+    def to_peft(self, injection: Injection) -> PeftContent:
         adapters = cast("dict[str, Any]", injection.adapters)
-        for name, place in injection.places.items():
-            if not whole_dense(place):
+        for name, matrix in injection.matrices.items():
+            if not whole_dense(matrix):
                 raise Unfit(f"PEFT's VeRA adapts whole linear layers, {name} is none")
         pair = next(iter(adapters.values())).pair
         tensors = {"base_model.vera_A": stored(pair.A_RI), "base_model.vera_B": stored(pair.B_OR)}
@@ -45,38 +44,36 @@ class VeraFormat(PeftFormat):
         config = {"peft_type": "VERA", "target_modules": sorted(adapters), "save_projection": True}
         config |= {"r": len(pair.A_RI), "projection_prng_key": injection.hyper["projection_prng_key"]}
         config |= {"d_initial": injection.hyper["d_initial"], "vera_dropout": injection.hyper["lora_dropout"]}
-        config["fan_in_fan_out"] = any(place.host.kind != "linear" for place in injection.places.values())
-        return Packed(config, tensors, [])
+        config["fan_in_fan_out"] = any(matrix.host.transposed for matrix in injection.matrices.values())
+        return PeftContent(config, tensors, [])
 
     def accepts(self, config: Mapping[str, Any]) -> bool:
         return bool(config["peft_type"] == self.peft_type)
 
-    def from_peft(self, saved: Saved, model: nn.Module) -> Unpacked:
-        known = {place.name: place for place in places(model) if place.name in saved.modules}
-        R, key = saved.config.get("r", 256), saved.config.get("projection_prng_key", 0)
-        O, I = (max(side) for side in zip(*(place.shape for place in known.values()), strict=True))
-        projection, state = found_pair(saved, O, I, R, key), dict[str, Tensor]()
-        for module, tensors in saved.modules.items():
+    def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
+        known = {matrix.name: matrix for matrix in find_matrices(model) if matrix.name in folder.modules}
+        R, key = folder.config.get("r", 256), folder.config.get("projection_prng_key", 0)
+        O, I = (max(side) for side in zip(*(matrix.shape for matrix in known.values()), strict=True))
+        projection, state = find_projection(folder, O, I, R, key), dict[str, Tensor]()
+        for module, tensors in folder.modules.items():
             if not whole_dense(known[module]):
                 raise ValueError(f"{module}, a {known[module].host.kind}, has no VeRA in PEFT")
-            (O, I), shapes = (
-                known[module].shape,
-                {"vera_lambda_b": (known[module].shape[0],), "vera_lambda_d": (R,)},
-            )
+            O, I = known[module].shape
+            shapes = {"vera_lambda_b": (O,), "vera_lambda_d": (R,)}
             state[f"{module}.b_O"], d_R = pick(module, tensors, shapes)
-            state[f"{module}.d_R"] = without(gain_of(projection, I, R), d_R)
+            state[f"{module}.d_R"] = divided(gain_of(projection, I, R), d_R)
         hyper = {"rank": R, "projection": projection, "projection_prng_key": key}
-        hyper |= {"d_initial": float(saved.config.get("d_initial", 0.1))}
-        hyper |= {"lora_dropout": float(saved.config.get("vera_dropout", 0.0))}
-        return Unpacked(hyper, {}, [known[module] for module in saved.modules], state)
+        hyper |= {"d_initial": float(folder.config.get("d_initial", 0.1))}
+        hyper |= {"lora_dropout": float(folder.config.get("vera_dropout", 0.0))}
+        return ParsedAdapter(hyper, {}, [known[module] for module in folder.modules], state)
 
 
-def found_pair(saved: Saved, O: int, I: int, rank: int, seed: int) -> str:
-    """Which of our projections PEFT's file was made with. ValueError for one that its seed does not give."""
-    if not saved.config.get("save_projection", True):
+def find_projection(folder: PeftFolder, O: int, I: int, rank: int, seed: int) -> str:
+    """The name of our projection that gives PEFT's tensors. ValueError where its seed gives others."""
+    if not folder.config.get("save_projection", True):
         return "peft"
     shapes = {"vera_A": (rank, I), "vera_B": (O, rank)}
-    A_RI, B_OR = pick("base_model", saved.shared, shapes)
+    A_RI, B_OR = pick("base_model", folder.shared, shapes)
     for projection in ("peft", "nested"):
         pair = SharedProjections(O, I, rank, seed=seed, projection=projection, device=torch.device("cpu"))
         # PEFT rounds the pair where the base is of half precision.
@@ -87,14 +84,11 @@ def found_pair(saved: Saved, O: int, I: int, rank: int, seed: int) -> str:
     raise ValueError(f"base_model.vera_A and vera_B are not those that projection_prng_key={seed} gives here")
 
 
-def without(gain: float, d_R: Tensor) -> Tensor:
-    """The float32 vector that `gain` makes into `d_R` again, if there is one: a quotient may be one off."""
+def divided(gain: float, d_R: Tensor) -> Tensor:
+    """d / gain in float32, so rounded that times `gain` it is `d_R` again where any number is."""
     near_R = (d_R.double() / gain).float()
     tries_NR = torch.stack(
         [near_R, *(near_R.nextafter(near_R.new_tensor(to)) for to in (-math.inf, math.inf))]
     )
     misses_NR = ((tries_NR.double() * gain).float() - d_R.float()).abs()
     return tries_NR.gather(0, misses_NR.argmin(0, keepdim=True))[0]
-
-
-__all__ = ["VeraFormat", "in_peft"]

@@ -13,29 +13,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_zoo.core.dtypes import uncast, wide
-from lora_zoo.formats.peft.forms import PREFIX, Packed, Unfit, form_of, stored
+from lora_zoo.formats.peft.forms import PREFIX, PeftContent, PeftFormat, Unfit, stored
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.formats.peft.low_rank import factored
 from lora_zoo.formats.peft.patterns import targets, trained_modules
 from lora_zoo.formats.peft.updates import LowRankUpdate, as_product
-from lora_zoo.inject.adapter_set import adapters_of
-from lora_zoo.inject.base_model import base_parameters, named_base_modules
-from lora_zoo.inject.injection import Injection
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
+from lora_zoo.injection.inject import Injection
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NOTHING = "dummy-target-modules"
-"""PEFT's word for an adapter that adapts no module."""
+"""PEFT's target of an adapter that adapts no module."""
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""Modules that PEFT's models of a task want in the file, by the end of their names."""
+"""Task type -> the ends of the names of modules that PEFT's models expect in the file."""
 
 
 @dataclass
 class Written:
-    """What `save_peft` wrote: the folder, the configuration, and what a user should know, a sentence each.
+    """The result of `save_peft`: the folder, the configuration, and notes for the user, a sentence each.
 
     `errors` is the relative Frobenius error of each matrix that was brought to a chosen rank.
     """
@@ -58,26 +58,26 @@ def save_peft(
 ) -> Written:
     """Write `injection` in PEFT's format: in PEFT's own form of the variant, or as plain LoRA.
 
-    `base` and `task_type` are written as they are; `rank` brings every matrix to that rank at most, as plain
-    LoRA. Raises ValueError, before anything is written, for what PEFT's files cannot hold.
+    `base` and `task_type` are written as they are; `rank` approximates every update by plain LoRA of at
+    most that rank. Raises ValueError, before anything is written, for what PEFT's files cannot hold.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     written = Written(Path(folder), {})
     with adapters_of(injection.model).disabled():
-        packed = _packed(injection, form, rank, written)
+        content = _content(injection, form, rank, written)
         forced = HEADS.get(task_type or "", ())
         modules = _modules(injection, forced)
-        tensors = packed.tensors | _in_full(injection, modules)
-        written.config = packed.config | {
+        tensors = content.tensors | _fully_trained(injection, modules)
+        written.config = content.config | {
             "base_model_name_or_path": base,
             "task_type": task_type,
             "bias": "none",
             "inference_mode": True,
-            "target_modules": _targets(injection, packed.config, modules),
+            "target_modules": _targets(injection, content.config, modules),
             "modules_to_save": modules or None,
         }
-    written.notes += packed.notes
+    written.notes += content.notes
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite: the adapter is broken")
@@ -87,25 +87,24 @@ def save_peft(
     return written
 
 
-def _packed(injection: Injection, form: str, rank: int | None, written: Written) -> Packed:
-    own = form_of(injection.variant)
+def _content(injection: Injection, form: str, rank: int | None, written: Written) -> PeftContent:
+    own: PeftFormat | None = injection.variant.peft
     if own and form == "peft" and rank is None and injection.adapters:
         try:
             return own.to_peft(injection)
         except Unfit as reason:
             written.notes.append(f"written as plain LoRA: {reason}")
-    plain = LoraFormat()
-    pieces = [_product(injection, name, rank, written) for name in injection.adapters]
-    return plain.write(pieces, 0.0)
+    updates = [_low_rank(injection, name, rank, written) for name in injection.adapters]
+    return LoraFormat().write(updates, 0.0)
 
 
-def _product(injection: Injection, name: str, rank: int | None, written: Written) -> LowRankUpdate:
-    """One matrix's change as a product, at its exact rank or at most `rank`. ValueError where it has none."""
-    adapter, place = injection.adapters[name], injection.places[name]
-    exact = as_product(adapter, place)
+def _low_rank(injection: Injection, name: str, rank: int | None, written: Written) -> LowRankUpdate:
+    """One matrix's update as B A, of its exact rank or at most `rank`. ValueError for one of full rank."""
+    adapter, matrix = injection.adapters[name], injection.matrices[name]
+    exact = as_product(adapter, matrix)
     if exact and (rank is None or exact.A_RI.shape[0] <= rank):
         return exact
-    W_OI = wide(place.host.matrix())
+    W_OI = wide(matrix.host.matrix())
     with uncast(W_OI.device):
         dW_OI = exact.B_OR @ exact.A_RI if exact else adapter.weight(W_OI) - W_OI
     smaller = min(dW_OI.shape)
@@ -117,7 +116,7 @@ def _product(injection: Injection, name: str, rank: int | None, written: Written
         )
     if rank is not None:
         written.errors[name] = error
-    return LowRankUpdate(place, B_OR, A_RI, 1.0)
+    return LowRankUpdate(matrix, B_OR, A_RI, 1.0)
 
 
 def _targets(injection: Injection, config: dict[str, Any], modules: list[str]) -> str | list[str]:
@@ -134,17 +133,12 @@ def _modules(injection: Injection, forced: tuple[str, ...]) -> list[str]:
     return trained_modules(injection.model, injection.trained, forced) if injection.trained or forced else []
 
 
-def _in_full(injection: Injection, modules: list[str]) -> dict[str, Tensor]:
-    """Every tensor of `modules`, buffers that are saved with a model included, as PEFT wants it."""
+def _fully_trained(injection: Injection, modules: list[str]) -> dict[str, Tensor]:
+    """Every tensor of `modules`, saved buffers included, by PEFT's names."""
     every, by_name = base_parameters(injection.model), dict(named_base_modules(injection.model))
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for module in modules:
-        own = {name: tensor for name, tensor in every.items() if name.startswith(f"{module}.")}
-        own |= {f"{module}.{name}": tensor for name, tensor in by_name[module].state_dict().items()}
-        tensors |= {f"{PREFIX}{name}": stored(tensor) for name, tensor in own.items()}
-        tensors |= {
-            f"{PREFIX}{name}": stored(tensor)
-            for name, tensor in injection.trained.items()
-            if name.startswith(f"{module}.")
-        }
-    return tensors
+        buffers = {f"{module}.{name}": tensor for name, tensor in by_name[module].state_dict().items()}
+        for source in (every, buffers, injection.trained):
+            found |= {name: tensor for name, tensor in source.items() if name.startswith(f"{module}.")}
+    return {f"{PREFIX}{name}": stored(tensor) for name, tensor in found.items()}

@@ -1,16 +1,12 @@
-"""Which jobs of a sweep can train side by side."""
+"""Groups of a sweep's jobs that can train side by side."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from omegaconf import DictConfig
-
 from lora_zoo.config.schema import Settings
-from lora_zoo.config.validate import resolved
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identity
+from lora_zoo.config.spec import RunSpec
 
 FREE = (
     *("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
@@ -34,23 +30,19 @@ class Group(NamedTuple):
     reason: str
 
 
-def groups(configs: Sequence[DictConfig]) -> list[Group]:
-    """The jobs of a sweep in groups, each in the sweep's order."""
+def groups(specs: Sequence[RunSpec | None]) -> list[Group]:
+    """The jobs of a sweep in groups, each in the sweep's order. None: a job that cannot be run as given."""
     packs: dict[str, list[int]] = {}
     apart: dict[str, list[int]] = {}
     seen: set[str] = set()
-    for number, config in enumerate(configs):
-        try:
-            settings = resolved(config)
-            own = identity(settings, VARIANTS.find(settings.variant["name"]))
-        except (ValueError, KeyError):
+    for number, spec in enumerate(specs):
+        if spec is None:
             apart.setdefault("it cannot be run as given", []).append(number)
-            continue
-        if reason := _reason(settings, own in seen):
+        elif reason := _reason(spec.settings, spec.identity in seen):
             apart.setdefault(reason, []).append(number)
         else:
-            packs.setdefault(_shared(settings), []).append(number)
-        seen.add(own)
+            packs.setdefault(_shared(spec.settings), []).append(number)
+        seen |= {spec.identity} if spec else set()
     return [Group(jobs, "") for jobs in packs.values()] + [Group(jobs, why) for why, jobs in apart.items()]
 
 
@@ -63,7 +55,7 @@ def _reason(settings: Settings, repeated: bool) -> str:
 
 
 def _shared(settings: Settings) -> str:
-    """What jobs of one pack have in common: model, task, threads, and what the trainer does to a model."""
+    """All that jobs of one pack must have in common: model, task, threads, most keys of the trainer."""
     trainer = {key: value for key, value in settings.trainer.items() if key not in FREE}
     common = {"model": asdict(settings.model), "task": asdict(settings.task), "trainer": trainer}
     return json.dumps(common | {"threads": settings.threads}, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""A sweep's jobs, pack by pack: what the launcher `packed` of Hydra does."""
+"""A sweep's jobs, pack by pack: the work of Hydra's launcher `packed`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
-from lora_zoo.launchers.packed.experiment import PackedExperiment, SharedBase
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.packed.grouping import Group, groups
-from lora_zoo.launchers.packed.scheduler import Pack, PackedJob
+from lora_zoo.launchers.packed.job import PackedJob
+from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
+from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.training.resources import process_as_it_was
 
@@ -20,33 +21,32 @@ Launch = Callable[..., Any]
 """Runs one job: its number, and what it shares with others by keyword; returns what Hydra wants of it."""
 
 
-def launch(configs: Sequence[DictConfig], start: Launch, most: int) -> list[Any]:
+def launch(specs: Sequence[RunSpec | None], start: Launch, most: int) -> list[Any]:
     """Run every job and return what each gave, in order. Raises Stopped where the process is told to stop."""
     console, given = Console(), dict[int, Any]()
-    for group in groups(configs):
+    for group in groups(specs):
         if group.reason or len(group.jobs) == 1 or torch.cuda.device_count() > 1:
             given |= {number: start(number) for number in group.jobs}
             continue
         text = f"packed: {len(group.jobs)} runs on one base, at most {most} side by side"
         console.print(text, highlight=False, soft_wrap=True)
         given |= _packed(group, start, most)
-    return [given[number] for number in range(len(configs))]
+    return [given[number] for number in range(len(specs))]
 
 
 def _packed(group: Group, start: Launch, most: int) -> dict[int, Any]:
     signals = SharedSignalHandler()
-    with process_as_it_was(), signals.attended(), _still():
+    with process_as_it_was(), signals.listening(), _still():
         pack, base = Pack(signals, most), SharedBase()
 
-        def job(number: int, seat: PackedJob) -> Any:
-            make = partial(PackedExperiment, pack=pack, seat=seat, base=base)
-            return start(number, make=make, signals=signals)
+        def body(number: int, job: PackedJob) -> Any:
+            return start(number, resources=PackedResources(pack, job, base))
 
-        seats = pack.run([partial(job, number) for number in group.jobs])
-    for seat in seats:
-        if seat.error is not None:
-            raise seat.error
-    return dict(zip(group.jobs, (seat.outcome for seat in seats), strict=True))
+        jobs = pack.run([partial(body, number) for number in group.jobs])
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+    return dict(zip(group.jobs, (job.outcome for job in jobs), strict=True))
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""Being told to stop, for several jobs in one process: see `lora_zoo.training.signals`."""
+"""Stop several jobs of one process on a signal: see `lora_zoo.training.signals`."""
 
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Hashable, Iterator
 from types import FrameType
+from typing import Self
 
-from lora_zoo.training.signals import PATIENCE, SignalHandler, Stopped, after, at_the_latest
+from lora_zoo.training.signals import PATIENCE, SignalHandler, Stopped, exit_soon, set_alarm
 
 
 class SharedSignalHandler(SignalHandler):
@@ -18,54 +19,50 @@ class SharedSignalHandler(SignalHandler):
     def __init__(self) -> None:
         super().__init__()
         self.running: Hashable | None = None
-        self.late = False
-        self._patients: set[Hashable] = set()
+        self._late = False
+        self._deferring_jobs: set[Hashable] = set()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["SharedSignalHandler"]:
-        """Nothing of a single job's: the pack listens for all of them, in `attended`."""
-        yield self
-
-    @contextlib.contextmanager
-    def attended(self) -> Iterator[None]:
+    def listening(self) -> Iterator[Self]:
         """Inside, the signals stop the jobs; afterwards raises Stopped if there was one."""
         with super().listening():
-            yield
-            if self.asked is not None:
-                at_the_latest(self.asked)
-                self._requeue(self.asked)
+            yield self
+            if self.received is not None:
+                exit_soon(self.received)
+                self._requeue(self.received)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                raise Stopped(self.asked)
+                raise Stopped(self.received)
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         job = self.running
-        self._patients.add(job)
+        self._deferring_jobs.add(job)
         try:
             yield
         finally:
-            self._patients.discard(job)
+            self._deferring_jobs.discard(job)
 
     def due(self, job: Hashable) -> Stopped | None:
-        """What `job` is to be told when its turn comes."""
-        if self.asked is None or (job in self._patients and not self.late):
+        """The exception that ends `job` when its turn comes, None for a job that goes on."""
+        if self.received is None or (job in self._deferring_jobs and not self._late):
             return None
-        return Stopped(self.asked)
+        return Stopped(self.received)
 
     def leave(self, record: Callable[[], None]) -> None:
+        """Call `record`; the process itself leaves once every job has."""
         record()
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
             os._exit(128 + number)
-        self.asked = number
-        after(PATIENCE, self._impatient)
-        if self.running is not None and (told := self.due(self.running)):
-            raise told
+        self.received = number
+        set_alarm(PATIENCE, self._overdue)
+        if self.running is not None and (stopped := self.due(self.running)):
+            raise stopped
 
-    def _impatient(self, *_: object) -> None:
-        assert self.asked is not None
-        self.late = True
-        at_the_latest(self.asked)
+    def _overdue(self, *_: object) -> None:
+        assert self.received is not None
+        self._late = True
+        exit_soon(self.received)
         if self.running is not None:
-            raise Stopped(self.asked)
+            raise Stopped(self.received)

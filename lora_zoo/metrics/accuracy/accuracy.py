@@ -4,9 +4,15 @@ import datasets
 import evaluate
 import numpy as np
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("accuracy")
 class Accuracy(evaluate.Metric):
     """{"accuracy": 0..1} of integer classes."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("int64")

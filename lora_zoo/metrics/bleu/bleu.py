@@ -6,9 +6,15 @@ import datasets
 import evaluate
 import sacrebleu
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("bleu")
 class Bleu(evaluate.Metric):
     """{"bleu": 0..100} of texts; an item has one reference (a text) or several, not all equally many."""
+
+    higher_is_better = True
+    range = (0.0, 100.0)
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

@@ -3,9 +3,15 @@
 import datasets
 import evaluate
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("exact_match")
 class ExactMatch(evaluate.Metric):
     """{"exact_match": 0..1} of texts; an item has one reference (a text) or several (a list)."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

@@ -4,9 +4,15 @@ import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("f1")
 class F1(evaluate.Metric):
     """{"f1": 0..1} of integer classes: of class `pos_label`, or by another of scikit-learn's averages."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("int64")

@@ -4,9 +4,15 @@ import datasets
 import evaluate
 from sklearn.metrics import matthews_corrcoef
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("matthews_correlation")
 class MatthewsCorrelation(evaluate.Metric):
     """{"matthews_correlation": -1..1} of integer classes; 0 where either side is constant."""
+
+    higher_is_better = True
+    range = (-1.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("int64")

@@ -5,9 +5,15 @@ import evaluate
 import numpy as np
 from scipy.stats import pearsonr
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("pearson")
 class Pearson(evaluate.Metric):
     """{"pearson": -1..1} of numbers; 0 where either side is constant, so that runs stay comparable."""
+
+    higher_is_better = True
+    range = (-1.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")

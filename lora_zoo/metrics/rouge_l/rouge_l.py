@@ -4,9 +4,15 @@ import datasets
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 
+from lora_zoo.metrics import METRICS
 
+
+@METRICS.register("rouge_l")
 class RougeL(evaluate.Metric):
     """{"rouge_l": 0..1} of texts; of an item's several references the nearest counts."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

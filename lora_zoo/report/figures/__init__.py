@@ -1,37 +1,21 @@
+# ruff: noqa: F401
 """Figures of results: each function takes plain frames and gives a `Chart`.
 
-frame = lora_zoo.runs.loading("runs")
+frame = lora_zoo.runs.load("runs")
 chart = figures.against(frame, "rank", by=["variant"])
-chart.save("figures/rank")                                # .svg, .pdf, .png
-plotly.graph_objects.Figure(chart.interactive()[0])       # the same for a notebook
+chart.save("figures/rank")             # .svg, .pdf, .png
+chart.spec                             # the same as a Vega-Lite specification
+chart.panels[0].rows                   # and its numbers
 """
 
-from lora_zoo.report.figures.against_base import amplification, intruders, touched
+from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.changes import layer_ranks, spectra, subspaces
-from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Panel, Series
-from lora_zoo.report.figures.comparisons import against, grid, pareto, profiles
+from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.curves import curves
 from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction, ranks
-
-__all__ = [
-    "Axis",
-    "Chart",
-    "Nothing",
-    "Panel",
-    "Series",
-    "against",
-    "amplification",
-    "curves",
-    "decay",
-    "evolution",
-    "grid",
-    "intruders",
-    "layer_ranks",
-    "magnitude_direction",
-    "pareto",
-    "profiles",
-    "ranks",
-    "spectra",
-    "subspaces",
-    "touched",
-]
+from lora_zoo.report.figures.groups import Nothing, line, stack
+from lora_zoo.report.figures.outcomes import against, grid, pareto, profiles
+from lora_zoo.report.figures.panels import Panel
+from lora_zoo.report.figures.planes import Bands, Marks, Points
+from lora_zoo.report.figures.style import series_styles
+from lora_zoo.report.figures.vs_base import amplification, intruders, touched

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lora_zoo.report.figures.cells import Cell, axis_of, cells, done, needs, split
-from lora_zoo.report.figures.chart import Axis, Chart, Nothing, Series
-from lora_zoo.report.figures.lines import Bands
-from lora_zoo.report.figures.looks import kinds
+from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.chart import Chart
+from lora_zoo.report.figures.groups import Group, Nothing, axis_of, done, groups, line, needs, split, stack
+from lora_zoo.report.figures.planes import Bands
+from lora_zoo.report.figures.style import series_styles
 
 POINTS = 100  # of a curve; more than a figure's width can show
 
@@ -21,10 +22,10 @@ def curves(
     y: str = "loss",
     against: str = "step",
 ) -> Chart:
-    """Mean over the seeds of each cell, with a band from the lowest to the highest; a panel a task, and
-    more of them where one would hold too many cells.
+    """Mean over the seeds of each group, with a band from the lowest to the highest; a panel a task, and
+    more of them where one would hold too many groups.
 
-    `histories` is the long frame of `lora_zoo.runs.curves`. `against` "seconds" is the logged time, or
+    `histories` is the long frame of `lora_zoo.runs.histories`. `against` "seconds" is the logged time, or
     else steps times the run's median step. Raises Nothing where no run has logged `y`.
     """
     finished = done(runs)
@@ -33,28 +34,27 @@ def curves(
     needs(timed, against)
     apart, within = split(finished, by)
     panels, seen = [], []
-    for panel in cells(finished, apart):
-        found = [(cell, _series(cell, timed, y, against)) for cell in cells(panel.runs, within)]
-        found = [(cell, series) for cell, series in found if series.x]
-        seen += [(cell.group, cell.member) for cell, _ in found]
+    for panel in groups(finished, apart):
+        found = [(group, _curve(group, timed, y, against)) for group in groups(panel.runs, within)]
+        found = [(group, rows) for group, rows in found if len(rows)]
+        seen += [(group.head, group.member) for group, _ in found]
         if found:
-            panels.append(
-                Bands(panel.name, axis_of(against), _y_axis(y, finished), [series for _, series in found])
-            )
+            rows = stack(rows for _, rows in found)
+            panels.append(Bands(panel.name, axis_of(against), _axis(y, finished), rows))
     if not panels:
         raise Nothing(f"no finished run has logged {y}")
     seconds = " Seconds are those of training steps alone." if against == "seconds" else ""
     return Chart(
-        f"{_y_axis(y, finished).label.capitalize()} against {axis_of(against).label}",
+        f"{_axis(y, finished).label.capitalize()} against {axis_of(against).label}",
         f"Lines: mean over seeds; bands: lowest to highest seed.{seconds}",
         panels,
-        kinds(seen),
+        series_styles(seen),
     )
 
 
-def _y_axis(y: str, runs: pd.DataFrame) -> Axis:
+def _axis(y: str, runs: pd.DataFrame) -> Axis:
     """The loss is a cross-entropy, but for tasks of regression."""
-    kinds_of_task = set(runs["config.task.kind"]) if "config.task.kind" in runs else set()
+    kinds_of_task = set(runs["config.task.type"]) if "config.task.type" in runs else set()
     if y == "loss" and kinds_of_task and "regression" not in kinds_of_task:
         return replace(axis_of(y), unit="nats")
     if not y.startswith("eval_"):
@@ -70,25 +70,12 @@ def with_seconds(runs: pd.DataFrame, histories: pd.DataFrame) -> pd.DataFrame:
     return histories.assign(seconds=pd.to_numeric(logged).fillna(estimate))
 
 
-def _series(cell: Cell, histories: pd.DataFrame, y: str, against: str) -> Series:
+def _curve(group: Group, histories: pd.DataFrame, y: str, against: str) -> pd.DataFrame:
     """Seeds are averaged at the same step, also where the axis is seconds: then those are averaged, too."""
-    own = histories[histories["run"].isin(cell.runs["run"])]
-    grouped = own.groupby("step")
-    points = pd.DataFrame(
-        {
-            "x": grouped[against].mean() if against != "step" else grouped["step"].first(),
-            "y": grouped[y].mean(),
-        }
-    ).assign(low=grouped[y].min(), high=grouped[y].max())
-    points = points.iloc[:: max(1, -(-len(points) // POINTS))]
-    band = own["run"].nunique() > 1
-    return Series(
-        cell.name,
-        points["x"].tolist(),
-        points["y"].tolist(),
-        points["low"].tolist() if band else (),
-        points["high"].tolist() if band else (),
-    )
-
-
-__all__ = ["POINTS", "curves", "with_seconds"]
+    own = histories[histories["run"].isin(group.runs["run"])].assign(at=lambda table: table["step"])
+    x = "at" if against == "step" else against
+    points = own.groupby("step").agg(x=(x, "mean"), y=(y, "mean"), low=(y, "min"), high=(y, "max"))
+    points = points.iloc[:: max(1, -(-len(points) // POINTS))].reset_index(drop=True)
+    if own["run"].nunique() < 2:
+        points = points.assign(low=float("nan"), high=float("nan"))
+    return line(group.name, **{name: points[name] for name in points})

@@ -1,17 +1,14 @@
 """Heat maps, with their numbers written into the cells where these are few."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass, field
+from typing import Any, final
 
-import numpy as np
+import pandas as pd
 
-from lora_zoo.report.figures.chart import Axis, Panel, escaped, finite, plain
-from lora_zoo.report.figures.looks import SCALE, Looks
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lora_zoo.report.figures.axes import Axis, values
+from lora_zoo.report.figures.panels import Panel
+from lora_zoo.report.figures.style import SCHEME, WORD, Styles
 
 MANY = 14  # columns beyond which numbers would not be readable
 PICTURE = 8  # rows of numbers that are as high as a picture at most
@@ -20,105 +17,89 @@ PICTURE = 8  # rows of numbers that are as high as a picture at most
 @final
 @dataclass(frozen=True)
 class Heat(Panel):
-    """`values[row][column]`, NaN where nothing was measured.
+    """`rows` have the columns column, row, value and note; what is not among them was not measured.
 
     The numbers are written into the cells of up to 14 columns; a greater map is a picture, not a table.
-
-    `low` and `high` are the ends of the colour scale, the same for panels that are to be compared; the
-    chart's or the panel's title says what `colour` says, the bar beside the map does not repeat it.
+    `low` and `high` are the ends of the colour scale, the same for panels that are to be compared.
     """
 
-    title: str
-    x: Axis
-    y: Axis
-    columns: Sequence[str]
-    rows: Sequence[str]
-    values: Sequence[Sequence[float]]
     colour: Axis
     low: float
     high: float
-    digits: int = 3
-    notes: Sequence[Sequence[str]] = ()
-    """More on each cell, shown on hovering: how many runs, the interval."""
+    digits: int = field(default=3, kw_only=True)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(self.rows["column"]))
+
+    @property
+    def lines(self) -> list[str]:
+        return list(dict.fromkeys(self.rows["row"]))
+
+    @property
+    def is_picture(self) -> bool:
+        return len(self.columns) > MANY
 
     @property
     def size(self) -> tuple[float, float]:
-        if self._is_picture:
-            return (3.4, 0.9 + 0.24 * min(len(self.rows), PICTURE))
-        return (max(2.8, 1.4 + 0.34 * len(self.columns)), max(1.5, 0.9 + 0.24 * len(self.rows)))
+        deep = min(len(self.lines), PICTURE) if self.is_picture else len(self.lines)
+        return (256, 24 * deep) if self.is_picture else (max(150, 36 * len(self.columns)), max(70, 24 * deep))
 
     @property
-    def pixels(self) -> int:
-        rows = min(len(self.rows), PICTURE) if self._is_picture else len(self.rows)
-        return 110 + 34 * max(3, rows)
+    def height(self) -> int:
+        return 34 * max(3, min(len(self.lines), PICTURE) if self.is_picture else len(self.lines))
 
-    @property
-    def _is_picture(self) -> bool:
-        return len(self.columns) > MANY
-
-    def text(self, value: float) -> str:
-        return f"{value:.{self.digits}g}" if math.isfinite(value) else ""
-
-    def draw(self, axes: "Axes", looks: Looks) -> None:
-        grid_RC = np.array(self.values, dtype=float)
-        image = axes.imshow(grid_RC, cmap=SCALE, vmin=self.low, vmax=self.high, aspect="auto")
-        for names, ticks in ((self.columns, axes.set_xticks), (self.rows, axes.set_yticks)):
-            every = math.ceil(len(names) / MANY)
-            ticks(range(0, len(names), every), [plain(name) for name in names[::every]])
-        axes.set_xlabel(plain(self.x.title))
-        axes.set_ylabel(plain(self.y.title))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        if not self._is_picture:
-            self._write(axes, grid_RC)
-        if self.high > self.low:
-            axes.figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
-
-    def _write(self, axes: "Axes", grid_RC: "np.ndarray[Any, Any]") -> None:
-        middle = (self.low + self.high) / 2
-        for (row, column), value in np.ndenumerate(grid_RC):
-            ink = "white" if value < middle else "black"
-            axes.text(column, row, self.text(value), ha="center", va="center", color=ink, fontsize=6)
-
-    def plotly(self, looks: Looks) -> dict[str, Any]:
-        trace = {
-            "type": "heatmap",
-            "x": [escaped(column) for column in self.columns],
-            "y": [escaped(row) for row in self.rows],
-            "z": [finite(row) for row in self.values],
-            "zmin": self.low,
-            "zmax": self.high if self.high > self.low else self.low + 1,
-            "colorscale": SCALE.title(),
-            "colorbar": {"thickness": 10, "outlinewidth": 0},
-            "showscale": self.high > self.low,
-            "hoverongaps": False,
-            "xgap": int(not self._is_picture),
-            "ygap": int(not self._is_picture),
-            "hovertemplate": "%{y}, %{x}: %{z:.4g}%{customdata}<extra></extra>",
-            "customdata": [[f"<br>{escaped(n)}" if n else "" for n in row] for row in self._notes()],
+    def spec(self, styles: Styles, legend: dict[str, Any] | None) -> dict[str, Any]:
+        ends = [self.low, self.high if self.high > self.low else self.low + 1]
+        scale = {"scheme": SCHEME, "domain": ends}
+        bar = {"title": None, "orient": "right", "format": "~g", "gradientLength": min(self.size[1], 160)}
+        numbers = {"field": "value", "type": "quantitative"}
+        shade = {**numbers, "scale": scale, "legend": bar if self.high > self.low else None}
+        seamless = {"width": {"band": 1.1}, "height": {"band": 1.1}} if self.is_picture else {}
+        cells = {
+            "mark": {"type": "rect", **seamless},
+            "encoding": {"color": shade, "tooltip": self._tooltip()},
         }
-        if not self._is_picture:
-            trace |= {"text": [[self.text(v) for v in row] for row in self.values], "texttemplate": "%{text}"}
-        x = {"type": "category", "title": {"text": escaped(self.x.title)}, "automargin": True}
-        y = {"type": "category", "title": {"text": escaped(self.y.title)}, "automargin": True}
-        return {"data": [trace], "layout": {"xaxis": x, "yaxis": y | {"autorange": "reversed"}}}
+        ink = {"condition": {"test": f"datum.value < {sum(ends) / 2!r}", "value": "white"}, "value": "black"}
+        text = numbers | {"format": f".{self.digits}~g"}
+        words = {"mark": {"type": "text", "fontSize": WORD}, "encoding": {"text": text, "color": ink}}
+        return {
+            "data": values(self.rows.dropna(subset=["value"])),
+            "encoding": {
+                "x": self._names("column", self.x, self.columns),
+                "y": self._names("row", self.y, self.lines),
+            },
+            "layer": [cells] if self.is_picture else [cells, words],
+        }
 
-    def _notes(self) -> Sequence[Sequence[str]]:
-        return self.notes or [[""] * len(self.columns) for _ in self.rows]
+    def _names(self, name: str, axis: Axis, known: list[str]) -> dict[str, Any]:
+        ruler = {"title": axis.title, "labelAngle": 0, "ticks": False, "domain": False}
+        ruler["values"] = known[:: math.ceil(len(known) / MANY)]
+        return {"field": name, "type": "ordinal", "sort": known, "axis": ruler, "scale": {"padding": 0}}
 
-    def said(self) -> str:
-        cells = [
-            (value, row, column)
-            for row, line in zip(self.rows, self.values, strict=True)
-            for column, value in zip(self.columns, line, strict=True)
-            if math.isfinite(value)
+    def _tooltip(self) -> list[dict[str, Any]]:
+        words = [("row", self.y.title), ("column", self.x.title), ("note", "runs")]
+        named = [{"field": name, "title": title} for name, title in words if self.rows[name].any()]
+        return [
+            *named,
+            {"field": "value", "type": "quantitative", "format": ".4~g", "title": self.colour.title},
         ]
+
+    def describe(self) -> str:
         what = f"{self.title or 'Panel'}, {self.colour.title} by {self.y.label} and {self.x.label}"
-        if not cells:
+        found = self.rows.dropna(subset=["value"]).sort_values("value", kind="stable")
+        if found.empty:
             return f"{what}: no values."
-        (least, row, column), (most, row_most, column_most) = min(cells), max(cells)
-        low, high = self.text(least), self.text(most)
-        return f"{what}: from {low} ({row}, {column}) to {high} ({row_most}, {column_most})."
+        ends = [f"{c.value:.{self.digits}g} ({c.row}, {c.column})" for c in found.iloc[[0, -1]].itertuples()]
+        return f"{what}: from {' to '.join(ends)}."
 
 
-__all__ = ["Heat"]
+def unstacked(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's numbers as rows of a `Heat`."""
+    rows = [
+        {"row": str(row), "column": str(column), "value": float(value), "note": ""}
+        for row, line in table.iterrows()
+        for column, value in line.items()
+        if pd.notna(value)
+    ]
+    return pd.DataFrame(rows, columns=["row", "column", "value", "note"])

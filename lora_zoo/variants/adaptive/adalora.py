@@ -13,7 +13,7 @@ from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.adalora import AdaLoraFormat, in_peft
+from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
 from lora_zoo.variants.low_rank import Alpha, Product, Scaled
@@ -132,13 +132,13 @@ class Budget(AdapterHooks):
 
 
 @register("adalora")
-@in_peft(AdaLoraFormat())
 class AdaLoRA(Product, Scaled):
     """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
 
     paper = "arXiv:2303.10512"
     equation = "W' = W + (α/r₀) P diag(λ) Q"
     count = "(ceil(3 * R / 2) if init_r == 'auto' else init_r) * (O + I + 1)"
+    peft = AdaLoraFormat()
     hooks = Budget
     inits = ("gaussian", "orthogonal")
 

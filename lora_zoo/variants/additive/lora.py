@@ -1,19 +1,18 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., ICLR 2022), and its presets."""
 
 from lora_zoo.core.variants import register, register_preset
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("lora")
-@in_peft(LoraFormat())
 class LoRA(Additive):
     """§4.1, eq. 3: h = W x + (α/r) B A x."""
 
     paper = "arXiv:2106.09685"
     equation = "W' = W + (α/r) B A"
     count = "R * (O + I)"
+    peft = LoraFormat()
 
 
 register_preset(

@@ -10,7 +10,6 @@ from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive, LowRank
 
@@ -38,13 +37,13 @@ class Projection(AdapterHooks):
 
 
 @register("lora_fa")
-@in_peft(LoraFormat(), reads=False)
 class LoRAFA(Additive):
     """§3: A stays at its random start, B alone is trained: of x only x A (R numbers a token) is kept."""
 
     paper = "arXiv:2308.03303"
     equation = "W' = W + (α/r) B A, A frozen"
     count = "R * O"
+    peft = LoraFormat(reads=False)
     hooks = Projection
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:

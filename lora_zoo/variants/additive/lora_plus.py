@@ -8,7 +8,6 @@ from torch import nn
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive, LowRank
 
@@ -46,11 +45,11 @@ class Ratio(AdapterHooks):
 
 
 @register("lora_plus")
-@in_peft(LoraFormat(), reads=False)
 class LoRAPlus(Additive):
     """LoRA's forward pass; only the optimiser's groups differ."""
 
     paper = "arXiv:2402.12354"
     equation = "W' = W + (α/r) B A, η_B = λ η_A"
     count = "R * (O + I)"
+    peft = LoraFormat(reads=False)
     hooks = Ratio

@@ -5,19 +5,18 @@ import math
 from torch import Tensor
 
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import Additive
 
 
 @register("rslora")
-@in_peft(LoraFormat(root=True))
 class RsLoRA(Additive):
     """Theorem 3.2: the update neither vanishes nor explodes with the rank iff its scale is Θ(1/√r)."""
 
     paper = "arXiv:2312.03732"
     equation = "W' = W + (α/√r) B A"
     count = "R * (O + I)"
+    peft = LoraFormat(root=True)
 
     @staticmethod
     def scaling(alpha: float, rank: int) -> float:

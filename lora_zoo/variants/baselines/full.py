@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_zoo.core.adapter import Baseline
 from lora_zoo.core.variants import register
-from lora_zoo.inject.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters
 
 
 @register("full")

@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_zoo.core.adapter import Baseline
 from lora_zoo.core.variants import register
-from lora_zoo.inject.targets import head_names, parameters_of
+from lora_zoo.injection.targets import head_names, parameters_of
 
 
 @register("head_only")

@@ -8,19 +8,18 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.forms import in_peft
 from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.variants.low_rank import LowRank
 
 
 @register("dora")
-@in_peft(LoraFormat(magnitude="m_O"))
 class DoRA(LowRank):
     """Eq. 5, with m and the norm per output feature (the paper's W is (in, out); its authors confirm)."""
 
     paper = "arXiv:2402.09353"
     equation = "W' = m (W + (α/r) B A) / ‖W + (α/r) B A‖_row"
     count = "R * (O + I) + O"
+    peft = LoraFormat(magnitude="m_O")
     kernel = "dora"
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_zoo.core.adapter import LayerContext, trainable
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.vera import VeraFormat, in_peft
+from lora_zoo.formats.peft.vera import VeraFormat
 from lora_zoo.inits.shared_projections import SharedProjections, gain_of
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.low_rank import Product
@@ -26,13 +26,13 @@ class SharedProjectionHooks(AdapterHooks):
 
 
 @register("vera")
-@in_peft(VeraFormat())
 class VeRA(Product):
     """Eq. 2: h = W x + Λ_b B Λ_d A x, with A and B frozen, random and shared."""
 
     paper = "arXiv:2310.11454"
     equation = "W' = W + diag(b) B diag(d) A"
     count = "O + R"
+    peft = VeraFormat()
     kernel = "vera"
     hooks = SharedProjectionHooks
     inits = ("kaiming",)

@@ -1,0 +1,79 @@
+"""Values of `model=`, `task=`, `experiment=` that are no option: a folder, a name on the Hub, a YAML file."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from lora_zoo.config import experiments
+from lora_zoo.config.aliases import modern_key, modern_word, renamed
+from lora_zoo.config.groups import option_file, options
+from lora_zoo.config.schema import Task
+from lora_zoo.core.errors import unknown
+
+_TYPED: dict[str, str] = {}
+"""An override as Hydra knows it -> as the user typed it."""
+
+
+def choose(group: str, value: str) -> str:
+    """`value` where it is an option, else the name under which the folder, file or Hub name is now one."""
+    if value in options(group):
+        return value
+    if not value.strip():
+        raise ValueError(f"{group}= names nothing; choices: {', '.join(options(group))}")
+    node = CHOSEN[group](value)
+    package, about = ("_global_", node["experiment"]) if "experiment" in node else (None, node)
+    name = re.sub(r"[^\w.-]+", "-", str(about["name"])).strip("-") or group
+    if name in options(group):
+        name += "-" + hashlib.sha256(value.encode()).hexdigest()[:6]
+    about["name"] = name
+    ConfigStore.instance().store(group=group, name=name, node=node, package=package)
+    _TYPED[f"{group}={name}"] = f"{group}={value}"
+    return name
+
+
+def originals(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides as the user would type them."""
+    return [_TYPED.get(o, o) for o in overrides]
+
+
+def _model(value: str) -> dict[str, Any]:
+    """A model that is no option: a folder, else a name on the Hub unless it looks like a misspelt option."""
+    path = Path(value).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"model={value}: the folder holds no config.json, so it is no model in Hub format"
+            )
+        return {"name": path.resolve().name, "path": str(path.resolve())}
+    if value.startswith((".", "/", "~")) or value.count("/") > 1:
+        raise ValueError(f"model={value}: there is no such folder")
+    if "/" not in value and difflib.get_close_matches(value, options("model"), n=1, cutoff=0.6):
+        raise ValueError(unknown("model", value, options("model")) + ", a folder, or a name on the Hub")
+    return {"name": value.rpartition("/")[2], "path": value}
+
+
+def _task(value: str) -> dict[str, Any]:
+    """A task that is no option: a YAML file of the same form as those in `conf/task`."""
+    name, content = option_file("task", value)
+    node, known = renamed(content, modern_key, modern_word, "task."), [f.name for f in fields(Task)]
+    for key in node:
+        if key not in known:
+            raise ValueError(f"task={value}: " + unknown("key", key, known))
+    for key in ("type", "dataset", "metrics", "lr"):
+        if node.get(key) is None:
+            raise ValueError(f"task={value}: the file must give {key}, as those in conf/task do")
+    return {"name": name} | node
+
+
+CHOSEN: dict[str, Callable[[str], dict[str, Any]]] = {
+    "model": _model,
+    "task": _task,
+    "experiment": experiments.read,
+}
+"""Group -> what a value that is no option means."""

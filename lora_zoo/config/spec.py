@@ -1,0 +1,77 @@
+"""A run, specified once: made of the settings of a job, and handed on to all that take part in it."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lora_zoo.config.schema import Settings
+from lora_zoo.core.hyperparameters import hyperparameters
+
+if TYPE_CHECKING:
+    from lora_zoo.core.adapter import Variant
+
+FLAT = ("rank", "alpha", "init", "lora_dropout")
+"""Hyperparameters of variants that are keys of their own."""
+_OF_ADAPTERS = ("target_modules", "exclude_modules", "layers")
+_DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a run is; `lora_zoo.runs.identity.specify` makes it."""
+
+    settings: Settings
+    variant: "type[Variant]"
+    identity: str
+    """Eight hexadecimal digits of all that can change the run's result."""
+    made_of: dict[str, Any]
+    """The parts of the identity, hashed apart."""
+    overrides: tuple[str, ...] = ()
+    """As the command line gave them, less Hydra's own."""
+
+    @cached_property
+    def name(self) -> str:
+        return readable_name(self.settings, self.variant)
+
+    @cached_property
+    def hyperparameters(self) -> dict[str, Any]:
+        return flat_hyperparameters(self.settings, self.variant)
+
+    def without_effect(self) -> list[str]:
+        """The flat keys that the command line gave and the variant has no use for."""
+        given, known = (
+            {o.lstrip("+").partition("=")[0] for o in self.overrides},
+            hyperparameters(self.variant),
+        )
+        idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
+        idle += () if self.variant.count else _OF_ADAPTERS
+        return [name for name in idle if name in given]
+
+
+def readable_name(settings: Settings, variant: "type[Variant]") -> str:
+    """Variant, rank, targets, start, model, task and seed, as far as they say something."""
+    known = hyperparameters(variant)
+    parts = [variant.name]
+    if "rank" in known:
+        size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
+        parts += [size, _targets(settings.target_modules)]
+    if "init" in known and settings.init != known["init"].default:
+        parts.append(settings.init)
+    parts += [settings.model.name[:40], settings.task.name[:40], f"s{settings.seed}"]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
+
+
+def _targets(targets: str | list[str]) -> str:
+    words = [targets] if isinstance(targets, str) else [str(t) for t in targets]
+    text = "".join(words) if all(len(w) == 1 for w in words) else "+".join(words)
+    return text if len(text) <= 24 else f"{len(words)}targets"
+
+
+def flat_hyperparameters(settings: Settings, variant: "type[Variant]") -> dict[str, Any]:
+    """The flat keys and the variant's own keys that this variant takes."""
+    known = hyperparameters(variant)
+    flat = {name: getattr(settings, name) for name in FLAT if name in known}
+    if settings.budget is not None:
+        flat.pop("rank", None)  # the budget finds it
+    return flat | {name: value for name, value in settings.variant.items() if name != "name"}

@@ -1,0 +1,210 @@
+"""The set of named adapters of one model: activate, merge, isolate and delete them.
+
+adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
+adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
+with adapters.disabled(): ...
+adapters["tone"].remove()
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lora_zoo.core.errors import unknown
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.compose import NamedAdapter, check_compatible, merge_wrappers
+from lora_zoo.injection.parametrized import make_wrapper
+from lora_zoo.injection.tied_weights import Tying
+from lora_zoo.injection.wrappers import AdapterWrapper, put
+
+_KEY = "_lora_zoo_adapters"
+
+
+A = TypeVar("A", bound=NamedAdapter)
+
+
+class AdapterSet(Mapping[str, A]):
+    """A model's adapters by name. The first one freezes the model; deleting the last one restores it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active: tuple[str, ...] = ()
+        self._by_name: dict[str, A] = {}
+        self._wrappers: dict[str, AdapterWrapper] = {}
+        self._merged: dict[str, nn.Parameter] | None = None
+        self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
+        self._tying = Tying(model)
+
+    def __getitem__(self, name: str) -> A:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def merged(self) -> bool:
+        return self._merged is not None
+
+    def add(self, injection: A) -> None:
+        """Add a new adapter and make it the active one."""
+        self.unmerge()
+        if not self._by_name:
+            self.model.requires_grad_(False)
+            self.model.__dict__[_KEY] = self
+        self._by_name[injection.name] = injection
+        for matrix in injection.matrices.values():
+            if matrix.tensor not in self._wrappers:
+                wrapper = self._wrappers[matrix.tensor] = make_wrapper(matrix.host, matrix.tensor)
+                wrapper.install(self.model)
+            self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
+        self.activate(injection.name)
+
+    def activate(self, *names: str) -> None:
+        """Make `names` the active adapters, all others idle. Merged adapters are unmerged first.
+
+        Raises ValueError for an unknown name, and where two adapters would train the same parameter in full.
+        """
+        for name in names:
+            if name not in self._by_name:
+                raise ValueError(unknown("adapter", name, self._by_name))
+        names = tuple(dict.fromkeys(names))
+        check_compatible([self._by_name[name] for name in names])
+        self.unmerge()
+        for injection in self._by_name.values():
+            self._swap(injection.originals)
+        for name in names:
+            self._swap(self._by_name[name].trained)
+        for wrapper in self._wrappers.values():
+            wrapper.active = names
+        self.active = names
+        self._tying.update()
+
+    def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, parameter in parameters.items():
+            put(self.model, name, parameter)
+
+    def isolate(self, name: str) -> None:
+        """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
+
+        `model.parameters()`, `train()` and the forward counters then see this adapter alone.
+        """
+        for other in self.active:
+            self._swap(self._by_name[other].originals)
+        self._swap(self._by_name[name].trained)
+        for wrapper in self._wrappers.values():
+            wrapper.isolate(name)
+        for other, injection in self._by_name.items():
+            injection.counter.runs = other == name
+        self.active = (name,)
+
+    def show_all(self) -> None:
+        """Undo `isolate`: all adapters are in the model again, and none is active."""
+        for wrapper in self._wrappers.values():
+            wrapper.show_all()
+        for injection in self._by_name.values():
+            injection.counter.runs = True
+        self.activate()
+
+    @contextlib.contextmanager
+    def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
+        """Inside, each row group of a batch goes through the adapter of its name."""
+        self._set_row_groups(tuple(row_groups))
+        try:
+            yield
+        finally:
+            self._set_row_groups(())
+
+    def _set_row_groups(self, row_groups: tuple[RowGroup, ...]) -> None:
+        for wrapper in self._wrappers.values():
+            wrapper.row_groups = row_groups
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model computes as before all injections; the active adapters return afterwards."""
+        with self.unmerged():
+            active = self.active
+            self.activate()
+            try:
+                yield
+            finally:
+                self.activate(*active)
+
+    @contextlib.contextmanager
+    def unmerged(self) -> Iterator[None]:
+        """Inside, nothing is merged; merged adapters are merged again afterwards."""
+        merged = self.merged
+        self.unmerge()
+        try:
+            yield
+        finally:
+            if merged:
+                self.merge()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the active adapters' effective weights into their layers, which become plain ones.
+
+        The original parameters are kept, so that `unmerge` is exact, until `remove`. Raises ValueError where
+        an active adapter is no function of the weight.
+        """
+        if self._merged is not None:
+            return
+        for name in self.active:
+            variant = self._by_name[name].variant
+            if not variant.mergeable:
+                raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
+        self._merged = {}
+        merge_wrappers(self.model, self._wrappers, self._merged)
+        self._tying.update()
+
+    def unmerge(self) -> None:
+        """Undo `merge`, to the bit."""
+        for key, original in (self._merged or {}).items():
+            self._wrappers[key].store(original)
+            self._wrappers[key].install(self.model)
+        if self._merged is not None:
+            self._tying.update()
+        self._merged = None
+
+    def delete(self, name: str) -> None:
+        """Remove one adapter and keep the others. ValueError while several are merged together."""
+        if len(self) == 1:
+            self.remove()
+            return
+        if self.merged:
+            raise ValueError(
+                f"{', '.join(self)} are merged: unmerge() first, or adapters_of(model).remove() to keep it so"
+            )
+        self.activate(*(other for other in self.active if other != name))
+        self._by_name.pop(name).forget()
+        for key, wrapper in list(self._wrappers.items()):
+            wrapper.drop(name)
+            if not wrapper.entries:
+                wrapper.uninstall(self.model)
+                del self._wrappers[key]
+
+    def remove(self) -> nn.Module:
+        """Remove all adapters: merged weights stay, otherwise the model is as it was before the first one."""
+        if self._merged is None:
+            self.activate()
+            for wrapper in self._wrappers.values():
+                wrapper.uninstall(self.model)
+        for injection in self._by_name.values():
+            injection.forget()
+        for name, parameter in base_parameters(self.model).items():
+            parameter.requires_grad_(self._required_grad.get(name, True))
+        self._by_name, self._wrappers, self._merged, self.active = {}, {}, None, ()
+        self.model.__dict__.pop(_KEY, None)
+        return self.model
+
+
+def adapters_of(model: nn.Module) -> AdapterSet[Any]:
+    """The named adapters of `model`; empty where it has none."""
+    return model.__dict__.get(_KEY) or AdapterSet(model)

@@ -1,0 +1,56 @@
+"""The base model: modules and parameters under their original names, whatever adapters are injected."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lora_zoo.injection.parametrized import ParametrizedWeight
+from lora_zoo.injection.wrappers import LayerWrapper
+
+
+def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over the base's modules as `named_modules()` does: each layer once, under its original name."""
+    seen: set[int] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        plain = module.layer if isinstance(module, LayerWrapper) else module
+        if id(plain) in seen:
+            return
+        seen.add(id(plain))
+        yield name, plain
+        for child_name, child in plain.named_children():
+            if not isinstance(child, parametrize.ParametrizationList) and child_name != "parametrizations":
+                yield from walk(f"{name}.{child_name}" if name else child_name, child)
+
+    yield from walk("", model)
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that `module` itself holds, parametrised ones under their own names."""
+    found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    for name, by in getattr(module, "parametrizations", {}).items():
+        if isinstance(by[-1], ParametrizedWeight):
+            found[name] = by.original
+        else:  # another library's, weight_norm for example
+            found |= {f"parametrizations.{name}.{own}": tensor for own, tensor in by.named_parameters()}
+    return found
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of the base model; tied ones appear under each of their names."""
+    return {
+        f"{name}.{own}" if name else own: tensor
+        for name, module in named_base_modules(model)
+        for own, tensor in own_parameters(module).items()
+    }
+
+
+def base_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every buffer of the base model that its checkpoint would hold (running means, counts)."""
+    return {
+        f"{name}.{own}" if name else own: tensor
+        for name, module in named_base_modules(model)
+        for own, tensor in module.named_buffers(recurse=False)
+        if own not in module._non_persistent_buffers_set
+    }

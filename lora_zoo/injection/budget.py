@@ -1,0 +1,56 @@
+"""`budget=300k`: the rank that comes closest to a number of trainable parameters."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_zoo.core.hyperparameters import counted, hyperparameters
+
+if TYPE_CHECKING:
+    from lora_zoo.core.adapter import Variant
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parameters(number: int | float | str) -> int:
+    """A number of parameters: 300000, "300k", "1.5M". ValueError for what is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)([kmb]?)", str(number).strip().lower())
+    if not match or not float(match[1]) > 0:
+        raise ValueError(f"budget={number} is no number of parameters; write for example 300k, 1.5M or 20000")
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def rank_within(
+    budget: int | str,
+    cls: "type[Variant]",
+    sizes: Sequence[tuple[tuple[int, int], Mapping[str, Any]]],
+    hyper: Mapping[str, Any],
+) -> int:
+    """The rank whose trainable parameters come closest to `budget` and do not exceed it.
+
+    `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps. Adapters
+    count, what trains in full does not. Raises ValueError where rank 1 is too much already, or where the
+    variant has no rank; warns where the matrices are too small to use the budget.
+    """
+    if "rank" not in hyperparameters(cls):
+        raise ValueError(f"budget={budget}: {cls.name} has no rank that could meet it")
+    limit = parameters(budget)
+
+    def needed(rank: int) -> int:
+        return sum(counted(cls, shape, {**hyper, "rank": rank, **own}) for shape, own in sizes)
+
+    if needed(1) > limit:
+        raise ValueError(f"budget={budget}: {cls.name} at rank 1 has {needed(1):,} trainable parameters here")
+    bounds = [cls.largest_rank(shape, hyper) for shape, own in sizes if "rank" not in own]
+    most = min((bound for bound in bounds if bound is not None), default=limit)
+    low, high = 1, min(most, limit) + 1  # needed(low) fits; rank `high` is too much or impossible
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= limit else (low, middle)
+    if low == most and needed(low) < limit:
+        warnings.warn(
+            f"budget={budget}: the smallest matrix allows rank {low} at most, {needed(low):,} parameters",
+            stacklevel=3,
+        )
+    return low

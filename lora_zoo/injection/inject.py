@@ -1,0 +1,223 @@
+"""Put adapters into any model, use it, merge or take them out again.
+
+adapted = inject(model, "dora", rank=8, target_modules=["q", "v"])
+train(model, adapted.parameters())
+with adapted.disabled(): ...          # exactly the model from before
+adapted.merge(); adapted.remove()     # an ordinary model with the effective weights
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.adapter import Variant
+from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.dtypes import uncast, wide
+from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hyperparameters import accepted
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
+from lora_zoo.injection.targets import Layers, Names
+from lora_zoo.injection.tied_weights import untie
+
+
+class Update(NamedTuple):
+    """One matrix of an adapted model: W before, and ΔW = W' - W, both (O, I), float32 or wider."""
+
+    name: str
+    W_OI: Tensor
+    dW_OI: Tensor
+
+
+class Injection:
+    """One named adapter of a model, its matrices by name. Made by `inject`; changes the model in place."""
+
+    def __init__(self, model: nn.Module, plan: InjectionPlan, *, seed: int, name: str) -> None:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
+        self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
+        self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
+        self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
+        self._adapter_set = adapters_of(model)
+        with self._adapter_set.disabled():
+            self.adapters = build(plan, seed=seed, counter=self.counter)
+            self.hooks: AdapterHooks = self.variant.hooks(
+                self.adapters, **accepted(self.variant.hooks, self.hyper)
+            )
+            # So far the model is unchanged: nothing below raises.
+            every = base_parameters(model)
+            self.trained = untie(model, plan.fully_trained)
+            self.originals = {name: every[name] for name in self.trained}
+        self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
+        self._adapter_set.add(self)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name: the adapters' own, then those that train in full."""
+        return self._adapter_parameters() | {name: self.trained[name] for name in self.fully_trained}
+
+    def _adapter_parameters(self) -> dict[str, nn.Parameter]:
+        every = (
+            (f"{name}.{p_name}", p) for name, a in self.adapters.items() for p_name, p in a.named_parameters()
+        )
+        return {name: p for name, p in every if p.requires_grad}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.named_parameters().values())
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def __iter__(self) -> Iterator[Update]:
+        """Every matrix that this adapter changes as `name, W, ΔW`, detached; W is the frozen one."""
+        return map(self.update, self.matrix_names())
+
+    def matrix_names(self) -> list[str]:
+        """The names of the matrices that this adapter changes, fully trained ones last."""
+        whole = [name for name in self.fully_trained if self.originals[name].ndim == 2]
+        return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
+
+    def base_weight(self, name: str) -> Tensor:
+        """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
+        if name not in self.adapters:
+            return wide(self.originals[self._parameter_name(name)])
+        with self._adapter_set.unmerged():
+            return wide(self.matrices[name].host.matrix())
+
+    @torch.no_grad()
+    def update(self, name: str) -> Update:
+        """`name, W, ΔW` of one of the matrices that change."""
+        W_OI = self.base_weight(name)
+        if name not in self.adapters:
+            return Update(name, W_OI, wide(self.trained[self._parameter_name(name)]) - W_OI)
+        with uncast(W_OI.device):
+            return Update(name, W_OI, self.adapters[name].weight(W_OI) - W_OI)
+
+    def _parameter_name(self, name: str) -> str:
+        return name if name in self.trained else f"{name}.weight"
+
+    def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Optimiser groups: the variant's own for its adapters, and one or two for what trains in full.
+
+        Of the latter, matrices decay and vectors (biases, norms) do not, as in transformers' Trainer.
+        """
+        own = self._adapter_parameters()
+        groups = self.hooks.param_groups(own, lr=lr, weight_decay=weight_decay) if own else []
+        full = [self.trained[name] for name in self.fully_trained]
+        for decay, members in (
+            (weight_decay, [p for p in full if p.ndim > 1]),
+            (0.0, [p for p in full if p.ndim <= 1]),
+        ):
+            groups += [{"params": members, "lr": lr, "weight_decay": decay}] if members else []
+        return groups
+
+    def activate(self) -> None:
+        """Make this the model's only active adapter."""
+        self._adapter_set.activate(self.name)
+
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model is exactly the one from before any injection."""
+        return self._adapter_set.disabled()
+
+    def enable(self, active: bool = True) -> None:
+        """Switch this adapter on or off, beside the other active ones."""
+        others = [name for name in self._adapter_set.active if name != self.name]
+        self._adapter_set.activate(*others, *([self.name] if active else []))
+
+    def merge(self) -> None:
+        """Write the effective weights of the model's active adapters into plain layers: see AdapterSet.
+
+        ValueError where this adapter is not among them.
+        """
+        if self.name not in self._adapter_set.active:
+            raise ValueError(f"the adapter {self.name!r} is not active; activate() it before merging")
+        self._adapter_set.merge()
+
+    def unmerge(self) -> None:
+        """Undo `merge`, to the bit."""
+        self._adapter_set.unmerge()
+
+    def remove(self) -> nn.Module:
+        """Take this adapter out; merged weights stay, otherwise the model is as if it had not been there."""
+        self._adapter_set.delete(self.name)
+        return self.model
+
+    def forget(self) -> None:
+        """Let go of the model (called by its `AdapterSet` when the adapter is out)."""
+        self._pass_counter.remove()
+        self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors that the base lacks: `matrix.tensor` of the adapters, and fully trained parameters."""
+        own = {f"{n}.{k}": v for n, a in self.adapters.items() for k, v in a.state_dict().items()}
+        return own | {name: self.trained[name].detach() for name in self.fully_trained}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` in. ValueError where a tensor is missing, left over or of another shape."""
+        mine = self.state_dict()
+        for name in mine.keys() ^ state.keys():
+            raise ValueError(f"adapter state: {name!r} is {'missing' if name in mine else 'not expected'}")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"adapter state: {name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                )
+            tensor.copy_(state[name])
+
+    def trainable(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def total(self) -> int:
+        """Number of parameters of the model with this adapter alone, tied ones once."""
+        base = base_parameters(self.model) | self.trained
+        own = [p for a in self.adapters.values() for p in a.parameters()]
+        return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
+
+
+def inject(
+    model: nn.Module,
+    variant: str | type[Variant] = "lora",
+    *,
+    target_modules: Names = ("q", "v"),
+    exclude_modules: Names = (),
+    layers: Layers | None = None,
+    modules_to_save: Sequence[str] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    budget: int | str | None = None,
+    seed: int = 0,
+    name: str = "default",
+    **hyper: Any,
+) -> Injection:
+    """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
+
+    `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
+    values of their own, the first that fits counts; `budget` ("300k") finds the rank instead of taking one;
+    `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises ValueError for a name,
+    target, value or combination that does not exist, before anything is changed.
+    """
+    if name in adapters_of(model):
+        raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
+    plan = plan_injection(
+        model,
+        variant,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
+        layers=layers,
+        modules_to_save=modules_to_save,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        budget=budget,
+        **hyper,
+    )
+    if plan.unmatched:
+        raise ValueError(plan.unmatched[0])
+    return Injection(model, plan, seed=seed, name=name)

@@ -1,0 +1,179 @@
+"""Plans of injections: checked hyperparameters, target matrices, ranks. No model is changed."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lora_zoo.core.adapter import Adapter, LayerContext, Variant
+from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.errors import unknown
+from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
+from lora_zoo.core.init import find_init, init_names
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.budget import rank_within
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.targets import (
+    Layers,
+    Names,
+    Targets,
+    by_pattern,
+    choose,
+    missing,
+    overlooked,
+    parameters_of,
+)
+
+Patterns = Mapping[str, Mapping[str, float]]
+"""Hyperparameter -> matrix -> its value there, where it is not the same everywhere."""
+
+
+@dataclass(frozen=True)
+class InjectionPlan:
+    """A variant with complete hyperparameters, the matrices that it adapts and the parameters that it trains.
+
+    `unmatched` holds a sentence for each target that matches nothing.
+    """
+
+    variant: type[Variant]
+    hyperparameters: dict[str, Any]
+    matrices: list[TargetMatrix]
+    fully_trained: list[str]
+    unmatched: Sequence[str] = ()
+    patterns: Patterns = field(default_factory=dict)
+
+    def hyperparameters_at(self, matrix: TargetMatrix) -> dict[str, Any]:
+        """The hyperparameters of one matrix."""
+        return hyperparameters_at(matrix, self.hyperparameters, self.patterns)
+
+
+def plan_injection(
+    model: nn.Module,
+    variant: str | type[Variant] = "lora",
+    *,
+    target_modules: Names = ("q", "v"),
+    exclude_modules: Names = (),
+    layers: Layers | None = None,
+    modules_to_save: Sequence[str] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    budget: int | str | None = None,
+    **hyper: Any,
+) -> InjectionPlan:
+    """Check everything that `inject` takes against `model`. ValueError for what does not exist or fit.
+
+    A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
+    """
+    cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
+    complete = complete_hyperparameters(cls, hyper)
+    to_save = parameters_of(model, modules_to_save) if modules_to_save else None
+    matrices, unmatched = target_matrices(cls, model, Targets(target_modules, exclude_modules, layers))
+    fully_trained = cls.fully_trained(model, to_save)
+    for matrix in matrices:
+        if clash := next(filter(matrix.holds, fully_trained), None):
+            raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")
+    patterns = pattern_values(cls, matrices, {"rank": rank_pattern, "alpha": alpha_pattern})
+    if budget is not None and matrices:
+        if "rank" in hyper:
+            raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
+        sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
+        complete["rank"] = rank_within(budget, cls, sizes, complete)
+    complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
+    return InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+
+
+def target_matrices(
+    cls: type[Variant], model: nn.Module, targets: Targets
+) -> tuple[list[TargetMatrix], list[str]]:
+    """The matrices that get an adapter, and a sentence for each target that matches nothing."""
+    if not cls.adapts:
+        return [], []
+    known = find_matrices(model)
+    chosen, unmatched = choose(known, targets)
+    if not chosen and not unmatched:
+        raise ValueError(f"nothing is left to adapt of target_modules={targets.target_modules}")
+    for matrix in chosen:
+        if reason := cls.refuses.get(matrix.host.kind):
+            raise ValueError(f"{cls.name} cannot adapt {matrix.name}, a {matrix.host.kind}: {reason}")
+    if sentence := overlooked(known, targets, chosen):
+        warnings.warn(sentence, stacklevel=4)
+    return chosen, [missing(model, known, *miss) for miss in unmatched]
+
+
+def complete_hyperparameters(cls: type[Variant], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The variant's hyperparameters completed with defaults. ValueError for what no model could take."""
+    complete = check_hyperparameters(cls, hyper)
+    if complete.get("rank", 1) < 1:
+        raise ValueError(f"{cls.name}: rank must be at least 1; got {complete['rank']}")
+    init = complete.get("init")
+    if init is not None:
+        check_init(cls, init)
+    return complete
+
+
+def check_init(cls: type[Variant], name: str) -> None:
+    """Raise ValueError for an init that does not exist, or that the variant cannot begin with."""
+    try:
+        accepted = cls.accepts_init(find_init(name))
+    except ValueError:
+        accepted = False
+    if not accepted:
+        choices = unknown("init", name, init_names(cls.accepts_init))
+        raise ValueError(f"{cls.name} cannot start from init={name}: {choices}")
+
+
+def pattern_values(
+    cls: type[Variant], chosen: list[TargetMatrix], given: Mapping[str, Mapping[str, float] | None]
+) -> dict[str, dict[str, float]]:
+    """Hyperparameter -> matrix -> value. ValueError for a pattern that fits nothing or a wrong value."""
+    found: dict[str, dict[str, float]] = {}
+    for key, patterns in given.items():
+        if not patterns or not chosen:
+            continue
+        if key not in hyperparameters(cls):
+            raise ValueError(f"{key}_pattern: {cls.name} has no {key}")
+        for value in patterns.values():
+            complete_hyperparameters(cls, {key: value})
+        found[key] = by_pattern(chosen, dict(patterns), f"{key}_pattern")
+    return found
+
+
+def complete_by_rank(
+    cls: type[Variant], matrices: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Hyperparameters and patterns with the values that follow from the rank of each matrix."""
+    general = cls.complete(hyper)
+    found = {key: dict(values) for key, values in patterns.items()}
+    for matrix in matrices:
+        own = cls.complete(hyperparameters_at(matrix, hyper, patterns))
+        for key in (key for key in own if general[key] != hyper[key] and own[key] != general[key]):
+            found.setdefault(key, {}).setdefault(matrix.name, own[key])
+    return general, found
+
+
+def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns: Patterns) -> dict[str, Any]:
+    """The hyperparameters of one matrix."""
+    return dict(hyper) | {key: own[matrix.name] for key, own in patterns.items() if matrix.name in own}
+
+
+def build(plan: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[str, Adapter]:
+    """Make the adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
+    variant, hyper = plan.variant, plan.hyperparameters
+    if not plan.matrices:
+        return {}
+    own = {matrix.name: plan.hyperparameters_at(matrix) for matrix in plan.matrices}
+    greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
+    shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
+    device = plan.matrices[0].host.matrix().device
+    shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
+    make: Callable[..., Any] = variant
+    taken = accepted(variant, hyper).keys()
+    return {
+        matrix.name: make(
+            LayerContext(matrix.name, matrix.host, seed, counter, shared),
+            **{key: own[matrix.name][key] for key in taken},
+        )
+        for matrix in plan.matrices
+    }

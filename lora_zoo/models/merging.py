@@ -1,0 +1,132 @@
+"""Merge a run's adapter into its base and verify the saved model by its logits."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.errors import in_one_line
+from lora_zoo.formats.native import load_adapter
+from lora_zoo.injection.inject import Injection
+from lora_zoo.models import dequantize, saving
+from lora_zoo.models.base import Base, adapter_in, base_of
+from lora_zoo.models.compare import batch, logits
+from lora_zoo.models.loading import load_model, load_tokenizer
+
+STORED, COMPUTED = 8, 32
+"""Roundings of the largest logit that are explained: in the saved dtype, and in float32 on the way."""
+
+
+class Merged(NamedTuple):
+    """The largest |Δlogit| between the adapted and the reloaded model, and the scale to compare it with."""
+
+    difference: float
+    largest: float
+    dtype: str
+    auto_class: str
+    notes: list[str]
+
+    @property
+    def explained(self) -> bool:
+        """True if rounding in `dtype` alone gives such a difference."""
+        stored, computed = torch.finfo(getattr(torch, self.dtype)).eps, torch.finfo(torch.float32).eps
+        return self.difference <= (STORED * stored + COMPUTED * computed) * self.largest
+
+
+def merge(
+    run: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    alpha: float | None = None,
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Write the merged model to `out` and return its distance from the adapted one.
+
+    `alpha` is for a loralib file, which does not hold it.
+
+    Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known, cannot be
+    loaded or does not fit, or where `out` holds something, and Unwritten where the disk refuses.
+    """
+    out = out.resolve()
+    saving.refuse_to_overwrite(out)
+    folder = adapter_in(run)
+    base = base_of(folder, model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(base.model)
+    network, new, scheme = _load(base, tokenizer)
+    injection = load_adapter(network, folder, alpha=alpha)
+    _check_heads(new, injection.trained, folder)
+    inputs = batch(network)
+    adapted = logits(network, inputs)
+    notes = [f"the base is dequantised from {scheme}"] if scheme else []
+    if scheme:
+        notes.append(_compare_with_quantised(base, tokenizer, injection, adapted, inputs))
+    injection.merge()
+    injection.remove()
+    if base.unit:
+        adapted, note = _in_unit(network, base.unit, adapted)
+        notes.append(note)
+    if scheme and base.model.dtype != "auto":
+        dtype = dtype or base.model.dtype  # dequantised in float32
+    if dtype:
+        network.to(getattr(torch, dtype))
+    with saving.whole(out) as part:
+        network.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        del network, injection
+        again = saving.reloaded(part, base)
+        difference = float((logits(again, inputs) - adapted).abs().max())
+    saved = str(next(again.parameters()).dtype).removeprefix("torch.")
+    return Merged(difference, float(adapted.abs().max()), saved, base.auto_class, notes)
+
+
+def _load(base: Base, tokenizer: Any) -> tuple[Any, list[str], str | None]:
+    """Load the base in plain layers; returns it, the modules its file lacks, and its quantisation scheme."""
+    if scheme := dequantize.scheme_of(base.model):
+        loaded = dequantize.load_dequantised(base.model, base.auto_class, base.head, tokenizer)
+    else:
+        loaded = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
+    return loaded.model, loaded.new_modules, scheme
+
+
+def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
+    """ValueError for a module that would stay as it was drawn: neither base nor adapter bring it."""
+    held = {name.rpartition(".")[0] for name in trained}
+    if lacking := [name for name in new if name not in held]:
+        raise ValueError(f"neither the base nor {folder} brings weights for {', '.join(lacking)}")
+
+
+def _compare_with_quantised(
+    base: Base, tokenizer: Any, injection: Injection, adapted: Tensor, inputs: dict[str, Any]
+) -> str:
+    """Compare with the scheme's own layers under this adapter, where they run on this machine."""
+    try:
+        model: Any = dequantize.load_quantised(base.model, base.auto_class, base.head, tokenizer).model
+        if getattr(model, "hf_quantizer", None) is None:
+            return "its own layers do not run on this machine, so they are not compared"
+        with dequantize.with_adapter(model, injection):
+            apart = float((logits(model, inputs) - adapted).abs().max())
+    except (LookupError, RuntimeError, ValueError) as error:
+        return f"its own layers are not compared: {in_one_line(error)}"
+    return f"its own layers, which round otherwise, with this adapter: logits differ by {apart:.2g}"
+
+
+def _in_unit(network: nn.Module, unit: dict[str, float], adapted: Tensor) -> tuple[Tensor, str]:
+    """Let a regression's head answer in the labels' own unit, where its last layer has a bias to do so."""
+    mean, std = float(unit["mean"]), float(unit["std"])
+    last = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    if not last or last[-1].bias is None:
+        return adapted, f"scores are standardised: the labels' unit is {std:.6g} * score + {mean:.6g}"
+    with torch.no_grad():
+        last[-1].weight.mul_(std)
+        last[-1].bias.mul_(std).add_(mean)
+    return (
+        adapted * std + mean,
+        f"scores are in the labels' unit (mean {mean:.4g}, std {std:.4g} are in the head)",
+    )
+
+
+__all__ = ["Merged", "merge"]

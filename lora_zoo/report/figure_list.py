@@ -1,0 +1,171 @@
+"""The figures that a set of runs can fill, and the reasons why others are left out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import pandas as pd
+
+from lora_zoo.report import figures
+from lora_zoo.report.figures import Chart, Nothing
+from lora_zoo.report.figures.groups import axis_of, done, groups
+from lora_zoo.report.subspace_pairs import subspace_pairs
+from lora_zoo.runs.curves import deltas, histories, updates
+
+COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
+GRIDS = 4  # the fullest
+SPECTRA = 24  # settings
+CURVES = {"loss": "training loss", "grad_norm": "gradient norm"}
+
+
+@dataclass(frozen=True)
+class Views:
+    """Charts of which a reader sees one at a time, named by what there is to choose."""
+
+    heading: str
+    choice: str
+    charts: Mapping[str, Chart]
+
+
+@dataclass
+class FigureList:
+    """Figures, and a line for each that could not be drawn."""
+
+    views: list[Views] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def add(self, heading: str, choice: str, makers: Mapping[str, Callable[[], Chart]]) -> None:
+        """Draw what can be drawn of `makers`, by their names."""
+        charts = {}
+        for name, make in makers.items():
+            try:
+                charts[name] = make()
+            except Nothing as reason:
+                self.absent.append(f"{heading}, {name}: {reason}")
+        if charts:
+            self.views.append(Views(heading, choice, charts))
+
+
+def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test") -> FigureList:
+    """Every figure that these runs, which differ in `axes`, can fill."""
+    found = FigureList()
+    by = [axis for axis in axes if axis in runs] or ["variant"]
+    own = [axis for axis in by if axis != "task"]
+    name = {axis: axis_of(axis).label for axis in by}
+    _add_curves(found, runs, by)
+    numeric = {
+        name[x]: partial(figures.against, runs, x, by, value=value) for x in own if _numbers(runs[x]) > 1
+    }
+    found.add("Outcome against a setting", "setting", numeric)
+    pairs = {
+        f"{name[r]} × {name[c]}": partial(figures.grid, runs, r, c, by, value=value)
+        for r, c in _pairs(runs, own)
+    }
+    found.add("Two settings at once", "settings", pairs)
+    costs = {axis_of(cost).label: partial(figures.pareto, runs, cost, by, value=value) for cost in COSTS}
+    found.add("Outcome against cost", "cost", costs)
+    profiles = {name[axis]: partial(figures.profiles, runs, axis, by, value=value) for axis in own}
+    found.add("Performance profiles", "by", profiles)
+    _add_updates(found, runs, by)
+    _add_recorded(found, runs, by)
+    _add_subspaces(found, runs)
+    return found
+
+
+def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
+    history = histories(runs)
+    metrics = tuple(runs["metric"].dropna().unique())
+    logged = [c for c in map(str, history) if c.startswith("eval_") and c.endswith(metrics)]
+    if not logged:
+        found.absent.append("Metric during training: nothing was evaluated there (trainer.eval_steps=0)")
+    named = CURVES | {column: column.removeprefix("eval_").replace("_", " ") for column in logged}
+    makers = {
+        f"{what}, {unit}": partial(figures.curves, runs, history, by, y=y, against=x)
+        for y, what in named.items()
+        for x, unit in (("step", "steps"), ("seconds", "seconds"))
+    }
+    found.add("Training", "curve", makers)
+
+
+def _numbers(column: pd.Series) -> int:
+    """How many different numbers a column holds; 0 where it holds words."""
+    values = column.dropna()
+    words = values.map(lambda value: isinstance(value, (str, bool))).any()
+    return 0 if words else int(values.nunique())
+
+
+def _pairs(runs: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, str]]:
+    """Settings that make a grid: two values of each at least, numbers along the columns; fullest first."""
+    able = sorted((axis for axis in axes if runs[axis].nunique() > 1), key=lambda axis: _numbers(runs[axis]))
+    pairs = [(row, column) for i, row in enumerate(able) for column in able[i + 1 :]]
+    pairs.sort(key=lambda pair: runs[pair[0]].nunique() * runs[pair[1]].nunique(), reverse=True)
+    return pairs[:GRIDS]
+
+
+def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """Ranks and spectra of ΔW, as each run's record holds them."""
+    try:
+        every = groups(done(runs), by)
+    except Nothing as reason:
+        found.absent.append(f"Changes of the weights: {reason}")
+        return
+    if len(every) > SPECTRA:
+        found.absent.append(f"Changes of the weights: the first {SPECTRA} of {len(every)} settings are shown")
+    table = updates(runs)
+    if table.empty:
+        found.absent.append("Changes of the weights: the results hold no singular values")
+        return
+    own = {group.name: table[table["run"].isin(group.runs["run"])] for group in every[:SPECTRA]}
+    own = {name: part for name, part in own.items() if len(part)}
+    found.add("Ranks of ΔW", "setting", {n: partial(figures.layer_ranks, own[n], title=n) for n in own})
+    found.add("Spectra of ΔW", "setting", {n: partial(figures.spectra, own[n], title=n) for n in own})
+
+
+def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
+    """The tables of ΔW that `lora_zoo.updates` recorded."""
+    heading = "What ΔW has to do with W"
+    if "record" not in runs or not any("deltas" in record for record in runs["record"]):
+        absent = "nothing was recorded of it; python -m lora_zoo.spectra RUN… --record does that"
+        found.absent.append(f"{heading}: {absent}")
+        return
+    x = "rank" if "rank" in by and _numbers(runs["rank"]) > 1 else "layer"
+    apart = [axis for axis in by if axis != x]
+    makers: dict[str, tuple[str, Callable[[pd.DataFrame], Chart]]] = {
+        "what ΔW strengthens in W": ("amplification", lambda table: figures.amplification(table, x, apart)),
+        "W's directions": ("touched", lambda table: figures.touched(table, by)),
+        "intruders": ("intruders", lambda table: figures.intruders(table, "rank", apart)),
+        "growth": ("evolution", lambda table: figures.evolution(table, by)),
+        "magnitude and direction": (
+            "evolution",
+            lambda table: figures.magnitude_direction(_queries(table), by),
+        ),
+    }
+    found.add(heading, "of", {n: partial(_recorded, make, runs, of, by) for n, (of, make) in makers.items()})
+
+
+def _queries(table: pd.DataFrame) -> pd.DataFrame:
+    """The query matrices, which DoRA's figure 2 shows; all where there are none."""
+    queries = table[table["role"] == "q"]
+    return queries if len(queries) else table
+
+
+def _recorded(
+    make: Callable[[pd.DataFrame], Chart], runs: pd.DataFrame, table: str, by: Sequence[str]
+) -> Chart:
+    """A figure of a recorded table, with the settings of its runs."""
+    try:
+        rows = deltas(runs, table)
+    except (KeyError, ValueError) as missing:
+        raise Nothing(str(missing)) from missing
+    settings = runs.set_index("run")[[c for c in dict.fromkeys((*by, "rank")) if c in runs and c not in rows]]
+    return make(rows.join(settings, on="run"))
+
+
+def _add_subspaces(found: FigureList, runs: pd.DataFrame) -> None:
+    pairs = subspace_pairs(runs)
+    if pairs.similarities:
+        found.add(
+            "Overlap of subspaces", "pairs", {"all": partial(figures.subspaces, pairs[0], dimension=pairs[1])}
+        )
+    else:
+        found.absent.append("Overlap of subspaces: no two adapters of different seeds are there to compare")

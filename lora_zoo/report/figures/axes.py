@@ -1,0 +1,63 @@
+"""Axes, their scales and ticks, and rows as Vega-Lite's data."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+Spec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The quantity along an axis, and its unit ("" for a number of things)."""
+
+    label: str
+    unit: str = ""
+    log: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def encoding(self, numbers: Sequence[float], ticks: Sequence[float] = ()) -> Spec:
+        """Type, scale and ticks for these numbers; `ticks` are the only values to mark, if any."""
+        ruler: Spec = {"title": self.title}
+        scale: Spec = {"type": "linear", "zero": False}
+        if max(map(abs, numbers), default=0) >= 2e4:
+            ruler["format"] = "~s"
+        if all(float(number).is_integer() for number in numbers):
+            ruler["tickMinStep"] = 1
+        if self.log:
+            ends = self.domain(numbers)
+            scale = {"type": "log", "domain": [*map(rounded, ends)]}
+            ruler = {"format": ".6~g", "values": log_ticks(*ends)} | ruler
+        if ticks:
+            ruler |= {"format": ".6~g", "values": ticks}
+        return {"type": "quantitative", "scale": scale, "axis": ruler}
+
+    def domain(self, numbers: Sequence[float]) -> tuple[float, float]:
+        """The ends of a logarithmic axis: what is positive, and a little more."""
+        positive = [value for value in numbers if value > 0] or [1.0, 10.0]
+        more = (max(positive) / min(positive)) ** 0.03
+        return min(positive) / more, max(positive) * more
+
+
+def log_ticks(least: float, most: float) -> list[float]:
+    """The decades, and 2 and 5 of each where there are few."""
+    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    digits = (1, 2, 5) if most / least <= 100 else (1,)
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    return [tick for tick in ticks if least <= tick <= most]
+
+
+def values(rows: pd.DataFrame) -> Spec:
+    """The rows as Vega-Lite's data: six digits are more than any plot shows, and JSON has no NaN."""
+    return {"values": json.loads(rows.to_json(orient="records", double_precision=15), parse_float=rounded)}
+
+
+def rounded(number: float | str) -> float:
+    return float(f"{float(number):.6g}")

@@ -1,0 +1,135 @@
+"""The layout of a table: its cells, the paper's numbers, the order of both, and their marks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lora_zoo.analysis.columns import format_value
+from lora_zoo.analysis.comparison import Cell, Cells
+from lora_zoo.report.render import TableCell
+
+NOT_AXES = ("value", "spread", "of")
+SHARES = 1.5  # a paper's number above it, beside ours up to 1, is in percent
+Words = tuple[str, ...]
+
+
+class NumberFormat(NamedTuple):
+    """Times `scale`, with so many decimals, with n in each place or not."""
+
+    scale: float
+    decimals: int
+    n_shown: bool
+
+    def number(self, value: float) -> str:
+        return f"{value * self.scale:,.{self.decimals}f}"
+
+
+@dataclass
+class Layout:
+    """The cells and the paper's numbers by their keys as text."""
+
+    about: Mapping[str, Any]
+    found: Cells
+    rows: list[str]
+    columns: list[str]
+    runs: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        self.by = [*self.rows, *self.columns]
+        self.quoted = list(self.about.get("reference", []))
+        self.marks = dict(_marks(self.found))
+        self.measured = {_words(cell.key, self.by): cell for cell in self.found.cells}
+        self.form = _number_format(self.found.cells, self.quoted, bool(self.columns))
+
+    def keys(self, axes: Sequence[str]) -> list[Words]:
+        """The values of these axes that were measured or that the paper has, in the experiment's order."""
+        known: list[Mapping[str, Any]] = [cell.key for cell in self.found.cells]
+        known += [quote for quote in self.quoted if set(axes) <= set(quote)]
+        found = dict.fromkeys(_words(key, axes) for key in known)
+        orders = [_order(axis, self.about.get("grid", {}), known) for axis in axes]
+        return sorted(found, key=lambda words: [order[w] for order, w in zip(orders, words, strict=True)])
+
+    def task(self, words: Words) -> str:
+        return words[self.by.index("task")] if "task" in self.by else ""
+
+    def cell(self, words: Words) -> TableCell:
+        cell = self.measured.get(words)
+        if cell is None or not cell.n:
+            return TableCell("-")
+        half = (cell.interval.high - cell.interval.low) / 2
+        spread = "" if pd.isna(half) else f" ± {self.form.number(half)}"
+        text = f"{self.form.number(cell.mean)}{spread}"
+        return TableCell(text, *self.marks.get(words, ("", False)), cell.n if self.form.n_shown else 0)
+
+    def quote(self, words: Words) -> Mapping[str, Any] | None:
+        """The paper's number for a cell; an axis that the paper's entry leaves open fits every value."""
+        cell = dict(zip(self.by, words, strict=True))
+        for quote in self.quoted:
+            given = {axis: format_value(value) for axis, value in quote.items() if axis not in NOT_AXES}
+            if given and all(cell.get(axis) == value for axis, value in given.items()):
+                return quote
+        return None
+
+    def quoted_cell(self, words: Words) -> TableCell:
+        """The paper's own number, as printed there, with its spread where the paper gives one."""
+        quote = self.quote(words)
+        if quote is None:
+            return TableCell("-")
+        spread = quote.get("spread")
+        return TableCell(f"{quote['value']:g}" + ("" if spread is None else f" ± {spread:g}"))
+
+
+def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
+    """best or second, and whether it ties with the best: of each task and model by itself."""
+    parts = [found]
+    for axis in ("task", "model"):
+        if axis in found.by:
+            parts = [inner for part in parts for inner in part.within(axis).values()]
+    for part in parts:
+        sign = 1 if part.better == "lower" else -1
+        ranked = sorted((cell for cell in part.cells if cell.n), key=lambda cell: sign * cell.mean)
+        if len(ranked) < 2 or not part.better:
+            continue
+        tied = set(part.tied()) - {part.best()}
+        marks = {ranked[1]: "second", part.best(): "best"}
+        for cell in ranked:
+            yield _words(cell.key, found.by), (marks.get(cell, ""), cell in tied)
+
+
+def _number_format(found: Sequence[Cell], quoted: Sequence[Mapping[str, Any]], grid: bool) -> NumberFormat:
+    """Percent where the paper's numbers are; three digits that differ; n in each cell where it is unequal."""
+    top = max((abs(cell.mean) for cell in found if cell.n), default=0.0)
+    n_shown = grid and len({cell.n for cell in found}) > 1
+    if top <= 1 and any(quote["value"] > SHARES for quote in quoted):
+        return NumberFormat(100.0, 1, n_shown)
+    return NumberFormat(1.0, 3 if top < 10 else 1 if top < 1000 else 0, n_shown)
+
+
+def _words(key: Mapping[str, Any], axes: Sequence[str]) -> Words:
+    return tuple(format_value(key[axis]) for axis in axes)
+
+
+def _order(
+    axis: str, grid: Mapping[str, Any], known: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[Any, ...]]:
+    """The place of each value: the grid's, else numbers by size, else as they come."""
+    given = [_in_frame(value) for value in grid.get(axis, [])]
+    values = dict.fromkeys(format_value(key[axis]) for key in known if axis in key)
+    return {word: _place(word, given, number) for number, word in enumerate(values)}
+
+
+def _in_frame(value: Any) -> str:
+    """A value of a grid as the frame has it: [q, v] and "[q,v]" are q,v there."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else format_value(value)
+    return text.strip("[]").replace(" ", "")
+
+
+def _place(word: str, given: Sequence[str], number: int) -> tuple[Any, ...]:
+    if word in given:
+        return (0, given.index(word))
+    try:
+        return (1, float(word))
+    except ValueError:
+        return (2, number)

@@ -1,0 +1,153 @@
+"""The training of one run, from its trainer to its saved adapter."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
+from transformers.trainer import TRAINER_STATE_NAME
+
+from lora_zoo.config.schema import Settings
+from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.injection.inject import Injection
+from lora_zoo.runs.record import Record
+from lora_zoo.runs.tracking import Tracker
+from lora_zoo.training import checkpoints
+from lora_zoo.training.callbacks import LogCallback, ProgressBar
+from lora_zoo.training.evaluation import Evaluator, check_inputs
+from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
+from lora_zoo.training.resources import ResourcePool
+from lora_zoo.training.signals import SignalHandler, Stopped
+from lora_zoo.training.state import REQUIRED
+from lora_zoo.training.timing import StageTimer
+from lora_zoo.training.trainer import ZooTrainer
+
+
+class RunContext(NamedTuple):
+    """A run's console, sweep, signal handler and resources, and if its progress bar moves."""
+
+    console: Console
+    group: str | None
+    signals: SignalHandler
+    resources: ResourcePool
+    progress: bool
+
+
+class TrainingSession:
+    """Trains an injection and saves the adapter. What an earlier process has trained is not trained again."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        record: Record,
+        context: RunContext,
+        injection: Injection,
+        about: dict[str, Any],
+    ) -> None:
+        self.settings, self.record, self.context, self.about = settings, record, context, about
+        self.injection = injection
+        self.trainer: ZooTrainer | None = None
+        self.finished = self._load_trained()
+        self.underway = self.finished
+        """A step has been made: an error from now on is not the input's fault."""
+
+    @property
+    def automatic(self) -> bool:
+        """True if the user set no save_steps; automatic checkpoints are deleted at the end."""
+        return not self.settings.trainer.get("save_steps", 0)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.record.folder / "checkpoints"
+
+    def _load_trained(self) -> bool:
+        """Load the adapter of an earlier process that trained to the end; False if there was none."""
+        kept, folder = self.record.content.get("adapter", {}), self.record.folder / "adapter"
+        if "sha256" not in kept or not (folder / WEIGHTS).is_file():
+            return False
+        if checkpoints.digest(folder / WEIGHTS)["sha256"] != kept["sha256"]:
+            return False
+        self.injection.load_state_dict(load_file(folder / WEIGHTS))
+        return True
+
+    def prepare(self, evaluator: Evaluator, arguments: TrainingArguments) -> None:
+        """Make all that training needs, so that an error in it costs no evaluation."""
+        if self.finished or not self.injection.trainable():
+            return
+        if self.automatic and arguments.save_total_limit is None:
+            arguments.save_total_limit = 2
+        skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
+        examples = evaluator.data.encoded
+        check_inputs(self.injection.model, examples)
+        trainer = ZooTrainer(
+            self.injection,
+            evaluator=evaluator,
+            skip=skip,
+            about=self.about,
+            args=arguments,
+            data_collator=evaluator.data.kind.collate,
+            train_dataset=examples,
+        )
+        trainer.check_schedule()
+        trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
+        if self.automatic and self.settings.save_minutes:
+            trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
+        self.context.resources.prepare(trainer.accelerator)
+        self.trainer = trainer
+
+    def run(self, tracker: Tracker, timer: StageTimer) -> None:
+        """Train and save the adapter; a session with nothing to train gives the tracker its old curves."""
+        if self.trainer is None:
+            _replay(tracker, self.record.content.get("history", []))
+            return
+        self._train(self.trainer, tracker, timer)
+        self._save()
+
+    def _train(self, trainer: ZooTrainer, tracker: Tracker, timer: StageTimer) -> None:
+        context = self.context
+        bar = ProgressBar(self.record.content["name"], context.console, disable=not context.progress)
+        for callback in (bar, LogCallback(), *get_reporting_integration_callbacks(tracker.report_to)):
+            trainer.add_callback(callback)
+        last = self._last_checkpoint()
+        if last is not None:
+            _replay(tracker, TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history)
+        try:
+            with timer.stage("train_wall"), context.signals.defer():
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            bar.close()
+            steps, skipped = trainer.train_state.timer.summary(), trainer.train_state.skipped
+            self.underway = bool(steps["steps"])
+            self.record.update(history=trainer.state.log_history, **context.resources.about())
+            timer.update(steps)
+            if skipped:
+                self.record.update(skipped=skipped)
+        if context.signals.received is not None:
+            raise Stopped(context.signals.received)
+
+    def _last_checkpoint(self) -> Path | None:
+        """Find the last whole checkpoint of an earlier process and note it in the record."""
+        last = checkpoints.newest(self.checkpoints, needs=REQUIRED)
+        if "resumed" in self.record.content:
+            *earlier, entry = self.record.content["resumed"]
+            step = int(last.name.rpartition("-")[2]) if last else 0
+            self.record.update(resumed=[*earlier, entry | {"step": step}])
+            self.context.console.print(f"going on from step {step}", highlight=False)
+        return last
+
+    def _save(self) -> None:
+        folder = save_adapter(self.injection, self.record.folder / "adapter", **self.about)
+        size = sum(f.stat().st_size for f in folder.iterdir())
+        digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
+        self.record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
+        if self.automatic:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _replay(tracker: Tracker, history: list[dict[str, Any]]) -> None:
+    """Log the earlier curves again: an interrupted W&B run cannot always be resumed."""
+    for entry in history:
+        tracker.log(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])
