@@ -17,6 +17,14 @@ torch.set_num_threads(1)
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
+LONG = ("endurance", "notebooks", "slow", "compile", "cli", "chromium")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in LONG))
+
+
 @pytest.fixture(autouse=True)
 def global_stream():
     torch.manual_seed(0)

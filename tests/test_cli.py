@@ -16,19 +16,15 @@ import transformers as tf
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.provenance import contradiction, stale
+from tests.processes import run as wrapper
+
+pytestmark = pytest.mark.cli
 
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
 E2E = ROOT.parent / "shared" / "data" / "e2e"
 QUICK = ("steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1")
-
-
-def wrapper(
-    *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
+FEW = ("steps=4", "task.sizes.test=6", "task.sizes.validation=4", "threads=1")
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -104,10 +100,11 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
     assert "budget has no effect with variant=full" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     names = list(VARIANTS)
     ended = wrapper(
-        "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path
+        "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *FEW, at=tmp_path
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)
@@ -117,7 +114,7 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-seed-")
     assert not list(tmp_path.rglob("wandb"))
-    again = wrapper("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *QUICK, at=tmp_path)
+    again = wrapper("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *FEW, at=tmp_path)
     assert again.returncode == 0
     losses = {}
     for result in results(tmp_path):
@@ -129,6 +126,7 @@ def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
     """At full length, on fewer test examples: q at rank 1, all four matrices at rank 8, everything."""
     common = (
@@ -296,6 +294,7 @@ def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> No
     assert set(lora["metrics"]["test"]) == {"bleu", "rouge_l"}
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     made = subprocess.run(build, capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """Nothing is lost when a run dies: what is saved, when, and how a run goes on from it."""
 
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 from lora_zoo.runs.record import Busy, claimed
 from lora_zoo.training import checkpoints
+from tests.processes import Running
+from tests.processes import start as begin
 
 QUICK = (
     "task.sizes.test=10",
@@ -25,13 +28,8 @@ QUICK = (
 )
 
 
-def start(*arguments: str, at: Path, module: str = "lora_zoo.run", **env: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path} | env
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(
-        command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+start = functools.partial(begin, merged=True)
+pytestmark = pytest.mark.endurance
 
 
 def run(*arguments: str, at: Path, **env: str) -> tuple[int, str]:
@@ -44,7 +42,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
 
 
-def wait_for(what: Any, running: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(what: Any, running: Running, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline and running.poll() is None, running.communicate()[0]
@@ -56,7 +54,8 @@ def trains(folder: Path) -> bool:
 
 
 def saved(folder: Path, step: int) -> bool:
-    return bool(list(folder.rglob(f"checkpoint-{step}/{checkpoints.MANIFEST}")))
+    found = folder.rglob(f"checkpoint-{step}/{checkpoints.MANIFEST}")
+    return any(".unfinished" not in path.parts for path in found)
 
 
 def weights(folder: Path) -> dict[str, Any]:

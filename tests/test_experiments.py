@@ -22,7 +22,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.tasks.forgetting import HeldOutLoss
-from tests.test_cli import wrapper
+from tests.processes import run as wrapper
 from tests.test_training import collate, examples, model, trainer
 
 register()

@@ -1,8 +1,6 @@
 """`lora_zoo.export` and `lora_zoo.load` on the embedded model: what they write, print and refuse."""
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from lora_zoo.export import main as export
 from lora_zoo.load import main as load
 from lora_zoo.models.compare import logits
 from lora_zoo.pocket import HUB
+from tests.processes import run
 
 MODEL = {"name": "pocket", "path": "pocket"}
 
@@ -134,9 +133,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_commands_run_as_modules():
+def test_the_commands_run_as_modules(tmp_path):
     for module in ("lora_zoo.export", "lora_zoo.load"):
-        done = subprocess.run(
-            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
-        )
-        assert "usage: python -m" in done.stdout
+        done = run("--help", at=tmp_path, module=module)
+        assert done.returncode == 0 and "usage: python -m" in done.stdout

@@ -186,7 +186,7 @@ DONE, DIVERGED, MISTAKE = 0, 1, 2
 
 
 def ending(pairs: list[tuple[str, str]], *more: str) -> None:
-    from test_mistakes import ended
+    from tests.test_mistakes import ended
 
     typed = [f"{key}={value}" for key, value in pairs]
     end = ended(" ".join([*typed, *more]))

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from mistakes import MISTAKES, csv, desk  # noqa: E402
+sys.path.insert(0, str(ROOT))  # also run as a script
+from tests.mistakes import MISTAKES, csv, desk  # noqa: E402
 
 DOC = ROOT / "docs" / "mistakes.md"
 HEAD = """# Mistakes, and what they are answered with
@@ -177,7 +177,6 @@ def measured(folder: Path) -> str:
 
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    sys.path.insert(0, str(ROOT))
     assert sys.argv[1:] == ["--write"], "usage: python tests/test_mistakes.py --write"
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         desk(Path(name))

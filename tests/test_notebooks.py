@@ -5,15 +5,18 @@ On the results that are committed, and on a reader's own runs.
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
+from tests.processes import Forked, run
 
+nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
+local_provisioner = pytest.importorskip("jupyter_client.provisioning.local_provisioner")
+
+pytestmark = pytest.mark.notebooks
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 OWN = "LORA_ZOO_RUNS"
 
@@ -23,17 +26,8 @@ def own_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs of a few steps, with checkpoints."""
     folder = tmp_path_factory.mktemp("own")
     grid = ["+variant=lora,full", "rank=2", "seed=0,1", "steps=4", "trainer.save_steps=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "lora_zoo.run",
-        "-m",
-        *grid,
-        "threads=1",
-        "tracking=none",
-        f"out={folder}",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    few = ["task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
+    ended = run("-m", *grid, *few, f"out={folder}", at=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 
@@ -47,6 +41,12 @@ def own_adapters(own_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def warm_kernel(command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> Forked:
+    """The kernel that Jupyter asks for, a process of its own, in which the libraries are loaded already."""
+    module = command.index("-m") + 1
+    return Forked(command[module], command[module + 1 :], Path(cwd), env, merged=True)
+
+
 def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
     """What the notebook's cells display, figures in words; an error in one of them is raised."""
     from nbclient import NotebookClient
@@ -55,7 +55,8 @@ def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
     environment = {key: value for key, value in os.environ.items() if key != OWN}
     environment |= {OWN: str(own)} if own else {}
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(cwd)}})
-    client.execute(env=environment)
+    with mock.patch.object(local_provisioner, "launch_kernel", warm_kernel):
+        client.execute(env=environment)
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     return "\n".join(text(data) for data in outputs)
 

@@ -1,12 +1,11 @@
 """Packed training: jobs that share a base come out as they do alone, whatever befalls the others."""
 
+import functools
 import json
 import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
+from tests.processes import start
 
 ADAPTING = [name for name, variant in VARIANTS.items() if variant.count]
 
@@ -413,11 +413,7 @@ COMMON = (
 PACKED = "hydra/launcher=packed"
 
 
-def started(*arguments: str, at: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", "lora_zoo.run", "-m", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=at, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+started = functools.partial(start, "-m", merged=True)
 
 
 def both(*arguments: str, at: Path, most: int = 8) -> tuple[list[str], list[int]]:
@@ -506,7 +502,7 @@ def test_accumulation_clipping_and_divergence_are_each_jobs_own(tmp_path: Path) 
 
 
 def mirrored_losses(file: Path) -> list[float]:
-    from test_tracking import of_kind, parsed
+    from tests.test_tracking import of_kind, parsed
 
     items = [item for entry in of_kind(parsed(file.read_bytes()), "history") for item in entry.item]
     return [

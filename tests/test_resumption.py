@@ -16,13 +16,13 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_training import TRAINED, model, small, trainer
 
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import Init, init_names
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training.checkpoints import newest
+from tests.test_training import TRAINED, model, small, trainer
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
 STEPS, SAVED, EPOCH = (
@@ -125,7 +125,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         at.add_callback(Chosen())
         at.train()
         whole[case.name] = (state(at), json.loads(json.dumps(logs(at))))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, __file__, str(folder)], check=True, env=env, timeout=600)
     return folder, whole
 

@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import claim_folder
 from lora_zoo.runs.redact import MASK, RedactingFormatter, is_secret, redacted
 from lora_zoo.tasks.data import load_splits
+from tests.processes import run as wrapper
 
 PACKAGE = Path(lora_zoo.__file__).parent
 CAUSAL = "AutoModelForCausalLM"
@@ -313,12 +313,6 @@ def test_a_checkpoint_of_transformers_runs_no_code(file: str, mark: Path, tmp_pa
     with contextlib.suppress(*REFUSED):
         trainer(2).train(resume_from_checkpoint=str(checkpoint))
     assert not mark.exists()
-
-
-def wrapper(*words: str, at: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
-    command = [sys.executable, "-m", "lora_zoo.run", *words]
-    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
 
 
 QUICK = (

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +15,7 @@ from lora_zoo import runs
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.record import RESULT
 from lora_zoo.spectra import main as spectra
+from tests.processes import run as command
 from tests.recorded import recorded
 
 ABOUT = {"model": {"name": "pocket", "path": "pocket"}}
@@ -175,8 +174,7 @@ def _touched(path: Path) -> Path:
     return path
 
 
-def test_the_command_runs_as_a_module():
-    said = subprocess.run(
-        [sys.executable, "-m", "lora_zoo.spectra", "--help"], capture_output=True, text=True, check=True
-    )
+def test_the_command_runs_as_a_module(tmp_path):
+    said = command("--help", at=tmp_path, module="lora_zoo.spectra")
+    assert said.returncode == 0
     assert "RUN_OR_ADAPTER" in said.stdout and "torch" not in said.stderr

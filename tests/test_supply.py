@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from test_training import TRAINED, examples, small
 
 from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
@@ -20,6 +19,7 @@ from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources
 from lora_zoo.training.resources import CachedResources, FreshResources, process_as_it_was
+from tests.test_training import TRAINED, examples, small
 
 SIZES = "task.sizes={train: 12, validation: 4, test: 4}"
 

@@ -255,12 +255,13 @@ def test_wandb_is_silent_and_writes_under_its_folder(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     program = (
-        "from pathlib import Path; from test_tracking import *; m = opened(Path('run')); m.log({'x': 1}, 1); "
-        "m.finish(RESULT, Path(__import__('test_tracking').__file__), [ROW])"
+        "from pathlib import Path; from tests.test_tracking import *\n"
+        "m = opened(Path('run')); m.log({'x': 1}, 1); "
+        "m.finish(RESULT, Path(__import__('tests').test_tracking.__file__), [ROW])"
     )
     environment = os.environ | {
         "HOME": str(home),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
     ran = subprocess.run(
         [sys.executable, "-c", program],

@@ -34,7 +34,7 @@ MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
 LOW_RANK = [name for name, cls in VARIANTS.items() if issubclass(cls, LowRank)]
 
 
-class TaskType(NamedTuple):
+class LayerKind(NamedTuple):
     """A kind of matrix: the layer that holds it, what it is called there, and how it lies in there."""
 
     make: Callable  # (O, I) -> the layer
@@ -120,15 +120,15 @@ def into_expert(stored, W):
 
 
 KINDS = {
-    "linear": TaskType(lambda O, I: nn.Linear(I, O)),
-    "linear_without_bias": TaskType(lambda O, I: nn.Linear(I, O, bias=False)),
-    "conv1d": TaskType(Conv1D, lambda stored, W_OI: W_OI.T),
-    "embedding": TaskType(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
-    "scaled_embedding": TaskType(
+    "linear": LayerKind(lambda O, I: nn.Linear(I, O)),
+    "linear_without_bias": LayerKind(lambda O, I: nn.Linear(I, O, bias=False)),
+    "conv1d": LayerKind(Conv1D, lambda stored, W_OI: W_OI.T),
+    "embedding": LayerKind(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
+    "scaled_embedding": LayerKind(
         lambda O, I: Gemma3TextScaledWordEmbedding(I, O, None, embed_scale=3.0), lambda stored, W_OI: W_OI.T
     ),
     **{
-        name: TaskType(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
+        name: LayerKind(make, lambda stored, W_OI: W_OI.reshape(stored.shape), call=call_conv)
         for name, make in {
             "convolution_1d": conv(1),
             "convolution_2d": conv(2),
@@ -137,24 +137,24 @@ KINDS = {
             "convolution_1d_circular": conv(1, padding_mode="circular"),
         }.items()
     },
-    "fused": TaskType(
+    "fused": LayerKind(
         lambda O, I: nn.Linear(I, 3 * O), into_rows(1, 2), "c_attn", "k", config={"model_type": "openai-gpt"}
     ),
-    "fused_conv1d": TaskType(
+    "fused_conv1d": LayerKind(
         lambda O, I: Conv1D(3 * O, I),
         lambda stored, W_OI: into_rows(2, 3)(stored.T, W_OI).T,
         "c_attn",
         "v",
         config={"model_type": "openai-gpt"},
     ),
-    "fused_by_head": TaskType(
+    "fused_by_head": LayerKind(
         lambda O, I: nn.Linear(I, 3 * O),
         into_heads,
         "query_key_value",
         "k",
         config={"model_type": "gpt_neox"},
     ),
-    "attention": TaskType(
+    "attention": LayerKind(
         lambda O, I: nn.MultiheadAttention(I, heads_of(I), batch_first=True),
         into_rows(1, 2),
         target="in_proj_weight.k",
@@ -162,27 +162,27 @@ KINDS = {
         call=call_attention,
         square=True,
     ),
-    "attention_output": TaskType(
+    "attention_output": LayerKind(
         lambda O, I: nn.MultiheadAttention(I, 1, batch_first=True),
         target="out_proj",
         tensor="out_proj.weight",
         call=call_attention,
         square=True,
     ),
-    "attention_apart": TaskType(
+    "attention_apart": LayerKind(
         lambda O, I: nn.MultiheadAttention(O, 1, kdim=I, vdim=I, batch_first=True),
         target="v_proj_weight",
         tensor="v_proj_weight",
         call=call_attention,
     ),
-    "experts": TaskType(
+    "experts": LayerKind(
         lambda O, I: Experts("down_proj", O, I),
         into_expert,
         "experts",
         "down_proj.1",
         "down_proj",
     ),
-    "experts_fused_transposed": TaskType(
+    "experts_fused_transposed": LayerKind(
         lambda O, I: Experts("gate_up_proj", 2 * O, I, transposed=True),
         lambda stored, W_OI: into_expert(stored, into_rows(1, 2)(stored[1].T, W_OI).T),
         "experts",
@@ -190,7 +190,25 @@ KINDS = {
         "gate_up_proj",
     ),
 }
+EVERYWHERE = ("linear", "embedding", "convolution_2d_grouped_strided", "attention")
+"""Kinds of layer on which every variant is tested: one for each way in which a matrix is held and applied."""
 UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  # no input to drop
+
+
+def representatives():
+    """The first variant of each abstract base, forward pass and kernel: others meet a layer as it does."""
+    variants, first = set(VARIANTS.values()), {}
+    for name in MATRIX:
+        cls = VARIANTS[name]
+        base = next(base for base in cls.__mro__ if base not in variants)
+        first.setdefault((base, cls.forward, cls.kernel), name)
+    return list(first.values())
+
+
+def cases():
+    """(variant, kind of layer): every variant on `EVERYWHERE`, the representatives on every kind."""
+    whole = set(representatives())
+    return [(name, kind) for name in MATRIX for kind in (KINDS if name in whole else EVERYWHERE)]
 
 
 class Lone(nn.Module):

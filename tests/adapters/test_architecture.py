@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import MATRIX, adapt, lone
 
 import lora_zoo
 from lora_zoo.core.adapter import Adapter, Baseline, Variant
 from lora_zoo.core.variants import VARIANTS, register
 from lora_zoo.variants.low_rank import Additive, LowRank, Product, Scaled
+from tests.adapters.adapter_cases import MATRIX, adapt, lone
 
 FOLDER = Path(lora_zoo.__file__).parent
 VARIANT_FILES = {

@@ -18,7 +18,6 @@ import peft
 import pytest
 import torch
 import transformers as tf
-from adapter_cases import randomise, settings, train
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -28,6 +27,7 @@ from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.roles import ROLES
 from lora_zoo.injection.targets import resolve
+from tests.adapters.adapter_cases import randomise, settings, train
 
 tf.utils.logging.set_verbosity_error()
 pytestmark = [

@@ -4,17 +4,35 @@ Parametrised over the registry: no variant is named here, and a new file under `
 """
 
 import copy
+import inspect
 import math
 
 import pytest
 import torch
-from adapter_cases import (
+from hypothesis import given
+from hypothesis import settings as drive
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
+from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.hosts.find import HOSTS
+from tests.adapters.adapter_cases import (
+    EVERYWHERE,
     KINDS,
     LOW_RANK,
     MATRIX,
     UNSEEN,
     Lone,
     adapt,
+    cases,
     inputs,
     lone,
     only,
@@ -26,26 +44,12 @@ from adapter_cases import (
     train,
     with_matrix,
 )
-from hypothesis import given
-from hypothesis import settings as drive
-from hypothesis import strategies as st
-from torch import nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
-from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
-
-from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
-from lora_zoo.core.init import find_init, init_names, initial_factors
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.hosts.find import HOSTS
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 few = drive(max_examples=6, deadline=None, derandomize=True)
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_layer = pytest.mark.parametrize("kind", KINDS)
+every_pair = pytest.mark.parametrize(("name", "kind"), cases())
 
 
 def adapted(name, kind, **more):
@@ -60,8 +64,28 @@ def test_every_kind_of_host_has_a_layer_here():
     assert {type(only(adapt(lone(kind), MATRIX[0]))[1]) for kind in KINDS} == set(HOSTS.values())
 
 
-@every_layer
-@every_variant
+def test_every_variant_and_every_layer_are_among_the_cases():
+    """Each variant on the chosen layers; on every layer a variant of each base class, forward and kernel."""
+    pairs = cases()
+    assert len(set(pairs)) == len(pairs)
+    for name in MATRIX:
+        assert {kind for variant, kind in pairs if variant == name} >= set(EVERYWHERE)
+    everywhere = [
+        name for name in MATRIX if set(KINDS) == {kind for variant, kind in pairs if variant == name}
+    ]
+    for attribute in ("forward", "output", "kernel"):
+        found = {getattr(VARIANTS[name], attribute) for name in everywhere}
+        assert found == {getattr(VARIANTS[name], attribute) for name in MATRIX}
+    bases = [cls for cls in (Adapter, *descendants(Adapter)) if inspect.isabstract(cls)]
+    used = [base for base in bases if any(base in VARIANTS[name].__bases__ for name in MATRIX)]
+    assert used and all(any(base in VARIANTS[name].__bases__ for name in everywhere) for base in used)
+
+
+def descendants(cls):
+    return [below for child in cls.__subclasses__() for below in (child, *descendants(child))]
+
+
+@every_pair
 def test_function_is_unchanged_at_step_0(name, kind):
     model, x = lone(kind), inputs(kind)
     before = model(x)
@@ -89,8 +113,7 @@ def test_a_zero_row_of_the_matrix_does_no_harm(name, dtype):
     assert (model(x) - target).square().mean().item() < first
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
     model, x = lone(kind), inputs(kind)
     injection = adapt(model, name)
@@ -121,8 +144,7 @@ def gradients(y, of):
     return torch.autograd.grad((y * weights.to(y.dtype)).sum(), of)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(name, kind):
     model, injection, adapter, host, x = adapted(name, kind)
     of = injection.parameters()
@@ -163,8 +185,7 @@ def test_weight_is_pure(name):
         assert_close(tensor, kept[tensor_name], **EXACT)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_factors_are_the_update_or_none(name, kind):
     _, _, adapter, host, _ = adapted(name, kind)
     W_OI, product = host.matrix(), adapter.factors()
@@ -172,8 +193,7 @@ def test_factors_are_the_update_or_none(name, kind):
         assert_close(product[0] @ product[1], adapter.weight(W_OI) - W_OI, **CLOSE)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_merge_then_remove_equals_the_adapted_output(name, kind):
     model, injection, _, _, x = adapted(name, kind)
     expected, effective, plain = model(x), seen(model).detach().clone(), lone(kind)
@@ -187,8 +207,7 @@ def test_merge_then_remove_equals_the_adapted_output(name, kind):
     assert stored_in(model).is_contiguous()
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_merging_moves_the_adapted_rows_alone(name, kind):
     """Of a fused projection the other parts, of stacked experts the other matrices, stay to the bit."""
     model, injection, adapter, host, _ = adapted(name, kind)
@@ -200,8 +219,7 @@ def test_merging_moves_the_adapted_rows_alone(name, kind):
     assert 0 < matrix_names <= every
 
 
-@every_layer
-@every_variant
+@every_pair
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_unmerge_restores_the_weights_bit_for_bit(name, kind, dtype):
     model = lone(kind, dtype=dtype)
@@ -216,8 +234,7 @@ def test_unmerge_restores_the_weights_bit_for_bit(name, kind, dtype):
     assert torch.equal(model(x), expected)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_disabled_is_the_base_exactly(name, kind):
     model, x = lone(kind).requires_grad_(False), inputs(kind)  # torch's kernels differ in the last bit
     before = model(x)
@@ -264,8 +281,7 @@ def test_disabled_and_iteration_mean_the_same_while_merged(name):
     assert torch.equal(model(x), merged)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_an_adapter_comes_back_from_disk_bit_for_bit(name, kind, tmp_path):
     model, injection, adapter, _, x = adapted(name, kind)
     save_adapter(injection, tmp_path)
@@ -313,8 +329,7 @@ class Constants(TorchFunctionMode):
         return self
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_gradients_are_those_of_finite_differences(name, kind):
     model = lone(kind, O=5, I=6)
     injection = adapt(model, name, rank=2)
@@ -354,8 +369,7 @@ def start(name, seed, layer="linear", **more):
     return tensors(only(adapt(model, name, seed=seed, **more))[0])
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
     """`seed`, and whatever hyperparameter says by its name that it is one."""
     seeds = {key: 1 for key in hyperparameters(VARIANTS[name]) if key.endswith(("seed", "prng_key"))}
@@ -386,8 +400,7 @@ class Several(nn.Module):
         return [f"{name}.{getattr(self, name).target}" for name in which]
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     alone, beside = Several(kind), Several(kind)
     found = []
@@ -401,8 +414,7 @@ def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     assert torch.equal(*found)
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_equal_layers_draw_starts_of_their_own(name, kind):
     """Unless all layers share what is drawn, or nothing is."""
     model = Several(kind)
@@ -422,8 +434,7 @@ def parallel_rows(few_RI, many_RI):
     return bool(((cosines - 1).abs() < 1e-6).logical_or(few_RI.norm(dim=1) == 0).all())
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_starts_are_nested_in_rank(name, kind):
     """The directions of a small rank are among those of a greater one, so that a rank ablation is paired."""
     small, great = (tensors(only(adapt(lone(kind), name, rank))[0]) for rank in (2, 4))
@@ -461,8 +472,7 @@ def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
 # --- precision, devices and dropout ------------------------------------------------------------------------
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     model, x = lone(kind, dtype=torch.bfloat16), inputs(kind, dtype=torch.bfloat16)
     wide = lone(kind, dtype=torch.bfloat16).double()
@@ -483,8 +493,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     assert seen(model).dtype == torch.bfloat16
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_an_adapter_lives_on_the_device_of_its_layer(name, kind):
     """On torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
     model = lone(kind, dtype=torch.float32).to("meta")
@@ -595,8 +604,7 @@ def test_two_layers_do_not_share_a_dropout_mask(name):
 # --- laws --------------------------------------------------------------------------------------------------
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind):
     model, x = lone(kind), inputs(kind)
     injection = adapt(model, name)

@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 from hypothesis import given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from lora_zoo.injection.inject import inject
 from lora_zoo.kernels import additive, dora, vera
 from lora_zoo.kernels.dense import DenseKernel
 from lora_zoo.kernels.shared import FactorPair
+from tests.adapters.adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
 either_order = pytest.mark.parametrize("form", [True, False])

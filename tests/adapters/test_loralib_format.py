@@ -7,11 +7,11 @@ from pathlib import Path
 import loralib
 import pytest
 import torch
-from adapter_cases import fresh, logits, randomise
 from safetensors.torch import save_file
 from torch import nn
 
 from lora_zoo.formats.native import load_adapter, save_adapter
+from tests.adapters.adapter_cases import fresh, logits, randomise
 
 ALPHA = 6
 

@@ -5,10 +5,18 @@ import warnings
 
 import pytest
 import torch
-from adapter_cases import (
+from torch import nn
+from torch.testing import assert_close
+
+from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.wrappers import AdapterWrapper
+from tests.adapters.adapter_cases import (
     KINDS,
     MATRIX,
     batch,
+    cases,
     fresh,
     inputs,
     logits,
@@ -18,17 +26,10 @@ from adapter_cases import (
     settings,
     train,
 )
-from torch import nn
-from torch.testing import assert_close
-
-from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
-from lora_zoo.injection.adapter_set import adapters_of
-from lora_zoo.injection.inject import inject
-from lora_zoo.injection.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_layer = pytest.mark.parametrize("kind", KINDS)
+every_pair = pytest.mark.parametrize(("name", "kind"), cases())
 
 
 def two(name, kind):
@@ -41,8 +42,7 @@ def two(name, kind):
     return model, first, second
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_the_changes_of_active_adapters_are_added(name, kind):
     model, first, second = two(name, kind)
     adapters, x = adapters_of(model), inputs(kind)
@@ -65,8 +65,7 @@ def test_the_changes_of_active_adapters_are_added(name, kind):
     assert torch.equal(model(x), plain(x))
 
 
-@every_layer
-@every_variant
+@every_pair
 def test_gradients_touch_the_active_adapters_only(name, kind):
     model, first, second = two(name, kind)
     x = inputs(kind)
@@ -95,7 +94,7 @@ def test_the_newest_adapter_is_the_active_one_and_the_others_are_kept():
     assert adapters.active == ("b",)
 
 
-@every_layer
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_deleted_and_leaves_no_trace(kind):
     model, first, second = two("dora", kind)
     x = inputs(kind)
@@ -257,7 +256,7 @@ def test_adapters_are_saved_and_loaded_by_name(name, tmp_path):
         load_adapters(other, tmp_path / "a")
 
 
-@every_layer
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_of_an_adapted_model_has_adapters_of_its_own(kind):
     model, _, _ = two("dora", kind)
     x, expected = inputs(kind), None

@@ -15,7 +15,6 @@ import peft.optimizers.lorafa
 import peft.tuners.lora.layer
 import pytest
 import torch
-from adapter_cases import inputs, lone, perturb, randomise
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import nn
 from torch.testing import assert_close
@@ -26,6 +25,7 @@ from lora_zoo.core.init import initial_factors
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.injection.inject import inject
 from lora_zoo.variants.adaptive.batched import views
+from tests.adapters.adapter_cases import inputs, lone, perturb, randomise
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [

@@ -17,7 +17,6 @@ import peft
 import peft.tuners.lora.layer
 import pytest
 import torch
-from adapter_cases import perturb, randomise
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
@@ -36,6 +35,7 @@ from transformers import (
 
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
+from tests.adapters.adapter_cases import perturb, randomise
 
 # (difference, reason, the test that shows it)
 DIFFERENCES = [

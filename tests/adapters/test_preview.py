@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import transformers as tf
-from adapter_cases import MATRIX, fresh, settings
 from hypothesis import given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.preview import preview
+from tests.adapters.adapter_cases import MATRIX, fresh, settings
 
 WHERE = {
     "llama": {"target_modules": ["q", "v"], "layers": "1-"},

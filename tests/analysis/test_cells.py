@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_frames import run, study, tuned
 from scipy import stats
 
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.analysis.protocol import better, cells
 from lora_zoo.analysis.statistics import holm, paired_items
+from tests.analysis.made_frames import run, study, tuned
 
 
 def names(found: list[Cell]) -> list[str]:

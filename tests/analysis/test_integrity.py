@@ -4,10 +4,10 @@ import math
 
 import pandas as pd
 import pytest
-from made_frames import run, study
 
 from lora_zoo.analysis.integrity import Finding, findings, sound
 from lora_zoo.analysis.protocol import cells
+from tests.analysis.made_frames import run, study
 
 HONEST = study({"lora": 0.7, "dora": 0.8})
 

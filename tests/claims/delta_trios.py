@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from planted import adapter, nothing, table, uneven
-from trios import QUIET, Levels, Make, Trio, _sometimes, frame, score, svd, trio
+
+from tests.claims.planted import adapter, nothing, table, uneven
+from tests.claims.trios import QUIET, Levels, Make, Trio, _sometimes, frame, score, svd, trio
 
 SEVEN = ("lora_table7", "rank")
 INTRUDERS = ("intruders", "variant rank alpha")

@@ -5,13 +5,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from delta_trios import TRIOS as OF_DELTAS
-from trios import SEEDS
-from trios import TRIOS as OF_SCORES
 
 from lora_zoo.claims import Status, catalogue, claims, ledger, registry
 from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Source, Untestable
+from tests.claims.delta_trios import TRIOS as OF_DELTAS
+from tests.claims.trios import SEEDS
+from tests.claims.trios import TRIOS as OF_SCORES
 
 CLAIMS = claims()
 TRIOS = OF_SCORES | OF_DELTAS

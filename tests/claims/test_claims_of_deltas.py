@@ -4,10 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from delta_trios import TRIOS, planted
-from planted import NAMES, OUT, adapter, table, written
-from trios import decomposed
-from trios import frame as made
 
 from lora_zoo import updates
 from lora_zoo.claims import Status, claims
@@ -22,6 +18,10 @@ from lora_zoo.claims.catalogue.lora_subspaces import (
 )
 from lora_zoo.claims.evidence import Evidence, Missing
 from lora_zoo.claims.measures import mean_of, total_of
+from tests.claims.delta_trios import TRIOS, planted
+from tests.claims.planted import NAMES, OUT, adapter, table, written
+from tests.claims.trios import decomposed
+from tests.claims.trios import frame as made
 
 ROWS = [
     {"name": "a", "role": "q", "layer": 0, "own": 2.0, "random": 1.0, "count": 3},

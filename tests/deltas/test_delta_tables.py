@@ -17,7 +17,7 @@ from lora_zoo import updates as deltas
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
 from lora_zoo.updates.reading import AdapterUpdates, FactoredUpdates
-from tests.test_cli import wrapper
+from tests.processes import run as wrapper
 
 O, I, RANK = 24, 18, 3
 Q, K, UP, ALL = "layers.0.q_proj", "layers.0.k_proj", "layers.1.up_proj", "embed_tokens"

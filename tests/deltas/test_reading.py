@@ -3,7 +3,6 @@
 import copy
 import json
 import resource
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +17,6 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-from adapter_cases import MODELS, fresh, perturb, randomise, settings
-
 from lora_zoo import updates as deltas
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
@@ -31,6 +26,7 @@ from lora_zoo.pocket import HUB
 from lora_zoo.updates import meta_model, reading
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
+from tests.adapters.adapter_cases import MODELS, fresh, perturb, randomise, settings
 
 NOWHERE = "nobody/nothing"
 CLASSES = {"bert": "AutoModelForSequenceClassification"}

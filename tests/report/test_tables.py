@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from recorded import recorded, written
 from scipy import stats
 
 from lora_zoo import report
@@ -24,6 +23,7 @@ from lora_zoo.report.layout import NumberFormat
 from lora_zoo.report.provenance import command
 from lora_zoo.report.render import HTML, LATEX, MARKDOWN, Markup, Row, Table, TableCell
 from lora_zoo.report.tables import main_table, tables
+from tests.recorded import recorded, written
 
 FAR = {"rank=2": [0.1, 0.11, 0.12, 0.1, 0.11], "rank=4": [0.9, 0.91, 0.9, 0.92, 0.91]}
 FAR["rank=8"] = [0.902, 0.909, 0.901, 0.918, 0.911]

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import sweep
-from test_tracking import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 from lora_zoo.report import to_wandb
 from lora_zoo.report.report import Report
 from lora_zoo.runs import tracking as mirrors
+from tests.test_tracking import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
 TRACKED = {
     "config.tracking.backend": "wandb",

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorded import history, recorded, update, written
 
 from lora_zoo import runs as results
 from lora_zoo.runs.archives import thinned, without_places
+from tests.recorded import history, recorded, update, written
 
 OBJECTS = ["history", "updates", "record"]
 PLACES = ["folder", "command", "config.out", "tracking"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from recorded import COMMIT, history, recorded, update, written
 
 from lora_zoo import runs as results
 from lora_zoo.runs.directions import higher_is_better
 from lora_zoo.runs.frame import COLUMNS, OUTCOMES
+from tests.recorded import COMMIT, history, recorded, update, written
 
 
 def test_a_run_is_a_row_of_what_it_was_and_what_came_out(tmp_path: Path) -> None:

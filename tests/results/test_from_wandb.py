@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb
-from recorded import recorded, update, written
-from test_tracking import config_of, history_of, records, summary_of
 from transformers.integrations.integration_utils import rewrite_logs
 
 from lora_zoo import runs as results
 from lora_zoo.runs import tracking as trackers
+from tests.recorded import recorded, update, written
+from tests.test_tracking import config_of, history_of, records, summary_of
 
 PROJECT = "team/zoo"
 KEPT = [

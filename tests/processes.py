@@ -1,0 +1,122 @@
+"""`python -m MODULE …` from an interpreter that has torch and transformers loaded already.
+
+A server beside each test process imports the libraries once and forks for each command (multiprocessing's
+forkserver). The project's own modules are not among them: every command imports them anew. What an
+environment variable decides while a library is imported needs a new interpreter, and gets one.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from unittest import mock
+
+LIBRARIES = (
+    "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets",
+    "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
+    "matplotlib.pyplot", "ipykernel.kernelapp",
+)  # fmt: skip
+READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
+"""Variables with these beginnings are read when an interpreter starts or imports a library."""
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(list(LIBRARIES))
+
+
+def _command(
+    module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str]
+) -> None:
+    os.setsid()  # a signal to the group of one reaches no other
+    for stream, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
+    os.chdir(at)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path.insert(0, at)
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which a forked process leaves out
+
+
+class Forked:
+    """A command that runs beside the test, as far as tests use `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(
+        self, module: str, arguments: list[str], at: Path, environment: dict[str, str], merged: bool
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        out, err = (str(Path(self._folder.name, name)) for name in ("out", "out" if merged else "err"))
+        given = (module, arguments, str(at), environment, [out, err])
+        self._process = _server.Process(target=_command, args=given)
+        nothing = types.ModuleType("__main__")  # the child shall not import pytest as its main module
+        with mock.patch.dict(sys.modules, {"__main__": nothing}):
+            self._process.start()
+        with contextlib.suppress(ProcessLookupError):  # it is over already
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)
+        self._files, self.args = [out] if merged else [out, err], [module, *arguments]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        out, *err = (Path(file).read_text() if Path(file).exists() else "" for file in self._files)
+        return out, *(err or [""])
+
+
+Running = Forked | subprocess.Popen[str]
+
+
+def start(
+    *arguments: str, at: Path, module: str = "lora_zoo.run", merged: bool = False, **env: str
+) -> Running:
+    """Begin `python -m module arguments` in the folder `at`; `merged` puts stderr into stdout."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
+    if "PYTHONPATH" in env:  # before what this process was given, not in its place
+        environment["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
+    if not any(name.startswith(READ_ONCE) for name in env):
+        return Forked(module, list(arguments), at, environment, merged)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=at, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(
+    *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module arguments` in the folder `at` to its end."""
+    running = start(*arguments, at=at, module=module, **env)
+    out, err = running.communicate()
+    return subprocess.CompletedProcess([module, *arguments], running.returncode or 0, out, err)
