@@ -116,16 +116,23 @@ class Adapter(nn.Module, Variant):
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""
-        if self.fused is not None:
+        if self.fused is not None and not self._hooked():
             operands = self.fused.operands(self)
             if not self.fused.refusal(x, host, operands):
                 return self.fused.run(x, host, operands, self.dropout.mask(x))
         return self(x, host)
 
+    def _hooked(self) -> bool:
+        return bool(
+            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        )
+
     def path(self, x: Tensor, host: LayerHost) -> str:
         """The way that `output` takes for x: "fused", or "plain" and the reason."""
         if self.fused is None:
             return "plain: there is no kernel"
+        if self._hooked():
+            return "plain: the adapter has hooks"
         reason = self.fused.refusal(x, host, self.fused.operands(self))
         return f"plain: {reason}" if reason else "fused"
 

@@ -21,7 +21,7 @@ from lora_zoo.core.errors import unknown
 
 T = TypeVar("T")
 M = TypeVar("M")
-_REGISTERED = re.compile(r"""^@?[\w.]*register\w*\(\s*["']([\w -]+)["']""", re.MULTILINE)
+_REGISTERED = re.compile(r"""^(?:@|\w+ = )?[\w.]*register\w*\(\s*["']([\w -]+)["']""", re.MULTILINE)
 
 
 class Registry(Mapping[str, T], Generic[T]):

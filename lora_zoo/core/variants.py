@@ -1,12 +1,14 @@
 """The registered variants: classes under `lora_zoo/variants/`, found because their files are there."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_zoo.core.registry import Registry
 
 if TYPE_CHECKING:
     from lora_zoo.core.adapter import Variant
+
+V = TypeVar("V", bound="Variant")
 
 
 def _check(name: str, cls: "type[Variant]") -> None:
@@ -20,11 +22,12 @@ register = VARIANTS.register
 
 
 def register_preset(
-    name: str, variant: "type[Variant]", *, inits: Sequence[str], paper: str, equation: str
-) -> None:
+    name: str, variant: "type[V]", cls: str, *, inits: Sequence[str], paper: str, equation: str
+) -> "type[V]":
     """Add `variant` under a second name, with initialisations of its own, the first one by default.
 
     Both names have one identity: a run of the preset is the same run as one of `variant` with its `init`.
+    Returns the preset, a class called `cls`, which its module must keep under that name (for pickling).
     """
     facts: dict[str, Any] = {
         "preset_of": variant.name,
@@ -35,6 +38,8 @@ def register_preset(
         "equation": equation,
         "__doc__": f"{variant.__name__} with `init={inits[0]}`.",
         "__module__": variant.__module__,
-        "__qualname__": name,
+        "__qualname__": cls,
     }
-    VARIANTS.add(name, type(name, (variant,), facts))
+    preset = type(cls, (variant,), facts)
+    VARIANTS.add(name, preset)
+    return preset

@@ -130,6 +130,15 @@ class LowRank(Scaled, ABC):
             return learning
         return torch.cat([learning.B_OR, frozen.B_OR], dim=1), torch.cat([learning.A_RI, frozen.A_RI])
 
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        dropped = host.dropped(x, self.dropout)
+        if dropped is x:
+            return super().forward(x, host)
+        W_OI = host.matrix()
+        with uncast(W_OI.device):
+            dW_OI = (self.weight(W_OI) - W_OI).to(W_OI.dtype)
+        return host.base(x) + host.times(dropped, dW_OI)
+
     def update(self) -> Tensor:
         """s B A, less s B0 A0 of a residual initialisation: (O, I)."""
         B_OR, A_RI = self.branch()
@@ -142,6 +151,8 @@ class LowRank(Scaled, ABC):
 
 class Additive(LowRank, Product, ABC):
     """LoRA's own form: the trainable product is added to W."""
+
+    forward = Product.forward
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.branch()

@@ -15,16 +15,18 @@ class LoRA(Additive):
     peft = LoraFormat()
 
 
-register_preset(
+PiSSA = register_preset(
     "pissa",
     LoRA,
+    "PiSSA",
     inits=("pissa", "pissa_niter", "pissa_halko"),
     paper="arXiv:2404.02948",
     equation="W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = top-r SVD of W",
 )
-register_preset(
+MiLoRA = register_preset(
     "milora",
     LoRA,
+    "MiLoRA",
     inits=("milora",),
     paper="arXiv:2406.09044",
     equation="W' = W + (α/r) (B A - B₀ A₀), B₀ A₀ = bottom-r SVD of W",
