@@ -4,10 +4,7 @@ A claim is found because a file of `lora_zoo/claims/catalogue/` adds it. A file 
 left out with a warning that says why.
 """
 
-import importlib
 import inspect
-import pkgutil
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +13,7 @@ from lora_zoo.claims.evidence import Evidence, Missing
 from lora_zoo.claims.forms import Form
 from lora_zoo.claims.hypotheses import Hypothesis
 from lora_zoo.claims.rule import Rule, Status, Verdict, every, verdict
+from lora_zoo.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Claim(ABC):
 
     def says(self, statement: str) -> None:
         """Add the claim with this statement."""
-        add(replace(self, statement=statement))
+        CLAIMS.add(self.id, replace(self, statement=statement))
 
     @property
     def needs(self) -> str:
@@ -155,34 +153,9 @@ def first_paragraph(function: Callable[..., object]) -> str:
     return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
 
 
-_CLAIMS: dict[str, Claim] = {}
-_DISABLED: dict[str, str] = {}
-
-
-def add(claim: Claim) -> None:
-    """Add a claim. An id that is taken is an error."""
-    if _CLAIMS.get(claim.id, claim) != claim:
-        raise ValueError(f"the claim {claim.id!r} is added twice")
-    _CLAIMS[claim.id] = claim
+CLAIMS: Registry[Claim] = Registry("claim", "lora_zoo.claims.catalogue", by_import=True)
 
 
 def claims() -> Mapping[str, Claim]:
     """Every claim of the catalogue by id, in alphabetical order."""
-    from lora_zoo.claims import catalogue
-
-    for module in pkgutil.iter_modules(catalogue.__path__, f"{catalogue.__name__}."):
-        if module.name not in _DISABLED:
-            _load(module.name)
-    return dict(sorted(_CLAIMS.items()))
-
-
-def _load(name: str) -> None:
-    """Import a file of the catalogue, or leave it out, whole."""
-    before = dict(_CLAIMS)
-    try:
-        importlib.import_module(name)
-    except (ImportError, SyntaxError) as reason:
-        _CLAIMS.clear()
-        _CLAIMS.update(before)
-        _DISABLED[name] = str(reason)
-        warnings.warn(f"the claims of {name} are left out: {reason}", stacklevel=3)
+    return CLAIMS

@@ -11,6 +11,7 @@ Another distribution adds members by entry points in the group `lora_zoo.<kind>`
 import importlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -29,7 +30,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Iterating imports nothing: names are read from the sources. A file that cannot be imported costs its own
     members alone; asking for one of them raises ValueError with the reason. `check` may refuse a member,
-    `attribute` is where a member keeps its own name.
+    `attribute` is where a member keeps its own name. Where names are data of the files (`by_import`), the
+    first look imports them all, and a warning names those that cannot be imported.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Registry(Mapping[str, T], Generic[T]):
         *,
         check: Callable[[str, Any], None] = lambda name, member: None,
         attribute: str = "",
+        by_import: bool = False,
     ) -> None:
         self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
+        self._unread = by_import
         self._members: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
@@ -61,7 +65,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         origin = _origin(source or member)
         taken = self._origins.get(name) or (self._modules.get(name, origin[0]), origin[1])
-        if taken != origin:
+        again = _named(source or member)
+        if taken != origin or (not again and self._members.get(name, member) != member):
             raise ValueError(f"the {self.kind} name {name!r} is taken by {'.'.join(taken)}")
         self._check(name, member)
         if self._attribute:
@@ -82,13 +87,28 @@ class Registry(Mapping[str, T], Generic[T]):
         return self.find(name)
 
     def __contains__(self, name: object) -> bool:
+        self._read()
         return name in self._members or name in self._modules or name in self._entry_points
 
     def __iter__(self) -> Iterator[str]:
+        self._read()
         return iter(sorted({*self._members, *self._modules, *self._entry_points}))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def _read(self) -> None:
+        """Import every file of the package, once, where that is how names are found."""
+        if not self._unread:
+            return
+        self._unread = False
+        for module in _files(self.package):
+            before = dict(self._members)
+            try:
+                importlib.import_module(module)
+            except (ImportError, SyntaxError) as reason:
+                self._members = before
+                warnings.warn(f"{self.kind}s of {module} are left out: {reason}", stacklevel=4)
 
     def _load(self, name: str) -> None:
         try:
@@ -104,14 +124,11 @@ class Registry(Mapping[str, T], Generic[T]):
     @cached_property
     def _modules(self) -> dict[str, str]:
         """Name -> the module of the package that registers it."""
-        spec = importlib.util.find_spec(self.package)
-        folders = spec.submodule_search_locations if spec else None
-        found: dict[str, str] = {}
-        for folder in map(Path, folders or ()):
-            for path in sorted(folder.rglob("*.py")):
-                module = ".".join([self.package, *path.relative_to(folder).with_suffix("").parts])
-                found |= dict.fromkeys(_REGISTERED.findall(path.read_text(encoding="utf-8")), module)
-        return found
+        return {
+            name: module
+            for module, path in _files(self.package).items()
+            for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))
+        }
 
     @cached_property
     def _entry_points(self) -> dict[str, Any]:
@@ -119,5 +136,21 @@ class Registry(Mapping[str, T], Generic[T]):
         return {point.name: point for point in entry_points(group=group)}
 
 
+def _files(package: str) -> dict[str, Path]:
+    """The modules of a package and of those in it, with their files."""
+    spec = importlib.util.find_spec(package)
+    return {
+        ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
+        for folder in map(Path, (spec.submodule_search_locations if spec else None) or ())
+        for path in sorted(folder.rglob("*.py"))
+    }
+
+
+def _named(member: Any) -> bool:
+    """True for a class or a function, which a module that is loaded again makes anew."""
+    return hasattr(member, "__qualname__")
+
+
 def _origin(source: Any) -> tuple[str, str]:
-    return source.__module__, source.__qualname__
+    cls = type(source)
+    return source.__module__, getattr(source, "__qualname__", cls.__qualname__)

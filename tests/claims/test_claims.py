@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_zoo.claims import Status, catalogue, claims, ledger, registry
+from lora_zoo.claims import Status, claims, ledger, registry
 from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Source, Untestable
+from lora_zoo.core.registry import Registry
 from tests.claims.delta_trios import TRIOS as OF_DELTAS
 from tests.claims.trios import SEEDS
 from tests.claims.trios import TRIOS as OF_SCORES
@@ -125,7 +126,7 @@ def test_the_order_of_rows_does_not_matter(name):
 def test_without_runs_every_claim_says_what_it_needs(frame, monkeypatch):
     for claim in CLAIMS.values():  # what is computed now does not depend on the frame
         if isinstance(claim, Computed):
-            monkeypatch.delitem(registry._CLAIMS, claim.id)
+            monkeypatch.delitem(registry.CLAIMS._members, claim.id)
     for entry in ledger(frame):
         claim = CLAIMS[entry.id]
         assert entry.verdict.reason
@@ -289,7 +290,7 @@ def test_a_claim_says_who_where_and_what():
 
 
 def test_an_id_is_taken_once():
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="taken"):
         Source("x", "x").claim("dora/over-lora", "x").says("x.")
     with pytest.raises(ValueError, match="either the experiment"):
         Source("x").claim("new", "x")
@@ -297,7 +298,7 @@ def test_an_id_is_taken_once():
 
 
 def test_a_function_s_docstring_is_its_claim_s_statement(monkeypatch):
-    monkeypatch.setattr(registry, "_CLAIMS", {})
+    monkeypatch.setattr(registry, "CLAIMS", Registry("claim", "lora_zoo.claims.catalogue"))
 
     @Source("paper", "experiment").claim("new", "where")
     def form(runs):
@@ -308,18 +309,20 @@ def test_a_function_s_docstring_is_its_claim_s_statement(monkeypatch):
         """
         return iter(())
 
-    claim = registry._CLAIMS["new"]
+    claim = registry.CLAIMS["new"]
     assert claim.statement == "One line." and list(claim.forms) == [form]
 
 
 def test_a_file_that_cannot_be_imported_is_left_out_with_its_reason(monkeypatch, tmp_path):
     good = "from lora_zoo.claims.registry import Source\nSource('p', 'e').claim('{0}', 'w').says('{0}.')\n"
-    (tmp_path / "fine.py").write_text(good.format("new/fine"))
-    (tmp_path / "broken.py").write_text(good.format("new/broken") + "import no_such_package\n")
-    monkeypatch.setattr(registry, "_CLAIMS", {})
-    monkeypatch.setattr(registry, "_DISABLED", {})
-    monkeypatch.setattr(catalogue, "__path__", [str(tmp_path)])
-    with pytest.warns(UserWarning, match=r"catalogue\.broken are left out: .*no_such_package"):
+    folder = tmp_path / "planted_claims"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "fine.py").write_text(good.format("new/fine"))
+    (folder / "broken.py").write_text(good.format("new/broken") + "import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "CLAIMS", Registry("claim", "planted_claims", by_import=True))
+    with pytest.warns(UserWarning, match=r"planted_claims\.broken are left out: .*no_such_package"):
         assert list(claims()) == ["new/fine"]
     assert list(claims()) == ["new/fine"]  # without another warning
-    sys.modules.pop(f"{catalogue.__name__}.fine")
+    sys.modules.pop("planted_claims.fine")
