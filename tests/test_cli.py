@@ -254,7 +254,7 @@ def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
     assert MINILM is not None and MINILM.origin is not None
     model = Path(MINILM.origin).parent / "model"
     ended = wrapper(
-        "-m", "+variant=lora,head_only", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
+        "-m", "+variant=lora,linear_probe", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
         "tracking=none", "steps=30", "task.sizes.test=200", "eval_splits=[test]", "threads=1", at=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

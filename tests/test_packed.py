@@ -525,7 +525,7 @@ def test_heads_start_from_their_own_seed_and_train_in_full(tmp_path: Path) -> No
         "task.dataset=csv",
         "task.data_files={train: data.csv}",
     )
-    more = ("+variant=lora,head_only", "seed=0,1", "lr=1e-2", "steps=4", "eval_splits=[validation]")
+    more = ("+variant=lora,linear_probe", "seed=0,1", "lr=1e-2", "steps=4", "eval_splits=[validation]")
     said, codes = both(*words, *more, *COMMON, at=tmp_path)
     assert codes == [0, 0], said
     packed = assert_same_runs(tmp_path)

@@ -45,7 +45,7 @@ SWEEPS = [
     ["variant=lora,full,vera,lora_plus", "lr=1e-2"],
     ["variant=lora", "lr=1e30,1e-3"],  # the first one diverges in the middle
     ["variant=dora", "lora_dropout=0.2", "seed=0,1"],
-    ["variant=head_only,zero_shot,full", "modules_to_save=[lm_head]"],
+    ["variant=linear_probe,zero_shot,full", "modules_to_save=[lm_head]"],
     ["variant=lora", "task.metrics=[brittle.py]", "seed=0,1"],  # fails when it is judged, adapters in place
     ["variant=pissa,milora", "rank=4"],
     ["variant=adalora", "variant.tinit=0", "variant.tfinal=1", "seed=0,1"],
@@ -53,7 +53,7 @@ SWEEPS = [
     ["variant=lora", "+trainer.bf16=true,false", "trainer.use_cpu=true", "eval_before_training=true"],
     ["variant=full,lora", "+trainer.gradient_checkpointing=true", "seed=5"],
     ["variant=lora", "task=pocket-nli,pocket-sql", "seed=0,1"],
-    ["variant=lora,full,head_only", *CLASSES, "seed=0,1"],
+    ["variant=lora,full,linear_probe", *CLASSES, "seed=0,1"],
     ["variant=lora", "trainer.full_determinism=true,false", "seed=7"],
     ["variant=lora", "model.dtype=bfloat16,float32", "seed=8"],
     ["variant=lora,dora", "lr=2e-3"],

@@ -136,7 +136,7 @@ def test_all_variants_of_a_seed_see_the_same_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_repeats_to_the_bit_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
-    dropout = {"lora_dropout": 0.1} if name not in ("pissa", "milora", "full", "head_only") else {}
+    dropout = {"lora_dropout": 0.1} if name not in ("pissa", "milora", "full", "linear_probe") else {}
 
     def fresh() -> Injection:
         return inject(model(), name, seed=5, **small(name, **dropout))

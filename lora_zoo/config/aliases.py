@@ -17,6 +17,8 @@ KEYS = {
 }
 """Old key -> new key, both in the same part of the configuration."""
 WORDS = {
+    ("variant", "head_only"): "linear_probe",
+    ("variant.name", "head_only"): "linear_probe",
     ("task", "generation"): "causal_lm",
     ("task.type", "generation"): "causal_lm",
     ("task.type", "choice"): "multiple_choice",
@@ -53,8 +55,8 @@ def renamed(
     for name, value in config.items():
         key = key_of(f"{parent}{name}")
         place = key.removeprefix(parent)
-        if isinstance(value, Mapping) and key == "task":
-            found[place] = renamed(value, key_of, word_of, "task.")
+        if isinstance(value, Mapping) and key in ("task", "variant"):
+            found[place] = renamed(value, key_of, word_of, f"{key}.")
         elif key == "experiment":
             found[place] = _axes(value, key_of)
         else:

@@ -31,7 +31,8 @@ class Registry(Mapping[str, T], Generic[T]):
     Iterating imports nothing: names are read from the sources. A file that cannot be imported costs its own
     members alone; asking for one of them raises ValueError with the reason. `check` may refuse a member,
     `attribute` is where a member keeps its own name. Where names are data of the files (`by_import`), the
-    first look imports them all, and a warning names those that cannot be imported.
+    first look imports them all, and a warning names those that cannot be imported. `renamed` maps former
+    names to present ones; they are found, with a warning, and not listed.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Registry(Mapping[str, T], Generic[T]):
         check: Callable[[str, Any], None] = lambda name, member: None,
         attribute: str = "",
         by_import: bool = False,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
-        self._unread = by_import
+        self._unread, self._renamed = by_import, renamed or {}
         self._members: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
@@ -75,6 +77,9 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def find(self, name: str) -> T:
         """The member called `name`. ValueError with the nearest names, or with why it cannot be loaded."""
+        if name in self._renamed:
+            warnings.warn(f"{self.kind} {name!r} is called {self._renamed[name]!r} now", stacklevel=2)
+            name = self._renamed[name]
         if name not in self:
             raise ValueError(unknown(self.kind, name, self))
         if name not in self._members:
@@ -88,7 +93,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._read()
-        return name in self._members or name in self._modules or name in self._entry_points
+        return (
+            name in self._renamed
+            or name in self._members
+            or name in self._modules
+            or name in self._entry_points
+        )
 
     def __iter__(self) -> Iterator[str]:
         self._read()

@@ -17,7 +17,13 @@ def _check(name: str, cls: "type[Variant]") -> None:
             raise TypeError(f"variant {name!r} ({cls.__qualname__}) must state its `{fact}`")
 
 
-VARIANTS: "Registry[type[Variant]]" = Registry("variant", "lora_zoo.variants", check=_check, attribute="name")
+VARIANTS: "Registry[type[Variant]]" = Registry(
+    "variant",
+    "lora_zoo.variants",
+    check=_check,
+    attribute="name",
+    renamed={"head_only": "linear_probe"},
+)
 register = VARIANTS.register
 
 

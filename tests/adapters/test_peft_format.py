@@ -136,11 +136,11 @@ def test_plain_lora_says_the_same(tmp_path, name, form):
 
 
 def test_a_head_alone_is_modules_to_save_and_a_whole_model_no_adapter(tmp_path):
-    base, model, injection = adapted("bert", "head_only", size=0.3)
+    base, model, injection = adapted("bert", "linear_probe", size=0.3)
     save_peft(injection, tmp_path)
     assert (logits(model, "bert") - logits(in_peft(base, tmp_path), "bert")).abs().max() <= LIMIT
     back = copy.deepcopy(base)
-    assert load_adapter(back, tmp_path).variant.name == "head_only"
+    assert load_adapter(back, tmp_path).variant.name == "linear_probe"
     assert torch.equal(logits(back, "bert"), logits(model, "bert"))
     for name, said in {"full": "lora_zoo.merge", "zero_shot": "trains nothing"}.items():
         with pytest.raises(ValueError, match=said):

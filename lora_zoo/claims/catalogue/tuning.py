@@ -13,7 +13,7 @@ from lora_zoo.claims.registry import Source
 from lora_zoo.claims.rule import most
 
 RECENT = "recent re-tuning studies"
-NO_VARIANTS = ("lora", "full", "head_only", "zero_shot")
+NO_VARIANTS = ("lora", "full", "linear_probe", "zero_shot")
 SIZE = "config.task.sizes.train"
 
 by_rank, by_budget = Source(RECENT, "bakeoff_rank"), Source(RECENT, "bakeoff_budget")

@@ -70,7 +70,7 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     except ValueError as mistake:
         raise ValueError(f"{folder.file}: {mistake}") from None
     if not parsed.matrices:
-        cls = VARIANTS.find("head_only")
+        cls = VARIANTS.find("linear_probe")
     hyper = complete_hyperparameters(cls, parsed.hyper)
     plan = InjectionPlan(cls, hyper, parsed.matrices, list(fully_trained), patterns=parsed.patterns)
     return SavedAdapter(plan, parsed.state | fully_trained, path, init_from_base=parsed.init_from_base)

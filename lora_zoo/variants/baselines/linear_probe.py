@@ -1,4 +1,4 @@
-"""Head-only training (linear probing): the lower baseline that still trains."""
+"""Linear probing: the lower baseline that still trains."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from lora_zoo.core.variants import register
 from lora_zoo.injection.targets import head_names, parameters_of
 
 
-@register("head_only")
-class HeadOnly(Baseline):
+@register("linear_probe")
+class LinearProbe(Baseline):
     """The modules to save are trained (a classifier, say); without any, the model's own head."""
 
     paper = "-"
@@ -23,6 +23,6 @@ class HeadOnly(Baseline):
         found = head_names(model)
         if not found:
             raise ValueError(
-                "head_only: the model has no head that is known by name; give modules_to_save=[…]"
+                "linear_probe: the model has no head that is known by name; give modules_to_save=[…]"
             )
         return parameters_of(model, found)
