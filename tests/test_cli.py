@@ -75,7 +75,7 @@ def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Pat
         "18,432",
         "10,240",
         "score.weight",
-        "matched by nothing",
+        "not adapted",
     ):
         assert said in ended.stdout, ended.stdout
     sweep = wrapper("-m", "+variant=lora,vera", "budget=20k", "dry_run=true", at=tmp_path)

@@ -478,7 +478,7 @@ def test_a_packed_sweep_equals_the_same_runs_one_after_the_other(tmp_path: Path)
         assert all(3 <= result["packed"]["jobs"] <= 5 for result in by_variant[name])
     assert by_variant["lora"][0]["packed"]["jobs"] == 5
     assert all("residual" in result["error"]["message"] for result in by_variant["pissa"])
-    assert all("trained in full" in result["packed"]["alone"] for result in by_variant["full"])
+    assert all("fully trained" in result["packed"]["alone"] for result in by_variant["full"])
     assert said[1].count("runs by itself") == 2
     assert "at most 5 side by side" in said[1]
 

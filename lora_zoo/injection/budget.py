@@ -30,7 +30,7 @@ def rank_within(
     """The rank whose trainable parameters come closest to `budget` and do not exceed it.
 
     `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps. Adapters
-    count, what trains in full does not. Raises ValueError where rank 1 is too much already, or where the
+    count, fully trained parameters do not. Raises ValueError where rank 1 is too much already, or where the
     variant has no rank; warns where the matrices are too small to use the budget.
     """
     if "rank" not in hyperparameters(cls):

@@ -59,7 +59,7 @@ class Injection:
         self._adapter_set.add(self)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name: the adapters' own, then those that train in full."""
+        """The trainable parameters by name: the adapters' own, then the fully trained ones."""
         return self._adapter_parameters() | {name: self.trained[name] for name in self.fully_trained}
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
@@ -103,7 +103,7 @@ class Injection:
         return name if name in self.trained else f"{name}.weight"
 
     def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Optimiser groups: the variant's own for its adapters, and one or two for what trains in full.
+        """Optimiser groups: the variant's own for its adapters, and one or two for fully trained parameters.
 
         Of the latter, matrices decay and vectors (biases, norms) do not, as in transformers' Trainer.
         """

@@ -73,7 +73,7 @@ def plan_injection(
     fully_trained = cls.fully_trained(model, to_save)
     for matrix in matrices:
         if clash := next(filter(matrix.holds, fully_trained), None):
-            raise ValueError(f"{clash} cannot both be adapted and train in full; drop it from one of them")
+            raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
     patterns = pattern_values(cls, matrices, {"rank": rank_pattern, "alpha": alpha_pattern})
     if budget is not None and matrices:
         if "rank" in hyper:

@@ -49,7 +49,7 @@ def print_preview(found: Preview, console: Console) -> None:
         Console(file=console.file, width=max(console.width, WIDTH)).print(_table(found))
     for names in _grouped(found.fully_trained, _pattern):
         size = sum(found.fully_trained[name] for name in names)
-        console.print(f"trains in full: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
+        console.print(f"fully trained: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
     share = found.trainable / found.total
     console.print(
         f"trainable: {found.trainable:,} of {found.total:,} ({share:.4%}) in {len(found.rows)} matrices; "
@@ -58,9 +58,7 @@ def print_preview(found: Preview, console: Console) -> None:
         soft_wrap=True,
     )
     idle = ", ".join(f"{role} x{count}" for role, count in found.idle.items())
-    console.print(
-        f"matched by nothing: {idle or 'no matrix, all are trained'}", highlight=False, soft_wrap=True
-    )
+    console.print(f"not adapted: {idle or 'no matrix, all are trained'}", highlight=False, soft_wrap=True)
     for sentence in found.unmatched:
         console.print(f"no match: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
 

@@ -181,7 +181,7 @@ def _from_factors(
 ) -> AdapterUpdates:
     ours = not folder.is_file() and (folder / DESCRIPTION).is_file()
     if ours and not read_description(folder)["target_modules"]:
-        raise NeedsBase(f"{folder}: what was trained in full is compared with the base's weights")
+        raise NeedsBase(f"{folder}: fully trained parameters are compared with the base's weights")
     if holds_base(folder):
         raise NeedsBase(
             f"{folder}: it holds tensors of its base, which only the base's weights tell from trained"
@@ -195,5 +195,5 @@ def _from_factors(
         if not isinstance(update, FactoredUpdate):
             raise NeedsBase(f"{folder}: ΔW of {factored.variant} depends on the base's weights")
     if not factored:  # PEFT's, of modules_to_save alone
-        raise NeedsBase(f"{folder}: what was trained in full is compared with the base's weights")
+        raise NeedsBase(f"{folder}: fully trained parameters are compared with the base's weights")
     return factored

@@ -88,7 +88,7 @@ def trained_modules(
     held = set().union(*(owned[name] for name in top)) if top else set()
     if alone := sorted(trained - held):
         raise ValueError(
-            f"{alone[0]} trains in full, but not all of its module; PEFT's modules_to_save are whole ones"
+            f"{alone[0]} is fully trained, but not all of its module; PEFT's modules_to_save are whole ones"
         )
     for name in top:
         if other := next((o for o in owned if o.endswith(name) and o not in top), None):

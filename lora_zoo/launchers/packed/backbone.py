@@ -63,7 +63,7 @@ class Backbone:
         within = next(name for name, module in self.model.named_modules() if module is self.module) + "."
         for name in plan.fully_trained:
             if name.startswith(within):
-                return f"{name}, which jobs share, is trained in full"
+                return f"{name}, which jobs share, is fully trained"
         for matrix in plan.matrices:
             if matrix.name.startswith(within) and not matrix.host.sees_input:
                 return f"{matrix.name} is read by its module, which does not tell the jobs' rows apart"
