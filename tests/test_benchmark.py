@@ -40,10 +40,10 @@ from lora_zoo.bench.timing import Stopwatch, Timed, quartiles, summary
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.kernels.additive import AdditiveKernel
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.environment import environment
 from lora_zoo.variants.additive.lora import LoRA
-from lora_zoo.variants.low_rank import Additive
 
 CPU = torch.device("cpu")
 ADAPTERS = [name for name in VARIANTS if adapts_matrices(name)]
@@ -576,10 +576,10 @@ def test_every_target_is_one_that_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticks:
-    """A clock that the adapters move: a definition costs ten ticks, a LoRA's own forward nine."""
+    """A clock that the adapters move: a definition costs ten ticks, LoRA's kernel nine."""
     clock = Ticks()
-    for cls, ticks in ((Adapter, 10), (Additive, 9)):
-        monkeypatch.setattr(cls, "forward", costing(cls.forward, clock, ticks))
+    monkeypatch.setattr(Adapter, "forward", costing(Adapter.forward, clock, 10))
+    monkeypatch.setattr(AdditiveKernel, "operands", of_adapters(Adapter, clock, 9))
     monkeypatch.setattr(options, "clock_for", lambda device, threads: (clock, "ticks"))
     monkeypatch.setattr(regression, "SHAPE", SMALLEST)
     monkeypatch.setattr(regression, "SESSIONS", 2)
@@ -590,6 +590,17 @@ def costing(forward, clock: Ticks, ticks: float):
     def slower(self, x, host):
         clock.work(ticks)
         return forward(self, x, host)
+
+    return slower
+
+
+def of_adapters(cls, clock: Ticks, ticks: float):
+    """The kernel's look at an adapter, at so many ticks for those of `cls`."""
+    operands = AdditiveKernel.operands
+
+    def slower(self, adapter):
+        clock.work(ticks if isinstance(adapter, cls) else 0)
+        return operands(self, adapter)
 
     return slower
 
@@ -612,7 +623,7 @@ def test_the_regression_test_names_the_variant_that_became_slower(
     ticking, tmp_path, capsys, monkeypatch
 ) -> None:
     guarding(tmp_path / "reference.json", "--write")
-    monkeypatch.setattr(LoRA, "forward", costing(LoRA.forward, ticking, 3))
+    monkeypatch.setattr(AdditiveKernel, "operands", of_adapters(LoRA, ticking, 3))
     assert guarding(tmp_path / "reference.json") == 1
     out = capsys.readouterr().out
     assert "slower: lora: fused / plain was 0.90 and may be 1.01; measured 1.20, 1.20, 1.20" in out
@@ -622,7 +633,7 @@ def test_the_regression_test_names_the_variant_that_became_slower(
 
 def test_the_regression_test_allows_what_is_within_the_tolerance(ticking, tmp_path, monkeypatch) -> None:
     guarding(tmp_path / "reference.json", "--write")
-    monkeypatch.setattr(LoRA, "forward", costing(LoRA.forward, ticking, 1))
+    monkeypatch.setattr(AdditiveKernel, "operands", of_adapters(LoRA, ticking, 1))
     assert guarding(tmp_path / "reference.json") == 0
 
 
