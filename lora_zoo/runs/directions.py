@@ -25,7 +25,8 @@ def metric_facts(frame: pd.DataFrame, name: str) -> MetricFacts:
     ValueError where runs recorded opposite directions.
     """
     recorded = {
-        MetricFacts.of(record.get("metric_facts", {}).get(name, {})) for record in frame.get("record", ())
+        MetricFacts.of((record or {}).get("metric_facts", {}).get(name, {}))
+        for record in frame.get("record", ())
     }
     if {True, False} <= {known.higher_is_better for known in recorded}:
         raise ValueError(f"the runs were judged by different metrics called {name}, of opposite directions")

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lora_zoo.core.host import LayerHost
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.roles import ROLES
@@ -376,7 +378,8 @@ def distance(one, other):
 def adapted(name, variant="lora", targets=(), **more):
     model = fresh(name)
     targets = targets or ARCHITECTURES[name].targets
-    return model, inject(model, variant, target_modules=targets, **settings(variant, 2), **more)
+    usual = {"alpha": 8.0} if "alpha" in hyperparameters(VARIANTS[variant]) else {}  # PEFT's default
+    return model, inject(model, variant, target_modules=targets, **settings(variant, 2), **(usual | more))
 
 
 def moved(name, variant="lora", targets=(), size=0.2, **more):

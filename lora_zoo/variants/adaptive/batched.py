@@ -46,8 +46,9 @@ def deviation(X_NRK: Tensor) -> Tensor:
     return (gram_NRR - torch.eye(gram_NRR.shape[1]).to(gram_NRR)).flatten(1).norm(dim=1)
 
 
-PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean_norm": torch.mean,
-    "sum_squared": lambda norms: norms.square().sum(),
-}
+def sum_squared(norms: Tensor) -> Tensor:
+    return norms.square().sum()
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "sum_squared": sum_squared}
 """A way to add up the deviations of all matrices -> its function."""
