@@ -533,7 +533,7 @@ def test_all_roles_at_once(name, tmp_path):
         check_saving(name, model, tmp_path)
 
 
-VARIANTS = ["lora", "dora", "vera", "adalora", "pissa"]
+SAMPLE = ["lora", "dora", "vera", "adalora", "pissa"]
 HANDFUL = [
     "Llama, tied", "GPT-2", "GPT-NeoX", "Phi-3", "T5", "Mixtral", "GPT-OSS", "Llama 4", "torch encoder",
     "torch CNN",
@@ -542,7 +542,7 @@ HANDFUL = [
 
 @pytest.mark.filterwarnings("ignore:.*unties")
 @pytest.mark.parametrize("targets", ["all roles", "all-linear"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SAMPLE)
 @pytest.mark.parametrize("name", HANDFUL)
 def test_other_variants_on_the_same_places(name, variant, targets):
     if targets == "all-linear" and name == "torch CNN":
@@ -553,7 +553,7 @@ def test_other_variants_on_the_same_places(name, variant, targets):
     check_merging(name, model, injection)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SAMPLE)
 @pytest.mark.parametrize("name", HANDFUL)
 def test_other_variants_leave_nothing_behind(name, variant):
     model, injection = adapted(name, variant)
