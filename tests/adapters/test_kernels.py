@@ -19,6 +19,7 @@ from lora_zoo.core.kernel import KERNELS
 from lora_zoo.core.seeding import generator
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.injection.inject import inject
+from lora_zoo.injection.paths import paths
 from lora_zoo.kernels import additive, dora, vera
 from lora_zoo.kernels.dense import DenseKernel
 from lora_zoo.kernels.shared import FactorPair
@@ -376,3 +377,28 @@ def test_a_draw_that_falls_short_goes_on(monkeypatch):
     dropped = SparseMask.draw(x, 0.05, generator("short")).drop(x) == 0
     for part in dropped.split(20_000):
         assert abs(float(part.double().mean()) - 0.05) < 0.01
+
+
+# --- paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_path_of_each_adapter_can_be_asked(name):
+    """On a whole dense layer a variant with a kernel is fused; hooks and other layers are reasons."""
+    injection, x = adapt(lone("linear"), name), inputs("linear")
+    adapter, _ = only(injection)
+    assert paths(injection, x) == {"layer": "fused" if adapter.kernel else "plain: there is no kernel"}
+    if adapter.kernel:
+        handle = adapter.register_forward_hook(lambda *_: None)
+        assert paths(injection, x) == {"layer": "plain: the adapter has hooks"}
+        handle.remove()
+        other = adapt(lone("embedding"), name)
+        assert paths(other, inputs("embedding")) == {"layer": "plain: a layer of type embedding is not dense"}
+    assert "output" not in vars(adapter)
+
+
+def test_a_hook_on_an_adapter_is_called():
+    injection, x, seen = adapt(lone("linear"), "lora"), inputs("linear"), []
+    expected = injection.model(x)
+    only(injection)[0].register_forward_hook(lambda module, given, y: seen.append(y))
+    assert torch.allclose(injection.model(x), expected, atol=1e-6) and len(seen) == 1
