@@ -148,7 +148,7 @@ class Settings:
     )
     save_minutes: float = key(5.0, "minutes between checkpoints, beside trainer.save_steps; 0: none", least=0)
     on_nonfinite: str = key(
-        "stop", "when loss or gradients are no numbers: stop, or skip the step", among=("stop", "skip")
+        "stop", "when loss or gradients are NaN or inf: stop, or skip the step", among=("stop", "skip")
     )
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")

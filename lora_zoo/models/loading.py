@@ -118,9 +118,7 @@ def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) 
         # A tensor of a class of its own (torchao's) or of 8 bits holds codes, which are all numbers.
         plain = type(parameter) is nn.Parameter and parameter.dtype in DTYPES
         if plain and not bool(parameter.isfinite().all()):
-            raise ValueError(
-                f"model.path={settings.path}: the weight {name} holds values that are no numbers"
-            )
+            raise ValueError(f"model.path={settings.path}: the weight {name} holds NaN or inf")
 
 
 def _unreachable(settings: Model, error: Exception, what: str = "") -> str:

@@ -56,7 +56,7 @@ def report(given: argparse.Namespace) -> None:
         made.write_page(folder)
     pngs = made.write_figures(folder) if given.wandb or "figures" in given.format else {}
     if given.wandb:
-        say(made.mirror(folder, pngs) or "W&B was not reached")
+        say(made.send(folder, pngs) or "W&B was not reached")
     say(f"written to {folder}")
 
 

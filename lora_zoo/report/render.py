@@ -57,12 +57,12 @@ HTML = Markup(
     lambda text: f"<code>{html.escape(text)}</code>",
     "<strong>{}</strong>",
     "<u>{}</u>",
-    '<span title="cannot be told from the best">≈</span>',
+    '<span title="not significantly different from the best">≈</span>',
 )
 
 
 class TableCell(NamedTuple):
-    """One place of a table. `mark` is best, second or ""; what is `tied` cannot be told from the best."""
+    """One place of a table. `mark` is best, second or "", `tied`: not significantly different from the best."""
 
     text: str
     mark: str = ""

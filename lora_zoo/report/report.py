@@ -41,14 +41,14 @@ class Report(ReportParts):
         return pngs
 
     def write(self, out: Path) -> None:
-        """All of it; of runs that are mirrored in W&B there, too, in their sweep's group."""
+        """All of it; of runs that are tracked in W&B there, too, in their sweep's group."""
         self.write_tables(out)
         self.write_page(out)
-        self.mirror(out, self.write_figures(out))
+        self.send(out, self.write_figures(out))
 
-    def mirror(self, out: Path, pngs: dict[str, Path]) -> str:
+    def send(self, out: Path, pngs: dict[str, Path]) -> str:
         """Send it to W&B, its files in `out`/wandb. Returns where it is, "" where it is not."""
-        return to_wandb.mirror(self, pngs, out)
+        return to_wandb.send(self, pngs, out)
 
     def archive(self, path: Path) -> Path:
         return archive(self.frame, path)

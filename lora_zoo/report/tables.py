@@ -4,7 +4,7 @@ for table in tables(runs.load("runs")):
     print(table.markdown())                  # also .latex(), .html(), .csv()
 
 A cell is a mean over seeds with its 95 % interval. The best of a task is bold, the second underlined, and ≈
-marks all that cannot be told from the best; the paper's own numbers stand in rows of their own.
+marks all that not significantly different from the best; the paper's own numbers stand in rows of their own.
 """
 
 import math
@@ -133,7 +133,8 @@ def _legend(layout: Layout) -> Iterator[str]:
     counts = sorted({cell.n for cell in layout.found.cells})
     each = f"{'in brackets' if layout.columns else 'n'}: the number of runs of a cell"
     runs = f"n = {counts[0]} runs in every cell" if len(counts) == 1 else each
-    yield f"bold: best mean of a task; underlined: second; ≈: cannot be told from the best; {runs}"
+    tied = "≈: not significantly different from the best"
+    yield f"bold: best mean of a task; underlined: second; {tied}; {runs}"
     if layout.form.scale != 1:
         yield "ours in percent, as the paper's"
     if layout.quoted:

@@ -1,6 +1,6 @@
 """The report in Weights & Biases: tables, figures and verdicts, a run of type "report" in the sweep's group.
 
-Only runs that were mirrored themselves get one, in the way they were. What W&B cannot do costs a warning: the
+Only runs that were tracked themselves get one, in the way they were. What W&B cannot do costs a warning: the
 files are the report.
 """
 
@@ -19,7 +19,7 @@ _TRACKING = "config.tracking."
 _CLAIM = ("name", "says", "source", "status", "effect", "said", "command")
 
 
-def mirror(report: ReportParts, figures: Mapping[str, Path], folder: Path) -> str:
+def send(report: ReportParts, figures: Mapping[str, Path], folder: Path) -> str:
     """Write the report there; its files lie in `folder`/wandb. Returns where it is, "" where it is not."""
     frame = report.frame
     group = group_of(frame)
@@ -39,14 +39,14 @@ def mirror(report: ReportParts, figures: Mapping[str, Path], folder: Path) -> st
 
 
 def tracking_of(frame: pd.DataFrame) -> dict[str, Any]:
-    """The tracking of the runs that were mirrored, as the first of them was; none where none was."""
+    """The tracking of the runs that were tracked, as the first of them was; none where none was."""
     columns = [str(column) for column in frame if str(column).startswith(_TRACKING)]
     if f"{_TRACKING}backend" not in columns:
         return {"backend": "none"}
-    mirrored = frame[frame[f"{_TRACKING}backend"].fillna("none") != "none"]
-    if mirrored.empty:
+    tracked = frame[frame[f"{_TRACKING}backend"].fillna("none") != "none"]
+    if tracked.empty:
         return {"backend": "none"}
-    told = mirrored[columns].iloc[0].dropna()
+    told = tracked[columns].iloc[0].dropna()
     return {
         key.removeprefix(_TRACKING): value for key, value in told.items() if not str(key).endswith(".tags")
     }

@@ -15,7 +15,7 @@ from lora_zoo.updates.recording import record
 def write(*sources: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of the runs in these folders and archives; returns the folder that it lies in.
 
-    It holds the tables, figures/ for print, and all of it as one page, report.html. Runs that are mirrored in
+    It holds the tables, figures/ for print, and all of it as one page, report.html. Runs that are tracked in
     Weights & Biases get it there, too, in their sweep's group.
 
     `out` is `report` in the source where that is one folder, else in the working folder. An earlier report's

@@ -74,15 +74,15 @@ def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tens
     """Find the layers that are not finite: in their weights, else their outputs, else their gradients."""
     named = injection.named_parameters()
     if broken := _layers(name for name, p in named.items() if not p.isfinite().all()):
-        return Diagnosis(f"the weights of {_join_layers(broken)} are no longer numbers", broken)
+        return Diagnosis(f"the weights of {_join_layers(broken)} are NaN or inf", broken)
     if not loss.isfinite():
         if layer := _first_output(injection.model, inputs):
-            text = f"the loss is {loss.item()}; the first output that is no number is {layer}'s"
+            text = f"the loss is {loss.item()}; the first output with NaN or inf is {layer}'s"
             return Diagnosis(text, [layer])
         return Diagnosis(f"the loss is {loss.item()}, while each adapted layer's output is finite", [])
     gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
     broken = _layers(name for name, g in gradients.items() if not g.norm().isfinite())
-    return Diagnosis(f"the gradients of {_join_layers(broken)} are no numbers, or overflow", broken)
+    return Diagnosis(f"the gradients of {_join_layers(broken)} are NaN or inf, or overflow", broken)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class WeightUpdate(ABC):
     def check_finite(self) -> None:
         """Raise ValueError where ΔW is not finite."""
         if self.singular_values.isnan().any():
-            raise ValueError(f"ΔW of {self.name} holds values that are no numbers")
+            raise ValueError(f"ΔW of {self.name} holds NaN or inf")
 
 
 @final

@@ -289,8 +289,8 @@ def stairs(panel: Front) -> list[tuple[float, float]]:
 def test_where_less_is_better_the_front_is_that_of_the_mirrored_scores(points: list[tuple[int, int]]) -> None:
     x, y = zip(*points, strict=True)
     less = Front("", Axis("cost"), Axis("loss"), line("a", x, y), -1)
-    mirrored = Front("", Axis("cost"), Axis("score"), line("a", x, [-v for v in y]))
-    assert stairs(less) == [(u, -v) for u, v in stairs(mirrored)]
+    tracked = Front("", Axis("cost"), Axis("score"), line("a", x, [-v for v in y]))
+    assert stairs(less) == [(u, -v) for u, v in stairs(tracked)]
 
 
 def test_the_front_of_a_loss_is_drawn_where_it_is_low() -> None:

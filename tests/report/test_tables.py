@@ -319,7 +319,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
     [
         (MARKDOWN, "<u>12.3 ± 2.3</u> ≈ (3)"),
         (LATEX, r"\underline{12.3 $\pm$ 2.3} $\approx$ (3)"),
-        (HTML, '<u>12.3 ± 2.3</u> <span title="cannot be told from the best">≈</span> (3)'),
+        (HTML, '<u>12.3 ± 2.3</u> <span title="not significantly different from the best">≈</span> (3)'),
     ],
     ids=["md", "tex", "html"],
 )

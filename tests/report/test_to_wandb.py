@@ -40,7 +40,7 @@ def table(folder: Path, row: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_tables_figures_and_verdicts_are_in_the_sweeps_group(report: Report, tmp_path: Path) -> None:
     pngs = report.write_figures(tmp_path)
-    where = to_wandb.mirror(report, pngs, tmp_path)
+    where = to_wandb.send(report, pngs, tmp_path)
     assert where.startswith("wandb sync ")
     found = records(tmp_path)
     (run,) = of_kind(found, "run")[:1]
@@ -58,7 +58,7 @@ def test_tables_figures_and_verdicts_are_in_the_sweeps_group(report: Report, tmp
 
 def test_runs_that_were_not_mirrored_get_no_report_there(runs: pd.DataFrame, tmp_path: Path) -> None:
     for frame in (runs.assign(**{"config.tracking.backend": "none"}), sweep()):
-        assert to_wandb.mirror(Report(frame), {}, tmp_path) == ""
+        assert to_wandb.send(Report(frame), {}, tmp_path) == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -67,14 +67,14 @@ def test_a_failing_wandb_costs_a_warning(
 ) -> None:
     absent = {"figures": tmp_path / "absent.png"}
     with pytest.warns(UserWarning, match="W&B did not take the figures"):
-        to_wandb.mirror(report, absent, tmp_path)
+        to_wandb.send(report, absent, tmp_path)
 
     def broken(**_: Any) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(mirrors, "WandbTracker", lambda *_, **__: broken())
     with pytest.warns(UserWarning, match="tracks nothing of this run"):
-        assert to_wandb.mirror(report, {}, tmp_path / "second") == ""
+        assert to_wandb.send(report, {}, tmp_path / "second") == ""
 
 
 def test_the_group_is_the_sweep_of_all_runs_or_none(runs: pd.DataFrame) -> None:

@@ -25,5 +25,5 @@ class Accuracy(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         if not len(predictions):
-            raise ValueError("accuracy of no items is no number; give one item or more")
+            raise ValueError("accuracy needs items; give one item or more")
         return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
