@@ -62,7 +62,7 @@ HTML = Markup(
 
 
 class TableCell(NamedTuple):
-    """One place of a table. `mark` is best, second or "", `tied`: not significantly different from the best."""
+    """One place of a table. `mark`: best, second or ""; `tied`: not significantly different."""
 
     text: str
     mark: str = ""
