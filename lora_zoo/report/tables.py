@@ -4,7 +4,7 @@ for table in tables(runs.load("runs")):
     print(table.markdown())                  # also .latex(), .html(), .csv()
 
 A cell is a mean over seeds with its 95 % interval. The best of a task is bold, the second underlined, and ≈
-marks all that are not significantly different from the best; the paper's own numbers stand in rows of their own.
+marks all that are not significantly different from the best; the paper's own numbers have rows of their own.
 """
 
 import math
