@@ -1,5 +1,6 @@
 """One thread and a fresh global random stream for every test."""
 
+import gc
 import os
 import sys
 
@@ -23,6 +24,13 @@ LONG = ("endurance", "notebooks", "slow", "compile", "cli", "chromium")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left alone with them at the end."""
     items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Runs collect garbage: what earlier modules left is collected once, and then no longer looked at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
