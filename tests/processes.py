@@ -21,7 +21,7 @@ from unittest import mock
 LIBRARIES = (
     "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets",
     "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
-    "matplotlib.pyplot", "ipykernel.kernelapp",
+    "ipykernel.kernelapp",
 )  # fmt: skip
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library."""

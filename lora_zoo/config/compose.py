@@ -79,7 +79,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _check_override(override: Override, multirun: bool) -> None:
-    key, line = override.key_or_group, str(override.input_line)
+    key, line = override.key_or_group, str(override.input_line).lstrip("+")
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{line} gives several values: add -m to sweep over them")
     if override.is_hydra_override():

@@ -67,7 +67,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         origin = _origin(source or member)
         taken = self._origins.get(name) or (self._modules.get(name, origin[0]), origin[1])
-        again = _named(source or member)
+        again = _reloadable(source or member)
         if taken != origin or (not again and self._members.get(name, member) != member):
             raise ValueError(f"the {self.kind} name {name!r} is taken by {'.'.join(taken)}")
         self._check(name, member)
@@ -156,7 +156,7 @@ def _files(package: str) -> dict[str, Path]:
     }
 
 
-def _named(member: Any) -> bool:
+def _reloadable(member: Any) -> bool:
     """True for a class or a function, which a module that is loaded again makes anew."""
     return hasattr(member, "__qualname__")
 
