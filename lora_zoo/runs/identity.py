@@ -61,8 +61,9 @@ def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]
 def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
     """`identity_of` and `made_of`, for which source and data files are read once."""
     known, settings = hyperparameters(variant), _effective(config)
-    settings["variant"] = settings["variant"] | {"name": variant.preset_of or variant.name}
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
+    if variant.preset_of:  # a preset is the same run as its variant with that init
+        chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
     source, data = _source(variant), _data(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts

@@ -193,3 +193,14 @@ def test_the_rank_that_a_budget_found_is_no_contradiction() -> None:
 )
 def test_keys_that_change_results_are_known(key: str, counts: bool) -> None:
     assert changes_results(key) is counts
+
+
+def test_an_older_run_of_what_is_a_preset_now_contradicts_nothing() -> None:
+    """Its settings were hashed under its own name: identities alone take both names for one."""
+    from lora_zoo import runs
+
+    frame = runs.load(Path(__file__).parents[2] / "experiments" / "svd_starts" / "results.jsonl.gz")
+    records = [
+        record for record in frame["record"] if VARIANTS[record["config"]["variant"]["name"]].preset_of
+    ]
+    assert records and [contradiction(record) for record in records] == [""] * len(records)
