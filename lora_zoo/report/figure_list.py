@@ -132,7 +132,7 @@ def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
     apart = [axis for axis in by if axis != x]
     makers: dict[str, tuple[str, Callable[[pd.DataFrame], Chart]]] = {
         "what ΔW strengthens in W": ("amplification", lambda table: figures.amplification(table, x, apart)),
-        "W's directions": ("touched", lambda table: figures.touched(table, by)),
+        "W's directions": ("overlap", lambda table: figures.overlap(table, by)),
         "intruders": ("intruders", lambda table: figures.intruders(table, "rank", apart)),
         "growth": ("evolution", lambda table: figures.evolution(table, by)),
         "magnitude and direction": (

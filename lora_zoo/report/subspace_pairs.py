@@ -47,7 +47,7 @@ def subspace_pairs(runs: pd.DataFrame) -> SubspacePairs:
             if all(isinstance(delta, FactoredUpdate) and delta.rank for delta in deltas):
                 role, layer = position(name)
                 said = f"{role or name}, layer {layer}" if layer is not None else role or name
-                found[f"{said}: {title}"] = grid(*deltas, of="A", first=FIRST)
+                found[f"{said}: {title}"] = grid(*deltas, factor="A", first=FIRST)
                 dimensions.add(deltas[0].shape[1])
     return SubspacePairs(found, dimensions.pop() if len(dimensions) == 1 else None)
 

@@ -3,7 +3,7 @@
 from lora_zoo import updates
 one = updates.read("runs/lora-r8-s0")         # a run, an adapter of ours or PEFT's, loralib's file
 updates.spectra(one)                          # a DataFrame, a row a matrix
-updates.comparison(one, updates.read("runs/lora-r8-s1"), of="A")
+updates.comparison(one, updates.read("runs/lora-r8-s1"), factor="A")
 updates.amplification(updates.read("runs/lora-r8-s0", base=True))
 
 The names below are imported on first use.

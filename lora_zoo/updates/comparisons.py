@@ -12,20 +12,22 @@ from lora_zoo.updates.weight_update import WeightUpdate
 
 
 def comparison(
-    one: AdapterUpdates, other: AdapterUpdates, *, of: str = "right", first: int = FIRST
+    one: AdapterUpdates, other: AdapterUpdates, *, factor: str = "right", first: int = FIRST
 ) -> pd.DataFrame:
     """Compare two adapters, a row for each matrix that both change.
 
     `cosine` between the ΔW, `phi_1` = φ(1, 1), `phi` = φ(i, j) of the first i and j directions, which are
-    `first` or as many as there are, and `random`, what is expected of random ones; `of` is one of
+    `first` or as many as there are, and `random`, what is expected of random ones; `factor` is one of
     `subspaces.DIRECTIONS`. ValueError where they have no matrix in common.
     """
     rows = []
     for name in _common(one, other):
         a, b = one[name], other[name]
-        phi = subspaces.similarity(subspaces.directions(a, of)[:first], subspaces.directions(b, of)[:first])
+        phi = subspaces.similarity(
+            subspaces.directions(a, factor)[:first], subspaces.directions(b, factor)[:first]
+        )
         i, j = phi.shape
-        dimension = a.shape[1] if of in ("right", "A") else a.shape[0]
+        dimension = a.shape[1] if factor in ("right", "A") else a.shape[0]
         rows.append(
             {
                 **where(name),
@@ -41,11 +43,11 @@ def comparison(
 
 
 def grid(
-    one: WeightUpdate, other: WeightUpdate, *, of: str = "A", first: Sequence[int] = (8, 64)
+    one: WeightUpdate, other: WeightUpdate, *, factor: str = "A", first: Sequence[int] = (8, 64)
 ) -> pd.DataFrame:
     """φ(i, j) for i and j from 1 to the numbers in `first`: LoRA's figures 3 and 4. Rows i, columns j."""
     i, j = first
-    phi = subspaces.similarity(subspaces.directions(one, of)[:i], subspaces.directions(other, of)[:j])
+    phi = subspaces.similarity(subspaces.directions(one, factor)[:i], subspaces.directions(other, factor)[:j])
     return _grid(phi)
 
 

@@ -18,7 +18,7 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.formats.native import DESCRIPTION, inject_saved, read_adapter, read_description
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.roles import role_of
-from lora_zoo.models.base import adapter_in, base_of
+from lora_zoo.models.base import PEFT, adapter_in, base_of
 from lora_zoo.models.loading import load_model
 from lora_zoo.runs.record import RESULT
 from lora_zoo.updates.summary import update_of
@@ -96,8 +96,7 @@ def read(
     `model` is given. Raises FileNotFoundError where there is no adapter, ValueError where it or its base
     cannot be read.
     """
-    folder = adapter_in(Path(source))
-    label = label_of(Path(source))
+    folder, label = adapter_in(Path(source)), label_of(Path(source))
     if not folder.exists():
         raise FileNotFoundError(f"{source} does not exist")
     why: ValueError = NeedsBase("the base's weights were requested")
@@ -122,9 +121,8 @@ def read_each(
     """
     network: nn.Module | None = None
     for label, source in sources.items():
-        folder = adapter_in(source)
-        network = network or _loaded(folder, model, trust_remote_code)
-        updates = _on(network, folder, label)
+        network = network or _loaded(adapter_in(source), model, trust_remote_code)
+        updates = _on(network, adapter_in(source), label)
         yield updates
         updates.remove()
 
@@ -137,9 +135,8 @@ def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Modu
 def _on(
     network: nn.Module, folder: Path, label: str, alpha: float | None = None, enable: Sequence[str] = ()
 ) -> AdapterUpdates:
-    updates = AdapterUpdates(
-        label, inject_saved(network, read_adapter(network, folder, alpha=alpha, enable=enable))
-    )
+    known = read_adapter(network, folder, alpha=alpha, enable=enable)
+    updates = AdapterUpdates(label, inject_saved(network, known))
     if not updates:
         raise ValueError(f"{folder}: {updates.variant} changes no matrix")
     return updates
@@ -161,6 +158,12 @@ def checkpoints(run: str | Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def adapters_in(folder: Path) -> list[Path]:
+    """The folders of adapters, ours and then PEFT's, at any depth."""
+    found = [sorted(path.parent for path in folder.rglob(name)) for name in (DESCRIPTION, PEFT)]
+    return list(dict.fromkeys([*found[0], *found[1]]))
+
+
 def position(name: str) -> Position:
     """Role and layer, from the name of a matrix."""
     layer = re.search(r"\.(\d+)\.", name)
@@ -170,8 +173,7 @@ def position(name: str) -> Position:
 def label_of(source: Path) -> str:
     """The name of an adapter in tables: its run's name, else its folder's."""
     try:
-        record = json.loads((source / RESULT).read_text(encoding="utf-8"))
-        return str(record["name"])
+        return str(json.loads((source / RESULT).read_text(encoding="utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return source.resolve().name
 
@@ -179,8 +181,7 @@ def label_of(source: Path) -> str:
 def _from_factors(
     folder: Path, label: str, model: str | None, alpha: float | None, enable: Sequence[str]
 ) -> AdapterUpdates:
-    ours = not folder.is_file() and (folder / DESCRIPTION).is_file()
-    if ours and not read_description(folder)["target_modules"]:
+    if (folder / DESCRIPTION).is_file() and not read_description(folder)["target_modules"]:
         raise NeedsBase(f"{folder}: fully trained parameters are compared with the base's weights")
     if holds_base(folder):
         raise NeedsBase(

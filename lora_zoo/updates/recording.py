@@ -8,14 +8,12 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION
-from lora_zoo.models.base import PEFT
 from lora_zoo.runs.curves import updates
 from lora_zoo.runs.frame import load
 from lora_zoo.runs.loading import ARCHIVE, DELTAS, RENAMED, recorded, tables_of
 from lora_zoo.runs.record import RESULT, write_atomically
 from lora_zoo.updates import tables
-from lora_zoo.updates.reading import AdapterUpdates, read
+from lora_zoo.updates.reading import AdapterUpdates, adapters_in, read
 
 TABLES: dict[str, Callable[[AdapterUpdates], pd.DataFrame]] = {
     "spectra": tables.spectra,
@@ -80,14 +78,13 @@ def runs(source: str | Path) -> pd.DataFrame:
     source = Path(source)
     if source.is_file() or any(source.rglob(RESULT)) or any(source.rglob(ARCHIVE)):
         return load(source)
-    folders = {path.parent for name in (DESCRIPTION, PEFT) for path in source.rglob(name)}
-    if not folders:
-        raise ValueError(f"{source} holds neither runs nor adapters")
     rows = []
-    for folder in sorted(folders):
+    for folder in sorted(adapters_in(source)):
         updates = read(folder)
         known = {"variant": updates.variant, "rank": updates.rank, "alpha": updates.alpha}
         rows.append({"run": str(folder), "name": updates.label, **known})
+    if not rows:
+        raise ValueError(f"{source} holds neither runs nor adapters")
     found = pd.DataFrame(rows).assign(state="done", folder=None, adapter=[row["run"] for row in rows])
     found["record"] = [{} for _ in rows]
     return found.assign(seed=found.groupby(["variant", "rank"], dropna=False).cumcount())

@@ -47,11 +47,11 @@ DIRECTIONS: Mapping[str, Callable[[WeightUpdate], Tensor]] = {
 """Name -> the directions of an update as orthonormal rows, the most important one first."""
 
 
-def directions(update: WeightUpdate, of: str = "right") -> Tensor:
+def directions(update: WeightUpdate, factor: str = "right") -> Tensor:
     """Directions (K, D) of an update by their name in `DIRECTIONS`. ValueError for another name."""
-    if of not in DIRECTIONS:
-        raise ValueError(unknown("directions", of, [*DIRECTIONS]))
-    return DIRECTIONS[of](update)
+    if factor not in DIRECTIONS:
+        raise ValueError(unknown("directions", factor, [*DIRECTIONS]))
+    return DIRECTIONS[factor](update)
 
 
 def similarity(one_KD: Tensor, other_KD: Tensor) -> Tensor:

@@ -109,9 +109,9 @@ def test_two_ranks_are_compared_at_different_seeds():
         (r, s): updates.read(f)
         for r, s, f in zip(frame["rank"], frame["seed"], frame["adapter"], strict=True)
     }
-    same = updates.comparison(of_seed[8, 0], of_seed[64, 0], of="A", first=64)
+    same = updates.comparison(of_seed[8, 0], of_seed[64, 0], factor="A", first=64)
     assert same["phi_1"].to_numpy() == pytest.approx(1.0, abs=1e-5)
-    other = updates.comparison(of_seed[8, 4], of_seed[64, 0], of="A", first=64).set_index("role")
+    other = updates.comparison(of_seed[8, 4], of_seed[64, 0], factor="A", first=64).set_index("role")
     assert found["q"][4] == pytest.approx(other.loc["q", "phi_1"])
 
 
@@ -212,5 +212,5 @@ def test_a_rank_as_wide_as_the_matrix_leaves_no_others():
 def test_the_planted_adapters_are_what_they_say():
     """The first direction of A is not that of ΔW, or no test could tell which of them a claim looks at."""
     one, other = (updates.read(adapter(8, seed, {"q": (0.9, 0.1)}, "A")) for seed in (0, 1))
-    assert updates.comparison(one, other, of="A")["phi_1"].iloc[0] == pytest.approx(0.81, abs=1e-5)
-    assert updates.comparison(one, other, of="right")["phi_1"].iloc[0] < 0.5
+    assert updates.comparison(one, other, factor="A")["phi_1"].iloc[0] == pytest.approx(0.81, abs=1e-5)
+    assert updates.comparison(one, other, factor="right")["phi_1"].iloc[0] < 0.5

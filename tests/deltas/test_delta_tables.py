@@ -273,7 +273,9 @@ def space(of: str, injection: Injection, name: str, first: int) -> numpy.ndarray
 @pytest.mark.parametrize("first", [8, 2, 1])
 def test_a_comparison_is_of_angles_and_vectors(of: str, first: int) -> None:
     one, other = adapted(seed=1, rank=2), adapted(seed=2, rank=4)
-    table = deltas.comparison(AdapterUpdates("one", one), AdapterUpdates("other", other), of=of, first=first)
+    table = deltas.comparison(
+        AdapterUpdates("one", one), AdapterUpdates("other", other), factor=of, first=first
+    )
     for name, row in rows_of(table).items():
         i, j = min(first, 2), min(first, 4)
         a, b = space(of, one, name, i), space(of, other, name, j)
@@ -294,11 +296,11 @@ def test_compared_are_the_matrices_that_both_change() -> None:
     one, other = read(targets=(Q, UP))[0], read(targets=(K, UP))[0]
     assert list(deltas.comparison(one, other)["name"]) == [UP]
     unsaid = deltas.comparison(one, other)
-    assert unsaid.equals(deltas.comparison(one, other, of="right", first=8))
+    assert unsaid.equals(deltas.comparison(one, other, factor="right", first=8))
     with pytest.raises(ValueError, match=f"lora and dora have no matrix in common: {Q}, {K}"):
         deltas.comparison(read(targets=(Q,))[0], read("dora", targets=(K,))[0])
     with pytest.raises(ValueError, match="is no product of factors"):
-        deltas.comparison(one, read("dora")[0], of="A")
+        deltas.comparison(one, read("dora")[0], factor="A")
 
 
 def test_the_grid_is_lora_s_figure() -> None:
@@ -312,7 +314,7 @@ def test_the_grid_is_lora_s_figure() -> None:
             assert grid.loc[i, j] == pytest.approx(numpy.mean(numpy.cos(angles) ** 2), abs=1e-6)
     less = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q], first=(2, 4))
     pd.testing.assert_frame_equal(less, grid.iloc[:2, :4])
-    right = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q], of="right")
+    right = deltas.grid(AdapterUpdates("one", one)[Q], AdapterUpdates("other", other)[Q], factor="right")
     assert right.loc[1, 1] == pytest.approx(
         float(space("right", one, Q, 1)[:, 0] @ space("right", other, Q, 1)[:, 0]) ** 2, abs=1e-6
     )

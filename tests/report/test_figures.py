@@ -51,7 +51,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "ranks of ΔW": lambda: figures.ranks(TABLES, ["variant"]),
     "amplification": lambda: figures.amplification(TABLES, "rank", ["variant"]),
     "amplification by layer": lambda: figures.amplification(TABLES, "layer", ["variant", "rank"]),
-    "touched": lambda: figures.touched(TABLES, ["variant"]),
+    "overlap": lambda: figures.overlap(TABLES, ["variant"]),
     "intruders": lambda: figures.intruders(TABLES),
     "evolution": lambda: figures.evolution(TABLES, ["variant", "rank"]),
     "ΔM and ΔD": lambda: figures.magnitude_direction(TABLES, ["variant"]),

@@ -81,7 +81,7 @@ def test_a_matrix_outside_of_the_layers_has_no_place_along_them() -> None:
 
 
 def test_energy_is_summed_over_tenths_and_a_random_change_has_equal_parts() -> None:
-    (panel,) = figures.touched(END, ["variant"]).panels
+    (panel,) = figures.overlap(END, ["variant"]).panels
     assert list(panel.of("lora").y) == pytest.approx([0.1] * 10)
     assert list(panel.of("random").y) == pytest.approx([0.1] * 10)
     assert list(panel.of("pissa").y) == pytest.approx([1] + [0] * 9)
@@ -91,7 +91,7 @@ def test_energy_is_summed_over_tenths_and_a_random_change_has_equal_parts() -> N
 def test_no_energy_is_lost_between_tenths(K: int) -> None:
     profile = np.random.default_rng(0).dirichlet(np.ones(K))
     expected = max(1, round(K / 10)) / (2 * K)  # of a matrix that is twice as wide as high
-    (panel,) = figures.touched(pd.DataFrame({"profile": [profile.tolist()], "expected": [expected]})).panels
+    (panel,) = figures.overlap(pd.DataFrame({"profile": [profile.tolist()], "expected": [expected]})).panels
     assert panel.rows.y.sum() == pytest.approx(1)
     assert list(panel.of("random").y) == pytest.approx([0.05] * 10)
 
@@ -140,8 +140,8 @@ def test_the_table_of_one_adapter_needs_neither_runs_nor_steps() -> None:
     (panel,) = figures.magnitude_direction(one, []).panels
     assert panel.title.startswith("all runs") and len(panel.rows) == 4
     assert panel.names == ["step end"]
-    (touched,) = figures.touched(one).panels
-    assert touched.rows.low.isna().all(), "one run has no interval"
+    (panel,) = figures.overlap(one).panels
+    assert panel.rows.low.isna().all(), "one run has no interval"
 
 
 def test_baselines_are_drawn_and_named_beside_their_ends() -> None:

@@ -18,4 +18,4 @@ from lora_zoo.report.figures.outcomes import against, grid, pareto, profiles
 from lora_zoo.report.figures.panels import Panel
 from lora_zoo.report.figures.planes import Bands, Marks, Points
 from lora_zoo.report.figures.style import series_styles
-from lora_zoo.report.figures.vs_base import amplification, intruders, touched
+from lora_zoo.report.figures.vs_base import amplification, intruders, overlap

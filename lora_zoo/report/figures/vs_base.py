@@ -1,4 +1,4 @@
-"""ΔW against W: amplification, touched directions and intruders, from the tables of `lora_zoo.updates`.
+"""ΔW against W: amplification, overlap and intruders, from the tables of `lora_zoo.updates`.
 
 table = deltas.of_runs(runs.load("runs"), "amplification")
 figures.amplification(table, "rank").save("figures/table7")
@@ -65,7 +65,7 @@ def _baseline(name: str, runs: pd.DataFrame, x: str, value: str) -> pd.DataFrame
     return line(name, found["x"].to_numpy(), found["y"].to_numpy())
 
 
-def touched(table: pd.DataFrame, by: Sequence[str] = ()) -> Chart:
+def overlap(table: pd.DataFrame, by: Sequence[str] = ()) -> Chart:
     """The share of ‖ΔW‖_F² along each tenth of W's singular directions, largest σ first, beside chance."""
     needs(table, "profile", "expected")
     keys = [key for key in dict.fromkeys([*by, "run"]) if key in table]
