@@ -8,7 +8,7 @@ FORMATS = ("md", "tex", "csv", "html")
 """Of tables."""
 
 
-def place(*sources: str | Path) -> Path:
+def default_folder(*sources: str | Path) -> Path:
     """The folder of a report of these sources, where none is given."""
     only = Path(sources[0]) if len(sources) == 1 else Path()
     return (only if only.is_dir() else Path()) / "report"
@@ -20,4 +20,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module("lora_zoo.report.writing"), name)  # on first use: it needs pandas
 
 
-__all__ = ["FORMATS", "place"]
+__all__ = ["FORMATS", "default_folder"]

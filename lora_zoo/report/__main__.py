@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lora_zoo.report import FORMATS, place
+from lora_zoo.report import FORMATS, default_folder
 from lora_zoo.terminal import say
 
 ALL = (*FORMATS, "figures", "page")
@@ -39,24 +39,27 @@ def main() -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Show and write what the command line asks for."""
+    from lora_zoo.report import to_wandb, writing
     from lora_zoo.report.report import Report
-    from lora_zoo.runs import load
+    from lora_zoo.report.save_experiment import save_experiment
+    from lora_zoo.runs import archive, load
 
     made = Report(load(*given.sources))
     for table in made.tables:
         print(table.markdown())
     if given.archive is not None:
-        archive = made.archive(given.archive)
-        say(f"{len(made.frame)} runs packed into {archive}, {archive.stat().st_size:,} bytes")
+        packed = archive(made.frame, given.archive)
+        say(f"{len(made.frame)} runs packed into {packed}, {packed.stat().st_size:,} bytes")
     if given.save_experiment is not None:
-        say(f"{len(made.frame)} runs kept in {made.save_experiment(given.save_experiment)}")
-    folder = given.out or place(*given.sources)
-    made.write_tables(folder, [f for f in given.format if f in FORMATS])
+        kept = save_experiment(made.frame, made.tables[0], made.tested, given.save_experiment)
+        say(f"{len(made.frame)} runs kept in {kept}")
+    folder = given.out or default_folder(*given.sources)
+    writing.write_tables(made, folder, [f for f in given.format if f in FORMATS])
     if "page" in given.format:
-        made.write_page(folder)
-    pngs = made.write_figures(folder) if given.wandb or "figures" in given.format else {}
+        writing.write_page(made, folder)
+    pngs = writing.write_figures(made, folder) if given.wandb or "figures" in given.format else {}
     if given.wandb:
-        say(made.send(folder, pngs) or "W&B was not reached")
+        say(to_wandb.send(made, pngs, folder) or "W&B was not reached")
     say(f"written to {folder}")
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Chart, Nothing
-from lora_zoo.report.figures.groups import axis_of, done, groups
+from lora_zoo.report.figures.axes import axis_of
+from lora_zoo.report.figures.groups import done, groups
 from lora_zoo.report.subspace_pairs import subspace_pairs
 from lora_zoo.runs.curves import deltas, histories, updates
 

@@ -50,10 +50,8 @@ def analyse(given: Namespace) -> None:
     options = {"model": given.model, "alpha": given.alpha, "enable": enabled}
     sources = _by_label(given.sources)
     found: dict[str, list[pd.DataFrame]] = {}
-    for kind, label, table in (
-        *_alone(sources, names, given.record, options),
-        *_compared(given, sources, options),
-    ):
+    compared = _compared(given, sources, options)
+    for kind, label, table in (*_alone(given, sources, names, options), *compared):
         _show(f"{kind}: {label}", table, given.all)
         found.setdefault(kind, []).append(table.assign(adapter=label))
     if given.out is not None:
@@ -92,13 +90,13 @@ def _in(source: Path) -> list[Path]:
 
 
 def _alone(
-    sources: Mapping[str, Path], names: list[str], keep: bool, options: dict[str, Any]
+    given: Namespace, sources: Mapping[str, Path], names: list[str], options: dict[str, Any]
 ) -> Iterator[Shown]:
-    """The tables of each adapter, recorded with its run if `keep`."""
+    """The tables of each adapter, recorded with its run with --record."""
     for label, source in sources.items():
         made = made_of(source, names, **options)
         yield from ((name, label, table) for name, table in made.items())
-        if keep:
+        if given.record:
             say(f"recorded in {write(source, made)}")
 
 

@@ -21,13 +21,13 @@ from lora_zoo.report import content
 from lora_zoo.report.figure_list import Views
 from lora_zoo.report.figures.chart import VEGA_LITE
 from lora_zoo.report.figures.style import CONFIG, SeriesStyle
-from lora_zoo.report.parts import ReportParts
+from lora_zoo.report.report import Report
 
 BUTTONS = 6  # views chosen by buttons; more by a list
 STATIC = 400_000  # bytes of printed figures in a page, for readers without JavaScript
 
 
-def html(report: ReportParts) -> str:
+def html(report: Report) -> str:
     """The page as a file's content. The same results give the same bytes."""
     figures = report.figures.views
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]
@@ -67,10 +67,10 @@ def _printed(figures: Sequence[Views]) -> dict[tuple[int, int], str]:
     """Charts in their printed form, as long as there is room: the first view of each figure first."""
     every = {(g, i): c for g, views in enumerate(figures) for i, c in enumerate(views.charts.values())}
     left, found = STATIC, dict.fromkeys(every, "")
-    for place, chart in sorted(every.items(), key=lambda item: item[0][1]):
+    for view, chart in sorted(every.items(), key=lambda item: item[0][1]):
         if left > 0:
-            found[place] = chart.data_uri
-            left -= len(found[place])
+            found[view] = chart.data_uri
+            left -= len(found[view])
     return found
 
 

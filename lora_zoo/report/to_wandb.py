@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.claims import LedgerEntry, show
-from lora_zoo.report.parts import ReportParts
+from lora_zoo.report.report import Report
 from lora_zoo.runs.tracking import TrackedTable, open_tracker
 
 JOB = "report"
@@ -19,7 +19,7 @@ _TRACKING = "config.tracking."
 _CLAIM = ("name", "says", "source", "status", "effect", "said", "command")
 
 
-def send(report: ReportParts, figures: Mapping[str, Path], folder: Path) -> str:
+def send(report: Report, figures: Mapping[str, Path], folder: Path) -> str:
     """Write the report there; its files lie in `folder`/wandb. Returns where it is, "" where it is not."""
     frame = report.frame
     group = group_of(frame)
@@ -59,7 +59,7 @@ def group_of(frame: pd.DataFrame) -> str | None:
     return sweeps.pop() if len(sweeps) == 1 else None
 
 
-def sheets(report: ReportParts) -> dict[str, TrackedTable]:
+def sheets(report: Report) -> dict[str, TrackedTable]:
     """Each table's cells as numbers, the ledger and the findings."""
     found = {f"tables/{table.name}": _of_records(table.records) for table in report.tables if table.records}
     found["claims"] = TrackedTable(

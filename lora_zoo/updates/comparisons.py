@@ -23,9 +23,7 @@ def comparison(
     rows = []
     for name in _common(one, other):
         a, b = one[name], other[name]
-        phi = subspaces.similarity(
-            subspaces.directions(a, factor)[:first], subspaces.directions(b, factor)[:first]
-        )
+        phi = subspaces.similarity(*(subspaces.directions(update, factor)[:first] for update in (a, b)))
         i, j = phi.shape
         dimension = a.shape[1] if factor in ("right", "A") else a.shape[0]
         rows.append(
@@ -46,9 +44,8 @@ def grid(
     one: WeightUpdate, other: WeightUpdate, *, factor: str = "A", first: Sequence[int] = (8, 64)
 ) -> pd.DataFrame:
     """φ(i, j) for i and j from 1 to the numbers in `first`: LoRA's figures 3 and 4. Rows i, columns j."""
-    i, j = first
-    phi = subspaces.similarity(subspaces.directions(one, factor)[:i], subspaces.directions(other, factor)[:j])
-    return _grid(phi)
+    pairs = zip((one, other), first, strict=True)
+    return _grid(subspaces.similarity(*(subspaces.directions(update, factor)[:n] for update, n in pairs)))
 
 
 def random_grid(
@@ -56,14 +53,11 @@ def random_grid(
 ) -> pd.DataFrame:
     """φ(i, j) of two random Gaussian matrices (rank, dimension): the last panel of LoRA's figure 4."""
     source = torch.Generator().manual_seed(seed)
-    drawn = [
-        torch.linalg.svd(
-            torch.randn(rank, dimension, generator=source, dtype=torch.float64), full_matrices=False
-        ).Vh[:n]
-        for rank, n in zip(ranks or first, first, strict=True)
-    ]
-    phi = subspaces.similarity(*drawn)
-    return _grid(phi)
+    drawn = []
+    for rank, n in zip(ranks or first, first, strict=True):
+        rows = torch.randn(rank, dimension, generator=source, dtype=torch.float64)
+        drawn.append(torch.linalg.svd(rows, full_matrices=False).Vh[:n])
+    return _grid(subspaces.similarity(*drawn))
 
 
 def _grid(phi: torch.Tensor) -> pd.DataFrame:
@@ -78,6 +72,3 @@ def _common(one: AdapterUpdates, other: AdapterUpdates) -> list[str]:
             f"{one.label} and {other.label} have no matrix in common: {next(iter(one))}, {next(iter(other))}"
         )
     return found
-
-
-__all__ = ["comparison", "grid", "random_grid"]

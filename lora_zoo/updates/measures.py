@@ -57,14 +57,3 @@ def energy_rank(sigma_K: Tensor, part: float = 0.9) -> float:
 
 def _top(sigma_K: Tensor) -> float:
     return float(sigma_K.max()) if len(sigma_K) else 0.0
-
-
-__all__ = [
-    "NOISE",
-    "effective_rank",
-    "energy",
-    "energy_rank",
-    "numerical_rank",
-    "participation_ratio",
-    "stable_rank",
-]

@@ -116,6 +116,3 @@ def of_runs(
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return rows
-
-
-__all__ = ["TABLES", "made_of", "of_runs", "record", "runs", "write"]

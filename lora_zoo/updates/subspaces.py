@@ -107,14 +107,3 @@ def _independent(rows: Tensor) -> Tensor:
     """The right singular vectors of `rows`, down to the last σ that is more than rounding."""
     _, S_K, Vh_KD = torch.linalg.svd(rows, full_matrices=False)
     return Vh_KD[torch.finfo(rows.dtype).eps * max(rows.shape) * S_K[:1] < S_K]
-
-
-__all__ = [
-    "DIRECTIONS",
-    "cosine",
-    "directions",
-    "expected",
-    "principal_cosines",
-    "projection_distance",
-    "similarity",
-]

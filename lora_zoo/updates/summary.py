@@ -53,6 +53,3 @@ def _row(update: WeightUpdate, W_OI: Tensor, dW_OI: Tensor) -> dict[str, Any]:
         "direction_change": rows.direction,
         "singular_values": sigma[:KEPT].tolist(),
     }
-
-
-__all__ = ["summary", "update_of"]

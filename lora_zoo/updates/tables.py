@@ -138,6 +138,3 @@ def _by_matrix(updates: AdapterUpdates, row: Any) -> pd.DataFrame:
 def where(name: str) -> dict[str, Any]:
     """The columns of a table that identify a matrix."""
     return {"name": name, **position(name)._asdict()}
-
-
-__all__ = ["FIRST", "amplification", "changes", "evolution", "intruders", "overlap", "spectra", "where"]

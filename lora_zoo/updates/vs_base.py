@@ -114,16 +114,3 @@ def row_changes(W_OI: Tensor, dW_OI: Tensor) -> RowChanges:
 def _check(update: WeightUpdate, W_OI: Tensor) -> None:
     if tuple(W_OI.shape) != update.shape:
         raise ValueError(f"{update.name}: ΔW is {update.shape}, but W is {tuple(W_OI.shape)}")
-
-
-__all__ = [
-    "EPSILON",
-    "INTRUDERS",
-    "Amplification",
-    "Intruders",
-    "RowChanges",
-    "amplification",
-    "intruders",
-    "overlap",
-    "row_changes",
-]

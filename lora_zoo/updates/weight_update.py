@@ -145,6 +145,3 @@ def _values(matrix: Tensor, rounding: float) -> Tensor:
         return torch.full((min(matrix.shape),), torch.nan, dtype=torch.float64)
     values = torch.linalg.svdvals(matrix)
     return torch.where(values > rounding, values, 0.0)
-
-
-__all__ = ["DenseUpdate", "FactoredUpdate", "WeightUpdate"]

@@ -1,16 +1,21 @@
-"""Read adapters without their base's weights: from the shapes in their files, or from its configuration."""
+"""Read adapters without their base's weights: from the shapes in their files, or from its configuration.
+
+They are injected into models of the base's shapes, whose weights are one zero each, expanded to the shape: they cost
+no memory, and adapters whose ΔW is a product of factors never ask for W.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, read_description
 from lora_zoo.formats.peft.read import is_peft, read_peft, saved_by
 from lora_zoo.formats.safe_files import tensors_in
+from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.models.base import base_of
 from lora_zoo.models.loading import outline
-from lora_zoo.updates.meta_model import empty_model, meta_model
 
 
 class NeedsBase(ValueError):
@@ -77,3 +82,44 @@ def _by_layer(
     pairs = {n: (tensors[f"{n}.{b}"], tensors[f"{n}.{a}"]) for n in layers if f"{n}.{a}" in tensors}
     own = {f"{name}.{last}" for name in pairs for last in (a, b)}
     return pairs, {name: tensor for name, tensor in tensors.items() if name not in own}
+
+
+def empty_model(model: nn.Module) -> nn.Module:
+    """`model`, from torch's meta device, with zeros that take no memory for weights, in place; ties stay."""
+    zeros: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            zeros.setdefault(parameter, _zeros(parameter.shape, parameter.dtype))
+            setattr(module, name, zeros[parameter])
+    return model
+
+
+def meta_model(layers: Mapping[str, tuple[int, int]], others: Mapping[str, Tensor]) -> nn.Module:
+    """A model of linear layers (O, I) by name, and of parameters with the shapes of `others`.
+
+    ValueError where a name would lie within a layer's.
+    """
+    root = nn.Module()
+    for name, (O, I) in layers.items():
+        layer = nn.Linear(1, 1, bias=False, device="meta")
+        layer.in_features, layer.out_features, layer.weight = I, O, _zeros((O, I), torch.float32)
+        _put(root, name, layer)
+    for name, tensor in others.items():
+        if name not in base_parameters(root):
+            _put(root, name, _zeros(tensor.shape, torch.float32))
+    return root
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(shape), requires_grad=False)
+
+
+def _put(root: nn.Module, name: str, thing: nn.Module | nn.Parameter) -> None:
+    *around, last = name.split(".")
+    for part in around:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if last in root._modules or root._parameters.get(last) is not None:
+        raise ValueError(f"{name} is there twice")
+    setattr(root, last, thing)

@@ -23,7 +23,7 @@ from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB
-from lora_zoo.updates import meta_model, reading
+from lora_zoo.updates import reading, without_base
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
 from tests.adapters.adapter_cases import MODELS, fresh, perturb, randomise, settings
@@ -530,7 +530,7 @@ def llama_7b(layers: int = 32) -> dict[str, tuple[int, int]]:
 def test_a_skeleton_has_the_shapes_of_a_model_and_none_of_its_memory() -> None:
     before, shapes = resident(), llama_7b()
     head = torch.zeros(()).expand(32000, 4096)
-    model = meta_model.meta_model(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
+    model = without_base.meta_model(shapes, {"lm_head.weight": head, "model.norm.weight": head[0]})
     assert sum(p.numel() for p in model.parameters()) > 2.5e9 and stored(model) < 1000
     for name, (O, I) in shapes.items():
         layer = model.get_submodule(name)
@@ -549,7 +549,7 @@ def test_a_empty_model_model_has_everything_but_numbers() -> None:
     before = resident()
     with torch.device("meta"):
         model = tf.LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    assert meta_model.empty_model(model) is model
+    assert without_base.empty_model(model) is model
     assert sum(p.numel() for p in model.parameters()) > 6e9 and stored(model) < 2000
     assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {
         ("cpu", torch.bfloat16, False)
@@ -561,17 +561,17 @@ def test_a_empty_model_model_has_everything_but_numbers() -> None:
 def test_one_parameter_under_two_names_of_a_module_stays_one() -> None:
     module = nn.Module()
     module.a = module.b = nn.Parameter(torch.ones(2, 3, device="meta"))
-    meta_model.empty_model(module)
+    without_base.empty_model(module)
     assert module.a is module.b and module.a.tolist() == [[0.0] * 3] * 2
 
 
 def test_a_layer_s_bias_stands_beside_it_and_a_name_stands_once() -> None:
     others = {"a.b.weight": torch.ones(3, 2), "a.b.bias": torch.ones(3), "a.c.d": torch.ones(2, 2, 2)}
-    model = meta_model.meta_model({"a.b": (3, 2), "a.b2": (1, 5)}, others)
+    model = without_base.meta_model({"a.b": (3, 2), "a.b2": (1, 5)}, others)
     shapes = {name: tuple(p.shape) for name, p in base_parameters(model).items()}
     assert shapes == {"a.b.weight": (3, 2), "a.b.bias": (3,), "a.b2.weight": (1, 5), "a.c.d": (2, 2, 2)}
     with pytest.raises(ValueError, match=r"a\.b is there twice"):
-        meta_model.meta_model({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
+        without_base.meta_model({"a.b": (3, 2)}, {"a.b": torch.ones(3)})
 
 
 def test_every_name_of_the_package_is_there() -> None:

@@ -16,9 +16,8 @@ from scipy import stats
 
 from lora_zoo import report
 from lora_zoo import runs as results
-from lora_zoo.report import FORMATS
+from lora_zoo.report import FORMATS, writing
 from lora_zoo.report import __main__ as front
-from lora_zoo.report import report as reports
 from lora_zoo.report.layout import NumberFormat
 from lora_zoo.report.provenance import command
 from lora_zoo.report.render import HTML, LATEX, MARKDOWN, Markup, Row, Table, TableCell
@@ -387,13 +386,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_write_is_for_the_end_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "VIEWS", 1)
+    monkeypatch.setattr(writing, "VIEWS", 1)
     sweep(tmp_path / "runs", FAR)
     assert report.write(tmp_path / "runs") == tmp_path / "runs" / "report"
     assert (tmp_path / "runs" / "report" / "runs.html").is_file()
     figures = {path.name for path in (tmp_path / "runs" / "report" / "figures").iterdir()}
     assert {f"outcome-against-a-setting-rank-r.{kind}" for kind in ("svg", "pdf", "png")} <= figures
-    monkeypatch.setattr(reports.Report, "write", lambda self, out: out.mkdir())
+    monkeypatch.setattr(writing, "_write", lambda report, out: out.mkdir())
     monkeypatch.chdir(tmp_path)
     assert report.write(tmp_path / "runs", tmp_path / "runs") == Path("report")
     assert (tmp_path / "report").is_dir()

@@ -10,6 +10,7 @@ from synthetic import sweep
 
 from lora_zoo.report import to_wandb
 from lora_zoo.report.report import Report
+from lora_zoo.report.writing import write_figures
 from lora_zoo.runs import tracking as mirrors
 from tests.test_tracking import alone, exit_code, history_of, of_kind, records  # noqa: F401  (alone: used by all)
 
@@ -39,7 +40,7 @@ def table(folder: Path, row: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_tables_figures_and_verdicts_are_in_the_sweeps_group(report: Report, tmp_path: Path) -> None:
-    pngs = report.write_figures(tmp_path)
+    pngs = write_figures(report, tmp_path)
     where = to_wandb.send(report, pngs, tmp_path)
     assert where.startswith("wandb sync ")
     found = records(tmp_path)

@@ -1,12 +1,14 @@
-"""Axes, their scales and ticks, and rows as Vega-Lite's data."""
+"""Axes: labels, units, scales and ticks, of the columns of a frame; and rows as Vega-Lite's data."""
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+
+from lora_zoo.runs import metric_facts
 
 Spec = dict[str, Any]
 
@@ -44,6 +46,51 @@ class Axis:
         positive = [value for value in numbers if value > 0] or [1.0, 10.0]
         more = (max(positive) / min(positive)) ** 0.03
         return min(positive) / more, max(positive) * more
+
+
+AXES = {
+    "rank": Axis("rank r"),
+    "alpha": Axis("α"),
+    "lr": Axis("learning rate", log=True),
+    "task_lr": Axis("learning rate", log=True),
+    "lora_dropout": Axis("dropout"),
+    "budget": Axis("budget", "trainable parameters", log=True),
+    "trainable": Axis("trainable parameters", log=True),
+    "saved_bytes": Axis("activations kept for backward", "bytes", log=True),
+    "adapter_bytes": Axis("adapter on disk", "bytes", log=True),
+    "step_seconds": Axis("time of a step, median", "s"),
+    "train_seconds": Axis("training time", "s"),
+    "total_seconds": Axis("time of the whole run", "s"),
+    "peak_memory": Axis("peak memory", "bytes"),
+    "retention_after": Axis("loss on the other text after training", "nats a token"),
+    "seconds": Axis("training time", "s"),
+    "step": Axis("optimiser step"),
+    "loss": Axis("training loss", log=True),
+    "grad_norm": Axis("gradient norm", log=True),
+    "target_modules": Axis("target matrices"),
+}
+
+
+def axis_of(column: str) -> Axis:
+    """Label and unit of a column of the frame."""
+    return AXES.get(column, Axis(column.rpartition(".")[2].replace("_", " ")))
+
+
+def value_axis(runs: pd.DataFrame, value: str) -> Axis:
+    """Label and unit of a column of outcomes: the test split's exact match, say."""
+    if value not in ("test", "validation", "zero_shot_test", "zero_shot_validation"):
+        return axis_of(value)
+    metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]
+    label = f"{' or '.join(metrics)}, {value}".replace("_", " ")
+    shares = all(metric_facts(runs, name).range == (0.0, 1.0) for name in metrics)
+    return Axis(label, "share" if shares else "")
+
+
+def spanning(runs: pd.DataFrame, x: str) -> Axis:
+    """The axis of x, logarithmic where the values span about a decade or more, and none is zero."""
+    values = pd.to_numeric(runs[x])
+    wide = values.min() > 0 and values.max() / values.min() >= 8
+    return replace(axis_of(x), log=bool(wide))
 
 
 def log_ticks(least: float, most: float) -> list[float]:

@@ -67,7 +67,7 @@ class Chart:
         }
 
     def interactive(self) -> list[dict[str, Any]]:
-        """One specification a panel, as wide as its place, to be drawn with `CONFIG`."""
+        """One specification a panel, as wide as its box, to be drawn with `CONFIG`."""
         return [panel.responsive(self.styles) for panel in self.panels]
 
     @cached_property

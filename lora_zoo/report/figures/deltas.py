@@ -1,32 +1,24 @@
-"""Spectra of ΔW by variant, rank and step, and DoRA's ΔM against ΔD, from the tables of `lora_zoo.updates`.
+"""Spectra of ΔW by layer, variant, rank and step, and DoRA's ΔM against ΔD.
 
 table = deltas.of_runs(runs.load("runs"), "spectra")
 figures.ranks(table, ["variant"]).save("figures/ranks")
 
-A table is that of one adapter, or of several with a column `run` and the columns of `by`. Runs that agree in
-`by` are one series: a point is the mean over their matrices, then over the runs, with its 95 % t interval.
+But for `spectra`, the tables are those of `lora_zoo.updates`: of one adapter, or of several with a column
+`run` and the columns of `by`. Runs that agree in `by` are one series: a point is the mean over their matrices,
+then over the runs, with its 95 % t interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.axes import Axis, spanning
 from lora_zoo.report.figures.chart import Chart
-from lora_zoo.report.figures.groups import (
-    Group,
-    Nothing,
-    grouped,
-    groups,
-    line,
-    means,
-    needs,
-    spanning,
-    stack,
-)
+from lora_zoo.report.figures.groups import Group, Nothing, grouped, groups, needs
 from lora_zoo.report.figures.planes import Bands, Marks, Points
+from lora_zoo.report.figures.rows import by_layer, line, means, stack
 from lora_zoo.report.figures.style import Styles, ordered_styles, series_styles
 
 MEANS = "mean over matrices, then over runs with its 95 % t interval (none for a single run)"
@@ -41,31 +33,67 @@ MEASURES = {
 }
 PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
 """DoRA's correlations of ΔD and ΔM (2402.09353, figure 2), of VL-BART's query matrices."""
+NOISE = 1e-6  # of the first singular value
+
+
+def spectra(updates: pd.DataFrame, title: str = "", most: int = 64) -> Chart:
+    """Singular values of ΔW against their index, a panel a role and a line a layer, means over runs.
+
+    `updates` is the long frame of `lora_zoo.runs.updates`, of the runs of one group.
+    """
+    needs(updates, "singular_values")
+    table, layers, over = by_layer(updates)
+    names = {layer: f"layer {layer}" if layer.isdigit() else "outside of layers" for layer in layers}
+    lines = {
+        role: [_values(part[part["layer"] == layer], names[layer], most) for layer in layers]
+        for (role,), part in grouped(table, ["role"])
+    }
+    return Chart(
+        f"Singular values of ΔW by layer and role{f': {title}' if title else ''}",
+        f"Lines: mean over {over}; values that are zero to rounding are left out.",
+        _by_role(lines, Axis("index i"), Axis("σᵢ(ΔW)", log=True)),
+        ordered_styles([*names.values()]),
+    )
 
 
 def decay(spectra: pd.DataFrame, by: Sequence[str], most: int = 64) -> Chart:
     """σᵢ / σ₁ of ΔW against i, means over matrices and runs; a panel a role, a line a group."""
     needs(spectra, "singular_values")
-    panels = []
-    for (role,), part in grouped(spectra, ["role"]):
-        rows = stack(_decay(group, most) for group in groups(part, by))
-        if len(rows):
-            axes = Axis("index i", log=True), Axis("σᵢ / σ₁ of ΔW", log=True)
-            panels.append(Bands(str(role), *axes, rows))
-    if not panels:
-        raise Nothing("no ΔW differs from zero")
+    lines = {
+        role: [_decay(group, most) for group in groups(part, by)]
+        for (role,), part in grouped(spectra, ["role"])
+    }
     caption = (
         f"Lines: mean over matrices and runs; bands: the middle 80 % of them. The first {most} are shown; "
         "values that are zero to rounding are left out."
     )
-    styles = styles_of(groups(spectra, by), by)
-    return Chart("How fast the singular values of ΔW fall", caption, panels, styles)
+    panels = _by_role(lines, Axis("index i", log=True), Axis("σᵢ / σ₁ of ΔW", log=True))
+    return Chart(
+        "How fast the singular values of ΔW fall", caption, panels, styles_of(groups(spectra, by), by)
+    )
+
+
+def _by_role(lines: Mapping[str, Sequence[pd.DataFrame]], x: Axis, y: Axis) -> list[Bands]:
+    panels = [Bands(str(role), x, y, rows) for role, found in lines.items() if len(rows := stack(found))]
+    if not panels:
+        raise Nothing("no ΔW differs from zero")
+    return panels
+
+
+def _values(part: pd.DataFrame, name: str, most: int) -> pd.DataFrame:
+    """Means by index, up to the last index where every run has a value above rounding."""
+    table = pd.DataFrame([list(row)[:most] for row in part["singular_values"]], dtype=float)
+    if table.empty:
+        return table
+    real = table.where(table.ge(table.max(axis=1) * NOISE, axis=0)).dropna(axis=1)
+    real = real.loc[:, (real > 0).all()]
+    return line(name, [int(i) + 1 for i in real.columns], real.mean().to_numpy())
 
 
 def _decay(group: Group, most: int) -> pd.DataFrame:
     rows = [np.asarray(row, dtype=float)[:most] for row in group.runs["singular_values"]]
     table = pd.DataFrame([row / row[0] for row in rows if row.any()])
-    table = table.where(table > 1e-6).dropna(axis=1)
+    table = table.where(table > NOISE).dropna(axis=1)
     low, high = (table.quantile(q).to_numpy() for q in (0.1, 0.9)) if len(table) else ((), ())
     return line(group.name, [int(i) + 1 for i in table.columns], table.mean().to_numpy(), low, high)
 
@@ -79,9 +107,10 @@ def ranks(spectra: pd.DataFrame, by: Sequence[str] = (), x: str = "rank") -> Cha
         "Vetterli 2007). Both are 1 for a single direction and r for r equal ones; a residual start's ΔW has "
         "2 r at the most."
     )
-    text = "How much of its rank ΔW uses", caption
     measures = ("stable_rank", "effective_rank")
-    return _measured(text, spectra, x, by, measures, baselines=line("r", given, given))
+    return _measured(
+        "How much of its rank ΔW uses", caption, spectra, x, by, measures, line("r", given, given)
+    )
 
 
 def evolution(
@@ -89,30 +118,6 @@ def evolution(
 ) -> Chart:
     """The growth of ΔW over the checkpoints of training: a panel a measure, a line a group."""
     return _measured(("ΔW over training", f"Points: {MEANS}."), table, "step", by, measures)
-
-
-def magnitude_direction(changes: pd.DataFrame, by: Sequence[str]) -> Chart:
-    """ΔM against ΔD, a point a matrix, run and checkpoint; a panel a group, with their correlation."""
-    needs(changes, "magnitude_change", "direction_change")
-    table = changes if "step" in changes else changes.assign(step="end")
-    x, y = MEASURES["direction_change"], MEASURES["magnitude_change"]
-    panels = []
-    for group in groups(table, by):
-        r = group.runs["magnitude_change"].corr(group.runs["direction_change"])
-        rows = stack(
-            line(
-                step.name, step.runs["direction_change"].to_numpy(), step.runs["magnitude_change"].to_numpy()
-            )
-            for step in groups(group.runs, ["step"])
-        )
-        panels.append(Points(f"{group.name}: correlation {r:+.2f}", x, y, rows))
-    paper = ", ".join(f"{name} {r:+.2f}" for name, r in PAPER.items())
-    caption = (
-        "Points: a matrix of a run at a checkpoint, means over its rows. DoRA's paper (2402.09353, figure 2) "
-        f"found correlations of {paper} in query matrices of a pretrained VL-BART."
-    )
-    styles = ordered_styles([step.name for step in groups(table, ["step"])])
-    return Chart("Magnitude against direction of the change", caption, panels, styles)
 
 
 def _measured(
@@ -126,12 +131,29 @@ def _measured(
     """A panel of marks for each measure; `text` is title and caption."""
     needs(table, x, *measures)
     runs = by_run(table.dropna(subset=[x]), x, by, measures)
-    found = groups(runs, by)
-    panels = [
-        Marks("", spanning(runs, x), MEASURES[m], stack(means(group, x, m) for group in found), **more)
-        for m in measures
-    ]
+    found, along = groups(runs, by), spanning(runs, x)
+    panels = [Marks("", along, MEASURES[m], means(found, x, m), **more) for m in measures]
     return Chart(*text, panels, styles_of(found, by))
+
+
+def magnitude_direction(changes: pd.DataFrame, by: Sequence[str]) -> Chart:
+    """ΔM against ΔD, a point a matrix, run and checkpoint; a panel a group, with their correlation."""
+    x, y = "direction_change", "magnitude_change"
+    needs(changes, y, x)
+    table = changes if "step" in changes else changes.assign(step="end")
+    panels = []
+    for group in groups(table, by):
+        steps = [(step.name, step.runs) for step in groups(group.runs, ["step"])]
+        rows = stack(line(name, runs[x].to_numpy(), runs[y].to_numpy()) for name, runs in steps)
+        title = f"{group.name}: correlation {group.runs[y].corr(group.runs[x]):+.2f}"
+        panels.append(Points(title, MEASURES[x], MEASURES[y], rows))
+    paper = ", ".join(f"{name} {r:+.2f}" for name, r in PAPER.items())
+    caption = (
+        "Points: a matrix of a run at a checkpoint, means over its rows. DoRA's paper (2402.09353, figure 2) "
+        f"found correlations of {paper} in query matrices of a pretrained VL-BART."
+    )
+    styles = ordered_styles([step.name for step in groups(table, ["step"])])
+    return Chart("Magnitude against direction of the change", caption, panels, styles)
 
 
 def by_run(table: pd.DataFrame, x: str, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:

@@ -1,43 +1,17 @@
 """Runs grouped for a figure: a group is all seeds of one setting, named so that a person knows it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.statistics import interval
-from lora_zoo.report.figures.axes import Axis
-from lora_zoo.report.figures.panels import COLUMNS
 from lora_zoo.report.figures.style import joined
-from lora_zoo.runs import metric_facts
 
+MOST = 10  # series that a panel can hold and a reader tell apart
 BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are
 SHORT = {"rank": "r", "alpha": "α", "lora_dropout": "dropout ", "weight_decay": "decay ", "layers": "layers "}
-AXES = {
-    "rank": Axis("rank r"),
-    "alpha": Axis("α"),
-    "lr": Axis("learning rate", log=True),
-    "task_lr": Axis("learning rate", log=True),
-    "lora_dropout": Axis("dropout"),
-    "budget": Axis("budget", "trainable parameters", log=True),
-    "trainable": Axis("trainable parameters", log=True),
-    "saved_bytes": Axis("activations kept for backward", "bytes", log=True),
-    "adapter_bytes": Axis("adapter on disk", "bytes", log=True),
-    "step_seconds": Axis("time of a step, median", "s"),
-    "train_seconds": Axis("training time", "s"),
-    "total_seconds": Axis("time of the whole run", "s"),
-    "peak_memory": Axis("peak memory", "bytes"),
-    "retention_after": Axis("loss on the other text after training", "nats a token"),
-    "seconds": Axis("training time", "s"),
-    "step": Axis("optimiser step"),
-    "loss": Axis("training loss", log=True),
-    "grad_norm": Axis("gradient norm", log=True),
-    "target_modules": Axis("target matrices"),
-}
 
 
 class Nothing(ValueError):
@@ -105,24 +79,6 @@ def word(axis: str, value: Any) -> str:
     return SHORT.get(axis, f"{axis.rpartition('.')[2]} ") + said
 
 
-def axis_of(column: str) -> Axis:
-    """Label and unit of a column of the frame."""
-    return AXES.get(column, Axis(column.rpartition(".")[2].replace("_", " ")))
-
-
-def value_axis(runs: pd.DataFrame, value: str) -> Axis:
-    """Label and unit of a column of outcomes: the test split's exact match, say."""
-    if value not in ("test", "validation", "zero_shot_test", "zero_shot_validation"):
-        return axis_of(value)
-    metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]
-    label = f"{' or '.join(metrics)}, {value}".replace("_", " ")
-    shares = all(metric_facts(runs, name).range == (0.0, 1.0) for name in metrics)
-    return Axis(label, "share" if shares else "")
-
-
-MOST = 10  # series that a panel can hold and a reader tell apart
-
-
 def split(runs: pd.DataFrame, by: Sequence[str]) -> tuple[list[str], list[str]]:
     """Axes of panels and axes of the series within: where those are too many, axes become panels.
 
@@ -141,30 +97,3 @@ def needs(frame: pd.DataFrame, *columns: str) -> None:
     absent = [column for column in columns if column not in frame or frame[column].isna().all()]
     if absent:
         raise Nothing(f"the results have no {', '.join(absent)}")
-
-
-def line(name: str, x: Any, y: Any, low: Any = np.nan, high: Any = np.nan, *, note: Any = "") -> pd.DataFrame:
-    """Rows of a panel: one series."""
-    columns = {"series": name, "x": x, "y": y, "low": low, "high": high, "note": note}
-    return pd.DataFrame(columns, index=range(len(x)))
-
-
-def stack(lines: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of a panel: several series."""
-    found = [rows for rows in lines if len(rows)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
-
-
-def means(group: Group, x: str, value: str) -> pd.DataFrame:
-    """Rows of a panel: means of `value` over a group's rows at each x, with their 95 % intervals."""
-    places = [(float(key[0]), interval(part[value].astype(float))) for key, part in grouped(group.runs, [x])]
-    found = [(at, i.estimate, i.low, i.high) for at, i in places]
-    notes = [f"n = {i.n}" for _, i in places]
-    return line(group.name, *(list(column) for column in zip(*found, strict=True)), note=notes)
-
-
-def spanning(runs: pd.DataFrame, x: str) -> Axis:
-    """The axis of x, logarithmic where the values span about a decade or more, and none is zero."""
-    values = pd.to_numeric(runs[x])
-    wide = values.min() > 0 and values.max() / values.min() >= 8
-    return replace(axis_of(x), log=bool(wide))

@@ -1,6 +1,7 @@
-"""Outcomes of groups: against a setting such as the rank, on a grid of two, against what they cost."""
+"""Outcomes of groups: over training, against a setting such as the rank, against what they cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,78 +9,90 @@ import pandas as pd
 from lora_zoo.analysis.aggregates import profile
 from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.statistics import interval
-from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.axes import Axis, axis_of, spanning, value_axis
 from lora_zoo.report.figures.chart import Chart
-from lora_zoo.report.figures.groups import (
-    MOST,
-    Group,
-    Nothing,
-    axis_of,
-    done,
-    groups,
-    in_order,
-    line,
-    means,
-    spanning,
-    split,
-    stack,
-    value_axis,
-)
-from lora_zoo.report.figures.heat import Heat
+from lora_zoo.report.figures.groups import MOST, Group, Nothing, done, groups, needs, split
 from lora_zoo.report.figures.planes import Bands, Front, Marks
+from lora_zoo.report.figures.rows import line, means, stack
 from lora_zoo.report.figures.style import series_styles
 
+POINTS = 100  # of a curve; more than a figure's width can show
 LEVELS = 16  # each is a bootstrap
 INTERVAL = "mean over seeds with its 95 % t interval (none for a single seed)"
+
+
+def curves(
+    runs: pd.DataFrame,
+    histories: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    y: str = "loss",
+    against: str = "step",
+) -> Chart:
+    """Mean over the seeds of each group, with a band from the lowest to the highest; a panel a task, and
+    more of them where one would hold too many groups.
+
+    `histories` is the long frame of `lora_zoo.runs.histories`. `against` "seconds" is the logged time, or
+    else steps times the run's median step. Raises Nothing where no run has logged `y`.
+    """
+    finished = done(runs)
+    needs(histories, "step", y)
+    timed = with_seconds(finished, histories.dropna(subset=[y]))
+    needs(timed, against)
+    apart, within = split(finished, by)
+    across, up, panels, seen = axis_of(against), _logged_axis(y, finished), [], []
+    for panel in groups(finished, apart):
+        found = [(group, _curve(group, timed, y, against)) for group in groups(panel.runs, within)]
+        seen += [(group.head, group.member) for group, rows in found if len(rows)]
+        if len(rows := stack(rows for _, rows in found)):
+            panels.append(Bands(panel.name, across, up, rows))
+    if not panels:
+        raise Nothing(f"no finished run has logged {y}")
+    seconds = " Seconds are those of training steps alone." if against == "seconds" else ""
+    caption = f"Lines: mean over seeds; bands: lowest to highest seed.{seconds}"
+    return Chart(f"{up.label.capitalize()} against {across.label}", caption, panels, series_styles(seen))
+
+
+def _logged_axis(y: str, runs: pd.DataFrame) -> Axis:
+    """The loss is a cross-entropy, but for tasks of regression."""
+    types = set(runs["config.task.type"]) if "config.task.type" in runs else set()
+    if y == "loss" and types and "regression" not in types:
+        return replace(axis_of(y), unit="nats")
+    if not y.startswith("eval_"):
+        return axis_of(y)
+    return replace(axis_of(y.removeprefix("eval_")), label=y.removeprefix("eval_").replace("_", " "))
+
+
+def with_seconds(runs: pd.DataFrame, histories: pd.DataFrame) -> pd.DataFrame:
+    """`histories` with a column `seconds`, filled in from each run's median step where it was not logged."""
+    step = histories["run"].map(runs.drop_duplicates("run").set_index("run")["step_seconds"])
+    estimate = histories["step"] * pd.to_numeric(step)
+    logged = histories["seconds"] if "seconds" in histories else pd.Series(float("nan"), histories.index)
+    return histories.assign(seconds=pd.to_numeric(logged).fillna(estimate))
+
+
+def _curve(group: Group, histories: pd.DataFrame, y: str, against: str) -> pd.DataFrame:
+    """Seeds are averaged at the same step, also where the axis is seconds: then those are averaged, too."""
+    own = histories[histories["run"].isin(group.runs["run"])].assign(at=lambda table: table["step"])
+    x = "at" if against == "step" else against
+    points = own.groupby("step").agg(x=(x, "mean"), y=(y, "mean"), low=(y, "min"), high=(y, "max"))
+    points = points.iloc[:: max(1, -(-len(points) // POINTS))].reset_index(drop=True)
+    if own["run"].nunique() < 2:
+        points = points.assign(low=float("nan"), high=float("nan"))
+    return line(group.name, **{name: points[name] for name in points})
 
 
 def against(runs: pd.DataFrame, x: str, by: Sequence[str], *, value: str = "test") -> Chart:
     """`value` against a numeric setting `x`, mean and 95 % interval over seeds; panels as in `curves`."""
     finished = done(runs, x, value)
     apart, within = split(finished, [axis for axis in by if axis != x])
-    panels, seen = [], []
+    across, panels, seen = spanning(finished, x), [], []
     for panel in groups(finished, apart):
         found = groups(panel.runs, within)
         seen += [(group.head, group.member) for group in found]
-        rows = stack(means(group, x, value) for group in found)
-        panels.append(Marks(panel.name, spanning(finished, x), value_axis(panel.runs, value), rows))
-    title = f"{value_axis(finished, value).label.capitalize()} against {axis_of(x).label}"
+        panels.append(Marks(panel.name, across, value_axis(panel.runs, value), means(found, x, value)))
+    title = f"{value_axis(finished, value).label.capitalize()} against {across.label}"
     return Chart(title, f"Points: {INTERVAL}.", panels, series_styles(seen))
-
-
-def grid(runs: pd.DataFrame, rows: str, columns: str, by: Sequence[str], *, value: str = "test") -> Chart:
-    """Means of `value` on the grid of two settings, one panel for each task and other setting in `by`."""
-    finished = done(runs, value)
-    done(finished, rows, columns)
-    shown = finished.groupby([*{rows, columns, "task", *by}], dropna=False)[value].mean()
-    colour = value_axis(finished, value)
-    others = ["task", *(axis for axis in by if axis not in (rows, columns, "task"))]
-    ends = float(shown.min()), float(shown.max())
-    axes = axis_of(columns), axis_of(rows)
-    panels = [
-        Heat(panel.name, *axes, _cells(panel.runs, rows, columns, value), colour, *ends)
-        for panel in groups(finished, others)
-    ]
-    label = f"{colour.label.capitalize()} by {axis_of(rows).label} and {axis_of(columns).label}"
-    return Chart(
-        label, "Cells: mean over seeds; empty where nothing was run. One colour scale for all panels.", panels
-    )
-
-
-def _cells(runs: pd.DataFrame, rows: str, columns: str, value: str) -> pd.DataFrame:
-    down, along = (sorted(runs[axis].dropna().unique(), key=in_order) for axis in (rows, columns))
-    parts = {key: part[value].astype(float) for key, part in runs.groupby([rows, columns])}
-    found = [
-        {"row": _plain(r), "column": _plain(c), "value": part.mean(), "note": f"n = {len(part)}"}
-        for r in down
-        for c in along
-        for part in [parts.get((r, c), pd.Series(dtype=float))]
-    ]
-    return pd.DataFrame(found)
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def pareto(runs: pd.DataFrame, cost: str, by: Sequence[str], *, value: str = "test") -> Chart:

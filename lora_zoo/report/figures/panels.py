@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from lora_zoo.report.figures.axes import Axis, Spec, values
+from lora_zoo.report.figures.rows import COLUMNS
 from lora_zoo.report.figures.style import GREY, INK, WORD, Styles
 
 HIDDEN = {"name": "hidden", "value": []}  # the series that a reader has switched off
-COLUMNS = ("series", "x", "y", "low", "high", "note")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Panel(ABC):
         return {"title": self.title, "width": width, "height": height} | self.spec(styles, legend)
 
     def responsive(self, styles: Styles) -> Spec:
-        """For a screen: as wide as its place, with a parameter that names the series to hide."""
+        """For a screen: as wide as its box, with a parameter that names the series to hide."""
         return {"width": "container", "height": self.height, "params": [HIDDEN]} | self.spec(styles, None)
 
 

@@ -81,10 +81,10 @@ def ordered_styles(names: Sequence[str]) -> dict[str, SeriesStyle]:
 
 def _between(share: float) -> str:
     """The colour at `share` of the way along ORDERED."""
-    place = share * (len(ORDERED) - 1)
-    i = min(int(place), len(ORDERED) - 2)
+    along = share * (len(ORDERED) - 1)
+    i = min(int(along), len(ORDERED) - 2)
     ends = [[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in ORDERED[i : i + 2]]
-    return "#" + "".join(f"{round(a + (b - a) * (place - i)):02x}" for a, b in zip(*ends, strict=True))
+    return "#" + "".join(f"{round(a + (b - a) * (along - i)):02x}" for a, b in zip(*ends, strict=True))
 
 
 def joined(*parts: str) -> str:

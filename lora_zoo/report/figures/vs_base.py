@@ -6,16 +6,17 @@ figures.amplification(table, "rank").save("figures/table7")
 Tables and points are those of deltas.py. What chance gives, and what is the most possible, are grey lines.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from lora_zoo.report.figures.axes import Axis
+from lora_zoo.report.figures.axes import Axis, spanning
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.deltas import MEANS, by_run, styles_of
-from lora_zoo.report.figures.groups import Group, Nothing, groups, line, means, needs, spanning, stack
+from lora_zoo.report.figures.groups import Group, Nothing, groups, needs
 from lora_zoo.report.figures.planes import Marks
+from lora_zoo.report.figures.rows import line, means, stack
 
 TENTHS = 10
 
@@ -31,12 +32,11 @@ def amplification(table: pd.DataFrame, x: str, by: Sequence[str] = ()) -> Chart:
     found = groups(runs, by)
     alike: dict[tuple[str, ...], list[Group]] = {}
     for group in found:
-        alike.setdefault(tuple(f"{value:.3g}" for value in means(group, x, "base")["y"]), []).append(group)
-    factors = stack(means(group, x, "factor") for group in found)
+        alike.setdefault(tuple(f"{value:.3g}" for value in means([group], x, "base")["y"]), []).append(group)
     factor = Axis("‖ΔW‖_F / ‖UᵀWV‖_F", log=True)
     panels = [
         *(_projected(those, x) for those in alike.values()),
-        Marks("amplification", spanning(runs, x), factor, factors),
+        Marks("amplification", spanning(runs, x), factor, means(found, x, "factor")),
     ]
     caption = (
         f"Points: {MEANS}. U, V: the first singular vectors of ΔW (points), those of W itself (W's own, the "
@@ -52,16 +52,16 @@ def _projected(those: Sequence[Group], x: str) -> Marks:
     directions = {round(number) for number in _baseline("", runs, x, "directions")["y"]}
     whose = f"{those[0].name}: " if len(those) == 1 else ""
     title = f"{whose}first {directions.pop() if len(directions) == 1 else 'r'} directions"
-    own = stack(means(group, x, "own") for group in those)
     bounds = stack(
-        _baseline(*bound) for bound in (("W's own", runs, x, "base"), ("random", runs, x, "random"))
+        _baseline(name, runs, x, of) for name, of in {"W's own": "base", "random": "random"}.items()
     )
+    own = means(those, x, "own")
     return Marks(title, spanning(runs, x), Axis("‖UᵀWV‖_F", log=True), own, baselines=bounds)
 
 
 def _baseline(name: str, runs: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
     """The mean over all runs at each x."""
-    found = means(Group(name, "", runs), x, value)
+    found = means([Group(name, "", runs)], x, value)
     return line(name, found["x"].to_numpy(), found["y"].to_numpy())
 
 
@@ -69,29 +69,30 @@ def overlap(table: pd.DataFrame, by: Sequence[str] = ()) -> Chart:
     """The share of ‖ΔW‖_F² along each tenth of W's singular directions, largest σ first, beside chance."""
     needs(table, "profile", "expected")
     keys = [key for key in dict.fromkeys([*by, "run"]) if key in table]
-    long = pd.DataFrame([dict(row[keys]) | part for _, row in table.iterrows() for part in _tenths(row)])
-    runs = by_run(long, "tenth", by, ("share", "chance"))
+    runs = by_run(
+        pd.concat([_tenths(row, keys) for _, row in table.iterrows()]), "tenth", by, ("share", "chance")
+    )
     found = groups(runs, by)
     panel = Marks(
         "",
         Axis("tenth of W's singular directions (1: largest σ)"),
         Axis("part of ‖ΔW‖_F²", "share"),
-        stack(means(group, "tenth", "share") for group in found),
+        means(found, "tenth", "share"),
         baselines=_baseline("random", runs, "tenth", "chance"),
     )
     caption = f"Points: {MEANS}. Random: expected of a random ΔW."
     return Chart("Which of W's directions ΔW touches", caption, [panel], styles_of(found, by))
 
 
-def _tenths(row: pd.Series) -> Iterator[dict[str, float]]:
+def _tenths(row: pd.Series, keys: Sequence[str]) -> pd.DataFrame:
     """The energy in each tenth of the directions; one that lies across two tenths counts in both by parts."""
     profile = np.asarray(row["profile"], dtype=float)
     K = len(profile)
     below = np.concatenate([[0.0], profile.cumsum()])
     shares = np.diff(np.interp(np.linspace(0, K, TENTHS + 1), np.arange(K + 1), below))
     chance = row["expected"] / max(1, round(K / TENTHS)) * K / TENTHS  # `expected` is of whole directions
-    for tenth, share in enumerate(shares.tolist(), 1):
-        yield {"tenth": tenth, "share": share, "chance": chance}
+    columns = {"tenth": range(1, TENTHS + 1), "share": shares, "chance": chance}
+    return pd.DataFrame({key: row[key] for key in keys} | columns)
 
 
 def intruders(table: pd.DataFrame, x: str = "rank", by: Sequence[str] = ("variant",)) -> Chart:
@@ -104,13 +105,8 @@ def intruders(table: pd.DataFrame, x: str = "rank", by: Sequence[str] = ("varian
     found, flat = groups(runs.dropna(subset=[x]), by), groups(runs[runs[x].isna()], by)
     bounds = [line(g.name, settings, g.runs["intruders"].mean()) for g in flat if len(g.runs)]
     of, floor = int(table["of"].max()), float(table["floor"].max())
-    panel = Marks(
-        found[0].name if len(found) == 1 else "",
-        spanning(runs, x),
-        Axis(f"intruders among {of} directions"),
-        stack(means(group, x, "intruders") for group in found),
-        baselines=stack(bounds),
-    )
+    y, title = Axis(f"intruders among {of} directions"), found[0].name if len(found) == 1 else ""
+    panel = Marks(title, spanning(runs, x), y, means(found, x, "intruders"), baselines=stack(bounds))
     caption = (
         f"Points: {MEANS}. An intruder is a left singular vector of W + ΔW with no |cos| of 0.5 or more to "
         f"any of W's (2410.21228); random vectors reach about √(2 ln O / O), here {floor:.2f} at the most."
