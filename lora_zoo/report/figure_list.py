@@ -1,5 +1,7 @@
 """The figures that a set of runs can fill, and the reasons why others are left out."""
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,15 +76,14 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
 
 
 def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
-    history = histories(runs)
-    metrics = tuple(runs["metric"].dropna().unique())
+    history, metrics = histories(runs), tuple(runs["metric"].dropna().unique())
     logged = [c for c in map(str, history) if c.startswith("eval_") and c.endswith(metrics)]
     if not logged:
         found.absent.append("Metric during training: nothing was evaluated there (trainer.eval_steps=0)")
-    named = CURVES | {column: column.removeprefix("eval_").replace("_", " ") for column in logged}
+    titles = CURVES | {column: column.removeprefix("eval_").replace("_", " ") for column in logged}
     makers = {
         f"{what}, {unit}": partial(figures.curves, runs, history, by, y=y, against=x)
-        for y, what in named.items()
+        for y, what in titles.items()
         for x, unit in (("step", "steps"), ("seconds", "seconds"))
     }
     found.add("Training", "curve", makers)
@@ -90,36 +91,35 @@ def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
 
 def _numbers(column: pd.Series) -> int:
     """The count of different numbers in a column; 0 where it holds words."""
-    values = column.dropna()
-    words = values.map(lambda value: isinstance(value, (str, bool))).any()
-    return 0 if words else int(values.nunique())
+    words = column.dropna().map(lambda value: isinstance(value, (str, bool))).any()
+    return 0 if words else int(column.nunique())
 
 
 def _pairs(runs: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, str]]:
     """Settings that make a grid: two values of each at least, numbers along the columns; fullest first."""
     able = sorted((axis for axis in axes if runs[axis].nunique() > 1), key=lambda axis: _numbers(runs[axis]))
-    pairs = [(row, column) for i, row in enumerate(able) for column in able[i + 1 :]]
-    pairs.sort(key=lambda pair: runs[pair[0]].nunique() * runs[pair[1]].nunique(), reverse=True)
-    return pairs[:GRIDS]
+    pairs = list(itertools.combinations(able, 2))
+    return sorted(pairs, key=lambda pair: -math.prod(runs[axis].nunique() for axis in pair))[:GRIDS]
 
 
 def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:
     """Ranks and spectra of ΔW, as each run's record holds them."""
+    heading = "Changes of the weights"
     try:
         every = groups(done(runs), by)
     except Nothing as reason:
-        found.absent.append(f"Changes of the weights: {reason}")
+        found.absent.append(f"{heading}: {reason}")
         return
     if len(every) > SPECTRA:
-        found.absent.append(f"Changes of the weights: the first {SPECTRA} of {len(every)} settings are shown")
+        found.absent.append(f"{heading}: the first {SPECTRA} of {len(every)} settings are shown")
     table = updates(runs)
     if table.empty:
-        found.absent.append("Changes of the weights: the results hold no singular values")
+        found.absent.append(f"{heading}: the results hold no singular values")
         return
     own = {group.name: table[table["run"].isin(group.runs["run"])] for group in every[:SPECTRA]}
-    own = {name: part for name, part in own.items() if len(part)}
-    found.add("Ranks of ΔW", "setting", {n: partial(figures.layer_ranks, own[n], title=n) for n in own})
-    found.add("Spectra of ΔW", "setting", {n: partial(figures.spectra, own[n], title=n) for n in own})
+    for title, draw in {"Ranks of ΔW": figures.layer_ranks, "Spectra of ΔW": figures.spectra}.items():
+        makers = {name: partial(draw, part, title=name) for name, part in own.items() if len(part)}
+        found.add(title, "setting", makers)
 
 
 def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
@@ -130,18 +130,15 @@ def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
         found.absent.append(f"{heading}: {absent}")
         return
     x = "rank" if "rank" in by and _numbers(runs["rank"]) > 1 else "layer"
-    apart = [axis for axis in by if axis != x]
-    makers: dict[str, tuple[str, Callable[[pd.DataFrame], Chart]]] = {
-        "what ΔW strengthens in W": ("amplification", lambda table: figures.amplification(table, x, apart)),
-        "W's directions": ("overlap", lambda table: figures.overlap(table, by)),
-        "intruders": ("intruders", lambda table: figures.intruders(table, "rank", apart)),
-        "growth": ("evolution", lambda table: figures.evolution(table, by)),
-        "magnitude and direction": (
-            "evolution",
-            lambda table: figures.magnitude_direction(_queries(table), by),
-        ),
+    apart, table = [axis for axis in by if axis != x], partial(_recorded, runs, by)
+    makers = {
+        "what ΔW strengthens in W": lambda: figures.amplification(table("amplification"), x, apart),
+        "W's directions": lambda: figures.overlap(table("overlap"), by),
+        "intruders": lambda: figures.intruders(table("intruders"), "rank", apart),
+        "growth": lambda: figures.evolution(table("evolution"), by),
+        "magnitude and direction": lambda: figures.magnitude_direction(_queries(table("evolution")), by),
     }
-    found.add(heading, "of", {n: partial(_recorded, make, runs, of, by) for n, (of, make) in makers.items()})
+    found.add(heading, "of", makers)
 
 
 def _queries(table: pd.DataFrame) -> pd.DataFrame:
@@ -150,23 +147,20 @@ def _queries(table: pd.DataFrame) -> pd.DataFrame:
     return queries if len(queries) else table
 
 
-def _recorded(
-    make: Callable[[pd.DataFrame], Chart], runs: pd.DataFrame, table: str, by: Sequence[str]
-) -> Chart:
-    """A figure of a recorded table, with the settings of its runs."""
+def _recorded(runs: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
+    """A recorded table, with the settings of its runs."""
     try:
-        rows = deltas(runs, table)
+        rows = deltas(runs, name)
     except (KeyError, ValueError) as missing:
         raise Nothing(str(missing)) from missing
     settings = runs.set_index("run")[[c for c in dict.fromkeys((*by, "rank")) if c in runs and c not in rows]]
-    return make(rows.join(settings, on="run"))
+    return rows.join(settings, on="run")
 
 
 def _add_subspaces(found: FigureList, runs: pd.DataFrame) -> None:
-    pairs = subspace_pairs(runs)
-    if pairs.similarities:
-        found.add(
-            "Overlap of subspaces", "pairs", {"all": partial(figures.subspaces, pairs[0], dimension=pairs[1])}
-        )
+    tables, dimension = subspace_pairs(runs)
+    if tables:
+        draw = partial(figures.subspaces, tables, dimension=dimension)
+        found.add("Overlap of subspaces", "pairs", {"all": draw})
     else:
         found.absent.append("Overlap of subspaces: no two adapters of different seeds are there to compare")

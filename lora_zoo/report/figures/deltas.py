@@ -4,8 +4,8 @@ table = deltas.of_runs(runs.load("runs"), "spectra")
 figures.ranks(table, ["variant"]).save("figures/ranks")
 
 But for `spectra`, the tables are those of `lora_zoo.updates`: of one adapter, or of several with a column
-`run` and the columns of `by`. Runs that agree in `by` are one series: a point is the mean over their matrices,
-then over the runs, with its 95 % t interval.
+`run` and the columns of `by`. Runs that agree in `by` are one series: a point is the mean over their
+matrices, then over the runs, with its 95 % t interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,9 +68,8 @@ def decay(spectra: pd.DataFrame, by: Sequence[str], most: int = 64) -> Chart:
         "values that are zero to rounding are left out."
     )
     panels = _by_role(lines, Axis("index i", log=True), Axis("σᵢ / σ₁ of ΔW", log=True))
-    return Chart(
-        "How fast the singular values of ΔW fall", caption, panels, styles_of(groups(spectra, by), by)
-    )
+    styles = styles_of(groups(spectra, by), by)
+    return Chart("How fast the singular values of ΔW fall", caption, panels, styles)
 
 
 def _by_role(lines: Mapping[str, Sequence[pd.DataFrame]], x: Axis, y: Axis) -> list[Bands]:
@@ -107,10 +106,9 @@ def ranks(spectra: pd.DataFrame, by: Sequence[str] = (), x: str = "rank") -> Cha
         "Vetterli 2007). Both are 1 for a single direction and r for r equal ones; a residual start's ΔW has "
         "2 r at the most."
     )
-    measures = ("stable_rank", "effective_rank")
-    return _measured(
-        "How much of its rank ΔW uses", caption, spectra, x, by, measures, line("r", given, given)
-    )
+    text = "How much of its rank ΔW uses", caption
+    bounds = line("r", given, given)
+    return _measured(text, spectra, x, by, ("stable_rank", "effective_rank"), baselines=bounds)
 
 
 def evolution(

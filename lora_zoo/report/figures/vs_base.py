@@ -52,11 +52,9 @@ def _projected(those: Sequence[Group], x: str) -> Marks:
     directions = {round(number) for number in _baseline("", runs, x, "directions")["y"]}
     whose = f"{those[0].name}: " if len(those) == 1 else ""
     title = f"{whose}first {directions.pop() if len(directions) == 1 else 'r'} directions"
-    bounds = stack(
-        _baseline(name, runs, x, of) for name, of in {"W's own": "base", "random": "random"}.items()
-    )
-    own = means(those, x, "own")
-    return Marks(title, spanning(runs, x), Axis("‖UᵀWV‖_F", log=True), own, baselines=bounds)
+    y, own = Axis("‖UᵀWV‖_F", log=True), means(those, x, "own")
+    bounds = _baseline("W's own", runs, x, "base"), _baseline("random", runs, x, "random")
+    return Marks(title, spanning(runs, x), y, own, baselines=stack(bounds))
 
 
 def _baseline(name: str, runs: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
@@ -69,9 +67,8 @@ def overlap(table: pd.DataFrame, by: Sequence[str] = ()) -> Chart:
     """The share of ‖ΔW‖_F² along each tenth of W's singular directions, largest σ first, beside chance."""
     needs(table, "profile", "expected")
     keys = [key for key in dict.fromkeys([*by, "run"]) if key in table]
-    runs = by_run(
-        pd.concat([_tenths(row, keys) for _, row in table.iterrows()]), "tenth", by, ("share", "chance")
-    )
+    tenths = pd.concat([_tenths(row, keys) for _, row in table.iterrows()])
+    runs = by_run(tenths, "tenth", by, ("share", "chance"))
     found = groups(runs, by)
     panel = Marks(
         "",
