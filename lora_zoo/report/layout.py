@@ -16,7 +16,7 @@ Words = tuple[str, ...]
 
 
 class NumberFormat(NamedTuple):
-    """Times `scale`, with so many decimals, with n in each place or not."""
+    """Times `scale`, with so many decimals, with n in each cell or not."""
 
     scale: float
     decimals: int
@@ -111,25 +111,18 @@ def _words(key: Mapping[str, Any], axes: Sequence[str]) -> Words:
     return tuple(format_value(key[axis]) for axis in axes)
 
 
-def _order(
-    axis: str, grid: Mapping[str, Any], known: Sequence[Mapping[str, Any]]
-) -> dict[str, tuple[Any, ...]]:
-    """The place of each value: the grid's, else numbers by size, else as they come."""
+def _order(axis: str, grid: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rank of each value: the grid's, else numbers by size, else as they come."""
     given = [_in_frame(value) for value in grid.get(axis, [])]
-    values = dict.fromkeys(format_value(key[axis]) for key in known if axis in key)
-    return {word: _place(word, given, number) for number, word in enumerate(values)}
+    words = list(dict.fromkeys(format_value(key[axis]) for key in known if axis in key))
+    numbers = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce")
+    return {
+        word: (0, given.index(word)) if word in given else (2, i) if pd.isna(number) else (1, number)
+        for i, (word, number) in enumerate(zip(words, numbers, strict=True))
+    }
 
 
 def _in_frame(value: Any) -> str:
     """A value of a grid as the frame has it: [q, v] and "[q,v]" are q,v there."""
     text = ",".join(map(str, value)) if isinstance(value, list) else format_value(value)
     return text.strip("[]").replace(" ", "")
-
-
-def _place(word: str, given: Sequence[str], number: int) -> tuple[Any, ...]:
-    if word in given:
-        return (0, given.index(word))
-    try:
-        return (1, float(word))
-    except ValueError:
-        return (2, number)

@@ -20,7 +20,7 @@ from lora_zoo.claims import show
 from lora_zoo.report import content
 from lora_zoo.report.figure_list import Views
 from lora_zoo.report.figures.chart import VEGA_LITE
-from lora_zoo.report.figures.style import CONFIG, SeriesStyle
+from lora_zoo.report.figures.style import CONFIG
 from lora_zoo.report.report import Report
 
 BUTTONS = 6  # views chosen by buttons; more by a list
@@ -35,7 +35,7 @@ def html(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("lora_zoo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"swatch": swatch, "effect": show.effect, "totals": show.totals}
+    environment.globals |= {"effect": show.effect, "totals": show.totals}
     return environment.get_template("page.html").render(
         report=report,
         content=content,
@@ -98,13 +98,3 @@ def _policy(*scripts: str) -> str:
 
 def _template(name: str) -> str:
     return (files("lora_zoo.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def swatch(look: SeriesStyle, shows: str) -> Markup:
-    """A small drawing of how a series looks."""
-    dash = " ".join(map(str, look.dash))
-    line = f'<path d="M0 6h24" fill="none" stroke-width="2" stroke-dasharray="{dash}"/>'
-    mark = f'<path d="{look.marker}" transform="translate(12 6) scale(4)"/>'
-    inside = (line if "lines" in shows else "") + (mark if "points" in shows else "")
-    colour = f'fill="{look.colour}" stroke="{look.colour}"'
-    return Markup(f'<svg width="24" height="12" aria-hidden="true" {colour} stroke-width="0">{inside}</svg>')

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -28,11 +28,6 @@ def _markdown(text: str) -> str:
     return html.escape(escaped, quote=False).replace("\n", " ")
 
 
-def _markdown_code(text: str) -> str:
-    fence = "``" if "`" in text else "`"
-    return f"{fence}{text}{fence}"
-
-
 _SIGNS = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -48,7 +43,9 @@ def _latex(text: str) -> str:
     return text.translate(_SIGNS)
 
 
-MARKDOWN = Markup(_markdown, _markdown_code, "**{}**", "<u>{}</u>", "≈")
+MARKDOWN = Markup(
+    _markdown, lambda text: f"``{text}``" if "`" in text else f"`{text}`", "**{}**", "<u>{}</u>", "≈"
+)
 LATEX = Markup(
     _latex, lambda text: f"\\texttt{{{_latex(text)}}}", r"\textbf{{{}}}", r"\underline{{{}}}", r"$\approx$"
 )
@@ -62,7 +59,7 @@ HTML = Markup(
 
 
 class TableCell(NamedTuple):
-    """One place of a table. `mark`: best, second or ""; `tied`: not significantly different."""
+    """One cell of a table. `mark`: best, second or ""; `tied`: not significantly different."""
 
     text: str
     mark: str = ""
@@ -117,11 +114,9 @@ class Table:
         """A <figure> for any page: the rule in its caption, the notes below."""
         frame, first = self._sparse(HTML), len(self.headers)
         top = "".join(f'<th scope="col">{name}</th>' for name in frame.columns)
-        lines = [
-            _tags("th", row[:first], ' scope="row"') + _tags("td", row[first:])
-            for row in frame.to_numpy().tolist()
-        ]
-        rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+        opened = ['<th scope="row">{}</th>'] * first + ["<td>{}</td>"] * len(self.columns)
+        line = f"<tr>{''.join(opened)}</tr>"
+        rows = "\n".join(line.format(*row) for row in frame.to_numpy().tolist())
         notes = "\n".join(f"<li>{note}</li>" for note in self._below(HTML))
         return (
             f'<figure class="table" id="table-{html.escape(self.name)}">\n'
@@ -149,7 +144,3 @@ class Table:
         heads = frame.iloc[:, :first]
         shown = heads.mask(heads.eq(heads.shift()).cummin(axis=1), "")
         return pd.concat([shown, frame.iloc[:, first:]], axis=1)
-
-
-def _tags(tag: str, texts: Sequence[str], scope: str = "") -> str:
-    return "".join(f"<{tag}{scope}>{text}</{tag}>" for text in texts)

@@ -9,7 +9,7 @@ marks all that are not significantly different from the best; the paper's own nu
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -37,9 +37,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
 def main_table(frame: pd.DataFrame) -> Table:
     """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
-    about: Mapping[str, Any] = next(
-        (about for about in reversed(list(frame["experiment_about"])) if about), {}
-    )
+    about: Mapping[str, Any] = next(filter(None, reversed(list(frame["experiment_about"]))), {})
     counted = sound(frame)
     if counted.empty:
         raise ValueError(f"none of the {len(frame)} runs may be counted: {'; '.join(doubts(frame))}")
@@ -47,26 +45,21 @@ def main_table(frame: pd.DataFrame) -> Table:
     rows, columns = list(about.get("rows") or axes(counted) or ["variant"]), list(about.get("columns", []))
     found = cells(frame, [*rows, *columns], value, about.get("tune", []))
     layout = Layout(about, found, rows, columns, counted)
-    body = _grid(layout) if columns else _list(layout)
+    names, body = _grid(layout) if columns else _list(layout)
     return Table(
         name=about.get("name") or "runs",
         title=str(about.get("title") or f"{_metric(counted, value)} of {len(counted)} runs"),
         rule=f"{found.rule[:1].upper()}{found.rule[1:]}.",
         headers=(*map(_label, rows), *(("",) if columns and layout.quoted else ())),
-        columns=body.columns,
-        rows=body.rows,
+        columns=tuple(names),
+        rows=tuple(body),
         notes=(*_legend(layout), *dict.fromkeys([*found.warnings, *doubts(frame)]), *origin(counted)),
         command=command(counted, about),
         records=tuple(_records(layout)),
     )
 
 
-class Body(NamedTuple):
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-def _grid(layout: Layout) -> Body:
+def _grid(layout: Layout) -> tuple[list[str], list[Row]]:
     """Rows x columns; under each row of ours, the paper's where it has one."""
     across, rows = layout.keys(layout.columns), []
     for down in layout.keys(layout.rows):
@@ -77,10 +70,10 @@ def _grid(layout: Layout) -> Body:
             rows.append(Row((*down, _paper(quotes)), tuple(map(layout.quoted_cell, keys))))
     labels = [_label(axis) for axis in layout.columns]
     names = [", ".join(f"{a} {w}" for a, w in zip(labels, words, strict=True)) for words in across]
-    return Body(tuple(names), tuple(rows))
+    return names, rows
 
 
-def _list(layout: Layout) -> Body:
+def _list(layout: Layout) -> tuple[list[str], list[Row]]:
     """One cell a row, with what it cost; best first where the experiment gives no order."""
     keys = layout.keys(layout.rows)
     if not layout.about:
@@ -94,7 +87,7 @@ def _list(layout: Layout) -> Body:
         n = layout.measured[words].n if words in layout.measured else 0
         more = [str(n), *(values.get(words, "-") for values in costs.values())]
         rows.append(Row(words, (layout.cell(words), *quoted, *map(TableCell, more))))
-    return Body((_metric(layout.runs, layout.found.value), *paper, "n", *costs), tuple(rows))
+    return [_metric(layout.runs, layout.found.value), *paper, "n", *costs], rows
 
 
 def _paper(quotes: Iterable[Mapping[str, Any]]) -> str:
@@ -105,16 +98,12 @@ def _paper(quotes: Iterable[Mapping[str, Any]]) -> str:
 
 def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
     """Title: {cell: the tuned value and how many were tried}."""
-    tuned = dict.fromkeys(axis for cell in layout.found.cells for axis in cell.chosen)
-    measured = layout.measured.items()
-    return {
-        f"{_label(axis)} (n tried)": {
-            words: f"{format_value(cell.chosen[axis])} ({cell.tries})"
-            for words, cell in measured
-            if axis in cell.chosen
-        }
-        for axis in tuned
-    }
+    found: dict[str, dict[Words, str]] = {}
+    for words, cell in layout.measured.items():
+        for axis, value in cell.chosen.items():
+            own = found.setdefault(f"{_label(axis)} (n tried)", {})
+            own[words] = f"{format_value(value)} ({cell.tries})"
+    return found
 
 
 def _costs(layout: Layout) -> dict[str, dict[Words, str]]:

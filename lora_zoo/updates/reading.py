@@ -112,22 +112,20 @@ def read(
     return _on(network, folder, label, alpha, enable)
 
 
-def read_each(
-    sources: Mapping[str, Path], *, model: str | None = None, trust_remote_code: bool = False
-) -> Iterator[AdapterUpdates]:
+def read_each(sources: Mapping[str, Path], *, model: str | None = None) -> Iterator[AdapterUpdates]:
     """Several adapters of one base, which is loaded once; each is removed before the next one.
 
     `sources`: label -> folder. Raises as `read` does.
     """
     network: nn.Module | None = None
     for label, source in sources.items():
-        network = network or _loaded(adapter_in(source), model, trust_remote_code)
+        network = network or _loaded(adapter_in(source), model)
         updates = _on(network, adapter_in(source), label)
         yield updates
         updates.remove()
 
 
-def _loaded(folder: Path, model: str | None, trust_remote_code: bool) -> nn.Module:
+def _loaded(folder: Path, model: str | None, trust_remote_code: bool = False) -> nn.Module:
     about = base_of(folder, model, trust_remote_code=trust_remote_code)
     return load_model(about.model, about.auto_class, about.head, None, seed=0).model
 

@@ -70,17 +70,6 @@ def expected(i: int, j: int, dimension: int) -> float:
     return max(i, j) / dimension
 
 
-def projection_distance(one_KD: Tensor, other_KD: Tensor) -> float:
-    """The projection metric √(p - Σ cos²θ) over the p = min(K₁, K₂) principal angles θ."""
-    p = min(len(one_KD), len(other_KD))
-    return float((p - principal_cosines(one_KD, other_KD).square().sum()).clamp_min(0).sqrt())
-
-
-def principal_cosines(one_KD: Tensor, other_KD: Tensor) -> Tensor:
-    """cos of the principal angles between the row spaces, the smallest angle first."""
-    return torch.linalg.svdvals(one_KD @ other_KD.T).clamp(0, 1)
-
-
 def cosine(one: WeightUpdate, other: WeightUpdate) -> float:
     """The cosine between two ΔW as vectors; 0 where one is zero.
 

@@ -1,7 +1,7 @@
 """Read adapters without their base's weights: from the shapes in their files, or from its configuration.
 
-They are injected into models of the base's shapes, whose weights are one zero each, expanded to the shape: they cost
-no memory, and adapters whose ΔW is a product of factors never ask for W.
+They are injected into models of the base's shapes, whose weights are one zero each, expanded to the shape:
+they cost no memory, and adapters whose ΔW is a product of factors never ask for W.
 """
 
 from collections.abc import Mapping, Sequence

@@ -33,10 +33,11 @@ MEASURES = {
 }
 PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
 """DoRA's correlations of ΔD and ΔM (2402.09353, figure 2), of VL-BART's query matrices."""
+MOST = 64  # singular values
 NOISE = 1e-6  # of the first singular value
 
 
-def spectra(updates: pd.DataFrame, title: str = "", most: int = 64) -> Chart:
+def spectra(updates: pd.DataFrame, title: str = "") -> Chart:
     """Singular values of ΔW against their index, a panel a role and a line a layer, means over runs.
 
     `updates` is the long frame of `lora_zoo.runs.updates`, of the runs of one group.
@@ -45,7 +46,7 @@ def spectra(updates: pd.DataFrame, title: str = "", most: int = 64) -> Chart:
     table, layers, over = by_layer(updates)
     names = {layer: f"layer {layer}" if layer.isdigit() else "outside of layers" for layer in layers}
     lines = {
-        role: [_values(part[part["layer"] == layer], names[layer], most) for layer in layers]
+        role: [_values(part[part["layer"] == layer], names[layer]) for layer in layers]
         for (role,), part in grouped(table, ["role"])
     }
     return Chart(
@@ -56,15 +57,14 @@ def spectra(updates: pd.DataFrame, title: str = "", most: int = 64) -> Chart:
     )
 
 
-def decay(spectra: pd.DataFrame, by: Sequence[str], most: int = 64) -> Chart:
+def decay(spectra: pd.DataFrame, by: Sequence[str]) -> Chart:
     """σᵢ / σ₁ of ΔW against i, means over matrices and runs; a panel a role, a line a group."""
     needs(spectra, "singular_values")
     lines = {
-        role: [_decay(group, most) for group in groups(part, by)]
-        for (role,), part in grouped(spectra, ["role"])
+        role: [_decay(group) for group in groups(part, by)] for (role,), part in grouped(spectra, ["role"])
     }
     caption = (
-        f"Lines: mean over matrices and runs; bands: the middle 80 % of them. The first {most} are shown; "
+        f"Lines: mean over matrices and runs; bands: the middle 80 % of them. The first {MOST} are shown; "
         "values that are zero to rounding are left out."
     )
     panels = _by_role(lines, Axis("index i", log=True), Axis("σᵢ / σ₁ of ΔW", log=True))
@@ -79,9 +79,9 @@ def _by_role(lines: Mapping[str, Sequence[pd.DataFrame]], x: Axis, y: Axis) -> l
     return panels
 
 
-def _values(part: pd.DataFrame, name: str, most: int) -> pd.DataFrame:
+def _values(part: pd.DataFrame, name: str) -> pd.DataFrame:
     """Means by index, up to the last index where every run has a value above rounding."""
-    table = pd.DataFrame([list(row)[:most] for row in part["singular_values"]], dtype=float)
+    table = pd.DataFrame([list(row)[:MOST] for row in part["singular_values"]], dtype=float)
     if table.empty:
         return table
     real = table.where(table.ge(table.max(axis=1) * NOISE, axis=0)).dropna(axis=1)
@@ -89,8 +89,8 @@ def _values(part: pd.DataFrame, name: str, most: int) -> pd.DataFrame:
     return line(name, [int(i) + 1 for i in real.columns], real.mean().to_numpy())
 
 
-def _decay(group: Group, most: int) -> pd.DataFrame:
-    rows = [np.asarray(row, dtype=float)[:most] for row in group.runs["singular_values"]]
+def _decay(group: Group) -> pd.DataFrame:
+    rows = [np.asarray(row, dtype=float)[:MOST] for row in group.runs["singular_values"]]
     table = pd.DataFrame([row / row[0] for row in rows if row.any()])
     table = table.where(table > NOISE).dropna(axis=1)
     low, high = (table.quantile(q).to_numpy() for q in (0.1, 0.9)) if len(table) else ((), ())

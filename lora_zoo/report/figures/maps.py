@@ -14,8 +14,6 @@ from lora_zoo.report.figures.rows import by_layer
 RANKS = {
     "effective_rank": Axis("effective rank of ΔW"),
     "numerical_rank": Axis("numerical rank of ΔW"),
-    "stable_rank": Axis("stable rank of ΔW"),
-    "relative_norm": Axis("‖ΔW‖ / ‖W‖"),
 }
 
 
@@ -52,14 +50,14 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def layer_ranks(updates: pd.DataFrame, measures: Sequence[str] = tuple(RANKS)[:2], title: str = "") -> Chart:
+def layer_ranks(updates: pd.DataFrame, title: str = "") -> Chart:
     """A grid of roles x layers for each measure, means over the runs in `updates`.
 
     `updates` is the long frame of `lora_zoo.runs.updates`, of the runs of one group.
     """
-    present = [m for m in measures if m in updates and updates[m].notna().any()]
+    present = [m for m in RANKS if m in updates and updates[m].notna().any()]
     if not present:
-        raise Nothing(f"the results have no {' or '.join(measures)} of any matrix")
+        raise Nothing(f"the results have no {' or '.join(RANKS)} of any matrix")
     table, layers, over = by_layer(updates)
     panels = []
     for measure in present:
