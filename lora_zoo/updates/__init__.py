@@ -13,24 +13,14 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
-    "read": "reading",
-    "read_each": "reading",
-    "checkpoints": "reading",
-    "AdapterUpdates": "reading",
-    "NeedsBase": "without_base",
-    "of_runs": "recording",
-    "runs": "recording",
-    "amplification": "tables",
-    "changes": "tables",
-    "comparison": "comparisons",
-    "evolution": "tables",
-    "grid": "comparisons",
-    "intruders": "tables",
-    "overlap": "tables",
-    "random_grid": "comparisons",
-    "spectra": "tables",
+_MODULES = {
+    "reading": ("read", "read_each", "checkpoints", "AdapterUpdates"),
+    "without_base": ("NeedsBase",),
+    "recording": ("of_runs", "runs"),
+    "tables": ("amplification", "changes", "evolution", "intruders", "overlap", "spectra"),
+    "comparisons": ("comparison", "grid", "random_grid"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _RENAMED = {"Deltas": "AdapterUpdates", "touched": "overlap"}
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

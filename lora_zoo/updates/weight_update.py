@@ -34,13 +34,13 @@ class WeightUpdate(ABC):
     def dense(self) -> Tensor:
         """ΔW (O, I)."""
 
-    @abstractmethod
     def between(self, left_OP: Tensor, right_IQ: Tensor) -> Tensor:
         """leftᵀ ΔW right, (P, Q)."""
+        return _double(left_OP).T @ self.dense() @ _double(right_IQ)
 
-    @abstractmethod
     def inner(self, other: "WeightUpdate") -> float:
         """Frobenius' inner product with the ΔW of another adapter."""
+        return float((self.dense() * other.dense()).sum())
 
     @property
     def norm(self) -> float:
@@ -128,12 +128,6 @@ class DenseUpdate(WeightUpdate):
 
     def dense(self) -> Tensor:
         return _double(self.dW_OI)
-
-    def between(self, left_OP: Tensor, right_IQ: Tensor) -> Tensor:
-        return _double(left_OP).T @ self.dense() @ _double(right_IQ)
-
-    def inner(self, other: WeightUpdate) -> float:
-        return float((self.dense() * other.dense()).sum())
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lora_zoo.report.figures.axes import Axis, Spec, values
 from lora_zoo.report.figures.rows import COLUMNS
-from lora_zoo.report.figures.style import GREY, INK, WORD, Styles
+from lora_zoo.report.figures.style import GREY, LAYERS, Styles
 
 HIDDEN = {"name": "hidden", "value": []}  # the series that a reader has switched off
 
@@ -93,13 +93,7 @@ class Plane(Panel):
         if self.baselines.empty:
             return []
         ends = self.baselines.groupby("series", sort=False).tail(1)
-        words = {"type": "text", "color": INK, "opacity": 0.75, "align": "right", "dy": -5, "fontSize": WORD}
-        names = {
-            "data": values(ends),
-            "mark": words,
-            "encoding": {"text": {"field": "series"}, **plain(INK)},
-        }
-        return [grey(self.baselines, strokeDash=[1.5, 2]), names]
+        return [grey(self.baselines, strokeDash=[1.5, 2]), {"data": values(ends), **LAYERS["names"]}]
 
     def spec(self, styles: Styles, legend: Spec | None) -> Spec:
         if legend and self.shows == "lines":
@@ -117,13 +111,13 @@ class Plane(Panel):
 
     def _with_scales(self, layer: Spec, styles: Styles, legend: Spec | None) -> Spec:
         """The layer with its lines' dashes and its points' outlines, one of which the legend shows."""
-        channels: Spec = {}
-        if layer["mark"]["type"] == "line":
+        lines, mark, channels = self.shows == "lines", layer["mark"]["type"], {}
+        if mark == "line":
             dashes = [[*look.dash] for look in styles.values()]
-            channels["strokeDash"] = scaled(styles, dashes, legend if self.shows == "lines" else None)
-        if layer["mark"]["type"] == "point":
+            channels = {"strokeDash": scaled(styles, dashes, legend if lines else None)}
+        elif mark == "point":
             outlines = [look.marker for look in styles.values()]
-            channels["shape"] = scaled(styles, outlines, None if self.shows == "lines" else legend)
+            channels = {"shape": scaled(styles, outlines, None if lines else legend)}
         return layer | {"encoding": channels | layer.get("encoding", {})}
 
     def _feet(self) -> pd.DataFrame:
@@ -149,16 +143,11 @@ class Plane(Panel):
         return f"{self.title or 'Panel'}, {self.y.title} against {self.x.title}: {ends}."
 
 
-def plain(colour: str) -> Spec:
-    """Channels of what is no series."""
-    return {"color": {"value": colour}, "tooltip": {"value": None}}
-
-
 def grey(rows: pd.DataFrame, **more: Any) -> Spec:
     """Thin grey lines of rows of their own, which the legend does not know."""
     detail = {"detail": {"field": "series"}} if "series" in rows else {}
-    mark = {"type": "line", "strokeWidth": 1, **more}
-    return {"data": values(rows), "mark": mark, "encoding": detail | plain(GREY)}
+    encoding = {**detail, "color": {"value": GREY}, "tooltip": {"value": None}}
+    return {"data": values(rows), "mark": {"type": "line", "strokeWidth": 1, **more}, "encoding": encoding}
 
 
 def scaled(styles: Styles, range_: Sequence[Any], legend: Spec | None) -> Spec:

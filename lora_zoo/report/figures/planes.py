@@ -8,20 +8,9 @@ import pandas as pd
 
 from lora_zoo.report.figures.axes import Spec, values
 from lora_zoo.report.figures.panels import Plane, grey
-from lora_zoo.report.figures.style import INK, WORD, Styles, joined
+from lora_zoo.report.figures.style import LAYERS, Styles, joined
 
 FEW = 12  # ticks or words that do not collide
-POINTS: Spec = {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1}}
-
-
-def arms() -> Spec:
-    """Error bars from low to high."""
-    ends = {"y": {"field": "foot", "title": None}, "y2": {"field": "high"}}
-    return {
-        "transform": [{"filter": "isValid(datum.low) && datum.low < datum.high"}],
-        "mark": {"type": "rule", "strokeWidth": 1.2},
-        "encoding": ends,
-    }
 
 
 @final
@@ -33,18 +22,16 @@ class Bands(Plane):
     shows: ClassVar[str] = "lines"
 
     def layers(self) -> list[Spec]:
-        step = {"interpolate": "step-after"} if self.stairs else {}
-        ends = {"y": {"field": "foot", "title": None}, "y2": {"field": "high"}, "tooltip": {"value": None}}
-        area = {"type": "area", "opacity": 0.18, "line": False, **step}
-        curve = {"mark": {"type": "line", "strokeWidth": 2, "clip": True, **step}}
-        found = [{"mark": area, "encoding": ends}, curve] if self.rows["low"].notna().any() else [curve]
+        found = [LAYERS["band"], LAYERS["curve"]] if self.rows["low"].notna().any() else [LAYERS["curve"]]
+        if self.stairs:
+            found = [layer | {"mark": layer["mark"] | {"interpolate": "step-after"}} for layer in found]
         lone = self.rows.groupby("series")["x"].transform("size") == 1
-        return [*found, {"data": values(self.rows[lone]), **POINTS}] if lone.any() else found
+        return [*found, {"data": values(self.rows[lone]), **LAYERS["points"]}] if lone.any() else found
 
     def responsive(self, styles: Styles) -> Spec:
         """With points that are not seen, for a pointer to find."""
         drawn = super().responsive(styles)
-        drawn["layer"][-1]["layer"].append({"mark": {"type": "circle", "size": 60, "opacity": 0}})
+        drawn["layer"][-1]["layer"].append(LAYERS["unseen"])
         return drawn
 
 
@@ -56,7 +43,7 @@ class Marks(Plane):
     shows: ClassVar[str] = "lines and points"
 
     def layers(self) -> list[Spec]:
-        return [arms(), {"mark": {"type": "line", "strokeWidth": 1.7}}, POINTS]
+        return [LAYERS["arms"], LAYERS["thin"], LAYERS["points"]]
 
     @property
     def ticks(self) -> list[float]:
@@ -72,7 +59,7 @@ class Points(Plane):
     shows: ClassVar[str] = "points"
 
     def layers(self) -> list[Spec]:
-        return [{"mark": POINTS["mark"] | {"opacity": 0.8, "size": 25}}]
+        return [LAYERS["cloud"]]
 
     def describe(self) -> str:
         counts = "; ".join(
@@ -97,20 +84,15 @@ class Front(Plane):
     def front(self) -> pd.DataFrame:
         """The staircase's corners, from left to right."""
         known = self.rows[["x", "y"]].dropna().drop_duplicates()
-        known = known.assign(score=known["y"] * self.sign).sort_values(
-            ["x", "score"], ascending=[True, False]
-        )
-        return known[known["score"] > known["score"].cummax().shift(fill_value=-math.inf)].drop(
-            columns="score"
-        )
+        known = known.assign(loss=known["y"] * -self.sign).sort_values(["x", "loss"])
+        return known[known["loss"] < known["loss"].cummin().shift(fill_value=math.inf)][["x", "y"]]
 
     def behind(self) -> list[Spec]:
         return [*super().behind(), grey(self.front, interpolate="step-after")]
 
     def layers(self) -> list[Spec]:
-        beside = {"type": "text", "align": "left", "dx": 5, "dy": -5, "fontSize": WORD}
-        words = {"mark": beside, "encoding": {"text": {"field": "note"}, "color": {"value": INK}}}
-        return [arms(), POINTS, *([words] if len(self.rows) <= FEW else [])]
+        words = [LAYERS["notes"]] if len(self.rows) <= FEW else []
+        return [LAYERS["arms"], LAYERS["points"], *words]
 
     def describe(self) -> str:
         best = self.rows.merge(self.front, on=["x", "y"])

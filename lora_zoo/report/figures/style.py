@@ -1,8 +1,9 @@
 """Colours, dashes and markers that colour-blind people, grey printers and dark screens keep apart.
 
-They lie in style.json, with Vega-Lite's configuration. The colours are Okabe and Ito's without yellow and
-black, which vanish on white and on dark ground; `ordered` are of cividis; a marker is an outline of radius 1.
-The ink is the page's, light on dark, and black in a file; DejaVu Sans has all of − ± ≈ ‖ σᵢ φ.
+They lie in style.json, with Vega-Lite's configuration and layers of marks. The colours are Okabe and Ito's
+without yellow and black, which vanish on white and on dark ground; `ordered` are of cividis; a marker is an
+outline of radius 1. The ink is the page's, light on dark, and black in a file; DejaVu Sans has all of
+− ± ≈ ‖ σᵢ φ.
 """
 
 import json
@@ -16,6 +17,7 @@ ORDERED: list[str] = _DATA["ordered"]
 DASHES: list[tuple[int, ...]] = [tuple(dash) for dash in _DATA["dashes"]]
 MARKERS: list[str] = _DATA["markers"]
 CONFIG: dict[str, Any] = _DATA["config"]
+LAYERS: dict[str, dict[str, Any]] = _DATA["layers"]
 SCHEME = "cividis"  # perceptually even, and the same to all three kinds of colour blindness
 GREY = "#808080"
 INK = "currentColor"
