@@ -17,7 +17,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lora_zoo.claims import show
-from lora_zoo.report import content
 from lora_zoo.report.figure_list import Views
 from lora_zoo.report.figures.chart import VEGA_LITE
 from lora_zoo.report.figures.style import CONFIG
@@ -38,7 +37,6 @@ def html(report: Report) -> str:
     environment.globals |= {"effect": show.effect, "totals": show.totals}
     return environment.get_template("page.html").render(
         report=report,
-        content=content,
         figures=figures,
         printed=_printed(figures),
         buttons=BUTTONS,

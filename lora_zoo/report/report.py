@@ -1,25 +1,39 @@
-"""A report of runs: its parts, each made once and when it is asked for."""
+"""A report of runs: its parts, each made once and when it is asked for, and the words of its page."""
 
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.integrity import findings
+from lora_zoo.analysis.checks import Finding
+from lora_zoo.analysis.columns import join_names
+from lora_zoo.analysis.integrity import findings, sound
+from lora_zoo.analysis.protocol import cells
 from lora_zoo.claims import LedgerEntry, Status, ledger
-from lora_zoo.report import content
-from lora_zoo.report.figure_list import FigureList
+from lora_zoo.report.figure_list import FigureList, Views, figure_list
+from lora_zoo.report.figures.groups import missing
 from lora_zoo.report.tables import Table, tables
-from lora_zoo.runs.keys import axes
+from lora_zoo.runs.keys import axes, column
 
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
+SETTING = re.compile(r"^(config\.|variant\.hyperparameters\.)")
+FACTS = {
+    **{"Variants": "variant", "Tasks": "task", "Model": "model", "Seeds": "seed", "Metric": "metric"},
+    **{"Machine": "environment.device", "torch": "environment.packages.torch"},
+}
+COLUMNS = ("seed", "state", "validation", "test", "trainable", "train_seconds", "command")
 
 
 class Report:
     """The report of a frame from `lora_zoo.runs.load`. ValueError where no run may be counted."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
+        self.frame, self.axes = frame, axes(frame)
+        parts = (part for _, part in frame.groupby("experiment", sort=False))
+        self.parts = [(_about(part), part) for part in parts]
+        """The runs of each experiment, after what its YAML says of it: {} for runs of none."""
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -30,18 +44,6 @@ class Report:
         """Every claim, those of the runs' own experiments first."""
         names = set(self.frame["experiment"])
         return sorted(ledger(self.frame), key=lambda entry: entry.needs not in names)
-
-    @cached_property
-    def figures(self) -> FigureList:
-        return content.figures(self.frame)
-
-    @cached_property
-    def findings(self) -> list[Any]:
-        return [finding for _, part in content.parts(self.frame) for finding in findings(part)]
-
-    @property
-    def axes(self) -> list[str]:
-        return axes(self.frame)
 
     @property
     def decided(self) -> list[LedgerEntry]:
@@ -58,12 +60,98 @@ class Report:
         names = set(self.frame["experiment"].dropna()) - {""}
         return sorted((entry for entry in self.ledger if entry.needs in names), key=lambda entry: entry.id)
 
+    @cached_property
+    def figures(self) -> FigureList:
+        """The figures of each experiment; where there are several, under its name."""
+        found = FigureList()
+        for about, part in self.parts:
+            made = _figures(about, sound(part))
+            name = about.get("title") or about.get("name")
+            head = f"{name}: " if len(self.parts) > 1 and name else ""
+            found.views += [Views(head + views.heading, views.choice, views.charts) for views in made.views]
+            found.absent += made.absent
+        return found
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        return [finding for _, part in self.parts for finding in findings(part)]
+
+    @property
+    def title(self) -> str:
+        names = [about.get("title") or about.get("name") for about, _ in self.parts]
+        if known := [name for name in names if name]:
+            return join_names(known, 3)
+        variants, tasks = (join_names(sorted(self.frame[c].dropna().unique())) for c in ("variant", "task"))
+        return f"{variants} on {tasks}"
+
     @property
     def question(self) -> str:
-        every = content.parts(self.frame)
-        return str(every[0][0].get("question", "")) if len(every) == 1 else ""
+        return str(self.parts[0][0].get("question", "")) if len(self.parts) == 1 else ""
 
     @property
     def commands(self) -> list[str]:
-        names = [about["name"] for about, _ in content.parts(self.frame) if about]
-        return [f"python -m lora_zoo.run -m +experiment={name}" for name in names]
+        return [f"python -m lora_zoo.run -m +experiment={about['name']}" for about, _ in self.parts if about]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """A few words each: how many runs, of what, from which code."""
+        states = self.frame["state"].value_counts()
+        known = {
+            "Runs": ", ".join(f"{n} {state}" for state, n in states.items()),
+            **{name: _values(self.frame, column) for name, column in FACTS.items()},
+            "Ended": _ended(self.frame),
+            "Commit": _commits(self.frame),
+        }
+        return {name: text for name, text in known.items() if text}
+
+    @property
+    def shared_settings(self) -> dict[str, str]:
+        """The settings that have one value in all runs, by their key on the command line."""
+        columns = [name for name in self.frame if SETTING.match(str(name))]
+        same = [name for name in columns if self.frame[name].astype(str).nunique() == 1]
+        values = {SETTING.sub("", name): self.frame[name].iloc[0] for name in same}
+        return {key: _text(value) for key, value in sorted(values.items()) if not missing(value)}
+
+    @property
+    def run_list(self) -> pd.DataFrame:
+        """Every run as text: identity, settings, outcome and, last, its command."""
+        columns = dict.fromkeys(["run", *self.axes, *COLUMNS])
+        runs = self.frame[[name for name in columns if name in self.frame]].map(_text)
+        return runs.rename(columns=lambda name: name.rpartition(".")[2].replace("_", " "))
+
+
+def _about(runs: pd.DataFrame) -> dict[str, Any]:
+    return dict((runs["experiment_about"].iloc[0] if "experiment_about" in runs else None) or {})
+
+
+def _figures(about: Mapping[str, Any], runs: pd.DataFrame) -> FigureList:
+    """Laid out by the experiment's rows and columns, else by what the runs differ in."""
+    value = column(runs, about.get("value", "test"))
+    laid_out = [column(runs, axis) for axis in (*about.get("rows", ()), *about.get("columns", ()))]
+    by, tune = laid_out or axes(runs), about.get("tune", ())
+    if tune and by:  # its table counts those that validation chose
+        kept = {run for cell in cells(runs, by, value, tune).cells for run in cell.runs}
+        runs = runs[runs["run"].isin(kept)]
+    return figure_list(runs, by, value=value)
+
+
+def _values(runs: pd.DataFrame, column: str) -> str:
+    values = sorted(runs[column].dropna().unique()) if column in runs else []
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _ended(runs: pd.DataFrame) -> str:
+    times = pd.to_datetime(runs["ended"], utc=True, errors="coerce").dropna() if "ended" in runs else []
+    return f"{max(times):%Y-%m-%d %H:%M} UTC" if len(times) else ""
+
+
+def _commits(runs: pd.DataFrame) -> str:
+    commits = [str(commit)[:10] for commit in runs["commit"].dropna().unique()]
+    dirty = " with uncommitted changes" if runs["dirty"].fillna(False).astype(bool).any() else ""
+    return ", ".join(commits) + (dirty if commits else "")
+
+
+def _text(value: Any) -> str:
+    if missing(value):
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,6 @@ from synthetic import sweep
 from torch import nn
 
 from lora_zoo import inject, save_adapter
-from lora_zoo.report import content
 from lora_zoo.report import page as pages
 from lora_zoo.report.report import Report
 from lora_zoo.report.subspace_pairs import subspace_pairs
@@ -249,9 +248,9 @@ def test_of_a_tuned_experiment_the_figures_show_what_validation_chose() -> None:
     runs = pd.concat([good, bad], ignore_index=True).assign(experiment="tuned")
     runs["experiment_about"] = [about] * len(runs)
     told = Report(runs)
-    assert content.title(runs) == "Tuned" and "0.99" not in numbers(told)
+    assert told.title == "Tuned" and "0.99" not in numbers(told)
     assert told.commands == ["python -m lora_zoo.run -m +experiment=tuned"]
-    assert len(content.run_list(runs, told.axes)) == len(runs)
+    assert len(told.run_list) == len(runs)
 
 
 def test_figures_of_several_experiments_carry_their_names() -> None:
