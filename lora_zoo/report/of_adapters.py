@@ -103,7 +103,9 @@ def _alone(
 def _compared(given: Namespace, sources: Mapping[str, Path], options: dict[str, Any]) -> Iterator[Shown]:
     """Compare the first adapter with each other one."""
     (label, source), *others = sources.items()
-    one = read(source, **options) if others else None
+    if not others:
+        return
+    one = read(source, **options)
     for other, path in others:
         table = comparison(one, read(path, **options), factor=given.factor, first=given.first)
         yield "comparison", f"{label} / {other}", table.assign(of=given.factor)

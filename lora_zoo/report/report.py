@@ -8,12 +8,11 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.checks import Finding
-from lora_zoo.analysis.columns import join_names
+from lora_zoo.analysis.columns import join_names, plain
 from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.claims import LedgerEntry, Status, ledger
 from lora_zoo.report.figure_list import FigureList, Views, figure_list
-from lora_zoo.report.figures.groups import missing
 from lora_zoo.report.tables import Table, tables
 from lora_zoo.runs.keys import axes, column
 
@@ -110,7 +109,7 @@ class Report:
         columns = [name for name in self.frame if SETTING.match(str(name))]
         same = [name for name in columns if self.frame[name].astype(str).nunique() == 1]
         values = {SETTING.sub("", name): self.frame[name].iloc[0] for name in same}
-        return {key: _text(value) for key, value in sorted(values.items()) if not missing(value)}
+        return {key: _text(value) for key, value in sorted(values.items()) if plain(value) is not None}
 
     @property
     def run_list(self) -> pd.DataFrame:
@@ -152,6 +151,6 @@ def _commits(runs: pd.DataFrame) -> str:
 
 
 def _text(value: Any) -> str:
-    if missing(value):
+    if plain(value) is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,12 +1,12 @@
 """Runs grouped for a figure: a group is all seeds of one setting, named so that a person knows it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lora_zoo.analysis.columns import plain
 from lora_zoo.report.figures.style import joined
 
 MOST = 10  # series that a panel can hold and a reader tell apart
@@ -58,20 +58,16 @@ def grouped(runs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, 
 
 def in_order(value: Any) -> tuple[int, float, str]:
     """A key by which numbers come first, by size, then words, then what is missing."""
-    if missing(value):
+    if plain(value) is None:
         return (2, 0.0, "")
     if isinstance(value, Real):
         return (0, float(value), "")
     return (1, float(str(value).count(",")), str(value))
 
 
-def missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA
-
-
 def word(axis: str, value: Any) -> str:
     """A value as part of a name: r8, lora, q,v, learning rate 0.01; "" for what a variant does not have."""
-    if missing(value):
+    if plain(value) is None:
         return ""
     said = f"{value:g}" if isinstance(value, float) else str(value)
     if axis in BARE:

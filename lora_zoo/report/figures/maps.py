@@ -23,13 +23,13 @@ def grid(runs: pd.DataFrame, rows: str, columns: str, by: Sequence[str], *, valu
     measured = done(finished, rows, columns)
     means = finished.groupby([*{rows, columns, "task", *by}], dropna=False)[value].mean()
     others = ["task", *(axis for axis in by if axis not in (rows, columns, "task"))]
-    colour = value_axis(finished, value), float(means.min()), float(means.max())
+    ends, colour = (float(means.min()), float(means.max())), value_axis(finished, value)
     axes = axis_of(columns), axis_of(rows)
     panels = [
-        Heat(panel.name, *axes, _cells(panel.runs, rows, columns, value), *colour)
+        Heat(panel.name, *axes, _cells(panel.runs, rows, columns, value), colour, *ends)
         for panel in groups(measured, others)
     ]
-    title = f"{colour[0].label.capitalize()} by {axes[1].label} and {axes[0].label}"
+    title = f"{colour.label.capitalize()} by {axes[1].label} and {axes[0].label}"
     caption = "Cells: mean over seeds; empty where nothing was run. One colour scale for all panels."
     return Chart(title, caption, panels)
 
