@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
+import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -75,8 +76,6 @@ def _printed(figures: Sequence[Views]) -> dict[tuple[int, int], str]:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and the interpreter of expressions, which a strict policy needs."""
-    import vl_convert
-
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE))
 
 

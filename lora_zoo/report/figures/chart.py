@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import vl_convert
+
 from lora_zoo.report.figures.panels import HIDDEN, Panel
 from lora_zoo.report.figures.style import CONFIG, SeriesStyle, Styles
 
@@ -72,29 +74,23 @@ class Chart:
 
     @cached_property
     def svg(self) -> str:
-        import vl_convert
-
         drawn = str(vl_convert.vegalite_to_svg(self.spec, vl_version=VEGA_LITE))
         ids = list(dict.fromkeys(name for _, name in _ID.findall(drawn)))
         return _ID.sub(lambda found: f"{found[1]}part{ids.index(found[2])}", drawn)
 
     def save(self, stem: str | Path, kinds: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
         """Write `stem`.svg, .pdf and .png (300 dpi); the same chart gives the same SVG and PNG."""
+        points = re.sub(r'(width|height)="([\d.]+)"', _in_points, self.svg, count=2)
+        drawn = {
+            "svg": self.svg.encode,
+            "pdf": lambda: vl_convert.svg_to_pdf(points),
+            "png": lambda: vl_convert.svg_to_png(points, ppi=300),
+        }
         paths = [Path(f"{stem}.{kind}") for kind in kinds]
         for path, kind in zip(paths, kinds, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._drawn(kind))
+            path.write_bytes(drawn[kind]())
         return paths
-
-    def _drawn(self, kind: str) -> bytes:
-        import vl_convert
-
-        if kind == "svg":
-            return self.svg.encode()
-        points = re.sub(r'(width|height)="([\d.]+)"', _in_points, self.svg, count=2)
-        return bytes(
-            vl_convert.svg_to_png(points, ppi=300) if kind == "png" else vl_convert.svg_to_pdf(points)
-        )
 
     def _repr_html_(self) -> str:
         """The picture, its words and the caption, where a notebook shows a cell's last value."""

@@ -41,13 +41,19 @@ class Heat(Panel):
         return len(self.columns) > MANY
 
     @property
+    def deep(self) -> int:
+        """The rows of numbers that would be as high."""
+        return min(len(self.lines), PICTURE) if self.is_picture else len(self.lines)
+
+    @property
     def size(self) -> tuple[float, float]:
-        deep = min(len(self.lines), PICTURE) if self.is_picture else len(self.lines)
-        return (256, 24 * deep) if self.is_picture else (max(150, 36 * len(self.columns)), max(70, 24 * deep))
+        if self.is_picture:
+            return 256, 24 * self.deep
+        return max(150, 36 * len(self.columns)), max(70, 24 * self.deep)
 
     @property
     def height(self) -> int:
-        return 34 * max(3, min(len(self.lines), PICTURE) if self.is_picture else len(self.lines))
+        return 34 * max(3, self.deep)
 
     def spec(self, styles: Styles, legend: dict[str, Any] | None) -> dict[str, Any]:
         ends = [self.low, self.high if self.high > self.low else self.low + 1]
@@ -56,21 +62,15 @@ class Heat(Panel):
         numbers = {"field": "value", "type": "quantitative"}
         shade = {**numbers, "scale": scale, "legend": bar if self.high > self.low else None}
         seamless = {"width": {"band": 1.1}, "height": {"band": 1.1}} if self.is_picture else {}
-        cells = {
-            "mark": {"type": "rect", **seamless},
-            "encoding": {"color": shade, "tooltip": self._tooltip()},
-        }
+        colours = {"color": shade, "tooltip": self._tooltip()}
+        cells = {"mark": {"type": "rect", **seamless}, "encoding": colours}
         ink = {"condition": {"test": f"datum.value < {sum(ends) / 2!r}", "value": "white"}, "value": "black"}
         text = numbers | {"format": f".{self.digits}~g"}
         words = {"mark": {"type": "text", "fontSize": WORD}, "encoding": {"text": text, "color": ink}}
-        return {
-            "data": values(self.rows.dropna(subset=["value"])),
-            "encoding": {
-                "x": self._names("column", self.x, self.columns),
-                "y": self._names("row", self.y, self.lines),
-            },
-            "layer": [cells] if self.is_picture else [cells, words],
-        }
+        x, y = self._names("column", self.x, self.columns), self._names("row", self.y, self.lines)
+        layers = [cells] if self.is_picture else [cells, words]
+        rows = values(self.rows.dropna(subset=["value"]))
+        return {"data": rows, "encoding": {"x": x, "y": y}, "layer": layers}
 
     def _names(self, name: str, axis: Axis, known: list[str]) -> dict[str, Any]:
         ruler = {"title": axis.title, "labelAngle": 0, "ticks": False, "domain": False}
@@ -80,10 +80,8 @@ class Heat(Panel):
     def _tooltip(self) -> list[dict[str, Any]]:
         words = [("row", self.y.title), ("column", self.x.title), ("note", "runs")]
         named = [{"field": name, "title": title} for name, title in words if self.rows[name].any()]
-        return [
-            *named,
-            {"field": "value", "type": "quantitative", "format": ".4~g", "title": self.colour.title},
-        ]
+        number = {"field": "value", "type": "quantitative", "format": ".4~g", "title": self.colour.title}
+        return [*named, number]
 
     def describe(self) -> str:
         what = f"{self.title or 'Panel'}, {self.colour.title} by {self.y.label} and {self.x.label}"
@@ -96,10 +94,6 @@ class Heat(Panel):
 
 def unstacked(table: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers as rows of a `Heat`."""
-    rows = [
-        {"row": str(row), "column": str(column), "value": float(value), "note": ""}
-        for row, line in table.iterrows()
-        for column, value in line.items()
-        if pd.notna(value)
-    ]
-    return pd.DataFrame(rows, columns=["row", "column", "value", "note"])
+    i, j = table.notna().to_numpy().nonzero()
+    names = {"row": table.index[i].map(str), "column": table.columns[j].map(str)}
+    return pd.DataFrame({**names, "value": table.to_numpy(dtype=float)[i, j], "note": ""})
