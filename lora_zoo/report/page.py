@@ -31,6 +31,7 @@ def html(report: Report) -> str:
     """The page as a file's content. The same results give the same bytes."""
     figures = report.figures.views
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]
+    drawn = {"config": CONFIG | {"background": "transparent"}, "charts": charts}
     script, library = _template("page.js"), _library()
     environment = Environment(
         loader=PackageLoader("lora_zoo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -43,13 +44,7 @@ def html(report: Report) -> str:
         buttons=BUTTONS,
         policy=_policy(library, script),
         library=_packed(library),
-        charts=_packed(
-            json.dumps(
-                {"config": CONFIG | {"background": "transparent"}, "charts": charts},
-                allow_nan=False,
-                separators=(",", ":"),
-            )
-        ),
+        charts=_packed(json.dumps(drawn, allow_nan=False, separators=(",", ":"))),
         script=Markup(script),
         style=Markup(_template("page.css")),
         tables=[_scrolling(table.html()) for table in report.tables],

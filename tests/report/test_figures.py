@@ -262,6 +262,13 @@ def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:
     assert len(chart.interactive()[-1]["data"]["values"]) == 7, "nothing is drawn in the hole"
 
 
+def test_a_grid_has_no_panel_for_runs_without_its_settings() -> None:
+    full = sweep(variants=("full",)).assign(rank=math.nan)
+    chart = figures.grid(pd.concat([sweep(alpha=8.0), sweep(), full]), "alpha", "rank", ["variant"])
+    assert [panel.title for panel in chart.panels] == ["pocket-sql · dora", "pocket-sql · lora"]
+    assert len(chart.svg) > 1000
+
+
 def numbers(heat: Panel) -> list[list[float]]:
     return (
         heat.rows.pivot(index="row", columns="column", values="value")
