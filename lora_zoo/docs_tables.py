@@ -28,16 +28,11 @@ def hosts_table() -> str:
     from lora_zoo.hosts.find import HOSTS
 
     rows = ["| host | matrix | variants | `lora_dropout` |", "|---|---|---|---|"]
-    adapters = {name: cls for name, cls in VARIANTS.items() if issubclass(cls, Adapter)}
+    adapters = [cls for cls in VARIANTS.values() if issubclass(cls, Adapter)]
     for host in HOSTS.values():
         about = inspect.cleandoc(host.__doc__ or "").partition("\n")[0].rstrip(".")
-        refused = {name: cls.refuses[host.kind] for name, cls in adapters.items() if host.kind in cls.refuses}
-        but = "; ".join(f"not `{name}`: {why}" for name, why in refused.items())
-        who = (
-            f"all {len(adapters)}"
-            if not refused
-            else f"{len(adapters) - len(refused)} of {len(adapters)}, {but}"
-        )
+        reading = "" if host.sees_input else ", but not those without an effective weight"
+        who = f"all {len(adapters)}{reading if not all(cls.pointwise for cls in adapters) else ''}"
         dropout = "yes" if host.sees_input else "refused: an adapter there never sees the input"
         rows.append(f"| {host.kind} | {about} | {who} | {dropout} |")
     return "\n".join(rows)

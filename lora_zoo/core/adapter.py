@@ -5,17 +5,19 @@ variant overrides `forward` only to compute the same value faster.
 Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout, ForwardCounter
+from lora_zoo.core.dropout import Dropout, ForwardCounter, in_backward
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.hyperparameters import counted
 from lora_zoo.core.init import Init
 from lora_zoo.core.kernel import KERNELS, Kernel
 
@@ -53,9 +55,11 @@ class Variant(ABC):
     equation: ClassVar[str]
     count: ClassVar[str]
     """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
-    mergeable: ClassVar[bool] = True
-    refuses: ClassVar[Mapping[str, str]] = {}
-    """A host's `kind` -> why this variant has no meaning on it."""
+    pointwise: ClassVar[bool] = True
+    """True if the output is `apply(x, weight(W))`. False (a router): there is no `weight`, so no ΔW, merge,
+    spectra or export as LoRA."""
+    sized_by: ClassVar[str] = "rank"
+    """The hyperparameter that `budget=` finds."""
     preset_of: ClassVar[str] = ""
     """The variant of which this is a second name, with other defaults; "" for a variant of its own."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -83,14 +87,39 @@ class Variant(ABC):
         return dict(hyper)
 
     @classmethod
+    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
+        """The reason why a matrix (O, I) of a layer of this `kind` cannot be adapted, None if it can be.
+
+        `hyper` is complete; asked before the model is changed.
+        """
+        return None
+
+    @classmethod
+    def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:
+        """Trainable parameters over all matrices, each (O, I) with its complete hyperparameters.
+
+        By default the sum of `count`; a variant with shared tensors counts them once.
+        """
+        return sum(counted(cls, shape, hyper) for shape, hyper in matrices)
+
+    @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        """The greatest rank that a matrix (O, I) takes; None where there is no such limit."""
+        """The greatest value of `sized_by` that a matrix (O, I) takes; None where there is no such limit."""
         return None
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         """True if the variant can begin with `init`."""
         return init.family in cls.inits
+
+    @classmethod
+    def require_weight(cls, action: str) -> None:
+        """Raise ValueError, saying that `action` is impossible, for a variant without an effective weight."""
+        if not cls.pointwise:
+            raise ValueError(
+                f"{cls.name} has no effective weight, as its output is no product of x with one matrix: "
+                f"it cannot be {action}"
+            )
 
 
 class Adapter(nn.Module, Variant):
@@ -103,10 +132,15 @@ class Adapter(nn.Module, Variant):
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
         self.fused: Kernel | None = KERNELS.find(self.kernel)() if self.kernel else None
+        self.counter = context.counter
 
-    @abstractmethod
     def weight(self, W_OI: Tensor) -> Tensor:
-        """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors."""
+        """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors.
+
+        ValueError for a variant that is not pointwise.
+        """
+        self.require_weight("written as a matrix")
+        raise NotImplementedError
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         W_OI = host.matrix()
@@ -135,6 +169,11 @@ class Adapter(nn.Module, Variant):
             return "plain: the adapter has hooks"
         reason = self.fused.refusal(x, host, self.fused.operands(self))
         return f"plain: {reason}" if reason else "fused"
+
+    def emit(self, value: Tensor) -> None:
+        """Give a scalar of this pass (a router's balance, say) to the hooks, which find it in `emitted()`."""
+        if self.training and torch.is_grad_enabled() and not in_backward():
+            self.counter.emitted.append(value)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""

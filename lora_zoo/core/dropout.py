@@ -21,16 +21,25 @@ class ForwardCounter:
     def __init__(self) -> None:
         self.count, self.read = 0, False
         self.runs = True  # not while the model's passes are those of other adapters
+        self.emitted: list[Tensor] = []
+        """The scalars that adapters emitted in the pass."""
 
     def advance(self, module: nn.Module, *_: object) -> None:
         """A forward pre-hook for the adapted model."""
-        if module.training and self.read and self.runs:
-            self._count()
+        if module.training and self.runs:
+            if self.emitted and not in_backward():
+                self.emitted.clear()
+            if self.read:
+                self._count()
 
     @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own
     def _count(self) -> None:
-        recomputed = torch._C._current_graph_task_id() >= 0  # we are within a backward pass
-        self.count += not recomputed
+        self.count += not in_backward()
+
+
+def in_backward() -> bool:
+    """True within a backward pass: a forward pass there is a recomputation."""
+    return torch._C._current_graph_task_id() >= 0
 
 
 SPARE = 8

@@ -7,11 +7,16 @@ The order of a training step: forward inside `forward_context` -> task loss + `r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from lora_zoo.core.dropout import ForwardCounter
+
+WITHIN_STEP = ("forward_context", "regularizer")
+"""Hooks that act between the forward pass and its backward: they could reach other jobs of the same model."""
 
 
 class Progress(NamedTuple):
@@ -33,6 +38,36 @@ class AdapterHooks(nn.Module):
         object.__setattr__(self, "adapters", dict(adapters))  # owned by their layers, not by the method
 
     adapters: dict[str, Any]
+    packable: ClassVar[bool] = False
+    """True if what this class does within a step (WITHIN_STEP) does not reach other jobs of the same model; a
+    class that overrides one of them and does not say so trains by itself."""
+    model: nn.Module
+    matrices: Mapping[str, Any]
+    seed: int
+    counter: ForwardCounter
+    """The adapted model, its target matrices by name, the seed and the count of passes; set by `attach`."""
+
+    def attach(
+        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter
+    ) -> None:
+        """Show the hooks the adapted model; called once by `inject`, before anything else."""
+        self.__dict__.update(model=model, matrices=matrices, seed=seed, counter=counter)  # not submodules
+
+    @classmethod
+    def not_packable(cls) -> str:
+        """The method within a step that keeps jobs with these hooks from sharing a model, or "".
+
+        The class that overrides it, or one derived from that, may declare `packable = True`.
+        """
+        for method in WITHIN_STEP:
+            lineage = cls.__mro__[: next(n for n, c in enumerate(cls.__mro__) if method in vars(c)) + 1]
+            if lineage[-1] is not AdapterHooks and not any(vars(c).get("packable") for c in lineage):
+                return method
+        return ""
+
+    def emitted(self) -> Tensor | float:
+        """The sum of the scalars that the adapters emitted in the last training pass."""
+        return sum(self.counter.emitted, 0.0)
 
     @classmethod
     def shared(
@@ -40,9 +75,6 @@ class AdapterHooks(nn.Module):
     ) -> nn.Module | None:
         """The module that all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
         return None
-
-    def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        """Look at data before training."""
 
     def on_train_begin(self, total: int) -> None:
         """Training of `total` optimiser steps is about to start; may be called again before it does.

@@ -15,6 +15,16 @@ def _check(name: str, cls: "type[Variant]") -> None:
     for fact in ("paper", "equation"):
         if not isinstance(getattr(cls, fact, None), str):
             raise TypeError(f"variant {name!r} ({cls.__qualname__}) must state its `{fact}`")
+    needed = "weight" if cls.pointwise else "forward"
+    if cls.adapts and not _overrides(cls, needed):
+        also = "" if cls.pointwise else ", as it is not pointwise"
+        raise TypeError(f"variant {name!r} ({cls.__qualname__}) must define `{needed}`{also}")
+
+
+def _overrides(cls: type[Any], method: str) -> bool:
+    """True if a class below the interface itself defines `method`."""
+    owner = next(base for base in cls.__mro__ if method in vars(base))
+    return owner.__module__ != "lora_zoo.core.adapter"
 
 
 VARIANTS: "Registry[type[Variant]]" = Registry(

@@ -157,9 +157,7 @@ class AdapterSet(Mapping[str, A]):
         if self._merged is not None:
             return
         for name in self.active:
-            variant = self._by_name[name].variant
-            if not variant.mergeable:
-                raise ValueError(f"{variant.name} is no function of the weight alone and cannot be merged")
+            self._by_name[name].variant.require_weight("merged")
         self._merged = {}
         merge_wrappers(self.model, self._wrappers, self._merged)
         self._tying.update()

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.core.hyperparameters import counted, hyperparameters
+from lora_zoo.core.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from lora_zoo.core.adapter import Variant
@@ -27,30 +27,36 @@ def rank_within(
     sizes: Sequence[tuple[tuple[int, int], Mapping[str, Any]]],
     hyper: Mapping[str, Any],
 ) -> int:
-    """The rank whose trainable parameters come closest to `budget` and do not exceed it.
+    """The size (`sized_by`: the rank) whose parameters come closest to `budget` and do not exceed it.
 
     `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps. Adapters
-    count, fully trained parameters do not. Raises ValueError where rank 1 is too much already, or where the
-    variant has no rank; warns where the matrices are too small to use the budget.
+    count, fully trained parameters do not. Raises ValueError where size 1 is too much already, or where the
+    variant has no such hyperparameter or its number of parameters does not grow with it; warns where the
+    matrices are too small to use the budget.
     """
-    if "rank" not in hyperparameters(cls):
-        raise ValueError(f"budget={budget}: {cls.name} has no rank that could meet it")
+    key = cls.sized_by
+    if key not in hyperparameters(cls):
+        raise ValueError(f"budget={budget}: {cls.name} has no {key} that could meet it")
     limit = parameters(budget)
 
-    def needed(rank: int) -> int:
-        return sum(counted(cls, shape, {**hyper, "rank": rank, **own}) for shape, own in sizes)
+    def needed(size: int) -> int:
+        return cls.trainable_count([(shape, {**hyper, key: size, **own}) for shape, own in sizes])
 
     if needed(1) > limit:
-        raise ValueError(f"budget={budget}: {cls.name} at rank 1 has {needed(1):,} trainable parameters here")
-    bounds = [cls.largest_rank(shape, hyper) for shape, own in sizes if "rank" not in own]
+        raise ValueError(
+            f"budget={budget}: {cls.name} at {key} 1 has {needed(1):,} trainable parameters here"
+        )
+    bounds = [cls.largest_rank(shape, hyper) for shape, own in sizes if key not in own]
     most = min((bound for bound in bounds if bound is not None), default=limit)
+    if most > 1 and needed(most) == needed(1):
+        raise ValueError(f"budget={budget}: {cls.name} has {needed(1):,} parameters here, whatever its {key}")
     low, high = 1, min(most, limit) + 1  # needed(low) fits; rank `high` is too much or impossible
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if needed(middle) <= limit else (low, middle)
     if low == most and needed(low) < limit:
         warnings.warn(
-            f"budget={budget}: the smallest matrix allows rank {low} at most, {needed(low):,} parameters",
+            f"budget={budget}: the smallest matrix allows {key} {low} at most, {needed(low):,} parameters",
             stacklevel=3,
         )
     return low

@@ -50,6 +50,7 @@ class Injection:
             self.hooks: AdapterHooks = self.variant.hooks(
                 self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
+            self.hooks.attach(model, self.matrices, seed=seed, counter=self.counter)
             # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
@@ -94,7 +95,9 @@ class Injection:
     def update(self, name: str) -> Update:
         """`name, W, ΔW` of one of the matrices that change."""
         W_OI = self.base_weight(name)
-        if name not in self.adapters:
+        if name in self.adapters:
+            self.variant.require_weight("read as a ΔW")
+        else:
             return Update(name, W_OI, wide(self.trained[self._parameter_name(name)]) - W_OI)
         with uncast(W_OI.device):
             return Update(name, W_OI, self.adapters[name].weight(W_OI) - W_OI)

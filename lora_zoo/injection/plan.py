@@ -76,12 +76,26 @@ def plan_injection(
             raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
     patterns = pattern_values(cls, matrices, {"rank": rank_pattern, "alpha": alpha_pattern})
     if budget is not None and matrices:
-        if "rank" in hyper:
-            raise ValueError(f"budget={budget} sets the rank; rank={hyper['rank']} cannot be given as well")
+        key = cls.sized_by
+        if key in hyper:
+            raise ValueError(f"budget={budget} sets the {key}; {key}={hyper[key]} cannot be given as well")
         sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
-        complete["rank"] = rank_within(budget, cls, sizes, complete)
+        complete[key] = rank_within(budget, cls, sizes, complete)
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
-    return InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+    plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+    refuse_unfit(plan)
+    return plan
+
+
+def refuse_unfit(plan: InjectionPlan) -> None:
+    """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
+    for matrix in plan.matrices:
+        kind, hyper = matrix.host.kind, plan.hyperparameters_at(matrix)
+        if reason := plan.variant.refusal(kind, matrix.shape, hyper):
+            O, I = matrix.shape
+            raise ValueError(
+                f"{plan.variant.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
+            )
 
 
 def target_matrices(
@@ -95,8 +109,8 @@ def target_matrices(
     if not chosen and not unmatched:
         raise ValueError(f"nothing is left to adapt of target_modules={targets.target_modules}")
     for matrix in chosen:
-        if reason := cls.refuses.get(matrix.host.kind):
-            raise ValueError(f"{cls.name} cannot adapt {matrix.name}, a {matrix.host.kind}: {reason}")
+        if not (cls.pointwise or matrix.host.sees_input):
+            cls.require_weight(f"put on {matrix.name}, which its module reads and does not call")
     if sentence := overlooked(known, targets, chosen):
         warnings.warn(sentence, stacklevel=4)
     return chosen, [missing(model, known, *miss) for miss in unmatched]

@@ -67,6 +67,8 @@ class AdapterWrapper(nn.Module, ABC):
         live = self.live()
         if not live:
             return stored
+        for _, adapter in (entry for entries in live for entry in entries):
+            adapter.require_weight(f"read at {self.name}")
         wide = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)
         with uncast(stored.device):
             for host, adapter in live[0]:

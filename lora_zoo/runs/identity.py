@@ -21,6 +21,8 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that the settings ask for. ValueError where its variant is unknown or cannot be loaded."""
     variant = VARIANTS.find(str(settings.variant.get("name")))
     settings = completed(settings, variant)
+    if settings.merge:
+        variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
     return RunSpec(settings, variant, identity, parts, tuple(overrides))
 

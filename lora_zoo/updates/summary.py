@@ -20,10 +20,12 @@ def summary(injection: "Injection") -> list[dict[str, Any]]:
     """One row per changed matrix; call it on adapters that are not merged.
 
     `relative_norm` is ||ΔW||_F / ||W||_F, None where W is zero; `magnitude_change` and `direction_change` are
-    those of `RowChanges`; `singular_values` are the 64 largest.
+    those of `RowChanges`; `singular_values` are the 64 largest. Where an adapter has no ΔW, there is no row.
     """
     rows = []
     for name in injection.matrix_names():
+        if name in injection.adapters and not injection.variant.pointwise:
+            continue  # no ΔW
         _, W_OI, dW_OI = injection.update(name)
         rows.append(_row(update_of(injection, name), W_OI, dW_OI))
     return rows
@@ -33,6 +35,8 @@ def summary(injection: "Injection") -> list[dict[str, Any]]:
 def update_of(injection: "Injection", name: str) -> WeightUpdate:
     """The update of one matrix: by its factors where it has them, else dense."""
     adapter = injection.adapters.get(name)
+    if adapter is not None:
+        injection.variant.require_weight("read as a ΔW")
     if adapter is not None and (factors := adapter.factors()) is not None:
         return FactoredUpdate(name, *factors)
     _, W_OI, dW_OI = injection.update(name)

@@ -32,6 +32,8 @@ class ForwardPass(NamedTuple):
 
     row_groups: list[RowGroup]
     cuts: list[BackboneOutput]
+    emitted: list[tuple[Tensor, Tensor]]
+    """The scalars that adapters emitted, each with the leaf that its job's loss sees."""
 
 
 class Backbone:
@@ -87,17 +89,31 @@ class Backbone:
         joined = join(row_groups, batches, self.padding)
         with adapters_of(self.model).batched_forward(row_groups):
             outputs = self.plain(**joined)
-        passed = ForwardPass(row_groups, [])
+        passed = ForwardPass(row_groups, [], [])
+        for group in row_groups:
+            self._cut_emitted(group.name, passed)
         return [_cut(outputs, number, passed) for number in range(len(row_groups))], passed
 
     def backward(self, passed: ForwardPass) -> None:
         """Send the leaves' gradients back through the backbone; rows without one get none."""
         live = [cut for cut in passed.cuts if any(leaf.grad is not None for leaf in cut.leaves)]
-        if live:
+        whole = [cut.whole for cut in live] + [one for one, leaf in passed.emitted if leaf.grad is not None]
+        if whole:
             gradients = [_gradient(passed.row_groups, cut) for cut in live]
+            gradients += [leaf.grad for _, leaf in passed.emitted if leaf.grad is not None]
             groups = adapters_of(self.model)
             with groups.batched_forward(passed.row_groups):  # gradient checkpointing recomputes passes
-                torch.autograd.backward([cut.whole for cut in live], gradients)
+                torch.autograd.backward(whole, gradients)
+
+    def _cut_emitted(self, name: str, passed: ForwardPass) -> None:
+        """Put leaves in place of the scalars that the adapters of one job emitted."""
+        injection = adapters_of(self.model).get(name)
+        if injection is None:
+            return
+        values = injection.counter.emitted
+        leaves = [value.detach().requires_grad_(value.requires_grad) for value in values]
+        passed.emitted.extend(zip(values, leaves, strict=True))
+        values[:] = leaves
 
 
 def _cut(value: Any, number: int, passed: ForwardPass) -> Any:

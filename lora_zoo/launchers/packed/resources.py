@@ -105,6 +105,8 @@ class PackedResources(FreshResources):
         """The reason why the job cannot share the base; "" if it can."""
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
             plan = plan_injection(model, variant, **arguments)
+        if method := variant.hooks.not_packable():
+            return f"{variant.name}'s hooks override {method}, which could reach other jobs (see `packable`)"
         if reason := backbone.refuses(plan):
             return reason
         frozen = [name for name in heads if name not in plan.fully_trained]

@@ -26,6 +26,8 @@ class Budget(AdapterHooks):
     code is the default and the option offers the paper: `orth_reg=sum_squared`, `sensitivity=pre_step`.
     """
 
+    packable = True  # its penalty reads the adapters' own parameters
+
     def __init__(
         self,
         adapters: Mapping[str, "AdaLoRA"],
