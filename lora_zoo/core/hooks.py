@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.dropout import ForwardCounter
@@ -71,9 +70,13 @@ class AdapterHooks(nn.Module):
 
     @classmethod
     def shared(
-        cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
+        cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> nn.Module | None:
-        """The module that all adapters share; `shapes` maps each adapted matrix's name to its (O, I)."""
+        """The module that all adapters share; `shapes` maps each adapted matrix's name to its (O, I).
+
+        Its tensors belong on the device of `like`, trainable ones in its dtype. They train, are counted and
+        saved once, and their gradients add over the matrices. `hyper` holds the greatest rank.
+        """
         return None
 
     def on_train_begin(self, total: int) -> None:

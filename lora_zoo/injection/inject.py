@@ -46,7 +46,7 @@ class Injection:
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
         self._adapter_set = adapters_of(model)
         with self._adapter_set.disabled():
-            self.adapters = build(plan, seed=seed, counter=self.counter)
+            self.adapters, self.shared = build(plan, seed=seed, counter=self.counter)
             self.hooks: AdapterHooks = self.variant.hooks(
                 self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
@@ -64,10 +64,18 @@ class Injection:
         return self._adapter_parameters() | {name: self.trained[name] for name in self.fully_trained}
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
-        every = (
-            (f"{name}.{p_name}", p) for name, a in self.adapters.items() for p_name, p in a.named_parameters()
-        )
-        return {name: p for name, p in every if p.requires_grad}
+        every = self._adapter_tensors().items()
+        return {name: p for name, p in every if isinstance(p, nn.Parameter) and p.requires_grad}
+
+    def _adapter_tensors(self) -> dict[str, Tensor]:
+        """The saved tensors: `matrix.tensor` of each adapter, and once `shared.tensor` of what all share."""
+        common = {} if self.shared is None else self.shared.state_dict(keep_vars=True)
+        ids = {id(tensor) for tensor in common.values()}
+        every = {
+            f"{n}.{k}": t for n, a in self.adapters.items() for k, t in a.state_dict(keep_vars=True).items()
+        }
+        own = {name: tensor for name, tensor in every.items() if id(tensor) not in ids}
+        return own | {f"shared.{name}": tensor for name, tensor in common.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.named_parameters().values())
@@ -157,8 +165,8 @@ class Injection:
         self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors that the base lacks: `matrix.tensor` of the adapters, and fully trained parameters."""
-        own = {f"{n}.{k}": v for n, a in self.adapters.items() for k, v in a.state_dict().items()}
+        """All tensors that the base lacks: the adapters', those that they share, fully trained parameters."""
+        own = {name: tensor.detach() for name, tensor in self._adapter_tensors().items()}
         return own | {name: self.trained[name].detach() for name in self.fully_trained}
 
     @torch.no_grad()
@@ -182,6 +190,7 @@ class Injection:
         """Number of parameters of the model with this adapter alone, tied ones once."""
         base = base_parameters(self.model) | self.trained
         own = [p for a in self.adapters.values() for p in a.parameters()]
+        own += [] if self.shared is None else self.shared.parameters()
         return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
 
 

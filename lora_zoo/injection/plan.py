@@ -9,6 +9,7 @@ from torch import nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names
@@ -172,22 +173,29 @@ def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns:
     return dict(hyper) | {key: own[matrix.name] for key, own in patterns.items() if matrix.name in own}
 
 
-def build(plan: InjectionPlan, *, seed: int, counter: ForwardCounter) -> dict[str, Adapter]:
-    """Make the adapters, not yet in any model. ValueError for a value that a matrix cannot take."""
+def build(
+    plan: InjectionPlan, *, seed: int, counter: ForwardCounter
+) -> tuple[dict[str, Adapter], nn.Module | None]:
+    """Make the adapters and the module that they share, not yet in any model.
+
+    ValueError for a value that a matrix cannot take.
+    """
     variant, hyper = plan.variant, plan.hyperparameters
     if not plan.matrices:
-        return {}
+        return {}, None
     own = {matrix.name: plan.hyperparameters_at(matrix) for matrix in plan.matrices}
     greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
     shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
-    device = plan.matrices[0].host.matrix().device
-    shared = variant.hooks.shared(shapes, device, **{**hyper, **greatest})
+    W_OI = plan.matrices[0].host.matrix()
+    like = W_OI.new_empty(0, dtype=at_least_float32(W_OI.dtype))
+    shared = variant.hooks.shared(shapes, like, seed=seed, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
     taken = accepted(variant, hyper).keys()
-    return {
+    adapters = {
         matrix.name: make(
             LayerContext(matrix.name, matrix.host, seed, counter, shared),
             **{key: own[matrix.name][key] for key in taken},
         )
         for matrix in plan.matrices
     }
+    return adapters, shared

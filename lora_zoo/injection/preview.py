@@ -1,6 +1,7 @@
 """Preview of an injection: matrices, ranks and sizes, from the model's structure alone (`meta` will do)."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ class PreviewRow:
 class Preview:
     """The matrices that an injection would adapt: `trainable` of `total` parameters, `bytes` on disk.
 
+    `shared` of the trainable parameters belong to all rows together and are in none of them.
     `fully_trained` maps parameters without an adapter that train to their sizes, `unmatched` holds a sentence
     for each target that matches nothing, `idle` counts the matrices by role that nothing adapts.
     """
@@ -47,6 +49,7 @@ class Preview:
     trainable: int
     total: int
     bytes: int
+    shared: int = 0
     unmatched: list[str] = field(default_factory=list)
     idle: dict[str, int] = field(default_factory=dict)
 
@@ -76,26 +79,36 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     plan = plan_injection(model, *arguments, **options)
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
-        adapters = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
-    rows = [_row(matrix, adapters[matrix.name], plan.hyperparameters_at(matrix)) for matrix in matrices]
+        adapters, shared = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
+    common = {} if shared is None else {id(t): t for t in shared.state_dict(keep_vars=True).values()}
+    rows = [
+        _row(matrix, adapters[matrix.name], plan.hyperparameters_at(matrix), common) for matrix in matrices
+    ]
+    together = sum(t.numel() for t in common.values() if t.requires_grad)
     every, names = base_parameters(model), set(plan.fully_trained)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): p.numel() for name, p in every.items() if name not in names}
-    added = sum(p.numel() for a in adapters.values() for p in a.parameters())
+    own = [p for a in adapters.values() for p in a.parameters()] + list(shared.parameters() if shared else ())
+    added = sum(p.numel() for p in {id(p): p for p in own}.values())
     return Preview(
         plan.variant.name,
         rows,
         fully_trained,
-        trainable=sum(row.trainable for row in rows) + sum(fully_trained.values()),
+        trainable=sum(row.trainable for row in rows) + together + sum(fully_trained.values()),
         total=sum(frozen.values()) + sum(fully_trained.values()) + added,
-        bytes=sum(row.bytes for row in rows) + sum(p.numel() * p.element_size() for _, p in full.values()),
+        bytes=sum(row.bytes for row in rows)
+        + sum(t.numel() * t.element_size() for t in (*common.values(), *(p for _, p in full.values()))),
+        shared=together,
         unmatched=list(plan.unmatched),
         idle=_idle(find_matrices(model), plan.matrices, names),
     )
 
 
-def _row(matrix: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> PreviewRow:
+def _row(
+    matrix: TargetMatrix, adapter: Adapter, hyper: dict[str, Any], common: Mapping[int, Tensor]
+) -> PreviewRow:
+    own = [tensor for tensor in adapter.state_dict(keep_vars=True).values() if id(tensor) not in common]
     return PreviewRow(
         name=matrix.name,
         tensor=matrix.tensor,
@@ -105,8 +118,8 @@ def _row(matrix: TargetMatrix, adapter: Adapter, hyper: dict[str, Any]) -> Previ
         shape=matrix.shape,
         rank=hyper.get("rank"),
         alpha=hyper.get("alpha"),
-        trainable=sum(p.numel() for p in adapter.parameters() if p.requires_grad),
-        bytes=sum(t.numel() * t.element_size() for t in adapter.state_dict().values()),
+        trainable=sum(tensor.numel() for tensor in own if tensor.requires_grad),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in own),
     )
 
 

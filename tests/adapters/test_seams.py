@@ -18,6 +18,7 @@ from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.plan import plan_injection
+from lora_zoo.injection.preview import preview
 from lora_zoo.launchers.packed.backbone import Backbone
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.resources import PackedResources, SharedBase
@@ -289,3 +290,92 @@ def test_hooks_within_a_step_run_by_themselves_unless_they_say_so(hooks: type, m
 def still() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+# --- shared tensors that train ---------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    def __init__(self, shapes: Any, like: Tensor, seed: int, rank: int) -> None:
+        super().__init__()
+        O, I = next(iter(shapes.values()))
+        source = torch.Generator().manual_seed(seed)
+        self.A_RI = nn.Parameter(torch.randn(rank, I, generator=source).to(like))
+        self.B_OR = nn.Parameter(like.new_zeros(O, rank))
+
+
+class PairHooks(AdapterHooks):
+    @classmethod
+    def shared(cls, shapes: Any, like: Tensor, *, seed: int, **hyper: Any) -> Pair:
+        return Pair(shapes, like, seed, hyper["rank"])
+
+
+class Tied(Adapter):
+    """One product for all matrices of one shape, scaled by a vector of each."""
+
+    name, paper, count, hooks = "tied", "none", "R", PairHooks
+    equation, inits = "W' = W + B diag(u) A", ("kaiming",)
+
+    def __init__(self, context: LayerContext, *, rank: int = 8) -> None:
+        super().__init__(context)
+        self.pair = context.shared
+        self.u_R = trainable(context.host.matrix(), (rank,), 1.0)
+        self.dropout = context.dropout(0.0)
+
+    @classmethod
+    def trainable_count(cls, matrices: Any) -> int:
+        (O, I), hyper = matrices[0]
+        return super().trainable_count(matrices) + hyper["rank"] * (O + I)
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        return W_OI + (self.pair.B_OR * self.u_R) @ self.pair.A_RI
+
+
+def test_shared_tensors_train_and_are_counted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    net, tokens = model().train(), batch(2, 5, 0)
+    injection = inject(net, Tied, rank=2, target_modules=["q", "o"])
+    names = list(injection.named_parameters())
+    assert names[-2:] == ["shared.A_RI", "shared.B_OR"] and len(names) == 4 + 2
+    assert (
+        injection.trainable() == 4 * 2 + 2 * 32 == sum(p.numel() for p in net.parameters() if p.requires_grad)
+    )
+    shown = preview(model(), Tied, rank=2, target_modules=["q", "o"])
+    assert (shown.trainable, shown.shared, shown.total) == (injection.trainable(), 64, injection.total())
+    assert plan_injection(
+        model(), Tied, target_modules=["q", "o"], budget=4 * 3 + 3 * 32 + 5
+    ).hyperparameters == {"rank": 3}
+    (group,) = injection.param_groups(lr=0.1)
+    optimizer = torch.optim.SGD([group])
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(**tokens).logits.square().mean().backward()
+        optimizer.step()
+    save_adapter(injection, tmp_path)
+    size = (tmp_path / "adapter.safetensors").stat().st_size
+    assert size < 8 * injection.trainable() + 1500  # float64, and the file's header
+    find = VARIANTS.find
+    monkeypatch.setattr(VARIANTS, "find", lambda name: Tied if name == "tied" else find(name))
+    again = model().train()
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(**tokens).logits, net(**tokens).logits)
+    expected = net(**tokens).logits
+    injection.merge()
+    torch.testing.assert_close(net(**tokens).logits, expected)
+
+
+def test_gradients_of_shared_tensors_add_over_the_matrices() -> None:
+    net, tokens = model().train(), batch(2, 5, 0)
+    injection = inject(net, Tied, rank=2, target_modules=["q", "o"])
+    with torch.no_grad():
+        injection.shared.B_OR.add_(0.1)
+    net(**tokens).logits.square().mean().backward()
+    found = injection.shared.A_RI.grad.clone()
+    apart = []
+    for adapter in injection.adapters.values():  # each in turn reads a copy whose gradient is its own
+        copy = Pair({"": (16, 16)}, injection.shared.A_RI, 0, 2)
+        copy.load_state_dict(injection.shared.state_dict())
+        adapter.pair = copy
+    net.zero_grad()
+    net(**tokens).logits.square().mean().backward()
+    apart = [adapter.pair.A_RI.grad for adapter in injection.adapters.values()]
+    torch.testing.assert_close(found, sum(apart))

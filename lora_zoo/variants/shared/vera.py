@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lora_zoo.core.adapter import LayerContext, trainable
@@ -18,11 +17,11 @@ from lora_zoo.variants.low_rank import Product
 class SharedProjectionHooks(AdapterHooks):
     @classmethod
     def shared(
-        cls, shapes: Mapping[str, tuple[int, int]], device: torch.device, **hyper: Any
+        cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> SharedProjections:
         O, I = (max(side) for side in zip(*shapes.values(), strict=True))
-        seed, projection = hyper["projection_prng_key"], hyper["projection"]
-        return SharedProjections(O, I, hyper["rank"], seed=seed, projection=projection, device=device)
+        key, projection = hyper["projection_prng_key"], hyper["projection"]
+        return SharedProjections(O, I, hyper["rank"], seed=key, projection=projection, device=like.device)
 
 
 @register("vera")
