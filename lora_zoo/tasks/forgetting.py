@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lora_zoo.injection.inject import Injection
-from lora_zoo.models.train_eval import evaluating
+from lora_zoo.models.train_eval import in_mode
 from lora_zoo.tasks.base import on_device
 
 POCKET = "pocket"
@@ -42,7 +42,7 @@ class HeldOutLoss:
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy (nats a token) of each token given those before it in its block."""
-        with evaluating(model):
+        with in_mode(model, training=False):
             return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(BATCH)) / self.tokens
 
     def before_and_after(self, injection: Injection) -> dict[str, Any]:
