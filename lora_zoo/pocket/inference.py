@@ -2,19 +2,12 @@
 
 import random
 from dataclasses import dataclass
-from typing import Protocol
 
 from lora_zoo.pocket import grammar, statements
 from lora_zoo.pocket.statements import Statement
 
 LABELS = ("yes", "no", "maybe")
 """Entailed, contradicted, left open."""
-
-
-class Premise(Protocol):
-    def claim(self, rng: random.Random) -> Statement: ...
-
-    def hypothesis(self, rng: random.Random, label: str) -> Statement: ...
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _pair(format_: str, mapping: dict[str, str]) -> Genre:
 
 
 def _opposite(rng: random.Random) -> str:
-    one, other = rng.sample(rng.choice(grammar.COMPARATIVES), 2)
+    one, other = rng.sample(rng.choice(premises.COMPARATIVES), 2)
     return f"{one} is the opposite of {other} ;"
 
 
