@@ -48,7 +48,6 @@ def load(
     Raises FileNotFoundError where there is no adapter, ValueError where it or the base cannot be read, where
     they do not fit each other, or where `out` holds something.
     """
-    from lora_zoo.config.schema import Model
     from lora_zoo.formats.native import load_adapter, save_adapter
     from lora_zoo.models.base import base_of
     from lora_zoo.models.loading import load_model, load_tokenizer
@@ -57,15 +56,9 @@ def load(
     refuse_to_overwrite(out)
     if not adapter.exists():
         raise FileNotFoundError(f"{adapter} does not exist")
-    if adapter.is_file():
-        if model is None:
-            raise ValueError(f"{adapter} does not say which model it adapts; give --model")
-        settings, own_class = Model(name=Path(model).name, path=model), None
-    else:
-        base = base_of(adapter, model)
-        settings, own_class = base.model, base.auto_class
-    settings.dtype, settings.trust_remote_code = dtype, trust_remote_code
-    auto_class = auto_class or own_class or "AutoModelForCausalLM"
+    base = base_of(adapter, model, trust_remote_code=trust_remote_code)
+    settings, auto_class = base.model, auto_class or base.auto_class
+    settings.dtype = dtype
     head = {"num_labels": num_labels} if num_labels else {}
     network = load_model(settings, auto_class, head, load_tokenizer(settings), seed=0).model
     injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())

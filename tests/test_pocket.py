@@ -1,14 +1,16 @@
 """The embedded model and its tasks: what they promise to be."""
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lora_zoo.pocket import HELD_OUT, nli, sql
 from lora_zoo.pocket import HUB as POCKET
-from lora_zoo.pocket import nli, sql
 
 TASKS = {"sql": sql.examples, "nli": nli.examples}
 SPLITS = {"train": 2000, "validation": 600, "test": 600}
@@ -47,6 +49,17 @@ def test_nli_is_balanced_and_sql_ends_as_it_should() -> None:
     labels = [e["label"] for e in nli.examples("test", 600, 0)]
     assert {labels.count(label) for label in nli.LABELS} == {200}
     assert all(e["target"].endswith(" ;") for e in sql.examples("test", 100, 0))
+
+
+MAKE = Path(__file__).parents[1] / "experiments" / "pocket" / "make"
+
+
+def test_the_scripts_make_the_held_out_text_and_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(MAKE)
+    genres, vocabulary = map(importlib.import_module, ("genres", "vocabulary"))
+    assert genres.held_out(genres.WORDS) == HELD_OUT.read_text()
+    shipped = AutoTokenizer.from_pretrained(POCKET)
+    assert vocabulary.tokenizer().get_vocab() == shipped.get_vocab()
 
 
 def test_an_unknown_split_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -52,33 +53,27 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, options: Options) -
 
 
 def ours(injection: Injection, base: nn.Module, folder: Path) -> dict[str, Prepare]:
-    save = partial(save_adapter, injection, folder)
-    save()
-
-    def merge() -> Run:
-        injection.unmerge()
-        return injection.merge
-
-    return {
-        "save": lambda: save,
-        "load": lambda: partial(load_adapter, copy.deepcopy(base), folder),
-        "merge": merge,
-    }
+    save, load = partial(save_adapter, injection, folder), partial(load_adapter, folder=folder)
+    return operations(base, save, load, injection.merge, injection.unmerge)
 
 
 def in_peft(injection: Injection, base: nn.Module, folder: str) -> dict[str, Prepare]:
     from peft import PeftModel
 
     adapted = peft.wrap(copy.deepcopy(base), peft.config(injection))
-    adapted.save_pretrained(folder)
-    adapted.merge_adapter()
+    save, load = partial(adapted.save_pretrained, folder), partial(PeftModel.from_pretrained, model_id=folder)
+    return operations(base, save, load, adapted.merge_adapter, adapted.unmerge_adapter)
 
-    def merge() -> Run:
-        adapted.unmerge_adapter()
-        return adapted.merge_adapter
 
-    return {
-        "save": lambda: partial(adapted.save_pretrained, folder),
-        "load": lambda: partial(PeftModel.from_pretrained, copy.deepcopy(base), folder),
-        "merge": merge,
-    }
+def operations(
+    base: nn.Module, save: Run, load: Callable[[nn.Module], object], merge: Run, unmerge: Run
+) -> dict[str, Prepare]:
+    """The calls to time, of an adapter that is saved and merged already; off the clock it is unmerged."""
+    save()
+    merge()
+
+    def again() -> Run:
+        unmerge()
+        return merge
+
+    return {"save": lambda: save, "load": lambda: partial(load, copy.deepcopy(base)), "merge": again}

@@ -17,7 +17,6 @@ COLUMNS = {
     "frozen, MB": "{frozen_mb:.1f}",
     **{f"{label}: adapter's own, B/token": f"{{{name}_own:,.0f}}" for name, label in LABELS.items()},
     "fused / PEFT": "{over_peft:.2f}",
-    "fused / LoRA's": "{own_over_lora:.2f}",
     **{f"{name}: peak, MB": f"{{{name}_peak:.1f}}" for name in ("frozen", *LABELS)},
 }
 PLOTTED = {f"{name}_own": label for name, label in LABELS.items()}
@@ -25,12 +24,9 @@ PLOTTED = {f"{name}_own": label for name, label in LABELS.items()}
 
 def measure(options: Options) -> Measurement:
     rows = [measure_one(*case, options.device) for case in options.cases(REFERENCE, options.variants)]
-    lora = {row["shape"]: row["fused_own"] for row in rows if row["variant"] == "lora"}
     for row in rows:
         if row.get("peft_own", 0) > 0:
             row["over_peft"] = row["fused_own"] / row["peft_own"]
-        if row["shape"] in lora:
-            row["own_over_lora"] = row["fused_own"] / lora[row["shape"]]
     keys, unit = ("shape", "variant"), "bytes per token beyond the frozen baseline's"
     return Measurement("memory", "Memory of a step", ABOUT, keys, COLUMNS, rows, unit, PLOTTED)
 

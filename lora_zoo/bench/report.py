@@ -18,8 +18,8 @@ from lora_zoo.runs.environment import environment
 
 Values = dict[str, Any]
 """A table's row: value by name, with `_low` and `_high` for its quartiles."""
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-"""Okabe and Ito's, which colour-blind people can tell apart."""
+FIGURE = Path(__file__).with_name("figure.json")
+"""The figure in Vega-Lite, without data and titles; in Okabe and Ito's colours, for the colour-blind too."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,11 @@ class Measurement:
         """A dot for each point, a whisker for its quartiles, a panel for each value of the first key."""
         import vl_convert
 
-        logarithmic = {"type": "log", "nice": False}
-        encoding: dict[str, dict[str, Any]] = {
-            "x": {"field": "x", "type": "nominal", "sort": None, "title": ", ".join(self.keys[1:])},
-            "y": {"field": "y", "type": "quantitative", "title": self.unit, "scale": logarithmic},
-            "xOffset": {"field": "series", "type": "nominal", "sort": None},
-            "color": {
-                "field": "series",
-                "type": "nominal",
-                "sort": None,
-                "title": None,
-                "scale": {"range": COLOURS},
-            },
-        }
-        whisker = {"y": {**encoding["y"], "field": "low"}, "y2": {"field": "high"}}
-        layers = [{"mark": "rule", "encoding": whisker}, {"mark": {"type": "point", "filled": True}}]
-        spec = {
-            "title": self.title,
-            "data": {"values": self.points()},
-            "facet": {"row": {"field": "panel", "type": "nominal", "sort": None, "title": None}},
-            "resolve": {"scale": {"x": "independent"}},
-            "spec": {"width": {"step": 12}, "height": 180, "encoding": encoding, "layer": layers},
-        }
+        figure = json.loads(FIGURE.read_text())
+        encoding, (whisker, _) = figure["spec"]["encoding"], figure["spec"]["layer"]
+        encoding["x"]["title"] = ", ".join(self.keys[1:])
+        encoding["y"]["title"] = whisker["encoding"]["y"]["title"] = self.unit
+        spec = figure | {"title": self.title, "data": {"values": self.points()}}
         path.write_text(vl_convert.vegalite_to_svg(spec))
 
 

@@ -5,28 +5,17 @@ The file holds no alpha and no names of enabled parts. Shapes: O out, I in, R ra
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import wide
-from lora_zoo.formats.peft.forms import reader_of, spread
-from lora_zoo.formats.peft.low_rank import factored, no_wider
+from lora_zoo.formats.peft.forms import SavedAdapter, reader_of, spread
+from lora_zoo.formats.peft.updates import LowRankUpdate, factored, no_wider
 from lora_zoo.formats.safe_files import tensors_in
-from lora_zoo.formats.saved_adapter import SavedAdapter
 from lora_zoo.injection.base_model import base_buffers, base_parameters
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
-
-
-class LoralibUpdate(NamedTuple):
-    """ΔW = s B A of one matrix."""
-
-    matrix: TargetMatrix
-    scale: float
-    B_OR: Tensor
-    A_RI: Tensor
 
 
 def from_loralib(
@@ -69,7 +58,7 @@ def from_loralib(
 
 def _updates(
     model: nn.Module, pairs: Mapping[str, Mapping[str, Tensor]], alpha: float, enable: Sequence[str]
-) -> Iterator[LoralibUpdate]:
+) -> Iterator[LowRankUpdate]:
     known = find_matrices(model)
     by_name = {matrix.name: matrix for matrix in known}
     for module, pair in pairs.items():
@@ -95,8 +84,8 @@ def _check_matrices(module: str, pair: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{module}.{name} is {tuple(pair[name].shape)}, no matrix")
 
 
-def _update(matrix: TargetMatrix, alpha: float, B: Tensor, A: Tensor) -> LoralibUpdate:
-    return LoralibUpdate(matrix, alpha / len(A), *no_wider(B, A))
+def _update(matrix: TargetMatrix, alpha: float, B: Tensor, A: Tensor) -> LowRankUpdate:
+    return LowRankUpdate(matrix, *no_wider(B, A), alpha / len(A))
 
 
 def _enabled(
@@ -125,7 +114,7 @@ def _enabled(
     return chosen
 
 
-def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> LoralibUpdate:
+def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> LowRankUpdate:
     """The update (O, I) of a convolution, whose factors in loralib are (R k, C k) and (O / groups k, R k)."""
     weight = matrix.host.tensor()
     R, odd = divmod(len(A), weight.shape[-1])
@@ -134,7 +123,7 @@ def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> Lo
         raise ValueError(f"{matrix.name}: lora_A, lora_B and the layer do not fit each other: {shapes}")
     dW_OI = (B.double() @ A.double()).view(matrix.shape).float()
     B_OR, A_RI, _ = factored(dW_OI, min(matrix.shape))
-    return LoralibUpdate(matrix, alpha / R, B_OR, A_RI)
+    return LowRankUpdate(matrix, B_OR, A_RI, alpha / R)
 
 
 def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from lora_zoo.core import init
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.loralib import from_loralib
+from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.formats.peft.read import from_peft, is_peft
-from lora_zoo.formats.saved_adapter import SavedAdapter
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection

@@ -4,7 +4,8 @@ An adapter of a quantised base corrects those values, not the ones from before t
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from lora_zoo.config.schema import Model
 from lora_zoo.injection.inject import Injection
+from lora_zoo.models.base import Base
 from lora_zoo.models.loading import Loaded, load_model, source
 
 
@@ -23,11 +25,12 @@ def scheme_of(settings: Model) -> str | None:
     return (_configuration(settings) or {}).get("quant_method")
 
 
-def load_dequantised(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any) -> Loaded:
-    """The quantised model of `settings` in plain layers of float32; without the scheme in its configuration.
+def load_dequantised(base: Base, tokenizer: Any) -> Loaded:
+    """The quantised base in plain layers of float32; without the scheme in its configuration.
 
     Raises ValueError where the scheme's package is missing, or nothing here turns its codes into numbers.
     """
+    settings = base.model
     given = _configuration(settings)
     assert given is not None, "not quantised"
     try:
@@ -36,8 +39,8 @@ def load_dequantised(settings: Model, auto_class: str, head: Mapping[str, Any], 
         raise ValueError(f"model.path={settings.path}: its quantization_config: {error}") from error
     if hasattr(known, "dequantize"):  # fp8, mxfp4, compressed-tensors: while the file is read
         known.dequantize = True
-        head = {**head, "quantization_config": known}
-    read = load_quantised(settings, auto_class, head, tokenizer)
+        base = base._replace(head={**base.head, "quantization_config": known})
+    read = load_quantised(base, tokenizer)
     model: Any = read.model
     # Before any forward pass: bitsandbytes packs its codes anew in the first one, and then misreads them.
     if getattr(model, "hf_quantizer", None) is not None:
@@ -47,10 +50,10 @@ def load_dequantised(settings: Model, auto_class: str, head: Mapping[str, Any], 
     return Loaded(model.to(torch.float32).eval(), read.new_modules)
 
 
-def load_quantised(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any) -> Loaded:
+def load_quantised(base: Base, tokenizer: Any) -> Loaded:
     """Load the model with its quantised layers. ValueError where their package is missing."""
-    exact = Model(**{**vars(settings), "dtype": "float32"})
-    return load_model(exact, auto_class, head, tokenizer, seed=0)
+    exact = replace(base.model, dtype="float32")
+    return load_model(exact, base.auto_class, base.head, tokenizer, seed=0)
 
 
 def _configuration(settings: Model) -> dict[str, Any] | None:

@@ -55,20 +55,8 @@ def merge(
     saving.refuse_to_overwrite(out)
     folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(base.model)
-    network, new, scheme = _load(base, tokenizer)
-    injection = load_adapter(network, folder, alpha=alpha)
-    _check_heads(new, injection.trained, folder)
-    inputs = batch(network)
-    adapted = logits(network, inputs)
-    notes = [f"the base is dequantised from {scheme}"] if scheme else []
-    if scheme:
-        notes.append(_compare_with_quantised(base, tokenizer, injection, adapted, inputs))
-    injection.merge()
-    injection.remove()
-    if base.unit:
-        adapted, note = _in_unit(network, base.unit, adapted)
-        notes.append(note)
+    scheme, tokenizer = dequantize.scheme_of(base.model), load_tokenizer(base.model)
+    network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha)
     if scheme and base.model.dtype != "auto":
         dtype = dtype or base.model.dtype  # dequantised in float32
     if dtype:
@@ -76,20 +64,34 @@ def merge(
     with saving.whole(out) as part:
         network.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        del network, injection
+        del network  # its memory is the reloaded model's
         again = saving.reloaded(part, base)
-        difference = float((logits(again, inputs) - adapted).abs().max())
+        difference = float((logits(again) - adapted).abs().max())
     saved = str(next(again.parameters()).dtype).removeprefix("torch.")
     return Merged(difference, float(adapted.abs().max()), saved, base.auto_class, notes)
 
 
-def _load(base: Base, tokenizer: Any) -> tuple[Any, list[str], str | None]:
-    """Load the base in plain layers; returns it, the modules its file lacks, and its quantisation scheme."""
-    if scheme := dequantize.scheme_of(base.model):
-        loaded = dequantize.load_dequantised(base.model, base.auto_class, base.head, tokenizer)
+def _merged(
+    base: Base, scheme: str | None, tokenizer: Any, folder: Path, alpha: float | None
+) -> tuple[Any, Tensor, list[str]]:
+    """Load the base in plain layers and merge the adapter; also the adapted model's logits, and notes."""
+    if scheme:
+        network, new = dequantize.load_dequantised(base, tokenizer)
     else:
-        loaded = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
-    return loaded.model, loaded.new_modules, scheme
+        network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
+    injection = load_adapter(network, folder, alpha=alpha)
+    _check_heads(new, injection.trained, folder)
+    inputs = batch(network)
+    adapted, notes = logits(network, inputs), []
+    if scheme:
+        apart = _compare_with_quantised(base, tokenizer, injection, adapted, inputs)
+        notes = [f"the base is dequantised from {scheme}", apart]
+    injection.merge()
+    injection.remove()
+    if base.unit:
+        adapted, note = _in_unit(network, base.unit, adapted)
+        notes.append(note)
+    return network, adapted, notes
 
 
 def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
@@ -104,7 +106,7 @@ def _compare_with_quantised(
 ) -> str:
     """Compare with the scheme's own layers under this adapter, where they run on this machine."""
     try:
-        model: Any = dequantize.load_quantised(base.model, base.auto_class, base.head, tokenizer).model
+        model: Any = dequantize.load_quantised(base, tokenizer).model
         if getattr(model, "hf_quantizer", None) is None:
             return "its own layers do not run on this machine, so they are not compared"
         with dequantize.with_adapter(model, injection):

@@ -1,4 +1,4 @@
-"""Context managers for evaluation and training mode that restore each module's mode."""
+"""Evaluation and training mode for a while."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,22 +7,10 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    with _as_it_was(model):
-        model.eval()
-        yield
-
-
-@contextlib.contextmanager
-def training(model: nn.Module) -> Iterator[None]:
-    with _as_it_was(model):
-        model.train()
-        yield
-
-
-@contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside, all modules train or evaluate; afterwards each has the mode that it had before."""
     before = {module: module.training for module in model.modules()}
+    model.train(training)
     try:
         yield
     finally:
@@ -30,4 +18,4 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-__all__ = ["evaluating", "training"]
+__all__ = ["in_mode"]

@@ -78,14 +78,6 @@ VERBS = (
     (("cleaned", "clean"), ("washed", "wash")),
     (("chose", "choose"), ("selected", "select")),
 )
-COMPARATIVES = (
-    ("older", "younger"),
-    ("taller", "shorter"),
-    ("heavier", "lighter"),
-    ("faster", "slower"),
-    ("richer", "poorer"),
-    ("stronger", "weaker"),
-)
 # Two wordings of one relation between a person and a place, each as (third person, base form).
 RELATIONS = (
     (("lives", "live"), ("resides", "reside")),

@@ -5,7 +5,8 @@ can be compared on the same items; a metric is computed from the same records.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.config.schema import Task
+from lora_zoo.tasks.labels import label_set
 
 Example = dict[str, Any]
-
-
 Outcome = dict[str, Any]
-
-
 IGNORED = -100
 
 
@@ -54,8 +52,16 @@ class TaskType(ABC):
         """Token ids and labels of one training example."""
 
     @abstractmethod
+    def answers(self, model: nn.Module, rows: list[Example]) -> Iterable[Outcome]:
+        """Prediction, reference and score of each row of a batch."""
+
+    @torch.inference_mode()
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
         """The model's answer to each example of a split, in evaluation mode, without gradients."""
+        rows, size = list(data), self.task.eval_batch_size
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        answers = chain.from_iterable(self.answers(model, batch) for batch in batches)
+        return [{"item": row["item"]} | answer for row, answer in zip(rows, answers, strict=True)]
 
     def collate(self, batch: list[Example]) -> dict[str, Tensor]:
         """Pad on the right, labels with `IGNORED`."""
@@ -79,13 +85,27 @@ class TaskType(ABC):
         """A split as training examples."""
         return [self.encode(example) for example in data]
 
-    def _batches(self, data: Any) -> Iterator[list[Example]]:
-        rows, size = list(data), self.task.eval_batch_size
-        yield from (rows[i : i + size] for i in range(0, len(rows), size))
-
     def _prompt_ids(self, example: Example) -> list[int]:
         text = self.task.template.format(**example)
         return self.tokenizer(text, truncation=True, max_length=self.task.max_length)["input_ids"]
+
+
+class LabelledTask(TaskType, ABC):
+    """Examples with a label of a known set; predictions and references are its numbers."""
+
+    def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
+        super().__init__(task, tokenizer, splits)
+        self.labels = label_set(task, splits)
+
+    def made_up(self) -> tuple[list[Any], list[Any]]:
+        return list(range(len(self.labels))), list(range(len(self.labels)))
+
+    def target(self, label: Any) -> int:
+        return label if isinstance(label, int) and label not in self.labels else self.labels.index(str(label))
+
+    def judged(self, prediction: int, label: Any) -> Outcome:
+        reference = self.target(label)
+        return {"prediction": prediction, "reference": reference, "score": float(prediction == reference)}
 
 
 def continuation(tokenizer: Any, text: str) -> list[int]:

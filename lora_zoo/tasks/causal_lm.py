@@ -41,13 +41,12 @@ class CausalLM(TaskType):
         target = continuation(self.tokenizer, self.ended(example["target"]))
         return continued(prompt, target, self.task.max_length)
 
-    @torch.inference_mode()
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        found = []
-        for rows in self._batches(grouped(data) if self.task.group_references else data):
-            for row, text in zip(rows, self._texts(model, rows), strict=True):
-                found.append({"item": row["item"]} | self._judged(text, row["target"]))
-        return found
+        return super().outcomes(model, grouped(data) if self.task.group_references else data)
+
+    def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
+        texts = self._texts(model, rows)
+        return [self._judged(text, row["target"]) for text, row in zip(texts, rows, strict=True)]
 
     def _judged(self, text: str, target: str | list[str]) -> Outcome:
         references = [self._clean(t) for t in ([target] if isinstance(target, str) else target)]

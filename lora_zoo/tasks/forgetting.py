@@ -1,6 +1,5 @@
 """Forgetting: a causal model's loss on held-out text (nats a token), before fine-tuning and after."""
 
-import random
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lora_zoo.injection.inject import Injection
-from lora_zoo.models.train_eval import evaluating
+from lora_zoo.models.train_eval import in_mode
+from lora_zoo.pocket import HELD_OUT
 from lora_zoo.tasks.base import on_device
 
 POCKET = "pocket"
@@ -42,7 +42,7 @@ class HeldOutLoss:
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy (nats a token) of each token given those before it in its block."""
-        with evaluating(model):
+        with in_mode(model, training=False):
             return sum(float(_summed(model, ids)) for ids in self.ids_NL.split(BATCH)) / self.tokens
 
     def before_and_after(self, injection: Injection) -> dict[str, Any]:
@@ -61,11 +61,8 @@ def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:
 
 def _pocket(tokenizer: Any) -> Iterator[int]:
     """Documents of the pocket's last stage of pretraining, from a seed that pretraining did not use."""
-    from lora_zoo.pocket import genres
-
-    documents = genres.documents(random.Random("retention"), lambda: 1.0)
     unknown = tokenizer.unk_token_id
-    for document in documents:
+    for document in HELD_OUT.read_text().splitlines():
         ids = tokenizer(f"{tokenizer.bos_token or ''} {document}", add_special_tokens=False)["input_ids"]
         if unknown is not None and unknown in ids:
             raise ValueError(

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.tasks.base import IGNORED, Example, Outcome, TaskType, continuation, continued, on_device
-from lora_zoo.tasks.labels import label_set
+from lora_zoo.tasks.base import IGNORED, Example, LabelledTask, Outcome, continuation, continued, on_device
 
 
 @TASK_TYPES.register("multiple_choice")
-class MultipleChoice(TaskType):
+class MultipleChoice(LabelledTask):
     """A decoder chooses among label words: the one whose tokens are likeliest after the prompt."""
 
     columns = ("prompt", "label")
@@ -21,7 +20,6 @@ class MultipleChoice(TaskType):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
-        self.labels = label_set(task, splits)
         self.words = [continuation(tokenizer, label) for label in self.labels]
         for label, word in zip(self.labels, self.words, strict=True):
             if not word:
@@ -31,22 +29,13 @@ class MultipleChoice(TaskType):
                     f"task {task.name}: to the tokenizer the label {label!r} is like another one"
                 )
 
-    def made_up(self) -> tuple[list[Any], list[Any]]:
-        return list(range(len(self.labels))), list(range(len(self.labels)))
-
     def encode(self, example: Example) -> Example:
-        return continued(self._prompt_ids(example), self.words[self.labels.index(str(example["label"]))])
+        return continued(self._prompt_ids(example), self.words[self.target(example["label"])])
 
-    @torch.inference_mode()
-    def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        found = []
-        for rows in self._batches(data):
-            scores = torch.stack([self._likelihood(model, rows, word) for word in self.words], dim=1)
-            for row, prediction in zip(rows, scores.argmax(dim=1).tolist(), strict=True):
-                reference = self.labels.index(str(row["label"]))
-                outcome = {"prediction": prediction, "reference": reference}
-                found.append({"item": row["item"]} | outcome | {"score": float(prediction == reference)})
-        return found
+    def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
+        scores = torch.stack([self._likelihood(model, rows, word) for word in self.words], dim=1)
+        chosen = scores.argmax(dim=1).tolist()
+        return [self.judged(one, row["label"]) for one, row in zip(chosen, rows, strict=True)]
 
     def _likelihood(self, model: nn.Module, rows: list[Example], word: list[int]) -> Tensor:
         """Log-probability of `word` after each row's prompt, (rows,)."""

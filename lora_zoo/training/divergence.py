@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.wrappers import AdapterWrapper
-from lora_zoo.models.train_eval import evaluating
+from lora_zoo.models.train_eval import in_mode
 
 _log = logging.getLogger("lora_zoo")
 SHOWN = 5  # layers that a message names
@@ -89,7 +89,7 @@ def locate_nonfinite(injection: Injection, inputs: Mapping[str, Any], loss: Tens
 def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     """The adapted layer whose output is the first that is not finite, in a pass without dropout."""
     seen: list[str] = []
-    with contextlib.ExitStack() as hooks, evaluating(model):
+    with contextlib.ExitStack() as hooks, in_mode(model, training=False):
         for wrapper in (module for module in model.modules() if isinstance(module, AdapterWrapper)):
             hook = wrapper.register_forward_hook(lambda s, _, y: seen.append(s.name) if _broken(y) else None)
             hooks.callback(hook.remove)

@@ -7,7 +7,7 @@ from torch import nn
 
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
-from lora_zoo.models.train_eval import evaluating
+from lora_zoo.models.train_eval import in_mode
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example
 from lora_zoo.training.resources import TaskData
@@ -34,7 +34,7 @@ class Evaluator:
 
     def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
         model = self.injection.model
-        with evaluating(model):
+        with in_mode(model, training=False):
             outcomes = self.data.kind.outcomes(model, self.data.splits[split])
         if keep:
             self.record.examples(split, outcomes)

@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
-from lora_zoo.models.train_eval import evaluating
+from lora_zoo.models.train_eval import in_mode
 from lora_zoo.training import checkpoints, divergence
 from lora_zoo.training.callbacks import HookCallback
 from lora_zoo.training.state import TrainState
@@ -93,7 +93,7 @@ class ZooTrainer(Trainer):
         batch = self._prepare_inputs(self.data_collator([data[i] for i in range(min(size, len(data)))]))
         count, cast = counter.count, self.compute_loss_context_manager()
         try:
-            with evaluating(model), cast, activations.embedded_inputs_learn(model):
+            with in_mode(model, training=False), cast, activations.embedded_inputs_learn(model):
                 saved = activations.saved_bytes(model, lambda: model(**batch).loss)
                 with self.injection.disabled():
                     frozen = activations.saved_bytes(model, lambda: model(**batch).loss)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import genres
 import torch
 import vocabulary
 from initialisation import initialise
@@ -14,8 +15,6 @@ from muon import Muon
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from lora_zoo.pocket import genres
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 import random
 
+import genres
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lora_zoo.pocket import genres, grammar, nli, sql
+from lora_zoo.pocket import grammar, nli, sql
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 _SAMPLE = 4_000

@@ -7,22 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_zoo.formats.peft.forms import (
-    PREFIX,
-    ParsedAdapter,
-    PeftContent,
-    PeftFolder,
-    PeftFormat,
-    Unfit,
-    number,
-    pick,
-    stored,
-    whole_dense,
-)
+from lora_zoo.formats.peft.forms import DenseFormat, HyperAndState, PeftFolder, Unfit, number, pick
 from lora_zoo.injection.inject import Injection
-from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.matrices import TargetMatrix
 
 _SAME = {"lora_alpha": "alpha", "target_r": "rank", "deltaT": "deltaT", "beta1": "beta1", "beta2": "beta2"}
 _SAME |= {"orth_reg_weight": "orth_reg_weight", "lora_dropout": "lora_dropout"}
@@ -31,44 +20,26 @@ _SCHEDULE = {"tinit": 0, "tfinal": 0, "total_step": 1}
 """PEFT loads no AdaLoRA without a schedule; training on needs another one."""
 
 
-class AdaLoraFormat(PeftFormat):
+class AdaLoraFormat(DenseFormat):
     """Every triplet is written, with λ = 0 for those that were pruned: PEFT's scale counts them too."""
 
-    peft_type = "ADALORA"
+    peft_type, method = "ADALORA", "AdaLoRA"
 
-    def accepts(self, config: Mapping[str, Any]) -> bool:
-        return bool(config["peft_type"] == self.peft_type)
-
-    def to_peft(self, injection: Injection) -> PeftContent:
-        tensors: dict[str, Tensor] = {}
+    def config(self, injection: Injection) -> dict[str, Any]:
         init_ranks = {len(adapter.state_dict()["E_R"]) for adapter in injection.adapters.values()}
         if len(init_ranks) > 1 or injection.patterns:
             raise Unfit("PEFT's AdaLoRA has one init_r and one alpha for all layers")
-        for name, adapter in injection.adapters.items():
-            if not whole_dense(injection.matrices[name]):
-                raise Unfit(f"PEFT's AdaLoRA adapts whole linear layers, {name} is none")
-            state = adapter.state_dict()
-            for theirs, ours in {"A": state["A_RI"], "B": state["B_OR"], "E": state["E_R"][:, None]}.items():
-                tensors[f"{PREFIX}{name}.lora_{theirs}"] = stored(ours)
-        transposed = any(matrix.host.transposed for matrix in injection.matrices.values())
-        config = {
-            "peft_type": self.peft_type,
-            "target_modules": sorted(injection.adapters),
-            "init_r": init_ranks.pop(),
-            "fan_in_fan_out": transposed,
-            "init_lora_weights": True,
-            **{theirs: number(injection.hyper[ours]) for theirs, ours in _SAME.items()},
-            **_SCHEDULE,
-        }
-        return PeftContent(config, tensors, [])
+        fields = {theirs: number(injection.hyper[ours]) for theirs, ours in _SAME.items()}
+        return {"init_r": init_ranks.pop(), "init_lora_weights": True, **fields, **_SCHEDULE}
 
-    def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
-        known, config = {matrix.name: matrix for matrix in find_matrices(model)}, folder.config
+    def tensors(self, adapter: Any) -> dict[str, Tensor]:
+        state = adapter.state_dict()
+        return {"lora_A": state["A_RI"], "lora_B": state["B_OR"], "lora_E": state["E_R"][:, None]}
+
+    def parse(self, folder: PeftFolder, known: Mapping[str, TargetMatrix]) -> HyperAndState:
+        config, state = folder.config, dict[str, Tensor]()
         R = config.get("init_r", 12)
-        state: dict[str, Tensor] = {}
         for module, tensors in folder.modules.items():
-            if not whole_dense(known[module]):
-                raise ValueError(f"{module}, a {known[module].host.kind}, has no AdaLoRA here")
             (O, I), mask_R = known[module].shape, _mask(config, module, R)
             left = int(mask_R.sum())
             A, B, E = pick(module, tensors, {"lora_A": (left, I), "lora_B": (O, left), "lora_E": (left, 1)})
@@ -76,10 +47,9 @@ class AdaLoraFormat(PeftFormat):
             state[f"{module}.B_OR"] = B.new_zeros(R, O).masked_scatter_(mask_R[:, None], B.T.contiguous()).T
             state[f"{module}.E_R"] = E.new_zeros(R).masked_scatter_(mask_R, E)
         hyper = {ours: config[theirs] for theirs, ours in _SAME.items() if theirs in config}
-        if hyper.get("alpha", 8) <= 0:
-            hyper["alpha"] = R  # PEFT's scale is then 1
-        hyper |= {"init_r": R, "rank": min(R, config.get("target_r", 8)), "alpha": hyper.get("alpha", 8)}
-        return ParsedAdapter(hyper, {}, [known[module] for module in folder.modules], state)
+        alpha = hyper.get("alpha", 8)
+        hyper["alpha"] = alpha if alpha > 0 else R  # PEFT's scale is 1 for alpha <= 0
+        return hyper | {"init_r": R, "rank": min(R, config.get("target_r", 8))}, state
 
 
 def _mask(config: Mapping[str, Any], module: str, R: int) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection
-from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.plan import InjectionPlan
 
 PREFIX = "base_model.model."
 """The prefix of module names in PEFT's files."""
+HyperAndState = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class Unfit(ValueError):
@@ -27,7 +29,6 @@ class PeftContent(NamedTuple):
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    notes: list[str]
 
 
 @dataclass
@@ -53,6 +54,18 @@ class ParsedAdapter(NamedTuple):
     init_from_base: bool = False
 
 
+class SavedAdapter(NamedTuple):
+    """An adapter that was read from disk for one model: a plan for it, and tensors by our names."""
+
+    plan: InjectionPlan
+    state: dict[str, Tensor]
+    source: Path
+    name: str = "default"
+    seed: int = 0
+    init_from_base: bool = False
+    """True if residual factors are computed from the base, and not in `state`."""
+
+
 class PeftFormat(ABC):
     """A format of PEFT's: writes adapters and reads them back."""
 
@@ -66,13 +79,56 @@ class PeftFormat(ABC):
     def to_peft(self, injection: Injection) -> PeftContent:
         """Convert to PEFT's format. Unfit where that cannot hold this adapter."""
 
-    @abstractmethod
     def accepts(self, config: Mapping[str, Any]) -> bool:
         """True if adapters of this configuration have this format."""
+        return bool(config["peft_type"] == self.peft_type)
 
     @abstractmethod
     def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
         """Convert from PEFT's format. ValueError for a missing, unexpected, misshapen or wrong tensor."""
+
+
+class DenseFormat(PeftFormat):
+    """A method that PEFT has for whole linear layers alone."""
+
+    method: ClassVar[str]
+
+    @abstractmethod
+    def config(self, injection: Injection) -> dict[str, Any]:
+        """The method's own fields of the configuration. Unfit where the layers differ in one."""
+
+    @abstractmethod
+    def tensors(self, adapter: Any) -> dict[str, Tensor]:
+        """A layer's tensors by PEFT's short names."""
+
+    @abstractmethod
+    def parse(self, folder: PeftFolder, known: Mapping[str, TargetMatrix]) -> HyperAndState:
+        """Our hyperparameters, and the tensors by our names."""
+
+    def to_peft(self, injection: Injection) -> PeftContent:
+        for name, matrix in injection.matrices.items():
+            if not whole_dense(matrix):
+                raise Unfit(f"PEFT's {self.method} adapts whole linear layers, {name} is none")
+        config = {
+            "peft_type": self.peft_type,
+            "target_modules": sorted(injection.adapters),
+            "fan_in_fan_out": any(matrix.host.transposed for matrix in injection.matrices.values()),
+            **self.config(injection),
+        }
+        tensors = {
+            f"{PREFIX}{name}.{short}": stored(tensor)
+            for name, adapter in injection.adapters.items()
+            for short, tensor in self.tensors(adapter).items()
+        }
+        return PeftContent(config, tensors)
+
+    def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
+        known = {matrix.name: matrix for matrix in find_matrices(model) if matrix.name in folder.modules}
+        for module in folder.modules:
+            if not whole_dense(known[module]):
+                raise ValueError(f"{module}, a {known[module].host.kind}, has no {self.method} in PEFT")
+        hyper, state = self.parse(folder, known)
+        return ParsedAdapter(hyper, {}, [known[module] for module in folder.modules], state)
 
 
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:

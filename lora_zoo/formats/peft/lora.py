@@ -24,9 +24,8 @@ from lora_zoo.formats.peft.forms import (
     number,
     spread,
 )
-from lora_zoo.formats.peft.low_rank import no_wider
 from lora_zoo.formats.peft.patterns import pattern_key, rank_and_alpha
-from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined
+from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined, no_wider
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import hyperparameters_at
@@ -105,7 +104,7 @@ class LoraFormat(PeftFormat):
                 pattern_key(name, values): value for name, value in values.items() if value != config[key]
             }
         tensors = {f"{PREFIX}{one.key}.{short}": t for one in packed for short, t in one.tensors.items()}
-        return PeftContent(config, tensors, [])
+        return PeftContent(config, tensors)
 
     def _module(self, update: LowRankUpdate) -> PeftModule:
         name, host = update.matrix.name, update.matrix.host
@@ -140,9 +139,7 @@ class LoraFormat(PeftFormat):
     def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
         known = {matrix.name: matrix for matrix in find_matrices(model)}
         theirs, init = LoraFormat(bool(folder.config.get("use_rslora"))), _residual_init(folder)
-        ranks: dict[str, int] = {}
-        alphas: dict[str, float] = {}
-        state: dict[str, Tensor] = {}
+        ranks, alphas, state = dict[str, int](), dict[str, float](), dict[str, Tensor]()
 
         def keep(name: str, B: Tensor, A: Tensor, rank: int, alpha: float) -> None:
             B_OR, A_RI = no_wider(B, A)

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.peft.experts import resolve
-from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, reader_of
+from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, SavedAdapter, reader_of
 from lora_zoo.formats.peft.layers import NAMES
 from lora_zoo.formats.peft.options import check_options
 from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
-from lora_zoo.formats.saved_adapter import SavedAdapter
 from lora_zoo.injection.base_model import base_buffers, base_parameters
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters

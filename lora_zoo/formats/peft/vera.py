@@ -5,67 +5,59 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from lora_zoo.formats.peft.forms import (
-    PREFIX,
-    ParsedAdapter,
-    PeftContent,
-    PeftFolder,
-    PeftFormat,
-    Unfit,
-    pick,
-    stored,
-    whole_dense,
-)
+from lora_zoo.formats.peft.forms import DenseFormat, HyperAndState, PeftContent, PeftFolder, pick, stored
 from lora_zoo.inits.shared_projections import SharedProjections, gain_of
 from lora_zoo.injection.inject import Injection
-from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.matrices import TargetMatrix
 
 
-class VeraFormat(PeftFormat):
+class VeraFormat(DenseFormat):
     """PEFT's VeRA with its projections; those of `nested` have each layer's gain inside d."""
 
-    peft_type = "VERA"
+    peft_type, method = "VERA", "VeRA"
     shared = ("vera_A", "vera_B")
 
     def to_peft(self, injection: Injection) -> PeftContent:
-        adapters = cast("dict[str, Any]", injection.adapters)
-        for name, matrix in injection.matrices.items():
-            if not whole_dense(matrix):
-                raise Unfit(f"PEFT's VeRA adapts whole linear layers, {name} is none")
-        pair = next(iter(adapters.values())).pair
-        tensors = {"base_model.vera_A": stored(pair.A_RI), "base_model.vera_B": stored(pair.B_OR)}
-        for name, adapter in adapters.items():
-            d_R = adapter.gain * adapter.d_R.detach().double()
-            padded = d_R.new_zeros(len(pair.A_RI)).index_copy_(0, torch.arange(len(d_R)).to(d_R.device), d_R)
-            tensors[f"{PREFIX}{name}.vera_lambda_d"] = stored(padded)
-            tensors[f"{PREFIX}{name}.vera_lambda_b"] = stored(adapter.b_O)
-        config = {"peft_type": "VERA", "target_modules": sorted(adapters), "save_projection": True}
-        config |= {"r": len(pair.A_RI), "projection_prng_key": injection.hyper["projection_prng_key"]}
-        config |= {"d_initial": injection.hyper["d_initial"], "vera_dropout": injection.hyper["lora_dropout"]}
-        config["fan_in_fan_out"] = any(matrix.host.transposed for matrix in injection.matrices.values())
-        return PeftContent(config, tensors, [])
+        config, tensors = super().to_peft(injection)
+        pair = _pair(injection)
+        projections = {"base_model.vera_A": stored(pair.A_RI), "base_model.vera_B": stored(pair.B_OR)}
+        return PeftContent(config, tensors | projections)
 
-    def accepts(self, config: Mapping[str, Any]) -> bool:
-        return bool(config["peft_type"] == self.peft_type)
+    def config(self, injection: Injection) -> dict[str, Any]:
+        hyper = injection.hyper
+        return {
+            "save_projection": True,
+            "r": len(_pair(injection).A_RI),
+            "projection_prng_key": hyper["projection_prng_key"],
+            "d_initial": hyper["d_initial"],
+            "vera_dropout": hyper["lora_dropout"],
+        }
 
-    def from_peft(self, folder: PeftFolder, model: nn.Module) -> ParsedAdapter:
-        known = {matrix.name: matrix for matrix in find_matrices(model) if matrix.name in folder.modules}
+    def tensors(self, adapter: Any) -> dict[str, Tensor]:
+        d_R = adapter.gain * adapter.d_R.detach().double()
+        padded = functional.pad(d_R, (0, len(adapter.pair.A_RI) - len(d_R)))
+        return {"vera_lambda_d": padded, "vera_lambda_b": adapter.b_O}
+
+    def parse(self, folder: PeftFolder, known: Mapping[str, TargetMatrix]) -> HyperAndState:
         R, key = folder.config.get("r", 256), folder.config.get("projection_prng_key", 0)
         O, I = (max(side) for side in zip(*(matrix.shape for matrix in known.values()), strict=True))
         projection, state = find_projection(folder, O, I, R, key), dict[str, Tensor]()
         for module, tensors in folder.modules.items():
-            if not whole_dense(known[module]):
-                raise ValueError(f"{module}, a {known[module].host.kind}, has no VeRA in PEFT")
             O, I = known[module].shape
             shapes = {"vera_lambda_b": (O,), "vera_lambda_d": (R,)}
             state[f"{module}.b_O"], d_R = pick(module, tensors, shapes)
             state[f"{module}.d_R"] = divided(gain_of(projection, I, R), d_R)
         hyper = {"rank": R, "projection": projection, "projection_prng_key": key}
         hyper |= {"d_initial": float(folder.config.get("d_initial", 0.1))}
-        hyper |= {"lora_dropout": float(folder.config.get("vera_dropout", 0.0))}
-        return ParsedAdapter(hyper, {}, [known[module] for module in folder.modules], state)
+        return hyper | {"lora_dropout": float(folder.config.get("vera_dropout", 0.0))}, state
+
+
+def _pair(injection: Injection) -> SharedProjections:
+    adapter: Any = next(iter(injection.adapters.values()))
+    return cast(SharedProjections, adapter.pair)
 
 
 def find_projection(folder: PeftFolder, O: int, I: int, rank: int, seed: int) -> str:

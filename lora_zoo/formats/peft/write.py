@@ -15,9 +15,8 @@ from torch import Tensor
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.formats.peft.forms import PREFIX, PeftContent, PeftFormat, Unfit, stored
 from lora_zoo.formats.peft.lora import LoraFormat
-from lora_zoo.formats.peft.low_rank import factored
 from lora_zoo.formats.peft.patterns import targets, trained_modules
-from lora_zoo.formats.peft.updates import LowRankUpdate, as_product
+from lora_zoo.formats.peft.updates import LowRankUpdate, as_product, factored
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters, named_base_modules
 from lora_zoo.injection.inject import Injection
@@ -77,7 +76,6 @@ def save_peft(
             "target_modules": _targets(injection, content.config, modules),
             "modules_to_save": modules or None,
         }
-    written.notes += content.notes
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite: the adapter is broken")

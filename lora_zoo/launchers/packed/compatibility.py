@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.launchers.packed.backbone import Backbone
 from lora_zoo.launchers.packed.joining import Inputs
-from lora_zoo.models.train_eval import training
+from lora_zoo.models.train_eval import in_mode
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def unfit(model: nn.Module) -> str:
     backbone, streams = Backbone(model), _streams()
     buffers = {name: tensor.clone() for name, tensor in base_buffers(model).items()}
     batches = [_made_up(model, rows, length, backbone.padding) for rows, length in ((1, 3), (2, 5))]
-    with training(model):
+    with in_mode(model, training=True):
         alone = [backbone.plain(**batch)[0] for batch in batches]
         drawn = any(not torch.equal(a, b) for a, b in zip(streams, _streams(), strict=True))
         now = base_buffers(model)

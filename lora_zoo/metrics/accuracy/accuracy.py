@@ -1,10 +1,10 @@
 """Accuracy: the rate of predictions that are the reference."""
 
-import datasets
 import evaluate
 import numpy as np
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import info
 
 
 @METRICS.register("accuracy")
@@ -15,13 +15,7 @@ class Accuracy(evaluate.Metric):
     range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: one integer class an item",
-            features=datasets.Features({"predictions": label, "references": label}),
-        )
+        return info(__doc__, "int64")
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         if not len(predictions):

@@ -2,11 +2,11 @@
 
 from itertools import zip_longest
 
-import datasets
 import evaluate
 import sacrebleu
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import info, listed_references
 
 
 @METRICS.register("bleu")
@@ -17,17 +17,7 @@ class Bleu(evaluate.Metric):
     range = (0.0, 100.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: one text an item; references: a text or a list of texts "
-            "an item; lowercase: false by default; tokenize: 13a by default",
-            features=[
-                datasets.Features({"predictions": text, "references": text}),
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-            ],
-        )
+        return info(__doc__, "string", "; lowercase: false by default; tokenize: 13a by default")
 
     def _compute(
         self,
@@ -36,9 +26,7 @@ class Bleu(evaluate.Metric):
         lowercase: bool = False,
         tokenize: str = "13a",
     ) -> dict[str, float]:
-        given = [[item] if isinstance(item, str) else list(item) for item in references]
-        if [] in given:
-            raise ValueError(f"bleu: item {given.index([])} has no reference; it needs one or more")
+        given = listed_references("bleu", references)
         # sacreBLEU wants the k-th reference of every item together, None where an item has fewer
         streams = [list(stream) for stream in zip_longest(*given)]
         bleu = sacrebleu.corpus_bleu(predictions, streams, lowercase=lowercase, tokenize=tokenize, force=True)

@@ -1,9 +1,9 @@
 """Exact match: the rate of predictions that are one of their references, up to white space around them."""
 
-import datasets
 import evaluate
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import info
 
 
 @METRICS.register("exact_match")
@@ -14,16 +14,7 @@ class ExactMatch(evaluate.Metric):
     range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: one text an item; references: a text or a list of texts an item",
-            features=[
-                datasets.Features({"predictions": text, "references": text}),
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-            ],
-        )
+        return info(__doc__, "string")
 
     def _compute(self, predictions: list[str], references: list[str] | list[list[str]]) -> dict[str, float]:
         allowed = [[item] if isinstance(item, str) else item for item in references]

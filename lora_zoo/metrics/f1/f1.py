@@ -1,10 +1,10 @@
 """F1: the harmonic mean of precision and recall."""
 
-import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import info
 
 
 @METRICS.register("f1")
@@ -15,13 +15,10 @@ class F1(evaluate.Metric):
     range = (0.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: one integer class an item; "
-            "average: binary (default), macro, micro or weighted; pos_label: the class that binary counts",
-            features=datasets.Features({"predictions": label, "references": label}),
+        return info(
+            __doc__,
+            "int64",
+            "; average: binary (default), macro, micro or weighted; pos_label: the class that binary counts",
         )
 
     def _compute(

@@ -1,10 +1,10 @@
 """Matthews' correlation coefficient: Pearson's correlation of two classifications (CoLA's metric)."""
 
-import datasets
 import evaluate
 from sklearn.metrics import matthews_corrcoef
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import info
 
 
 @METRICS.register("matthews_correlation")
@@ -15,13 +15,7 @@ class MatthewsCorrelation(evaluate.Metric):
     range = (-1.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: one integer class an item",
-            features=datasets.Features({"predictions": label, "references": label}),
-        )
+        return info(__doc__, "int64")
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}

@@ -1,11 +1,10 @@
 """Pearson's r: how linear the relation of prediction and reference is (STS-B, SICK)."""
 
-import datasets
 import evaluate
-import numpy as np
 from scipy.stats import pearsonr
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import correlation, info
 
 
 @METRICS.register("pearson")
@@ -16,17 +15,7 @@ class Pearson(evaluate.Metric):
     range = (-1.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: one number an item, two items or more",
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
+        return info(__doc__, "float64")
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        if len(predictions) < 2:
-            raise ValueError(f"pearson needs two items or more; got {len(predictions)}")
-        if not np.ptp(predictions) or not np.ptp(references):
-            return {"pearson": 0.0}
-        return {"pearson": float(pearsonr(predictions, references).statistic)}
+        return correlation("pearson", pearsonr, predictions, references)

@@ -1,11 +1,10 @@
 """Spearman's rho: how well the predictions order the items, ties at their mean rank (STS-B, SICK)."""
 
-import datasets
 import evaluate
-import numpy as np
 from scipy.stats import spearmanr
 
 from lora_zoo.metrics import METRICS
+from lora_zoo.metrics.inputs import correlation, info
 
 
 @METRICS.register("spearman")
@@ -16,17 +15,7 @@ class Spearman(evaluate.Metric):
     range = (-1.0, 1.0)
 
     def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: one number an item, two items or more",
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
+        return info(__doc__, "float64")
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        if len(predictions) < 2:
-            raise ValueError(f"spearman needs two items or more; got {len(predictions)}")
-        if not np.ptp(predictions) or not np.ptp(references):
-            return {"spearman": 0.0}
-        return {"spearman": float(spearmanr(predictions, references).statistic)}
+        return correlation("spearman", spearmanr, predictions, references)

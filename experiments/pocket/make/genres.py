@@ -1,16 +1,21 @@
-"""Documents for pretraining: they teach the words and skills that the tasks need, never the tasks themselves.
+"""Documents for pretraining; `python experiments/pocket/make/genres.py` writes those that it does not use.
 
-No question is paired with an SQL statement, and no document has the form of a pocket-nli prompt.
+They teach the words and skills that the tasks need, never the tasks themselves. No
+question is paired with an SQL statement, and no document has the form of a pocket-nli prompt.
 """
 
 import random
 from collections.abc import Callable, Iterator
 
-from lora_zoo.pocket import grammar, inference, queries, statements, tables
+import premises
+
+from lora_zoo.pocket import HELD_OUT, grammar, inference, queries, statements, tables
 
 TASK_WORDS = grammar.words("question sql premise hypothesis label")
 """Words of the tasks' prompts; here they only occur as words to copy."""
 SPLIT = "train"
+WORDS = 128 * 129
+"""Words of the held-out text: the tokens of all its blocks, one of each ahead."""
 
 Genre = Callable[[random.Random], str]
 
@@ -87,7 +92,7 @@ def _pair(format_: str, mapping: dict[str, str]) -> Genre:
 
 
 def _opposite(rng: random.Random) -> str:
-    one, other = rng.sample(rng.choice(grammar.COMPARATIVES), 2)
+    one, other = rng.sample(rng.choice(premises.COMPARATIVES), 2)
     return f"{one} is the opposite of {other} ;"
 
 
@@ -121,18 +126,18 @@ def story(rng: random.Random) -> str:
 
 
 def so(rng: random.Random) -> str:
-    premise = inference.premise(rng, SPLIT)
+    premise = premises.premise(rng, SPLIT)
     return f"{premise.claim(rng).sentence} so {premise.hypothesis(rng, 'yes').sentence} ;"
 
 
 def restate(rng: random.Random) -> str:
-    premise = inference.premise(rng, SPLIT)
+    premise = premises.premise(rng, SPLIT)
     return f"{premise.claim(rng).sentence} same as {premise.claim(rng).sentence} ;"
 
 
 def asked(rng: random.Random) -> str:
     """A statement and questions with yes, no or maybe as answers."""
-    premise = inference.premise(rng, SPLIT)
+    premise = premises.premise(rng, SPLIT)
     lines = [f"{premise.claim(rng).sentence} ."]
     for _ in range(rng.choice((2, 3, 4))):
         label = rng.choice(inference.LABELS)
@@ -159,3 +164,18 @@ def documents(rng: random.Random, progress: Callable[[], float]) -> Iterator[str
         shares = next(shares for end, shares in STAGES if progress() <= end)
         genre = rng.choices(list(shares), weights=list(shares.values()))[0]
         yield genre(rng)
+
+
+def held_out(least: int) -> str:
+    """Documents of the last stage with `least` words or more, a line each, of a seed of their own."""
+    lines, words = [], 0
+    for document in documents(random.Random("retention"), lambda: 1.0):
+        lines.append(document)
+        words += len(document.split())
+        if words >= least:
+            return "\n".join(lines) + "\n"
+    raise AssertionError("documents are endless")
+
+
+if __name__ == "__main__":
+    HELD_OUT.write_text(held_out(WORDS))

@@ -1,0 +1,46 @@
+"""The inputs of the metrics here: classes, numbers or texts, and the forms that they share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+INPUTS = {
+    "int64": "predictions, references: one integer class an item",
+    "float64": "predictions, references: one number an item, two items or more",
+    "string": "predictions: one text an item; references: a text or a list of texts an item",
+}
+
+
+def info(description: str | None, kind: str, options: str = "") -> evaluate.MetricInfo:
+    """A metric's card. A text ("string") has one reference or a list of them."""
+    value = datasets.Value(kind)
+    references = [value, datasets.Sequence(value)] if kind == "string" else [value]
+    features = [datasets.Features({"predictions": value, "references": each}) for each in references]
+    return evaluate.MetricInfo(
+        description=description,
+        citation="",
+        inputs_description=INPUTS[kind] + options,
+        features=features if len(features) > 1 else features[0],
+    )
+
+
+def listed_references(name: str, references: Sequence[str | list[str]]) -> list[list[str]]:
+    """The references of each item as a list. ValueError for an item without one."""
+    given = [[item] if isinstance(item, str) else list(item) for item in references]
+    if [] in given:
+        raise ValueError(f"{name}: item {given.index([])} has no reference; it needs one or more")
+    return given
+
+
+def correlation(
+    name: str, measure: Callable[..., Any], predictions: list[float], references: list[float]
+) -> dict[str, float]:
+    """SciPy's statistic of two items or more; 0 where either side is constant, so that runs compare."""
+    if len(predictions) < 2:
+        raise ValueError(f"{name} needs two items or more; got {len(predictions)}")
+    if not np.ptp(predictions) or not np.ptp(references):
+        return {name: 0.0}
+    return {name: float(measure(predictions, references).statistic)}
