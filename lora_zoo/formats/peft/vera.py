@@ -49,7 +49,9 @@ class VeraFormat(DenseFormat):
             O, I = known[module].shape
             shapes = {"vera_lambda_b": (O,), "vera_lambda_d": (R,)}
             state[f"{module}.b_O"], d_R = pick(module, tensors, shapes)
-            state[f"{module}.d_R"] = divided(gain_of(projection, I, R), d_R)
+            state[f"{module}.d_R"] = divided(
+                gain_of(projection, I, R), d_R, known[module].host.matrix().dtype
+            )
         hyper = {"rank": R, "projection": projection, "projection_prng_key": key}
         hyper |= {"d_initial": float(folder.config.get("d_initial", 0.1))}
         return hyper | {"lora_dropout": float(folder.config.get("vera_dropout", 0.0))}, state
@@ -76,8 +78,13 @@ def find_projection(folder: PeftFolder, O: int, I: int, rank: int, seed: int) ->
     raise ValueError(f"base_model.vera_A and vera_B are not those that projection_prng_key={seed} gives here")
 
 
-def divided(gain: float, d_R: Tensor) -> Tensor:
-    """d / gain in float32, so rounded that times `gain` it is `d_R` again where any number is."""
+def divided(gain: float, d_R: Tensor, base: torch.dtype) -> Tensor:
+    """d / gain in the adapter's dtype on this base, so rounded that times `gain` it is `d_R` again.
+
+    Float32, in which there may be no such number for a file that a float64 adapter wrote: then the nearest.
+    """
+    if base == torch.float64:
+        return d_R.double() / gain
     near_R = (d_R.double() / gain).float()
     tries_NR = torch.stack(
         [near_R, *(near_R.nextafter(near_R.new_tensor(to)) for to in (-math.inf, math.inf))]
