@@ -44,12 +44,10 @@ class ParametrizedWeight(AdapterWrapper):
         setattr(self.owner, self.parameter, moved(tensor, self.stored))
 
     def install(self, model: nn.Module) -> None:
-        trains = self.stored.requires_grad
         self.adapters.to(self.stored.device)
         self.owner.__dict__.setdefault(_ORDER, list(self.owner._parameters))
         _give_own_class(self.owner)
         parametrize.register_parametrization(self.owner, self.parameter, self, unsafe=True)
-        self.stored.requires_grad_(trains)
         if self.stored.ndim > 2:
             begin = self.owner.register_forward_pre_hook(self._begin)
             self.hooks = [begin, self.owner.register_forward_hook(self._end, always_call=True)]

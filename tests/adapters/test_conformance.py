@@ -572,6 +572,23 @@ def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
         assert torch.equal(y, model.eval()(x))
 
 
+@pytest.mark.parametrize("path", ["fused", "plain"])
+@every_variant
+def test_dropout_acts_on_the_update_alone(name, path):
+    """y = W x + (W' - W) drop(x), by the kernel (where there is one) and by ordinary operations."""
+    model, x = with_dropout(name), inputs("linear")
+    (adapter,) = model.layer.adapters.values()
+    seen_by = []
+    adapter.dropout.register_forward_hook(lambda *given: seen_by.append(given[-1]))
+    if path == "plain":
+        adapter.register_forward_hook(lambda *_: None)
+    assert adapter.path(x, model.layer.entries["default"][0].host).startswith(path) or not adapter.kernel
+    y, W_OI = model(x), model.layer.layer.weight
+    dropped = seen_by[0] if seen_by else adapter.dropout.mask(x).zero(x) * 2
+    update_OI = adapter.weight(W_OI) - W_OI
+    assert_close(y, model.layer.layer(x) + dropped @ update_OI.T, **CLOSE)
+
+
 class Recomputed(Lone):
     def forward(self, x):
         return checkpoint(super().forward, x, use_reentrant=False)
