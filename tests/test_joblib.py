@@ -30,9 +30,9 @@ QUICK = (
 SIDE_BY_SIDE = "hydra/launcher=joblib"
 
 
-def begin(*arguments: str, at: Path) -> Running:
-    """Begin a sweep: its front is forked, its workers are new interpreters."""
-    return start("-m", *arguments, *QUICK, at=at, merged=True)
+def begin(*arguments: str, at: Path, **env: str) -> Running:
+    """Begin a sweep: its front is forked where `env` allows it, its workers are new interpreters."""
+    return start("-m", *arguments, *QUICK, at=at, merged=True, **env)
 
 
 def sweep(*arguments: str, at: Path) -> tuple[int, str]:
@@ -85,7 +85,7 @@ def test_a_sweep_side_by_side_is_the_sweep_one_after_the_other(tmp_path: Path) -
     assert code == 1 and said.count("done already") == 5
     result = json.loads((missing / "result.json").read_text())
     assert result["state"] == "done"
-    assert result["environment"]["threads"] == torch.get_num_threads(), "no worker is made: torch's own choice"
+    assert result["environment"]["threads"] == torch.get_num_threads(), "torch's choice: no worker"
 
 
 @pytest.mark.parametrize("cores, jobs, expected", [(8, 2, 4), (8, 3, 2), (2, 4, 1), (8, -1, 1)])
@@ -109,17 +109,15 @@ def test_workers_share_the_cores(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_told_to_stop_every_worker_saves_and_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_told_to_stop_every_worker_saves_and_leaves(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal's group; the third run never begins."""
-    monkeypatch.setattr(processes, "FIXED", processes.FIXED | {"OMP_NUM_THREADS": "3"})
     words = ("+variant=lora", "seed=0,1,2", "steps=4000", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path)
+    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, OMP_NUM_THREADS="3")  # as a machine's profile says
     wait_for(lambda: len(trains(tmp_path)) == 2)
     os.killpg(process.pid, signal.SIGINT)
     stopped = has_stopped(process, 130, tmp_path)
     assert [r["state"] for r in stopped.values()] == ["interrupted"] * 2
-    share = max(1, cpu_count() // 2)  # whatever a machine's profile says of single programs
-    assert [r["environment"]["threads"] for r in stopped.values()] == [share] * 2
+    assert [r["environment"]["threads"] for r in stopped.values()] == [max(1, cpu_count() // 2)] * 2
     for result in stopped.values():
         assert list(result["folder"].glob("checkpoints/checkpoint-*/manifest.json"))
 
@@ -179,7 +177,10 @@ def test_a_launcher_is_found_by_its_file_and_any_other_is_basic(tmp_path: Path) 
         assert basic.run(lambda: 3, None) == 3
 
 
-def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # more threads than cores, which wait without spinning
     words = ("+variant=lora", "seed=0,1", "steps=4000", "threads=2", "hydra.launcher.n_jobs=2")
     process = begin(SIDE_BY_SIDE, *words, at=tmp_path)
     wait_for(lambda: len(trains(tmp_path)) == 2)
