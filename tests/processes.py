@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -44,6 +45,7 @@ def _command(
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
+        threading._shutdown()  # in the order of an interpreter that ends: pools of threads and processes
         atexit._run_exitfuncs()  # which a forked process leaves out
 
 
@@ -110,6 +112,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], cwd=at, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        start_new_session=True,
     )  # fmt: skip
 
 

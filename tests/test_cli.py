@@ -17,6 +17,7 @@ import transformers as tf
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.provenance import contradiction, stale
 from tests.processes import run as wrapper
+from tests.processes import start
 
 pytestmark = pytest.mark.cli
 
@@ -101,29 +102,28 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_every_variant_and_two_seeds(tmp_path: Path) -> None:
+def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
     names = list(VARIANTS)
     ended = wrapper(
-        "-m", f"+variant={','.join(names)}", "rank=4", "seed=0,1", "tracking=none", *FEW, at=tmp_path
+        "-m", f"+variant={','.join(names)}", "rank=4", "tracking=none", *FEW, at=tmp_path
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)
-    assert {(r["variant"]["name"], r["seed"]) for r in found} == {(n, s) for n in names for s in (0, 1)}
+    assert sorted(r["variant"]["name"] for r in found) == sorted(names)
     assert all(r["state"] == "done" for r in found)
     sweeps = list((tmp_path / "runs").iterdir())
     assert len(sweeps) == 1
-    assert sweeps[0].name.startswith("sweep-variant-seed-")
+    assert sweeps[0].name.startswith("sweep-variant-")
     assert not list(tmp_path.rglob("wandb"))
     again = wrapper("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *FEW, at=tmp_path)
     assert again.returncode == 0
-    losses = {}
+    losses, count = {}, 0
     for result in results(tmp_path):
         if result["variant"]["name"] == "lora":
             losses.setdefault(result["seed"], set()).add(result["history"][-1]["train_loss"])
-    assert all(
-        len(seen) == 1 for seen in losses.values()
-    )  # the same seed gives the same run in another sweep
-    assert losses[0] != losses[1]
+            count += 1
+    assert len(losses[0]) == 1  # the same seed gives the same run in another sweep
+    assert losses[0] != losses[1] and count == 3
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None
     common = (
         "tracking=none",
         "threads=1",
-        "task.sizes.test=200",
+        "task.sizes.test=100",
         "eval_splits=[test]",
         "eval_before_training=false",
     )
@@ -204,17 +204,14 @@ def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_recorded_and_leaves_with_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lora_zoo.run", "steps=100000", "tracking=none", "threads=1"]
-    running = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    running = start("steps=100000", "tracking=none", *FEW[1:], at=tmp_path)
     deadline = time.monotonic() + 120
     while (
         not any("zero_shot" in r.get("timings", {}) for r in results(tmp_path))
         and time.monotonic() < deadline
     ):
-        time.sleep(0.5)
-    time.sleep(2)
+        time.sleep(0.1)
+    time.sleep(1)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, out + err

@@ -202,7 +202,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
 
 # --- killed, stopped, resumed ------------------------------------------------------------------------------
 
-LONG = ("+variant=adalora", "rank=2", "lora_dropout=0.1", "steps=60", "trainer.save_steps=10", *QUICK)
+LONG = ("+variant=adalora", "rank=2", "lora_dropout=0.1", "steps=24", "trainer.save_steps=4", *QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +221,12 @@ def same_run(one: Path, other: Path) -> None:
     plain = [[{k: v for k, v in e.items() if k not in timed} for e in r["history"]] for r in (a, b)]
     assert plain[0] == plain[1]
     assert a["metrics"] == b["metrics"] and a["updates"] == b["updates"]
-    assert b["timings"]["steps"] == 60 and b["state"] == "done"
+    assert b["timings"]["steps"] == 24 and b["state"] == "done"
 
 
 def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, tmp_path: Path) -> None:
     running = start(*LONG, at=tmp_path)
-    wait_for(lambda: saved(tmp_path, 20), running)
+    wait_for(lambda: saved(tmp_path, 8), running)
     running.kill()
     running.wait()
     (before,) = results(tmp_path)
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, tmp_path: Path) -
     assert code == 0 and "going on from step" in said, said
     same_run(whole, tmp_path)
     (result,) = results(tmp_path)
-    assert result["resumed"][0]["step"] in (20, 30, 40, 50, 60)
+    assert result["resumed"][0]["step"] in (8, 12, 16, 20, 24)
     code, said = run(*LONG, "resume=true", at=tmp_path)
     assert code == 0 and "done already" in said
     code, said = run(*LONG, at=tmp_path)
@@ -252,7 +252,7 @@ def test_killed_after_its_last_checkpoint_a_run_takes_no_step_more(whole: Path, 
     path.write_text(json.dumps(result | {"state": "running", "timings": {"load": 1.0}}))
     shutil.rmtree(path.parent / "adapter")
     code, said = run(*LONG, "resume=true", at=tmp_path)
-    assert code == 0 and "going on from step 60" in said, said
+    assert code == 0 and "going on from step 24" in said, said
     same_run(whole, tmp_path)
 
 
@@ -329,7 +329,7 @@ def test_slurm_s_signal_puts_the_job_into_the_queue_again(tmp_path: Path) -> Non
 
 def test_a_damaged_checkpoint_costs_a_warning_and_no_more(whole: Path, tmp_path: Path) -> None:
     running = start(*LONG, at=tmp_path)
-    wait_for(lambda: saved(tmp_path, 30), running)
+    wait_for(lambda: saved(tmp_path, 12), running)
     running.kill()
     running.wait()
     last = max(tmp_path.rglob("checkpoint-*"), key=lambda p: int(p.name[11:]))
@@ -345,7 +345,7 @@ def test_a_damaged_checkpoint_costs_a_warning_and_no_more(whole: Path, tmp_path:
 
 def test_a_run_in_the_hands_of_another_process_is_refused(tmp_path: Path) -> None:
     running = start(*LONG, "steps=100000", at=tmp_path)
-    wait_for(lambda: saved(tmp_path, 10), running)
+    wait_for(lambda: saved(tmp_path, 4), running)
     code, said = run(*LONG, "steps=100000", "resume=true", at=tmp_path)
     assert code == 2 and f"in use by another process (process {running.pid} on" in " ".join(said.split())
     assert running.poll() is None
@@ -418,24 +418,24 @@ def stopping_at(folder: Path, step: int) -> Path:
 
 
 def test_a_sweep_does_only_what_is_missing(tmp_path: Path) -> None:
-    sweep = ("-m", "+variant=lora,vera,full", "rank=4", "seed=0,1", "steps=4", *QUICK)
+    sweep = ("-m", "+variant=lora,vera", "rank=4", "seed=0,1", "steps=4", *QUICK)
     running = start(*sweep, at=tmp_path)
-    wait_for(lambda: sum(r["state"] == "done" for r in results(tmp_path)) >= 2, running)
+    wait_for(lambda: sum(r["state"] == "done" for r in results(tmp_path)) >= 1, running)
     running.kill()
     running.communicate()
     ended = {r["identity"]: r["ended"] for r in results(tmp_path) if r["state"] == "done"}
-    code, said = run(*sweep, "threads=2", "out=./runs", at=tmp_path)
+    code, said = run(*sweep, "threads=null", "out=./runs", at=tmp_path)
     assert code == 0, said
     found = results(tmp_path)
-    assert len(found) == 6 and all(r["state"] == "done" for r in found)
+    assert len(found) == 4 and all(r["state"] == "done" for r in found)
     assert all(r["ended"] == ended[r["identity"]] for r in found if r["identity"] in ended)
-    assert said.count("done already: ") == len(ended) and "6 runs" in said
+    assert said.count("done already: ") == len(ended) and "4 runs" in said
     assert len(list((tmp_path / "runs").iterdir())) == 1
     code, said = run(*sweep, at=tmp_path)
-    assert code == 0 and said.count("done already: ") == 6
+    assert code == 0 and said.count("done already: ") == 4
     assert [r["ended"] for r in results(tmp_path)] == [r["ended"] for r in found]
     code, said = run(*sweep, "resume=false", at=tmp_path)
-    assert code == 0 and len(results(tmp_path)) == 12
+    assert code == 0 and len(results(tmp_path)) == 8
 
 
 def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:

@@ -259,8 +259,18 @@ def sweep(at: Path, *more: str) -> str:
     return ended.stdout
 
 
-def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> None:
-    said = sweep(tmp_path)
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep that has ended, and what it said."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "said").write_text(sweep(folder))
+    return folder
+
+
+@pytest.mark.xdist_group("swept")
+def test_a_sweep_ends_with_its_report_and_comes_back_to_it(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    said = (tmp_path / "said").read_text()
     (folder,) = (tmp_path / "runs").glob("mine-*")
     assert "[HYDRA] GSUB" not in said, "fontTools tells of its work"
     assert "**Ranks**" in said and "68.8" in said and "made by `python -m lora_zoo.run -m +experiment" in said
@@ -293,8 +303,9 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(tmp_path: Path) -> No
         assert str(tmp_path) not in (Path(run["adapter"]) / "adapter.json").read_text()
 
 
-def test_planted_mistakes_are_named_and_not_counted(tmp_path: Path) -> None:
-    sweep(tmp_path)
+@pytest.mark.xdist_group("swept")
+def test_planted_mistakes_are_named_and_not_counted(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept / "runs", tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("mine-*")
     runs = {
         (r["config"]["rank"], r["seed"]): p

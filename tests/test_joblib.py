@@ -3,19 +3,24 @@
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
+from joblib import cpu_count
 
 from lora_zoo.launchers import joblib
 from lora_zoo.launchers.base import LAUNCHERS, Launcher, launcher
 from lora_zoo.launchers.joblib import Joblib
 from lora_zoo.training.signals import Stopped
+from tests.processes import Running, start
 
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
@@ -25,17 +30,15 @@ QUICK = (
 SIDE_BY_SIDE = "hydra/launcher=joblib"
 
 
-def begin(*arguments: str, at: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lora_zoo.run", "-m", *arguments, *QUICK], cwd=at, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+def begin(*arguments: str, at: Path, **env: str) -> Running:
+    """Begin a sweep: its front is forked where `env` allows it, its workers are new interpreters."""
+    return start("-m", *arguments, *QUICK, at=at, merged=True, **env)
 
 
 def sweep(*arguments: str, at: Path) -> tuple[int, str]:
     process = begin(*arguments, at=at)
     said, _ = process.communicate()
-    return process.returncode, said
+    return process.wait(), said
 
 
 def results(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -60,77 +63,88 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def test_a_sweep_side_by_side_is_the_sweep_one_after_the_other(tmp_path: Path) -> None:
-    words = ("+variant=lora,vera,dora", "seed=0,1", "init=kaiming,olora", "steps=3", "threads=1")
-    ended = sweep(SIDE_BY_SIDE, "hydra.launcher.n_jobs=2", *words, at=tmp_path)
+    words = ("+variant=lora,vera", "seed=0,1", "init=kaiming,olora", "steps=3")
+    ended = sweep(SIDE_BY_SIDE, "hydra.launcher.n_jobs=2", "threads=1", *words, at=tmp_path)
     assert ended[0] == 1, ended[1]  # vera takes no olora
     assert "vera cannot start from init=olora" in ended[1]
-    assert "12 runs" in ended[1] and "\x1b" not in ended[1] and "━" not in re.sub(r"┏.*┓|┡.*┩", "", ended[1])
-    assert len([line for line in ended[1].splitlines() if line.startswith("done: ")]) == 10
+    assert "8 runs" in ended[1] and "\x1b" not in ended[1] and "━" not in re.sub(r"┏.*┓|┡.*┩", "", ended[1])
+    assert len([line for line in ended[1].splitlines() if line.startswith("done: ")]) == 6
     (folder,) = (tmp_path / "runs").iterdir()
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
     other = tmp_path / "other"
     other.mkdir()
-    assert sweep(*words, at=other)[0] == 1
+    assert sweep("threads=1", *words, at=other)[0] == 1
     (own,) = (other / "runs").iterdir()
     assert own.name == folder.name, "the launcher changes no result, so the sweep goes on in the same folder"
     alone = {p.parent.parent.name: p.read_bytes() for p in own.glob("*/adapter/adapter.safetensors")}
     side = {p.parent.parent.name: p.read_bytes() for p in folder.glob("*/adapter/adapter.safetensors")}
-    assert len(side) == 10 and side == alone
-    code, said = sweep(SIDE_BY_SIDE, *words, at=tmp_path)
-    assert code == 1 and said.count("done already") == 10
+    assert len(side) == 6 and side == alone
+    missing = results(other)["lora", 1]["folder"]
+    shutil.rmtree(missing)
+    code, said = sweep(SIDE_BY_SIDE, "hydra.launcher.n_jobs=1", *words, at=other)
+    assert code == 1 and said.count("done already") == 5
+    result = json.loads((missing / "result.json").read_text())
+    assert result["state"] == "done"
+    assert result["environment"]["threads"] == torch.get_num_threads(), "torch's choice: no worker"
 
 
-@pytest.mark.parametrize("given, expected", [
-    ((), 1),
-    (("threads=2",), 2),
-    (("hydra.launcher.n_jobs=1",), None),  # no worker is made: torch's own choice
-])  # fmt: skip
-def test_threads_and_processes_share_the_cores_unless_told(
-    given: tuple[str, ...], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cores, jobs, expected", [(8, 2, 4), (8, 3, 2), (2, 4, 1), (8, -1, 1)])
+def test_workers_share_the_cores(
+    cores: int, jobs: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # what a machine's profile says of single programs
-    code, said = sweep(SIDE_BY_SIDE, "+variant=zero_shot", "seed=0,1", *given, at=tmp_path)
-    assert code == 0, said
-    if expected is None:
-        ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
-        expected = int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
-    assert [r["environment"]["threads"] for r in results(tmp_path).values()] == [expected] * 2
+    for owner in ("joblib", "joblib.parallel", "joblib._parallel_backends"):
+        monkeypatch.setattr(f"{owner}.cpu_count", lambda *_, **__: cores)
+    monkeypatch.setattr("os.setpgid", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv(joblib.FRONT, str(os.getppid()))
+    before = torch.get_num_threads()
+    try:
+        with mock.patch.dict(os.environ):
+            found: list[int] = []
+            run = lambda **_: found.append(torch.get_num_threads()) or 0  # noqa: E731
+            assert Joblib(tmp_path).run(run, SimpleNamespace(n_jobs=jobs)) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert found == [expected]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("whom", ["front", "terminal"])
-def test_told_to_stop_every_worker_saves_and_leaves(whom: str, tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the terminal's group, `kill` the one in front alone."""
-    words = ("+variant=lora", "seed=0,1,2", "steps=4000", "threads=1", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path)
+def test_told_to_stop_every_worker_saves_and_leaves(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group; the third run never begins."""
+    words = ("+variant=lora", "seed=0,1,2", "steps=4000", "hydra.launcher.n_jobs=2")
+    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, OMP_NUM_THREADS="3")  # as a machine's profile says
     wait_for(lambda: len(trains(tmp_path)) == 2)
-    if whom == "front":
-        process.send_signal(signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
-    assert process.returncode == (143 if whom == "front" else 130), said
-    wait_for(lambda: not processes_in(tmp_path))
-    stopped = results(tmp_path)
-    assert [r["state"] for r in stopped.values()] == ["interrupted"] * 2, said
+    os.killpg(process.pid, signal.SIGINT)
+    stopped = has_stopped(process, 130, tmp_path)
+    assert [r["state"] for r in stopped.values()] == ["interrupted"] * 2
+    assert [r["environment"]["threads"] for r in stopped.values()] == [max(1, cpu_count() // 2)] * 2
     for result in stopped.values():
         assert list(result["folder"].glob("checkpoints/checkpoint-*/manifest.json"))
-    assert "Traceback" not in said
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
-    words, two = ("+variant=lora", "seed=0,1", "steps=150", "threads=1"), "hydra.launcher.n_jobs=2"
+    """`kill` reaches the process in front alone."""
+    words, two = ("+variant=lora", "seed=0,1", "steps=100", "threads=1"), "hydra.launcher.n_jobs=2"
     process = begin(SIDE_BY_SIDE, two, *words, at=tmp_path)
     wait_for(lambda: len(trains(tmp_path)) == 2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send_signal(signal.SIGTERM)
+    assert "interrupted" in {r["state"] for r in has_stopped(process, 143, tmp_path).values()}
     assert sweep(SIDE_BY_SIDE, two, *words, at=tmp_path)[0] == 0
     whole = tmp_path / "whole"
     whole.mkdir()
     assert sweep(*words, at=whole)[0] == 0
     assert any("resumed" in r for r in results(tmp_path / "runs").values())
     assert adapters(tmp_path / "runs") == adapters(whole)
+
+
+def has_stopped(process: Running, code: int, at: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The results of a sweep that leaves with `code`, and of whose processes none is left."""
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    wait_for(lambda: not processes_in(at))
+    assert "Traceback" not in said
+    return results(at)
 
 
 def test_a_mark_that_a_killed_sweep_has_left_stops_nothing(tmp_path: Path) -> None:
@@ -163,10 +177,14 @@ def test_a_launcher_is_found_by_its_file_and_any_other_is_basic(tmp_path: Path) 
         assert basic.run(lambda: 3, None) == 3
 
 
-def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: Path) -> None:
-    words = ("+variant=lora", "seed=0,1", "steps=4000", "threads=1", "hydra.launcher.n_jobs=2")
+def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # more threads than cores, which wait without spinning
+    words = ("+variant=lora", "seed=0,1", "steps=4000", "threads=2", "hydra.launcher.n_jobs=2")
     process = begin(SIDE_BY_SIDE, *words, at=tmp_path)
     wait_for(lambda: len(trains(tmp_path)) == 2)
+    assert [r["environment"]["threads"] for r in results(tmp_path).values()] == [2] * 2, "as told"
     worker = next(tmp_path.rglob(".worker-*"))
     os.kill(int(worker.name.rpartition("-")[2]), signal.SIGKILL)
     said, _ = process.communicate(timeout=60)

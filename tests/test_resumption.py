@@ -1,13 +1,11 @@
 """Every variant goes on to the bit: saved at step k, restored into a new process, compared at step n.
 
-No variant is named here. The new process is this file, run with the folder that holds the checkpoints; one
+No variant is named here. The new process is this module, run with the folder that holds the checkpoints; one
 process restores all variants, after having drawn from every global stream, so that nothing fits by chance.
 """
 
 import json
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from lora_zoo.core.init import Init, init_names
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training.checkpoints import newest
+from tests.processes import run as process
 from tests.test_training import TRAINED, model, small, trainer
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
@@ -125,8 +124,8 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         at.add_callback(Chosen())
         at.train()
         whole[case.name] = (state(at), json.loads(json.dumps(logs(at))))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, env=env, timeout=600)
+    ended = process(str(folder), at=folder, module="tests.test_resumption")
+    assert ended.returncode == 0, ended.stderr
     return folder, whole
 
 
