@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ def _run(given: list[str]) -> int:
         _hydra(ready)
         return max(OUTCOMES, default=0)
     try:
-        return _alone(jobs[0], overrides)
+        return _one(lambda: jobs[0], overrides)
     except Exception as error:
         raise compose.Mistake(compose.explain(error)) from error
 
@@ -80,13 +80,6 @@ def _refuse_secrets(given: list[str]) -> None:
                 f"{key} holds a secret, and a command line is read by others: set it in the environment "
                 "(HF_TOKEN, WANDB_API_KEY) and leave it out here"
             )
-
-
-def _alone(settings: Settings, overrides: Sequence[str]) -> int:
-    from lora_zoo.runs.identity import specify
-    from lora_zoo.training import runner
-
-    return runner.run(specify(settings, overrides))
 
 
 def _sweep(ready: list[str], jobs: list[Settings]) -> int:
@@ -172,7 +165,8 @@ def job(config: DictConfig, spec: RunSpec | None = None, **shared: Any) -> None:
     if not OUTCOMES:
         gc.freeze()  # what is imported stays: the collector need not look at its million objects again
     hydra_config = HydraConfig.get()
-    one = partial(_one, config, list(hydra_config.overrides.task), spec, **shared)
+    overrides = list(hydra_config.overrides.task)
+    one = partial(_one, partial(compose.settings_of, config, overrides), overrides, spec=spec, **shared)
     if hydra_config.mode != RunMode.MULTIRUN:
         OUTCOMES.append(one())
         return
@@ -185,13 +179,15 @@ def job(config: DictConfig, spec: RunSpec | None = None, **shared: Any) -> None:
         write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))
 
 
-def _one(config: DictConfig, overrides: list[str], spec: RunSpec | None, **how: Any) -> int:
-    """Run a job that Hydra has composed and return its exit code."""
+def _one(
+    settings: Callable[[], Settings], overrides: Sequence[str], *, spec: RunSpec | None = None, **how: Any
+) -> int:
+    """Make one run, which a launcher may have specified already, and return its exit code."""
     from lora_zoo.runs.identity import specify
     from lora_zoo.training import runner
 
     try:
-        spec = spec or specify(compose.settings_of(config, overrides), overrides)
+        spec = spec or specify(settings(), overrides)
     except (ValueError, OSError) as mistake:
         say(str(mistake))
         return 2

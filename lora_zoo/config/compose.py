@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import KEYS, Settings
@@ -64,7 +63,7 @@ def settings_of(config: DictConfig, overrides: Sequence[str]) -> Settings:
     """
     key = tuple(overrides)
     if key not in _CHECKED:
-        _CHECKED[key] = _resolved(config, key)
+        _CHECKED[key] = _resolved(config)
     return _CHECKED[key]
 
 
@@ -144,11 +143,11 @@ def _compose(job: Sequence[str]) -> Settings:
     try:
         config = compose("config", overrides=list(job))
     except TROUBLE as error:
-        raise Mistake(explain(error, job)) from error
-    return _resolved(config, job)
+        raise Mistake(explain(error)) from error
+    return _resolved(config)
 
 
-def _resolved(config: DictConfig, job: Sequence[str]) -> Settings:
+def _resolved(config: DictConfig) -> Settings:
     for key in config:
         if key not in KEYS:
             raise Mistake(unknown("key", str(key), KEYS))
@@ -157,23 +156,33 @@ def _resolved(config: DictConfig, job: Sequence[str]) -> Settings:
             raise ValueError(f"{key} must be given for this choice: add {key}=…")
         return resolved(config)
     except TROUBLE as error:
-        raise Mistake(explain(error, job)) from error
+        raise Mistake(explain(error)) from error
 
 
-def explain(error: BaseException, job: Sequence[str] = ()) -> str:
+def explain(error: BaseException) -> str:
     """One line for people from an exception of Hydra's or OmegaConf's."""
-    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    if match := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
-        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return unknown(match[1], match[2], choices)
-    if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'|Key '([^']+)' not in", text):
-        return _unknown_key(next(g for g in match.groups() if g), text, job)
-    where = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        file, ours = str(error.missing_cfg_file), tuple(f"{group}/" for group in GROUPS)
+        group, _, option = file.partition("/") if file.startswith(ours) else file.rpartition("/")
+        return unknown(group, option, error.options)
     theirs = isinstance(error, (HydraException, OmegaConfBaseException))
-    first = _first((error.__cause__ or error) if theirs else error)
-    return f"{where[1]}: {first}" if where and where[1] not in first else first
+    cause = (error.__cause__ or error) if theirs else error
+    full_key = getattr(cause, "full_key", None) or ""
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return _unknown_key(full_key, cause.parent_node)
+    if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'", str(cause)):
+        return unknown("key", match[1] or match[2], KEYS)
+    first = _first(cause)
+    return first if full_key in first else f"{full_key}: {first}"
+
+
+def _unknown_key(full_key: str, siblings: Any) -> str:
+    parent, _, leaf = full_key.rpartition(".")
+    if not parent:
+        return unknown("key", leaf, KEYS)
+    return unknown(f"key of {parent}", leaf, map(str, siblings or ()))
 
 
 def _first(error: BaseException) -> str:
@@ -181,24 +190,3 @@ def _first(error: BaseException) -> str:
     if isinstance(error, RecursionError) or "Recursive interpolation" in str(error):
         return "it refers to itself, or is nested too deeply"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _unknown_key(given: str, text: str, job: Sequence[str]) -> str:
-    where = re.search(r"full_key: (\S+)", text)
-    full = where[1] if where and where[1].endswith(given) else given
-    parent, _, leaf = full.rpartition(".")
-    if not parent:
-        return unknown("key", leaf, KEYS)
-    return unknown(f"key of {parent}", leaf, _children(parent, job))
-
-
-def _children(parent: str, job: Sequence[str]) -> list[str]:
-    """The keys under `parent` with the groups that the command line chose."""
-    groups = [o for o in job if o.partition("=")[0] in GROUPS]
-    of_hydra = parent.partition(".")[0] == "hydra"
-    try:
-        whole = OmegaConf.create({"hydra": HydraConf}) if of_hydra else compose("config", overrides=groups)
-        config: Any = OmegaConf.select(whole, parent)
-    except TROUBLE:
-        return list(KEYS)
-    return [str(k) for k in config] if isinstance(config, DictConfig) else list(KEYS)

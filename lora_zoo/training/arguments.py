@@ -28,9 +28,41 @@ _FLAT = {
 }
 
 
-def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -> TrainingArguments:
+def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     """ValueError for a `trainer.` key that TrainingArguments lacks, or that a flat key sets."""
     given = dict(settings.trainer)
+    _check_names(given)
+    _check_values(given)
+    ours = _ours(settings, folder)
+    for event in ("eval", "save"):
+        ours |= _every(event, given.pop(f"{event}_steps", 0))
+    try:
+        arguments = TrainingArguments(**(ours | given))
+        _try_out(arguments)
+    except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
+        raise ValueError(f"trainer: {reason(error)}") from error
+    return arguments
+
+
+def _ours(settings: Settings, folder: Path) -> dict[str, Any]:
+    """The arguments that flat keys set, and those that a user may change with a `trainer.` key."""
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": settings.lr,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.task.eval_batch_size,
+        "seed": settings.seed,
+        "data_seed": settings.data_seed,
+        "report_to": [],  # the run's tracker brings its callback
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # a loss that is not finite is an outcome of the run
+        **_length(settings),
+    }
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(TrainingArguments) if f.init]
     for name in given:
         if name in _FLAT:
@@ -38,30 +70,6 @@ def training_arguments(settings: Settings, folder: Path, report_to: list[str]) -
         if name not in known:
             near = difflib.get_close_matches(name, known, n=8, cutoff=0.3)
             raise ValueError(unknown("key of trainer", name, near) + ", … (transformers.TrainingArguments)")
-    _check_values(given)
-    cuda = torch.cuda.is_available()
-    ours = {
-        "output_dir": str(folder / "checkpoints"),
-        "learning_rate": settings.lr,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.task.eval_batch_size,
-        "seed": settings.seed,
-        "data_seed": settings.data_seed,
-        "report_to": report_to,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": cuda,
-        "logging_nan_inf_filter": False,  # a loss that is not finite is an outcome of the run
-        **_length(settings),
-        **_every("eval", given.pop("eval_steps", 0)),
-        **_every("save", given.pop("save_steps", 0)),
-    }
-    try:
-        arguments = TrainingArguments(**(ours | given))
-        _try_out(arguments)
-    except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
-        raise ValueError(f"trainer: {reason(error)}") from error
-    return arguments
 
 
 def _try_out(arguments: TrainingArguments) -> None:

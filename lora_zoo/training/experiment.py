@@ -96,7 +96,7 @@ class Experiment:
         complete = check_hyperparameters(self.variant, hyper)
         about = {"name": self.variant.name, "paper": self.variant.paper, "equation": self.variant.equation}
         record.update(variant=about | {"hyperparameters": complete})
-        arguments = training_arguments(settings, record.folder, [])
+        arguments = training_arguments(settings, record.folder)
         trust = settings.model.trust_remote_code
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
         with self.timer.stage("load"):

@@ -1,14 +1,13 @@
 """One run, from its specification to a complete record."""
 
-import contextlib
 import logging
 import shlex
 import time
 import traceback
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -21,10 +20,11 @@ from lora_zoo.core.errors import in_one_line
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
 from lora_zoo.runs.record import Busy, FolderClaim, Record, claimed, now, write_atomically
-from lora_zoo.runs.redact import RedactingFormatter, redacted
+from lora_zoo.runs.redact import redacted
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
 from lora_zoo.training.experiment import Experiment
+from lora_zoo.training.logs import logging_to
 from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
 from lora_zoo.training.session import RunContext
 
@@ -52,13 +52,13 @@ def run(
         return dry_run(spec, console)
     resume = sweep is not None if settings.resume is None else settings.resume
     group = Path(sweep).name if sweep else None
+    resources = resources or (of_this_process() if group else FreshResources())
     try:
         with claimed(sweep or settings.out, f"{spec.name}-{spec.identity}", resume=resume) as claim:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
             record = _opened(claim, spec)
-            resources = resources or (of_this_process() if group else FreshResources())
-            with _logging_to(claim.folder / "run.log", console), resources.process() as signals:
+            with logging_to(claim.folder / "run.log", console), resources.process() as signals:
                 context = RunContext(console, group, signals, resources, progress)
                 return _kept(Experiment(spec, record, context))
     except Busy as busy:
@@ -115,42 +115,51 @@ def _kept(experiment: Experiment) -> int:
 
 
 def _recorded(experiment: Experiment) -> int:
-    settings, record, console = experiment.settings, experiment.record, experiment.context.console
-    began = time.perf_counter()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    record, console, began = experiment.record, experiment.context.console, time.perf_counter()
+    if experiment.settings.threads:
+        torch.set_num_threads(experiment.settings.threads)
     record.update(environment=environment())
+    state, code, error = _outcome(experiment)
+    timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
+    memory = record.content.get("memory", {}) | peak_memory()
+    if error is None:
+        record.end(state, timings=timings, memory=memory)
+        show = summary.print_line if experiment.context.group else summary.print_run
+        show(record, console)
+        return code
+    _log.error("%s", "".join(traceback.format_exception(error)))
+    about = {"type": type(error).__name__, "message": str(error)}
+    record.end(state, timings=timings, memory=memory, error=about)
+    _complain(console, f"{state}: {_one_line(error)}")
+    console.print(f"the record and run.log lie in {record.folder}", highlight=False, soft_wrap=True)
+    return code
+
+
+class Outcome(NamedTuple):
+    """The end of a run: its state, the exit code and what broke it."""
+
+    state: str
+    code: int
     error: Exception | None = None
-    state, code = "done", 0
+
+
+def _outcome(experiment: Experiment) -> Outcome:
+    """Run to the end, whatever that is: a run that breaks costs no other run. A stop goes on its way."""
     try:
         experiment.run()
     except Diverged as divergence:
-        state, error, code = "diverged", divergence, 1
+        return Outcome("diverged", 1, divergence)
     except ValueError as mistake:
-        state, error, code = "failed", mistake, 1 if experiment.underway else 2
-    except KeyboardInterrupt as signalled:
-        told = signalled
-        experiment.context.signals.leave(lambda: _interrupted(record, console, told))
+        return Outcome("failed", 1 if experiment.underway else 2, mistake)
+    except Exception as failure:
+        return Outcome("failed", 1, failure)
+    except KeyboardInterrupt as stop:
+        context = experiment.context
+        context.signals.leave(partial(_interrupted, experiment.record, context.console, stop))
         raise
-    except (
-        Exception
-    ) as failure:  # the boundary of a run: whatever broke it is recorded and costs no other run
-        state, error, code = "failed", failure, 1
     finally:
         experiment.context.resources.give_back()
-    timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}
-    said = {"error": {"type": type(error).__name__, "message": str(error)}} if error else {}
-    if error is not None:
-        _log.error("%s", "".join(traceback.format_exception(error)))
-    memory = record.content.get("memory", {}) | peak_memory()
-    record.end(state, timings=timings, memory=memory, **said)
-    if error is None:
-        show = summary.print_line if experiment.context.group else summary.print_run
-        show(record, console)
-    else:
-        _complain(console, f"{state}: {_one_line(error)}")
-        console.print(f"the record and run.log lie in {record.folder}", highlight=False, soft_wrap=True)
-    return code
+    return Outcome("done", 0)
 
 
 def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> None:
@@ -170,46 +179,3 @@ def _complain(console: Console, text: str) -> None:
 def _one_line(error: BaseException) -> str:
     text = in_one_line(error)
     return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
-
-
-class _Terminal(logging.Handler):
-    """Shows our own warnings; errors are said elsewhere, in one line."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self.console = console
-        self.addFilter(lambda record: record.levelno == logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = redacted(record.getMessage())
-        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path, console: Console) -> Iterator[None]:
-    """Send log records and warnings to the run's own file; of them, the terminal shows our warnings alone."""
-    import transformers
-
-    handler = logging.FileHandler(path)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    level, others, raising = root.level, root.handlers, logging.raiseExceptions
-    logging.raiseExceptions = False  # a disk that is full costs the log its lines, and the terminal nothing
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
-    transformers.utils.logging.disable_default_handler()
-    transformers.utils.logging.enable_propagation()
-    transformers.utils.logging.disable_progress_bar()
-    logging.captureWarnings(True)
-    _log.addHandler(shown := _Terminal(console))
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        logging.captureWarnings(False)
-        _log.removeHandler(shown)
-        root.handlers = others
-        root.setLevel(level)
-        logging.raiseExceptions = raising
-        with contextlib.suppress(OSError):
-            handler.close()
