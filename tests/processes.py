@@ -25,7 +25,10 @@ LIBRARIES = (
     "ipykernel.kernelapp",
 )  # fmt: skip
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
-"""Variables with these beginnings are read when an interpreter starts or imports a library."""
+"""Variables with these beginnings are read when an interpreter starts or imports a library.
+
+Folders of PYTHONPATH are put in front, and their sitecustomize.py is run, in a forked process as well.
+"""
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(list(LIBRARIES))
@@ -40,6 +43,11 @@ def _command(
     os.chdir(at)
     os.environ.clear()
     os.environ.update(environment)
+    for folder in reversed(environment.get("PYTHONPATH", "").split(os.pathsep)):
+        if folder and folder not in sys.path:
+            sys.path.insert(0, folder)
+            if (first := Path(folder, "sitecustomize.py")).is_file():
+                runpy.run_path(str(first))
     sys.path.insert(0, at)
     sys.argv = [module, *arguments]
     try:
@@ -107,7 +115,7 @@ def start(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
     if "PYTHONPATH" in env:  # before what this process was given, not in its place
         environment["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
-    if not any(name.startswith(READ_ONCE) for name in env):
+    if not any(name.startswith(READ_ONCE) for name in env if name != "PYTHONPATH"):
         return Forked(module, list(arguments), at, environment, merged)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], cwd=at, env=environment, text=True,
