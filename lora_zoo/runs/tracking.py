@@ -40,7 +40,10 @@ class TrackedTable(NamedTuple):
 
 
 class Tracker:
-    """A run that is tracked nowhere, and what W&B's own does. Leaving the `with` block closes it whatever happened inside."""
+    """A run that is tracked nowhere; its methods say what W&B's do.
+
+    Leaving the `with` block closes it whatever happened inside.
+    """
 
     report_to: ClassVar[list[str]] = []
     where: str = ""
