@@ -11,7 +11,7 @@ from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
 from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identity_of, made_of, specify
+from lora_zoo.runs.identity import identified, specify
 from lora_zoo.runs.record import RESULT, Record, plain
 
 register()
@@ -33,12 +33,13 @@ def recorded(*overrides: str, experiment: dict[str, Any] | None = None, test: An
     adapted = 8 if variant.count else 0
     about = {"name": variant.name, "paper": variant.paper, "equation": variant.equation}
     seed, metric = chosen.seed, chosen.task.metrics[0]
+    identity, made_of = identified(config, variant)
     record = {
         "schema": 1,
         "state": "done",
         "name": readable_name(chosen, variant),
-        "identity": identity_of(config, variant),
-        "made_of": made_of(config, variant),
+        "identity": identity,
+        "made_of": made_of,
         "command": " ".join(["python -m lora_zoo.run", *overrides]),
         "config": config,
         "seed": seed,

@@ -18,7 +18,7 @@ from lora_zoo.config.schema import Settings, register
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.targets import ROLES
-from lora_zoo.runs.identity import identity_of, made_of, specify
+from lora_zoo.runs.identity import identified, specify
 
 register()
 
@@ -238,7 +238,7 @@ def test_a_renamed_key_changes_no_recorded_identity() -> None:
         record = json.loads(next(lines))
     assert record["config"]["task"]["kind"] == "generation"
     for config in (record["config"], aliases.modern(record["config"])):
-        assert made_of(config, VARIANTS["lora"])["settings"] == record["made_of"]["settings"]
+        assert identified(config, VARIANTS["lora"])[1]["settings"] == record["made_of"]["settings"]
 
 
 def test_a_recorded_configuration_in_old_names_is_the_same_run() -> None:
@@ -248,10 +248,10 @@ def test_a_recorded_configuration_in_old_names_is_the_same_run() -> None:
     assert old["task"]["kind"] == "choice" and old["task"]["path"] == "pocket-nli" and "retention" in old
     assert "type" not in old["task"] and "forgetting_text" not in old
     assert aliases.modern(old) == config == aliases.modern(config)
-    assert identity_of(old, VARIANTS["lora"]) == identity_of(config, VARIANTS["lora"])
-    assert made_of(old, VARIANTS["lora"]) == made_of(config, VARIANTS["lora"])
+    assert identified(old, VARIANTS["lora"])[0] == identified(config, VARIANTS["lora"])[0]
+    assert identified(old, VARIANTS["lora"])[1] == identified(config, VARIANTS["lora"])[1]
     changed = config | {"task": config["task"] | {"type": "causal_lm"}}
-    assert identity_of(changed, VARIANTS["lora"]) != identity_of(config, VARIANTS["lora"])
+    assert identified(changed, VARIANTS["lora"])[0] != identified(config, VARIANTS["lora"])[0]
 
 
 def test_what_the_front_has_checked_is_not_resolved_again(tmp_path, monkeypatch) -> None:

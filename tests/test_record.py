@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import Settings, register
 from lora_zoo.config.spec import readable_name
+from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identity, specify
+from lora_zoo.runs.identity import identified, specify
 from lora_zoo.runs.record import RESULT, SCHEMA, Record, claim_folder, plain
 
 register()
@@ -21,6 +23,10 @@ def settings(*overrides: str) -> Settings:
 
 
 LORA = VARIANTS["lora"]
+
+
+def identity(chosen: Settings, variant: type[Variant]) -> str:
+    return identified(asdict(chosen), variant)[0]
 
 
 @pytest.mark.parametrize(

@@ -42,26 +42,12 @@ def completed(settings: Settings, variant: type[Variant]) -> Settings:
     return replace(settings, **of_all, variant={"name": settings.variant["name"], **hyper})
 
 
-def identity(settings: Settings, variant: type[Variant]) -> str:
-    """Eight hexadecimal digits from the settings, the variant's source and the local data files."""
-    return identity_of(asdict(settings), variant)
-
-
-def identity_of(config: Mapping[str, Any], variant: type[Variant]) -> str:
-    """The identity that a recorded configuration has with today's source and data files."""
-    return identified(config, variant)[0]
-
-
-def made_of(config: Mapping[str, Any], variant: type[Variant]) -> dict[str, Any]:
-    """The parts of an identity, hashed apart, so that a later reader can tell what has changed.
-
-    settings and source are 16 hexadecimal digits, data holds the SHA-256 of each split's local file.
-    """
-    return identified(config, variant)[1]
-
-
 def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
-    """`identity_of` and `made_of`, for which source and data files are read once."""
+    """The identity that a configuration has with today's source and data files, and what it is made of.
+
+    The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
+    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file.
+    """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
     if variant.preset_of:  # a preset is the same run as its variant with that init

@@ -14,7 +14,7 @@ from typing import Any
 from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identified, identity_of, made_of
+from lora_zoo.runs.identity import identified
 from lora_zoo.runs.summary import overrides_of
 
 _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
@@ -32,7 +32,7 @@ def stale(record: Mapping[str, Any]) -> str:
     before = record.get("made_of")
     if before is None:
         return _stale_as_a_whole(record, variant)
-    now = made_of(record["config"], variant)
+    now = identified(record["config"], variant)[1]
     if now["source"] != before["source"]:
         return f"the source of {variant.name} has changed since"
     changed = [s for s, digest in now["data"].items() if digest != before["data"].get(s, digest)]
@@ -43,7 +43,7 @@ def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
     """An older record has no hashes but its identity, which says that something changed and not what."""
     if "identity" not in record or record.get("moved") or not _data_is_here(record):
         return ""
-    if identity_of(record["config"], variant) == record["identity"]:
+    if identified(record["config"], variant)[0] == record["identity"]:
         return ""
     return f"its settings have another identity today: the source of {variant.name} or the data have changed"
 

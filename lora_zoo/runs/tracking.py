@@ -10,7 +10,6 @@ What W&B cannot do (no network, no disk, its process gone) costs a warning, not 
 import contextlib
 import os
 import shlex
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, final
@@ -40,26 +39,25 @@ class TrackedTable(NamedTuple):
     rows: list[list[Any]]
 
 
-class Tracker(ABC):
-    """A run as W&B sees it. Leaving the `with` block closes it whatever happened inside."""
+class Tracker:
+    """A run that is tracked nowhere; its methods say what W&B's do.
+
+    Leaving the `with` block closes it whatever happened inside.
+    """
 
     report_to: ClassVar[list[str]] = []
     where: str = ""
     """One line for the user: the address, or the command that uploads an offline run; "" without tracking."""
 
-    @abstractmethod
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """One point of the curves, at optimiser step `step`."""
 
-    @abstractmethod
     def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None:
         """Write the outcome and close; exit code 0 only if `result["state"]` is done."""
 
-    @abstractmethod
     def show(self, tables: Mapping[str, TrackedTable], images: Mapping[str, Path]) -> None:
         """Tables and images by their names there."""
 
-    @abstractmethod
     def close(self, exit_code: int) -> None:
         """Close without an outcome; nothing happens where it is closed already."""
 
@@ -68,19 +66,6 @@ class Tracker(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(0 if kind is None else 1)
-
-
-@final
-class NoTracker(Tracker):
-    """The local files alone."""
-
-    def log(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
-
-    def finish(self, result: dict[str, Any], adapter: Path | None, spectra: list[dict[str, Any]]) -> None: ...
-
-    def show(self, tables: Mapping[str, TrackedTable], images: Mapping[str, Path]) -> None: ...
-
-    def close(self, exit_code: int) -> None: ...
 
 
 @final
@@ -176,7 +161,7 @@ def open_tracker(
     if backend not in BACKENDS:
         raise ValueError(unknown("tracking.backend", backend, BACKENDS))
     if backend == "none" or mode == "disabled" or os.environ.get("RANK", "0") != "0":
-        return NoTracker()
+        return Tracker()
     chosen = {key: tracking.get(key) or None for key in ("project", "entity", "notes")}
     labels = dict.fromkeys(str(tag)[:64] for tag in (*(tracking.get("tags") or ()), *tags) if tag)
     init = redacted(
@@ -191,7 +176,7 @@ def open_tracker(
             with survived("is not reached, so this run is tracked offline"):
                 return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="online", **init)
         return WandbTracker(surroundings, keep_adapter=keep_adapter, mode="offline", **init)
-    return NoTracker()
+    return Tracker()
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import identity as identities
-from lora_zoo.runs.identity import identity, made_of, specify
+from lora_zoo.runs.identity import identified, specify
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
@@ -31,10 +31,11 @@ def recorded(*overrides: str) -> dict[str, Any]:
     own = settings(*overrides)
     variant = VARIANTS[own.variant["name"]]
     hyper = check_hyperparameters(variant, flat_hyperparameters(own, variant))
+    identity, made_of = identified(asdict(own), variant)
     content = {
         "name": readable_name(own, variant),
-        "identity": identity(own, variant),
-        "made_of": made_of(asdict(own), variant),
+        "identity": identity,
+        "made_of": made_of,
         "command": " ".join(["python -m lora_zoo.run", *overrides]),
         "config": asdict(own),
         "seed": own.seed,
@@ -69,7 +70,7 @@ def test_an_honest_record_is_neither_stale_nor_contradictory(overrides: list[str
 def test_a_stored_configuration_suffices_for_the_identity(overrides: list[str]) -> None:
     record = recorded(*overrides)
     variant = VARIANTS[record["variant"]["name"]]
-    assert identities.identity_of(record["config"], variant) == record["identity"]
+    assert identities.identified(record["config"], variant)[0] == record["identity"]
 
 
 def test_a_changed_source_is_stale_and_the_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
