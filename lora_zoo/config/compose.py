@@ -174,7 +174,8 @@ def explain(error: BaseException) -> str:
         return _unknown_key(full_key, cause.parent_node)
     if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'", str(cause)):
         return unknown("key", match[1] or match[2], KEYS)
-    first = _first(cause)
+    first, in_text = _first(cause), re.search(r"full_key: (\S+)", str(cause))  # Hydra's own hold a text alone
+    full_key = full_key or (in_text[1] if in_text else "")
     return first if full_key in first else f"{full_key}: {first}"
 
 
@@ -189,4 +190,6 @@ def _first(error: BaseException) -> str:
     """The first line of an exception, or its kind where it has none."""
     if isinstance(error, RecursionError) or "Recursive interpolation" in str(error):
         return "it refers to itself, or is nested too deeply"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    texts = (line for line in lines if line and not line.endswith("raised while composing config:"))
+    return next(texts, type(error).__name__)

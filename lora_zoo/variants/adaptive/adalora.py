@@ -51,8 +51,7 @@ class Budget(AdapterHooks):
         self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
         # Q's rows and P's columns, alike ones together: what is done to them takes an operation a shape.
-        self.rows = ByShape([a.A_RI for a in self.sites])
-        self.columns = ByShape([a.B_OR for a in self.sites])
+        self.rows, self.columns = (ByShape([getattr(a, f) for a in self.sites]) for f in ("A_RI", "B_OR"))
         E: list[Tensor] = [a.E_R for a in self.sites]
         self.triplets = E + self.rows.tensors + self.columns.tensors
         like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
