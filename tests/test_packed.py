@@ -306,7 +306,8 @@ def trained(
     """Three steps of a loop of one's own; the losses."""
     optimizer, losses = torch.optim.SGD(injection.parameters(), lr=0.1), []
     for step in range(3):
-        loss = net.base_model(**batch(2, 5 + injection.seed, step), **extra).last_hidden_state.square().mean()
+        states = net.base_model(**batch(2, 5 + injection.seed, step), **extra).last_hidden_state
+        loss = states.square().mean() + injection.hooks.regularizer()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

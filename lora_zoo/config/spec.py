@@ -72,6 +72,5 @@ def flat_hyperparameters(settings: Settings, variant: "type[Variant]") -> dict[s
     """The flat keys and the variant's own keys that this variant takes."""
     known = hyperparameters(variant)
     flat = {name: getattr(settings, name) for name in FLAT if name in known}
-    if settings.budget is not None:
-        flat.pop("rank", None)  # the budget finds it
-    return flat | {name: value for name, value in settings.variant.items() if name != "name"}
+    found = {"name"} if settings.budget is None else {"name", variant.sized_by}  # the budget finds its size
+    return {name: value for name, value in {**flat, **settings.variant}.items() if name not in found}

@@ -20,6 +20,7 @@ from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
@@ -64,18 +65,8 @@ class Injection:
         return self._adapter_parameters() | {name: self.trained[name] for name in self.fully_trained}
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
-        every = self._adapter_tensors().items()
-        return {name: p for name, p in every if isinstance(p, nn.Parameter) and p.requires_grad}
-
-    def _adapter_tensors(self) -> dict[str, Tensor]:
-        """The saved tensors: `matrix.tensor` of each adapter, and once `shared.tensor` of what all share."""
-        common = {} if self.shared is None else self.shared.state_dict(keep_vars=True)
-        ids = {id(tensor) for tensor in common.values()}
-        every = {
-            f"{n}.{k}": t for n, a in self.adapters.items() for k, t in a.state_dict(keep_vars=True).items()
-        }
-        own = {name: tensor for name, tensor in every.items() if id(tensor) not in ids}
-        return own | {f"shared.{name}": tensor for name, tensor in common.items()}
+        every = adapter_tensors(self.adapters, self.shared, parameters)
+        return {name: p for name, p in every.items() if p.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.named_parameters().values())
@@ -166,7 +157,8 @@ class Injection:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors that the base lacks: the adapters', those that they share, fully trained parameters."""
-        own = {name: tensor.detach() for name, tensor in self._adapter_tensors().items()}
+        every = adapter_tensors(self.adapters, self.shared, saved)
+        own = {name: tensor.detach() for name, tensor in every.items()}
         return own | {name: self.trained[name].detach() for name in self.fully_trained}
 
     @torch.no_grad()
@@ -189,8 +181,7 @@ class Injection:
     def total(self) -> int:
         """Number of parameters of the model with this adapter alone, tied ones once."""
         base = base_parameters(self.model) | self.trained
-        own = [p for a in self.adapters.values() for p in a.parameters()]
-        own += [] if self.shared is None else self.shared.parameters()
+        own = adapter_tensors(self.adapters, self.shared, parameters).values()
         return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
 
 

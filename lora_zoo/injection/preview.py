@@ -12,6 +12,7 @@ from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
+from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import build, plan_injection
@@ -80,7 +81,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
         adapters, shared = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
-    common = {} if shared is None else {id(t): t for t in shared.state_dict(keep_vars=True).values()}
+    common = {} if shared is None else {id(t): t for t in saved(shared).values()}
     rows = [
         _row(matrix, adapters[matrix.name], plan.hyperparameters_at(matrix), common) for matrix in matrices
     ]
@@ -89,8 +90,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): p.numel() for name, p in every.items() if name not in names}
-    own = [p for a in adapters.values() for p in a.parameters()] + list(shared.parameters() if shared else ())
-    added = sum(p.numel() for p in {id(p): p for p in own}.values())
+    added = sum(p.numel() for p in adapter_tensors(adapters, shared, parameters).values())
     return Preview(
         plan.variant.name,
         rows,
@@ -108,7 +108,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
 def _row(
     matrix: TargetMatrix, adapter: Adapter, hyper: dict[str, Any], common: Mapping[int, Tensor]
 ) -> PreviewRow:
-    own = [tensor for tensor in adapter.state_dict(keep_vars=True).values() if id(tensor) not in common]
+    own = [tensor for tensor in saved(adapter).values() if id(tensor) not in common]
     return PreviewRow(
         name=matrix.name,
         tensor=matrix.tensor,

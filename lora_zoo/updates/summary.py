@@ -37,8 +37,8 @@ def update_of(injection: "Injection", name: str) -> WeightUpdate:
     adapter = injection.adapters.get(name)
     if adapter is not None:
         injection.variant.require_weight("read as a ΔW")
-    if adapter is not None and (factors := adapter.factors()) is not None:
-        return FactoredUpdate(name, *factors)
+        if (factors := adapter.factors()) is not None:
+            return FactoredUpdate(name, *factors)
     _, W_OI, dW_OI = injection.update(name)
     # a fully trained W' is no sum: its ΔW has no rounding but its own
     return DenseUpdate(name, dW_OI, 0.0 if adapter is None else float(W_OI.norm()))

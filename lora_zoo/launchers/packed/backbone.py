@@ -97,13 +97,13 @@ class Backbone:
     def backward(self, passed: ForwardPass) -> None:
         """Send the leaves' gradients back through the backbone; rows without one get none."""
         live = [cut for cut in passed.cuts if any(leaf.grad is not None for leaf in cut.leaves)]
-        whole = [cut.whole for cut in live] + [one for one, leaf in passed.emitted if leaf.grad is not None]
-        if whole:
-            gradients = [_gradient(passed.row_groups, cut) for cut in live]
-            gradients += [leaf.grad for _, leaf in passed.emitted if leaf.grad is not None]
+        pairs = [(cut.whole, _gradient(passed.row_groups, cut)) for cut in live]
+        pairs += [(whole, leaf.grad) for whole, leaf in passed.emitted if leaf.grad is not None]
+        if pairs:
+            tensors, gradients = zip(*pairs, strict=True)
             groups = adapters_of(self.model)
             with groups.batched_forward(passed.row_groups):  # gradient checkpointing recomputes passes
-                torch.autograd.backward(whole, gradients)
+                torch.autograd.backward(tensors, gradients)
 
     def _cut_emitted(self, name: str, passed: ForwardPass) -> None:
         """Put leaves in place of the scalars that the adapters of one job emitted."""
