@@ -115,6 +115,12 @@ class Settings:
         "auto", "scale of the update before division by the rank; auto: the paper's rule", above=0
     )
     init: str = key("auto", "kaiming, gaussian, orthogonal, pissa, milora, olora, …; auto: the variant's own")
+    calibration_examples: int = key(
+        128,
+        "training examples that an init sees which looks at data (eva, lora_ga)",
+        least=1,
+        most=_COUNT,
+    )
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex", filled=True

@@ -10,9 +10,9 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
-from lora_zoo.models.train_eval import in_mode
 from lora_zoo.training import checkpoints, divergence
 from lora_zoo.training.callbacks import HookCallback
 from lora_zoo.training.state import TrainState

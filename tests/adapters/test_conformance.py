@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.statistics import STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
@@ -299,7 +300,7 @@ def test_a_loaded_adapter_trains_in_the_same_groups(name, tmp_path):
     def rates(injection):
         return [(g["lr"], g["weight_decay"], len(g["params"])) for g in injection.param_groups(lr=1.0)]
 
-    for init in init_names(VARIANTS[name].accepts_init):
+    for init in init_names(lambda init: VARIANTS[name].accepts_init(init) and not init.needs):
         injection = adapt(lone("linear"), name, init=init)
         save_adapter(injection, tmp_path)
         assert rates(load_adapter(lone("linear"), tmp_path)) == rates(injection), init
@@ -447,11 +448,28 @@ def test_starts_are_nested_in_rank(name, kind):
             assert parallel_rows(*(t.detach() for t in pair)), tensor_name
 
 
-@pytest.mark.parametrize("init", init_names(lambda init: not init.control and init.name[-1] != "4"))
+def statistics_of(W_OI):
+    """Some statistics of every name, as a matrix of this shape could have them."""
+    source = torch.Generator().manual_seed(3)
+    x_NI = torch.randn(50, W_OI.shape[1], generator=source, dtype=torch.float64)
+    G_OI = torch.randn(W_OI.shape, generator=source)
+    moment_II = x_NI.T @ x_NI / len(x_NI)
+    values = (x_NI.mean(0), moment_II, G_OI, G_OI.square())
+    return dict(zip(STATISTICS, values, strict=True))
+
+
+# The right factor of LoRA-GA is the second half of the singular vectors: another half for another rank.
+NESTED = init_names(lambda init: not init.control and init.name[-1] != "4" and "gradient" not in init.needs)
+
+
+@pytest.mark.parametrize("init", NESTED)
 def test_every_start_is_nested_in_rank(init):
     W_OI = lone("linear").layer.weight
     small, great = (
-        initial_factors(init, W_OI, rank=rank, scale=1.0, seed=0, matrix="layer")[0] for rank in (2, 4)
+        initial_factors(
+            init, W_OI, rank=rank, scale=1.0, seed=0, matrix="layer", statistics=statistics_of(W_OI)
+        )[0]
+        for rank in (2, 4)
     )
     assert parallel_rows(small.A_RI, great.A_RI)
     assert parallel_rows(small.B_OR.T, great.B_OR.T)
@@ -461,7 +479,9 @@ def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
     W_OI = lone("linear").layer.weight
     for name in init_names():
         start_ = find_init(name)
-        A_RI, B_OR = initial_factors(name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer")[0]
+        A_RI, B_OR = initial_factors(
+            name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer", statistics=statistics_of(W_OI)
+        )[0]
         assert bool(A_RI.any()) == ("A" not in start_.zero), name
         assert bool(B_OR.any()) == ("B" not in start_.zero), name
         assert not start_.residual or (A_RI.any() and B_OR.any()), name
@@ -657,7 +677,7 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
 
 # --- starts ------------------------------------------------------------------------------------------------
 
-STARTS = init_names(lambda init: not init.control)
+STARTS = init_names(lambda init: not init.control and not init.needs)
 
 
 @pytest.mark.parametrize("init", STARTS)

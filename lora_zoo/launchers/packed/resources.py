@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,11 +73,16 @@ class PackedResources(FreshResources):
         return shared.loaded
 
     def inject(
-        self, model: nn.Module, variant: type[Variant], seed: int, arguments: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        variant: type[Variant],
+        seed: int,
+        arguments: Mapping[str, Any],
+        batches: Iterable[Mapping[str, Any]],
     ) -> Injection:
         backbone = self.shared.backbone
         if backbone is None:
-            return super().inject(model, variant, seed, arguments)
+            return super().inject(model, variant, seed, arguments, batches)
         heads = self.shared.heads.get(seed, {})
         reason = self._refusal(model, backbone, variant, arguments, heads)
         if reason:
@@ -85,7 +90,7 @@ class PackedResources(FreshResources):
         adapters_of(model).show_all()
         if reason:
             _set(base_parameters(model), heads)
-        injection = inject(model, variant, **arguments, seed=seed, name=self.job.name)
+        injection = inject(model, variant, **arguments, seed=seed, name=self.job.name, batches=batches)
         _set(injection.trained, heads)
         own = {name: nn.Parameter(values.clone(), False) for name, values in heads.items()}
         injection.originals |= {name: own[name] for name in injection.originals.keys() & own.keys()}
@@ -105,6 +110,8 @@ class PackedResources(FreshResources):
         """The reason why the job cannot share the base; "" if it can."""
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
             plan = plan_injection(model, variant, **arguments)
+        if plan.needs:
+            return f"it looks at data ({', '.join(plan.needs)}) before its adapter is built"
         if method := variant.hooks.not_packable():
             return f"{variant.name}'s hooks override {method}, which could reach other jobs (see `packable`)"
         if reason := backbone.refuses(plan):
