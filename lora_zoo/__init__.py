@@ -28,6 +28,7 @@ _HOMES = {
     "Additive": "lora_zoo.variants.low_rank",
     "AdapterHooks": "lora_zoo.core.hooks",
     "register": "lora_zoo.core.variants",
+    "run_file": "lora_zoo.core.variants",
 }
 _RENAMED = {
     "declare_fused": "register_fused",
@@ -55,6 +56,7 @@ __all__ = [
     "preview",
     "register",
     "register_fused",
+    "run_file",
     "save_adapter",
     "save_adapters",
     "save_peft",

@@ -96,7 +96,10 @@ def _check_hydra(override: Override) -> None:
     """Refuse what would make another program of this one, or is told late by Hydra, over many lines."""
     key, value = override.key_or_group, override.value()
     if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
-        raise Mistake(f"{key} cannot be given; -m and KEY=VALUE,VALUE make a sweep")
+        instead = "-m and KEY=VALUE,VALUE make a sweep"
+        if key == "hydra.searchpath":
+            instead = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
+        raise Mistake(f"{key} cannot be given; {instead}")
     if override.is_sweep_override():
         raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")
     if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in str(value):

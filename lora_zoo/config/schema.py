@@ -18,6 +18,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
+    "variant_file",  # its content stands in the identity, not where it lies
 )
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
@@ -162,6 +163,7 @@ class Settings:
     out: str = key("runs", "folder under which run folders are made")
     experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
+    variant_file: str | None = key(None, "the Python file of a variant of your own: variant=FILE.py sets it")
     model: Model = field(default_factory=Model)
     task: Task = field(default_factory=Task)
     trainer: dict[str, Any] = key({}, "arguments of transformers.TrainingArguments")

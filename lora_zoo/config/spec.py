@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
 
 if TYPE_CHECKING:
     from lora_zoo.core.adapter import Variant
@@ -52,6 +53,13 @@ class RunSpec:
         if "calibration_examples" in given and not self.needs:
             found["calibration_examples"] = f"init={self.settings.init}"
         return found
+
+
+def variant_of(settings: Settings) -> "type[Variant]":
+    """The variant's class; a file of the user's own is run first. ValueError where there is none."""
+    if settings.variant_file:
+        VARIANTS.run_file(settings.variant_file)
+    return VARIANTS.find(str(settings.variant.get("name")))
 
 
 def readable_name(settings: Settings, variant: "type[Variant]") -> str:

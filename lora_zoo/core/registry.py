@@ -5,12 +5,15 @@ VARIANTS = Registry("variant", "lora_zoo.variants")       # scans the package's 
 @VARIANTS.register("mine")                                # in any of those files
 class Mine(Adapter): ...
 
-Another distribution adds members by entry points in the group `lora_zoo.<kind>`.
+Another distribution adds members by entry points in the group `lora_zoo.<kind>`, and a user's own file by
+`run_file`.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -86,6 +89,28 @@ class Registry(Mapping[str, T], Generic[T]):
             self._load(name)
         return self._members[name]
 
+    def run_file(self, file: str | Path) -> list[str]:
+        """Run a Python file that registers members, and return their names.
+
+        A file that has not changed is not run again. ValueError where it cannot be run or registers none.
+        """
+        path = Path(file).expanduser().resolve()
+        names = names_in(path)
+        if not names:
+            raise ValueError(f'{file} registers no {self.kind}: it has no line like @register("mine")')
+        try:
+            _run(path)
+        except Exception as error:  # another's file may raise anything
+            raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
+        return names
+
+    def file_of(self, name: str) -> Path | None:
+        """The file in which an installed member stands, found without importing it; None for another one."""
+        point = self._entry_points.get(name)
+        module = self._modules.get(name) or (point.module if point else "")
+        spec = importlib.util.find_spec(module) if module else None
+        return Path(spec.origin) if spec and spec.origin else None
+
     def __getitem__(self, name: str) -> T:
         if name not in self:
             raise KeyError(name)
@@ -134,16 +159,45 @@ class Registry(Mapping[str, T], Generic[T]):
     @cached_property
     def _modules(self) -> dict[str, str]:
         """Name -> the module of the package that registers it."""
-        return {
-            name: module
-            for module, path in _files(self.package).items()
-            for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))
-        }
+        return {name: module for module, path in _files(self.package).items() for name in names_in(path)}
 
     @cached_property
     def _entry_points(self) -> dict[str, Any]:
         group = f"lora_zoo.{self.kind.replace(' ', '_')}"
         return {point.name: point for point in entry_points(group=group)}
+
+
+def own_file(member: Any) -> dict[str, str]:
+    """`path` and `sha256` of the user's file that made a class or function; {} for one of a package."""
+    module = sys.modules.get(member.__module__)
+    digest = getattr(module, "sha256_of_file", None)
+    return {"path": str(getattr(module, "__file__", "")), "sha256": digest} if digest else {}
+
+
+def names_in(path: Path) -> list[str]:
+    """The names that a Python file registers, read without running it. ValueError where it cannot be read."""
+    try:
+        return _REGISTERED.findall(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'this is no text'}") from error
+
+
+def _run(path: Path) -> None:
+    """Import a file that belongs to no package, again where its content has changed."""
+    name = f"lora_zoo_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    before = sys.modules.get(name)
+    if getattr(before, "sha256_of_file", None) == digest:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader, path
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: pickling needs it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    module.__dict__["sha256_of_file"] = digest
 
 
 def _files(package: str) -> dict[str, Path]:

@@ -10,17 +10,16 @@ from typing import Any
 
 from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
-from lora_zoo.config.spec import FLAT, RunSpec
+from lora_zoo.config.spec import FLAT, RunSpec, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import statistics_needed
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.redact import redacted
 
 
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that the settings ask for. ValueError where its variant is unknown or cannot be loaded."""
-    variant = VARIANTS.find(str(settings.variant.get("name")))
+    variant = variant_of(settings)
     settings = completed(settings, variant)
     if settings.merge:
         variant.require_weight("merged: use merge=false")

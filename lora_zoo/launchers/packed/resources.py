@@ -11,9 +11,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.config.spec import readable_name
+from lora_zoo.config.spec import readable_name, variant_of
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection, inject
@@ -53,7 +52,7 @@ class PackedResources(FreshResources):
         yield self.pack.signals
 
     def task_data(self, settings: Settings) -> TaskData:
-        self.name = readable_name(settings, VARIANTS.find(settings.variant["name"]))
+        self.name = readable_name(settings, variant_of(settings))
         return super().task_data(settings)
 
     def base(self, settings: Settings, data: TaskData, seed: int) -> Loaded:
