@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from lora_zoo.claims.evidence import Measure, Missing, aligned
 from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
+from lora_zoo.core.registry import Registry
 from lora_zoo.runs import deltas, updates
+
+M = TypeVar("M", bound=Measure)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,23 @@ class CountedQuantity(Quantity):
         return Counted(label, values, claimed, unit)
 
 
+QUANTITIES: Registry[Quantity] = Registry("quantity", "lora_zoo.claims")
+
+
+def register_quantity(
+    id: str, name: str, unit: str, *, scale: Scale = PLAIN, counted: bool = False
+) -> Callable[[M], M]:
+    """Add the quantity that the function below takes of a run; rows of the catalogue call it `id`."""
+
+    def add(measure: M) -> M:
+        kind = CountedQuantity if counted else Quantity
+        QUANTITIES.add(id, kind(name, unit, measure, scale), source=measure)
+        return measure
+
+    return add
+
+
+@register_quantity("early_loss", "early loss", "nats a token")
 def early_loss(run: pd.Series) -> float:
     """The mean training loss logged in the first quarter of the steps."""
     logged = _logged(run, "loss")
@@ -49,6 +69,7 @@ def early_loss(run: pd.Series) -> float:
     return float(np.mean(early)) if early else math.nan
 
 
+@register_quantity("gradient_norm", "gradient norm", "norm")
 def gradient_norm(run: pd.Series) -> float:
     """The mean norm of the gradient (before clipping) over all logged steps after the first.
 
@@ -57,6 +78,7 @@ def gradient_norm(run: pd.Series) -> float:
     return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
 
 
+@register_quantity("forgotten", "growth of the pretraining loss", "nats a token")
 def forgotten(run: pd.Series) -> float:
     """The growth of the loss on the text of pretraining."""
     return number(run.get("retention_after")) - number(run.get("retention_before"))
@@ -82,11 +104,6 @@ def number(value: Any) -> float:
 
 
 SCORE = Quantity("", "", "test")
-LOSS = Quantity("loss", "nats a token", "loss")
-EARLY_LOSS = Quantity("early loss", "nats a token", early_loss)
-FORGOTTEN = Quantity("growth of the pretraining loss", "nats a token", forgotten)
-GRADIENT_NORM = Quantity("gradient norm", "norm", gradient_norm)
-STEP_SECONDS = Quantity("seconds a step", "seconds", "step_seconds")
 
 
 def changes(run: pd.Series) -> pd.DataFrame:
@@ -134,6 +151,26 @@ def _over_matrices(
 
     measure.__name__ = f"{formula} in {table}"
     return measure
+
+
+def quantity(
+    name: str,
+    unit: str,
+    *,
+    column: str = "",
+    table: str = "",
+    mean: str = "",
+    total: str = "",
+    roles: Sequence[str] = (),
+    counted: bool = False,
+) -> Quantity:
+    """A quantity of a column of the runs, or the mean or total of a formula over a table's matrices."""
+    if [bool(column), bool(mean and table), bool(total and table)].count(True) != 1:
+        raise ValueError("give a column, or a table with the mean or the total of a formula")
+    kind = CountedQuantity if counted else Quantity
+    if column:
+        return kind(name, unit, column)
+    return kind(name, unit, (mean_of if mean else total_of)(table, mean or total, roles))
 
 
 def exponents(table: pd.DataFrame) -> pd.Series:

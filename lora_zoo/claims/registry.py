@@ -54,6 +54,10 @@ class Measured(Claim):
     sweep: str = ""
     rule: Rule = every
 
+    def __post_init__(self) -> None:
+        if bool(self.experiment) == bool(self.sweep):
+            raise ValueError(f"claim {self.id!r}: give either the experiment that it needs or a sweep")
+
     @property
     def needs(self) -> str:
         return self.experiment or "a sweep of its own"
@@ -133,8 +137,6 @@ class Source:
         self, id: str, where: str, *forms: Form, against: Sequence[str] = (), rule: Rule = every
     ) -> Measured:
         """A claim of these forms; what it `.says`, or the function that it decorates, adds it."""
-        if bool(self.experiment) == bool(self.sweep):
-            raise ValueError(f"claim {id!r}: give either the experiment that it needs or a sweep")
         return Measured(id, self.paper, where, against, "", forms, self.experiment, self.sweep, rule)
 
 

@@ -46,7 +46,8 @@ class Registry(Mapping[str, T], Generic[T]):
         renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
-        self._unread, self._renamed = by_import, renamed or {}
+        self._by_import = self._unread = by_import
+        self._renamed = renamed or {}
         self._members: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
@@ -138,6 +139,7 @@ class Registry(Mapping[str, T], Generic[T]):
             name: module
             for module, path in _files(self.package).items()
             for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))
+            if not self._by_import
         }
 
     @cached_property

@@ -16,7 +16,6 @@ import pandas as pd
 from torch import Tensor
 
 from lora_zoo import updates
-from lora_zoo.claims.catalogue.lora import PAPER
 from lora_zoo.claims.evidence import Missing, Runs
 from lora_zoo.claims.forms import Form
 from lora_zoo.claims.hypotheses import Hypothesis, Range, Sampled, above, below
@@ -127,7 +126,7 @@ def overlap_of_ranks(name: str, claimed: Range, unit: str, of: str, overlap: Ove
     return form
 
 
-table_7 = Source(PAPER, "lora_table7")
+table_7 = Source("2106.09685", "lora_table7")
 
 table_7.claim(
     "lora/top-direction-shared",

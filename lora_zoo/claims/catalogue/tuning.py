@@ -1,20 +1,17 @@
-"""The learning rate's part in the differences between variants: the bake-offs, and scans of α and rate."""
+"""The learning rate's part in the differences between variants: the bake-offs, and a scan of α and rate."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from lora_zoo.claims.evidence import LR, Missing, Runs, aligned
-from lora_zoo.claims.forms import RATE, alike, each, more, ratio
-from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, below
-from lora_zoo.claims.measures import STEP_SECONDS
+from lora_zoo.claims.forms import RATE, difference, each
+from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, between
 from lora_zoo.claims.registry import Source
 from lora_zoo.claims.rule import most
 
 RECENT = "recent re-tuning studies"
+ALIKE = between(-1, 1)
 NO_VARIANTS = ("lora", "full", "linear_probe", "zero_shot")
-SIZE = "config.task.sizes.train"
 
 by_rank, by_budget = Source(RECENT, "bakeoff_rank"), Source(RECENT, "bakeoff_budget")
 
@@ -26,7 +23,7 @@ def _others(names: list[str]) -> list[str]:
     return others
 
 
-ties = each("variant", lambda name: alike(name, "lora"), among=_others)
+ties = each("variant", lambda name: difference([name, "lora"], ALIKE), among=_others)
 
 by_rank.claim("tuning/most-tie", "equal rank", ties, rule=most).says(
     "At one rank, each at its own best learning rate, most variants are within 1 point of LoRA."
@@ -66,48 +63,9 @@ def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
     if len(equal) < 2:
         raise Missing("no two runs have the same product of alpha and rate")
     for one, other in pairwise({"variant": "lora", "alpha": alpha, LR: rate} for alpha, rate in equal):
-        yield from alike(one, other, tune=())(runs)
+        yield from difference([one, other], ALIKE, tune=())(runs)
 
 
 def _commonest(products: list[float]) -> float:
     """The product that most cells share, up to rounding."""
     return max(products, key=lambda p: sum(abs(q / p - 1) < 1e-6 for q in products))
-
-
-Source("source S1, S2", "bakeoff_rank").claim(
-    "cost/steps-faster-than-full",
-    "H11",
-    ratio("lora", "full", below(1), STEP_SECONDS),
-    against=["cost/steps-slower-than-full"],
-).says("A training step of LoRA takes less time than one of full fine-tuning.")
-Source("source S0", "bakeoff_rank").claim(
-    "cost/steps-slower-than-full",
-    "H11",
-    ratio("lora", "full", above(1), STEP_SECONDS),
-    against=["cost/steps-faster-than-full"],
-).says("LoRA trains longer than full fine-tuning, read here as: its step takes more time.")
-
-
-def _number_of_layer(layer: Any) -> float:
-    try:
-        return float(str(layer))
-    except ValueError:
-        raise Missing(f"layers={layer} is no single layer") from None
-
-
-bottom, top = ({"layers": partial(pick, key=_number_of_layer)} for pick in (min, max))
-
-Source("source S1", sweep="+variant=lora layers=0,3 seed=0,1,2,3,4").claim(
-    "cost/back-to-the-lowest-layer", "section 3.1.1; H40", ratio(bottom, top, above(1), STEP_SECONDS)
-).says(
-    "A step is slower with one adapted layer at the bottom than with one at the top: gradients go that far."
-)
-
-
-def _lead(size: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"variant": "full", SIZE: size}, {"variant": "lora", SIZE: size}
-
-
-Source("source S0", sweep="+variant=lora,full 'task.sizes.train=400,6400' seed=0,1,2,3,4").claim(
-    "data/gap-grows", "H14", more(_lead(max), _lead(min))
-).says("With 16 times the examples (as many steps), the lead of full fine-tuning over LoRA grows.")
