@@ -105,7 +105,7 @@ def correlation(cell: Cell, claimed: Range, axis: str, of: Quantity, to: Quantit
             for quantity in (of, to)
         )
         if len(levels) < 3:
-            raise Missing(f"{len(levels)} values of {axis} are too few for a correlation")
+            raise Missing(f"{len(levels)} {axis}s are too few for a correlation")
         found = one.corrwith(other, axis=1).dropna()
         if found.empty:
             raise Missing(f"the values of {axis} do not differ in {of.name} and {to.name}")

@@ -22,7 +22,7 @@ class Claim(ABC):
 
     id: str
     paper: str
-    where: str
+    where: str = ""
     against: Sequence[str] = ()
     statement: str = ""
 
@@ -49,7 +49,7 @@ class Claim(ABC):
 class Measured(Claim):
     """A claim about runs: of an `experiment`, or of a `sweep` of its own."""
 
-    forms: Sequence[Form] = ()
+    tests: Sequence[Form] = ()
     experiment: str = ""
     sweep: str = ""
     rule: Rule = every
@@ -68,7 +68,7 @@ class Measured(Claim):
 
     def __call__(self, form: Form) -> Form:
         """Add the claim that the function below tests; its docstring is the statement."""
-        replace(self, forms=(form,)).says(first_paragraph(form))
+        replace(self, tests=(form,)).says(first_paragraph(form))
         return form
 
     def verdict(self, evidence: Evidence) -> Verdict:
@@ -77,7 +77,7 @@ class Measured(Claim):
         missing: list[str] = []
         for runs in evidence.of(self.experiment):
             try:
-                for form in self.forms:
+                for form in self.tests:
                     for hypothesis in form(runs):  # what was tested before a gap counts
                         hypotheses.append(replace(hypothesis, label=runs.prefixed(hypothesis.label)))
             except Missing as gap:

@@ -310,7 +310,7 @@ def test_a_function_s_docstring_is_its_claim_s_statement(monkeypatch):
         return iter(())
 
     claim = registry.CLAIMS["new"]
-    assert claim.statement == "One line." and list(claim.forms) == [form]
+    assert claim.statement == "One line." and list(claim.tests) == [form]
 
 
 def test_a_file_that_cannot_be_imported_is_left_out_with_its_reason(monkeypatch, tmp_path):
