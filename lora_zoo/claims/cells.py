@@ -27,23 +27,19 @@ def _level(runs: Runs, axis: str, wanted: Any) -> Any:
     return EXTREMES[wanted](runs.levels(axis), key=number) if wanted in EXTREMES else wanted
 
 
-def check(cell: Any) -> None:
-    """Raise ValueError for what is no cell."""
+def checked(cell: Any) -> Cell:
+    """The cell. ValueError for what is none."""
     values = cell.values() if isinstance(cell, Mapping) else [cell]
     if isinstance(cell, Mapping | str) and all(isinstance(v, str | int | float) for v in values):
-        return
+        return cell
     raise ValueError(f"a cell is a variant or {{axis: value}}, not {cell!r}")
 
 
-def checked(cells: Any, *, several: bool = False) -> Sequence[Cell]:
-    """Two cells, or more. ValueError for anything else."""
-    if not isinstance(cells, Sequence) or isinstance(cells, str) or len(cells) < 2:
-        raise ValueError(f"two cells are needed, not {cells!r}")
-    if len(cells) > 2 and not several:
-        raise ValueError(f"{len(cells)} cells are given, and two are needed")
-    for cell in cells:
-        check(cell)
-    return cells
+def pair(given: Any, most: float = 2) -> Sequence[Any]:
+    """Two things, or up to `most`. ValueError for anything else."""
+    if isinstance(given, list | tuple) and 2 <= len(given) <= most:
+        return given
+    raise ValueError(f"two are needed, not {given!r}")
 
 
 _WORDS = {

@@ -9,18 +9,19 @@
     slope("lora", below(0), "rank", norm)                  the exponent of a power law lies in a range
     correlation("lora", above(0), "rank", number, growth)  two quantities correlate over an axis
     optimum("task_lr", between(-8, -6))                    log2 of the best value of an axis lies in a range
-    each("rank", lambda rank: …)                           a form for each value of an axis that was run
+    each("rank", lambda rank: …, list, 2)                  a form for each value of an axis that was run
 
 A cell is `{"variant": "lora", "rank": 8}`; a word alone is a variant; "max" and "min" stand for the greatest
 and the least value of the axis that was run. Whatever fits no form is a function of the same type.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lora_zoo.claims.cells import Cell, axes_of, check, checked, label, word, words
+from lora_zoo.claims.cells import Cell, axes_of, checked, label, pair, word, words
 from lora_zoo.claims.evidence import LR, Missing, Runs, Tune, aligned
 from lora_zoo.claims.hypotheses import FISHER_Z, LOGARITHM, Hypothesis, OnGrid, Range, Sampled
 from lora_zoo.claims.measures import SCORE, Quantity, best_by_seed, exponents
@@ -32,7 +33,7 @@ RATE: Tune = (LR,)
 
 def difference(cells: Sequence[Cell], claimed: Range, of: Quantity = SCORE, tune: Tune = None) -> Form:
     """The first cell less each of the others, paired by seed, lies in the range."""
-    one, *others = checked(cells, several=True)
+    one, *others = map(checked, pair(cells, most=math.inf))
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         for other in others:
@@ -45,9 +46,7 @@ def difference(cells: Sequence[Cell], claimed: Range, of: Quantity = SCORE, tune
 
 def excess(pairs: Sequence[Sequence[Cell]], claimed: Range, of: Quantity = SCORE) -> Form:
     """The difference between two cells less that between two others lies in the range."""
-    if not isinstance(pairs, Sequence) or len(pairs) != 2:
-        raise ValueError(f"two pairs of cells are needed, not {pairs!r}")
-    one, other = (checked(pair) for pair in pairs)
+    one, other = (list(map(checked, pair(cells))) for cells in pair(pairs))
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         pairs = [(axes_of(a, runs), axes_of(b, runs)) for a, b in (one, other)]
@@ -60,7 +59,7 @@ def excess(pairs: Sequence[Sequence[Cell]], claimed: Range, of: Quantity = SCORE
 
 def ratio(cells: Sequence[Cell], claimed: Range, of: Quantity) -> Form:
     """`of` of one cell over that of another, paired by seed, lies in the range."""
-    one, other = checked(cells)
+    one, other = map(checked, pair(cells))
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         a, b = axes_of(one, runs), axes_of(other, runs)
@@ -71,7 +70,7 @@ def ratio(cells: Sequence[Cell], claimed: Range, of: Quantity) -> Form:
 
 def value(cell: Cell, claimed: Range, of: Quantity) -> Form:
     """`of` of one cell lies in the range."""
-    check(cell)
+    checked(cell)
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         where = axes_of(cell, runs)
@@ -83,7 +82,7 @@ def value(cell: Cell, claimed: Range, of: Quantity) -> Form:
 
 def slope(cell: Cell, claimed: Range, axis: str, of: Quantity) -> Form:
     """`of` is a power of the axis, with an exponent in the range."""
-    check(cell)
+    checked(cell)
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         where = axes_of(cell, runs)
@@ -96,7 +95,7 @@ def slope(cell: Cell, claimed: Range, axis: str, of: Quantity) -> Form:
 
 def correlation(cell: Cell, claimed: Range, axis: str, of: Quantity, to: Quantity) -> Form:
     """Pearson's correlation of two quantities over the values of the axis, by seed, lies in the range."""
-    check(cell)
+    checked(cell)
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         where, levels = axes_of(cell, runs), runs.levels(axis)
@@ -134,11 +133,14 @@ FORMS: Mapping[str, Callable[..., Form]] = {
 """The forms that a row of the catalogue may name."""
 
 
-def each(axis: str, make: Callable[[Any], Form], among: Callable[[list[Any]], Iterable[Any]] = iter) -> Form:
-    """A form for each of the values of the axis that were run, or for what `among` makes of them."""
+def each(axis: str, make: Callable[[Any], Form], among: Callable[[list[Any]], list[Any]], least: int) -> Form:
+    """A form for each of what `among` makes of the values of the axis that were run. Missing below `least`."""
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
-        for level in among(runs.levels(axis)):
+        chosen = among(runs.levels(axis))
+        if len(chosen) < least:
+            raise Missing(f"fewer than {least} {axis}s to compare were run")
+        for level in chosen:
             yield from make(level)(runs)
 
     return form

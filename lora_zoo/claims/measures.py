@@ -53,8 +53,8 @@ def register_quantity(
     """Add the quantity that the function below takes of a run; rows of the catalogue call it `id`."""
 
     def add(measure: M) -> M:
-        kind = CountedQuantity if counted else Quantity
-        QUANTITIES.add(id, kind(name, unit, measure, scale), source=measure)
+        made = (CountedQuantity if counted else Quantity)(name, unit, measure, scale)
+        QUANTITIES.add(id, made, source=measure)
         return measure
 
     return add
@@ -84,6 +84,15 @@ def forgotten(run: pd.Series) -> float:
     return number(run.get("retention_after")) - number(run.get("retention_before"))
 
 
+@register_quantity("gap", "gap", "")
+def gap(run: pd.Series) -> float:
+    """The score on the training split less that on the test split."""
+    train = run.get(f"metrics.train.{run.get('metric')}")
+    if train is None or pd.isna(train):
+        raise Missing("the runs did not evaluate the training split")
+    return number(train) - number(run.get("test"))
+
+
 def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
     """(step, value) of every entry of the run's history that has both as finite numbers. Missing without."""
     history = run.get("history")
@@ -93,6 +102,12 @@ def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
     if not found:
         raise Missing(f"the runs logged no {what}")
     return found
+
+
+@register_quantity("greatest_change", "||ΔW||", "Frobenius norm", counted=True)
+def greatest_change(run: pd.Series) -> float:
+    """The greatest ||ΔW|| of a run's matrices."""
+    return float(pd.to_numeric(changes(run)["norm"], errors="coerce").max())
 
 
 def number(value: Any) -> float:
@@ -127,27 +142,22 @@ def recorded(run: pd.Series, table: str) -> pd.DataFrame:
         ) from unreadable
 
 
-def mean_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
-    """A run's mean over its matrices (those of `roles`) of a formula of the columns of a recorded table."""
-    return _over_matrices(table, formula, roles, lambda values: values.mean())
+def over_matrices(table: str, formula: str, roles: Sequence[str] = (), *, total: bool = False) -> Measure:
+    """A run's mean or total, over its matrices (of `roles`), of a formula of a recorded table's columns.
 
+    NaN where no matrix has the quantity.
+    """
 
-def total_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
-    """The sum in place of the mean; NaN where no matrix has the quantity."""
-    return _over_matrices(table, formula, roles, lambda values: values.sum(min_count=1))
-
-
-def _over_matrices(
-    table: str, formula: str, roles: Sequence[str], joined: Callable[[pd.Series], float]
-) -> Measure:
     def measure(run: pd.Series) -> float:
         rows = recorded(run, table)
         try:
             mine = rows[rows["role"].isin(roles)] if roles else rows
-            found = pd.to_numeric(mine.eval(formula), errors="coerce")
+            values = pd.to_numeric(mine.eval(formula), errors="coerce").replace(
+                [math.inf, -math.inf], math.nan
+            )
         except (KeyError, NameError, TypeError) as lacking:
             raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
-        return float(joined(found.replace([math.inf, -math.inf], math.nan)))
+        return float(values.sum(min_count=1) if total else values.mean())
 
     measure.__name__ = f"{formula} in {table}"
     return measure
@@ -156,21 +166,16 @@ def _over_matrices(
 def quantity(
     name: str,
     unit: str,
+    of: str,
     *,
-    column: str = "",
     table: str = "",
-    mean: str = "",
-    total: str = "",
     roles: Sequence[str] = (),
+    total: bool = False,
     counted: bool = False,
 ) -> Quantity:
-    """A quantity of a column of the runs, or the mean or total of a formula over a table's matrices."""
-    if [bool(column), bool(mean and table), bool(total and table)].count(True) != 1:
-        raise ValueError("give a column, or a table with the mean or the total of a formula")
-    kind = CountedQuantity if counted else Quantity
-    if column:
-        return kind(name, unit, column)
-    return kind(name, unit, (mean_of if mean else total_of)(table, mean or total, roles))
+    """A quantity of a row of the catalogue: `of` is a column of the runs, or a formula `over_matrices`."""
+    measured = over_matrices(table, of, roles, total=total) if table else of
+    return (CountedQuantity if counted else Quantity)(name, unit, measured)
 
 
 def exponents(table: pd.DataFrame) -> pd.Series:

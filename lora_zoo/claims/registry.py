@@ -8,6 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lora_zoo.claims.evidence import Evidence, Missing
 from lora_zoo.claims.forms import Form
@@ -25,10 +26,6 @@ class Claim(ABC):
     where: str = ""
     against: Sequence[str] = ()
     statement: str = ""
-
-    def says(self, statement: str) -> None:
-        """Add the claim with this statement."""
-        CLAIMS.add(self.id, replace(self, statement=statement))
 
     @property
     def needs(self) -> str:
@@ -65,11 +62,6 @@ class Measured(Claim):
     @property
     def command(self) -> str:
         return f"python -m lora_zoo.run -m {self.sweep or '+experiment=' + self.experiment}"
-
-    def __call__(self, form: Form) -> Form:
-        """Add the claim that the function below tests; its docstring is the statement."""
-        replace(self, tests=(form,)).says(first_paragraph(form))
-        return form
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """Not run without runs of the experiment; every model and task makes hypotheses of its own."""
@@ -125,29 +117,28 @@ class Untestable(Claim):
         return Verdict(Status.NOT_MEASURABLE, self.known)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A paper or another document, and the experiment, or the sweep of its own, that decides its claims."""
+def measured(id: str, paper: str, where: str, **rest: Any) -> Callable[[Form], Form]:
+    """Add the claim that the function below tests; its docstring is the statement, `rest` other fields."""
 
-    paper: str
-    experiment: str = ""
-    sweep: str = ""
+    def decorated(form: Form) -> Form:
+        add(Measured(id, paper, where, statement=first_paragraph(form), tests=(form,), **rest))
+        return form
 
-    def claim(
-        self, id: str, where: str, *forms: Form, against: Sequence[str] = (), rule: Rule = every
-    ) -> Measured:
-        """A claim of these forms; what it `.says`, or the function that it decorates, adds it."""
-        return Measured(id, self.paper, where, against, "", forms, self.experiment, self.sweep, rule)
+    return decorated
 
 
 def computed(id: str, paper: str, where: str) -> Callable[[Compute], Compute]:
     """Add the claim that the function below computes from nothing; its docstring is the statement."""
 
     def decorated(compute: Compute) -> Compute:
-        Computed(id, paper, where, compute=compute).says(first_paragraph(compute))
+        add(Computed(id, paper, where, statement=first_paragraph(compute), compute=compute))
         return compute
 
     return decorated
+
+
+def add(claim: Claim) -> None:
+    CLAIMS.add(claim.id, claim)
 
 
 def first_paragraph(function: Callable[..., object]) -> str:

@@ -13,17 +13,16 @@
           - {difference: [vera, lora], above: -2}
 
 `each: rank` repeats a test for every rank that was run, put where its cells say `each` (and the one after it
-where they say `next`); `among: rank <= 16` leaves some out. In place of `tests`, a claim that needs no runs
-has a count to `compute` (counts.py), the thing that it `waits_for`, or what is `known` of it.
+where they say `next`); `among: rank <= 16` leaves some out, and `least: 3` asks for three. In place of `tests`,
+a claim that needs no runs has a count to `compute` (counts.py), what it `waits_for`, or what is `known` of it.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import pandas as pd
@@ -34,7 +33,7 @@ from lora_zoo.claims.forms import FORMS, Form, each
 from lora_zoo.claims.hypotheses import Range, above, below, between
 from lora_zoo.claims.measures import QUANTITIES, Quantity, quantity
 from lora_zoo.claims.registry import Claim, Computed, Measured, NotBuilt, Untestable
-from lora_zoo.claims.rule import Rule
+from lora_zoo.claims.rule import RULES
 from lora_zoo.core.errors import in_one_line, unknown
 
 KINDS: Mapping[str, type[Claim]] = {
@@ -44,7 +43,7 @@ KINDS: Mapping[str, type[Claim]] = {
     "known": Untestable,
 }
 RANGES: Mapping[str, Callable[..., Range]] = {"above": above, "below": below, "between": between}
-OWN, PLACES = ("each", "among"), ("each", "next")
+OWN, PLACES = ("each", "among", "least"), ("each", "next")
 TYPES: Mapping[Any, tuple[Any, str]] = {
     str: (str, "a text (in quotes, if need be)"),
     int: (int, "a whole number"),
@@ -52,7 +51,6 @@ TYPES: Mapping[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     dict: (dict, "keys with values"),
     Sequence[str]: (list, "a list"),
-    Rule: (FunctionType, "a function, which rows cannot name"),
 }
 WRONG = (ValueError, TypeError, NameError, SyntaxError, AttributeError, yaml.YAMLError)
 Keys = Mapping[str, Any]
@@ -91,6 +89,7 @@ def _claim(row: Keys, known: Known) -> Claim:
     with _within(kind):
         if kind == "tests":
             made = [_form(test, known) for test in (made if isinstance(made, list) else [made])]
+            row = dict(row) | {"rule": RULES[_one_of(RULES, [row.get("rule", "every")])]}
         elif kind == "compute":
             made = _called(PrintedCount, made).verdict
     claim: Claim = _called(KINDS[kind], dict(row) | {kind: made})
@@ -111,12 +110,13 @@ def _form(test: Keys, known: Known) -> Form:
 
     form: Form = make(cells)
     places = [place for place in PLACES if _put(cells, {place: None}) != cells]
-    if axis is None and not places and "among" not in test:
+    if not places and not test.keys() & {*OWN}:
         return form
     if not isinstance(axis, str) or "each" not in places:
         raise ValueError("`each: AXIS` and cells that say `each` go together")
     among = _among(axis, test.get("among"), in_pairs="next" in places)
-    return each(axis, lambda levels: make(_put(cells, dict(zip(PLACES, levels, strict=False)))), among)
+    least = _typed(int, test.get("least", 0), "least")
+    return each(axis, lambda levels: make(_put(cells, dict(zip(PLACES, levels, strict=False)))), among, least)
 
 
 def _put(cells: Any, levels: Keys) -> Any:
@@ -152,7 +152,7 @@ def _range(name: str, ends: Any) -> Range:
         return RANGES[name](*[_typed(float, end, "an end") for end in given])
 
 
-def _one_of(choices: Iterable[str], keys: Keys) -> str:
+def _one_of(choices: Iterable[str], keys: Collection[str]) -> str:
     found = [choice for choice in choices if choice in keys]
     if len(found) != 1:
         raise ValueError(f"give one of {', '.join(choices)}; the keys are {', '.join(map(str, keys))}")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lora_zoo.claims.registry import CLAIMS
+from lora_zoo.claims.registry import add
 from lora_zoo.claims.rows import read
 
 for claim in [claim for path in sorted(Path(__file__).parent.glob("*.yaml")) for claim in read(path)]:
-    CLAIMS.add(claim.id, claim)
+    add(claim)

@@ -8,7 +8,7 @@ import pandas as pd
 from lora_zoo.claims.evidence import Missing, Runs
 from lora_zoo.claims.hypotheses import FISHER_Z, Hypothesis, Sampled, above
 from lora_zoo.claims.measures import changes, register_quantity
-from lora_zoo.claims.registry import Source
+from lora_zoo.claims.registry import measured
 
 ATTENTION, FEED_FORWARD = ("q", "k", "v", "o"), ("gate", "up", "down")
 
@@ -52,7 +52,7 @@ def _gain(ranks: pd.Series, upper: pd.Series, lower: pd.Series) -> float:
     return float((ranks[upper].mean() - ranks[lower].mean()) / ranks.mean())
 
 
-@Source("2303.10512", "adalora_budgets").claim("adalora/same-pattern", "section 4.4, figure 3")
+@measured("adalora/same-pattern", "2303.10512", "section 4.4, figure 3", experiment="adalora_budgets")
 def same_pattern(runs: Runs) -> Iterator[Hypothesis]:
     """Across budgets the pattern stays: final ranks at the least and greatest budget correlate over 0.5."""
     least, *_, greatest = runs.levels("rank")

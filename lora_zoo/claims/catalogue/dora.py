@@ -10,7 +10,7 @@ from lora_zoo.claims.evidence import Missing, Runs, aligned
 from lora_zoo.claims.forms import RATE
 from lora_zoo.claims.hypotheses import FISHER_Z, Hypothesis, Sampled, above
 from lora_zoo.claims.measures import changes, recorded, register_quantity
-from lora_zoo.claims.registry import Source
+from lora_zoo.claims.registry import measured
 
 
 @register_quantity("change_correlation", "correlation of ΔM and ΔD", "correlation", scale=FISHER_Z)
@@ -33,10 +33,12 @@ def change_correlation(run: pd.Series) -> float:
     return float(np.corrcoef(points.to_numpy().T)[0, 1])
 
 
-ranks = Source("2402.09353", sweep="+variant=lora,dora rank=4,8,16,32 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4")
-
-
-@ranks.claim("dora/less-rank-sensitive", "section 5.5, table 15; H36")
+@measured(
+    "dora/less-rank-sensitive",
+    "2402.09353",
+    "section 5.5, table 15; H36",
+    sweep="+variant=lora,dora rank=4,8,16,32 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4",
+)
 def less_rank_sensitive(runs: Runs) -> Iterator[Hypothesis]:
     """Over ranks 4 to 32, each at its own best rate, LoRA's best and worst score differ more than DoRA's."""
     ranges = {}

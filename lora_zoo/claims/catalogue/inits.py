@@ -1,23 +1,16 @@
-"""Starts of A and B: the size of ΔW, and the claim about the best rates of two starts (2406.08447)."""
+"""Starts of A and B: the claim about the best rates of two of them (2406.08447)."""
 
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 
 from lora_zoo.claims.evidence import LR, Runs, aligned
 from lora_zoo.claims.hypotheses import Hypothesis, OnGrid, above
-from lora_zoo.claims.measures import best_by_seed, changes, register_quantity
-from lora_zoo.claims.registry import Source
+from lora_zoo.claims.measures import best_by_seed
+from lora_zoo.claims.registry import measured
 
 
-@register_quantity("greatest_change", "||ΔW||", "Frobenius norm", counted=True)
-def greatest_change(run: pd.Series) -> float:
-    """The greatest ||ΔW|| of a run's matrices."""
-    return float(pd.to_numeric(changes(run)["norm"], errors="coerce").max())
-
-
-@Source("2406.08447", "starts").claim("starts/a-random-takes-larger-rates", "H04")
+@measured("starts/a-random-takes-larger-rates", "2406.08447", "H04", experiment="starts")
 def a_random_takes_larger_rates(runs: Runs) -> Iterator[Hypothesis]:
     """A random (B = 0) has its best learning rate above that of B random (A = 0), seed by seed."""
     rates = runs.levels(LR)

@@ -4,16 +4,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from lora_zoo.claims.evidence import LR, Missing, Runs, aligned
-from lora_zoo.claims.forms import RATE, difference, each
+from lora_zoo.claims.forms import RATE, difference
 from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, between
-from lora_zoo.claims.registry import Source
-from lora_zoo.claims.rule import most
+from lora_zoo.claims.registry import measured
 
-RECENT = "recent re-tuning studies"
-ALIKE = between(-1, 1)
 NO_VARIANTS = ("lora", "full", "linear_probe", "zero_shot")
-
-by_rank, by_budget = Source(RECENT, "bakeoff_rank"), Source(RECENT, "bakeoff_budget")
 
 
 def _others(names: list[str]) -> list[str]:
@@ -23,17 +18,7 @@ def _others(names: list[str]) -> list[str]:
     return others
 
 
-ties = each("variant", lambda name: difference([name, "lora"], ALIKE), among=_others)
-
-by_rank.claim("tuning/most-tie", "equal rank", ties, rule=most).says(
-    "At one rank, each at its own best learning rate, most variants are within 1 point of LoRA."
-)
-by_budget.claim("tuning/most-tie-at-equal-parameters", "equal parameters", ties, rule=most).says(
-    "At equal parameters, each at its own best learning rate, most variants are within 1 point of LoRA."
-)
-
-
-@by_rank.claim("tuning/shrinks-differences", "equal rank")
+@measured("tuning/shrinks-differences", "recent re-tuning studies", "equal rank", experiment="bakeoff_rank")
 def shrinks_differences(runs: Runs) -> Iterator[Hypothesis]:
     """The spread between variants is smaller with each one's own best rate than with LoRA's best for all."""
     names = ["lora", *_others(runs.levels("variant"))]
@@ -51,10 +36,12 @@ def _best_rate_of_lora(runs: Runs) -> float:
     return max(rates, key=lambda rate: runs.by_seed({"variant": "lora", LR: rate}, "validation").mean())
 
 
-scan = Source("source S0, S1", sweep="+variant=lora alpha=4,8,16 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4")
-
-
-@scan.claim("tuning/alpha-is-a-rate", "H09")
+@measured(
+    "tuning/alpha-is-a-rate",
+    "source S0, S1",
+    "H09",
+    sweep="+variant=lora alpha=4,8,16 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4",
+)
 def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
     """Under Adam and from B = 0, runs with equal α x rate score within 1 point of each other."""
     cells = [(alpha, rate) for alpha in runs.levels("alpha") for rate in runs.levels(LR)]
@@ -63,7 +50,7 @@ def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
     if len(equal) < 2:
         raise Missing("no two runs have the same product of alpha and rate")
     for one, other in pairwise({"variant": "lora", "alpha": alpha, LR: rate} for alpha, rate in equal):
-        yield from difference([one, other], ALIKE, tune=())(runs)
+        yield from difference([one, other], between(-1, 1), tune=())(runs)
 
 
 def _commonest(products: list[float]) -> float:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from lora_zoo.claims.evidence import Missing, Runs
 from lora_zoo.claims.forms import difference
 from lora_zoo.claims.hypotheses import Hypothesis, above
-from lora_zoo.claims.registry import Source
+from lora_zoo.claims.registry import measured
 
 
-@Source("2310.11454", "bakeoff_budget").claim("vera/at-equal-parameters", "section 4.5, figure 3")
+@measured("vera/at-equal-parameters", "2310.11454", "section 4.5, figure 3", experiment="bakeoff_budget")
 def at_equal_parameters(runs: Runs) -> Iterator[Hypothesis]:
     """At about as many parameters (as near as the rank allows), VeRA scores higher than LoRA."""
     part = runs.ratio({"variant": "vera"}, {"variant": "lora"}, "trainable")
