@@ -134,7 +134,7 @@ FORMS: Mapping[str, Callable[..., Form]] = {
 
 
 def each(axis: str, make: Callable[[Any], Form], among: Callable[[list[Any]], list[Any]], least: int) -> Form:
-    """A form for each of what `among` makes of the values of the axis that were run. Missing below `least`."""
+    """A form for each of the values of the axis that were run, as `among` has them. Missing below `least`."""
 
     def form(runs: Runs) -> Iterator[Hypothesis]:
         chosen = among(runs.levels(axis))

@@ -13,8 +13,8 @@
           - {difference: [vera, lora], above: -2}
 
 `each: rank` repeats a test for every rank that was run, put where its cells say `each` (and the one after it
-where they say `next`); `among: rank <= 16` leaves some out, and `least: 3` asks for three. In place of `tests`,
-a claim that needs no runs has a count to `compute` (counts.py), what it `waits_for`, or what is `known` of it.
+where they say `next`); `among: rank <= 16` leaves some out, `least: 3` asks for three. In place of `tests`, a
+claim without runs has a count to `compute` (counts.py), what it `waits_for`, or what is `known` of it.
 """
 
 import inspect
