@@ -112,7 +112,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """Import every file of the package, once, where that is how names are found."""
         if not self._unread:
             return
-        self._unread = False
         for module in _files(self.package):
             before = dict(self._members)
             try:
@@ -120,6 +119,7 @@ class Registry(Mapping[str, T], Generic[T]):
             except (ImportError, SyntaxError) as reason:
                 self._members = before
                 warnings.warn(f"{self.kind}s of {module} are left out: {reason}", stacklevel=4)
+        self._unread = False
 
     def _load(self, name: str) -> None:
         try:
