@@ -36,10 +36,10 @@ def checked(cell: Any) -> Cell:
 
 
 def pair(given: Any, most: float = 2) -> Sequence[Any]:
-    """Two things, or up to `most`. ValueError for anything else."""
+    """Two cells (or pairs of cells), or up to `most`. ValueError for anything else."""
     if isinstance(given, list | tuple) and 2 <= len(given) <= most:
         return given
-    raise ValueError(f"two are needed, not {given!r}")
+    raise ValueError(f"two cells, or pairs of cells, are needed, not {given!r}")
 
 
 _WORDS = {

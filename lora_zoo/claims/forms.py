@@ -16,7 +16,7 @@ and the least value of the axis that was run. Whatever fits no form is a functio
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def correlation(cell: Cell, claimed: Range, axis: str, of: Quantity, to: Quantit
     return form
 
 
-def optimum(axis: str, claimed: Range, needs: Iterable[Any] = ()) -> Form:
+def optimum(axis: str, claimed: Range, needs: Sequence[Any] = ()) -> Form:
     """log2 of the value of the axis with the best score lies in the range; `needs` must have been run."""
 
     def form(runs: Runs) -> Iterator[Hypothesis]:

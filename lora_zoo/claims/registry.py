@@ -1,7 +1,7 @@
 """The registry of claims: the command line, the report and the tests read it.
 
-A claim is found because a file of `lora_zoo/claims/catalogue/` adds it. A file that cannot be imported is
-left out with a warning that says why.
+A claim is found because a file of `lora_zoo/claims/catalogue/` has it: as a row of YAML (rows.py), or as a
+function. A Python file that cannot be imported is left out with a warning that says why.
 """
 
 import inspect

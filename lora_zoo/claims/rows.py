@@ -29,6 +29,7 @@ import pandas as pd
 import yaml
 
 from lora_zoo.claims.counts import PrintedCount
+from lora_zoo.claims.evidence import Tune
 from lora_zoo.claims.forms import FORMS, Form, each
 from lora_zoo.claims.hypotheses import Range, above, below, between
 from lora_zoo.claims.measures import QUANTITIES, Quantity, quantity
@@ -50,7 +51,7 @@ TYPES: Mapping[Any, tuple[Any, str]] = {
     float: (int | float, "a number"),
     bool: (bool, "true or false"),
     dict: (dict, "keys with values"),
-    Sequence[str]: (list, "a list"),
+    **dict.fromkeys((Sequence[str], Sequence[Any], Tune), (list, "a list")),
 }
 WRONG = (ValueError, TypeError, NameError, SyntaxError, AttributeError, yaml.YAMLError)
 Keys = Mapping[str, Any]
@@ -64,7 +65,7 @@ def read(path: Path) -> list[Claim]:
     with _within(path):
         for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             shared = dict(_typed(dict, document, "a document"))
-            rows = _typed(Sequence[str], shared.pop("claims", None), "claims")
+            rows = _typed(Sequence[Any], shared.pop("claims", None), "claims")
             for name, keys in _typed(dict, shared.pop("quantities", {}), "quantities").items():
                 with _within(name):
                     known[name] = _called(quantity, keys)
@@ -106,7 +107,10 @@ def _form(test: Keys, known: Known) -> Form:
     rest |= {key: _quantity(rest[key], known) for key in ("of", "to") if key in rest}
 
     def make(cells: Any) -> Any:
-        return _called(partial(FORMS[name], cells, claimed), rest, beside=(*RANGES, *OWN))
+        with _within(name):
+            first = next(iter(inspect.signature(FORMS[name]).parameters.values()))
+            _typed(first.annotation, cells, first.name)
+            return _called(partial(FORMS[name], cells, claimed), rest, beside=(*RANGES, *OWN))
 
     form: Form = make(cells)
     places = [place for place in PLACES if _put(cells, {place: None}) != cells]

@@ -1,11 +1,14 @@
-"""The learning rate's part in the differences between variants: the bake-offs, and a scan of α and rate."""
+"""Claims about learning rates that fit no row: differences under tuning, and the best rates of two starts."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
+
 from lora_zoo.claims.evidence import LR, Missing, Runs, aligned
 from lora_zoo.claims.forms import RATE, difference
-from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, between
+from lora_zoo.claims.hypotheses import Hypothesis, OnGrid, Sampled, above, between
+from lora_zoo.claims.measures import best_by_seed
 from lora_zoo.claims.registry import measured
 
 NO_VARIANTS = ("lora", "full", "linear_probe", "zero_shot")
@@ -56,3 +59,16 @@ def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
 def _commonest(products: list[float]) -> float:
     """The product that most cells share, up to rounding."""
     return max(products, key=lambda p: sum(abs(q / p - 1) < 1e-6 for q in products))
+
+
+@measured("starts/a-random-takes-larger-rates", "2406.08447", "H04", experiment="starts")
+def a_random_takes_larger_rates(runs: Runs) -> Iterator[Hypothesis]:
+    """A random (B = 0) has its best learning rate above that of B random (A = 0), seed by seed."""
+    rates = runs.levels(LR)
+    of_A, of_B = (
+        best_by_seed({rate: runs.by_seed({"init": name, LR: rate}) for rate in rates})
+        for name in ("kaiming", "zero_a")
+    )
+    best = aligned({"A": of_A, "B": of_B})
+    step = float(np.sqrt(2) * np.diff(np.log2(rates)).max())  # both rates are rounded
+    yield OnGrid("log2 of the best rates' ratio", best["A"] - best["B"], above(0), "log2 of the rate", step)
