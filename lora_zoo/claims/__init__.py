@@ -4,8 +4,8 @@
         print(entry.id, entry.verdict.status, entry.verdict.reason)
 
 rule.py says when a claim counts as supported, forms.py has the forms that claims take, and each file of
-catalogue/ the claims of a paper or a theme. A new claim is a row (or a function) there, and three frames in
-tests/claims/trios.py. The names below are imported on first use: `--help` costs no pandas.
+catalogue/ the claims of a paper or a theme. A new claim is a row (rows.py) or a function there, and three
+frames in tests/claims/trios.py. The names below are imported on first use: `--help` costs no pandas.
 """
 
 from importlib import import_module

@@ -49,7 +49,8 @@ class Registry(Mapping[str, T], Generic[T]):
         renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
-        self._unread, self._renamed = by_import, renamed or {}
+        self._by_import = self._unread = by_import
+        self._renamed = renamed or {}
         self._members: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
@@ -136,7 +137,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """Import every file of the package, once, where that is how names are found."""
         if not self._unread:
             return
-        self._unread = False
         for module in _files(self.package):
             before = dict(self._members)
             try:
@@ -144,6 +144,7 @@ class Registry(Mapping[str, T], Generic[T]):
             except (ImportError, SyntaxError) as reason:
                 self._members = before
                 warnings.warn(f"{self.kind}s of {module} are left out: {reason}", stacklevel=4)
+        self._unread = False
 
     def _load(self, name: str) -> None:
         try:
@@ -159,7 +160,12 @@ class Registry(Mapping[str, T], Generic[T]):
     @cached_property
     def _modules(self) -> dict[str, str]:
         """Name -> the module of the package that registers it."""
-        return {name: module for module, path in _files(self.package).items() for name in names_in(path)}
+        return {
+            name: module
+            for module, path in _files(self.package).items()
+            for name in names_in(path)
+            if not self._by_import
+        }
 
     @cached_property
     def _entry_points(self) -> dict[str, Any]:
