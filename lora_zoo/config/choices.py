@@ -17,7 +17,7 @@ from lora_zoo.config.aliases import modern_key, modern_word, renamed
 from lora_zoo.config.groups import option_file, options
 from lora_zoo.config.schema import Task
 from lora_zoo.core.errors import unknown
-from lora_zoo.core.registry import names_in
+from lora_zoo.core.user_files import names_in
 from lora_zoo.core.variants import VARIANTS
 
 TYPED = "LORA_ZOO_TYPED"

@@ -9,11 +9,8 @@ Another distribution adds members by entry points in the group `lora_zoo.<kind>`
 `run_file`.
 """
 
-import hashlib
 import importlib
 import importlib.util
-import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -22,10 +19,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.user_files import names_in, run
 
 T = TypeVar("T")
 M = TypeVar("M")
-_REGISTERED = re.compile(r"""^(?:@|\w+ = )?[\w.]*register\w*\(\s*["']([\w -]+)["']""", re.MULTILINE)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -100,7 +97,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if not names:
             raise ValueError(f'{file} registers no {self.kind}: it has no line like @register("mine")')
         try:
-            _run(path)
+            run(path)
         except Exception as error:  # another's file may raise anything
             raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
         return names
@@ -171,39 +168,6 @@ class Registry(Mapping[str, T], Generic[T]):
     def _entry_points(self) -> dict[str, Any]:
         group = f"lora_zoo.{self.kind.replace(' ', '_')}"
         return {point.name: point for point in entry_points(group=group)}
-
-
-def own_file(member: Any) -> dict[str, str]:
-    """`path` and `sha256` of the user's file that made a class or function; {} for one of a package."""
-    module = sys.modules.get(member.__module__)
-    digest = getattr(module, "sha256_of_file", None)
-    return {"path": str(getattr(module, "__file__", "")), "sha256": digest} if digest else {}
-
-
-def names_in(path: Path) -> list[str]:
-    """The names that a Python file registers, read without running it. ValueError where it cannot be read."""
-    try:
-        return _REGISTERED.findall(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'this is no text'}") from error
-
-
-def _run(path: Path) -> None:
-    """Import a file that belongs to no package, again where its content has changed."""
-    name = f"lora_zoo_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    before = sys.modules.get(name)
-    if getattr(before, "sha256_of_file", None) == digest:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader, path
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: pickling needs it
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    module.__dict__["sha256_of_file"] = digest
 
 
 def _files(package: str) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from torch import nn
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.errors import unknown
-from lora_zoo.core.registry import own_file
+from lora_zoo.core.user_files import own_file
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
