@@ -107,6 +107,47 @@ def test_the_logged_loss_is_the_tasks_alone(tmp_path: Path) -> None:
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
+class TwoPasses(AdapterHooks):
+    """R-drop's form: a second pass whose loss is differentiated `share` times, beside the first one's."""
+
+    share, losses = 3.0, list[tuple[float, float]]()
+
+    def objective(self, once: Any, progress: Any) -> Any:
+        loss, outputs = once()
+        again, _ = once()
+        self.losses.append((loss.item(), again.item()))
+        return loss, outputs, self.share * again
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_objective_of_two_passes_is_differentiated_whole_and_reported_by_its_first(
+    accumulated: int, tmp_path: Path
+) -> None:
+    gradients, logged = [], []
+    for hooks in (AdapterHooks, TwoPasses):
+        variant = type("Twice", (VARIANTS["lora"],), {"name": "twice", "hooks": hooks})
+        injection = inject(model(), variant, rank=2)
+        run = trainer(
+            tmp_path / hooks.__name__, injection, max_steps=1, gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+        )  # fmt: skip
+        before = {name: p.detach().clone() for name, p in injection.named_parameters().items()}
+        run.train()
+        gradients.append({name: before[name] - p for name, p in injection.named_parameters().items()})
+        logged.append(run.state.log_history[0]["loss"])
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name].detach(), (1 + TwoPasses.share) * gradient.detach())
+
+
+def test_each_pass_of_an_objective_has_dropout_masks_of_its_own(tmp_path: Path) -> None:
+    variant = type("Twice", (VARIANTS["lora"],), {"name": "twice", "hooks": TwoPasses})
+    injection = inject(model(), variant, rank=2, lora_dropout=0.5, init="both_random")
+    TwoPasses.losses.clear()
+    trainer(tmp_path, injection, max_steps=2).train()
+    assert all(first != second for first, second in TwoPasses.losses)
+
+
 def test_accumulating_gradients_equals_one_large_batch(tmp_path: Path) -> None:
     ends = []
     for size, times in ((8, 1), (4, 2)):
@@ -240,7 +281,7 @@ def test_a_step_has_the_order_that_the_docstring_gives(
     run.add_callback(recorder)
     run.create_optimizer_and_scheduler(2)
     watched: dict[str, tuple[Any, list[str]]] = {
-        "hooks": (injection.hooks, ["regularizer", "on_after_backward", "on_step_end"]),
+        "hooks": (injection.hooks, ["objective", "regularizer", "on_after_backward", "on_step_end"]),
         "model": (injection.model, ["forward", "zero_grad"]),
         "accelerator": (run.accelerator, ["backward", "clip_grad_norm_"]),
         "optimizer": (run.optimizer, ["step"]),
