@@ -429,8 +429,9 @@ def stopping_at(folder: Path, step: int) -> Path:
 
 def held_in(folder: Path, step: int) -> Path:
     """The process makes the file `folder`/held, and waits until it is gone."""
-    held = f"held = pathlib.Path({str(folder / 'held')!r}); held.touch()"
-    return acting_in(folder, step, f"{held}\n        while held.exists(): time.sleep(0.01)")
+    held = f"held, until = pathlib.Path({str(folder / 'held')!r}), time.monotonic() + 120; held.touch()"
+    wait = "while held.exists() and time.monotonic() < until: time.sleep(0.01)"
+    return acting_in(folder, step, f"{held}\n        {wait}")
 
 
 # --- sweeps ------------------------------------------------------------------------------------------------

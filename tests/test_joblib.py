@@ -120,7 +120,8 @@ def holding(folder: Path, *steps: int, first: str = "") -> str:
         "def training_step(self, *given, **more):\n"
         f"    if self.state.global_step + 1 in {steps}:\n"
         "        (here / f'held-{os.getpid()}').touch()\n"
-        "        while not (here / 'go').exists(): time.sleep(0.01)\n"
+        "        until = time.monotonic() + 120\n"
+        "        while not (here / 'go').exists() and time.monotonic() < until: time.sleep(0.01)\n"
         "    return plain(self, *given, **more)\n"
         "trainer.ZooTrainer.training_step = training_step\n"
     )
