@@ -290,6 +290,16 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
     return inject(model, name, target_modules=targets, seed=seed, **settings(name, rank, **more))
 
 
+def nearest_rank(name, kind, rank):
+    """`rank`, or the next one where the variant refuses it by name, as one that takes even ranks alone."""
+    try:
+        adapt(lone(kind), name, rank)
+    except ValueError as refusal:
+        assert "rank" in str(refusal)
+        return rank + 1
+    return rank
+
+
 def only(injection):
     """The one adapter of an injection and its host."""
     ((name, adapter),) = injection.adapters.items()

@@ -1,0 +1,101 @@
+"""Members of the wider zoo against PEFT where it has them, else against their papers' equations.
+
+Shapes: O out, I in, R rank; layers of one matrix in double precision.
+"""
+
+import functools
+
+import peft
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lora_zoo.injection.inject import inject
+from tests.adapters.adapter_cases import lone, only, perturb
+from tests.adapters.test_parity import TOLERANCE, Twins, measure
+
+# Our tensor -> PEFT's name of the same one.
+NAMES = {
+    "hra": {"U_IR": "hra_u"},
+    "loha": {"B_OR": "hada_w1_a", "A_RI": "hada_w1_b", "B2_OR": "hada_w2_a", "A2_RI": "hada_w2_b"},
+}
+PEFT = {
+    "hra": (functools.partial(peft.HRAConfig, r=4), {"rank": 4}),
+    "loha": (functools.partial(peft.LoHaConfig, r=4, alpha=6), {"rank": 4, "alpha": 6.0}),
+}
+
+
+class WiderTwins(Twins):
+    def pairs(self, frozen=False):
+        names = NAMES[self.injection.variant.name]
+        return [
+            (tensor, getattr(self.layers[layer], names[name])["default"])
+            for layer, adapter in self.injection.adapters.items()
+            for name, tensor in adapter.named_parameters()
+        ]
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_outputs_gradients_and_ten_steps_agree_with_peft(name):
+    config, hyper = PEFT[name]
+    distance = measure(WiderTwins(name, config, **hyper))
+    assert distance.outputs < TOLERANCE
+    assert distance.gradients < TOLERANCE
+    assert distance.ten_steps < TOLERANCE
+
+
+def adapted(name, **hyper):
+    """(adapter, W) of one linear layer (10, 14), every trainable tensor moved away from its start."""
+    injection = inject(lone("linear"), name, target_modules="layer", **hyper)
+    perturb(injection)
+    adapter, host = only(injection)
+    return adapter, host.matrix().detach()
+
+
+# --- LoRA-XS ------------------------------------------------------------------------------------------------
+
+
+def test_lora_xs_with_the_core_one_adds_the_best_approximation_of_w():
+    """§3: U R Σ Vᵀ with R = 1 is the truncated SVD (Eckart-Young), whatever `init` computed it."""
+    adapter, W_OI = adapted("lora_xs", rank=3, alpha=3.0)
+    U, S, Vh = torch.linalg.svd(W_OI, full_matrices=False)
+    with torch.no_grad():
+        adapter.R_RR.copy_(torch.eye(3))
+    assert_close(adapter.weight(W_OI) - W_OI, U[:, :3] * S[:3] @ Vh[:3])
+
+
+@pytest.mark.parametrize("alpha, scale", [("auto", 4.0), (2.0, 0.5)])
+def test_lora_xs_is_s_u_r_sigma_v(alpha, scale):
+    adapter, W_OI = adapted("lora_xs", rank=4, alpha=alpha)
+    U, S, Vh = torch.linalg.svd(W_OI, full_matrices=False)
+    sign_R = (U[:, :4] * adapter.U_OR).sum(0).sign()  # a singular pair's sign is free
+    core = sign_R[:, None] * adapter.R_RR * sign_R
+    assert_close(adapter.weight(W_OI) - W_OI, scale * U[:, :4] @ core @ (S[:4, None] * Vh[:4]))
+
+
+# --- HRA ----------------------------------------------------------------------------------------------------
+
+
+def test_hra_is_the_chain_of_householder_matrices():
+    adapter, W_OI = adapted("hra", rank=4)
+    chain_II = torch.eye(14, dtype=torch.float64)
+    for u_I in adapter.U_IR.detach().T:
+        chain_II = chain_II @ (torch.eye(14, dtype=torch.float64) - 2 * torch.outer(u_I, u_I) / u_I.dot(u_I))
+    assert_close(adapter.weight(W_OI), W_OI @ chain_II)
+
+
+def test_hra_refuses_an_odd_rank_by_name():
+    with pytest.raises(ValueError, match=r"hra cannot adapt layer.*rank must be even.*got 3"):
+        inject(lone("linear"), "hra", target_modules="layer", rank=3)
+
+
+# --- LoHa ---------------------------------------------------------------------------------------------------
+
+
+def test_loha_s_second_pair_has_the_widths_of_peft_s():
+    adapter, _ = only(inject(lone("linear", 300, 400), "loha", target_modules="layer", rank=8))
+    config = peft.LoHaConfig(r=8, alpha=8, target_modules=["layer"], init_weights=True)
+    theirs = peft.get_peft_model(lone("linear", 300, 400), config).base_model.model.layer
+    for ours, name in ((adapter.A2_RI, "hada_w1_b"), (adapter.B2_OR, "hada_w1_a")):
+        other = getattr(theirs, name)["default"]
+        assert float(ours.detach().std()) == pytest.approx(float(other.detach().std()), rel=0.06)
