@@ -25,9 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hooks import Progress
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
+from lora_zoo.injection.targets import resolve
 from lora_zoo.variants.low_rank import LowRank
 
 MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
@@ -290,14 +291,14 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
     return inject(model, name, target_modules=targets, seed=seed, **settings(name, rank, **more))
 
 
-def nearest_rank(name, kind, rank):
-    """`rank`, or the next one where the variant refuses it by name, as one that takes even ranks alone."""
-    try:
-        adapt(lone(kind), name, rank)
-    except ValueError as refusal:
-        assert "rank" in str(refusal)
-        return rank + 1
-    return rank
+def nearest_rank(name, model, rank):
+    """The least rank from `rank` on that the variant does not refuse on the matrix of a `lone` model."""
+    cls, (matrix,) = VARIANTS[name], resolve(model, (model.target,))
+    for rank in range(rank, min(matrix.shape) + 1):
+        hyper = cls.complete(check_hyperparameters(cls, settings(name, rank)))
+        if cls.refusal(matrix.host.kind, matrix.shape, hyper) is None:
+            return rank
+    raise AssertionError(f"{name} takes no rank on {matrix.shape}")
 
 
 def only(injection):

@@ -133,7 +133,7 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
-    rank = nearest_rank(name, kind, rank)
+    rank = nearest_rank(name, lone(kind, O, I), rank)
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
@@ -167,8 +167,8 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
-    rank = nearest_rank(name, kind, rank)
     model = lone(kind, O, I, dtype)
+    rank = nearest_rank(name, model, rank)
     injection = adapt(model, name, rank)
     perturb(injection)
     (adapter, host), x = only(injection), inputs(kind, I, dtype, batch=shape)

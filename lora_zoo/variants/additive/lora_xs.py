@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.core.adapter import LayerContext, trainable
-from lora_zoo.core.dtypes import uncast
+from lora_zoo.core.dtypes import product
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Alpha, Product, Scaled
@@ -56,12 +56,17 @@ class LoRAXS(Product, Scaled):
         return 16.0  # the official scripts'; it stays fixed while the rank varies
 
     @classmethod
+    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
+        if hyper["rank"] <= min(shape):
+            return None
+        return f"rank must be at most {min(shape)}, as W has no more singular pairs; got {hyper['rank']}"
+
+    @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        with uncast(self.U_OR.device):
-            return self.scale * self.U_OR @ self.R_RR, self.A_RI
+        return product(self.U_OR, self.scale * self.R_RR), self.A_RI
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
