@@ -294,10 +294,10 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
 def nearest_rank(name, model, rank):
     """The least rank from `rank` on that the variant does not refuse on the matrix of a `lone` model."""
     cls, (matrix,) = VARIANTS[name], resolve(model, (model.target,))
-    for rank in range(rank, min(matrix.shape) + 1):
-        hyper = cls.complete(check_hyperparameters(cls, settings(name, rank)))
+    for taken in range(rank, min(matrix.shape) + 1):
+        hyper = cls.complete(check_hyperparameters(cls, settings(name, taken)))
         if cls.refusal(matrix.host.kind, matrix.shape, hyper) is None:
-            return rank
+            return taken
     raise AssertionError(f"{name} takes no rank on {matrix.shape}")
 
 
