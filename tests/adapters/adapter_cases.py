@@ -291,14 +291,15 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
     return inject(model, name, target_modules=targets, seed=seed, **settings(name, rank, **more))
 
 
-def nearest_rank(name, model, rank):
-    """The least rank from `rank` on that the variant does not refuse on the matrix of a `lone` model."""
-    cls, (matrix,) = VARIANTS[name], resolve(model, (model.target,))
-    for taken in range(rank, min(matrix.shape) + 1):
+def nearest_rank(name, model, rank, targets=()):
+    """The least rank from `rank` on that the variant does not refuse where `adapt` would put it."""
+    cls = VARIANTS[name]
+    matrices = resolve(model, targets or (model.target,)) if cls.adapts else []
+    for taken in range(rank, 2 * rank + 1):
         hyper = cls.complete(check_hyperparameters(cls, settings(name, taken)))
-        if cls.refusal(matrix.host.kind, matrix.shape, hyper) is None:
+        if not any(cls.refusal(m.host.kind, m.shape, hyper) for m in matrices):
             return taken
-    raise AssertionError(f"{name} takes no rank on {matrix.shape}")
+    raise AssertionError(f"{name} refuses every rank from {rank} to {2 * rank}")
 
 
 def only(injection):
