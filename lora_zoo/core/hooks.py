@@ -19,10 +19,14 @@ WITHIN_STEP = ("forward_context", "regularizer")
 
 
 class Progress(NamedTuple):
-    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's."""
+    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's.
+
+    `rate` is the schedule's factor of this step: every learning rate is so many times its first value.
+    """
 
     step: int
     total: int
+    rate: float = 1.0
 
 
 class AdapterHooks(nn.Module):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import lone, only, perturb
+from tests.adapters.adapter_cases import inputs, lone, only, perturb
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
 
 # Our tensor -> PEFT's name of the same one.
@@ -99,3 +100,67 @@ def test_loha_s_second_pair_has_the_widths_of_peft_s():
     for ours, name in ((adapter.A2_RI, "hada_w1_b"), (adapter.B2_OR, "hada_w1_a")):
         other = getattr(theirs, name)["default"]
         assert float(ours.detach().std()) == pytest.approx(float(other.detach().std()), rel=0.06)
+
+
+def test_loha_is_the_product_of_two_low_rank_matrices_entry_by_entry():
+    """Proposition 1, with the rank of up to r² that it promises."""
+    adapter, W_OI = adapted("loha", rank=3, alpha=6.0)
+    (B1, A1), (B2, A2) = (adapter.B_OR, adapter.A_RI), (adapter.B2_OR, adapter.A2_RI)
+    expected = torch.einsum("or,ri,os,si->oi", B1, A1, B2, A2)
+    assert_close(adapter.weight(W_OI) - W_OI, 2 * expected)
+    assert torch.linalg.matrix_rank(expected) == 9
+
+
+# --- SoRA ---------------------------------------------------------------------------------------------------
+
+
+def test_sora_is_lora_with_a_gate_between_its_factors():
+    adapter, W_OI = adapted("sora", rank=4, alpha=6.0)
+    expected = torch.einsum("or,r,ri->oi", adapter.B_OR, adapter.g_R, adapter.A_RI)
+    assert_close(adapter.weight(W_OI) - W_OI, 1.5 * expected)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_sora_s_gates_are_soft_thresholded_by_the_step_s_rate_times_lambda(rate):
+    """§3.2: g ← sign(g) max(|g| - η λ, 0) after the step; the official code zeroes twice as wide a band."""
+    injection = inject(lone("linear"), "sora", target_modules="layer", rank=5, l1_weight=2.0)
+    injection.param_groups(lr=0.1)
+    g_R, threshold = only(injection)[0].g_R, 0.2 * rate
+    with torch.no_grad():
+        g_R.copy_(threshold * torch.tensor([0.25, -1.5, 1.1, -1.0, 7.0]))
+    injection.hooks.on_step_end(Progress(1, 2, rate))
+    assert_close(g_R[1].item(), -1.5 * threshold)  # a step that was skipped has no gradients
+    g_R.grad = torch.zeros_like(g_R)
+    injection.hooks.on_step_end(Progress(2, 2, rate))
+    assert_close((g_R / threshold).tolist(), [0.0, -0.5, 0.1, 0.0, 6.0])
+
+
+def walked(name, opened=False, **hyper):
+    """A and B after five SGD steps of both; `opened`: with gates of one."""
+    model, x = lone("linear"), inputs("linear")
+    injection = inject(model, name, target_modules="layer", rank=4, **hyper)
+    adapter, _ = only(injection)
+    if opened:
+        adapter.g_R.data.fill_(1)
+    optimizer = torch.optim.SGD([adapter.A_RI, adapter.B_OR], lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    return adapter.A_RI.detach(), adapter.B_OR.detach()
+
+
+def test_sora_with_open_gates_walks_as_lora_does():
+    assert_close(walked("sora", opened=True), walked("lora"))
+
+
+def test_sora_s_gates_do_not_decay():
+    injection = inject(lone("linear"), "sora", target_modules="layer", rank=4)
+    gates = only(injection)[0].g_R
+    for group in injection.param_groups(lr=0.1, weight_decay=0.5):
+        assert group["weight_decay"] == (0.0 if any(p is gates for p in group["params"]) else 0.5)
+
+
+def test_sora_refuses_a_negative_penalty():
+    with pytest.raises(ValueError, match=r"l1_weight must be 0 or more; got -1"):
+        inject(lone("linear"), "sora", target_modules="layer", l1_weight=-1.0)

@@ -17,21 +17,24 @@ from lora_zoo.variants.low_rank import Additive
 
 
 class Proximal(AdapterHooks):
-    """§3.2: each optimiser step of a gate is followed by the proximal step of ξ |g|, which makes zeros.
+    """§3.2: each optimiser step of a gate is followed by the proximal step of η λ |g|, which makes zeros.
 
-    ξ is the paper's η λ; the official Trainer holds it constant, as here. Its code shrinks by ξ and then
-    zeroes whatever is below ξ, a dead zone of 2 ξ; this is the paper's operator.
+    η is the step's learning rate, λ is `l1_weight`: with the official script's η = 8e-4 its default is that
+    script's threshold, 3e-4. Its code shrinks by that and then zeroes what is below it, a dead zone twice as
+    wide; this is the paper's operator.
     """
 
-    def __init__(self, adapters: Mapping[str, "SoRA"], *, xi: float = 3e-4) -> None:
+    def __init__(self, adapters: Mapping[str, "SoRA"], *, l1_weight: float = 0.375) -> None:
         super().__init__(adapters)
-        if xi < 0:
-            raise ValueError(f"sora: xi must be 0 or more; got {xi}")
-        self.xi, self.gates = xi, [adapter.g_R for adapter in adapters.values()]
+        if l1_weight < 0:
+            raise ValueError(f"sora: l1_weight must be 0 or more; got {l1_weight}")
+        self.l1_weight, self.lr = l1_weight, 0.0
+        self.gates = [adapter.g_R for adapter in adapters.values()]
 
     def param_groups(
         self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
+        self.lr = lr
         gates = [p for name, p in named.items() if name.endswith(".g_R")]
         rest = [p for name, p in named.items() if not name.endswith(".g_R")]
         return [
@@ -43,15 +46,16 @@ class Proximal(AdapterHooks):
     def on_step_end(self, progress: Progress) -> None:
         for g_R in self.gates:
             if g_R.grad is not None:  # a step that is skipped has no gradients
-                g_R.copy_(softshrink(g_R, self.xi))
+                g_R.copy_(softshrink(g_R, self.l1_weight * self.lr * progress.rate))
 
     def law(self) -> None:
-        """Zero or a gate's value less ξ: the minimiser of (x - g)² / 2 + ξ |x|, by its optimality."""
-        for g_R in self.gates:
-            x_R = softshrink(g_R.detach(), self.xi)
-            moved_R, zero_R = g_R.detach() - x_R, x_R == 0
-            assert bool((moved_R[zero_R].abs() <= self.xi).all())
-            torch.testing.assert_close(moved_R[~zero_R], self.xi * x_R[~zero_R].sign(), rtol=0, atol=1e-6)
+        """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
+        threshold = self.l1_weight * self.lr
+        for g_R in (g_R.detach().double() for g_R in self.gates):
+            x_R = softshrink(g_R, threshold)
+            best_R = (x_R - g_R).square() / 2 + threshold * x_R.abs()
+            for other_R in (x_R - 1e-3, x_R + 1e-3, torch.zeros_like(x_R)):
+                assert bool((best_R <= (other_R - g_R).square() / 2 + threshold * other_R.abs()).all())
 
 
 @register("sora")
