@@ -164,3 +164,53 @@ def test_sora_s_gates_do_not_decay():
 def test_sora_refuses_a_negative_penalty():
     with pytest.raises(ValueError, match=r"l1_weight must be 0 or more; got -1"):
         inject(lone("linear"), "sora", target_modules="layer", l1_weight=-1.0)
+
+
+# --- DyLoRA -------------------------------------------------------------------------------------------------
+
+
+def widths(seed, steps):
+    """The ranks of the layers at each of `steps`."""
+    injection = inject(lone("linear"), "dylora", target_modules="layer", rank=4, seed=seed)
+    found = []
+    for step in steps:
+        with injection.hooks.forward_context(Progress(step, 1000)):
+            found.append(only(injection)[0].width)
+        assert only(injection)[0].width == 4
+    return found
+
+
+def test_dylora_draws_every_rank_equally_often_from_seed_and_step_alone():
+    drawn = widths(0, range(1, 2001))
+    assert set(drawn) == {1, 2, 3, 4}
+    assert all(abs(drawn.count(b) - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for b in (1, 2, 3, 4))
+    assert widths(0, range(1901, 2001)) == drawn[1900:], "a run that goes on draws other ranks"
+    assert widths(1, range(1, 2001)) != drawn
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 4])
+def test_dylora_at_a_rank_is_the_lora_of_its_leading_rows(b):
+    adapter, W_OI = adapted("dylora", rank=4, alpha=6.0)
+    theirs = inject(lone("linear"), "lora", target_modules="layer", rank=b, alpha=6.0)
+    with torch.no_grad():
+        only(theirs)[0].A_RI.copy_(adapter.A_RI[:b])
+        only(theirs)[0].B_OR.copy_(adapter.B_OR[:, :b])
+    with adapter.truncated(b):
+        assert_close(adapter.weight(W_OI), only(theirs)[0].weight(W_OI))
+
+
+@pytest.mark.parametrize("update", ["all", "last"])
+def test_dylora_trains_the_rows_up_to_b_or_the_last_alone(update):
+    model, x = lone("linear"), inputs("linear")
+    injection = inject(model, "dylora", target_modules="layer", rank=4, update=update)
+    perturb(injection)
+    adapter, _ = only(injection)
+    for step in range(1, 12):
+        model.zero_grad()
+        with injection.hooks.forward_context(Progress(step, 12)):
+            b = adapter.width
+            model(x).square().mean().backward()
+        first = 0 if update == "all" else b - 1
+        trains = [first <= row < b for row in range(4)]
+        assert adapter.A_RI.grad.any(dim=1).tolist() == trains
+        assert adapter.B_OR.grad.any(dim=0).tolist() == trains

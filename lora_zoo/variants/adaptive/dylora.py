@@ -19,23 +19,17 @@ from lora_zoo.variants.low_rank import Additive
 class RankSampling(AdapterHooks):
     """Algorithm 1: every step draws one rank b ~ U{1 … r} for all layers and trains what is left of them.
 
-    `update=all` trains the rows up to b, `update=last` the b-th alone (the paper's frozen variant). Outside
-    of training the rank is whole.
+    `update=all` trains the rows up to b, `update=last` the b-th alone (the paper's frozen variant). Layers of
+    another rank get the same share of it. b follows from seed and step; outside of training it is r.
     """
 
-    def __init__(
-        self,
-        adapters: Mapping[str, "DyLoRA"],
-        *,
-        update: Literal["all", "last"] = "all",
-        rank_prng_key: int = 0,
-    ) -> None:
+    def __init__(self, adapters: Mapping[str, "DyLoRA"], *, update: Literal["all", "last"] = "all") -> None:
         super().__init__(adapters)
-        self.sites, self.last, self.key = list(adapters.values()), update == "last", rank_prng_key
+        self.sites, self.last = list(adapters.values()), update == "last"
 
     @contextlib.contextmanager
     def forward_context(self, progress: Progress) -> Iterator[None]:
-        share = float(torch.rand((), generator=generator("dylora", self.key, progress.step)))
+        share = float(torch.rand((), generator=generator("dylora", self.seed, progress.step)))
         with contextlib.ExitStack() as stack:
             for site in self.sites:
                 stack.enter_context(site.truncated(1 + int(share * site.rank), last=self.last))
