@@ -214,3 +214,30 @@ def test_dylora_trains_the_rows_up_to_b_or_the_last_alone(update):
         trains = [first <= row < b for row in range(4)]
         assert adapter.A_RI.grad.any(dim=1).tolist() == trains
         assert adapter.B_OR.grad.any(dim=0).tolist() == trains
+
+
+# --- NOLA ---------------------------------------------------------------------------------------------------
+
+
+def test_nola_is_the_product_of_two_combinations_of_random_matrices():
+    """§3, eq. 4, summed basis by basis, with the bases' width of the authors' code."""
+    adapter, W_OI = adapted("nola", rank=3, alpha=6.0, num_basis=5)
+    bases = adapter.bases
+    A_RI, B_OR = adapter.A0_RI.clone(), torch.zeros(10, 3, dtype=torch.float64)
+    for m in range(5):
+        A_RI += adapter.a_M[m].detach() / 5**0.5 * bases.A_RI[m::5][:3]
+        B_OR += adapter.b_M[m].detach() / 5**0.5 * bases.B_OR[:, m::5][:, :3]
+    assert_close(adapter.weight(W_OI) - W_OI, 2 * B_OR @ A_RI)
+    assert 0.9 < float(bases.A_RI.abs().max()) <= 1 and 0.9 < float(bases.B_OR.abs().max()) <= 1
+
+
+def test_nola_has_as_many_parameters_as_coefficients_whatever_the_rank():
+    for rank in (1, 8):
+        assert inject(lone("linear"), "nola", target_modules="layer", rank=rank).trainable() == 1024
+    small = inject(lone("linear"), "nola", target_modules="layer", rank=2, budget=61)
+    assert small.hyper["num_basis"] == 30 and small.trainable() == 60
+
+
+def test_nola_refuses_to_combine_nothing():
+    with pytest.raises(ValueError, match=r"num_basis must be at least 1; got 0"):
+        inject(lone("linear"), "nola", target_modules="layer", num_basis=0)
