@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
@@ -222,6 +222,25 @@ def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Pat
     rates = [group["lr"] for group in run.optimizer.param_groups]
     assert [base / run.lr_scheduler.base_lrs[0] for base in run.lr_scheduler.base_lrs] == [1.0, 8.0]
     assert rates[0] == rates[1] == 0.0  # linear decay has reached its end
+
+
+@pytest.mark.parametrize("schedule, first", [("linear", 0), ("cosine", 0), ("constant", 1)])
+def test_hooks_see_the_schedule_s_factor_of_the_step_in_hand(
+    tmp_path: Path, schedule: str, first: float
+) -> None:
+    injection, seen, used = inject(model(), "lora_plus", rank=2), list[Progress](), list[list[float]]()
+    injection.hooks.on_after_backward = injection.hooks.on_step_end = seen.append
+    run = trainer(tmp_path, injection, lr_scheduler_type=schedule, warmup_steps=2)
+    run.create_optimizer_and_scheduler(6)
+    run.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    run.train()
+    assert [progress.step for progress in seen] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    for before, after, rates in zip(seen[::2], seen[1::2], used, strict=True):
+        assert before == after
+        assert rates == pytest.approx([group * before.rate for group in run.lr_scheduler.base_lrs])
+    assert seen[0].rate == first and seen[4].rate == 1
 
 
 def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -20,10 +20,14 @@ WITHIN_STEP = ("forward_context", "objective", "regularizer")
 
 
 class Progress(NamedTuple):
-    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's."""
+    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's.
+
+    `rate` is the schedule's factor of this step: every learning rate is so many times its first value.
+    """
 
     step: int
     total: int
+    rate: float = 1.0
 
 
 Pass = tuple[Tensor, Any]

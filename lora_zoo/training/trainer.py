@@ -15,7 +15,7 @@ from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
 from lora_zoo.training import checkpoints, divergence
-from lora_zoo.training.callbacks import HookCallback
+from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
 
 _log = logging.getLogger("lora_zoo")
@@ -67,7 +67,7 @@ class ZooTrainer(Trainer):
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.state.global_step + 1, self.state.max_steps)
+        return progress_of(self.state, self.args, self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
