@@ -76,13 +76,14 @@ def chosen(*more: str) -> options.Options:
 @pytest.mark.parametrize("variant", ADAPTERS)
 def test_every_path_of_a_variant_is_the_same_function_with_the_same_gradients(variant: str) -> None:
     found = paths_of(TINY, variant)
-    assert set(found) == {("frozen", 0.0), ("fused", 0.0), ("plain", 0.0), ("peft", 0.0)}
+    others = ["plain", "peft"] if peft.has(variant) else ["plain"]
+    assert set(found) == {(path, 0.0) for path in ("frozen", "fused", *others)}
     frozen = logits(found.pop(("frozen", 0.0)), TINY)
     fused = found["fused", 0.0]
     expected = logits(fused, TINY)
     assert (expected - frozen).abs().max() > 1e-3, "the adapter does nothing: this comparison shows nothing"
     norm, trained = gradients(fused), sum(p.numel() for p in fused.parameters)
-    for key in (("plain", 0.0), ("peft", 0.0)):
+    for key in ((path, 0.0) for path in others):
         assert_close(logits(found[key], TINY), expected, rtol=0, atol=1e-4)
         assert gradients(found[key]) == pytest.approx(norm, rel=1e-4)
         assert sum(p.numel() for p in found[key].parameters) == trained
@@ -568,7 +569,7 @@ def test_every_target_is_one_that_is_measured(monkeypatch: pytest.MonkeyPatch) -
         known = row["figure"].startswith(("lora,", "lora with", "lora_fa", "pissa", "the same"))
         assert isinstance(row["measured"], float) == known, row
     assert {t.where["variant"] for t in targets.targets()} <= set(ADAPTERS)
-    assert set(targets.VARIANTS) == set(ADAPTERS)
+    assert set(targets.VARIANTS) <= set(ADAPTERS)
 
 
 # --- the regression test -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
@@ -135,7 +135,7 @@ def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
-    assert injection.trainable() == counted(cls, place.shape, hyper)
+    assert injection.trainable() == cls.trainable_count([(place.shape, hyper)])
 
 
 def gradients(y, of):
@@ -421,7 +421,7 @@ def test_equal_layers_draw_starts_of_their_own(name, kind):
     with Draws() as draws:
         injection = adapt(model, name, targets=model.names("layer", "equal"))
     first, second = injection.adapters.values()
-    shared = {id(t) for t in first.buffers()} & {id(t) for t in second.buffers()}
+    shared = {id(t) for t in tensors(first).values()} & {id(t) for t in tensors(second).values()}
     own = [(t, second.state_dict()[n]) for n, t in first.state_dict().items()]
     if draws.count and not shared:
         assert any(not torch.equal(*pair) for pair in own)
