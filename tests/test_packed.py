@@ -19,6 +19,7 @@ from greenlet import getcurrent
 from torch import Tensor, nn
 
 from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.batched import RowGroup
@@ -64,8 +65,9 @@ TARGETS: dict[str, Any] = {"linear": ["q", "v"], "all": ["q", "k", "v", "o", "do
 
 def adapted(net: nn.Module, name: str, targets: str, seed: int, as_called: str) -> Injection:
     known = hyperparameters(VARIANTS[name])
-    dropped = known["init"].default != "pissa" and name not in ("pissa", "milora")
-    hyper = {"rank": 2 + seed} | ({"lora_dropout": 0.3} if dropped else {})
+    residual = "init" in known and find_init(known["init"].default).residual
+    hyper = {"rank": 2 + seed, "lora_dropout": 0.0 if residual else 0.3}
+    hyper = {key: value for key, value in hyper.items() if key in known}
     return stirred(inject(net, name, target_modules=TARGETS[targets], seed=seed, name=as_called, **hyper))
 
 

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
 from torch import nn
@@ -47,9 +47,15 @@ from tests.adapters.adapter_cases import (
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+NEAR = {"rtol": 1e-2, "atol": 1e-2}
 few = drive(max_examples=6, deadline=None, derandomize=True)
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), cases())
+
+
+def near(name):
+    """The tolerance of step 0, which some papers' starts only come near to."""
+    return CLOSE if VARIANTS[name].identity_at_start else NEAR
 
 
 def adapted(name, kind, **more):
@@ -91,8 +97,11 @@ def test_function_is_unchanged_at_step_0(name, kind):
     before = model(x)
     adapter, host = only(adapt(model, name))
     W_OI = host.matrix()
-    assert_close(model(x), before, **CLOSE)
-    assert_close(adapter.weight(W_OI), W_OI, **CLOSE)
+    assert_close(model(x), before, **near(name))
+    if VARIANTS[name].pointwise:
+        assert_close(adapter.weight(W_OI), W_OI, **near(name))
+        said = VARIANTS[name].identity_at_start
+        assert torch.allclose(adapter.weight(W_OI), W_OI, **CLOSE) == said
 
 
 @every_variant
@@ -105,7 +114,7 @@ def test_a_zero_row_of_the_matrix_does_no_harm(name, dtype):
     before = model(x)
     injection = adapt(model, name)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else CLOSE
-    assert_close(model(x), before, **tolerance)
+    assert_close(model(x), before, **(tolerance if VARIANTS[name].identity_at_start else NEAR))
     target = torch.randn_like(before)
     first = (model(x) - target).square().mean().item()
     train(injection, lambda: (model(x) - target).square().mean(), steps=20)
@@ -132,6 +141,7 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
+    assume(kind != "attention_apart" or O != I)  # of one width, torch keeps its projections in one tensor
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
@@ -163,6 +173,7 @@ def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(na
 def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data):
     kind = data.draw(st.sampled_from(sorted(KINDS)))
     O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
+    assume(kind != "attention_apart" or O != I)
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
     model = lone(kind, O, I, dtype)
@@ -390,11 +401,11 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
 
 
 class Several(nn.Module):
-    """A layer, its equal and a greater one."""
+    """A layer, its equal and a greater one, whose sides are multiples of theirs: what is cut alike stays so."""
 
     def __init__(self, kind="linear"):
         super().__init__()
-        self.layer, self.equal, self.greater = lone(kind), lone(kind), lone(kind, 24, 20)
+        self.layer, self.equal, self.greater = lone(kind), lone(kind), lone(kind, 30, 28)
 
     def names(self, *which):
         return [f"{name}.{getattr(self, name).target}" for name in which]

@@ -4,7 +4,10 @@ Shapes: O out, I in, R rank; layers in double precision unless PEFT is asked.
 """
 
 import copy
+import functools
+import math
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from torch.testing import assert_close
 
 from lora_zoo.injection.inject import inject
 from tests.adapters.adapter_cases import inputs, lone, perturb, train
+from tests.adapters.test_parity import TOLERANCE, Twins, measure
 
 
 class Stack(nn.Module):
@@ -130,3 +134,102 @@ def test_tied_tensors_get_the_gradients_of_all_their_matrices():
 def test_starts_that_look_at_one_matrix_or_change_the_model_are_refused(init):
     with pytest.raises(ValueError, match=f"tied_lora cannot start from init={init}"):
         inject(lone("linear"), "tied_lora", target_modules="layer", init=init)
+
+
+# --- VB-LoRA ------------------------------------------------------------------------------------------------
+
+
+class BankTwins(Twins):
+    def pairs(self, frozen=False):
+        names = {"A_RTH": "vblora_logits_A", "B_TRH": "vblora_logits_B"}
+        own = [
+            (getattr(adapter, mine), getattr(self.layers[layer], theirs)["default"])
+            for layer, adapter in self.injection.adapters.items()
+            for mine, theirs in names.items()
+        ]
+        bank = self.theirs.base_model.vblora_vector_bank["default"]
+        return [*own, (self.injection.shared.bank_HL, bank)]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_vb_lora_s_outputs_gradients_and_ten_steps_agree_with_peft(kind):
+    peft_s = {"num_vectors": 9, "vector_length": 2, "topk": 3}
+    config = functools.partial(peft.VBLoRAConfig, r=4, fan_in_fan_out=kind == "conv1d", **peft_s)
+    twins = BankTwins("vb_lora", config, kind, rank=4, logits_lr_ratio=1.0, **peft_s)
+    distance = measure(twins)
+    assert max(distance.outputs, distance.gradients, distance.ten_steps) < TOLERANCE
+    for name, layer in twins.layers.items():
+        theirs = layer.get_delta_weight("default")
+        ours = updates(twins.injection)[name]
+        assert_close(ours, theirs.T if kind == "conv1d" else theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_vb_lora_s_starts_have_the_widths_of_peft_s():
+    base = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64))
+    config = peft.VBLoRAConfig(r=4, num_vectors=200, vector_length=64, target_modules=["0", "1"])
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).base_model
+    ours = inject(base, "vb_lora", target_modules=["0", "1"], num_vectors=200)
+    bank, other = ours.shared.bank_HL.detach(), theirs.vblora_vector_bank["default"].detach()
+    assert bank.shape == other.shape == (200, 64), "auto is the greatest length that divides 64 and 128"
+    assert float(bank.abs().max()) <= 0.02 and float(bank.std()) == pytest.approx(float(other.std()), rel=0.05)
+    for name in "01":
+        mine, logits = ours.adapters[name], theirs.model.get_submodule(name)
+        for a, b in ((mine.A_RTH, logits.vblora_logits_A), (mine.B_TRH, logits.vblora_logits_B)):
+            assert a.shape == b["default"].shape
+            assert float(a.detach().std()) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("topk", [1, 2, 5])
+def test_a_sub_vector_is_the_mixture_of_the_bank_s_best(topk):
+    """§3.2 entry by entry; with as many vectors as the bank has, a softmax over all of them."""
+    _, injection, _ = stacked("vb_lora", rank=2, num_vectors=5, topk=topk, vector_length=2)
+    state, dW_OI = injection.state_dict(), updates(injection)["layers.3"]
+    bank = state["shared.bank_HL"]
+
+    def vector(logits):
+        chosen = sorted(range(5), key=lambda h: -float(logits[h]))[:topk]
+        total = sum(math.exp(logits[h]) for h in chosen)
+        return sum(math.exp(logits[h]) / total * bank[h] for h in chosen)
+
+    A, B = state["layers.3.A_RTH"], state["layers.3.B_TRH"]
+    A_RI = torch.stack([torch.cat([vector(t) for t in row]) for row in A])
+    B_OR = torch.stack([torch.cat([vector(B[t, r]) for t in range(2)]) for r in range(2)], dim=1)
+    assert_close(dW_OI, B_OR @ A_RI)
+
+
+def test_one_vector_makes_all_sub_vectors_equal_and_no_logit_matter():
+    _, injection, _ = stacked("vb_lora", rank=2, num_vectors=1, topk=1, vector_length=2)
+    bank = injection.shared.bank_HL.detach()[0]
+    for dW_OI in updates(injection).values():
+        assert_close(dW_OI, 2 * torch.outer(bank.repeat(len(dW_OI) // 2), bank.repeat(3)))
+
+
+def test_the_bank_learns_at_lr_and_the_logits_ten_times_as_fast():
+    _, injection, _ = stacked("vb_lora", rank=2)
+    bank, logits = injection.param_groups(lr=1e-3, weight_decay=0.1)
+    assert (bank["lr"], logits["lr"]) == (1e-3, pytest.approx(1e-2))
+    assert [id(p) for p in bank["params"]] == [id(injection.shared.bank_HL)]
+    assert len(logits["params"]) == 2 * 4
+
+
+def test_the_bank_counts_once_and_the_logits_for_each_matrix():
+    """Method sheet, 8.1: h r (k + d) / b a matrix, and h b for all."""
+    _, injection, _ = stacked("vb_lora", rank=3, num_vectors=7)
+    assert injection.trainable() == 7 * 2 + 7 * 3 * (3 * 12 + 10) // 2
+
+
+@pytest.mark.parametrize(
+    "hyper, said",
+    [
+        ({"vector_length": 4}, r"layers.0, a linear \(6 x 6\): vector_length=4 must divide both sides"),
+        ({"vector_length": 0}, "vector_length=0 must divide both sides"),
+        ({"topk": 9, "num_vectors": 8}, "topk must lie between 1 and num_vectors=8; got 9"),
+        ({"topk": 0}, "topk must lie between 1 and"),
+        ({"logits_lr_ratio": 0.0}, "logits_lr_ratio must be above 0"),
+    ],
+)
+def test_what_no_bank_can_be_is_refused(hyper, said):
+    model = Stack()
+    with pytest.raises(ValueError, match=said):
+        inject(model, "vb_lora", target_modules=["layers"], **hyper)
+    assert all(type(layer) is nn.Linear for layer in model.layers)
