@@ -401,7 +401,7 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
 
 
 class Several(nn.Module):
-    """A layer, its equal and a greater one, whose sides are multiples of theirs: what is cut alike stays so."""
+    """A layer, its equal and a greater one: its sides are multiples, so that all can be cut alike."""
 
     def __init__(self, kind="linear"):
         super().__init__()

@@ -122,7 +122,7 @@ class VBLoRA(Product):
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
-        """Each sub-vector is a convex combination of `topk` of the bank's vectors, those of highest logits."""
+        """Each sub-vector is a convex combination of the bank's `topk` vectors of highest logits."""
         bank_HL = self.vectors.bank_HL
         B_OR, A_RI = self.factors()
         for logits, parts in ((self.A_RTH, A_RI), (self.B_TRH.transpose(0, 1), B_OR.T)):
