@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import inputs, lone, perturb, train
+from tests.adapters.adapter_cases import inputs, lone, only, perturb, train
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
 
 
@@ -234,3 +234,86 @@ def test_what_no_bank_can_be_is_refused(hyper, said):
     with pytest.raises(ValueError, match=said):
         inject(model, "vb_lora", target_modules=["layers"], **hyper)
     assert all(type(layer) is nn.Linear for layer in model.layers)
+
+
+# --- HydraLoRA ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding", "fused"])
+def test_hydralora_is_each_token_s_own_mean_of_heads(kind):
+    """Eq. 5, a token at a time: the softmax of G x weighs B_i A x, times α/r."""
+    model, x = lone(kind), inputs(kind)
+    injection = inject(model, "hydralora", target_modules=[model.target], rank=3, alpha=6.0, heads=2)
+    perturb(injection)
+    adapter, host = only(injection)
+    base, found = host.base(x).flatten(0, -2), host.rows_of(model(x)).flatten(0, -2)
+    tokens = torch.eye(14).double()[x] if kind == "embedding" else x
+    for token, y_O, plain_O in zip(tokens.flatten(0, -2), found, base, strict=True):
+        e = [math.exp(g @ token) for g in adapter.G_NI.detach()]
+        expected = plain_O + sum(
+            6.0 / 3 * e[i] / sum(e) * (adapter.B_NOR[i] @ (adapter.A_RI @ token)) for i in range(2)
+        )
+        assert_close(y_O, expected)
+
+
+def test_with_one_head_hydralora_trains_as_lora():
+    """Whatever its router: the same trajectory from the same factors at the same scale."""
+    found = []
+    for name, hyper in (("hydralora", {"heads": 1}), ("lora", {})):
+        model, x = lone("linear"), inputs("linear")
+        injection = inject(model, name, target_modules="layer", rank=3, alpha=5.0, **hyper)
+        adapter, _ = only(injection)
+        source, B = torch.Generator().manual_seed(2), adapter.B_NOR if hyper else adapter.B_OR
+        with torch.no_grad():
+            for p in (adapter.A_RI, B):
+                p.copy_(torch.randn(*p.shape[-2:], generator=source, dtype=p.dtype))
+        train(injection, lambda model=model, x=x: model(x).square().mean(), steps=5)
+        found.append((model(x), adapter.A_RI, B.view(10, 3)))
+    assert_close(*found)
+
+
+def test_with_equal_heads_the_router_learns_nothing_and_is_not_seen():
+    model, x = lone("linear"), inputs("linear")
+    adapter, host = only(inject(model, "hydralora", target_modules="layer", rank=3, heads=3))
+    with torch.no_grad():
+        adapter.B_NOR.copy_(torch.randn(10, 3).double())
+    expected = host.base(x) + 32.0 / 3 * (x @ adapter.A_RI.T @ adapter.B_NOR[0].T)
+    assert_close(model(x), expected)
+    model(x).square().sum().backward()
+    assert_close(adapter.G_NI.grad, torch.zeros_like(adapter.G_NI))
+
+
+def test_one_mask_serves_all_heads_and_the_router_sees_the_whole_input():
+    model = lone("linear").train()
+    adapter, host = only(
+        inject(model, "hydralora", target_modules="layer", rank=3, heads=2, lora_dropout=0.5)
+    )
+    with torch.no_grad():
+        adapter.B_NOR.normal_(generator=torch.Generator().manual_seed(1))
+    x = inputs("linear")
+    y = model(x)
+    dropped = adapter.dropout.mask(x).drop(x)
+    weights = torch.softmax(x @ adapter.G_NI.T, -1)
+    heads = torch.stack([dropped @ adapter.A_RI.T @ B.T for B in adapter.B_NOR], -1)
+    assert_close(y, host.base(x) + 32.0 / 3 * (heads * weights[..., None, :]).sum(-1))
+
+
+def test_hydralora_counts_a_router_one_a_and_every_head():
+    """Method sheet, 8.1: r k + N r d + N k; 33,792 for k = d = 768, r = 8, N = 4."""
+    injection = inject(lone("linear", 768, 768), "hydralora", target_modules="layer", rank=8)
+    assert injection.trainable() == 33_792
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("convolution_2d", "hydralora cannot adapt layer, a convolution .*no"),
+        ("attention", "hydralora has no effective weight.*put on layer.in_proj_weight.k"),
+    ],
+)
+def test_a_router_is_refused_where_there_are_no_tokens(kind, said):
+    model = lone(kind)
+    with pytest.raises(ValueError, match=said):
+        inject(model, "hydralora", target_modules=[model.target])
+    with pytest.raises(ValueError, match="heads must be at least 1; got 0"):
+        inject(lone("linear"), "hydralora", target_modules="layer", heads=0)
