@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
 from tests.adapters.adapter_cases import inputs, lone, only, perturb, train
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
@@ -317,3 +318,127 @@ def test_a_router_is_refused_where_there_are_no_tokens(kind, said):
         inject(model, "hydralora", target_modules=[model.target])
     with pytest.raises(ValueError, match="heads must be at least 1; got 0"):
         inject(lone("linear"), "hydralora", target_modules="layer", heads=0)
+
+
+# --- AFLoRA -------------------------------------------------------------------------------------------------
+
+
+def test_aflora_is_diag_b_b_diag_d_a_and_has_no_scale():
+    _, injection, _ = stacked("aflora", rank=3)
+    for name, dW_OI in updates(injection).items():
+        own = injection.adapters[name]
+        expected = torch.diag(own.b_O) @ own.B_OR @ torch.diag(own.d_R) @ own.A_RI
+        assert_close(dW_OI, expected.detach())
+
+
+def test_aflora_starts_as_its_code_does():
+    """torch's kaiming_uniform_ for A and B, 0.1 for d, 0 for b: at step 0 b alone has a gradient."""
+    model = lone("linear", 300, 200)
+    adapter, _ = only(inject(model, "aflora", target_modules="layer", rank=64))
+    for p in (adapter.A_RI, adapter.B_OR):
+        theirs = nn.init.kaiming_uniform_(torch.empty_like(p))
+        assert float(p.detach().abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.01)
+        assert float(p.detach().std()) == pytest.approx(float(theirs.std()), rel=0.02)
+    assert bool((adapter.d_R == 0.1).all()) and not adapter.b_O.any()
+    model(inputs("linear", 200)).square().sum().backward()
+    assert [name for name, p in adapter.named_parameters() if p.grad.any()] == ["b_O"]
+
+
+def test_with_vectors_of_one_aflora_trains_as_lora_of_scale_one():
+    found = []
+    for name in ("aflora", "lora"):
+        model, x = lone("linear"), inputs("linear")
+        injection = inject(model, name, target_modules="layer", rank=3)
+        adapter, _ = only(injection)
+        source = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for p in (adapter.A_RI, adapter.B_OR):
+                p.copy_(torch.randn(p.shape, generator=source, dtype=p.dtype))
+            for key, p in adapter.named_parameters():
+                if key in ("d_R", "b_O"):
+                    p.fill_(1).requires_grad_(False)
+        train(injection, lambda model=model, x=x: model(x).square().mean(), steps=5, total=500)
+        found.append((model(x), adapter.A_RI, adapter.B_OR))
+    assert_close(*found)
+
+
+class Scores:
+    """Algorithm of §3 anew, in plain numbers, on the gradients of one projection each."""
+
+    def __init__(self, names, deltaT, beta1, beta2):
+        self.free, self.deltaT, self.betas = list(names), deltaT, (beta1, beta2)
+        self.mean = dict.fromkeys(names, 0.0)
+        self.spread = dict.fromkeys(names, 0.0)
+        self.seen = {name: [] for name in names}
+
+    def step(self, number, gradients, left):
+        for name in self.free:
+            self.seen[name].append(gradients[name].abs())
+        if number % self.deltaT == 0:
+            self.check(left)
+
+    def check(self, left):
+        beta1, beta2 = self.betas
+        scores = {}
+        for name, seen in self.seen.items():
+            now = sum(seen) / len(seen) if seen else torch.zeros(())
+            self.mean[name] = beta1 * self.mean[name] + (1 - beta1) * now
+            self.spread[name] = beta2 * self.spread[name] + (1 - beta2) * (now - self.mean[name]).abs()
+            scores[name] = float((self.mean[name] * self.spread[name]).mean())
+            self.seen[name] = []
+        self.free = sorted(sorted(self.free, key=scores.__getitem__)[len(self.free) - left :])
+
+
+def projections(injection):
+    named = injection.named_parameters().items()
+    return {name: p for name, p in named if name.endswith(("A_RI", "B_OR"))}
+
+
+def test_projections_freeze_by_score_on_the_cubic_schedule_and_stay_to_the_bit():
+    model, injection, x = stacked("aflora", rank=3, deltaT=4, tinit=2, tfinal=10)
+    hooks, total, own = injection.hooks, 30, projections(injection)
+    expected, order = Scores(own, 4, 0.85, 0.95), list(own)
+    optimizer, counts, kept = torch.optim.AdamW(injection.param_groups(lr=1e-2)), [], {}
+    hooks.on_train_begin(total)
+    for step in range(1, total + 1):
+        loss_of(model, x).backward()
+        seen = {name: p.grad.clone() for name, p in own.items()}
+        hooks.on_after_backward(Progress(step, total))
+        assert {n for n, p in own.items() if p.grad is not None} == set(expected.free)
+        left = math.ceil(min(max(1 - (step - 2) / 18, 0.0), 1.0) ** 3 * len(own))
+        expected.step(step, seen, left)
+        optimizer.step()
+        hooks.on_step_end(Progress(step, total))
+        optimizer.zero_grad()
+        free = {order[i] for i in hooks.free.nonzero().flatten().tolist()}
+        assert free == set(expected.free), step
+        for name, p in own.items():
+            if name not in free:
+                assert torch.equal(p, kept.setdefault(name, p.detach().clone()))
+        counts.append(len(free))
+    assert counts[:2] == [8, 8] and counts[-11:] == [0] * 11
+    assert len(set(counts)) > 3 and counts == sorted(counts, reverse=True)
+    assert not torch.equal(injection.adapters["layers.0"].b_O, torch.zeros(6, dtype=torch.float64))
+
+
+def test_square_projections_take_part():
+    """The official code freezes those whose sides are equal from the start."""
+    model, injection, x = stacked("aflora", rank=3)
+    train(injection, lambda: loss_of(model, x), steps=2, total=100)
+    assert injection.hooks.free.all() and len(injection.hooks.free) == 8
+
+
+@pytest.mark.parametrize(
+    "hyper, said",
+    [({"deltaT": 0}, "deltaT >= 1"), ({"beta2": 1.0}, "beta2 < 1"), ({"d_initial": 0.0}, "d_initial=0")],
+)
+def test_what_cannot_freeze_or_learn_is_refused(hyper, said):
+    with pytest.raises(ValueError, match=f"aflora: .*{said}"):
+        inject(lone("linear"), "aflora", target_modules="layer", **hyper)
+
+
+@pytest.mark.parametrize("tinit, tfinal", [(5, 5), (0.6, 0.4), (11, 0), (0, 11)])
+def test_aflora_refuses_a_schedule_without_a_step(tinit, tfinal):
+    injection = inject(lone("linear"), "aflora", target_modules="layer", tinit=tinit, tfinal=tfinal)
+    with pytest.raises(ValueError, match=f"tinit={tinit} and tfinal={tfinal} leave no step of 10"):
+        injection.hooks.on_train_begin(10)
