@@ -4,8 +4,9 @@ import argparse
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 
 _MARKERS = "<!-- {0}: made by python -m lora_zoo.docs_tables --write README.md -->", "<!-- /{0} -->"
@@ -31,11 +32,17 @@ def hosts_table() -> str:
     adapters = [cls for cls in VARIANTS.values() if issubclass(cls, Adapter)]
     for host in HOSTS.values():
         about = inspect.cleandoc(host.__doc__ or "").partition("\n")[0].rstrip(".")
-        reading = "" if host.sees_input else ", but not those without an effective weight"
-        who = f"all {len(adapters)}{reading if not all(cls.pointwise for cls in adapters) else ''}"
+        refusing = [f"`{cls.name}`" for cls in adapters if _refuses(cls, host)]
+        who = f"all {len(adapters)}{' but ' if refusing else ''}{', '.join(refusing)}"
         dropout = "yes" if host.sees_input else "refused: an adapter there never sees the input"
         rows.append(f"| {host.kind} | {about} | {who} | {dropout} |")
     return "\n".join(rows)
+
+
+def _refuses(cls: Any, host: Any) -> bool:
+    """True if a variant with its defaults adapts no matrix, however large, of this type of layer."""
+    hyper = cls.complete(check_hyperparameters(cls, {}))
+    return not (cls.pointwise or host.sees_input) or cls.refusal(host.kind, (1024, 1024), hyper) is not None
 
 
 TABLES = {"variants": variants_table, "hosts": hosts_table}

@@ -137,6 +137,11 @@ def test_every_variant_merges_and_loads_as_the_model_that_was_adapted(
     kind, folder = base
     adapter, adapted = adapter_folder(folder, kind, tmp_path / "adapter", name)
     wanted = logits(adapted.model)
+    if not VARIANTS[name].pointwise:
+        with pytest.raises(ValueError, match=f"{name} has no effective weight.*cannot be merged"):
+            merge(adapter, tmp_path / "out")
+        assert {p.name for p in tmp_path.iterdir()} == {"adapter"}
+        return
     if KINDS[kind][2] and not adapted.parameters():
         with pytest.raises(ValueError, match="brings weights for classifier"):
             merge(adapter, tmp_path / "out")  # a head that nobody has trained

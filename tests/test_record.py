@@ -12,6 +12,7 @@ from lora_zoo.config.schema import Settings, register
 from lora_zoo.config.spec import readable_name
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs import summary
 from lora_zoo.runs.identity import identified, specify
 from lora_zoo.runs.record import RESULT, SCHEMA, Record, claim_folder, plain
 
@@ -117,3 +118,14 @@ def test_settings_are_not_changed_by_being_named() -> None:
     identity(one, LORA)
     readable_name(one, LORA)
     assert one == before
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_merging_is_proposed_where_there_is_a_weight_to_merge(name: str, tmp_path: Path) -> None:
+    result = {
+        "command": "python -m lora_zoo.run",
+        "adapter": {"bytes": 1},
+        "config": {"variant": {"name": name}},
+    }
+    proposed = any("lora_zoo.merge" in line for line in summary._next(result, tmp_path))
+    assert proposed == VARIANTS[name].pointwise

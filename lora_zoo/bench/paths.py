@@ -77,14 +77,15 @@ def paths(
 ) -> Paths:
     """The ways to take a step with `variant`; `own`: without the frozen baseline's and PEFT's.
 
-    A definition knows no dropout; a baseline has none, and a residual init refuses it.
+    A definition knows no dropout, and without an effective weight there is none; a baseline has no dropout,
+    and a residual init refuses it.
     """
     batch = shape.batch(device)
     found: Paths = {} if own else {("frozen", 0.0): frozen(base, batch)}
     for dropout in filter(lambda p: not p or takes_dropout(variant), dropouts):
         ours = adapted(base, variant, lora_dropout=dropout, **wanted)
         found["fused", dropout] = fused(ours, batch)
-        if ours.adapters and not dropout:
+        if ours.adapters and ours.variant.pointwise and not dropout:
             found["plain", dropout] = plain(adapted(base, variant, **wanted), batch)
         if not own and peft.has(variant):
             found["peft", dropout] = in_peft(ours, shared_copy(base), batch)

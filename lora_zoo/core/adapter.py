@@ -63,6 +63,8 @@ class Variant(ABC):
     pointwise: ClassVar[bool] = True
     """True if the output is `apply(x, weight(W))`. False (a router): there is no `weight`, so no ΔW, merge,
     spectra or export as LoRA."""
+    identity_at_start: ClassVar[bool] = True
+    """False where the paper's own start changes the model: W' is near W at step 0, and not W."""
     sized_by: ClassVar[str] = "rank"
     """The hyperparameter that `budget=` finds."""
     preset_of: ClassVar[str] = ""

@@ -80,6 +80,7 @@ def _merged(
     else:
         network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
     injection = load_adapter(network, folder, alpha=alpha)
+    injection.variant.require_weight("merged")
     _check_heads(new, injection.trained, folder)
     inputs = batch(network)
     adapted, notes = logits(network, inputs), []

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.record import RESULT, Record
 
 
@@ -56,7 +57,7 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         + "   (three seeds)",
         _with(result["command"], "variant", "full") + "   (what all parameters reach)",
     ]
-    if "adapter" in result:
+    if "adapter" in result and VARIANTS.find(result["config"]["variant"]["name"]).pointwise:
         file = result["config"].get("variant_file")
         own = f" --variant {shlex.quote(file)}" if file else ""
         command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"

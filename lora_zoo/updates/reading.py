@@ -39,6 +39,7 @@ class AdapterUpdates(Mapping[str, WeightUpdate]):
     """The updates of one adapter by matrix name. `skipped`: fully trained matrices that are left out."""
 
     def __init__(self, label: str, injection: Injection) -> None:
+        injection.variant.require_weight("read as a ΔW")
         self.label, self._injection = label, injection
         self.variant: str = injection.variant.name
         self.rank: int | None = injection.hyper.get("rank")

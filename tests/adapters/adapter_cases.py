@@ -28,10 +28,13 @@ from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
+from lora_zoo.injection.matrices import find_matrices
+from lora_zoo.injection.plan import complete_hyperparameters
 from lora_zoo.injection.targets import resolve
 from lora_zoo.variants.low_rank import LowRank
 
 MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
+POINTWISE = [name for name in MATRIX if VARIANTS[name].pointwise]
 LOW_RANK = [name for name, cls in VARIANTS.items() if issubclass(cls, LowRank)]
 
 
@@ -206,10 +209,24 @@ def representatives():
     return list(first.values())
 
 
-def cases():
-    """(variant, kind of layer): every variant on `EVERYWHERE`, the representatives on every kind."""
+def cases(among=tuple(MATRIX)):
+    """(variant, kind of layer): every variant on `EVERYWHERE`, the representatives on every kind.
+
+    Without the kinds that a class refuses.
+    """
     whole = set(representatives())
-    return [(name, kind) for name in MATRIX for kind in (KINDS if name in whole else EVERYWHERE)]
+    every = [(name, kind) for name in among for kind in (KINDS if name in whole else EVERYWHERE)]
+    return [(name, kind) for name, kind in every if takes(name, kind)]
+
+
+@functools.cache
+def takes(name, kind):
+    """True if the variant called `name` can adapt this kind of layer, as its class says."""
+    cls, model = VARIANTS[name], lone(kind)
+    host = next(matrix.host for matrix in find_matrices(model) if matrix.name == model.target)
+    hyper = complete_hyperparameters(cls, settings(name))
+    refused = cls.refusal(host.kind, tuple(host.matrix().shape), hyper)
+    return not refused and (cls.pointwise or host.sees_input)
 
 
 class Lone(nn.Module):
@@ -249,6 +266,17 @@ def stored_in(model):
 def seen(model):
     """The tensor that holds the matrix as other code reads it, whatever stands there."""
     return functools.reduce(getattr, model.kind.tensor.split("."), model.holder)
+
+
+def readable(model, injection):
+    """The tensor that holds the matrix as other code reads it; the stored one where none can be read."""
+    return seen(model) if injection.variant.pointwise else only(injection)[1].tensor()
+
+
+def merge(injection):
+    """Merge where the variant has an effective weight; else its adapter stays as it is."""
+    if injection.variant.pointwise:
+        injection.merge()
 
 
 def with_matrix(model, W_OI, x):

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as drive
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hyperparameters import check_hyperparameters, counted, hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
 from lora_zoo.core.statistics import STATISTICS
 from lora_zoo.core.variants import VARIANTS
@@ -30,6 +30,7 @@ from tests.adapters.adapter_cases import (
     KINDS,
     LOW_RANK,
     MATRIX,
+    POINTWISE,
     UNSEEN,
     Lone,
     adapt,
@@ -39,9 +40,11 @@ from tests.adapters.adapter_cases import (
     nearest_rank,
     only,
     perturb,
+    readable,
     seen,
     settings,
     stored_in,
+    takes,
     tensors,
     train,
     with_matrix,
@@ -49,9 +52,18 @@ from tests.adapters.adapter_cases import (
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+NEAR = {"rtol": 1e-2, "atol": 1e-2}
 few = drive(max_examples=6, deadline=None, derandomize=True)
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), cases())
+SEEING = [kind for kind in KINDS if kind not in UNSEEN]
+pointwise_variants = pytest.mark.parametrize("name", POINTWISE)
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), cases(POINTWISE))
+
+
+def near(name):
+    """The tolerance of step 0, which some papers' starts only come near to."""
+    return CLOSE if VARIANTS[name].identity_at_start else NEAR
 
 
 def adapted(name, kind, **more):
@@ -70,11 +82,12 @@ def test_every_variant_and_every_layer_are_among_the_cases():
     """Each variant on the chosen layers; on every layer a variant of each base class, forward and kernel."""
     pairs = cases()
     assert len(set(pairs)) == len(pairs)
+    taken = {name: {kind for kind in KINDS if takes(name, kind)} for name in MATRIX}
+    found_on = {name: {kind for variant, kind in pairs if variant == name} for name in MATRIX}
     for name in MATRIX:
-        assert {kind for variant, kind in pairs if variant == name} >= set(EVERYWHERE)
-    everywhere = [
-        name for name in MATRIX if set(KINDS) == {kind for variant, kind in pairs if variant == name}
-    ]
+        assert "linear" in found_on[name] >= taken[name] & set(EVERYWHERE)
+        assert VARIANTS[name].pointwise or not taken[name] & set(UNSEEN)
+    everywhere = [name for name in MATRIX if found_on[name] == taken[name]]
     for attribute in ("forward", "output", "kernel"):
         found = {getattr(VARIANTS[name], attribute) for name in everywhere}
         assert found == {getattr(VARIANTS[name], attribute) for name in MATRIX}
@@ -93,8 +106,11 @@ def test_function_is_unchanged_at_step_0(name, kind):
     before = model(x)
     adapter, host = only(adapt(model, name))
     W_OI = host.matrix()
-    assert_close(model(x), before, **CLOSE)
-    assert_close(adapter.weight(W_OI), W_OI, **CLOSE)
+    assert_close(model(x), before, **near(name))
+    if VARIANTS[name].pointwise:
+        assert_close(adapter.weight(W_OI), W_OI, **near(name))
+        said = VARIANTS[name].identity_at_start
+        assert torch.allclose(adapter.weight(W_OI), W_OI, **CLOSE) == said
 
 
 @every_variant
@@ -107,7 +123,7 @@ def test_a_zero_row_of_the_matrix_does_no_harm(name, dtype):
     before = model(x)
     injection = adapt(model, name)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else CLOSE
-    assert_close(model(x), before, **tolerance)
+    assert_close(model(x), before, **(tolerance if VARIANTS[name].identity_at_start else NEAR))
     target = torch.randn_like(before)
     first = (model(x) - target).square().mean().item()
     train(injection, lambda: (model(x) - target).square().mean(), steps=20)
@@ -134,11 +150,13 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
+    assume(takes(name, kind))
+    assume(kind != "attention_apart" or O != I)  # of one width, torch keeps its projections in one tensor
     rank = nearest_rank(name, lone(kind, O, I), rank)
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
-    assert injection.trainable() == counted(cls, place.shape, hyper)
+    assert injection.trainable() == cls.trainable_count([(place.shape, hyper)])
 
 
 def gradients(y, of):
@@ -147,7 +165,7 @@ def gradients(y, of):
     return torch.autograd.grad((y * weights.to(y.dtype)).sum(), of)
 
 
-@every_pair
+@pointwise_pairs
 def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(name, kind):
     model, injection, adapter, host, x = adapted(name, kind)
     of = injection.parameters()
@@ -160,12 +178,13 @@ def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(na
         assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
-@every_variant
+@pointwise_variants
 @few
 @given(data=st.data())
 def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data):
     kind = data.draw(st.sampled_from(sorted(KINDS)))
     O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
+    assume(takes(name, kind) and (kind != "attention_apart" or O != I))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
     model = lone(kind, O, I, dtype)
@@ -177,7 +196,7 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
 
 
-@every_variant
+@pointwise_variants
 def test_weight_is_pure(name):
     """`weight` reads its argument, not the layer, and writes to neither."""
     model, _, adapter, host, _ = adapted(name, "linear")
@@ -189,7 +208,7 @@ def test_weight_is_pure(name):
         assert_close(tensor, kept[tensor_name], **EXACT)
 
 
-@every_pair
+@pointwise_pairs
 def test_factors_are_the_update_or_none(name, kind):
     _, _, adapter, host, _ = adapted(name, kind)
     W_OI, product = host.matrix(), adapter.factors()
@@ -197,7 +216,7 @@ def test_factors_are_the_update_or_none(name, kind):
         assert_close(product[0] @ product[1], adapter.weight(W_OI) - W_OI, **CLOSE)
 
 
-@every_pair
+@pointwise_pairs
 def test_merge_then_remove_equals_the_adapted_output(name, kind):
     model, injection, _, _, x = adapted(name, kind)
     expected, effective, plain = model(x), seen(model).detach().clone(), lone(kind)
@@ -211,7 +230,7 @@ def test_merge_then_remove_equals_the_adapted_output(name, kind):
     assert stored_in(model).is_contiguous()
 
 
-@every_pair
+@pointwise_pairs
 def test_merging_moves_the_adapted_rows_alone(name, kind):
     """Of a fused projection the other parts, of stacked experts the other matrices, stay to the bit."""
     model, injection, adapter, host, _ = adapted(name, kind)
@@ -223,7 +242,7 @@ def test_merging_moves_the_adapted_rows_alone(name, kind):
     assert 0 < matrix_names <= every
 
 
-@every_pair
+@pointwise_pairs
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_unmerge_restores_the_weights_bit_for_bit(name, kind, dtype):
     model = lone(kind, dtype=dtype)
@@ -250,7 +269,7 @@ def test_disabled_is_the_base_exactly(name, kind):
     assert not torch.allclose(model(x), before, atol=1e-3)
 
 
-@every_variant
+@pointwise_variants
 def test_a_stack_of_experts_is_made_once_a_pass(name):
     """Its module reads it once an expert; what is kept for a pass is gone after it, also after a failure."""
     model, injection, adapter, _, x = adapted(name, "experts")
@@ -267,7 +286,7 @@ def test_a_stack_of_experts_is_made_once_a_pass(name):
     assert len(calls) == 5, "outside of a pass nothing is kept"
 
 
-@every_variant
+@pointwise_variants
 def test_disabled_and_iteration_mean_the_same_while_merged(name):
     model, x = lone("linear"), inputs("linear")
     before = model(x)
@@ -393,17 +412,17 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
 
 
 class Several(nn.Module):
-    """A layer, its equal and a greater one."""
+    """A layer, its equal and a greater one: its sides are multiples, so that all can be cut alike."""
 
     def __init__(self, kind="linear"):
         super().__init__()
-        self.layer, self.equal, self.greater = lone(kind), lone(kind), lone(kind, 24, 20)
+        self.layer, self.equal, self.greater = lone(kind), lone(kind), lone(kind, 30, 28)
 
     def names(self, *which):
         return [f"{name}.{getattr(self, name).target}" for name in which]
 
 
-@every_pair
+@pointwise_pairs
 def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     alone, beside = Several(kind), Several(kind)
     found = []
@@ -424,7 +443,7 @@ def test_equal_layers_draw_starts_of_their_own(name, kind):
     with Draws() as draws:
         injection = adapt(model, name, targets=model.names("layer", "equal"))
     first, second = injection.adapters.values()
-    shared = {id(t) for t in first.buffers()} & {id(t) for t in second.buffers()}
+    shared = {id(t) for t in tensors(first).values()} & {id(t) for t in tensors(second).values()}
     own = [(t, second.state_dict()[n]) for n, t in first.state_dict().items()]
     if draws.count and not shared:
         assert any(not torch.equal(*pair) for pair in own)
@@ -513,7 +532,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     with torch.no_grad():
         expected = wide(x.double() if x.is_floating_point() else x)
         assert float((model(x).double() - expected).norm() / expected.norm()) < 2e-2
-    assert seen(model).dtype == torch.bfloat16
+    assert readable(model, injection).dtype == torch.bfloat16
 
 
 @every_pair
@@ -577,15 +596,14 @@ def test_dropout_is_unbiased(name):
 
 
 @pytest.mark.parametrize("kind", UNSEEN)
-@every_variant
+@pointwise_variants
 def test_dropout_is_refused_where_an_adapter_never_sees_the_input(name, kind):
     if "lora_dropout" in hyperparameters(VARIANTS[name]):
         with pytest.raises(ValueError, match=r"lora_dropout=0\.5"):
             adapt(lone(kind), name, lora_dropout=0.5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNSEEN])
-@every_variant
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in MATRIX for k in SEEING if takes(n, k)])
 def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
     """With the branch's input dropped altogether, what remains is finite and the bias is there once."""
     model, x = with_dropout(name, kind), inputs(kind)
@@ -596,7 +614,7 @@ def test_dropout_keeps_embeddings_and_bias_whole(name, kind):
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
-@every_variant
+@pointwise_variants
 def test_dropout_acts_on_the_update_alone(name, path):
     """y = W x + (W' - W) drop(x), by the kernel (where there is one) and by ordinary operations."""
     model, x = with_dropout(name), inputs("linear")

@@ -15,6 +15,7 @@ from lora_zoo.injection.wrappers import AdapterWrapper
 from tests.adapters.adapter_cases import (
     KINDS,
     MATRIX,
+    POINTWISE,
     batch,
     cases,
     fresh,
@@ -30,6 +31,7 @@ from tests.adapters.adapter_cases import (
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), cases())
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), cases(POINTWISE))
 
 
 def two(name, kind):
@@ -42,7 +44,7 @@ def two(name, kind):
     return model, first, second
 
 
-@every_pair
+@pointwise_pairs
 def test_the_changes_of_active_adapters_are_added(name, kind):
     model, first, second = two(name, kind)
     adapters, x = adapters_of(model), inputs(kind)

@@ -24,7 +24,7 @@ from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS, save_peft
 from lora_zoo.injection.inject import inject
 from lora_zoo.variants.low_rank import Additive
-from tests.adapters.adapter_cases import MATRIX, batch, fresh, logits, perturb, randomise, settings, train
+from tests.adapters.adapter_cases import POINTWISE, batch, fresh, logits, perturb, randomise, settings, train
 from tests.adapters.test_parity_hosts import GPT_OSS, LLAMA_4, MIXTRAL, evaluated
 
 LIMIT = 1e-5
@@ -86,7 +86,7 @@ def written(way, name, folder, dtype=torch.float32, **more):
 # --- from here to PEFT ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MATRIX)
+@pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("way", WAYS)
 def test_peft_computes_what_we_wrote(tmp_path, way, name):
     theirs, again, change = written(way, name, tmp_path)
@@ -95,7 +95,7 @@ def test_peft_computes_what_we_wrote(tmp_path, way, name):
     assert again <= LIMIT
 
 
-@pytest.mark.parametrize("name", MATRIX)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_a_bfloat16_base_gets_float32_tensors_and_the_same_logits_to_its_rounding(tmp_path, name):
     theirs, again, change = written("llama", name, tmp_path, torch.bfloat16)
     assert {t.dtype for t in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
@@ -127,7 +127,7 @@ def test_a_residual_start_is_lora_of_twice_the_rank_on_the_untouched_base(tmp_pa
     assert json.loads((tmp_path / CONFIG).read_text())["r"] == 8
 
 
-@pytest.mark.parametrize("name", [n for n in MATRIX if issubclass(VARIANTS[n], Additive)])
+@pytest.mark.parametrize("name", [n for n in POINTWISE if issubclass(VARIANTS[n], Additive)])
 @pytest.mark.parametrize("form", ["peft", "lora"])
 def test_plain_lora_says_the_same(tmp_path, name, form):
     base, model, injection = adapted("gpt2", name)
@@ -418,7 +418,7 @@ def test_stacked_experts_arrive(tmp_path, kind, name):
 @budget(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_writing_reading_and_writing_gives_the_same_bytes(data):
-    name = data.draw(st.sampled_from(MATRIX))
+    name = data.draw(st.sampled_from(POINTWISE))
     shapes = data.draw(st.lists(st.tuples(st.integers(4, 9), st.integers(4, 9)), min_size=1, max_size=3))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     rank, alpha = data.draw(st.integers(1, 2)), data.draw(st.floats(0.01, 64.0))
@@ -594,7 +594,7 @@ def table():
     with tempfile.TemporaryDirectory() as folder:
         lines = ["| written here | base | dtype | PEFT's logits | ours, read again | the adapter's change |"]
         lines.append("|---|---|---|---|---|---|")
-        for name in MATRIX:
+        for name in POINTWISE:
             for way in WAYS:
                 for said, dtype in DTYPES.items():
                     numbers = written(way, name, Path(folder) / f"{name}{way}{said}", dtype)

@@ -1,0 +1,118 @@
+"""Tied-LoRA: Enhancing parameter efficiency of LoRA with Weight Tying (Renduchintala et al., NAACL 2024)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.init import Init, initial_factors
+from lora_zoo.core.variants import register
+from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+
+
+class TiedPair(nn.Module):
+    """The trained A (R, I) and B (O, R) of all matrices of one shape."""
+
+    def __init__(self, shape: tuple[int, int], like: Tensor, *, rank: int, init: str, seed: int) -> None:
+        super().__init__()
+        first, _ = initial_factors(
+            init, like.new_zeros(()).expand(shape), rank=rank, scale=1.0, seed=seed, matrix=_key(shape)
+        )
+        self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
+
+
+class TiedFactors(AdapterHooks):
+    @classmethod
+    def shared(
+        cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
+    ) -> nn.ModuleDict:
+        """A pair for each shape, of the greatest rank; a matrix of a smaller one takes its first rows."""
+        rank, init = hyper["rank"], hyper["init"]
+        pairs = {
+            _key(shape): TiedPair(shape, like, rank=rank, init=init, seed=seed) for shape in shapes.values()
+        }
+        return nn.ModuleDict(pairs)
+
+    @torch.no_grad()
+    def law(self) -> None:
+        """All ΔW of one shape, stacked, have the rank of one: their rows are those of one A."""
+        by_shape = dict[str, list[Tensor]]()
+        for adapter in self.adapters.values():
+            B_OR, A_RI = adapter.factors()
+            by_shape.setdefault(_key((len(B_OR), A_RI.shape[1])), []).append(B_OR @ A_RI)
+        for key, updates in by_shape.items():
+            rank = max(a.rank for a in self.adapters.values() if a.key == key)
+            assert int(torch.linalg.matrix_rank(torch.cat(updates), rtol=1e-5)) <= rank
+
+
+@register("tied_lora")
+class TiedLoRA(Product, Scaled):
+    """§3: A and B are one pair for all matrices of a shape and train; u and v are each matrix's own.
+
+    `scales=trained` is the paper's TL6; `fixed` leaves u = v = 1 (TL5): all matrices have one update.
+    """
+
+    paper = "arXiv:2311.09578"
+    equation = "W' = W + (α/r) diag(v) B diag(u) A, A and B shared by all matrices of a shape"
+    count = "(O + R) if scales == 'trained' else 0"
+    hooks = TiedFactors
+
+    def __init__(
+        self,
+        context: LayerContext,
+        *,
+        rank: int = 8,
+        alpha: Alpha = "auto",
+        init: str = "kaiming",
+        scales: Literal["trained", "fixed"] = "trained",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(context)
+        O, I = context.shape
+        if rank > min(O, I):
+            raise ValueError(f"rank must lie between 1 and the smaller side of {context.name}; got {rank}")
+        self.rank, self.key = rank, _key(context.shape)
+        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.pair: TiedPair = context.shared[self.key]  # type: ignore[index, assignment]
+        W_OI, learns = context.host.matrix(), scales == "trained"
+        self.u_R = trainable(W_OI, (rank,), 1.0).requires_grad_(learns)
+        self.v_O = trainable(W_OI, (O,), 1.0).requires_grad_(learns)
+        self.dropout = context.dropout(lora_dropout)
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return float(rank)
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        """Starts with one factor at zero that do not look at W, of which there are many."""
+        return init.zero in ("A", "B")
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape)
+
+    @classmethod
+    def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:
+        rank = max(hyper["rank"] for _, hyper in matrices)
+        pairs = sum(rank * (O + I) for O, I in {shape for shape, _ in matrices})
+        return super().trainable_count(matrices) + pairs
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        B_OR, A_RI = self.pair.B_OR[:, : self.rank], self.pair.A_RI[: self.rank]
+        return self.scale * self.v_O[:, None] * B_OR * self.u_R, A_RI
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        """ΔW's rows are combinations of the shared A's, its columns over v of the shared B's."""
+        dW_OI = self.weight(W_OI) - W_OI
+        A_RI, vB_OR = self.pair.A_RI[: self.rank], self.v_O[:, None] * self.pair.B_OR[:, : self.rank]
+        for inside_OI in (dW_OI @ torch.linalg.pinv(A_RI) @ A_RI, vB_OR @ torch.linalg.pinv(vB_OR) @ dW_OI):
+            torch.testing.assert_close(inside_OI, dW_OI, rtol=1e-4, atol=1e-5)
+
+
+def _key(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
