@@ -81,27 +81,22 @@ def plan_injection(
         if key in hyper:
             raise ValueError(f"budget={budget} sets the {key}; {key}={hyper[key]} cannot be given as well")
         sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
-        most = rank_within(budget, cls, sizes, complete)
-        allowed = (
-            size for size in range(most, 0, -1) if not unfit(cls, matrices, {**complete, key: size}, patterns)
-        )
-        complete[key] = next(allowed, most)
+        complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
-    if reason := unfit(cls, matrices, complete, patterns):
-        raise ValueError(reason)
-    return InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+    plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+    refuse_unfit(plan)
+    return plan
 
 
-def unfit(
-    cls: type[Variant], matrices: list[TargetMatrix], hyper: Mapping[str, Any], patterns: Patterns
-) -> str:
-    """The reason why the variant cannot adapt the first matrix that it refuses, "" where there is none."""
-    for matrix in matrices:
-        kind, own = matrix.host.kind, cls.complete(hyperparameters_at(matrix, hyper, patterns))
-        if reason := cls.refusal(kind, matrix.shape, own):
+def refuse_unfit(plan: InjectionPlan) -> None:
+    """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
+    for matrix in plan.matrices:
+        kind, hyper = matrix.host.kind, plan.hyperparameters_at(matrix)
+        if reason := plan.variant.refusal(kind, matrix.shape, hyper):
             O, I = matrix.shape
-            return f"{cls.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
-    return ""
+            raise ValueError(
+                f"{plan.variant.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
+            )
 
 
 def target_matrices(
