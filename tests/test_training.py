@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
+from lora_zoo.bench.paths import takes_dropout
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
@@ -177,7 +178,7 @@ def test_all_variants_of_a_seed_see_the_same_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_repeats_to_the_bit_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
-    dropout = {"lora_dropout": 0.1} if name not in ("pissa", "milora", "full", "linear_probe") else {}
+    dropout = {"lora_dropout": 0.1} if takes_dropout(name) else {}
 
     def fresh() -> Injection:
         return inject(model(), name, seed=5, **small(name, **dropout))

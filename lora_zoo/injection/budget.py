@@ -26,11 +26,13 @@ def rank_within(
     cls: "type[Variant]",
     sizes: Sequence[tuple[tuple[int, int], Mapping[str, Any]]],
     hyper: Mapping[str, Any],
+    kinds: Sequence[str],
 ) -> int:
     """The size (`sized_by`: the rank) whose parameters come closest to `budget` and do not exceed it.
 
-    `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps. Adapters
-    count, fully trained parameters do not. Raises ValueError where size 1 is too much already, or where the
+    `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps, `kinds` those
+    of its layer. A size that the variant refuses is passed over for a smaller one. Adapters count, fully
+    trained parameters do not. Raises ValueError where size 1 is too much already, or where the
     variant has no such hyperparameter or its number of parameters does not grow with it; warns where the
     matrices are too small to use the budget.
     """
@@ -41,6 +43,10 @@ def rank_within(
 
     def needed(size: int) -> int:
         return cls.trainable_count([(shape, {**hyper, key: size, **own}) for shape, own in sizes])
+
+    def refused(size: int) -> bool:
+        complete = (cls.complete({**hyper, key: size, **own}) for _, own in sizes)
+        return any(map(cls.refusal, kinds, (shape for shape, _ in sizes), complete))
 
     if needed(1) > limit:
         raise ValueError(
@@ -59,4 +65,4 @@ def rank_within(
             f"budget={budget}: the smallest matrix allows {key} {low} at most, {needed(low):,} parameters",
             stacklevel=3,
         )
-    return low
+    return next((size for size in range(low, 0, -1) if not refused(size)), low)

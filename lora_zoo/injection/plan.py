@@ -91,7 +91,7 @@ def plan_injection(
                 f"budget={budget} cannot be kept by init={complete['init']}, which moves rank across them"
             )
         sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
-        complete[key] = rank_within(budget, cls, sizes, complete)
+        complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
     refuse_unfit(plan)

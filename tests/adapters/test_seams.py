@@ -156,6 +156,10 @@ def test_a_refusal_is_one_line_before_anything_changes() -> None:
     with pytest.raises(ValueError, match="rank must be even; got 5"):
         plan_injection(net, Even, rank=4, rank_pattern={"v": 5})
     assert len(inject(net, Even, rank=4)) == 4
+    of_seven = Even.trainable_count([((16, 16), {"rank": 7}), ((8, 16), {"rank": 7})] * 2)
+    assert plan_injection(model(), Even, budget=of_seven).hyperparameters["rank"] == 6, (
+        "the next that it takes"
+    )
 
 
 def test_a_budget_is_refused_where_no_size_meets_it() -> None:
