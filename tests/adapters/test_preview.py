@@ -106,6 +106,11 @@ def test_patterns_and_slices_are_shown():
 @given(name=st.sampled_from([n for n in MATRIX if ranked(n)]), budget=st.integers(700, 5000))
 def test_a_budget_is_met_as_closely_as_ranks_allow(name, budget):
     """The rank fits, and the next one does not: it is too much or more than a matrix takes."""
+    least = inject(fresh("llama")[0], name, target_modules=["q", "v", "up"], rank=1).trainable()
+    if least > budget:
+        with pytest.raises(ValueError, match=f"{name} at rank 1 has {least:,} trainable parameters"):
+            inject(fresh("llama")[0], name, target_modules=["q", "v", "up"], budget=budget)
+        return
     injection = inject(fresh("llama")[0], name, target_modules=["q", "v", "up"], budget=budget)
     assert injection.trainable() <= budget
     rank = injection.hyper["rank"]

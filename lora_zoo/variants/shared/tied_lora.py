@@ -76,7 +76,7 @@ class TiedLoRA(Product, Scaled):
             raise ValueError(f"rank must lie between 1 and the smaller side of {context.name}; got {rank}")
         self.rank, self.key = rank, _key(context.shape)
         self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
-        self.pair: TiedPair = context.shared[self.key]  # type: ignore[index, assignment]
+        self.pair: TiedPair = context.shared[self.key]  # type: ignore[index]
         W_OI, learns = context.host.matrix(), scales == "trained"
         self.u_R = trainable(W_OI, (rank,), 1.0).requires_grad_(learns)
         self.v_O = trainable(W_OI, (O,), 1.0).requires_grad_(learns)
