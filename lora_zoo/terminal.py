@@ -1,5 +1,6 @@
 """Messages and exit codes of the small commands (`merge`, `export`, `load`): one line, no secrets."""
 
+import argparse
 import contextlib
 import pickle
 import signal
@@ -9,15 +10,24 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.redact import redacted
 
 
-@contextlib.contextmanager
-def on_the_terminal() -> Iterator[None]:
-    """Inside, a warning is one line, libraries are silent, and an error ends the process with one line.
+def add_variant_file(parser: argparse.ArgumentParser) -> None:
+    """Add `--variant FILE.py`, whose value is for `on_the_terminal`."""
+    parser.add_argument(
+        "--variant", metavar="FILE.py", help="run this file, which registers the adapter's variant"
+    )
 
-    Exit codes: 2 for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM,
-    which cleans up as ^C does.
+
+@contextlib.contextmanager
+def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
+    """Run `variant_file`, if one is given, and the commands inside.
+
+    A warning is one line, libraries are silent, and an error ends the process with one line. Exit codes: 2
+    for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM, which cleans up
+    as ^C does.
     """
     import transformers
     from safetensors import SafetensorError
@@ -30,6 +40,8 @@ def on_the_terminal() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
+            if variant_file:
+                VARIANTS.run_file(variant_file)
             yield
         except Unwritten as refusal:
             _leave(refusal, 1)

@@ -42,7 +42,7 @@ MISTAKES: dict[str, Cases] = {
         "tracking.project=": "tracking.project is empty",
         "variant.foo=1": "unknown hyperparameter 'foo'",
         "variant.name=dora": "write variant=dora",
-        "variant={}": "variant is chosen by name",
+        "variant={}": "unknown variant '{}'",
         "trainer=[]": "trainer is chosen by name",
         "on_nonfinite=explode": "unknown on_nonfinite 'explode'",
         "init=kaimin": "Did you mean 'kaiming'?",

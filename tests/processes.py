@@ -7,6 +7,8 @@ environment variable decides while a library is imported needs a new interpreter
 
 import atexit
 import contextlib
+import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -22,7 +24,7 @@ from unittest import mock
 LIBRARIES = (
     "torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets",
     "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
-    "ipykernel.kernelapp",
+    "ipykernel.kernelapp", "tests.preloaded",
 )  # fmt: skip
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library.
@@ -34,10 +36,19 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(list(LIBRARIES))
 
 
+@functools.cache
+def _compiled() -> tempfile.TemporaryDirectory[str]:
+    """The project's bytecode, where this process is told to leave none beside the sources."""
+    return tempfile.TemporaryDirectory()
+
+
 def _command(
-    module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str]
+    module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str], compiled: str
 ) -> None:
     os.setsid()  # a signal to the group of one reaches no other
+    gc.freeze()  # a run collects garbage: none of it is the libraries'
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, compiled
     for stream, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
     os.chdir(at)
@@ -67,7 +78,7 @@ class Forked:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         out, err = (str(Path(self._folder.name, name)) for name in ("out", "out" if merged else "err"))
-        given = (module, arguments, str(at), environment, [out, err])
+        given = (module, arguments, str(at), environment, [out, err], _compiled().name)
         self._process = _server.Process(target=_command, args=given)
         nothing = types.ModuleType("__main__")  # the child shall not import pytest as its main module
         with mock.patch.dict(sys.modules, {"__main__": nothing}):

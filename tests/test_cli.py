@@ -24,8 +24,11 @@ pytestmark = pytest.mark.cli
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
 E2E = ROOT.parent / "shared" / "data" / "e2e"
-QUICK = ("steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1")
-FEW = ("steps=4", "task.sizes.test=6", "task.sizes.validation=4", "threads=1")
+QUICK = ("steps=4", "task.sizes={train: 128, validation: 20, test: 30}", "threads=1")
+FEW = (
+    "steps=4", "task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=8", "batch_size=8",
+    "threads=1",
+)  # fmt: skip
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -252,7 +255,8 @@ def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
     model = Path(MINILM.origin).parent / "model"
     ended = wrapper(
         "-m", "+variant=lora,linear_probe", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
-        "tracking=none", "steps=30", "task.sizes.test=200", "eval_splits=[test]", "threads=1", at=tmp_path,
+        "tracking=none", "steps=30", "batch_size=8", "task.sizes.test=60", "eval_splits=[test]", "threads=1",
+        at=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for result in results(tmp_path):

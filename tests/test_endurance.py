@@ -20,8 +20,9 @@ from tests.processes import Running
 from tests.processes import start as begin
 
 QUICK = (
-    "task.sizes.test=10",
-    "task.sizes.validation=10",
+    "task.sizes={train: 320, validation: 10, test: 10}",
+    "task.max_new_tokens=4",
+    "batch_size=8",
     "threads=1",
     "tracking=none",
     "eval_before_training=false",
@@ -224,22 +225,31 @@ def same_run(one: Path, other: Path) -> None:
     assert b["timings"]["steps"] == 24 and b["state"] == "done"
 
 
-def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, tmp_path: Path) -> None:
-    running = start(*LONG, at=tmp_path)
-    wait_for(lambda: saved(tmp_path, 8), running)
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """What a run leaves that is killed in step 14 of 24."""
+    running = start(*LONG, at=tmp_path, PYTHONPATH=str(held_in(tmp_path, 14)))
+    wait_for((tmp_path / "held").exists, running)
     running.kill()
     running.wait()
+    return tmp_path
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, killed: Path) -> None:
+    tmp_path = killed
     (before,) = results(tmp_path)
     assert before["state"] == "running" and "adapter" not in before
     code, said = run(*LONG, "resume=true", at=tmp_path)
     assert code == 0 and "going on from step" in said, said
     same_run(whole, tmp_path)
     (result,) = results(tmp_path)
-    assert result["resumed"][0]["step"] in (8, 12, 16, 20, 24)
+    assert result["resumed"][0]["step"] == 12
     code, said = run(*LONG, "resume=true", at=tmp_path)
     assert code == 0 and "done already" in said
-    code, said = run(*LONG, at=tmp_path)
-    assert code == 0 and len(results(tmp_path)) == 2, "without resume=true a run starts anew"
+    anew = start(*LONG, at=tmp_path)  # as it does without resume=true
+    wait_for(lambda: len(results(tmp_path)) == 2, anew)
+    anew.kill()
+    anew.wait()
 
 
 def test_killed_after_its_last_checkpoint_a_run_takes_no_step_more(whole: Path, tmp_path: Path) -> None:
@@ -260,20 +270,20 @@ def test_killed_after_its_last_checkpoint_a_run_takes_no_step_more(whole: Path, 
 def test_a_stopped_run_leaves_within_seconds_with_a_checkpoint(
     number: signal.Signals, whole: Path, tmp_path: Path
 ) -> None:
-    running = start(*LONG, "trainer.save_steps=0", "threads=1", at=tmp_path)
-    wait_for((tmp_path / "runs").is_dir, running)
-    log = next(iter((tmp_path / "runs").iterdir()))
-    wait_for(lambda: trains(log), running)
-    time.sleep(0.5)
+    held = str(held_in(tmp_path, 11))
+    running = start(*LONG, "trainer.save_steps=0", "threads=1", at=tmp_path, PYTHONPATH=held)
+    wait_for((tmp_path / "held").exists, running)
+    (log,) = (tmp_path / "runs").iterdir()
     told = time.monotonic()
     running.send_signal(number)
+    (tmp_path / "held").unlink()
     said = running.communicate(timeout=30)[0]
     assert time.monotonic() - told < 10
     assert running.returncode == 128 + number, said
     assert "Traceback" not in said and "resume=true goes on" in said
     (result,) = results(tmp_path)
     assert result["state"] == "interrupted" and number.name in result["error"]["message"]
-    assert len(list(log.glob("checkpoints/checkpoint-*"))) == 1
+    assert [path.name for path in log.glob("checkpoints/checkpoint-*")] == ["checkpoint-11"]
     code, said = run(*LONG, "trainer.save_steps=0", "resume=true", at=tmp_path)
     assert code == 0, said
     same_run(whole, tmp_path)
@@ -294,7 +304,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 def test_a_stop_while_nothing_trains_leaves_at_once(tmp_path: Path) -> None:
     slow = (
-        "task.sizes.test=20000",
+        "task.sizes={train: 40, test: 4000}",
         "eval_splits=[test]",
         "eval_before_training=true",
         "threads=1",
@@ -317,21 +327,19 @@ def test_slurm_s_signal_puts_the_job_into_the_queue_again(tmp_path: Path) -> Non
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
     path = f"{tmp_path}/bin:{os.environ['PATH']}"
-    running = start("+variant=lora", "steps=100000", *QUICK, at=tmp_path, PATH=path, SLURM_JOB_ID="4711")
-    wait_for(lambda: trains(tmp_path), running)
-    time.sleep(0.5)
+    more = {"PATH": path, "SLURM_JOB_ID": "4711", "PYTHONPATH": str(held_in(tmp_path, 3))}
+    running = start("+variant=lora", "steps=100000", *QUICK, at=tmp_path, **more)
+    wait_for((tmp_path / "held").exists, running)
     running.send_signal(signal.SIGUSR1)
+    (tmp_path / "held").unlink()
     said = running.communicate(timeout=30)[0]
     assert running.returncode == 138, said
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    assert list(tmp_path.rglob("checkpoint-*"))
+    assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-3"]
 
 
-def test_a_damaged_checkpoint_costs_a_warning_and_no_more(whole: Path, tmp_path: Path) -> None:
-    running = start(*LONG, at=tmp_path)
-    wait_for(lambda: saved(tmp_path, 12), running)
-    running.kill()
-    running.wait()
+def test_a_damaged_checkpoint_costs_a_warning_and_no_more(whole: Path, killed: Path) -> None:
+    tmp_path = killed
     last = max(tmp_path.rglob("checkpoint-*"), key=lambda p: int(p.name[11:]))
     state = last / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:-100])
@@ -357,7 +365,7 @@ def test_evaluations_and_logs_are_the_same_after_a_stop(tmp_path: Path) -> None:
     """Stopped at a step that is due to be evaluated and not to be logged."""
     asked = (
         *("+variant=dora", "rank=2", "lora_dropout=0.2", "steps=9", "trainer.logging_steps=2"),
-        *("trainer.eval_steps=3", "trainer.gradient_accumulation_steps=2", "task.sizes.train=40", *QUICK),
+        *("trainer.eval_steps=3", "trainer.gradient_accumulation_steps=2", *QUICK, "++task.sizes.train=40"),
     )
     code, said = run(*asked, at=tmp_path / "whole" if (tmp_path / "whole").mkdir() is None else tmp_path)
     assert code == 0, said
@@ -379,7 +387,7 @@ def test_evaluations_and_logs_are_the_same_after_a_stop(tmp_path: Path) -> None:
 def test_the_evaluation_at_an_epoch_s_end_is_made_up_for(step: int, tmp_path: Path) -> None:
     """Killed after the checkpoint of an epoch's last step and before its evaluation."""
     asked = ("+variant=lora", "rank=2", "steps=10", "trainer.save_steps=5", "+trainer.eval_strategy=epoch")
-    asked += ("task.sizes.train=40", "batch_size=8", *QUICK)
+    asked += (*QUICK, "++task.sizes.train=40")
     code, said = run(*asked, at=tmp_path)
     assert code == 0, said
     (path,) = tmp_path.rglob("result.json")
@@ -397,28 +405,40 @@ def test_the_evaluation_at_an_epoch_s_end_is_made_up_for(step: int, tmp_path: Pa
     assert told[0] == told[1] and sum(e[2] is not None for e in told[0]) == 2
 
 
-def stopping_at(folder: Path, step: int) -> Path:
-    """A folder for PYTHONPATH that makes a process send SIGTERM to itself in the middle of a step."""
+def acting_in(folder: Path, step: int, act: str) -> Path:
+    """A folder for PYTHONPATH that makes a process do `act` in the middle of a step, once."""
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(
-        "import os, signal\n"
+        "import os, pathlib, signal, time\n"
         "from lora_zoo.training import trainer\n"
         "plain = trainer.ZooTrainer.training_step\n"
         "def training_step(self, *given, **more):\n"
         f"    if self.state.global_step + 1 == {step} and not getattr(self, 'told', False):\n"
         "        self.told = True\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        {act}\n"
         "    return plain(self, *given, **more)\n"
         "trainer.ZooTrainer.training_step = training_step\n"
     )
     return folder / "site"
 
 
+def stopping_at(folder: Path, step: int) -> Path:
+    """The process sends SIGTERM to itself."""
+    return acting_in(folder, step, "os.kill(os.getpid(), signal.SIGTERM)")
+
+
+def held_in(folder: Path, step: int) -> Path:
+    """The process makes the file `folder`/held, and waits until it is gone."""
+    held = f"held, until = pathlib.Path({str(folder / 'held')!r}), time.monotonic() + 120; held.touch()"
+    wait = "while held.exists() and time.monotonic() < until: time.sleep(0.01)"
+    return acting_in(folder, step, f"{held}\n        {wait}")
+
+
 # --- sweeps ------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_does_only_what_is_missing(tmp_path: Path) -> None:
-    sweep = ("-m", "+variant=lora,vera", "rank=4", "seed=0,1", "steps=4", *QUICK)
+    sweep = ("-m", "+variant=lora,vera", "rank=4", "seed=0,1", "steps=2", *QUICK)
     running = start(*sweep, at=tmp_path)
     wait_for(lambda: sum(r["state"] == "done" for r in results(tmp_path)) >= 1, running)
     running.kill()
@@ -441,7 +461,7 @@ def test_a_sweep_does_only_what_is_missing(tmp_path: Path) -> None:
 def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "type: causal_lm\ndataset: json\ndata_files: {train: d.json, test: d.json}\nmetrics: [exact_match]\n"
-        "columns: {prompt: prompt, target: target}\nlr: 1e-2\nsteps: 30\nstop: ';'\n"
+        "columns: {prompt: prompt, target: target}\nlr: 1e-2\nsteps: 6\nstop: ';'\n"
     )
     row = json.dumps({"prompt": "select name from player", "target": "a ;"})
     (tmp_path / "d.json").write_text("\n".join([row] * 40))
@@ -451,7 +471,7 @@ def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:
         "lr=1e-3,1e30",
         "task=task.yaml",
         "trainer.max_grad_norm=0",
-        *QUICK[2:],
+        *QUICK[1:],
     )
     code, said = run(*sweep, "task.validation_fraction=0.5", at=tmp_path)
     states = {(r["variant"]["name"], r["config"]["lr"]): r["state"] for r in results(tmp_path)}
@@ -517,13 +537,13 @@ def test_a_full_disk_costs_checkpoints_and_lets_training_end(small_disk: Path, t
 
 
 def test_a_divergence_names_step_and_layer_and_costs_no_other_job(tmp_path: Path) -> None:
-    rates = ("-m", "+variant=lora", "lr=1e-3,1e25", "steps=30", "trainer.max_grad_norm=0", *QUICK)
+    rates = ("-m", "+variant=lora", "lr=1e-3,1e25", "steps=6", "trainer.max_grad_norm=0", *QUICK)
     code, said = run(*rates, at=tmp_path)
     assert code == 1, said
     found = {r["config"]["lr"]: r for r in results(tmp_path)}
     assert found[1e-3]["state"] == "done" and found[1e25]["state"] == "diverged"
     about = found[1e25]["diverged"]
-    assert 1 <= about["step"] < 30 and about["layers"]
+    assert 1 <= about["step"] < 6 and about["layers"]
     message = found[1e25]["error"]["message"]
     assert f"at step {about['step']} " in message and about["layers"][0] in message and "lr=1e+25" in message
     assert f"diverged: at step {about['step']}" in " ".join(said.split())

@@ -253,7 +253,7 @@ def sweep(at: Path, *more: str) -> str:
         "deltas": ["amplification"],
         "adapters": True,
     }
-    quick = ["steps=4", "task.sizes.test=30", "task.sizes.validation=20", "threads=1", "tracking=none"]
+    quick = ["steps=4", "task.sizes={train: 128, validation: 20, test: 30}", "threads=1", "tracking=none"]
     ended = wrapper("-m", f"+{written(at, about, eval_before_training=False)}", *quick, *more, at=at)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return ended.stdout
@@ -338,8 +338,7 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
     ended = wrapper(
         "+variant=lora",
         "steps=2",
-        "task.sizes.test=20",
-        "task.sizes.validation=20",
+        "task.sizes={train: 64, validation: 20, test: 20}",
         "tracking=none",
         at=tmp_path,
     )

@@ -18,8 +18,7 @@ import transformers as tf
 from greenlet import getcurrent
 from torch import Tensor, nn
 
-from lora_zoo.core.hyperparameters import hyperparameters
-from lora_zoo.core.init import find_init
+from lora_zoo.bench.paths import takes_dropout
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.batched import RowGroup
@@ -33,6 +32,7 @@ from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
+from tests.adapters.adapter_cases import nearest_rank
 from tests.processes import start
 
 ADAPTING = [name for name, variant in VARIANTS.items() if variant.count]
@@ -64,11 +64,10 @@ TARGETS: dict[str, Any] = {"linear": ["q", "v"], "all": ["q", "k", "v", "o", "do
 
 
 def adapted(net: nn.Module, name: str, targets: str, seed: int, as_called: str) -> Injection:
-    known = hyperparameters(VARIANTS[name])
-    residual = "init" in known and find_init(known["init"].default).residual
-    hyper = {"rank": 2 + seed, "lora_dropout": 0.0 if residual else 0.3}
-    hyper = {key: value for key, value in hyper.items() if key in known}
-    return stirred(inject(net, name, target_modules=TARGETS[targets], seed=seed, name=as_called, **hyper))
+    where = TARGETS[targets]
+    hyper = {"rank": nearest_rank(name, net, 2 + seed, where)}
+    hyper |= {"lora_dropout": 0.3} if takes_dropout(name) else {}
+    return stirred(inject(net, name, target_modules=where, seed=seed, name=as_called, **hyper))
 
 
 def outcome(injection: Injection, states: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -58,7 +58,7 @@ def test_the_example_is_about_thirty_lines() -> None:
 
 
 def test_the_example_runs_from_the_command_line(extended: Path) -> None:
-    quick = ("steps=3", "task.sizes.test=10", "task.sizes.validation=10", "tracking=none", "threads=1")
+    quick = ("steps=3", "task.sizes={train: 96, validation: 10, test: 10}", "tracking=none", "threads=1")
     ended = run(extended, "lora_zoo.run", "+variant=hira", "rank=8", *quick)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "16,384 of" in ended.stdout  # eight matrices, 8 x (128 + 128) each

@@ -57,8 +57,8 @@ def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
 def test_a_key_that_a_variant_has_no_use_for_leaves_its_identity() -> None:
     full = VARIANTS["full"]
     assert identity(settings("variant=full"), full) == identity(settings("variant=full", "rank=4"), full)
-    assert specify(settings("variant=full"), ["rank=4", "lr=1"]).without_effect() == ["rank"]
-    assert specify(settings(), ["rank=4"]).without_effect() == []
+    assert specify(settings("variant=full"), ["rank=4", "lr=1"]).without_effect() == {"rank": "variant=full"}
+    assert specify(settings(), ["rank=4"]).without_effect() == {}
 
 
 def test_local_data_is_part_of_the_identity(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def starts(name: str) -> list[str]:
     """The starts of a variant, a residual one among them; one word for those that have none."""
 
     def accepted(init: Init) -> bool:
-        return VARIANTS[name].accepts_init(init) and not init.control and not init.name.endswith("_4")
+        return VARIANTS[name].accepts_init(init) and not (
+            init.control or init.needs or init.name.endswith("_4")
+        )
 
     known = init_names(accepted)
     return list(dict.fromkeys([*known[:1], *known[-2:]])) or ["-"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
@@ -107,6 +107,47 @@ def test_the_logged_loss_is_the_tasks_alone(tmp_path: Path) -> None:
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
+class TwoPasses(AdapterHooks):
+    """R-drop's form: a second pass whose loss is differentiated `share` times, beside the first one's."""
+
+    share, losses = 3.0, list[tuple[float, float]]()
+
+    def objective(self, once: Any, progress: Any) -> Any:
+        loss, outputs = once()
+        again, _ = once()
+        self.losses.append((loss.item(), again.item()))
+        return loss, outputs, self.share * again
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_objective_of_two_passes_is_differentiated_whole_and_reported_by_its_first(
+    accumulated: int, tmp_path: Path
+) -> None:
+    gradients, logged = [], []
+    for hooks in (AdapterHooks, TwoPasses):
+        variant = type("Twice", (VARIANTS["lora"],), {"name": "twice", "hooks": hooks})
+        injection = inject(model(), variant, rank=2)
+        run = trainer(
+            tmp_path / hooks.__name__, injection, max_steps=1, gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+        )  # fmt: skip
+        before = {name: p.detach().clone() for name, p in injection.named_parameters().items()}
+        run.train()
+        gradients.append({name: before[name] - p for name, p in injection.named_parameters().items()})
+        logged.append(run.state.log_history[0]["loss"])
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name].detach(), (1 + TwoPasses.share) * gradient.detach())
+
+
+def test_each_pass_of_an_objective_has_dropout_masks_of_its_own(tmp_path: Path) -> None:
+    variant = type("Twice", (VARIANTS["lora"],), {"name": "twice", "hooks": TwoPasses})
+    injection = inject(model(), variant, rank=2, lora_dropout=0.5, init="both_random")
+    TwoPasses.losses.clear()
+    trainer(tmp_path, injection, max_steps=2).train()
+    assert all(first != second for first, second in TwoPasses.losses)
+
+
 def test_accumulating_gradients_equals_one_large_batch(tmp_path: Path) -> None:
     ends = []
     for size, times in ((8, 1), (4, 2)):
@@ -183,6 +224,25 @@ def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Pat
     assert rates[0] == rates[1] == 0.0  # linear decay has reached its end
 
 
+@pytest.mark.parametrize("schedule, first", [("linear", 0), ("cosine", 0), ("constant", 1)])
+def test_hooks_see_the_schedule_s_factor_of_the_step_in_hand(
+    tmp_path: Path, schedule: str, first: float
+) -> None:
+    injection, seen, used = inject(model(), "lora_plus", rank=2), list[Progress](), list[list[float]]()
+    injection.hooks.on_after_backward = injection.hooks.on_step_end = seen.append
+    run = trainer(tmp_path, injection, lr_scheduler_type=schedule, warmup_steps=2)
+    run.create_optimizer_and_scheduler(6)
+    run.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    run.train()
+    assert [progress.step for progress in seen] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    for before, after, rates in zip(seen[::2], seen[1::2], used, strict=True):
+        assert before == after
+        assert rates == pytest.approx([group * before.rate for group in run.lr_scheduler.base_lrs])
+    assert seen[0].rate == first and seen[4].rate == 1
+
+
 def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
     injection = inject(model(), "adalora", rank=2, tinit=4, tfinal=4)
     before = {k: v.clone() for k, v in injection.state_dict().items()}
@@ -240,7 +300,7 @@ def test_a_step_has_the_order_that_the_docstring_gives(
     run.add_callback(recorder)
     run.create_optimizer_and_scheduler(2)
     watched: dict[str, tuple[Any, list[str]]] = {
-        "hooks": (injection.hooks, ["regularizer", "on_after_backward", "on_step_end"]),
+        "hooks": (injection.hooks, ["objective", "regularizer", "on_after_backward", "on_step_end"]),
         "model": (injection.model, ["forward", "zero_grad"]),
         "accelerator": (run.accelerator, ["backward", "clip_grad_norm_"]),
         "optimizer": (run.optimizer, ["step"]),

@@ -52,12 +52,13 @@ def measure(options: Options, only: Sequence[str] = ()) -> Measurement:
 
 
 def inits_of(variant: str) -> Iterator[str]:
-    """A variant's default; plain LoRA with every init, PiSSA with the fast ones; none of a baseline."""
+    """A variant's default; plain LoRA with every init of W alone, PiSSA with the fast ones; no baseline's."""
     if not adapts_matrices(variant):
         return
     known = hyperparameters(VARIANTS.find(variant))
     default = str(known["init"].default) if "init" in known else "-"
-    more = {"lora": tuple(inits.INITS), "pissa": FAST}.get(variant, ())
+    of_weights = tuple(name for name, init in inits.INITS.items() if not init.needs)
+    more = {"lora": of_weights, "pissa": FAST}.get(variant, ())
     yield from dict.fromkeys((default, *more))
 
 

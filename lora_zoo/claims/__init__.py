@@ -4,12 +4,13 @@
         print(entry.id, entry.verdict.status, entry.verdict.reason)
 
 rule.py says when a claim counts as supported, forms.py has the forms that claims take, and each file of
-catalogue/ the claims of a paper or a theme. A new claim is a row (or a function) there, and three frames in
-tests/claims/trios.py. The names below are imported on first use: `--help` costs no pandas.
+catalogue/ the claims of a paper or a theme. A new claim is a row (rows.py) or a function there, and three
+frames in tests/claims/trios.py. The names below are imported on first use: `--help` costs no pandas.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_zoo.core.lazy import lazy
 
 if TYPE_CHECKING:
     from lora_zoo.claims.entries import LedgerEntry, ledger
@@ -25,8 +26,4 @@ _HOMES = {
 }
 __all__ = ["LedgerEntry", "Status", "Verdict", "claims", "ledger"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

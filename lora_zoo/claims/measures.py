@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from lora_zoo.claims.evidence import Measure, Missing, aligned
 from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
+from lora_zoo.core.registry import Registry
 from lora_zoo.runs import deltas, updates
+
+M = TypeVar("M", bound=Measure)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,23 @@ class CountedQuantity(Quantity):
         return Counted(label, values, claimed, unit)
 
 
+QUANTITIES: Registry[Quantity] = Registry("quantity", "lora_zoo.claims")
+
+
+def register_quantity(
+    id: str, name: str, unit: str, *, scale: Scale = PLAIN, counted: bool = False
+) -> Callable[[M], M]:
+    """Add the quantity that the function below takes of a run; rows of the catalogue call it `id`."""
+
+    def add(measure: M) -> M:
+        made = (CountedQuantity if counted else Quantity)(name, unit, measure, scale)
+        QUANTITIES.add(id, made, source=measure)
+        return measure
+
+    return add
+
+
+@register_quantity("early_loss", "early loss", "nats a token")
 def early_loss(run: pd.Series) -> float:
     """The mean training loss logged in the first quarter of the steps."""
     logged = _logged(run, "loss")
@@ -49,6 +69,7 @@ def early_loss(run: pd.Series) -> float:
     return float(np.mean(early)) if early else math.nan
 
 
+@register_quantity("gradient_norm", "gradient norm", "norm")
 def gradient_norm(run: pd.Series) -> float:
     """The mean norm of the gradient (before clipping) over all logged steps after the first.
 
@@ -57,9 +78,19 @@ def gradient_norm(run: pd.Series) -> float:
     return float(np.mean([norm for step, norm in _logged(run, "grad_norm") if step > 1] or [math.nan]))
 
 
+@register_quantity("forgotten", "growth of the pretraining loss", "nats a token")
 def forgotten(run: pd.Series) -> float:
     """The growth of the loss on the text of pretraining."""
     return number(run.get("retention_after")) - number(run.get("retention_before"))
+
+
+@register_quantity("gap", "gap", "")
+def gap(run: pd.Series) -> float:
+    """The score on the training split less that on the test split."""
+    train = run.get(f"metrics.train.{run.get('metric')}")
+    if train is None or pd.isna(train):
+        raise Missing("the runs did not evaluate the training split")
+    return number(train) - number(run.get("test"))
 
 
 def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
@@ -73,6 +104,12 @@ def _logged(run: pd.Series, what: str) -> list[tuple[float, float]]:
     return found
 
 
+@register_quantity("greatest_change", "||ΔW||", "Frobenius norm", counted=True)
+def greatest_change(run: pd.Series) -> float:
+    """The greatest ||ΔW|| of a run's matrices."""
+    return float(pd.to_numeric(changes(run)["norm"], errors="coerce").max())
+
+
 def number(value: Any) -> float:
     """A cell as a number; NaN for what is none."""
     try:
@@ -82,11 +119,6 @@ def number(value: Any) -> float:
 
 
 SCORE = Quantity("", "", "test")
-LOSS = Quantity("loss", "nats a token", "loss")
-EARLY_LOSS = Quantity("early loss", "nats a token", early_loss)
-FORGOTTEN = Quantity("growth of the pretraining loss", "nats a token", forgotten)
-GRADIENT_NORM = Quantity("gradient norm", "norm", gradient_norm)
-STEP_SECONDS = Quantity("seconds a step", "seconds", "step_seconds")
 
 
 def changes(run: pd.Series) -> pd.DataFrame:
@@ -110,30 +142,40 @@ def recorded(run: pd.Series, table: str) -> pd.DataFrame:
         ) from unreadable
 
 
-def mean_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
-    """A run's mean over its matrices (those of `roles`) of a formula of the columns of a recorded table."""
-    return _over_matrices(table, formula, roles, lambda values: values.mean())
+def over_matrices(table: str, formula: str, roles: Sequence[str] = (), *, total: bool = False) -> Measure:
+    """A run's mean or total, over its matrices (of `roles`), of a formula of a recorded table's columns.
 
+    NaN where no matrix has the quantity.
+    """
 
-def total_of(table: str, formula: str, roles: Sequence[str] = ()) -> Measure:
-    """The sum in place of the mean; NaN where no matrix has the quantity."""
-    return _over_matrices(table, formula, roles, lambda values: values.sum(min_count=1))
-
-
-def _over_matrices(
-    table: str, formula: str, roles: Sequence[str], joined: Callable[[pd.Series], float]
-) -> Measure:
     def measure(run: pd.Series) -> float:
         rows = recorded(run, table)
         try:
             mine = rows[rows["role"].isin(roles)] if roles else rows
-            found = pd.to_numeric(mine.eval(formula), errors="coerce")
+            values = pd.to_numeric(mine.eval(formula), errors="coerce").replace(
+                [math.inf, -math.inf], math.nan
+            )
         except (KeyError, NameError, TypeError) as lacking:
             raise Missing(f"the table {table!r} of the runs does not give {formula}") from lacking
-        return float(joined(found.replace([math.inf, -math.inf], math.nan)))
+        return float(values.sum(min_count=1) if total else values.mean())
 
     measure.__name__ = f"{formula} in {table}"
     return measure
+
+
+def quantity(
+    name: str,
+    unit: str,
+    of: str,
+    *,
+    table: str = "",
+    roles: Sequence[str] = (),
+    total: bool = False,
+    counted: bool = False,
+) -> Quantity:
+    """A quantity of a row of the catalogue: `of` is a column of the runs, or a formula `over_matrices`."""
+    measured = over_matrices(table, of, roles, total=total) if table else of
+    return (CountedQuantity if counted else Quantity)(name, unit, measured)
 
 
 def exponents(table: pd.DataFrame) -> pd.Series:

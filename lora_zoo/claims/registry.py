@@ -1,13 +1,14 @@
 """The registry of claims: the command line, the report and the tests read it.
 
-A claim is found because a file of `lora_zoo/claims/catalogue/` adds it. A file that cannot be imported is
-left out with a warning that says why.
+A claim is found because a file of `lora_zoo/claims/catalogue/` has it: as a row of YAML (rows.py), or as a
+function. A Python file that cannot be imported is left out with a warning that says why.
 """
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lora_zoo.claims.evidence import Evidence, Missing
 from lora_zoo.claims.forms import Form
@@ -22,13 +23,9 @@ class Claim(ABC):
 
     id: str
     paper: str
-    where: str
+    where: str = ""
     against: Sequence[str] = ()
     statement: str = ""
-
-    def says(self, statement: str) -> None:
-        """Add the claim with this statement."""
-        CLAIMS.add(self.id, replace(self, statement=statement))
 
     @property
     def needs(self) -> str:
@@ -49,10 +46,14 @@ class Claim(ABC):
 class Measured(Claim):
     """A claim about runs: of an `experiment`, or of a `sweep` of its own."""
 
-    forms: Sequence[Form] = ()
+    tests: Sequence[Form] = ()
     experiment: str = ""
     sweep: str = ""
     rule: Rule = every
+
+    def __post_init__(self) -> None:
+        if bool(self.experiment) == bool(self.sweep):
+            raise ValueError(f"claim {self.id!r}: give either the experiment that it needs or a sweep")
 
     @property
     def needs(self) -> str:
@@ -62,18 +63,13 @@ class Measured(Claim):
     def command(self) -> str:
         return f"python -m lora_zoo.run -m {self.sweep or '+experiment=' + self.experiment}"
 
-    def __call__(self, form: Form) -> Form:
-        """Add the claim that the function below tests; its docstring is the statement."""
-        replace(self, forms=(form,)).says(first_paragraph(form))
-        return form
-
     def verdict(self, evidence: Evidence) -> Verdict:
         """Not run without runs of the experiment; every model and task makes hypotheses of its own."""
         hypotheses: list[Hypothesis] = []
         missing: list[str] = []
         for runs in evidence.of(self.experiment):
             try:
-                for form in self.forms:
+                for form in self.tests:
                     for hypothesis in form(runs):  # what was tested before a gap counts
                         hypotheses.append(replace(hypothesis, label=runs.prefixed(hypothesis.label)))
             except Missing as gap:
@@ -121,31 +117,28 @@ class Untestable(Claim):
         return Verdict(Status.NOT_MEASURABLE, self.known)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A paper or another document, and the experiment, or the sweep of its own, that decides its claims."""
+def measured(id: str, paper: str, where: str, **rest: Any) -> Callable[[Form], Form]:
+    """Add the claim that the function below tests; its docstring is the statement, `rest` other fields."""
 
-    paper: str
-    experiment: str = ""
-    sweep: str = ""
+    def decorated(form: Form) -> Form:
+        add(Measured(id, paper, where, statement=first_paragraph(form), tests=(form,), **rest))
+        return form
 
-    def claim(
-        self, id: str, where: str, *forms: Form, against: Sequence[str] = (), rule: Rule = every
-    ) -> Measured:
-        """A claim of these forms; what it `.says`, or the function that it decorates, adds it."""
-        if bool(self.experiment) == bool(self.sweep):
-            raise ValueError(f"claim {id!r}: give either the experiment that it needs or a sweep")
-        return Measured(id, self.paper, where, against, "", forms, self.experiment, self.sweep, rule)
+    return decorated
 
 
 def computed(id: str, paper: str, where: str) -> Callable[[Compute], Compute]:
     """Add the claim that the function below computes from nothing; its docstring is the statement."""
 
     def decorated(compute: Compute) -> Compute:
-        Computed(id, paper, where, compute=compute).says(first_paragraph(compute))
+        add(Computed(id, paper, where, statement=first_paragraph(compute), compute=compute))
         return compute
 
     return decorated
+
+
+def add(claim: Claim) -> None:
+    CLAIMS.add(claim.id, claim)
 
 
 def first_paragraph(function: Callable[..., object]) -> str:

@@ -70,6 +70,9 @@ def most(outcomes: Sequence[bool | None]) -> Status:
     return Status.NOT_SUPPORTED if failed and 2 * failed >= len(outcomes) else Status.INCONCLUSIVE
 
 
+RULES = {"every": every, "most": most}
+
+
 class Judged(NamedTuple):
     """A hypothesis, the interval by which it was judged, and whether it holds (None: open)."""
 

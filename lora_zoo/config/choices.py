@@ -1,7 +1,9 @@
-"""Values of `model=`, `task=`, `experiment=` that are no option: a folder, a name on the Hub, a YAML file."""
+"""Values of `variant=`, `model=`, `task=`, `experiment=` that are no option: a file, a folder, a Hub name."""
 
 import difflib
 import hashlib
+import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,9 +17,11 @@ from lora_zoo.config.aliases import modern_key, modern_word, renamed
 from lora_zoo.config.groups import option_file, options
 from lora_zoo.config.schema import Task
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.user_files import names_in
+from lora_zoo.core.variants import VARIANTS
 
-_TYPED: dict[str, str] = {}
-"""An override as Hydra knows it -> as the user typed it."""
+TYPED = "LORA_ZOO_TYPED"
+"""The environment variable (for a launcher's workers) from overrides as Hydra knows them to as typed."""
 
 
 def choose(group: str, value: str) -> str:
@@ -27,19 +31,26 @@ def choose(group: str, value: str) -> str:
     if not value.strip():
         raise ValueError(f"{group}= names nothing; choices: {', '.join(options(group))}")
     node = CHOSEN[group](value)
-    package, about = ("_global_", node["experiment"]) if "experiment" in node else (None, node)
+    package, about = ("_global_", node[group]) if group in node else (None, node)
     name = re.sub(r"[^\w.-]+", "-", str(about["name"])).strip("-") or group
     if name in options(group):
         name += "-" + hashlib.sha256(value.encode()).hexdigest()[:6]
-    about["name"] = name
+    if group != "variant":  # which is registered under its name
+        about["name"] = name
     ConfigStore.instance().store(group=group, name=name, node=node, package=package)
-    _TYPED[f"{group}={name}"] = f"{group}={value}"
+    os.environ[TYPED] = json.dumps(_typed() | {f"{group}={name}": f"{group}={value}"})
     return name
 
 
 def originals(overrides: Sequence[str]) -> list[str]:
     """A job's overrides as the user would type them."""
-    return [_TYPED.get(o, o) for o in overrides]
+    typed = _typed()
+    return [typed.get(o, o) for o in overrides]
+
+
+def _typed() -> dict[str, str]:
+    typed: dict[str, str] = json.loads(os.environ.get(TYPED, "{}"))
+    return typed
 
 
 def _model(value: str) -> dict[str, Any]:
@@ -71,7 +82,35 @@ def _task(value: str) -> dict[str, Any]:
     return {"name": name} | node
 
 
+def _variant(value: str) -> dict[str, Any]:
+    """A variant that is no option: a Python file, with `:NAME` where it registers several; an entry point.
+
+    A YAML file beside the Python file, of the same name, is like those in `conf/variant`.
+    """
+    file, _, asked = value.partition(":")
+    if not file.endswith(".py"):
+        if value not in VARIANTS:
+            raise ValueError(unknown("variant", value, VARIANTS) + ", or a Python file of your own")
+        return _with_yaml(VARIANTS.file_of(value), value)
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"variant={value}: there is no such file")
+    names = names_in(path)
+    if asked not in names and (asked or len(names) != 1):
+        found = f"registers {', '.join(names)}" if names else 'has no line like @register("mine")'
+        raise ValueError(f"variant={value}: the file {found}; write variant={file}:NAME for one of several")
+    return _with_yaml(path, asked or names[0]) | {"variant_file": str(path)}
+
+
+def _with_yaml(path: Path | None, name: str) -> dict[str, Any]:
+    """The node of a variant, with what a YAML file beside its Python file gives."""
+    beside = path.with_suffix(".yaml") if path else None
+    content = option_file("variant", str(beside))[1] if beside and beside.is_file() else {}
+    return content | {"variant": {**(content.get("variant") or {}), "name": name}}
+
+
 CHOSEN: dict[str, Callable[[str], dict[str, Any]]] = {
+    "variant": _variant,
     "model": _model,
     "task": _task,
     "experiment": experiments.read,

@@ -45,7 +45,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(unknown("flag", strange[0].partition("=")[0], known))
     for name in _REFUSED:
         if getattr(parsed, name):
-            raise ValueError(f"--{name.replace('_', '-')} cannot be given; flags: {', '.join(known)}")
+            files = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
+            raise ValueError(
+                f"--{name.replace('_', '-')} cannot be given: {files}; flags: {', '.join(known)}"
+            )
     return parsed
 
 

@@ -5,7 +5,7 @@ What Hydra and OmegaConf report over many lines becomes one line that names the 
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import KEYS, Settings
+from lora_zoo.config.spec import FLAT, variant_of
 from lora_zoo.config.validate import check_folder, resolved
 from lora_zoo.core.errors import unknown
 
@@ -45,15 +46,24 @@ def check(overrides: Sequence[str], *, multirun: bool) -> list[Settings]:
     _CHECKED.clear()
     with initialize_config_dir(str(folder()), version_base="1.3"):
         parsed = _parse(overrides)
-        if {"rank", "budget"} <= {o.key_or_group for o in parsed}:
-            raise Mistake("budget= finds the rank, so rank= cannot be given as well; drop one of them")
         for override in parsed:
             _check_override(override, multirun)
         tasks = [o for o in parsed if not o.is_hydra_override()]
         jobs = list(_representatives(tasks)) if multirun else [[str(o.input_line) for o in tasks]]
+        given = {o.key_or_group for o in parsed}
         for job in jobs:
-            _CHECKED[tuple(job)] = _compose(job)
+            _CHECKED[tuple(job)] = settings = _compose(job)
+            _check_budget(settings, given)
         return [_CHECKED[tuple(job)] for job in jobs]
+
+
+def _check_budget(settings: Settings, given: Set[str]) -> None:
+    if settings.budget is None:
+        return
+    found = variant_of(settings).sized_by
+    key = found if found in FLAT else f"variant.{found}"
+    if key in given:
+        raise Mistake(f"budget= finds the {found}, so {key}= cannot be given as well; drop one of them")
 
 
 def settings_of(config: DictConfig, overrides: Sequence[str]) -> Settings:
@@ -96,7 +106,10 @@ def _check_hydra(override: Override) -> None:
     """Refuse what would make another program of this one, or is told late by Hydra, over many lines."""
     key, value = override.key_or_group, override.value()
     if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
-        raise Mistake(f"{key} cannot be given; -m and KEY=VALUE,VALUE make a sweep")
+        instead = "-m and KEY=VALUE,VALUE make a sweep"
+        if key == "hydra.searchpath":
+            instead = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
+        raise Mistake(f"{key} cannot be given; {instead}")
     if override.is_sweep_override():
         raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")
     if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in str(value):

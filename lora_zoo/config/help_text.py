@@ -16,7 +16,12 @@ _EXAMPLES = """\
 
 def text() -> str:
     """The whole help page."""
-    parts = ["usage: python -m lora_zoo.run [-m] [+variant=NAME] [KEY=VALUE …]", "", "Examples", _EXAMPLES]
+    parts = [
+        "usage: python -m lora_zoo.run [-m] [+variant=NAME or FILE.py] [KEY=VALUE …]",
+        "",
+        "Examples",
+        _EXAMPLES,
+    ]
     for group in ("variant", "model", "task", "tracking", "experiment"):
         parts += ["", f"{group}=", *_rows(options(group))]
     parts += ["", "Keys", *_rows({f.name: _about(f) for f in fields(Settings) if f.metadata})]

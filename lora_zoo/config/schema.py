@@ -18,6 +18,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
+    "variant_file",  # its content stands in the identity, not where it lies
 )
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
@@ -115,6 +116,12 @@ class Settings:
         "auto", "scale of the update before division by the rank; auto: the paper's rule", above=0
     )
     init: str = key("auto", "kaiming, gaussian, orthogonal, pissa, milora, olora, …; auto: the variant's own")
+    calibration_examples: int = key(
+        128,
+        "training examples that an init sees which looks at data (eva, lora_ga)",
+        least=1,
+        most=_COUNT,
+    )
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         ["q", "v"], "roles (q k v o gate up down embed head), all-linear, names, a regex", filled=True
@@ -156,6 +163,7 @@ class Settings:
     out: str = key("runs", "folder under which run folders are made")
     experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
+    variant_file: str | None = key(None, "the Python file of a variant of your own: variant=FILE.py sets it")
     model: Model = field(default_factory=Model)
     task: Task = field(default_factory=Task)
     trainer: dict[str, Any] = key({}, "arguments of transformers.TrainingArguments")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
 
 if TYPE_CHECKING:
     from lora_zoo.core.adapter import Variant
@@ -29,6 +30,8 @@ class RunSpec:
     """The parts of the identity, hashed apart."""
     overrides: tuple[str, ...] = ()
     """As the command line gave them, less Hydra's own."""
+    needs: tuple[str, ...] = ()
+    """The statistics of data from which its adapter is built."""
 
     @cached_property
     def name(self) -> str:
@@ -38,15 +41,25 @@ class RunSpec:
     def hyperparameters(self) -> dict[str, Any]:
         return flat_hyperparameters(self.settings, self.variant)
 
-    def without_effect(self) -> list[str]:
-        """The flat keys that the command line gave and the variant has no use for."""
+    def without_effect(self) -> dict[str, str]:
+        """The flat keys that the command line gave to no use, each with the setting that has none for it."""
         given, known = (
             {o.lstrip("+").partition("=")[0] for o in self.overrides},
             hyperparameters(self.variant),
         )
         idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
         idle += () if self.variant.count else _OF_ADAPTERS
-        return [name for name in idle if name in given]
+        found = {name: f"variant={self.variant.name}" for name in idle if name in given}
+        if "calibration_examples" in given and not self.needs:
+            found["calibration_examples"] = f"init={self.settings.init}"
+        return found
+
+
+def variant_of(settings: Settings) -> "type[Variant]":
+    """The variant's class; a file of the user's own is run first. ValueError where there is none."""
+    if settings.variant_file:
+        VARIANTS.run_file(settings.variant_file)
+    return VARIANTS.find(str(settings.variant.get("name")))
 
 
 def readable_name(settings: Settings, variant: "type[Variant]") -> str:

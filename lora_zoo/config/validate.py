@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
+from lora_zoo.config.spec import variant_of
 from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import check_hyperparameters
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
 
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
@@ -59,7 +59,7 @@ def check(settings: Settings) -> None:
     _check_layers(settings.layers)
     _check_task(settings.task)
     if own := {key: value for key, value in settings.variant.items() if key != "name"}:
-        check_hyperparameters(VARIANTS.find(settings.variant["name"]), own)
+        check_hyperparameters(variant_of(settings), own)
 
 
 def _check_group(group: Any, prefix: str = "") -> None:

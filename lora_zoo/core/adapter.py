@@ -7,7 +7,7 @@ Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,17 +20,22 @@ from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
 from lora_zoo.core.init import Init
 from lora_zoo.core.kernel import KERNELS, Kernel
+from lora_zoo.core.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class LayerContext:
-    """The place of an adapter, and all that it may know: its draws depend on `name` and `seed` alone."""
+    """The place of an adapter, and all that it may know: its draws depend on `name` and `seed` alone.
+
+    `statistics` of data are those that the variant and its initialisation need.
+    """
 
     name: str
     host: Host
     seed: int
     counter: ForwardCounter
     shared: nn.Module | None = None
+    statistics: Statistics = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,6 +73,8 @@ class Variant(ABC):
     """Defaults of hyperparameters, where they are not those of the constructors."""
     inits: ClassVar[Sequence[str]] = ()
     """The initialisations that the variant can begin with, unless `accepts_init` says it another way."""
+    needs: ClassVar[Sequence[str]] = ()
+    """Statistics of data at each matrix (`core.statistics.STATISTICS`) from which adapters are built."""
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
     peft: ClassVar[Any] = None
     """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""

@@ -1,6 +1,7 @@
 """Dtypes of adapters, and what autocast may change."""
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +26,29 @@ def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast is off: a weight is computed in its tensors' own dtype, whatever x meets."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+
+
+def product(X: Tensor, Y: Tensor) -> Tensor:
+    """X Y of weights in their own dtype; its backward pass, too, where that is called under autocast."""
+    with uncast(X.device):
+        XY: Tensor = ProductFunction.apply(X, Y)
+    return XY
+
+
+class ProductFunction(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(X: Tensor, Y: Tensor) -> Tensor:
+        return X @ Y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        X, Y = ctx.saved_tensors
+        for_X, for_Y = ctx.needs_input_grad
+        with uncast(g.device):
+            return g @ Y.mT if for_X else None, X.mT @ g if for_Y else None

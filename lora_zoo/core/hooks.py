@@ -1,28 +1,37 @@
 """A variant's part that spans layers or time. Every hook has a neutral default.
 
-The order of a training step: forward inside `forward_context` -> task loss + `regularizer` -> backward ->
+The order of a training step: `objective` inside `forward_context`, by default one forward pass -> task loss +
+its extra + `regularizer` -> backward ->
 `on_after_backward` -> clipping -> optimiser step -> `on_step_end` -> schedule -> gradients to zero.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from lora_zoo.core.dropout import ForwardCounter
 
-WITHIN_STEP = ("forward_context", "regularizer")
+WITHIN_STEP = ("forward_context", "objective", "regularizer")
 """Hooks that act between the forward pass and its backward: they could reach other jobs of the same model."""
 
 
 class Progress(NamedTuple):
-    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's."""
+    """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's.
+
+    `rate` is the schedule's factor of this step: every learning rate is so many times its first value.
+    """
 
     step: int
     total: int
+    rate: float = 1.0
+
+
+Pass = tuple[Tensor, Any]
+"""The task's loss and the model's outputs."""
 
 
 class AdapterHooks(nn.Module):
@@ -90,6 +99,15 @@ class AdapterHooks(nn.Module):
     ) -> list[dict[str, Any]]:
         """Optimiser groups over the adapters' trainable parameters."""
         return [{"params": list(named.values()), "lr": lr, "weight_decay": weight_decay}]
+
+    def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
+        """The loss that is reported, the outputs, and an extra that is differentiated and not reported.
+
+        `once()` is one pass of the batch in hand; more calls are more passes, each with dropout masks of its
+        own. The extra is in the loss's units, as another `once()` gives. By default: one pass, no extra.
+        """
+        loss, outputs = once()
+        return loss, outputs, 0.0
 
     def regularizer(self) -> Tensor | float:
         """Added to the loss that is differentiated, never to the loss that is reported."""

@@ -8,9 +8,9 @@ Shapes: O out, I in, R rank.
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.registry import Registry
 from lora_zoo.core.seeding import derived_seed, generator
+from lora_zoo.core.statistics import Statistics, check_needs
 
 
 class Factors(NamedTuple):
@@ -26,15 +27,25 @@ class Factors(NamedTuple):
 
 
 class RandomSource(NamedTuple):
-    """Randomness of one matrix: a generator for each factor, and the number from which they were made."""
+    """Randomness of one matrix: a generator for each factor, and the number from which they were made.
+
+    `statistics` are those that the initialisation needs.
+    """
 
     A: torch.Generator
     B: torch.Generator
     seed: int
+    statistics: Statistics
 
 
 class Draw(Protocol):
     def __call__(self, W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors: ...
+
+
+Allot = Callable[[Mapping[str, Statistics], Mapping[str, int]], Mapping[str, int]]
+"""From statistics and ranks by matrix to other ranks; a matrix of rank 0 gets no adapter."""
+Refusal = Callable[[tuple[int, int], int], str]
+"""From a shape (O, I) and a rank to the reason why it cannot be, "" if it can."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Init:
 
     `zero` names the factors that begin at zero ("A", "B", "AB" or none), `source` is the paper. A `control`
     is what an initialisation must not be, to see why: one changes the model at step 0, one never learns.
+    `needs` are the statistics of data that it looks at, from which `allot` may also give other ranks.
     """
 
     name: str
@@ -52,6 +64,9 @@ class Init:
     zero: str = ""
     control: bool = False
     iterations: int = 0
+    needs: tuple[str, ...] = ()
+    allot: Allot | None = None
+    refusal: Refusal = lambda shape, rank: ""
 
     @property
     def family(self) -> str:
@@ -67,6 +82,7 @@ class InitFamily:
     draw: Callable[[int], Draw]
     source: str
     residual: bool = False
+    needs: tuple[str, ...] = ()
 
     def member(self, iterations: int) -> Init:
         name = f"{self.name}_{iterations}"
@@ -78,12 +94,31 @@ _BLANK = [False]
 
 
 def register(
-    name: str, source: str, *, residual: bool = False, zero: str = "", control: bool = False
+    name: str,
+    source: str,
+    *,
+    residual: bool = False,
+    zero: str = "",
+    control: bool = False,
+    needs: Iterable[str] = (),
+    allot: Allot | None = None,
+    refusal: Refusal = lambda shape, rank: "",
 ) -> Callable[[Draw], Draw]:
-    """Add the drawing function below to `INITS`."""
+    """Add the drawing function below to `INITS`, with the facts of `Init`."""
 
     def keep(draw: Draw) -> Draw:
-        INITS.add(name, Init(name, draw, source, residual, zero, control), source=draw)
+        made = Init(
+            name,
+            draw,
+            source,
+            residual,
+            zero,
+            control,
+            needs=check_needs(needs),
+            allot=allot,
+            refusal=refusal,
+        )
+        INITS.add(name, made, source=draw)
         return draw
 
     return keep
@@ -120,26 +155,46 @@ def init_names(accepts: Callable[[Init], bool] = lambda init: True) -> list[str]
 
 
 def initial_factors(
-    name: str, W_OI: Tensor, *, rank: int, scale: float, seed: int, matrix: str
+    name: str,
+    W_OI: Tensor,
+    *,
+    rank: int,
+    scale: float,
+    seed: int,
+    matrix: str,
+    statistics: Statistics | None = None,
 ) -> tuple[Factors, bool]:
     """The factors at step 0 on `W_OI`'s device, float32 or wider, and whether they are residual.
 
-    `matrix` is the name of W, which keys the draw together with `seed`.
+    `matrix` is the name of W, which keys the draw together with `seed`. ValueError for a rank that does not
+    fit, and without the statistics that the initialisation needs.
     """
     chosen = find_init(name)
     O, I = W_OI.shape
     if not 1 <= rank <= min(O, I):
         raise ValueError(f"rank must lie between 1 and the smaller side of {matrix} ({O} x {I}); got {rank}")
+    if reason := chosen.refusal((O, I), rank):
+        raise ValueError(f"init={name} on {matrix} ({O} x {I}): {reason}")
     wide = torch.promote_types(W_OI.dtype, torch.float32)
     if _BLANK[0]:
         return Factors(
             W_OI.new_zeros(rank, I, dtype=wide), W_OI.new_zeros(O, rank, dtype=wide)
         ), chosen.residual
     number = derived_seed("init", seed, matrix)
-    source = RandomSource(generator(number, "A"), generator(number, "B"), number)
+    missing = [need for need in chosen.needs if need not in (statistics or {})]
+    if missing:
+        raise ValueError(f"init={name} looks at data: {matrix} lacks the statistics {', '.join(missing)}")
+    source = RandomSource(generator(number, "A"), generator(number, "B"), number, statistics or {})
     A_RI, B_OR = chosen.draw(W_OI.detach().to(wide), rank, scale, source)
     A_RI, B_OR = (f.to(W_OI.device, wide).contiguous() for f in (A_RI, B_OR))
     return Factors(A_RI, B_OR), chosen.residual
+
+
+def statistics_needed(cls: type[Any], hyper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The statistics that a variant needs with these hyperparameters; none inside `blank`."""
+    init = hyper.get("init")
+    of_init = find_init(init).needs if init and init != "auto" else ()
+    return () if _BLANK[0] else tuple(dict.fromkeys((*cls.needs, *of_init)))
 
 
 @contextlib.contextmanager

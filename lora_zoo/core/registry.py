@@ -5,12 +5,12 @@ VARIANTS = Registry("variant", "lora_zoo.variants")       # scans the package's 
 @VARIANTS.register("mine")                                # in any of those files
 class Mine(Adapter): ...
 
-Another distribution adds members by entry points in the group `lora_zoo.<kind>`.
+Another distribution adds members by entry points in the group `lora_zoo.<kind>`, and a user's own file by
+`run_file`.
 """
 
 import importlib
 import importlib.util
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.user_files import names_in, run
 
 T = TypeVar("T")
 M = TypeVar("M")
-_REGISTERED = re.compile(r"""^(?:@|\w+ = )?[\w.]*register\w*\(\s*["']([\w -]+)["']""", re.MULTILINE)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -46,7 +46,8 @@ class Registry(Mapping[str, T], Generic[T]):
         renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.package, self._check, self._attribute = kind, package, check, attribute
-        self._unread, self._renamed = by_import, renamed or {}
+        self._by_import = self._unread = by_import
+        self._renamed = renamed or {}
         self._members: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
@@ -86,6 +87,28 @@ class Registry(Mapping[str, T], Generic[T]):
             self._load(name)
         return self._members[name]
 
+    def run_file(self, file: str | Path) -> list[str]:
+        """Run a Python file that registers members, and return their names.
+
+        A file that has not changed is not run again. ValueError where it cannot be run or registers none.
+        """
+        path = Path(file).expanduser().resolve()
+        names = names_in(path)
+        if not names:
+            raise ValueError(f'{file} registers no {self.kind}: it has no line like @register("mine")')
+        try:
+            run(path)
+        except Exception as error:  # another's file may raise anything
+            raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
+        return names
+
+    def file_of(self, name: str) -> Path | None:
+        """The file in which an installed member stands, found without importing it; None for another one."""
+        point = self._entry_points.get(name)
+        module = self._modules.get(name) or (point.module if point else "")
+        spec = importlib.util.find_spec(module) if module else None
+        return Path(spec.origin) if spec and spec.origin else None
+
     def __getitem__(self, name: str) -> T:
         if name not in self:
             raise KeyError(name)
@@ -111,7 +134,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """Import every file of the package, once, where that is how names are found."""
         if not self._unread:
             return
-        self._unread = False
         for module in _files(self.package):
             before = dict(self._members)
             try:
@@ -119,6 +141,7 @@ class Registry(Mapping[str, T], Generic[T]):
             except (ImportError, SyntaxError) as reason:
                 self._members = before
                 warnings.warn(f"{self.kind}s of {module} are left out: {reason}", stacklevel=4)
+        self._unread = False
 
     def _load(self, name: str) -> None:
         try:
@@ -137,7 +160,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return {
             name: module
             for module, path in _files(self.package).items()
-            for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))
+            for name in names_in(path)
+            if not self._by_import
         }
 
     @cached_property

@@ -34,7 +34,7 @@ VARIANTS: "Registry[type[Variant]]" = Registry(
     attribute="name",
     renamed={"head_only": "linear_probe"},
 )
-register = VARIANTS.register
+register, run_file = VARIANTS.register, VARIANTS.run_file
 
 
 def register_preset(

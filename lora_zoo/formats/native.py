@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_zoo.core import init
+from lora_zoo.core.adapter import Variant
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.user_files import own_file
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
@@ -41,6 +44,7 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     description = {
         "format": FORMAT,
         "variant": injection.variant.name,
+        **({"variant_file": file} if (file := own_file(injection.variant)) else {}),
         "name": injection.name,
         "hyperparameters": injection.hyper,
         "patterns": injection.patterns,
@@ -107,7 +111,7 @@ def inject_saved(model: nn.Module, saved: SavedAdapter, name: str | None = None)
 
 def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> InjectionPlan:
     """The plan of exactly the saved matrices and parameters. ValueError for one that the model lacks."""
-    cls = VARIANTS.find(description["variant"])
+    cls = saved_variant(description, folder)
     known, every = {matrix.name: matrix for matrix in find_matrices(model)}, base_parameters(model)
     for saved, present in ((description["target_modules"], known), (description["in_full"], every)):
         for name in saved:
@@ -118,6 +122,23 @@ def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Inject
     return InjectionPlan(
         cls, hyper, matrices, description["in_full"], patterns=description.get("patterns", {})
     )
+
+
+def saved_variant(description: dict[str, Any], folder: Path) -> type[Variant]:
+    """The variant of a saved adapter. ValueError where its author's file has not been run.
+
+    No file is run unasked: an adapter from elsewhere could name any.
+    """
+    name, file = description["variant"], description.get("variant_file")
+    if file and name not in VARIANTS:
+        raise ValueError(
+            f"{folder} has a variant of its own, {name!r}, which {file['path']} registers (SHA-256 "
+            f"{file['sha256'][:16]}…): run that file first, with lora_zoo.run_file(PATH) or --variant PATH"
+        )
+    cls = VARIANTS.find(name)
+    if file and own_file(cls).get("sha256") != file["sha256"]:
+        warnings.warn(f"{folder}: {name!r} has changed since this adapter was saved", stacklevel=2)
+    return cls
 
 
 def save_adapters(model: nn.Module, folder: str | Path, **about: Any) -> Path:

@@ -8,7 +8,7 @@ adapted.merge(); adapted.remove()     # an ordinary model with the effective wei
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,13 @@ from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import accepted
+from lora_zoo.core.statistics import Statistics
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
+from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
 
@@ -39,7 +41,15 @@ class Update(NamedTuple):
 class Injection:
     """One named adapter of a model, its matrices by name. Made by `inject`; changes the model in place."""
 
-    def __init__(self, model: nn.Module, plan: InjectionPlan, *, seed: int, name: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: InjectionPlan,
+        *,
+        seed: int,
+        name: str,
+        statistics: Mapping[str, Statistics] | None = None,
+    ) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
         self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
@@ -47,7 +57,7 @@ class Injection:
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
         self._adapter_set = adapters_of(model)
         with self._adapter_set.disabled():
-            self.adapters, self.shared = build(plan, seed=seed, counter=self.counter)
+            self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
             self.hooks: AdapterHooks = self.variant.hooks(
                 self.adapters, **accepted(self.variant.hooks, self.hyper)
             )
@@ -198,14 +208,17 @@ def inject(
     budget: int | str | None = None,
     seed: int = 0,
     name: str = "default",
+    batches: Iterable[Mapping[str, Any]] | None = None,
     **hyper: Any,
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
     `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
     values of their own, the first that fits counts; `budget` ("300k") finds the rank instead of taking one;
-    `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises ValueError for a name,
-    target, value or combination that does not exist, before anything is changed.
+    `batches` are keyword arguments of the model, labels included and without padding, on which an
+    initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `hyper` are the variant's own
+    keyword arguments (rank, alpha, init, …). Raises ValueError for a name, target, value or combination that
+    does not exist, before anything is changed.
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
@@ -223,4 +236,5 @@ def inject(
     )
     if plan.unmatched:
         raise ValueError(plan.unmatched[0])
-    return Injection(model, plan, seed=seed, name=name)
+    statistics = collect(model, plan, batches)
+    return Injection(model, allotted(plan, statistics), seed=seed, name=name, statistics=statistics)

@@ -12,7 +12,8 @@ from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
-from lora_zoo.core.init import find_init, init_names
+from lora_zoo.core.init import find_init, init_names, statistics_needed
+from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import rank_within
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
@@ -49,6 +50,11 @@ class InjectionPlan:
         """The hyperparameters of one matrix."""
         return hyperparameters_at(matrix, self.hyperparameters, self.patterns)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics of data that the adapters need before they are built."""
+        return statistics_needed(self.variant, self.hyperparameters)
+
 
 def plan_injection(
     model: nn.Module,
@@ -80,6 +86,10 @@ def plan_injection(
         key = cls.sized_by
         if key in hyper:
             raise ValueError(f"budget={budget} sets the {key}; {key}={hyper[key]} cannot be given as well")
+        if complete.get("init") and find_init(complete["init"]).allot:
+            raise ValueError(
+                f"budget={budget} cannot be kept by init={complete['init']}, which moves rank across them"
+            )
         sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
         complete[key] = rank_within(budget, cls, sizes, complete)
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
@@ -92,7 +102,8 @@ def refuse_unfit(plan: InjectionPlan) -> None:
     """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
     for matrix in plan.matrices:
         kind, hyper = matrix.host.kind, plan.hyperparameters_at(matrix)
-        if reason := plan.variant.refusal(kind, matrix.shape, hyper):
+        reason = plan.variant.refusal(kind, matrix.shape, hyper)
+        if reason := reason or not_collectable(plan.needs, matrix.host):
             O, I = matrix.shape
             raise ValueError(
                 f"{plan.variant.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
@@ -174,11 +185,15 @@ def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns:
 
 
 def build(
-    plan: InjectionPlan, *, seed: int, counter: ForwardCounter
+    plan: InjectionPlan,
+    *,
+    seed: int,
+    counter: ForwardCounter,
+    statistics: Mapping[str, Statistics] | None = None,
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
     """Make the adapters and the module that they share, not yet in any model.
 
-    ValueError for a value that a matrix cannot take.
+    `statistics` are those of each matrix by name. ValueError for a value that a matrix cannot take.
     """
     variant, hyper = plan.variant, plan.hyperparameters
     if not plan.matrices:
@@ -190,10 +205,10 @@ def build(
     like = W_OI.new_empty(0, dtype=at_least_float32(W_OI.dtype))
     shared = variant.hooks.shared(shapes, like, seed=seed, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
-    taken = accepted(variant, hyper).keys()
+    taken, known = accepted(variant, hyper).keys(), statistics or {}
     adapters = {
         matrix.name: make(
-            LayerContext(matrix.name, matrix.host, seed, counter, shared),
+            LayerContext(matrix.name, matrix.host, seed, counter, shared, known.get(matrix.name, {})),
             **{key: own[matrix.name][key] for key in taken},
         )
         for matrix in plan.matrices

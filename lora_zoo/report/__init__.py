@@ -1,8 +1,8 @@
 """Reports of runs, from their results alone: `write("runs")`, or `python -m lora_zoo.report runs`."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+
+from lora_zoo.core.lazy import lazy
 
 FORMATS = ("md", "tex", "csv", "html")
 """Of tables."""
@@ -14,10 +14,5 @@ def default_folder(*sources: str | Path) -> Path:
     return (only if only.is_dir() else Path()) / "report"
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("write", "conclude"):
-        raise AttributeError(f"module 'lora_zoo.report' has no attribute {name!r}")
-    return getattr(import_module("lora_zoo.report.writing"), name)  # on first use: it needs pandas
-
-
+__getattr__ = lazy(__name__, {"write": "writing", "conclude": "writing"})  # on first use: it needs pandas
 __all__ = ["FORMATS", "default_folder"]

@@ -6,8 +6,7 @@ frame = runs.load("runs")                    # a row a run; its columns: frame.p
 The names below are imported on first use: a run writes its record without pandas.
 """
 
-from importlib import import_module
-from typing import Any
+from lora_zoo.core.lazy import lazy
 
 _HOMES = {
     "load": "frame",
@@ -24,8 +23,4 @@ _HOMES = {
 __all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb"]
 __all__ += ["metric_facts", "updates"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_zoo.runs' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

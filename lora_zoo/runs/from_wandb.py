@@ -80,13 +80,12 @@ def _variant(config: Mapping[str, Any]) -> dict[str, Any]:
     """The variant by the settings, for runs that were tracked before their summary held it."""
     name = config["variant"]["name"]
     try:
-        known = hyperparameters(VARIANTS.find(name))
+        cls = VARIANTS.find(name)
     except ValueError:
         return {"name": name, "hyperparameters": {}}
-    given = {**config, **config["variant"]}
-    if config.get("budget") is not None:
-        known = {key: default for key, default in known.items() if key != "rank"}
-    return {"name": name, "hyperparameters": {k: given.get(k, p.default) for k, p in known.items()}}
+    given, found = {**config, **config["variant"]}, cls.sized_by if config.get("budget") is not None else ""
+    known = {key: p.default for key, p in hyperparameters(cls).items() if key != found}
+    return {"name": name, "hyperparameters": {key: given.get(key, default) for key, default in known.items()}}
 
 
 def _unflattened(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,21 +10,21 @@ from typing import Any
 
 from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
-from lora_zoo.config.spec import FLAT, RunSpec
+from lora_zoo.config.spec import FLAT, RunSpec, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
-from lora_zoo.core.variants import VARIANTS
+from lora_zoo.core.init import statistics_needed
 from lora_zoo.runs.redact import redacted
 
 
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that the settings ask for. ValueError where its variant is unknown or cannot be loaded."""
-    variant = VARIANTS.find(str(settings.variant.get("name")))
+    variant = variant_of(settings)
     settings = completed(settings, variant)
     if settings.merge:
         variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
-    return RunSpec(settings, variant, identity, parts, tuple(overrides))
+    return RunSpec(settings, variant, identity, parts, tuple(overrides), _needs(settings.init, variant))
 
 
 def completed(settings: Settings, variant: type[Variant]) -> Settings:
@@ -50,11 +50,17 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
+    if not _needs(config["init"], variant):
+        chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
     source, data = _source(variant), _data(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
+
+
+def _needs(init: str, variant: type[Variant]) -> tuple[str, ...]:
+    return statistics_needed(variant, {"init": init} if "init" in hyperparameters(variant) else {})
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:

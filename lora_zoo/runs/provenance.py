@@ -99,8 +99,8 @@ def _of_variant(who: str, about: Mapping[str, Any], config: Mapping[str, Any]) -
     own = config["variant"]
     if about.get("name", own["name"]) != own["name"]:
         yield f"{who} says variant={about['name']}, its configuration variant={own['name']}"
-    found = ("rank",) if config.get("budget") is not None else ()
-    said = {k: v for k, v in about.get("hyperparameters", {}).items() if k not in found}
+    size = getattr(VARIANTS.get(own["name"]), "sized_by", "rank") if config.get("budget") is not None else ""
+    said = {k: v for k, v in about.get("hyperparameters", {}).items() if k != size}  # the budget found it
     yield from _differing(who, said, {**config, **own})
 
 

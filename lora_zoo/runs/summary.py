@@ -58,9 +58,10 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         _with(result["command"], "variant", "full") + "   (what all parameters reach)",
     ]
     if "adapter" in result and VARIANTS.find(result["config"]["variant"]["name"]).pointwise:
-        lines.append(
-            f"python -m lora_zoo.merge {folder} {folder / 'merged'}   (an ordinary model for transformers)"
-        )
+        file = result["config"].get("variant_file")
+        own = f" --variant {shlex.quote(file)}" if file else ""
+        command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"
+        lines.append(f"{command}   (an ordinary model for transformers)")
     return lines
 
 

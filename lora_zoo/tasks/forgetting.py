@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
-from lora_zoo.models.train_eval import in_mode
 from lora_zoo.pocket import HELD_OUT
 from lora_zoo.tasks.base import on_device
 

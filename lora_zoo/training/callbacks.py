@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from rich import progress
 from rich.console import Console
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -59,6 +60,13 @@ class LogCallback(TrainerCallback):
         _log.info("step %d: %s", state.global_step, values)
 
 
+def progress_of(state: TrainerState, args: TrainingArguments, optimizer: torch.optim.Optimizer) -> Progress:
+    """The step in hand as hooks see it; the schedule acts on all groups alike."""
+    group = optimizer.param_groups[0]
+    first = group.get("initial_lr", args.learning_rate)
+    return Progress(state.global_step + 1, state.max_steps, group["lr"] / first if first else 1.0)
+
+
 class HookCallback(TrainerCallback):
     """Calls an injection's hooks at the Trainer's events."""
 
@@ -69,8 +77,8 @@ class HookCallback(TrainerCallback):
         self.hooks.to(args.device)
         self.hooks.on_train_begin(state.max_steps)
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.hooks.on_step_end(Progress(state.global_step + 1, state.max_steps))
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **given: Any) -> None:
+        self.hooks.on_step_end(progress_of(state, args, given["optimizer"]))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.hooks.on_train_end()

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.wrappers import AdapterWrapper
-from lora_zoo.models.train_eval import in_mode
 
 _log = logging.getLogger("lora_zoo")
 SHOWN = 5  # layers that a message names

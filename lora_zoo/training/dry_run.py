@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.core.init import find_init
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
@@ -28,6 +29,10 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    if spec.needs:
+        count, text = spec.settings.calibration_examples, ", ".join(spec.needs)
+        moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""
+        console.print(f"built from {text} of {count} training examples{moved}", highlight=False)
     return 2 if found.unmatched else 0
 
 

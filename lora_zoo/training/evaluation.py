@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
-from lora_zoo.models.train_eval import in_mode
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example
 from lora_zoo.training.resources import TaskData

@@ -15,9 +15,9 @@ from lora_zoo.models.loading import Loaded
 from lora_zoo.models.merging import merge
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
-from lora_zoo.tasks.base import TaskType
 from lora_zoo.tasks.forgetting import HeldOutLoss
 from lora_zoo.training.arguments import training_arguments
+from lora_zoo.training.calibration import inject_calibrated
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
@@ -101,7 +101,7 @@ class Experiment:
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
-            injection = self._inject(loaded, hyper, data.kind)
+            injection = self._inject(loaded, hyper, data)
         evaluator = Evaluator(injection, data, metrics, record=record, eval_splits=settings.eval_splits)
         session = TrainingSession(settings, record, self.context, injection, self.about)
         self.session = session
@@ -133,13 +133,15 @@ class Experiment:
         self.about |= kind.about()
         return data, resources.base(settings, data, derived_seed("head", settings.seed))
 
-    def _inject(self, loaded: Loaded, hyper: dict[str, Any], kind: TaskType) -> Injection:
-        settings = self.settings
+    def _inject(self, loaded: Loaded, hyper: dict[str, Any], data: TaskData) -> Injection:
+        settings, kind, resources = self.settings, data.kind, self.context.resources
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         arguments = target_arguments(settings, save) | hyper
-        injection = self.context.resources.inject(loaded.model, self.variant, settings.seed, arguments)
+        injection = inject_calibrated(
+            self.spec, loaded.model, data, arguments, resources=resources, folder=self.record.folder
+        )
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
         trainable, total = injection.trainable(), injection.total()

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -77,10 +77,15 @@ class ResourcePool(ABC):
         """The model in evaluation mode, new heads drawn from `seed`. ValueError where it cannot be had."""
 
     def inject(
-        self, model: nn.Module, variant: type[Variant], seed: int, arguments: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        variant: type[Variant],
+        seed: int,
+        arguments: Mapping[str, Any],
+        batches: Iterable[Mapping[str, Any]],
     ) -> Injection:
-        """Adapt the base; `arguments` are those of `inject`. ValueError where they do not fit it."""
-        return inject(model, variant, **arguments, seed=seed)
+        """Adapt the base; all but `seed` as in `inject`. ValueError where the arguments do not fit it."""
+        return inject(model, variant, **arguments, seed=seed, batches=batches)
 
     def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
         """Prepare the accelerator that will run the backward passes."""

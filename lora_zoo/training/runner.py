@@ -45,8 +45,8 @@ def run(
     a job that shares its process with others.
     """
     console, settings = Console(), spec.settings
-    for name in spec.without_effect():
-        text = f"note: {name} has no effect with variant={spec.variant.name}"
+    for name, setting in spec.without_effect().items():
+        text = f"note: {name} has no effect with {setting}"
         console.print(text, style="yellow", soft_wrap=True)
     if settings.dry_run:
         return dry_run(spec, console)

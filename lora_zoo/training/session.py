@@ -16,6 +16,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training import checkpoints
+from lora_zoo.training.calibration import START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
 from lora_zoo.training.evaluation import Evaluator, check_inputs
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
@@ -144,7 +145,8 @@ class TrainingSession:
         digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
         self.record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
         if self.automatic:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for folder in (self.checkpoints, self.record.folder / START):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replay(tracker: Tracker, history: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """transformers' Trainer with the hooks of an adapted model: groups, a regularizer, steps that diverge."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
-from lora_zoo.models.train_eval import in_mode
 from lora_zoo.training import checkpoints, divergence
-from lora_zoo.training.callbacks import HookCallback
+from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
 
 _log = logging.getLogger("lora_zoo")
@@ -28,8 +29,9 @@ class ZooTrainer(Trainer):
     | call | what happens |
     |---|---|
     | `hooks.forward_context` | entered; the hooks' own state during the pass |
-    | `model.forward` | the task's loss |
-    | `hooks.regularizer` | added to the loss that is differentiated |
+    | `hooks.objective` | the task's loss by one pass, or by more of them and an extra |
+    | `model.forward` | within it |
+    | `hooks.regularizer` | added, as the extra, to the loss that is differentiated |
     | `accelerator.backward` | gradients are accumulated |
     | `hooks.forward_context.exit` | left |
     | `divergence.finite` | at the last micro-batch; if not, Diverged, or with `skip` no gradients |
@@ -65,7 +67,7 @@ class ZooTrainer(Trainer):
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.state.global_step + 1, self.state.max_steps)
+        return progress_of(self.state, self.args, self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
@@ -110,15 +112,19 @@ class ZooTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        once = partial(super().compute_loss, model, inputs, True, num_items_in_batch)
         self._penalty = 0.0
-        if model.training:
-            penalty = self.injection.hooks.regularizer()
-            steps = self.current_gradient_accumulation_steps
+        if not model.training:
+            loss, outputs = once()
+        else:
+            hooks, steps = self.injection.hooks, self.current_gradient_accumulation_steps
+            loss, outputs, extra = hooks.objective(once, self.progress)
+            penalty = hooks.regularizer()
             # A loss over all items of the accumulated batch is summed as it is; others are divided later.
             summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            loss = loss + (penalty / steps if summed else penalty)
-            self._penalty = penalty.detach() / steps if isinstance(penalty, Tensor) else penalty / steps
+            added = extra + (penalty / steps if summed else penalty)
+            loss = loss + added
+            self._penalty = torch.as_tensor(added).detach() / (1 if summed else steps)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any) -> Tensor:

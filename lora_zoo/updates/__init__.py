@@ -9,9 +9,7 @@ updates.amplification(updates.read("runs/lora-r8-s0", base=True))
 The names below are imported on first use.
 """
 
-import warnings
-from importlib import import_module
-from typing import Any
+from lora_zoo.core.lazy import lazy
 
 _MODULES = {
     "reading": ("read", "read_each", "checkpoints", "AdapterUpdates"),
@@ -21,14 +19,6 @@ _MODULES = {
     "comparisons": ("comparison", "grid", "random_grid"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
-_RENAMED = {"Deltas": "AdapterUpdates", "touched": "overlap"}
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
-
-def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        warnings.warn(f"updates.{name} is now updates.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-        name = _RENAMED[name]
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_zoo.updates' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES, {"Deltas": "AdapterUpdates", "touched": "overlap"})

@@ -88,6 +88,7 @@ class LowRank(Scaled, ABC):
             scale=self.scale,
             seed=context.seed,
             matrix=context.name,
+            statistics=context.statistics,
         )
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)

@@ -25,11 +25,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hooks import Progress
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import complete_hyperparameters
+from lora_zoo.injection.targets import resolve
 from lora_zoo.variants.low_rank import LowRank
 
 MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
@@ -316,6 +317,17 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
     """Inject where a `lone` model has its matrix, or at `targets`."""
     targets = targets or (model.target,)
     return inject(model, name, target_modules=targets, seed=seed, **settings(name, rank, **more))
+
+
+def nearest_rank(name, model, rank, targets=()):
+    """The least rank from `rank` on that the variant does not refuse where `adapt` would put it."""
+    cls = VARIANTS[name]
+    matrices = resolve(model, targets or (model.target,)) if cls.adapts else []
+    for taken in range(rank, 2 * rank + 1):
+        hyper = cls.complete(check_hyperparameters(cls, settings(name, taken)))
+        if not any(cls.refusal(m.host.kind, m.shape, hyper) for m in matrices):
+            return taken
+    raise AssertionError(f"{name} refuses every rank from {rank} to {2 * rank}")
 
 
 def only(injection):

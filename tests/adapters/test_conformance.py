@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.statistics import STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
@@ -36,6 +37,7 @@ from tests.adapters.adapter_cases import (
     cases,
     inputs,
     lone,
+    nearest_rank,
     only,
     perturb,
     readable,
@@ -150,6 +152,7 @@ def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
     assume(takes(name, kind))
     assume(kind != "attention_apart" or O != I)  # of one width, torch keeps its projections in one tensor
+    rank = nearest_rank(name, lone(kind, O, I), rank)
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
@@ -185,6 +188,7 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
     model = lone(kind, O, I, dtype)
+    rank = nearest_rank(name, model, rank)
     injection = adapt(model, name, rank)
     perturb(injection)
     (adapter, host), x = only(injection), inputs(kind, I, dtype, batch=shape)
@@ -268,13 +272,12 @@ def test_disabled_is_the_base_exactly(name, kind):
 @pointwise_variants
 def test_a_stack_of_experts_is_made_once_a_pass(name):
     """Its module reads it once an expert; what is kept for a pass is gone after it, also after a failure."""
-    model, _, adapter, _, x = adapted(name, "experts")
+    model, injection, adapter, _, x = adapted(name, "experts")
     calls, weight = [], adapter.weight
     adapter.weight = lambda W_OI: calls.append(W_OI) or weight(W_OI)
     first = model(x)
     assert len(calls) == 1
-    with torch.no_grad():
-        next(p for p in adapter.parameters() if p.requires_grad).mul_(2)
+    perturb(injection, seed=2)
     assert not torch.allclose(model(x), first) and len(calls) == 2
     with pytest.raises(RuntimeError):
         model(x[..., :-1])
@@ -318,7 +321,7 @@ def test_a_loaded_adapter_trains_in_the_same_groups(name, tmp_path):
     def rates(injection):
         return [(g["lr"], g["weight_decay"], len(g["params"])) for g in injection.param_groups(lr=1.0)]
 
-    for init in init_names(VARIANTS[name].accepts_init):
+    for init in init_names(lambda init: VARIANTS[name].accepts_init(init) and not init.needs):
         injection = adapt(lone("linear"), name, init=init)
         save_adapter(injection, tmp_path)
         assert rates(load_adapter(lone("linear"), tmp_path)) == rates(injection), init
@@ -462,15 +465,33 @@ def test_starts_are_nested_in_rank(name, kind):
         many = great[tensor_name]
         if few_.ndim == 2 and few_.shape != many.shape:
             along_columns = few_.shape[0] == many.shape[0]
-            pair = (few_.T, many.T) if along_columns else (few_, many)
+            core = few_.shape[0] == few_.shape[1] and not along_columns  # (R, R): its leading block
+            pair = (few_.T, many.T) if along_columns else (few_, many[:, :2] if core else many)
             assert parallel_rows(*(t.detach() for t in pair)), tensor_name
 
 
-@pytest.mark.parametrize("init", init_names(lambda init: not init.control and init.name[-1] != "4"))
+def statistics_of(W_OI):
+    """Some statistics of every name, as a matrix of this shape could have them."""
+    source = torch.Generator().manual_seed(3)
+    x_NI = torch.randn(50, W_OI.shape[1], generator=source, dtype=torch.float64)
+    G_OI = torch.randn(W_OI.shape, generator=source)
+    moment_II = x_NI.T @ x_NI / len(x_NI)
+    values = (x_NI.mean(0), moment_II, G_OI, G_OI.square())
+    return dict(zip(STATISTICS, values, strict=True))
+
+
+# The right factor of LoRA-GA is the second half of the singular vectors: another half for another rank.
+NESTED = init_names(lambda init: not init.control and init.name[-1] != "4" and "gradient" not in init.needs)
+
+
+@pytest.mark.parametrize("init", NESTED)
 def test_every_start_is_nested_in_rank(init):
     W_OI = lone("linear").layer.weight
     small, great = (
-        initial_factors(init, W_OI, rank=rank, scale=1.0, seed=0, matrix="layer")[0] for rank in (2, 4)
+        initial_factors(
+            init, W_OI, rank=rank, scale=1.0, seed=0, matrix="layer", statistics=statistics_of(W_OI)
+        )[0]
+        for rank in (2, 4)
     )
     assert parallel_rows(small.A_RI, great.A_RI)
     assert parallel_rows(small.B_OR.T, great.B_OR.T)
@@ -480,7 +501,9 @@ def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
     W_OI = lone("linear").layer.weight
     for name in init_names():
         start_ = find_init(name)
-        A_RI, B_OR = initial_factors(name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer")[0]
+        A_RI, B_OR = initial_factors(
+            name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer", statistics=statistics_of(W_OI)
+        )[0]
         assert bool(A_RI.any()) == ("A" not in start_.zero), name
         assert bool(B_OR.any()) == ("B" not in start_.zero), name
         assert not start_.residual or (A_RI.any() and B_OR.any()), name
@@ -675,7 +698,7 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
 
 # --- starts ------------------------------------------------------------------------------------------------
 
-STARTS = init_names(lambda init: not init.control)
+STARTS = init_names(lambda init: not init.control and not init.needs)
 
 
 @pytest.mark.parametrize("init", STARTS)

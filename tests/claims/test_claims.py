@@ -8,7 +8,7 @@ import pytest
 
 from lora_zoo.claims import Status, claims, ledger, registry
 from lora_zoo.claims.evidence import Evidence
-from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Source, Untestable
+from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Untestable, measured
 from lora_zoo.core.registry import Registry
 from tests.claims.delta_trios import TRIOS as OF_DELTAS
 from tests.claims.trios import SEEDS
@@ -291,16 +291,17 @@ def test_a_claim_says_who_where_and_what():
 
 def test_an_id_is_taken_once():
     with pytest.raises(ValueError, match="taken"):
-        Source("x", "x").claim("dora/over-lora", "x").says("x.")
-    with pytest.raises(ValueError, match="either the experiment"):
-        Source("x").claim("new", "x")
+        measured("dora/over-lora", "x", "x", experiment="x")(iter)
+    for needs in ({}, {"experiment": "x", "sweep": "x"}):
+        with pytest.raises(ValueError, match="either the experiment"):
+            measured("new", "x", "x", **needs)(iter)
     assert claims()["dora/over-lora"] is CLAIMS["dora/over-lora"]
 
 
 def test_a_function_s_docstring_is_its_claim_s_statement(monkeypatch):
     monkeypatch.setattr(registry, "CLAIMS", Registry("claim", "lora_zoo.claims.catalogue"))
 
-    @Source("paper", "experiment").claim("new", "where")
+    @measured("new", "paper", "where", experiment="experiment")
     def form(runs):
         """One
         line.
@@ -310,11 +311,11 @@ def test_a_function_s_docstring_is_its_claim_s_statement(monkeypatch):
         return iter(())
 
     claim = registry.CLAIMS["new"]
-    assert claim.statement == "One line." and list(claim.forms) == [form]
+    assert claim.statement == "One line." and list(claim.tests) == [form]
 
 
 def test_a_file_that_cannot_be_imported_is_left_out_with_its_reason(monkeypatch, tmp_path):
-    good = "from lora_zoo.claims.registry import Source\nSource('p', 'e').claim('{0}', 'w').says('{0}.')\n"
+    good = "from lora_zoo.claims.registry import NotBuilt, add\nadd(NotBuilt('{0}', 'p', waits_for='x'))\n"
     folder = tmp_path / "planted_claims"
     folder.mkdir()
     (folder / "__init__.py").touch()

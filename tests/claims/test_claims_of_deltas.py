@@ -17,7 +17,7 @@ from lora_zoo.claims.catalogue.lora_subspaces import (
     top,
 )
 from lora_zoo.claims.evidence import Evidence, Missing
-from lora_zoo.claims.measures import mean_of, total_of
+from lora_zoo.claims.measures import over_matrices
 from tests.claims.delta_trios import TRIOS, planted
 from tests.claims.planted import NAMES, OUT, adapter, table, written
 from tests.claims.trios import decomposed
@@ -42,24 +42,26 @@ def one_context(frame):
 
 def test_a_formula_is_averaged_over_the_matrices_that_have_it():
     run = a_run(**table("amplification", ROWS))
-    assert mean_of("amplification", "own / random")(run) == pytest.approx((2 + 3 + 9) / 3)
-    assert mean_of("amplification", "own / random", ["q"])(run) == pytest.approx(2.5)
-    assert total_of("amplification", "own", ["q", "k"])(run) == 8
-    assert mean_of("amplification", "count")(run) == 3.5
-    assert total_of("amplification", "count")(run) == 7
-    assert np.isnan(total_of("amplification", "count")(a_run(**table("amplification", [ROWS[1]]))))
-    assert np.isnan(mean_of("amplification", "own", ["k"])(run))
+    assert over_matrices("amplification", "own / random")(run) == pytest.approx((2 + 3 + 9) / 3)
+    assert over_matrices("amplification", "own / random", ["q"])(run) == pytest.approx(2.5)
+    assert over_matrices("amplification", "own", ["q", "k"], total=True)(run) == 8
+    assert over_matrices("amplification", "count")(run) == 3.5
+    assert over_matrices("amplification", "count", total=True)(run) == 7
+    assert np.isnan(
+        over_matrices("amplification", "count", total=True)(a_run(**table("amplification", [ROWS[1]])))
+    )
+    assert np.isnan(over_matrices("amplification", "own", ["k"])(run))
 
 
 @pytest.mark.parametrize("record", [None, {}, {"deltas": {"touched": ROWS}}, float("nan")], ids=str)
 def test_a_table_that_was_not_recorded_is_missing_by_name(record):
     with pytest.raises(Missing, match=r"'amplification'.*--record"):
-        mean_of("amplification", "own")(a_run(record=record))
+        over_matrices("amplification", "own")(a_run(record=record))
 
 
 def test_a_column_that_a_table_lacks_is_missing_by_name():
     with pytest.raises(Missing, match=r"'amplification'.*top / expected"):
-        mean_of("amplification", "top / expected")(a_run(**table("amplification", ROWS)))
+        over_matrices("amplification", "top / expected")(a_run(**table("amplification", ROWS)))
 
 
 def points(pairs, steps, role="q"):

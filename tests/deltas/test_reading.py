@@ -26,7 +26,7 @@ from lora_zoo.pocket import HUB
 from lora_zoo.updates import reading, without_base
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
-from tests.adapters.adapter_cases import MODELS, fresh, perturb, randomise, settings
+from tests.adapters.adapter_cases import MODELS, fresh, nearest_rank, perturb, randomise, settings
 
 NOWHERE = "nobody/nothing"
 CLASSES = {"bert": "AutoModelForSequenceClassification"}
@@ -237,7 +237,9 @@ def saved_here(
 ) -> Injection:
     """Save a perturbed adapter of ours that names `base`."""
     model, usual = fresh(kind)
-    injection = inject(model, variant, **(usual | where), **settings(variant, 3))
+    usual = usual | where
+    rank = nearest_rank(variant, model, 3, usual["target_modules"])
+    injection = inject(model, variant, **usual, **settings(variant, rank))
     perturb(injection, size)
     head = {"num_labels": 3} if kind == "bert" else {}
     about = {"model": {"path": str(base), "dtype": "float32"}, "head": head}

@@ -11,6 +11,7 @@ from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.updates.summary import summary
 from lora_zoo.updates.vs_base import row_changes
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
+from tests.adapters.adapter_cases import nearest_rank, settings
 
 O, I = 24, 17
 
@@ -28,20 +29,14 @@ class Net(nn.Module):
 
 def trained(variant: str, scale: float = 0.1, **hyper: object) -> Injection:
     """`variant` on Net with every trainable tensor moved by noise, as training would."""
-    cls = VARIANTS[variant]
-    hyper = {"rank": 3} | hyper if "rank" in _arguments(variant) else dict(hyper)
-    injection = inject(Net(), cls, target_modules=["first", "second"], modules_to_save=["head"], **hyper)
+    net, where = Net(), ["first", "second"]
+    hyper = settings(variant, nearest_rank(variant, net, 3, where)) | hyper
+    injection = inject(net, variant, target_modules=where, modules_to_save=["head"], **hyper)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in injection.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return injection
-
-
-def _arguments(variant: str) -> set[str]:
-    from lora_zoo.core.hyperparameters import hyperparameters
-
-    return set(hyperparameters(VARIANTS[variant]))
 
 
 def erank(sigma: Tensor) -> float:

@@ -16,17 +16,16 @@ import pandas as pd
 from torch import Tensor
 
 from lora_zoo import updates
-from lora_zoo.claims.catalogue.lora import PAPER
 from lora_zoo.claims.evidence import Missing, Runs
 from lora_zoo.claims.forms import Form
-from lora_zoo.claims.hypotheses import Hypothesis, Range, Sampled, above, below
-from lora_zoo.claims.registry import Source
+from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, below
+from lora_zoo.claims.registry import measured
 from lora_zoo.injection.roles import role_of
 from lora_zoo.updates.subspaces import directions, expected, similarity
 
 SMALL, GREAT = 8, 64
 ROLES = ("q", "v")
-SHARED, PART, FIRST = 0.5, 0.2, 8
+FIRST = 8
 
 Directions = Mapping[str, Tensor]
 """Name of a matrix -> its directions (K, D) as orthonormal rows, the most important first."""
@@ -117,41 +116,35 @@ def jackknife(pairs: Mapping[tuple[int, int], float]) -> pd.Series:
     return pd.Series({s: whole + 2 * (n - 1) / max(n - 2, 1) * (own[s] - whole) for s in seeds})
 
 
-def overlap_of_ranks(name: str, claimed: Range, unit: str, of: str, overlap: Overlap) -> Form:
-    """`overlap` of the adapters of ranks 8 and 64, of two seeds, lies in the range for q and for v."""
-
-    def form(runs: Runs) -> Iterator[Hypothesis]:
-        for role, values in between_ranks(runs, of, overlap):
-            yield Sampled(f"{role}: {name}", values, claimed, unit)
-
-    return form
+def claimed(id: str, figure: int) -> Callable[[Form], Form]:
+    return measured(id, "2106.09685", f"section 7.2, figure {figure}", experiment="lora_table7")
 
 
-table_7 = Source(PAPER, "lora_table7")
-
-table_7.claim(
-    "lora/top-direction-shared",
-    "section 7.2, figure 3",
-    overlap_of_ranks("φ(1, 1) of A, ranks 8 and 64", above(SHARED), "φ", "A", top),
-).says(f"The top directions of A at ranks 8 and 64 overlap: φ(1, 1) is above {SHARED:g}, for q and v.")
-table_7.claim(
-    "lora/top-direction-of-change-shared",
-    "section 7.2, figure 3",
-    overlap_of_ranks("φ(1, 1) of ΔW, ranks 8 and 64", above(SHARED), "φ", "right", top),
-).says(
-    f"The top right singular vectors of ΔW at ranks 8 and 64 overlap: φ(1, 1) above {SHARED:g}, for q and v."
-)
-table_7.claim(
-    "lora/other-directions-differ",
-    "section 7.2, figure 3",
-    overlap_of_ranks("directions 2 to 8, way from random to shared", below(PART), "of the way", "A", others),
-).says(
-    f"All but the top direction of A at rank 8 share little with A at rank 64: less than {PART:g} of the way "
-    "from random ones to wholly within it, for q and v."
-)
+@claimed("lora/top-direction-shared", 3)
+def top_direction_shared(runs: Runs) -> Iterator[Hypothesis]:
+    """The top directions of A at ranks 8 and 64 overlap: φ(1, 1) is above 0.5, for q and v."""
+    for role, values in between_ranks(runs, "A", top):
+        yield Sampled(f"{role}: φ(1, 1) of A, ranks 8 and 64", values, above(0.5), "φ")
 
 
-@table_7.claim("lora/seeds-share-directions", "section 7.2, figure 4")
+@claimed("lora/top-direction-of-change-shared", 3)
+def top_direction_of_change_shared(runs: Runs) -> Iterator[Hypothesis]:
+    """The top right singular vectors of ΔW at ranks 8 and 64 overlap: φ(1, 1) above 0.5, for q and v."""
+    for role, values in between_ranks(runs, "right", top):
+        yield Sampled(f"{role}: φ(1, 1) of ΔW, ranks 8 and 64", values, above(0.5), "φ")
+
+
+@claimed("lora/other-directions-differ", 3)
+def other_directions_differ(runs: Runs) -> Iterator[Hypothesis]:
+    """All but the top direction of A at rank 8 share little with A at rank 64: less than 0.2 of the way from
+    random ones to wholly within it, for q and v.
+    """
+    for role, values in between_ranks(runs, "A", others):
+        label = f"{role}: directions 2 to 8, way from random to shared"
+        yield Sampled(label, values, below(0.2), "of the way")
+
+
+@claimed("lora/seeds-share-directions", 4)
 def seeds_share_directions(runs: Runs) -> Iterator[Hypothesis]:
     """The first 8 directions of A at rank 64 of two seeds share more than those of random matrices:
     φ(8, 8) is above 8 / width, for q and v.
@@ -161,7 +154,7 @@ def seeds_share_directions(runs: Runs) -> Iterator[Hypothesis]:
         yield Sampled(f"{role}: φ(8, 8) - random", between_seeds(runs, number), above(0), "φ")
 
 
-@table_7.claim("lora/q-shares-more-than-v", "section 7.2, figure 4")
+@claimed("lora/q-shares-more-than-v", 4)
 def q_shares_more_than_v(runs: Runs) -> Iterator[Hypothesis]:
     """At rank 64, the first 8 directions of A of two seeds share more for q than for v."""
 

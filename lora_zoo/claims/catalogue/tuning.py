@@ -1,22 +1,17 @@
-"""The learning rate's part in the differences between variants: the bake-offs, and scans of α and rate."""
+"""Claims about learning rates that fit no row: differences under tuning, and the best rates of two starts."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
-from typing import Any
+
+import numpy as np
 
 from lora_zoo.claims.evidence import LR, Missing, Runs, aligned
-from lora_zoo.claims.forms import RATE, alike, each, more, ratio
-from lora_zoo.claims.hypotheses import Hypothesis, Sampled, above, below
-from lora_zoo.claims.measures import STEP_SECONDS
-from lora_zoo.claims.registry import Source
-from lora_zoo.claims.rule import most
+from lora_zoo.claims.forms import RATE, difference
+from lora_zoo.claims.hypotheses import Hypothesis, OnGrid, Sampled, above, between
+from lora_zoo.claims.measures import best_by_seed
+from lora_zoo.claims.registry import measured
 
-RECENT = "recent re-tuning studies"
 NO_VARIANTS = ("lora", "full", "linear_probe", "zero_shot")
-SIZE = "config.task.sizes.train"
-
-by_rank, by_budget = Source(RECENT, "bakeoff_rank"), Source(RECENT, "bakeoff_budget")
 
 
 def _others(names: list[str]) -> list[str]:
@@ -26,17 +21,7 @@ def _others(names: list[str]) -> list[str]:
     return others
 
 
-ties = each("variant", lambda name: alike(name, "lora"), among=_others)
-
-by_rank.claim("tuning/most-tie", "equal rank", ties, rule=most).says(
-    "At one rank, each at its own best learning rate, most variants are within 1 point of LoRA."
-)
-by_budget.claim("tuning/most-tie-at-equal-parameters", "equal parameters", ties, rule=most).says(
-    "At equal parameters, each at its own best learning rate, most variants are within 1 point of LoRA."
-)
-
-
-@by_rank.claim("tuning/shrinks-differences", "equal rank")
+@measured("tuning/shrinks-differences", "recent re-tuning studies", "equal rank", experiment="bakeoff_rank")
 def shrinks_differences(runs: Runs) -> Iterator[Hypothesis]:
     """The spread between variants is smaller with each one's own best rate than with LoRA's best for all."""
     names = ["lora", *_others(runs.levels("variant"))]
@@ -54,10 +39,12 @@ def _best_rate_of_lora(runs: Runs) -> float:
     return max(rates, key=lambda rate: runs.by_seed({"variant": "lora", LR: rate}, "validation").mean())
 
 
-scan = Source("source S0, S1", sweep="+variant=lora alpha=4,8,16 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4")
-
-
-@scan.claim("tuning/alpha-is-a-rate", "H09")
+@measured(
+    "tuning/alpha-is-a-rate",
+    "source S0, S1",
+    "H09",
+    sweep="+variant=lora alpha=4,8,16 task.lr=1e-2,2e-2,4e-2 seed=0,1,2,3,4",
+)
 def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
     """Under Adam and from B = 0, runs with equal α x rate score within 1 point of each other."""
     cells = [(alpha, rate) for alpha in runs.levels("alpha") for rate in runs.levels(LR)]
@@ -66,7 +53,7 @@ def alpha_is_a_rate(runs: Runs) -> Iterator[Hypothesis]:
     if len(equal) < 2:
         raise Missing("no two runs have the same product of alpha and rate")
     for one, other in pairwise({"variant": "lora", "alpha": alpha, LR: rate} for alpha, rate in equal):
-        yield from alike(one, other, tune=())(runs)
+        yield from difference([one, other], between(-1, 1), tune=())(runs)
 
 
 def _commonest(products: list[float]) -> float:
@@ -74,40 +61,14 @@ def _commonest(products: list[float]) -> float:
     return max(products, key=lambda p: sum(abs(q / p - 1) < 1e-6 for q in products))
 
 
-Source("source S1, S2", "bakeoff_rank").claim(
-    "cost/steps-faster-than-full",
-    "H11",
-    ratio("lora", "full", below(1), STEP_SECONDS),
-    against=["cost/steps-slower-than-full"],
-).says("A training step of LoRA takes less time than one of full fine-tuning.")
-Source("source S0", "bakeoff_rank").claim(
-    "cost/steps-slower-than-full",
-    "H11",
-    ratio("lora", "full", above(1), STEP_SECONDS),
-    against=["cost/steps-faster-than-full"],
-).says("LoRA trains longer than full fine-tuning, read here as: its step takes more time.")
-
-
-def _number_of_layer(layer: Any) -> float:
-    try:
-        return float(str(layer))
-    except ValueError:
-        raise Missing(f"layers={layer} is no single layer") from None
-
-
-bottom, top = ({"layers": partial(pick, key=_number_of_layer)} for pick in (min, max))
-
-Source("source S1", sweep="+variant=lora layers=0,3 seed=0,1,2,3,4").claim(
-    "cost/back-to-the-lowest-layer", "section 3.1.1; H40", ratio(bottom, top, above(1), STEP_SECONDS)
-).says(
-    "A step is slower with one adapted layer at the bottom than with one at the top: gradients go that far."
-)
-
-
-def _lead(size: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"variant": "full", SIZE: size}, {"variant": "lora", SIZE: size}
-
-
-Source("source S0", sweep="+variant=lora,full 'task.sizes.train=400,6400' seed=0,1,2,3,4").claim(
-    "data/gap-grows", "H14", more(_lead(max), _lead(min))
-).says("With 16 times the examples (as many steps), the lead of full fine-tuning over LoRA grows.")
+@measured("starts/a-random-takes-larger-rates", "2406.08447", "H04", experiment="starts")
+def a_random_takes_larger_rates(runs: Runs) -> Iterator[Hypothesis]:
+    """A random (B = 0) has its best learning rate above that of B random (A = 0), seed by seed."""
+    rates = runs.levels(LR)
+    of_A, of_B = (
+        best_by_seed({rate: runs.by_seed({"init": name, LR: rate}) for rate in rates})
+        for name in ("kaiming", "zero_a")
+    )
+    best = aligned({"A": of_A, "B": of_B})
+    step = float(np.sqrt(2) * np.diff(np.log2(rates)).max())  # both rates are rounded
+    yield OnGrid("log2 of the best rates' ratio", best["A"] - best["B"], above(0), "log2 of the rate", step)

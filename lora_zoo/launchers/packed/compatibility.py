@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.launchers.packed.backbone import Backbone
 from lora_zoo.launchers.packed.joining import Inputs
-from lora_zoo.models.train_eval import in_mode
 
 
 @torch.no_grad()

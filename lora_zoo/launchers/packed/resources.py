@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.config.spec import readable_name
+from lora_zoo.config.spec import readable_name, variant_of
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection, inject
@@ -53,7 +52,7 @@ class PackedResources(FreshResources):
         yield self.pack.signals
 
     def task_data(self, settings: Settings) -> TaskData:
-        self.name = readable_name(settings, VARIANTS.find(settings.variant["name"]))
+        self.name = readable_name(settings, variant_of(settings))
         return super().task_data(settings)
 
     def base(self, settings: Settings, data: TaskData, seed: int) -> Loaded:
@@ -73,11 +72,16 @@ class PackedResources(FreshResources):
         return shared.loaded
 
     def inject(
-        self, model: nn.Module, variant: type[Variant], seed: int, arguments: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        variant: type[Variant],
+        seed: int,
+        arguments: Mapping[str, Any],
+        batches: Iterable[Mapping[str, Any]],
     ) -> Injection:
         backbone = self.shared.backbone
         if backbone is None:
-            return super().inject(model, variant, seed, arguments)
+            return super().inject(model, variant, seed, arguments, batches)
         heads = self.shared.heads.get(seed, {})
         reason = self._refusal(model, backbone, variant, arguments, heads)
         if reason:
@@ -85,7 +89,7 @@ class PackedResources(FreshResources):
         adapters_of(model).show_all()
         if reason:
             _set(base_parameters(model), heads)
-        injection = inject(model, variant, **arguments, seed=seed, name=self.job.name)
+        injection = inject(model, variant, **arguments, seed=seed, name=self.job.name, batches=batches)
         _set(injection.trained, heads)
         own = {name: nn.Parameter(values.clone(), False) for name, values in heads.items()}
         injection.originals |= {name: own[name] for name in injection.originals.keys() & own.keys()}
@@ -105,6 +109,8 @@ class PackedResources(FreshResources):
         """The reason why the job cannot share the base; "" if it can."""
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
             plan = plan_injection(model, variant, **arguments)
+        if plan.needs:
+            return f"it looks at data ({', '.join(plan.needs)}) before its adapter is built"
         if method := variant.hooks.not_packable():
             return f"{variant.name}'s hooks override {method}, which could reach other jobs (see `packable`)"
         if reason := backbone.refuses(plan):

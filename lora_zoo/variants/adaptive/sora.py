@@ -1,0 +1,87 @@
+"""SoRA: Sparse Low-rank Adaptation of Pre-trained Language Models (Ding et al., EMNLP 2023)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softshrink
+
+from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.hooks import AdapterHooks, Progress
+from lora_zoo.core.init import Init
+from lora_zoo.core.seeding import generator, normal
+from lora_zoo.core.variants import register
+from lora_zoo.kernels.shared import FactorPair
+from lora_zoo.variants.low_rank import Additive
+
+
+class Proximal(AdapterHooks):
+    """§3.2: each optimiser step of a gate is followed by the proximal step of η λ |g|, which makes zeros.
+
+    η is the step's learning rate, λ is `l1_weight`: with the official script's η = 8e-4 its default is that
+    script's threshold, 3e-4. Its code shrinks by that and then zeroes what is below it, a dead zone twice as
+    wide; this is the paper's operator.
+    """
+
+    def __init__(self, adapters: Mapping[str, "SoRA"], *, l1_weight: float = 0.375) -> None:
+        super().__init__(adapters)
+        if l1_weight < 0:
+            raise ValueError(f"sora: l1_weight must be 0 or more; got {l1_weight}")
+        self.l1_weight, self.lr = l1_weight, 0.0
+        self.gates = [adapter.g_R for adapter in adapters.values()]
+
+    def param_groups(
+        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        self.lr = lr
+        gates = [p for name, p in named.items() if name.endswith(".g_R")]
+        rest = [p for name, p in named.items() if not name.endswith(".g_R")]
+        return [
+            {"params": rest, "lr": lr, "weight_decay": weight_decay},
+            {"params": gates, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress) -> None:
+        for g_R in self.gates:
+            if g_R.grad is not None:  # a step that is skipped has no gradients
+                g_R.copy_(softshrink(g_R, self.l1_weight * self.lr * progress.rate))
+
+    def law(self) -> None:
+        """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
+        threshold = self.l1_weight * self.lr
+        for g_R in (g_R.detach().double() for g_R in self.gates):
+            x_R = softshrink(g_R, threshold)
+            best_R = (x_R - g_R).square() / 2 + threshold * x_R.abs()
+            for other_R in (x_R - 1e-3, x_R + 1e-3, torch.zeros_like(x_R)):
+                assert bool((best_R <= (other_R - g_R).square() / 2 + threshold * other_R.abs()).all())
+
+
+@register("sora")
+class SoRA(Additive):
+    """Eq. 4: LoRA with a gate g, drawn from N(0, 1), between its factors; a gate at zero is a rank less."""
+
+    paper = "arXiv:2311.11696"
+    equation = "W' = W + (α/r) B diag(g) A, g sparse"
+    count = "R * (O + I + 1)"
+    hooks = Proximal
+
+    def __init__(self, context: LayerContext, **hyper: Any) -> None:
+        super().__init__(context, **hyper)
+        g_R1 = normal(self.rank, 1, 1.0, generator("init", context.seed, context.name, "g"))
+        self.g_R = nn.Parameter(trainable(context.host.matrix(), (self.rank,)).data.copy_(g_R1[:, 0]))
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        return not init.residual
+
+    def pairs(self) -> tuple[FactorPair, FactorPair | None]:
+        return FactorPair(self.scale * self.B_OR * self.g_R, self.A_RI), None
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        """The rank of ΔW is that of LoRA with the gates that are left, and no more."""
+        kept, B_OR, A_RI = self.g_R != 0, self.B_OR, self.A_RI
+        trimmed_OI = self.scale * (B_OR[:, kept] * self.g_R[kept]) @ A_RI[kept]
+        torch.testing.assert_close(self.weight(W_OI), W_OI + trimmed_OI)

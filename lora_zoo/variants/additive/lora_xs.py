@@ -1,0 +1,77 @@
+"""LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters (Bałazy et al., 2024)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.dtypes import product
+from lora_zoo.core.init import initial_factors
+from lora_zoo.core.variants import register
+from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+
+
+@register("lora_xs")
+class LoRAXS(Product, Scaled):
+    """§3: h = W x + s U R Σ Vᵀ x; the top-r SVD of W is frozen, the core R (r, r) alone is trained.
+
+    R begins at zero, the limit of the paper's N(0, 10⁻¹⁰), so that step 0 is the base to the bit. The frozen
+    factors are saved: another machine's SVD may turn their signs. `init=milora` is the paper's ablation with
+    the bottom of the spectrum.
+    """
+
+    paper = "arXiv:2405.17604"
+    equation = "W' = W + (α/r) U R Σ Vᵀ, U Σ Vᵀ = top-r SVD of W, frozen"
+    count = "R * R"
+    inits = ("pissa", "pissa_niter", "pissa_halko", "milora")
+    U_OR: Tensor
+    A_RI: Tensor
+
+    def __init__(
+        self,
+        context: LayerContext,
+        *,
+        rank: int = 8,
+        alpha: Alpha = "auto",
+        init: str = "pissa",
+        lora_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(context)
+        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        W_OI = context.host.matrix()
+        balanced, _ = initial_factors(
+            init, W_OI, rank=rank, scale=1.0, seed=context.seed, matrix=context.name
+        )
+        root_R = balanced.B_OR.norm(dim=0)  # √σ, which both factors share
+        tiny = torch.finfo(root_R.dtype).tiny
+        self.register_buffer("U_OR", balanced.B_OR / root_R.clamp_min(tiny))
+        self.register_buffer("A_RI", root_R[:, None] * balanced.A_RI)
+        self.R_RR = trainable(W_OI, (rank, rank))
+        self.dropout = context.dropout(lora_dropout)
+
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 16.0  # the official scripts'; it stays fixed while the rank varies
+
+    @classmethod
+    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
+        if hyper["rank"] <= min(shape):
+            return None
+        return f"rank must be at most {min(shape)}, as W has no more singular pairs; got {hyper['rank']}"
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return product(self.U_OR, self.scale * self.R_RR), self.A_RI
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        """ΔW stays between the chosen singular spaces: ΔW = U Uᵀ ΔW V Vᵀ."""
+        dW_OI = self.weight(W_OI) - W_OI
+        V_IR = torch.linalg.pinv(self.A_RI) @ self.A_RI
+        inside_OI = self.U_OR @ self.U_OR.T @ dW_OI @ V_IR
+        torch.testing.assert_close(inside_OI, dW_OI, rtol=1e-4, atol=1e-5)
