@@ -26,6 +26,7 @@ ROOMS = (
     {"claims"},
     {"report"},
     {"bench"},
+    {"conformance"},
 )
 """From the bottom up: a room imports itself and what lies below it."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

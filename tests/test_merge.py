@@ -16,13 +16,13 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
+from lora_zoo.conformance.cases import perturb, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.merge import main
 from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
-from tests.adapters.adapter_cases import perturb, settings
 
 LABELS = {
     "num_labels": 3,

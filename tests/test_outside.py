@@ -1,6 +1,7 @@
 """Variants from outside the package: a file in the researcher's own folder, another distribution."""
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,29 @@ def test_a_variant_of_another_distribution_is_chosen_by_name(tmp_path: Path) -> 
     record = json.loads((run / "result.json").read_text())
     assert record["variant"]["hyperparameters"]["extra"] == 5.0
     assert record["config"]["variant_file"] is None
+
+
+def suite(folder: Path, *arguments: str) -> tuple[int, str]:
+    quick = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "forward_is_the_layer_with_the_effective_weight or gets_a_gradient",
+    )
+    words = ("--pyargs", "lora_zoo.conformance", "-p", "lora_zoo.conformance.plugin")
+    words = words[:2] if any(point.name == "lora_zoo" for point in entry_points(group="pytest11")) else words
+    return ran(*words, *quick, *arguments, at=folder, module="pytest")
+
+
+def test_the_conformance_suite_takes_a_file_and_finds_what_is_wrong(tmp_path: Path) -> None:
+    written(tmp_path, "outside_i")
+    code, said = suite(tmp_path, "--variant", "./mine.py")
+    assert code == 0 and "outside_i" not in said and " passed" in said, said[-3000:]
+    wrong = written(tmp_path, "outside_j", file="wrong.py")
+    with wrong.open("a") as file:
+        file.write("\n    def forward(self, x, host):\n        return 2 * super().forward(x, host)\n")
+    code, said = suite(tmp_path, "--variant", "./wrong.py")
+    assert code == 1 and "outside_j-linear]" in said, said[-3000:]
+    code, said = suite(tmp_path, "--variant", "./absent.py")
+    assert code == 4 and "absent.py: No such file" in said, said[-3000:]

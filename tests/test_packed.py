@@ -19,6 +19,7 @@ from greenlet import getcurrent
 from torch import Tensor, nn
 
 from lora_zoo.bench.paths import takes_dropout
+from lora_zoo.conformance.cases import nearest_rank
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.batched import RowGroup
@@ -32,7 +33,6 @@ from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.launchers.packed.signals import SharedSignalHandler
 from lora_zoo.pocket import HUB
 from lora_zoo.training.signals import Stopped
-from tests.adapters.adapter_cases import nearest_rank
 from tests.processes import start
 
 ADAPTING = [name for name, variant in VARIANTS.items() if variant.count]

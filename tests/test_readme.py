@@ -67,7 +67,7 @@ def test_the_example_runs_from_the_command_line(extended: Path) -> None:
 
 def test_the_example_passes_the_conformance_suite_untold(extended: Path) -> None:
     ended = run(
-        extended, "pytest", "tests/adapters/test_conformance.py", "tests/adapters/test_models.py",
+        extended, "pytest", "lora_zoo/conformance/test_variants.py", "tests/adapters/test_models.py",
         "tests/test_configuration.py", "-k", "hira", "-p", "no:cacheprovider",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-4000:]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import lora_zoo
+from lora_zoo.conformance.cases import MATRIX, adapt, lone
 from lora_zoo.core.adapter import Adapter, Baseline, Variant
 from lora_zoo.core.variants import VARIANTS, register
 from lora_zoo.variants.low_rank import Additive, LowRank, Product, Scaled
-from tests.adapters.adapter_cases import MATRIX, adapt, lone
 
 FOLDER = Path(lora_zoo.__file__).parent
 VARIANT_FILES = {

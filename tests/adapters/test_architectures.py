@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from lora_zoo.conformance.cases import randomise, settings, train
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
@@ -29,7 +30,6 @@ from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.roles import ROLES
 from lora_zoo.injection.targets import resolve
-from tests.adapters.adapter_cases import randomise, settings, train
 
 tf.utils.logging.set_verbosity_error()
 pytestmark = [

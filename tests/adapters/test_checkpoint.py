@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_zoo.conformance.cases import fresh, logits, lone, perturb, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, load_adapter, read_description, save_adapter
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import fresh, logits, lone, perturb, settings
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from lora_zoo.conformance.cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 from lora_zoo.core import dropout
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
@@ -24,7 +25,6 @@ from lora_zoo.injection.paths import paths
 from lora_zoo.kernels import additive, dora, vera
 from lora_zoo.kernels.dense import DenseKernel
 from lora_zoo.kernels.shared import FactorPair
-from tests.adapters.adapter_cases import MATRIX, adapt, inputs, lone, only, perturb, settings
 
 few = drive(max_examples=25, deadline=None, derandomize=True)
 either_order = pytest.mark.parametrize("form", [True, False])

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lora_zoo.conformance.cases import fresh, logits, randomise
 from lora_zoo.formats.native import load_adapter, save_adapter
-from tests.adapters.adapter_cases import fresh, logits, randomise
 
 ALPHA = 6
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lora_zoo.conformance.cases import MATRIX, MODELS, batch, fresh, logits, perturb, settings, train
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
-from tests.adapters.adapter_cases import MATRIX, MODELS, batch, fresh, logits, perturb, settings, train
 
 pytestmark = [
     pytest.mark.parametrize("kind", MODELS),

@@ -8,11 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
-from lora_zoo.injection.adapter_set import adapters_of
-from lora_zoo.injection.inject import inject
-from lora_zoo.injection.wrappers import AdapterWrapper
-from tests.adapters.adapter_cases import (
+from lora_zoo.conformance.cases import (
     KINDS,
     MATRIX,
     POINTWISE,
@@ -27,6 +23,10 @@ from tests.adapters.adapter_cases import (
     settings,
     train,
 )
+from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)

@@ -20,12 +20,12 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from lora_zoo.conformance.cases import inputs, lone, perturb, randomise
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.injection.inject import inject
 from lora_zoo.variants.adaptive.batched import views
-from tests.adapters.adapter_cases import inputs, lone, perturb, randomise
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [

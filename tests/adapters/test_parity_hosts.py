@@ -33,9 +33,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from lora_zoo.conformance.cases import perturb, randomise
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import perturb, randomise
 
 # (difference, reason, the test that shows it)
 DIFFERENCES = [

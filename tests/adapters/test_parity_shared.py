@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lora_zoo.conformance.cases import inputs, lone, only, perturb, train
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import inputs, lone, only, perturb, train
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lora_zoo.conformance.cases import inputs, lone, only, perturb
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import inputs, lone, only, perturb
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
 
 # Our tensor -> PEFT's name of the same one.

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lora_zoo.conformance.cases import POINTWISE, batch, fresh, logits, perturb, randomise, settings, train
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS, save_peft
 from lora_zoo.injection.inject import inject
 from lora_zoo.variants.low_rank import Additive
-from tests.adapters.adapter_cases import POINTWISE, batch, fresh, logits, perturb, randomise, settings, train
 from tests.adapters.test_parity_hosts import GPT_OSS, LLAMA_4, MIXTRAL, evaluated
 
 LIMIT = 1e-5

@@ -19,13 +19,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hyperparameters import hyperparameters
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.injection.adapter_set import adapters_of
-from lora_zoo.injection.base_model import base_parameters
-from lora_zoo.injection.inject import inject
-from tests.adapters.adapter_cases import (
+from lora_zoo.conformance.cases import (
     MATRIX,
     MODELS,
     POINTWISE,
@@ -47,6 +41,12 @@ from tests.adapters.adapter_cases import (
     takes,
     train,
 )
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import inject
 
 EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16

@@ -11,10 +11,10 @@ from hypothesis import settings as drive
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from lora_zoo.conformance.cases import MATRIX, fresh, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.preview import preview
-from tests.adapters.adapter_cases import MATRIX, fresh, settings
 
 WHERE = {
     "llama": {"target_modules": ["q", "v"], "layers": "1-"},

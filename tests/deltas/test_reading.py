@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_zoo import updates as deltas
+from lora_zoo.conformance.cases import MODELS, fresh, nearest_rank, perturb, randomise, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
 from lora_zoo.injection.base_model import base_parameters
@@ -26,7 +27,6 @@ from lora_zoo.pocket import HUB
 from lora_zoo.updates import reading, without_base
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
 from lora_zoo.variants.low_rank import LowRank
-from tests.adapters.adapter_cases import MODELS, fresh, nearest_rank, perturb, randomise, settings
 
 NOWHERE = "nobody/nothing"
 CLASSES = {"bert": "AutoModelForSequenceClassification"}

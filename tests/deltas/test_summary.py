@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.conformance.cases import nearest_rank, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.updates.summary import summary
 from lora_zoo.updates.vs_base import row_changes
 from lora_zoo.updates.weight_update import DenseUpdate, FactoredUpdate
-from tests.adapters.adapter_cases import nearest_rank, settings
 
 O, I = 24, 17
 

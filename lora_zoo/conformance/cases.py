@@ -23,6 +23,8 @@ from transformers import (
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
+from lora_zoo import LowRank
+from lora_zoo.conformance.plugin import SELECTED
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
@@ -31,11 +33,10 @@ from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import complete_hyperparameters
 from lora_zoo.injection.targets import resolve
-from lora_zoo.variants.low_rank import LowRank
 
-MATRIX = [name for name, cls in VARIANTS.items() if issubclass(cls, Adapter)]
+MATRIX = [name for name in SELECTED or VARIANTS if issubclass(VARIANTS[name], Adapter)]
 POINTWISE = [name for name in MATRIX if VARIANTS[name].pointwise]
-LOW_RANK = [name for name, cls in VARIANTS.items() if issubclass(cls, LowRank)]
+LOW_RANK = [name for name in MATRIX if issubclass(VARIANTS[name], LowRank)]
 
 
 class LayerKind(NamedTuple):
@@ -201,7 +202,7 @@ UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  
 
 def representatives():
     """The first variant of each abstract base, forward pass and kernel: others meet a layer as it does."""
-    variants, first = set(VARIANTS.values()), {}
+    variants, first = {VARIANTS[name] for name in MATRIX}, {}
     for name in MATRIX:
         cls = VARIANTS[name]
         base = next(base for base in cls.__mro__ if base not in variants)

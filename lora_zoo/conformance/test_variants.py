@@ -18,14 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
-from lora_zoo.core.init import find_init, init_names, initial_factors
-from lora_zoo.core.statistics import STATISTICS
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import load_adapter, save_adapter
-from lora_zoo.hosts.find import HOSTS
-from tests.adapters.adapter_cases import (
+from lora_zoo.conformance.cases import (
     EVERYWHERE,
     KINDS,
     LOW_RANK,
@@ -49,6 +42,13 @@ from tests.adapters.adapter_cases import (
     train,
     with_matrix,
 )
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
+from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.statistics import STATISTICS
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.hosts.find import HOSTS
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
