@@ -105,12 +105,21 @@ def test_patterns_and_slices_are_shown():
 @drive(max_examples=25, deadline=None, derandomize=True)
 @given(name=st.sampled_from([n for n in MATRIX if ranked(n)]), budget=st.integers(700, 5000))
 def test_a_budget_is_met_as_closely_as_ranks_allow(name, budget):
-    """The rank fits, and the next one does not: it is too much or more than a matrix takes."""
-    injection = inject(fresh("llama")[0], name, target_modules=["q", "v", "up"], budget=budget)
-    assert injection.trainable() <= budget
-    rank = injection.hyper["rank"]
+    """The size fits, and the next one does not: it is too much or more than a matrix takes."""
+    key, targets = VARIANTS[name].sized_by, ["q", "v", "up"]
+
+    def sized(**how):
+        return inject(fresh("llama")[0], name, target_modules=targets, **how)
+
     try:
-        larger = inject(fresh("llama")[0], name, target_modules=["q", "v", "up"], rank=rank + 1)
+        injection = sized(budget=budget)
+    except ValueError as refusal:
+        assert f"budget={budget}: {name} at {key} 1 has" in str(refusal)
+        assert sized(**{key: 1}).trainable() > budget
+        return
+    assert injection.trainable() <= budget
+    try:
+        larger = sized(**{key: injection.hyper[key] + 1})
     except ValueError:
         return
     assert larger.trainable() > budget
