@@ -1,4 +1,4 @@
-"""What the adapter tests share: layers of every kind, tiny models, a training loop with every hook.
+"""Layers of every kind, tiny models, a training loop with every hook.
 
 No variant is named here: a file put under `variants/` is tested because it exists.
 """
@@ -281,7 +281,7 @@ def merge(injection):
 
 
 def with_matrix(model, W_OI, x):
-    """What a plain `lone` model gives for x if its matrix were `W_OI`, by torch alone."""
+    """The output of a plain `lone` model for x if its matrix were `W_OI`, by torch alone."""
     name = f"{model.kind.at}.{model.kind.tensor}"
     written = model.kind.written(stored_in(model).detach(), W_OI)
     return functional_call(model, {name: written}, (x,))

@@ -1,4 +1,4 @@
-"""What every variant promises on every kind of layer, in double precision unless it says otherwise.
+"""The promises of every variant on every kind of layer, in double precision unless it says otherwise.
 
 Parametrised over the registry: no variant is named here, and a new file under `variants/` is tested as it is.
 """
@@ -450,7 +450,7 @@ def test_equal_layers_draw_starts_of_their_own(name, kind):
 
 
 def parallel_rows(few_RI, many_RI):
-    """Whether each row of the first is parallel to some row of the second."""
+    """True if each row of the first is parallel to some row of the second."""
     unit = torch.nn.functional.normalize
     cosines = (unit(few_RI.double()) @ unit(many_RI.double()).T).abs().amax(dim=1)
     return bool(((cosines - 1).abs() < 1e-6).logical_or(few_RI.norm(dim=1) == 0).all())

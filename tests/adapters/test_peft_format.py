@@ -13,7 +13,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS, save_peft
 from lora_zoo.injection.inject import inject
+from lora_zoo.injection.plan import complete_hyperparameters
 from lora_zoo.variants.low_rank import Additive
 from tests.adapters.test_parity_hosts import GPT_OSS, LLAMA_4, MIXTRAL, evaluated
 
@@ -430,7 +431,10 @@ def test_writing_reading_and_writing_gives_the_same_bytes(data):
     more = {f"{key}_pattern": own for key, own in {"rank": ranks, "alpha": alphas}.items() if key in known}
     if not data.draw(st.booleans()):
         more = {}
-    base = copy.deepcopy(model)
+    base, cls = copy.deepcopy(model), VARIANTS[name]
+    own = [{"rank": ranks[n]} if more and "rank" in known else {} for n in ranks]
+    hyper = [cls.complete(complete_hyperparameters(cls, known | one)) for one in own]
+    assume(not any(cls.refusal("linear", shape, one) for shape, one in zip(shapes, hyper, strict=True)))
     injection = inject(model, name, target_modules=list(ranks), **more, **known)
     perturb(injection)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
