@@ -48,7 +48,13 @@ class HydraLoRA(Scaled):
         self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
         W_OI, (O, I) = context.host.matrix(), context.shape
         first, _ = initial_factors(
-            init, W_OI, rank=rank, scale=self.scale, seed=context.seed, matrix=context.name
+            init,
+            W_OI,
+            rank=rank,
+            scale=self.scale,
+            seed=context.seed,
+            matrix=context.name,
+            statistics=context.statistics,
         )
         self.A_RI = nn.Parameter(first.A_RI)
         self.B_NOR = trainable(W_OI, (heads, O, rank))

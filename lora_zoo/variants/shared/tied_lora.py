@@ -88,8 +88,8 @@ class TiedLoRA(Product, Scaled):
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
-        """Starts with one factor at zero that do not look at W, of which there are many."""
-        return init.zero in ("A", "B")
+        """Starts with one factor at zero that look neither at W, of which there are many, nor at its data."""
+        return init.zero in ("A", "B") and not init.needs
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
