@@ -65,7 +65,7 @@ def variant_of(settings: Settings) -> "type[Variant]":
 def readable_name(settings: Settings, variant: "type[Variant]") -> str:
     """Variant, rank, targets, start, model, task and seed, as far as they say something."""
     known = hyperparameters(variant)
-    parts = [variant.name]
+    parts = [variant.name, *([settings.program["name"]] if settings.program else [])]
     if "rank" in known:
         size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
         parts += [size, _targets(settings.target_modules)]

@@ -48,7 +48,13 @@ def accepted(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` completed with defaults, each value of its declared type. ValueError for people otherwise."""
-    known, name = hyperparameters(cls), cls.name
+    return checked(cls.name, hyperparameters(cls), given)
+
+
+def checked(
+    name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`given` completed with the defaults of the `known` arguments of what is called `name`; raises as above."""
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
