@@ -51,10 +51,8 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
     return checked(cls.name, hyperparameters(cls), given)
 
 
-def checked(
-    name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`given` completed with the defaults of the `known` arguments of what is called `name`; raises as above."""
+def checked(name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` completed with the defaults of the `known` arguments of `name`. ValueError as above."""
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))

@@ -38,8 +38,8 @@ class Stage:
 class ProgramContext:
     """The run that a program divides: steps that its stages add up to, the rank asked for, the seed.
 
-    `examples` gives training examples, each by itself as keyword arguments of the model: `calibration_examples`
-    of them, in an order that `data_seed` draws.
+    `examples` gives `calibration_examples` training examples in an order that `data_seed` draws, each by
+    itself, as keyword arguments of the model.
     """
 
     steps: int
