@@ -36,14 +36,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class ProgramContext:
-    """The run that a program divides: steps that its stages add up to, the rank asked for, the seed.
+    """The run that a program divides: steps that its stages add up to, its variant and seed.
 
-    `examples` gives `calibration_examples` training examples in an order that `data_seed` draws, each by
+    `hyper` holds the variant's hyperparameters (rank, init, …), as they were asked for. `examples` gives `calibration_examples` training examples in an order that `data_seed` draws, each by
     itself, as keyword arguments of the model.
     """
 
     steps: int
-    rank: int
+    variant: str
+    hyper: Mapping[str, Any]
     seed: int
     examples: Callable[[], Iterator[Mapping[str, Tensor]]]
 

@@ -58,7 +58,7 @@ COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "program", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
+_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
 
 
 def load(*sources: str | Path) -> pd.DataFrame:

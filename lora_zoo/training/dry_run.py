@@ -8,18 +8,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.init import find_init
-from lora_zoo.core.program import ProgramContext, Stage, started
+from lora_zoo.core.program import Stage, started
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.summary import readable_bytes
 from lora_zoo.training.experiment import target_arguments
 from lora_zoo.training.settling import refuse_unsettled
-from lora_zoo.training.stage_record import stage_spec
+from lora_zoo.training.stage_record import program_context, stage_spec
 
 T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
@@ -55,7 +54,7 @@ def previewed(spec: RunSpec) -> Preview:
     arguments = target_arguments(settings, save)
     if not settings.program:
         return preview(model, spec.variant, **arguments, **spec.hyperparameters)
-    stage = _first_stage(settings)
+    stage = _first_stage(spec)
     first = stage_spec(spec, stage, 1)
     if stage.then == "settle":
         refuse_unsettled(first.variant, f"program {settings.program['name']}")
@@ -63,10 +62,11 @@ def previewed(spec: RunSpec) -> Preview:
     return preview(model, first.variant, **arguments | first.hyperparameters | asked)
 
 
-def _first_stage(settings: Settings) -> Stage:
+def _first_stage(spec: RunSpec) -> Stage:
     """The first stage of the run's program, for a run of many steps where their number is not known yet."""
+    settings = spec.settings
     steps = settings.steps or (None if settings.epochs else settings.task.steps) or 10**6
-    context = ProgramContext(steps, settings.rank, settings.seed, lambda: iter(()))
+    context = program_context(spec, steps, lambda: iter(()))
     return next(started(settings.program, context))
 
 

@@ -2,17 +2,18 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainingArguments
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import statistics_needed
-from lora_zoo.core.program import Stage
+from lora_zoo.core.program import ProgramContext, Stage
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.record import Record, made, plain
@@ -20,6 +21,13 @@ from lora_zoo.runs.redact import redacted
 
 STAGES = "stages"
 """The folder, within a run's, of its stages' folders; the key of its record that lists them."""
+
+
+def program_context(
+    spec: RunSpec, steps: int, examples: Callable[[], Iterator[Mapping[str, Tensor]]]
+) -> ProgramContext:
+    """The context in which a run's program decides on its stages."""
+    return ProgramContext(steps, spec.variant.name, spec.hyperparameters, spec.settings.seed, examples)
 
 
 def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from lora_zoo.config.spec import RunSpec
-from lora_zoo.core.program import ProgramContext, Stage, started
+from lora_zoo.core.program import Stage, started
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
@@ -26,7 +26,14 @@ from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession, keep_adapter
 from lora_zoo.training.settling import refuse_unsettled, settled
-from lora_zoo.training.stage_record import STAGES, StageRecord, stage_spec, summed, total_steps
+from lora_zoo.training.stage_record import (
+    STAGES,
+    StageRecord,
+    program_context,
+    stage_spec,
+    summed,
+    total_steps,
+)
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.training.trainer import ZooTrainer
 
@@ -64,10 +71,8 @@ class StagedTraining:
         self.number, self.before = 0, 0
         self.in_full: dict[str, Tensor] = {}
         self.resumes = "resumed" in record.content
-        settings, draw = spec.settings, partial(examples, spec, model, data)
-        self.program = started(
-            settings.program, ProgramContext(self.total, settings.rank, settings.seed, draw)
-        )
+        draw = partial(examples, spec, model, data)
+        self.program = started(spec.settings.program, program_context(spec, self.total, draw))
         self.stage = next(self.program)
         self._begin()
         self.finished = self.session.finished
@@ -116,7 +121,8 @@ class StagedTraining:
         self.session = TrainingSession(spec.settings, record, self.context, injection, self.about, **steps)
         if self.resumes and not self.session.finished:
             record.content["resumed"], self.resumes = self.record.content["resumed"], False
-        about = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
+        about: dict[str, Any] = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
+        about["inject"] = asked
         counts = {"adapted": len(injection), "trainable": injection.trainable()}
         record.update(**about, **counts, seed=spec.settings.seed)
 
