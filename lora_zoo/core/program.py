@@ -38,8 +38,9 @@ class Stage:
 class ProgramContext:
     """The run that a program divides: steps that its stages add up to, its variant and seed.
 
-    `hyper` holds the variant's hyperparameters (rank, init, …), as they were asked for. `examples` gives `calibration_examples` training examples in an order that `data_seed` draws, each by
-    itself, as keyword arguments of the model.
+    `hyper` holds the variant's hyperparameters (rank, init, …) as they were asked for. `examples` gives
+    `calibration_examples` training examples in an order that `data_seed` draws, each by itself, as keyword
+    arguments of the model.
     """
 
     steps: int

@@ -52,7 +52,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
-    if not _needs(config["init"], variant):
+    if not (_needs(config["init"], variant) or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}

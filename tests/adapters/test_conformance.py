@@ -422,7 +422,8 @@ def test_equal_layers_draw_starts_of_their_own(name, kind):
     with Draws() as draws:
         injection = adapt(model, name, targets=model.names("layer", "equal"))
     first, second = injection.adapters.values()
-    shared = {id(t) for t in first.buffers()} & {id(t) for t in second.buffers()}
+    held = [{id(t) for t in (*a.buffers(), *a.parameters())} for a in (first, second)]
+    shared = held[0] & held[1]
     own = [(t, second.state_dict()[n]) for n, t in first.state_dict().items()]
     if draws.count and not shared:
         assert any(not torch.equal(*pair) for pair in own)

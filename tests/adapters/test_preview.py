@@ -47,8 +47,10 @@ def test_a_preview_is_what_the_injection_then_does(name, kind):
     assert [row.name for row in seen.rows] == list(injection.matrices)
     assert seen.trainable == injection.trainable() and seen.total == injection.total()
     assert seen.fully_trained == {n: injection.trained[n].numel() for n in injection.fully_trained}
+    common = set() if injection.shared is None else set(injection.shared.parameters())
     for row, adapter in zip(seen.rows, injection.adapters.values(), strict=True):
-        assert row.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+        own = set(adapter.parameters()) - common
+        assert row.trainable == sum(p.numel() for p in own if p.requires_grad)
         assert row.shape == injection.matrices[row.name].shape
     own = {n: t.contiguous() for n, t in injection.state_dict().items()}
     header = len(save({n: t[:0] for n, t in own.items()}))
