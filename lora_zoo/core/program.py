@@ -11,12 +11,13 @@ import inspect
 import typing
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lora_zoo.core.hyperparameters import checked
 from lora_zoo.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ProgramContext:
     variant: str
     hyper: Mapping[str, Any]
     seed: int
-    examples: Callable[[], Iterator[Mapping[str, Tensor]]]
+    examples: "Callable[[], Iterator[Mapping[str, Tensor]]]"
 
 
 class Program(Protocol):
