@@ -57,6 +57,18 @@ MISTAKES: dict[str, Cases] = {
         "forgetting_text=no-such-text.txt": "No such file",
         "task=pocket-nli forgetting_text=": "forgetting_text",
     },
+    "Programs": {
+        "program=relra": "unknown program 'relra'. Did you mean 'relora'?",
+        "program=relora program.round=2": "Did you mean 'rounds'?",
+        "program=relora program.rounds=x": "relora: rounds must be an integer; got 'x'",
+        "program.rounds=2": "program.rounds is a key of no program",
+        "program.name=relora": "write program=relora",
+        "program=relora program.rounds=3 steps=2": "rounds must lie between 1 and the 2 steps; got 3",
+        "+variant=dora program=relora steps=8": "the ΔW of dora is no product of two",
+        "+variant=full program=relora steps=8": "full adapts no matrix",
+        "+variant=dora program=lora_drop steps=8": "give program.share=false",
+        "program=lora_drop program.threshold=2 steps=8": "threshold <= 1",
+    },
     "Grammar and flags": {
         "rank=[": "rank=[ cannot be read",
         "rank='3": "cannot be read",
