@@ -4,11 +4,15 @@ import hashlib
 import json
 import signal
 from collections.abc import Generator, Iterator
+from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lora_zoo import inject, runs, updates
@@ -21,8 +25,11 @@ from lora_zoo.export import export
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.launchers.packed.grouping import groups
 from lora_zoo.models.merging import merge
+from lora_zoo.programs.lora_drop import importances, most_important
 from lora_zoo.runs.identity import specify
 from lora_zoo.training import runner, settling
+from lora_zoo.training.calibration import examples
+from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.settling import settled
 from lora_zoo.training.stages import StagedTraining
 from tests.processes import start
@@ -33,6 +40,9 @@ QUICK = ("task.sizes.test=4", "task.sizes.validation=4", "threads=1", "tracking=
 QUICK += ("eval_before_training=false", "trainer.logging_steps=2", "trainer.save_steps=2")
 RELORA = ("+variant=lora", "program=relora", "program.rounds=3", "rank=2", "alpha=3", "steps=12")
 RELORA += ("lora_dropout=0.1", "target_modules=[q,v,down]", *QUICK)
+
+DROP = ("+variant=lora", "program=lora_drop", "program.probe=0.34", "program.threshold=0.95", "rank=2")
+DROP += ("steps=12", "lora_dropout=0.1", "target_modules=[q,v,down]", "calibration_examples=6", *QUICK)
 
 
 def run(*arguments: str, at: Path, **env: str) -> tuple[int, str]:
@@ -201,6 +211,12 @@ def relora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ran(*RELORA, at=tmp_path_factory.mktemp("relora"))
 
 
+@pytest.fixture(scope="module")
+def lora_drop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing befell."""
+    return ran(*DROP, at=tmp_path_factory.mktemp("lora_drop"))
+
+
 def products(folder: Path, scale: float) -> dict[str, torch.Tensor]:
     """ΔW = s B A of each matrix, from the file alone."""
     state = {k: t.double() for k, t in load_file(folder / "adapter" / "adapter.safetensors").items()}
@@ -211,8 +227,8 @@ def products(folder: Path, scale: float) -> dict[str, torch.Tensor]:
 def test_the_adapter_is_the_sum_of_its_rounds_and_its_rank_grows(relora: Path) -> None:
     """C-34: rank(ΔW) <= rounds r; C-35: it exceeds r, as each round draws factors of its own."""
     rounds = [products(relora / "stages" / str(number), 3 / 2) for number in (1, 2, 3)]
-    whole, described = products(relora, 1.0), json.loads((relora / "adapter" / "adapter.json").read_text())
-    assert described["variant"] == "lora" and described["hyperparameters"]["rank"] == 6
+    whole, about = products(relora, 1.0), described(relora)
+    assert about["variant"] == "lora" and about["hyperparameters"]["rank"] == 6
     assert len(whole) == 12 and all(part.keys() == whole.keys() for part in rounds)
     for name, dW_OI in whole.items():
         expected = sum(part[name] for part in rounds)
@@ -239,17 +255,19 @@ def test_rounds_have_schedules_of_their_own_and_steps_go_on(relora: Path) -> Non
 @pytest.mark.endurance
 @pytest.mark.parametrize("step", [5, 7])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["relora", "lora_drop"])
 def test_killed_in_its_second_stage_a_run_goes_on_to_the_bit(
-    step: int, number: signal.Signals, relora: Path, tmp_path: Path
+    program: str, step: int, number: signal.Signals, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """At the first step of the stage, before any checkpoint of its own, and after one."""
-    code, said = run(*RELORA, at=tmp_path, PYTHONPATH=killing(tmp_path, step, number))
+    whole, words = request.getfixturevalue(program), {"relora": RELORA, "lora_drop": DROP}[program]
+    code, said = run(*words, at=tmp_path, PYTHONPATH=killing(tmp_path, step, number))
     assert code in (-9, 143), said
     first = record(folder_in(tmp_path))["stages"][0]
-    code, said = run(*RELORA, "resume=true", at=tmp_path)
+    code, said = run(*words, "resume=true", at=tmp_path)
     reached = (4 if step == 5 else 6) + (number == signal.SIGTERM)
     assert code == 0 and f"going on from step {reached}" in said, said
-    same_run(relora, folder_in(tmp_path))
+    same_run(whole, folder_in(tmp_path))
     content = record(folder_in(tmp_path))
     assert [entry["step"] for entry in content["resumed"]] == [reached]
     assert content["stages"][0] == first, "a stage that is finished is not trained again"
@@ -314,6 +332,117 @@ def test_the_function_is_equal_at_each_cut_of_a_run(tmp_path: Path, monkeypatch:
     assert record(folder_in(tmp_path))["parameters"]["in_full"] == ["model.norm.weight"]
 
 
+# --- LoRA-drop ---------------------------------------------------------------------------------------------
+
+
+def shares_of(folder: Path, spec: RunSpec) -> dict[str, float]:
+    """E‖ΔW x‖² by plain layers: the first stage's ΔW added to W, x as hooks on the layers see it."""
+    data = TaskData(spec.settings)
+    network = FreshResources().base(spec.settings, data, 0).model
+    dW = products(folder / "stages" / "1", 1.0)
+    energy = dict.fromkeys(dW, 0.0)
+    with torch.no_grad():
+        for name, dW_OI in dW.items():
+            layer = network.get_submodule(name)
+            layer.weight += dW_OI.float()
+
+            def see(_: Any, given: Any, __: Any, name: str = name, dW_OI: torch.Tensor = dW_OI) -> None:
+                energy[name] += float((given[0].double() @ dW_OI.T).norm() ** 2)
+
+            layer.register_forward_hook(see)
+        for example in examples(spec, network, data):
+            network.eval()(**example)
+    return {name: value / sum(energy.values()) for name, value in energy.items()}
+
+
+def described(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "adapter" / "adapter.json").read_text())
+    return content
+
+
+def test_the_matrices_that_matter_keep_their_lora_and_the_others_share_one(lora_drop: Path) -> None:
+    shares, about = shares_of(lora_drop, asked(*DROP)), described(lora_drop)
+    ranked = sorted(shares.values(), reverse=True)
+    least = next(n for n in range(1, 13) if sum(ranked[:n]) >= 0.95)
+    assert 1 < least < 10, "the case must tell something"
+    kept = {name for name in shares if shares[name] >= ranked[least - 1]}
+    assert about["variant"] == "shared_lora" and set(about["hyperparameters"]["kept"]) == kept
+    assert set(about["target_modules"]) == set(shares)
+    state = load_file(lora_drop / "adapter" / "adapter.safetensors")
+    own = {key.removesuffix(".own.A") for key in state if key.endswith(".own.A")}
+    assert own == kept
+    assert {key for key in state if key.startswith("shared.A.")} == {"shared.A.128x128", "shared.A.128x384"}
+    counts = record(lora_drop)
+    sizes = {name: sum(products(lora_drop / "stages" / "1", 1.0)[name].shape) for name in shares}
+    shapes = {tuple(products(lora_drop / "stages" / "1", 1.0)[n].shape) for n in shares.keys() - kept}
+    expected = 2 * (sum(sizes[name] for name in kept) + sum(map(sum, shapes)))
+    assert counts["parameters"]["trainable"] == expected < counts["stages"][0]["trainable"]
+
+
+def test_what_reads_a_run_reads_one_whose_matrices_share(lora_drop: Path, tmp_path: Path) -> None:
+    assert merge(lora_drop, tmp_path / "merged").explained
+    assert export(lora_drop, tmp_path / "peft").difference < 1e-4
+    read, whole = updates.read(lora_drop), updates.read(lora_drop, base=True)
+    assert set(read) == set(whole) and len(read) == 12
+    for name in read:
+        assert torch.allclose(read[name].singular_values[:2], whole[name].singular_values[:2], rtol=1e-4)
+    (row,) = runs.load(lora_drop).to_dict("records")
+    assert row["program"] == "lora_drop" and not row["stale"] and not row["contradiction"]
+
+
+def test_the_threshold_is_between_one_lora_a_shape_and_plain_lora(tmp_path: Path) -> None:
+    """T -> 0: all share. T = 1: each has its own, to the bit those of plain LoRA."""
+    found = {}
+    for share, threshold in (("true", "1.0"), ("false", "1.0"), ("true", "0.0"), ("false", "0.5")):
+        at = tmp_path / f"{share}-{threshold}"
+        words = (*DROP, f"program.threshold={threshold}", f"program.share={share}", f"out={at}")
+        assert runner.run(asked(*words)) == 0
+        found[share, threshold] = load_file(folder_in(at) / "adapter" / "adapter.safetensors")
+    plain, all_own = found["false", "1.0"], found["true", "1.0"]
+    assert {k.replace(".own.A", ".A_RI").replace(".own.B", ".B_OR") for k in all_own} == set(plain)
+    for key, tensor in all_own.items():
+        assert torch.equal(tensor, plain[key.replace(".own.A", ".A_RI").replace(".own.B", ".B_OR")])
+    assert all(key.startswith("shared.") for key in found["true", "0.0"]) and len(found["true", "0.0"]) == 4
+    fewer = found["false", "0.5"]
+    assert set(fewer) < set(plain) and described(folder_in(tmp_path / "false-0.5"))["variant"] == "lora"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=7), st.integers(0, 20))
+def test_the_kept_set_is_the_smallest_that_reaches_the_threshold(sizes: list[int], percent: int) -> None:
+    shares = {f"m{number}": Fraction(size, sum(sizes) or 1) for number, size in enumerate(sizes)}
+    threshold = Fraction(percent, 20) if sum(sizes) else Fraction(0)
+    kept = most_important(shares, threshold)  # type: ignore[arg-type]
+    every = [c for n in range(len(shares) + 1) for c in combinations(shares, n)]
+    enough = [c for c in every if sum(shares[name] for name in c) >= threshold]
+    if threshold < 1:
+        assert len(kept) == min(map(len, enough)) and sum(shares[name] for name in kept) >= threshold
+    else:
+        assert set(kept) == set(shares)
+
+
+def test_importances_are_of_inputs_in_any_order_and_of_any_layer_that_is_called() -> None:
+    network = model()
+    stage = stirred(inject(network, "dora", rank=2, target_modules=["embed", "q", "down"]))
+    inputs = [batch(1, length, seed=length) for length in (3, 5, 8)]
+    shares = importances(stage, inputs)
+    assert shares.keys() == stage.adapters.keys() and sum(shares.values()) == pytest.approx(1)
+    assert importances(stage, inputs[::-1]) == pytest.approx(shares, rel=1e-10)
+    embed = next(name for name in shares if "embed" in name)
+    dW_OI = stage.update(embed).dW_OI
+    tokens = torch.cat([given["input_ids"].flatten() for given in inputs])
+    q = "model.layers.0.self_attn.q_proj"
+    norm = network.model.layers[0].input_layernorm
+    x = torch.cat([norm(network.model.embed_tokens(given["input_ids"])).flatten(0, 1) for given in inputs])
+    ratio = dW_OI[:, tokens].square().sum() / (x @ stage.update(q).dW_OI.T).square().sum()
+    assert shares[embed] / shares[q] == pytest.approx(ratio.item(), rel=1e-8)
+    fresh = model()
+    with pytest.raises(ValueError, match="changed no output that could be weighed"):
+        importances(inject(fresh, "lora", rank=2), inputs)
+    with pytest.raises(ValueError, match="no pass over the examples calls"):
+        importances(stage, [])
+
+
 # --- programs of one's own ---------------------------------------------------------------------------------
 
 
@@ -375,9 +504,9 @@ def test_stages_may_differ_in_variant_rank_and_targets(registered: Any, tmp_path
     assert runner.run(spec) == 0
     folder = folder_in(tmp_path)
     assert [s["variant"] for s in record(folder)["stages"]] == ["dora", "lora", "rslora"]
-    described = json.loads((folder / "adapter" / "adapter.json").read_text())
-    assert described["hyperparameters"]["rank"] == 2 and len(described["target_modules"]) == 8
-    assert sorted(described["patterns"]["rank"].values()) == [3, 3]
+    about = described(folder)
+    assert about["hyperparameters"]["rank"] == 2 and len(about["target_modules"]) == 8
+    assert sorted(about["patterns"]["rank"].values()) == [3, 3]
     (row,) = runs.load(folder).to_dict("records")
     assert not row["stale"], "what was registered is still there"
     del PROGRAMS._members["two_variants"], PROGRAMS._origins["two_variants"]

@@ -81,8 +81,9 @@ def importances(learned: Any, examples: Iterable[Mapping[str, Tensor]]) -> dict[
 
 def most_important(shares: Mapping[str, float], threshold: float) -> list[str]:
     """The smallest set whose shares add up to `threshold`, in the order of `shares`; all of them for 1."""
-    ranked, kept, reached = sorted(shares, key=lambda name: -shares[name]), set[str](), 0.0
-    for name in ranked:
+    kept: set[str] = set()
+    reached: float = 0
+    for name in sorted(shares, key=lambda name: -shares[name]):
         if reached >= threshold and threshold < 1:
             break
         kept.add(name)
