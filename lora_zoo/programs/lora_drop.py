@@ -38,7 +38,7 @@ def lora_drop(
     learned = yield Stage(first, then="discard")
     names = list(learned.adapters)
     kept = most_important(importances(learned, context.examples()), threshold)
-    asked = {"target_modules": names if share else kept, "budget": None}
+    asked: dict[str, Any] = {"target_modules": names if share else kept, "budget": None}
     if not asked["target_modules"]:
         raise ValueError(f"lora_drop: threshold={threshold} keeps no matrix, and share=false shares none")
     sizes = {key: learned.hyper[key] for key in ("rank", "alpha") if key in learned.hyper}

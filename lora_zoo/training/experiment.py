@@ -138,12 +138,12 @@ class Experiment:
         return data, resources.base(settings, data, derived_seed("head", settings.seed))
 
     def _session(self, loaded: Loaded, data: TaskData) -> TrainingSession | StagedTraining:
-        make = partial(self._inject, loaded, data)
-        whole = (self.record, self.context)
+        record, context, make = self.record, self.context, partial(self._inject, loaded, data)
         if self.settings.program:
-            about = {"data": data, "model": loaded.model, "about": self.about}
-            return StagedTraining(self.spec, *whole, inject=make, **about)
-        return TrainingSession(self.settings, *whole, make(self.spec, self.record.folder, {}), self.about)
+            of: dict[str, Any] = {"inject": make, "data": data, "model": loaded.model, "about": self.about}
+            return StagedTraining(self.spec, record, context, **of)
+        injection = make(self.spec, record.folder, {})
+        return TrainingSession(self.settings, record, context, injection, self.about)
 
     def _inject(
         self, loaded: Loaded, data: TaskData, spec: RunSpec, folder: Path, asked: Mapping[str, Any]

@@ -151,7 +151,7 @@ class StagedTraining:
         try:
             self.session.run(tracker, StageTimer(self.session.record))
         except Diverged as divergence:
-            divergence.about["step"] += self.before
+            divergence.about |= {"step": self.before + divergence.step}
             raise
         finally:
             timer.update(summed(self.record.content[STAGES]))

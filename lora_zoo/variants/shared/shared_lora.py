@@ -78,7 +78,12 @@ class SharedLoRA(Product, Scaled):
         W_OI = context.host.matrix()
         self.own: nn.ParameterDict | None = None
         if context.name in kept:
-            about = {"rank": rank, "scale": self.scale, "seed": context.seed, "matrix": context.name}
+            about: dict[str, Any] = {
+                "rank": rank,
+                "scale": self.scale,
+                "seed": context.seed,
+                "matrix": context.name,
+            }
             first, _ = initial_factors(init, W_OI, **about)
             self.own = nn.ParameterDict({"A": first.A_RI, "B": first.B_OR})
         else:
