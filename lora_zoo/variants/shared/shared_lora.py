@@ -78,13 +78,8 @@ class SharedLoRA(Product, Scaled):
         W_OI = context.host.matrix()
         self.own: nn.ParameterDict | None = None
         if context.name in kept:
-            about: dict[str, Any] = {
-                "rank": rank,
-                "scale": self.scale,
-                "seed": context.seed,
-                "matrix": context.name,
-            }
-            first, _ = initial_factors(init, W_OI, **about)
+            sizes: dict[str, Any] = {"rank": rank, "scale": self.scale}
+            first, _ = initial_factors(init, W_OI, seed=context.seed, matrix=context.name, **sizes)
             self.own = nn.ParameterDict({"A": first.A_RI, "B": first.B_OR})
         else:
             self.pair = cast(FactorsByShape, context.shared).to(W_OI.device)
