@@ -22,7 +22,7 @@ from lora_zoo.training.evaluation import Evaluator, check_inputs
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool
 from lora_zoo.training.signals import SignalHandler, Stopped
-from lora_zoo.training.stage_record import RunSteps
+from lora_zoo.training.stage_record import RunPosition, RunSteps
 from lora_zoo.training.state import REQUIRED
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.training.trainer import ZooTrainer
@@ -49,11 +49,10 @@ class TrainingSession:
         injection: Injection,
         about: dict[str, Any],
         *,
-        before: int = 0,
-        total: int = 0,
+        position: RunPosition = RunPosition(),  # noqa: B008 - it cannot change
     ) -> None:
-        """`before` steps of a run of `total` were made by earlier sessions, where it has several."""
-        self.before, self.total = before, total
+        """`position` is the place in a run of several sessions."""
+        self.position = position
         self.settings, self.record, self.context, self.about = settings, record, context, about
         self.injection = injection
         self.trainer: ZooTrainer | None = None
@@ -118,12 +117,12 @@ class TrainingSession:
         bar = ProgressBar(self.record.content["name"], context.console, disable=not context.progress)
         reporting = [callback() for callback in get_reporting_integration_callbacks(tracker.report_to)]
         told = [bar, LogCallback(), *reporting]
-        for callback in [RunSteps(told, self.before, self.total)] if self.total else told:
+        for callback in [RunSteps(told, self.position)] if self.position.total else told:
             trainer.add_callback(callback)
         last = self._last_checkpoint()
         if last is not None:
             history = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history
-            _replay(tracker, [entry | {"step": entry["step"] + self.before} for entry in history])
+            _replay(tracker, [self.position.shifted(entry) for entry in history])
         try:
             with timer.stage("train_wall"), context.signals.defer():
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -143,7 +142,7 @@ class TrainingSession:
         last = checkpoints.newest(self.checkpoints, needs=REQUIRED)
         if "resumed" in self.record.content:
             *earlier, entry = self.record.content["resumed"]
-            step = self.before + (int(last.name.rpartition("-")[2]) if last else 0)
+            step = self.position.steps + (int(last.name.rpartition("-")[2]) if last else 0)
             self.record.update(resumed=[*earlier, entry | {"step": step}])
             self.context.console.print(f"going on from step {step}", highlight=False)
         return last

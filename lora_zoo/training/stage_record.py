@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import TrainingArguments
@@ -79,48 +79,57 @@ def summed(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+class RunPosition(NamedTuple):
+    """The place of a stage in its run: the steps and epochs before it, and the run's steps in all."""
+
+    steps: int = 0
+    epochs: float = 0.0
+    total: int = 0
+
+    def shifted(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A log entry of the stage as one of the run."""
+        more = {"step": self.steps, "epoch": self.epochs}
+        return {key: value + more.get(key, 0) if key in more else value for key, value in entry.items()}
+
+
 class StageRecord(Record):
     """One entry of the run's `stages`. History, skipped steps and resumption go on in the run's record.
 
     Steps are counted from the stage's own first one here, in the run's record from the run's.
     """
 
-    def __init__(self, run: Record, number: int, before: int) -> None:
-        self.run, self.number, self.before = run, number, before
+    def __init__(self, run: Record, number: int, before: int, total: int) -> None:
+        self.run, self.number = run, number
         self.folder = made(run.folder / STAGES / str(number))
         known = run.content.get(STAGES, [])[number - 1 : number]
         history = run.content.get("history", [])
         start, end = known[0]["logs"] if known else [len(history)] * 2
-        self.epoch: float = history[start - 1].get("epoch", 0.0) if start else 0.0
+        self.position = RunPosition(before, history[start - 1].get("epoch", 0.0) if start else 0.0, total)
         self._earlier = history[:start]
         self._skipped = [step for step in run.content.get("skipped", []) if step <= before]
         self.content = (known[0] if known else {"logs": [start, end]}) | {"history": history[start:end]}
         self.content["name"] = f"{run.content['name']}, stage {number}"
 
     def update(self, **content: Any) -> None:
-        told, before = redacted(plain(content)), self.before
+        told, position = redacted(plain(content)), self.position
         of_run: dict[str, Any] = {key: told.pop(key) for key in ("resumed", "parameters") if key in told}
         if "history" in told:
-            own = told["history"] = [self._shifted(entry) for entry in told["history"]]
+            own = told["history"] = [position.shifted(entry) for entry in told["history"]]
             of_run["history"] = [*self._earlier, *own]
             told["logs"] = [len(self._earlier), len(of_run["history"])]
         if "skipped" in told:
-            of_run["skipped"] = self._skipped + [step + before for step in told["skipped"]]
+            of_run["skipped"] = self._skipped + [step + position.steps for step in told["skipped"]]
         self.content |= told
         entry = {key: value for key, value in self.content.items() if key not in ("name", "history")}
         stages, here = self.run.content.get(STAGES, []), self.number - 1
         self.run.update(**of_run, stages=[*stages[:here], entry, *stages[here + 1 :]])
 
-    def _shifted(self, entry: dict[str, Any]) -> dict[str, Any]:
-        more = {"step": self.before, "epoch": self.epoch}
-        return {key: value + more.get(key, 0) if key in more else value for key, value in entry.items()}
-
 
 class RunSteps:
-    """Trainer callbacks that are told of a stage's steps as steps of its run: `before` more, of `total`."""
+    """Trainer callbacks that are told of a stage's steps as steps of its run."""
 
-    def __init__(self, callbacks: Sequence[Any], before: int, total: int) -> None:
-        self.callbacks, self.before, self.total = callbacks, before, total
+    def __init__(self, callbacks: Sequence[Any], position: RunPosition) -> None:
+        self.callbacks, self.position = callbacks, position
 
     def __getattr__(self, event: str) -> Any:
         if not event.startswith("on_"):
@@ -129,6 +138,7 @@ class RunSteps:
 
     def _tell(self, event: str, args: Any, state: Any, control: Any, **given: Any) -> None:
         seen = copy.copy(state)
-        seen.global_step, seen.max_steps = state.global_step + self.before, self.total
+        seen.global_step, seen.max_steps = state.global_step + self.position.steps, self.position.total
+        given |= {key: self.position.shifted(given[key]) for key in given.keys() & {"logs"}}
         for callback in self.callbacks:
             getattr(callback, event)(args, seen, control, **given)

@@ -112,13 +112,14 @@ class StagedTraining:
         stage, self.number = self.stage, self.number + 1
         spec = stage_spec(self.spec, stage, self.number)
         self._check(stage, spec)
-        record = StageRecord(self.record, self.number, self.before)
+        record = StageRecord(self.record, self.number, self.before, self.total)
         asked = {key: value for key, value in stage.inject.items() if key != "seed"}
         injection, adapters = self.inject(spec, record.folder, asked), adapters_of(self.model)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
         self._go_on(injection)
-        steps = {"before": self.before, "total": self.total}
-        self.session = TrainingSession(spec.settings, record, self.context, injection, self.about, **steps)
+        self.session = TrainingSession(
+            spec.settings, record, self.context, injection, self.about, position=record.position
+        )
         if self.resumes and not self.session.finished:
             record.content["resumed"], self.resumes = self.record.content["resumed"], False
         about: dict[str, Any] = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
