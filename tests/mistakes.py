@@ -68,6 +68,7 @@ MISTAKES: dict[str, Cases] = {
         "+variant=full program=relora steps=8": "full adapts no matrix",
         "+variant=dora program=lora_drop steps=8": "give program.share=false",
         "program=lora_drop program.threshold=2 steps=8": "threshold <= 1",
+        "+variant=full program=lora_drop steps=8": "full adapts none",
     },
     "Grammar and flags": {
         "rank=[": "rank=[ cannot be read",

@@ -437,7 +437,7 @@ def test_importances_are_of_inputs_in_any_order_and_of_any_layer_that_is_called(
     ratio = dW_OI[:, tokens].square().sum() / (x @ stage.update(q).dW_OI.T).square().sum()
     assert shares[embed] / shares[q] == pytest.approx(ratio.item(), rel=1e-8)
     fresh = model()
-    with pytest.raises(ValueError, match="changed no output that could be weighed"):
+    with pytest.raises(ValueError, match="the first stage changed no output; give it other steps"):
         importances(inject(fresh, "lora", rank=2), inputs)
     with pytest.raises(ValueError, match="no pass over the examples calls"):
         importances(stage, [])

@@ -20,20 +20,17 @@ SHARED = "shared_lora"
 def lora_drop(
     context: ProgramContext, *, probe: float = 0.1, threshold: float = 0.9, share: bool = True
 ) -> Generator[Stage, Any, None]:
-    """§3: a short training of all matrices says which matter; they keep a LoRA, the others share one.
+    """A short training of all matrices says which matter; they get a LoRA anew, the others share one.
 
-    `probe` is the first training's share of the steps (its data are not the paper's stratified sample, and
-    as the run's examples are drawn they come close to one). With `share=false` the others stay as they are:
-    the paper says both. Raises ValueError for shares that are none, and for a variant that cannot be shared.
+    `probe` is the first training's share of the steps, on the run's own data, where the paper draws a
+    stratified sample. With `share=false` the others stay as they are: descriptions of the method differ.
+    Raises ValueError for shares that are none, and for a variant that cannot be weighed or shared.
     """
     if not 0 < probe < 1 or not 0 <= threshold <= 1:
         raise ValueError(
             f"lora_drop: 0 < probe < 1 and 0 <= threshold <= 1 are needed; got {probe}, {threshold}"
         )
-    init = context.hyper.get("init", "none")
-    if share and not (context.variant == "lora" and VARIANTS.find(SHARED).accepts_init(find_init(init))):
-        asked_for = f"variant={context.variant} and init={init}"
-        raise ValueError(f"lora_drop: {asked_for} cannot be shared by matrices; give program.share=false")
+    _refuse_unfit(context, share)
     first = min(max(round(probe * context.steps), 1), context.steps - 1)
     learned = yield Stage(first, then="discard")
     names = list(learned.adapters)
@@ -48,9 +45,19 @@ def lora_drop(
     yield Stage(context.steps - first, asked | sizes | more, SHARED if share else None, then="keep")
 
 
+def _refuse_unfit(context: ProgramContext, share: bool) -> None:
+    variant, init = VARIANTS.find(context.variant), context.hyper.get("init", "none")
+    variant.require_weight("weighed by lora_drop")
+    if not variant.adapts:
+        raise ValueError(f"lora_drop chooses among adapted matrices, and {variant.name} adapts none")
+    if share and not (variant.name == "lora" and VARIANTS.find(SHARED).accepts_init(find_init(init))):
+        asked_for = f"variant={variant.name} and init={init}"
+        raise ValueError(f"lora_drop: {asked_for} cannot be shared by matrices; give program.share=false")
+
+
 @torch.no_grad()
 def importances(learned: Any, examples: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Eq. 2-3: g_i = Σ ‖ΔW_i x_i‖² over all positions of the examples, divided by the sum over matrices.
+    """The paper's g_i = Σ ‖ΔW_i x_i‖² over all positions of the examples, divided by the sum over matrices.
 
     x is what a matrix sees in the adapted model. ValueError for a matrix that no pass reaches, and where
     nothing was learned.
@@ -75,7 +82,8 @@ def importances(learned: Any, examples: Iterable[Mapping[str, Tensor]]) -> dict[
         raise ValueError(f"lora_drop: no pass over the examples calls {unseen[0]}; exclude_modules leaves it")
     total = sum(energy.values())
     if not 0 < total < float("inf"):
-        raise ValueError(f"lora_drop: the first stage changed no output that could be weighed ({total:g})")
+        how = "changed no output" if not total else f"changed outputs by {total:g}"
+        raise ValueError(f"lora_drop: the first stage {how}; give it other steps with program.probe, or lr")
     return {name: value / total for name, value in energy.items()}
 
 

@@ -10,7 +10,7 @@ from lora_zoo.core.seeding import derived_seed
 
 @register("relora")
 def relora(context: ProgramContext, *, rounds: int = 4) -> Generator[Stage, Any, None]:
-    """§3, eq. 5: ΔW = Σ s B_t A_t over rounds of new factors, so that rank(ΔW) <= rounds * r.
+    """ΔW = Σ s B_t A_t over rounds of new factors, so that rank(ΔW) <= rounds * r.
 
     Each round has new moments and warms up again; the schedule within it is the trainer's, where the paper's
     follows one cosine over all rounds. Raises ValueError where a round would have no step.

@@ -50,7 +50,7 @@ class FactorsByShapeHooks(AdapterHooks):
 
 @register("shared_lora")
 class SharedLoRA(Product, Scaled):
-    """§3.3: LoRA with factors of their own where a matrix is `kept`, one pair a shape for all others.
+    """LoRA with factors of their own where a matrix is `kept`, one pair a shape for all others.
 
     A smaller rank than the greatest takes the first rows of A and columns of B.
     """
