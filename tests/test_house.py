@@ -16,7 +16,7 @@ ROOMS = (
     {"hosts", "inits", "kernels"},
     {"injection"},
     {"formats"},
-    {"variants"},
+    {"variants", "programs"},
     {"pocket", "metrics", "config"},
     {"runs", "models"},
     {"terminal", "tasks", "updates"},

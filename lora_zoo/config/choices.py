@@ -17,6 +17,7 @@ from lora_zoo.config.aliases import modern_key, modern_word, renamed
 from lora_zoo.config.groups import option_file, options
 from lora_zoo.config.schema import Task
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.user_files import names_in
 from lora_zoo.core.variants import VARIANTS
 
@@ -35,7 +36,7 @@ def choose(group: str, value: str) -> str:
     name = re.sub(r"[^\w.-]+", "-", str(about["name"])).strip("-") or group
     if name in options(group):
         name += "-" + hashlib.sha256(value.encode()).hexdigest()[:6]
-    if group != "variant":  # which is registered under its name
+    if group not in ("variant", "program"):  # which are registered under their names
         about["name"] = name
     ConfigStore.instance().store(group=group, name=name, node=node, package=package)
     os.environ[TYPED] = json.dumps(_typed() | {f"{group}={name}": f"{group}={value}"})
@@ -102,6 +103,13 @@ def _variant(value: str) -> dict[str, Any]:
     return _with_yaml(path, asked or names[0]) | {"variant_file": str(path)}
 
 
+def _program(value: str) -> dict[str, Any]:
+    """A program that is no option: an entry point of another package."""
+    if value not in PROGRAMS:
+        raise ValueError(unknown("program", value, options("program")))
+    return {"name": value}
+
+
 def _with_yaml(path: Path | None, name: str) -> dict[str, Any]:
     """The node of a variant, with what a YAML file beside its Python file gives."""
     beside = path.with_suffix(".yaml") if path else None
@@ -111,6 +119,7 @@ def _with_yaml(path: Path | None, name: str) -> dict[str, Any]:
 
 CHOSEN: dict[str, Callable[[str], dict[str, Any]]] = {
     "variant": _variant,
+    "program": _program,
     "model": _model,
     "task": _task,
     "experiment": experiments.read,

@@ -93,8 +93,9 @@ def _check_override(override: Override, multirun: bool) -> None:
         raise Mistake(f"{line} gives several values: add -m to sweep over them")
     if override.is_hydra_override():
         _check_hydra(override)
-    elif key == "variant.name":
-        raise Mistake(f"{line}: a variant is chosen as a whole; write variant={override.value()}")
+    elif key in ("variant.name", "program.name"):
+        group = key.partition(".")[0]
+        raise Mistake(f"{line}: a {group} is chosen as a whole; write {group}={override.value()}")
     elif key in GROUPS and not override.is_sweep_override():
         if not isinstance(override.value(), (str, QuotedString)):
             raise Mistake(f"{line}: {key} is chosen by name; choices: {', '.join(options(key))}")

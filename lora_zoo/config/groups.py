@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 import lora_zoo
 from lora_zoo.core.errors import in_one_line, unknown
 
-GROUPS = ("variant", "model", "task", "trainer", "tracking", "experiment")
+GROUPS = ("variant", "program", "model", "task", "trainer", "tracking", "experiment")
 
 
 def folder() -> Path:

@@ -163,6 +163,7 @@ class Settings:
     out: str = key("runs", "folder under which run folders are made")
     experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
+    program: dict[str, Any] = key({}, "the program's own hyperparameters, where program= chooses one")
     variant_file: str | None = key(None, "the Python file of a variant of your own: variant=FILE.py sets it")
     model: Model = field(default_factory=Model)
     task: Task = field(default_factory=Task)

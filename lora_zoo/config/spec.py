@@ -50,7 +50,7 @@ class RunSpec:
         idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
         idle += () if self.variant.count else _OF_ADAPTERS
         found = {name: f"variant={self.variant.name}" for name in idle if name in given}
-        if "calibration_examples" in given and not self.needs:
+        if "calibration_examples" in given and not (self.needs or self.settings.program):
             found["calibration_examples"] = f"init={self.settings.init}"
         return found
 
@@ -65,7 +65,7 @@ def variant_of(settings: Settings) -> "type[Variant]":
 def readable_name(settings: Settings, variant: "type[Variant]") -> str:
     """Variant, rank, targets, start, model, task and seed, as far as they say something."""
     known = hyperparameters(variant)
-    parts = [variant.name]
+    parts = [variant.name, *([settings.program["name"]] if settings.program else [])]
     if "rank" in known:
         size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
         parts += [size, _targets(settings.target_modules)]

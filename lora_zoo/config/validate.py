@@ -16,6 +16,7 @@ from lora_zoo.config.spec import variant_of
 from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.program import complete_program
 from lora_zoo.injection.budget import parameters
 
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
@@ -58,6 +59,7 @@ def check(settings: Settings) -> None:
         _check_names(key, getattr(settings, key))
     _check_layers(settings.layers)
     _check_task(settings.task)
+    complete_program(settings.program)
     if own := {key: value for key, value in settings.variant.items() if key != "name"}:
         check_hyperparameters(variant_of(settings), own)
 

@@ -29,6 +29,7 @@ PATHS = {
     "batch_size": "config.batch_size",
     "seed": "seed",
     "data_seed": "data_seed",
+    "program": "config.program.name",
     "model": "config.model.name",
     "task": "config.task.name",
     "trainable": "parameters.trainable",
@@ -45,7 +46,7 @@ PATHS = {
 }
 TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
 SETTINGS = (
-    *("variant", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
+    *("variant", "program", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
 )
 OUTCOMES = (
@@ -54,10 +55,10 @@ OUTCOMES = (
     *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
-_WORDS = ("variant", "init", "target_modules", "layers", "model", "task")
+_WORDS = ("variant", "program", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "deltas", "scores", "moved", "stale", "contradiction")
+_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
 
 
 def load(*sources: str | Path) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from lora_zoo.config.spec import FLAT, RunSpec, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import statistics_needed
+from lora_zoo.core.program import PROGRAMS, complete_program
 from lora_zoo.runs.redact import redacted
 
 
@@ -39,7 +40,8 @@ def completed(settings: Settings, variant: type[Variant]) -> Settings:
     if settings.budget is None and not settings.rank_pattern:
         hyper = variant.complete(hyper)
     of_all = {key: hyper.pop(key) for key in flat}
-    return replace(settings, **of_all, variant={"name": settings.variant["name"], **hyper})
+    own = {"name": settings.variant["name"], **hyper}
+    return replace(settings, **of_all, variant=own, program=complete_program(settings.program))
 
 
 def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
@@ -50,11 +52,12 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
-    if not _needs(config["init"], variant):
+    if not (_needs(config["init"], variant) or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
-    source, data = _source(variant), _data(config)
+    programs = [PROGRAMS.find(settings["program"]["name"])] if "program" in settings else []
+    source, data = "\n".join(map(_source, (variant, *programs))), _data(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
 
@@ -65,7 +68,7 @@ def _needs(init: str, variant: type[Variant]) -> tuple[str, ...]:
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
-    chosen = {k: v for k, v in modern(config).items() if k not in INERT}
+    chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 
@@ -78,11 +81,12 @@ def _hashed(text: str, digits: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
-def _source(variant: type[Variant]) -> str:
+def _source(made: Any) -> str:
+    """The text of the file that a variant or a program stands in."""
     try:
-        return Path(inspect.getfile(variant)).read_text()
+        return Path(inspect.getfile(made)).read_text()
     except (OSError, TypeError):
-        return variant.__qualname__  # defined interactively: it has no file
+        return str(made.__qualname__)  # defined interactively: it has no file
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.identity import identified
 from lora_zoo.runs.summary import overrides_of
@@ -29,6 +30,8 @@ def stale(record: Mapping[str, Any]) -> str:
     variant = _variant(record)
     if variant is None:
         return f"there is no variant {_label(record)!r} any more"
+    if program := _missing_program(record):
+        return f"there is no program {program!r} any more"
     before = record.get("made_of")
     if before is None:
         return _stale_as_a_whole(record, variant)
@@ -79,14 +82,14 @@ def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[
             yield f"its name {name} is not of variant {label}, as its configuration says"
         if not name.endswith(f"-s{config['seed']}"):
             yield f"its name {name} is not of seed {config['seed']}, as its configuration says"
-    if folder is not None:
+    if folder is not None and not config.get("program"):  # whose adapter is made of several
         yield from _of_adapter(folder, config)
     yield from _of_identity(record)
 
 
 def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
-    if variant is None or before is None or record.get("moved"):
+    if variant is None or before is None or record.get("moved") or _missing_program(record):
         return
     code, now = identified(record["config"], variant)
     if now["settings"] != before["settings"]:
@@ -141,6 +144,12 @@ def _label(record: Mapping[str, Any]) -> str:
 
 def _variant(record: Mapping[str, Any]) -> type[Variant] | None:
     return VARIANTS.get(_label(record))
+
+
+def _missing_program(record: Mapping[str, Any]) -> str:
+    """The name of the record's program, where no program is called so; "" otherwise."""
+    name = str((record["config"].get("program") or {}).get("name", ""))
+    return "" if name in PROGRAMS else name
 
 
 __all__ = ["changes_results", "contradiction", "stale"]

@@ -21,6 +21,7 @@ Times are seconds, sizes bytes.
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
 | retention | of (the text), tokens; before, after: loss on it, nats a token |
+| stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size and content hash |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |

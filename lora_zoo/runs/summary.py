@@ -52,10 +52,11 @@ def _against(result: dict[str, Any], split: str) -> str:
 
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
+    whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
     lines = [
-        _with(result["command"], "seed", "0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
+        _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
         + "   (three seeds)",
-        _with(result["command"], "variant", "full") + "   (what all parameters reach)",
+        _with(result["command"], **whole) + "   (what all parameters reach)",
     ]
     if "adapter" in result and VARIANTS.find(result["config"]["variant"]["name"]).pointwise:
         file = result["config"].get("variant_file")
@@ -65,10 +66,10 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def _with(command: str, key: str, value: str) -> str:
-    """`command` with `key` set to `value`."""
-    words = [word for word in command.split(" ") if not re.match(rf"\+*{key}=", word)]
-    return " ".join([*words, f"{key}={value}"])
+def _with(command: str, **values: str) -> str:
+    """`command` with each key set to its value, and without what belongs to another choice of it."""
+    words = [word for word in command.split(" ") if not re.match(rf"\+*({'|'.join(values)})[=.]", word)]
+    return " ".join([*words, *(f"{key}={value}" for key, value in values.items())])
 
 
 def print_line(record: Record, console: Console) -> None:

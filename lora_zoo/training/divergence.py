@@ -23,7 +23,8 @@ class Diverged(RuntimeError):
 
     def __init__(self, message: str, *, step: int, layers: list[str]) -> None:
         super().__init__(message)
-        self.about = {"step": step, "layers": layers}
+        self.step = step
+        self.about: dict[str, Any] = {"step": step, "layers": layers}
 
 
 class Diagnosis(NamedTuple):

@@ -11,11 +11,14 @@ from rich.table import Table
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.init import find_init
+from lora_zoo.core.program import Stage, started
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
 from lora_zoo.runs.summary import readable_bytes
 from lora_zoo.training.experiment import target_arguments
+from lora_zoo.training.settling import refuse_unsettled
+from lora_zoo.training.stage_record import program_context, stage_spec
 
 T = TypeVar("T")
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
@@ -29,6 +32,9 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    if spec.settings.program:
+        name = spec.settings.program["name"]
+        console.print(f"program {name}: the first of its stages is shown", highlight=False)
     if spec.needs:
         count, text = spec.settings.calibration_examples, ", ".join(spec.needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""
@@ -45,7 +51,23 @@ def previewed(spec: RunSpec) -> Preview:
     save = settings.modules_to_save
     if save == "auto":
         save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    return preview(model, spec.variant, **target_arguments(settings, save), **spec.hyperparameters)
+    arguments = target_arguments(settings, save)
+    if not settings.program:
+        return preview(model, spec.variant, **arguments, **spec.hyperparameters)
+    stage = _first_stage(spec)
+    first = stage_spec(spec, stage, 1)
+    if stage.then == "settle":
+        refuse_unsettled(first.variant, f"program {settings.program['name']}")
+    asked = {key: value for key, value in stage.inject.items() if key != "seed"}
+    return preview(model, first.variant, **arguments | first.hyperparameters | asked)
+
+
+def _first_stage(spec: RunSpec) -> Stage:
+    """The first stage of the run's program, for a run of many steps where their number is not known yet."""
+    settings = spec.settings
+    steps = settings.steps or (None if settings.epochs else settings.task.steps) or 10**6
+    context = program_context(spec, steps, lambda: iter(()))
+    return next(started(settings.program, context))
 
 
 def print_preview(found: Preview, console: Console) -> None:

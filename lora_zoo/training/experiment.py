@@ -1,6 +1,9 @@
 """The stages of a run: data, model, adapter, training, evaluation, what is kept."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.schema import Settings
@@ -22,6 +25,7 @@ from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
+from lora_zoo.training.stages import StagedTraining
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.updates.summary import summary
 
@@ -54,7 +58,7 @@ class Experiment:
         self.settings, self.variant = spec.settings, spec.variant
         self.timer = StageTimer(record)
         self.about: dict[str, Any] = {}
-        self.session: TrainingSession | None = None
+        self.session: TrainingSession | StagedTraining | None = None
 
     @property
     def underway(self) -> bool:
@@ -63,7 +67,6 @@ class Experiment:
 
     def run(self) -> None:
         evaluator, session = self._prepare()
-        injection = evaluator.injection
         held_out = self._held_out(evaluator.data)
         if (
             self.settings.eval_before_training
@@ -83,17 +86,17 @@ class Experiment:
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
                     self.record.update(metrics=evaluator.evaluate(keep=True))
+            injection = evaluator.injection
             if held_out is not None and "retention" not in self.record.content:
                 self.record.update(retention=held_out.before_and_after(injection))
             self._keep(injection)
             adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
             tracker.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
 
-    def _prepare(self) -> tuple[Evaluator, TrainingSession]:
+    def _prepare(self) -> tuple[Evaluator, TrainingSession | StagedTraining]:
         """Load, adapt and check all that the run needs."""
         settings, record = self.settings, self.record
-        hyper = self.spec.hyperparameters
-        complete = check_hyperparameters(self.variant, hyper)
+        complete = check_hyperparameters(self.variant, self.spec.hyperparameters)
         about = {"name": self.variant.name, "paper": self.variant.paper, "equation": self.variant.equation}
         record.update(variant=about | {"hyperparameters": complete})
         arguments = training_arguments(settings, record.folder)
@@ -101,10 +104,11 @@ class Experiment:
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
-            injection = self._inject(loaded, hyper, data)
-        evaluator = Evaluator(injection, data, metrics, record=record, eval_splits=settings.eval_splits)
-        session = TrainingSession(settings, record, self.context, injection, self.about)
-        self.session = session
+            self.session = session = self._session(loaded, data)
+        self.record.update(variant=about | {"hyperparameters": session.injection.hyper})  # the budget's rank
+        evaluator = Evaluator(
+            session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
+        )
         session.prepare(evaluator, arguments)
         trainer = session.trainer if self.context.resources.exclusive else None
         if trainer is not None and (saved := trainer.saved_bytes()):
@@ -133,17 +137,24 @@ class Experiment:
         self.about |= kind.about()
         return data, resources.base(settings, data, derived_seed("head", settings.seed))
 
-    def _inject(self, loaded: Loaded, hyper: dict[str, Any], data: TaskData) -> Injection:
+    def _session(self, loaded: Loaded, data: TaskData) -> TrainingSession | StagedTraining:
+        record, context, make = self.record, self.context, partial(self._inject, loaded, data)
+        if self.settings.program:
+            of: dict[str, Any] = {"inject": make, "data": data, "model": loaded.model, "about": self.about}
+            return StagedTraining(self.spec, record, context, **of)
+        injection = make(self.spec, record.folder, {})
+        return TrainingSession(self.settings, record, context, injection, self.about)
+
+    def _inject(
+        self, loaded: Loaded, data: TaskData, spec: RunSpec, folder: Path, asked: Mapping[str, Any]
+    ) -> Injection:
+        """Adapt the model as `spec` says and `asked` says otherwise; the record keeps its sizes."""
         settings, kind, resources = self.settings, data.kind, self.context.resources
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
-        arguments = target_arguments(settings, save) | hyper
-        injection = inject_calibrated(
-            self.spec, loaded.model, data, arguments, resources=resources, folder=self.record.folder
-        )
-        about: dict[str, Any] = self.record.content["variant"]
-        self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
+        arguments = target_arguments(settings, save) | spec.hyperparameters | dict(asked)
+        injection = inject_calibrated(spec, loaded.model, data, arguments, resources=resources, folder=folder)
         trainable, total = injection.trainable(), injection.total()
         counts: dict[str, Any] = {"trainable": trainable, "total": total, "share": trainable / total}
         counts |= {"adapted": len(injection), "in_full": injection.fully_trained}

@@ -27,6 +27,7 @@ from lora_zoo.training.experiment import Experiment
 from lora_zoo.training.logs import logging_to
 from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
 from lora_zoo.training.session import RunContext
+from lora_zoo.training.stage_record import STAGES
 
 _log = logging.getLogger("lora_zoo")
 
@@ -164,7 +165,8 @@ def _outcome(experiment: Experiment) -> Outcome:
 
 def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> None:
     record.end("interrupted", error={"type": type(told).__name__, "message": str(told) or "stopped"})
-    saved = list((record.folder / "checkpoints").glob("checkpoint-*"))
+    staged = [*record.folder.glob(f"{STAGES}/*/adapter"), *record.folder.glob(f"{STAGES}/*/checkpoints/c*")]
+    saved = [*(record.folder / "checkpoints").glob("checkpoint-*"), *staged]
     text = f"interrupted; what there is lies in {record.folder}"
     console.print(text, style="yellow", highlight=False, soft_wrap=True)
     how = "from its last checkpoint" if saved else "from the start, as it had no checkpoint yet"

@@ -22,6 +22,7 @@ from lora_zoo.training.evaluation import Evaluator, check_inputs
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool
 from lora_zoo.training.signals import SignalHandler, Stopped
+from lora_zoo.training.stage_record import RunPosition, RunSteps
 from lora_zoo.training.state import REQUIRED
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.training.trainer import ZooTrainer
@@ -47,7 +48,11 @@ class TrainingSession:
         context: RunContext,
         injection: Injection,
         about: dict[str, Any],
+        *,
+        position: RunPosition = RunPosition(),  # noqa: B008 - it cannot change
     ) -> None:
+        """`position` is the place in a run of several sessions."""
+        self.position = position
         self.settings, self.record, self.context, self.about = settings, record, context, about
         self.injection = injection
         self.trainer: ZooTrainer | None = None
@@ -110,11 +115,14 @@ class TrainingSession:
     def _train(self, trainer: ZooTrainer, tracker: Tracker, timer: StageTimer) -> None:
         context = self.context
         bar = ProgressBar(self.record.content["name"], context.console, disable=not context.progress)
-        for callback in (bar, LogCallback(), *get_reporting_integration_callbacks(tracker.report_to)):
+        reporting = [callback() for callback in get_reporting_integration_callbacks(tracker.report_to)]
+        told = [bar, LogCallback(), *reporting]
+        for callback in [RunSteps(told, self.position)] if self.position.total else told:
             trainer.add_callback(callback)
         last = self._last_checkpoint()
         if last is not None:
-            _replay(tracker, TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history)
+            history = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history
+            _replay(tracker, [self.position.shifted(entry) for entry in history])
         try:
             with timer.stage("train_wall"), context.signals.defer():
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -134,19 +142,24 @@ class TrainingSession:
         last = checkpoints.newest(self.checkpoints, needs=REQUIRED)
         if "resumed" in self.record.content:
             *earlier, entry = self.record.content["resumed"]
-            step = int(last.name.rpartition("-")[2]) if last else 0
+            step = self.position.steps + (int(last.name.rpartition("-")[2]) if last else 0)
             self.record.update(resumed=[*earlier, entry | {"step": step}])
             self.context.console.print(f"going on from step {step}", highlight=False)
         return last
 
     def _save(self) -> None:
-        folder = save_adapter(self.injection, self.record.folder / "adapter", **self.about)
-        size = sum(f.stat().st_size for f in folder.iterdir())
-        digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
-        self.record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
+        keep_adapter(self.injection, self.record, self.about)
         if self.automatic:
             for folder in (self.checkpoints, self.record.folder / START):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_adapter(injection: Injection, record: Record, about: dict[str, Any]) -> None:
+    """Save the adapter in the record's folder and record its size and hash."""
+    folder = save_adapter(injection, record.folder / "adapter", **about)
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
+    record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
 
 
 def _replay(tracker: Tracker, history: list[dict[str, Any]]) -> None:

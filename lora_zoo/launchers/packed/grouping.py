@@ -53,6 +53,8 @@ def _reason(settings: Settings, repeated: bool) -> str:
         return "it trains nothing"
     if repeated:
         return "it is the same run as another one"
+    if settings.program:
+        return "it has a program of stages"
     return next((f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)), "")
 
 

@@ -1,0 +1,85 @@
+"""Stage programs: trainings one after the other, written as a generator of their stages.
+
+@register("relora")
+def relora(context, *, rounds: int = 4): ...        # yields a Stage, is sent what it learned, yields the next
+
+A program's keyword-only arguments are its hyperparameters. It is found by its file in `lora_zoo/programs/`
+or by the entry point `lora_zoo.program`.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lora_zoo.core.hyperparameters import checked
+from lora_zoo.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of `steps` optimiser steps, with an optimiser, a schedule and a folder of its own.
+
+    `inject` holds arguments of `inject` (rank, targets, seed, …) beside the run's, `variant` another variant
+    than the run's. Then its adapter is settled (kept frozen beside what follows), discarded, or is the
+    run's: `keep`, together with all that was settled, which ends the program.
+    """
+
+    steps: int
+    inject: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    then: Literal["settle", "discard", "keep"] = "settle"
+
+
+@dataclass(frozen=True)
+class ProgramContext:
+    """The run that a program divides: steps that its stages add up to, its variant and seed.
+
+    `hyper` holds the variant's hyperparameters (rank, init, …) as they were asked for. `examples` gives
+    `calibration_examples` training examples in an order that `data_seed` draws, each by itself, as keyword
+    arguments of the model.
+    """
+
+    steps: int
+    variant: str
+    hyper: Mapping[str, Any]
+    seed: int
+    examples: "Callable[[], Iterator[Mapping[str, Tensor]]]"
+
+
+class Program(Protocol):
+    """Yields stages; `yield` returns the stage's `Injection`, trained and still in the model."""
+
+    def __call__(self, context: ProgramContext, **hyper: Any) -> Generator[Stage, Any, None]: ...
+
+
+PROGRAMS: Registry[Program] = Registry("program", "lora_zoo.programs")
+register = PROGRAMS.register
+
+
+def hyperparameters_of(program: Program) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a program by name, with their types."""
+    hints = typing.get_type_hints(program)
+    every = inspect.signature(program).parameters
+    return {n: p.replace(annotation=hints.get(n, Any)) for n, p in every.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def complete_program(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice (`name` and hyperparameters) with all defaults; {} for none. ValueError for a wrong one."""
+    if not chosen:
+        return {}
+    if "name" not in chosen:
+        choices, key = ", ".join(PROGRAMS), next(iter(chosen))
+        raise ValueError(f"program.{key} is a key of no program; choose one with program= ({choices})")
+    name, own = str(chosen["name"]), {key: value for key, value in chosen.items() if key != "name"}
+    return {"name": name, **checked(name, hyperparameters_of(PROGRAMS.find(name)), own)}
+
+
+def started(chosen: Mapping[str, Any], context: ProgramContext) -> Generator[Stage, Any, None]:
+    """The generator of a complete choice."""
+    own = {key: value for key, value in chosen.items() if key != "name"}
+    return PROGRAMS.find(chosen["name"])(context, **own)

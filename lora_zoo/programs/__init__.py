@@ -1,0 +1,1 @@
+"""Stage programs, one file each: see `lora_zoo.core.program`."""

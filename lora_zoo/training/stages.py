@@ -1,0 +1,187 @@
+"""The execution of a stage program: a training for each of its stages, in one model, under one record.
+
+A run's folder holds `stages/K/` for its K-th stage: checkpoints, and `adapter/` once it is trained. A stage
+that an earlier process has finished is loaded; one under way goes on from its checkpoint, to the bit.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from lora_zoo.config.spec import RunSpec
+from lora_zoo.core.program import Stage, started
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import Injection
+from lora_zoo.runs.record import Record
+from lora_zoo.runs.tracking import Tracker
+from lora_zoo.training.arguments import training_arguments
+from lora_zoo.training.calibration import examples
+from lora_zoo.training.divergence import Diverged
+from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.resources import TaskData
+from lora_zoo.training.session import RunContext, TrainingSession, keep_adapter
+from lora_zoo.training.settling import refuse_unsettled, settled
+from lora_zoo.training.stage_record import (
+    STAGES,
+    StageRecord,
+    program_context,
+    stage_spec,
+    summed,
+    total_steps,
+)
+from lora_zoo.training.timing import StageTimer
+from lora_zoo.training.trainer import ZooTrainer
+
+SETTLED = "settled"
+"""The name, in the model, of the adapter that holds what earlier stages have learned."""
+Inject = Callable[[RunSpec, Path, Mapping[str, Any]], Injection]
+"""Makes an adapter for a specification, a folder and further arguments of `inject`."""
+
+
+class StagedTraining:
+    """Trains the stages of a run's program, with the attributes of a `TrainingSession`.
+
+    `injection` is that of the stage in hand and, after `run`, the run's. ValueError for a program's own
+    hyperparameters, and for a variant that cannot be what a stage asks for.
+    """
+
+    evaluator: Evaluator
+    session: TrainingSession
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        record: Record,
+        context: RunContext,
+        *,
+        inject: Inject,
+        data: TaskData,
+        model: nn.Module,
+        about: dict[str, Any],
+    ) -> None:
+        self.spec, self.record, self.context, self.about = spec, record, context, about
+        self.inject, self.model, self.who = inject, model, f"program {spec.settings.program['name']}"
+        arguments = training_arguments(spec.settings, record.folder)
+        self.total = total_steps(arguments, len(data.encoded))
+        self.number, self.before = 0, 0
+        self.in_full: dict[str, Tensor] = {}
+        self.resumes = "resumed" in record.content
+        draw = partial(examples, spec, model, data)
+        self.program = started(spec.settings.program, program_context(spec, self.total, draw))
+        self.stage = next(self.program)
+        self._begin()
+        self.finished = self.session.finished
+
+    @property
+    def injection(self) -> Injection:
+        return self.session.injection
+
+    @property
+    def trainer(self) -> ZooTrainer | None:
+        return self.session.trainer
+
+    @property
+    def underway(self) -> bool:
+        return self.number > 1 or self.session.underway
+
+    def prepare(self, evaluator: Evaluator, _: TrainingArguments) -> None:
+        """Prepare the first stage, by arguments of its own."""
+        self.evaluator = evaluator
+        self._prepare()
+
+    def run(self, tracker: Tracker, timer: StageTimer) -> None:
+        """Train every stage; the run's adapter is then alone in the model, and in the run's folder."""
+        while self._train(tracker, timer):
+            self._begin()
+            self._prepare()
+        adapters, seed = adapters_of(self.model), self.spec.settings.seed
+        if SETTLED in adapters:
+            last = self.injection
+            parts = [adapters[SETTLED], last]
+            self.session.injection = settled(self.model, parts, last.name, seed, in_full=last)
+        self.evaluator.injection = self.injection
+        keep_adapter(self.injection, self.record, self.about)
+
+    def _begin(self) -> None:
+        """Put the adapter of the stage in hand into the model, beside what is settled."""
+        stage, self.number = self.stage, self.number + 1
+        spec = stage_spec(self.spec, stage, self.number)
+        self._check(stage, spec)
+        record = StageRecord(self.record, self.number, self.before, self.total)
+        asked = {key: value for key, value in stage.inject.items() if key != "seed"}
+        injection, adapters = self.inject(spec, record.folder, asked), adapters_of(self.model)
+        adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
+        self._go_on(injection)
+        self.session = TrainingSession(
+            spec.settings, record, self.context, injection, self.about, position=record.position
+        )
+        if self.resumes and not self.session.finished:
+            record.content["resumed"], self.resumes = self.record.content["resumed"], False
+        about: dict[str, Any] = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
+        about["inject"] = asked
+        counts = {"adapted": len(injection), "trainable": injection.trainable()}
+        record.update(**about, **counts, seed=spec.settings.seed)
+
+    def _check(self, stage: Stage, spec: RunSpec) -> None:
+        left = self.total - self.before
+        if not 1 <= stage.steps <= left or (stage.then == "keep" and stage.steps != left):
+            text = f"stage {self.number} takes {stage.steps} steps, where {left} of {self.total} are left"
+            raise ValueError(f"{self.who}: {text}")
+        if stage.then == "settle" or SETTLED in adapters_of(self.model):
+            refuse_unsettled(spec.variant, self.who)
+
+    @torch.no_grad()
+    def _go_on(self, injection: Injection) -> None:
+        """Set what is trained in full to where the stage before left it."""
+        for name, values in self.in_full.items():
+            if name not in injection.trained:
+                raise ValueError(f"{self.who}: {name} was trained in full, and stage {self.number} leaves it")
+            injection.trained[name].copy_(values)
+
+    def _prepare(self) -> None:
+        session, self.evaluator.injection = self.session, self.injection
+        session.prepare(self.evaluator, training_arguments(session.settings, session.record.folder))
+
+    def _train(self, tracker: Tracker, timer: StageTimer) -> bool:
+        """Train the stage in hand and do with its adapter what it asks for; False after the last stage."""
+        try:
+            self.session.run(tracker, StageTimer(self.session.record))
+        except Diverged as divergence:
+            divergence.about |= {"step": self.before + divergence.step}
+            raise
+        finally:
+            timer.update(summed(self.record.content[STAGES]))
+        done, self.before = self.stage, self.before + self.stage.steps
+        following = next_stage(self.program, self.injection)
+        if (following is None) != (done.then == "keep"):
+            raise ValueError(f"{self.who}: the last stage, and no other one, must be kept")
+        if following is None:
+            return False
+        self.stage = following
+        if done.then == "discard":
+            self.injection.remove()
+        else:
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        stage, adapters = self.injection, adapters_of(self.model)
+        self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
+        parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
+        frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
+        for parameter in frozen.parameters():
+            parameter.requires_grad_(False)
+
+
+def next_stage(program: Any, learned: Injection) -> Stage | None:
+    """The stage that follows on what the last one has `learned`; None where the program is over."""
+    try:
+        following: Stage = program.send(learned)
+    except StopIteration:
+        return None
+    return following
