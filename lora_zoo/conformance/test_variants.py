@@ -157,7 +157,7 @@ def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
-    assert injection.trainable() == cls.trainable_count([(place.shape, hyper)])
+    assert injection.trainable() == cls.trainable_count([(place.shape, {**hyper, "role": place.role})])
 
 
 def gradients(y, of):

@@ -4,7 +4,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lora_zoo.core.errors import unknown
@@ -68,6 +68,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, (list, tuple)) and all(fits(v, typing.get_args(hint)[0]) for v in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
@@ -79,6 +81,8 @@ def type_words(hint: Any) -> str:
         return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(type_words(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Sequence:
+        return f"a list, each {type_words(typing.get_args(hint)[0])}"
     return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), str(hint)
     )
