@@ -11,6 +11,7 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.ia3 import IA3Format
 from lora_zoo.injection.roles import ROLES
 
 
@@ -30,8 +31,9 @@ class IA3(Adapter):
     """
 
     paper = "arXiv:2205.05638"
-    equation = "y = l ⊙ (W x + b), feedforward: y = W (l ⊙ x) + b"
+    equation = "W' = diag(l) W, b' = l ⊙ b; feedforward: W' = W diag(l)"
     count = "I if role in feedforward else O"
+    peft = IA3Format()
     hooks = GainHooks
 
     def __init__(self, context: LayerContext, *, feedforward: Sequence[str] = ("down",)) -> None:
