@@ -124,10 +124,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "is there already" in refusal(load, capsys, tmp_path / "adapter", tmp_path / "adapter")
     export([str(tmp_path), str(out)])
     config = json.loads((out / "adapter_config.json").read_text())
-    (out / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
+    (out / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "BOFT"}))
     capsys.readouterr()
     said = refusal(load, capsys, out, tmp_path / "new")
-    assert "IA3" in said and "ADALORA, LORA, VERA" in said
+    assert "BOFT" in said and "ADALORA, IA3, LORA, VERA" in said
     adapted(tmp_path / "other", "lora", about={})
     assert "give --model" in refusal(export, capsys, tmp_path / "other", tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -226,8 +226,7 @@ def takes(name, kind):
     cls, model = VARIANTS[name], lone(kind)
     host = next(matrix.host for matrix in find_matrices(model) if matrix.name == model.target)
     hyper = complete_hyperparameters(cls, settings(name))
-    refused = cls.refusal(host.kind, tuple(host.matrix().shape), hyper)
-    return not refused and (cls.pointwise or host.sees_input)
+    return not cls.unfit(host, hyper) and (cls.pointwise or host.sees_input)
 
 
 class Lone(nn.Module):
@@ -280,11 +279,24 @@ def merge(injection):
         injection.merge()
 
 
-def with_matrix(model, W_OI, x):
-    """The output of a plain `lone` model for x if its matrix were `W_OI`, by torch alone."""
-    name = f"{model.kind.at}.{model.kind.tensor}"
-    written = model.kind.written(stored_in(model).detach(), W_OI)
-    return functional_call(model, {name: written}, (x,))
+def with_effective(model, adapter, host, x):
+    """The output of a plain `lone` model with the adapter's effective weight and bias, by torch alone."""
+    of = {f"{model.kind.at}.{model.kind.tensor}": effective_weight(model, adapter, host)}
+    if adapter.changes_bias and getattr(model.holder, "bias", None) is not None:
+        of[f"{model.kind.at}.bias"] = effective_bias(model, adapter, host)
+    return functional_call(model, of, (x,))
+
+
+def effective_weight(model, adapter, host):
+    """The tensor of a plain `lone` model with the adapter's effective matrix in it."""
+    return model.kind.written(stored_in(model).detach(), adapter.weight(host.matrix()))
+
+
+def effective_bias(model, adapter, host):
+    """The bias of a plain `lone` model, the adapted rows effective."""
+    bias_O = model.holder.bias.detach().clone()
+    bias_O[host.part] = adapter.bias(bias_O[host.part].clone())
+    return bias_O
 
 
 def inputs(kind, I=14, dtype=torch.float64, seed=0, batch=(3, 4)):

@@ -28,6 +28,7 @@ from lora_zoo.conformance.cases import (
     Lone,
     adapt,
     cases,
+    effective_bias,
     inputs,
     lone,
     nearest_rank,
@@ -40,7 +41,7 @@ from lora_zoo.conformance.cases import (
     takes,
     tensors,
     train,
-    with_matrix,
+    with_effective,
 )
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
@@ -156,7 +157,7 @@ def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
     (place,) = injection.matrices.values()
-    assert injection.trainable() == cls.trainable_count([(place.shape, hyper)])
+    assert injection.trainable() == cls.trainable_count([(place.shape, {**hyper, "role": place.role})])
 
 
 def gradients(y, of):
@@ -166,12 +167,12 @@ def gradients(y, of):
 
 
 @pointwise_pairs
-def test_forward_is_the_layer_with_the_effective_weight_in_value_and_gradient(name, kind):
+def test_forward_is_the_layer_with_the_effective_weight_and_bias_in_value_and_gradient(name, kind):
     model, injection, adapter, host, x = adapted(name, kind)
     of = injection.parameters()
     if x.is_floating_point():
         of = [*of, x.requires_grad_()]
-    fast, plain = model(x), with_matrix(lone(kind), adapter.weight(host.matrix()), x)
+    fast, plain = model(x), with_effective(lone(kind), adapter, host, x)
     assert not torch.allclose(plain, lone(kind)(x), atol=1e-3), "the adapter does nothing"
     assert_close(fast, plain, **CLOSE)
     for got, expected in zip(gradients(fast, of), gradients(plain, of), strict=True):
@@ -192,8 +193,27 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     injection = adapt(model, name, rank)
     perturb(injection)
     (adapter, host), x = only(injection), inputs(kind, I, dtype, batch=shape)
-    expected = with_matrix(lone(kind, O, I, dtype), adapter.weight(host.matrix()), x)
+    expected = with_effective(lone(kind, O, I, dtype), adapter, host, x)
     assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
+
+
+@pointwise_pairs
+def test_the_bias_is_effective_where_it_is_read_and_merged_and_comes_back_to_the_bit(name, kind):
+    """It stays the layer's own parameter where the class does not change it."""
+    model, injection, adapter, host, x = adapted(name, kind)
+    if getattr(model.holder, "bias", None) is None:
+        assert getattr(lone(kind).holder, "bias", None) is None
+        return
+    plain, own, output = lone(kind), model.holder.layer.bias, model(x)
+    expected = effective_bias(plain, adapter, host)
+    assert_close(model.holder.bias, expected, **EXACT)
+    injection.merge()
+    assert_close(model.holder.bias.detach(), expected.detach(), **EXACT)
+    assert (model.holder.bias is own) == (not adapter.changes_bias)
+    assert_close(model(x), output, **CLOSE)
+    injection.unmerge()
+    injection.remove()
+    assert model.holder.bias is own and torch.equal(own, plain.holder.bias)
 
 
 @pointwise_variants

@@ -27,7 +27,8 @@ from lora_zoo.core.statistics import Statistics
 class LayerContext:
     """The place of an adapter, and all that it may know: its draws depend on `name` and `seed` alone.
 
-    `statistics` of data are those that the variant and its initialisation need.
+    `role` is the matrix's (q, k, v, o, gate, up, down, embed, head) or "" where it plays none; `statistics`
+    of data are those that the variant and its initialisation need.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerContext:
     counter: ForwardCounter
     shared: nn.Module | None = None
     statistics: Statistics = field(default_factory=dict)
+    role: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,7 +61,7 @@ class Variant(ABC):
     paper: ClassVar[str]
     equation: ClassVar[str]
     count: ClassVar[str]
-    """Trainable parameters per adapted matrix, as an expression in O, I, R and the hyperparameters."""
+    """Trainable parameters per adapted matrix, as an expression in O, I, R, role and the hyperparameters."""
     pointwise: ClassVar[bool] = True
     """True if the output is `apply(x, weight(W))`. False (a router): there is no `weight`, so no ΔW, merge,
     spectra or export as LoRA."""
@@ -80,6 +82,8 @@ class Variant(ABC):
     """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""
     adapts: ClassVar[bool] = True
     """False for a variant that puts no adapter on any matrix."""
+    changes_bias: ClassVar[bool] = False
+    """True where the class has a `bias` of its own, which follows from its methods and is not stated."""
 
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
@@ -104,8 +108,18 @@ class Variant(ABC):
         return None
 
     @classmethod
+    def unfit(cls, host: Host, hyper: Mapping[str, Any]) -> str | None:
+        """The reason why the matrix of `host` cannot be adapted: `refusal`'s, or a bias out of reach."""
+        O, I = host.matrix().shape
+        if reason := cls.refusal(host.kind, (O, I), hyper):
+            return reason
+        if cls.changes_bias and host.sealed_bias:
+            return f"its module adds {host.sealed_bias} by itself, and this variant changes the bias as well"
+        return None
+
+    @classmethod
     def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:
-        """Trainable parameters over all matrices, each (O, I) with its complete hyperparameters.
+        """Trainable parameters over all matrices, each (O, I) with its complete hyperparameters and `role`.
 
         By default the sum of `count`; a variant with shared tensors counts them once.
         """
@@ -140,8 +154,13 @@ class Adapter(nn.Module, Variant):
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
-        self.fused: Kernel | None = KERNELS.find(self.kernel)() if self.kernel else None
+        plain = self.changes_bias or not self.kernel  # kernels add the layer's own bias
+        self.fused: Kernel | None = None if plain else KERNELS.find(self.kernel)()
         self.counter = context.counter
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.changes_bias = cls.bias is not Adapter.bias
 
     def weight(self, W_OI: Tensor) -> Tensor:
         """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors.
@@ -151,11 +170,16 @@ class Adapter(nn.Module, Variant):
         self.require_weight("written as a matrix")
         raise NotImplementedError
 
+    def bias(self, b_O: Tensor) -> Tensor:
+        """The effective bias (O,), pure in `b_O` and the adapter's tensors: by default the layer's own."""
+        return b_O
+
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself."""
         W_OI = host.matrix()
         with uncast(W_OI.device):
             effective_OI = self.weight(W_OI).to(W_OI.dtype)
-        return host.apply(x, effective_OI)
+        return host.apply(x, effective_OI, self.bias)
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""

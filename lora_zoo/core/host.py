@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Bias = Callable[[Tensor], Tensor]
+"""A layer's own bias (O,) -> the effective one."""
 Rows = slice | torch.Tensor
 """A slice where the rows are contiguous, else their numbers, a LongTensor on the CPU."""
 EVERY = slice(None)
@@ -45,6 +47,16 @@ class Host(ABC):
     @abstractmethod
     def view(self, stored: Tensor) -> Tensor:
         """A tensor in the layer's own layout as one matrix of all rows; a view of contiguous memory."""
+
+    @property
+    def sealed_bias(self) -> str:
+        """The name of a bias that the module adds out of an adapter's reach, "" where there is none."""
+        return ""
+
+    @property
+    def own_bias(self) -> Tensor | None:
+        """The frozen bias (O,) of the adapted rows that an adapter can change, None where there is none."""
+        return None
 
     @property
     def whole(self) -> bool:
@@ -84,9 +96,17 @@ class LayerHost(Host):
         """The bias-free output (..., O) of the product B A, by two thin products."""
         return F.linear(self.times(x, A_RI), B_OR)
 
-    def plus_bias(self, y: Tensor) -> Tensor:
+    @property
+    def own_bias(self) -> Tensor | None:
         bias = getattr(self.layer, "bias", None)
-        return y if bias is None else y + self.rows(self.rows_of(bias)).to(y.dtype)
+        return None if bias is None else self.rows_of(bias)
+
+    def plus_bias(self, y: Tensor, bias: Bias | None = None) -> Tensor:
+        """`y` plus the layer's own bias, or what `bias` makes of it."""
+        b_O = self.own_bias
+        if b_O is None:
+            return y
+        return y + self.rows(bias(b_O) if bias else b_O).to(y.dtype)
 
     def rows(self, v_O: Tensor) -> Tensor:
         """`v_O` shaped to scale an output (..., O)."""
@@ -96,9 +116,9 @@ class LayerHost(Host):
         """The input of the adapter's branch under dropout."""
         return dropout(x)
 
-    def apply(self, x: Tensor, W_OI: Tensor) -> Tensor:
-        """The output, bias included, as if the matrix were `W_OI`."""
-        return self.plus_bias(self.times(x, W_OI))
+    def apply(self, x: Tensor, W_OI: Tensor, bias: Bias | None = None) -> Tensor:
+        """The output, bias included, as if the matrix were `W_OI` and the bias what `bias` makes of it."""
+        return self.plus_bias(self.times(x, W_OI), bias)
 
     def rows_of(self, y: Tensor) -> Tensor:
         """The adapted rows' entries of the whole layer's output (..., all rows)."""

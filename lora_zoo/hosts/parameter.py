@@ -34,6 +34,15 @@ class ParameterHost(Host):
             return self.layer.parametrizations[self.parameter].original  # type: ignore[index, union-attr]
         return getattr(self.layer, self.parameter)
 
+    @property
+    def sealed_bias(self) -> str:
+        """The bias of torch's attention, or that of experts (GPT-OSS): the module reads it by itself."""
+        if isinstance(self.layer, nn.MultiheadAttention):
+            name = "in_proj_bias"
+        else:
+            name = "bias" if self.parameter == "weight" else f"{self.parameter}_bias"
+        return name if getattr(self.layer, name, None) is not None else ""
+
     def view(self, stored: Tensor) -> Tensor:
         W_OI = stored if self.expert is None else stored[self.expert]
         return W_OI.T if self.transposed else W_OI

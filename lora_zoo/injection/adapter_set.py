@@ -16,7 +16,7 @@ from torch import nn
 from lora_zoo.core.errors import unknown
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
-from lora_zoo.injection.compose import NamedAdapter, check_compatible, merge_wrappers
+from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
 from lora_zoo.injection.parametrized import make_wrapper
 from lora_zoo.injection.tied_weights import Tying
 from lora_zoo.injection.wrappers import AdapterWrapper, put
@@ -35,7 +35,7 @@ class AdapterSet(Mapping[str, A]):
         self.active: tuple[str, ...] = ()
         self._by_name: dict[str, A] = {}
         self._wrappers: dict[str, AdapterWrapper] = {}
-        self._merged: dict[str, nn.Parameter] | None = None
+        self._merged: dict[str, Original] | None = None
         self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
         self._tying = Tying(model)
 
@@ -149,7 +149,7 @@ class AdapterSet(Mapping[str, A]):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Write the active adapters' effective weights into their layers, which become plain ones.
+        """Write the active adapters' effective weights and biases into their layers, which become plain ones.
 
         The original parameters are kept, so that `unmerge` is exact, until `remove`. Raises ValueError where
         an active adapter is no function of the weight.
@@ -165,7 +165,7 @@ class AdapterSet(Mapping[str, A]):
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""
         for key, original in (self._merged or {}).items():
-            self._wrappers[key].store(original)
+            self._wrappers[key].store(*original)
             self._wrappers[key].install(self.model)
         if self._merged is not None:
             self._tying.update()

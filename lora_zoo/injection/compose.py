@@ -1,9 +1,9 @@
 """Composition of several named adapters on one model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, Variant
 from lora_zoo.core.dropout import ForwardCounter
@@ -27,6 +27,13 @@ class NamedAdapter(Protocol):
     def forget(self) -> None: ...
 
 
+class Original(NamedTuple):
+    """The parameters of a layer before a merge: `bias` is None where there is none within reach."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
 def check_compatible(adapters: Sequence[NamedAdapter]) -> None:
     """Raise ValueError where two adapters would train, or train and adapt, the same parameter."""
     owner: dict[str, str] = {}
@@ -42,14 +49,24 @@ def check_compatible(adapters: Sequence[NamedAdapter]) -> None:
 
 
 def merge_wrappers(
-    model: nn.Module, wrappers: Mapping[str, AdapterWrapper], originals: dict[str, nn.Parameter]
+    model: nn.Module, wrappers: Mapping[str, AdapterWrapper], originals: dict[str, Original]
 ) -> None:
-    """Replace each wrapper by its plain layer with the effective weight; `originals` keeps the parameters."""
+    """Replace each wrapper by its plain layer with the effective weight and bias.
+
+    `originals` keeps the parameters.
+    """
     names = names_by_parameter(model)
     for key, wrapper in wrappers.items():
-        original = originals[key] = wrapper.stored
-        effective = wrapper.effective(original).detach() if wrapper.live() else original
+        weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)
+        new_weight = wrapper.effective(weight) if wrapper.live() else weight
+        new_bias = bias if bias is None else wrapper.effective_bias(bias)
         wrapper.uninstall(model)
-        if effective is not original:
-            warn_if_tied(key, original, names)
-            wrapper.store(nn.Parameter(effective, requires_grad=False))
+        for old, new in ((weight, new_weight), (bias, new_bias)):
+            if old is not None and new is not old:
+                warn_if_tied(key, old, names)
+        wrapper.store(_frozen(new_weight), None if new_bias is None else _frozen(new_bias))
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    """`tensor` as a parameter that does not train; one that is a parameter stays itself."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)

@@ -90,7 +90,7 @@ def plan_injection(
             raise ValueError(
                 f"budget={budget} cannot be kept by init={complete['init']}, which moves rank across them"
             )
-        sizes = [(matrix.shape, hyperparameters_at(matrix, {}, patterns)) for matrix in matrices]
+        sizes = [(m.shape, hyperparameters_at(m, {"role": m.role}, patterns)) for m in matrices]
         complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
@@ -101,10 +101,9 @@ def plan_injection(
 def refuse_unfit(plan: InjectionPlan) -> None:
     """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
     for matrix in plan.matrices:
-        kind, hyper = matrix.host.kind, plan.hyperparameters_at(matrix)
-        reason = plan.variant.refusal(kind, matrix.shape, hyper)
+        reason = plan.variant.unfit(matrix.host, plan.hyperparameters_at(matrix))
         if reason := reason or not_collectable(plan.needs, matrix.host):
-            O, I = matrix.shape
+            (O, I), kind = matrix.shape, matrix.host.kind
             raise ValueError(
                 f"{plan.variant.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
             )
@@ -208,7 +207,9 @@ def build(
     taken, known = accepted(variant, hyper).keys(), statistics or {}
     adapters = {
         matrix.name: make(
-            LayerContext(matrix.name, matrix.host, seed, counter, shared, known.get(matrix.name, {})),
+            LayerContext(
+                matrix.name, matrix.host, seed, counter, shared, known.get(matrix.name, {}), matrix.role
+            ),
             **{key: own[matrix.name][key] for key in taken},
         )
         for matrix in plan.matrices

@@ -78,14 +78,36 @@ class AdapterWrapper(nn.Module, ABC):
                 host.write(wide, host.read(wide) + (adapter.weight(W_OI) - W_OI))
         return wide.to(stored.dtype)
 
+    def effective_bias(self, stored_O: Tensor) -> Tensor:
+        """The layer's bias `stored_O` with every adapted part effective; itself where none changes it."""
+        every = [entry for own in self.entries.values() for entry in own] if self.row_groups else []
+        if any(adapter.changes_bias for _, adapter in every):
+            raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
+        live = self.live()
+        if not any(adapter.changes_bias for entries in live for _, adapter in entries):
+            return stored_O
+        wide_O = stored_O.to(at_least_float32(stored_O.dtype)).clone()
+        with uncast(stored_O.device):
+            for host, adapter in live[0]:
+                wide_O[host.part] = adapter.bias(stored_O[host.part]).to(wide_O.dtype)
+            for host, adapter in (entry for entries in live[1:] for entry in entries):
+                b_O = stored_O[host.part]
+                wide_O[host.part] += (adapter.bias(b_O) - b_O).to(wide_O.dtype)
+        return wide_O.to(stored_O.dtype)
+
     @property
     @abstractmethod
     def stored(self) -> nn.Parameter:
         """The tensor that the adapters work on."""
 
+    @property
+    def stored_bias(self) -> nn.Parameter | None:
+        """The bias that they change as well; None where there is none within reach."""
+        return None
+
     @abstractmethod
-    def store(self, tensor: nn.Parameter) -> None:
-        """Replace `stored` by `tensor`, while the plain layer is in the model."""
+    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+        """Replace `stored` by `tensor` and `stored_bias` by `bias`, while the plain layer is in the model."""
 
     @abstractmethod
     def install(self, model: nn.Module) -> None:
@@ -124,8 +146,14 @@ class LayerWrapper(AdapterWrapper):
     def stored(self) -> nn.Parameter:
         return self.layer.weight  # type: ignore[return-value]
 
-    def store(self, tensor: nn.Parameter) -> None:
+    @property
+    def stored_bias(self) -> nn.Parameter | None:
+        return getattr(self.layer, "bias", None)
+
+    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         self.layer.weight = moved(tensor, self.stored)
+        if bias is not None and self.stored_bias is not None:
+            self.layer.bias = moved(bias, self.stored_bias)
 
     @property
     def weight(self) -> Tensor:
@@ -134,7 +162,8 @@ class LayerWrapper(AdapterWrapper):
 
     @property
     def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
+        """The effective bias, for code that reads `.bias`."""
+        return None if self.stored_bias is None else self.effective_bias(self.stored_bias)
 
     def install(self, model: nn.Module) -> None:
         self.adapters.to(self.stored.device)

@@ -157,7 +157,7 @@ def test_a_layer_that_writes_over_the_output_does_no_harm(name):
     for inplace in (True, False):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.5, inplace=inplace)).double()
-        injection = inject(model, name, target_modules=["0"], rank=2)
+        injection = inject(model, name, target_modules=["0"], **settings(name, 2))
         perturb(injection)
         x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).requires_grad_()
         found.append(gradients(model(x), [x, *injection.parameters()]))

@@ -14,6 +14,7 @@ from lora_zoo.conformance.cases import (
     POINTWISE,
     batch,
     cases,
+    effective_bias,
     fresh,
     inputs,
     logits,
@@ -58,6 +59,10 @@ def test_the_changes_of_active_adapters_are_added(name, kind):
         twin = copy.deepcopy(plain)
         stored = twin.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
         stored.data = model.kind.written(stored, W).detach().clone()
+        for changed in (i for i in (first, second) if i.name in active and i.variant.changes_bias):
+            if getattr(plain.holder, "bias", None) is not None:
+                more = effective_bias(plain, *only(changed)) - plain.holder.bias
+                twin.holder.bias.data += more.detach()
         expected = twin(x)
         assert_close(model(x), expected, **CLOSE)
         adapters.merge()

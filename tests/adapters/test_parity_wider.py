@@ -4,13 +4,14 @@ Shapes: O out, I in, R rank; layers of one matrix in double precision.
 """
 
 import functools
+import warnings
 
 import peft
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import inputs, lone, only, perturb
+from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb, randomise
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
 from tests.adapters.test_parity import TOLERANCE, Twins, measure
@@ -18,10 +19,12 @@ from tests.adapters.test_parity import TOLERANCE, Twins, measure
 # Our tensor -> PEFT's name of the same one.
 NAMES = {
     "hra": {"U_IR": "hra_u"},
+    "ia3": {"l": "ia3_l"},
     "loha": {"B_OR": "hada_w1_a", "A_RI": "hada_w1_b", "B2_OR": "hada_w2_a", "A2_RI": "hada_w2_b"},
 }
 PEFT = {
     "hra": (functools.partial(peft.HRAConfig, r=4), {"rank": 4}),
+    "ia3": (functools.partial(peft.IA3Config, feedforward_modules=[]), {}),
     "loha": (functools.partial(peft.LoHaConfig, r=4, alpha=6), {"rank": 4, "alpha": 6.0}),
 }
 
@@ -88,6 +91,71 @@ def test_hra_is_the_chain_of_householder_matrices():
 def test_hra_refuses_an_odd_rank_by_name():
     with pytest.raises(ValueError, match=r"hra cannot adapt layer.*rank must be even.*got 3"):
         inject(lone("linear"), "hra", target_modules="layer", rank=3)
+
+
+# --- (IA)³ --------------------------------------------------------------------------------------------------
+
+# Model -> our targets, PEFT's expressions for outputs and for feedforward inputs.
+MODULES = {
+    "llama": (["k", "v", "down"], r".*\.(k|v)_proj", r".*\.down_proj"),
+    "bert": (["k", "v", "down"], r".*\.self\.(key|value)", r".*\.\d+\.output\.dense"),
+    "gpt2": (["c_attn", "down"], r".*\.c_attn", r".*\.mlp\.c_proj"),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_ia3_of_a_whole_model_agrees_with_peft_s_before_and_after_merging(kind):
+    """Keys and values with the biases of BERT and GPT-2, whose Conv1D is transposed; Llama has none."""
+    ours, theirs = fresh(kind)[0].double(), fresh(kind)[0].double()
+    for model in (ours, theirs):
+        randomise([p for n, p in model.named_parameters() if n.endswith("bias")], 0.3)
+    targets, outputs, feedforward = MODULES[kind]
+    injection = inject(ours, "ia3", target_modules=targets)
+    perturb(injection)
+    config = peft.IA3Config(target_modules=f"{outputs}|{feedforward}", feedforward_modules=feedforward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fan_in_fan_out, which PEFT sets itself
+        theirs = peft.get_peft_model(theirs, config)
+    layers = {n: theirs.base_model.model.get_submodule(n).ia3_l["default"] for n in injection.adapters}
+    assert len(layers) == sum(isinstance(m, peft.tuners.ia3.IA3Layer) for m in theirs.modules())
+    with torch.no_grad():
+        for name, l in layers.items():
+            l.data = injection.adapters[name].l.detach().clone().view_as(l)
+    losses = [model(**batch(kind)) for model in (ours, theirs)]
+    assert_close(losses[0].logits, losses[1].logits)
+    for found in losses:
+        found.loss.backward()
+    for name, l in layers.items():
+        assert_close(injection.adapters[name].l.grad, l.grad.flatten())
+        assert l.grad.any()
+    injection.merge()
+    assert_close(ours(**batch(kind)).logits, theirs.merge_and_unload()(**batch(kind)).logits)
+
+
+def test_ia3_multiplies_outputs_with_their_bias_and_inputs_of_the_roles_that_are_named():
+    net = torch.nn.ModuleDict({"k_proj": torch.nn.Linear(6, 4), "up_proj": torch.nn.Linear(6, 4)})
+    frozen, x = {name: layer for name, layer in net.items()}, torch.randn(3, 6)
+    injection = inject(net, "ia3", target_modules=["k", "up"], feedforward=["up"])
+    perturb(injection)
+    l_O, l_I = (injection.adapters[name].l for name in ("k_proj", "up_proj"))
+    assert_close(net["k_proj"](x), l_O * frozen["k_proj"](x))
+    assert_close(net["up_proj"](x), frozen["up_proj"](l_I * x))
+    assert injection.trainable() == 4 + 6
+
+
+def test_ia3_s_gains_do_not_decay_to_zero():
+    injection = inject(lone("linear"), "ia3", target_modules="layer")
+    assert [group["weight_decay"] for group in injection.param_groups(lr=0.1, weight_decay=0.5)] == [0.0]
+
+
+def test_ia3_refuses_a_role_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"ia3: feedforward: unknown role 'donw'. Did you mean 'down'"):
+        inject(lone("linear"), "ia3", target_modules="layer", feedforward=["donw"])
+
+
+def test_ia3_refuses_one_string_where_it_takes_a_list():
+    with pytest.raises(ValueError, match=r"ia3: feedforward must be a list, each a string; got 'down'"):
+        inject(lone("linear"), "ia3", target_modules="layer", feedforward="down")
 
 
 # --- LoHa ---------------------------------------------------------------------------------------------------

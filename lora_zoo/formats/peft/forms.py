@@ -72,6 +72,8 @@ class PeftFormat(ABC):
     peft_type: ClassVar[str]
     reads: bool = True
     """False where adapters of this form become another variant when they are read."""
+    biases: ClassVar[bool] = False
+    """True if its files hold what a variant does to biases."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of tensors that belong to the model and not to one of its layers."""
 

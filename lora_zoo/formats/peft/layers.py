@@ -25,6 +25,7 @@ NAMES = (
     "lora_E",
     "vera_lambda_b",
     "vera_lambda_d",
+    "ia3_l",
 )
 """The tensors of an adapted module in PEFT's files."""
 

@@ -13,10 +13,11 @@ _READ = """peft_type r lora_alpha rank_pattern alpha_pattern use_rslora use_dora
     init_lora_weights
     target_modules target_parameters exclude_modules layers_to_transform layers_pattern modules_to_save
     target_r init_r beta1 beta2 deltaT orth_reg_weight
-    projection_prng_key save_projection vera_dropout d_initial"""
+    projection_prng_key save_projection vera_dropout d_initial
+    feedforward_modules"""
 _WITHOUT_EFFECT = """auto_mapping base_model_name_or_path revision task_type inference_mode peft_version
     fan_in_fan_out runtime_config ephemeral_gpu_offload loftq_config eva_config corda_config lora_ga_config
-    qalora_group_size megatron_core init_weights tinit tfinal total_step"""
+    qalora_group_size megatron_core init_weights init_ia3_weights tinit tfinal total_step"""
 _KNOWN = {*_READ.split(), *_WITHOUT_EFFECT.split()}
 
 

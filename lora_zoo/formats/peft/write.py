@@ -90,12 +90,26 @@ def _content(injection: Injection, form: str, rank: int | None, written: Written
         injection.variant.require_weight("written in PEFT's format")
     own: PeftFormat | None = injection.variant.peft
     if own and form == "peft" and rank is None and injection.adapters:
+        if not own.biases:
+            _refuse_biases(injection)
         try:
             return own.to_peft(injection)
         except Unfit as reason:
             written.notes.append(f"written as plain LoRA: {reason}")
+    _refuse_biases(injection)
     updates = [_low_rank(injection, name, rank, written) for name in injection.adapters]
     return LoraFormat().write(updates, 0.0)
+
+
+def _refuse_biases(injection: Injection) -> None:
+    """Raise ValueError for an adapter that changes the bias that its layer has."""
+    for name, adapter in injection.adapters.items():
+        b_O = injection.matrices[name].host.own_bias if adapter.changes_bias else None
+        if b_O is not None and not torch.equal(wide(adapter.bias(b_O)), wide(b_O)):
+            raise ValueError(
+                f"{injection.variant.name} cannot be written as LoRA at {name}: its bias changes as well, "
+                "which LoRA cannot hold; use python -m lora_zoo.merge"
+            )
 
 
 def _low_rank(injection: Injection, name: str, rank: int | None, written: Written) -> LowRankUpdate:

@@ -1,0 +1,67 @@
+"""(IA)³: Infused Adapter by Inhibiting and Amplifying Inner Activations (Liu et al., NeurIPS 2022)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.errors import unknown
+from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.host import LayerHost
+from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.ia3 import IA3Format
+from lora_zoo.injection.roles import ROLES
+
+
+class GainHooks(AdapterHooks):
+    def param_groups(
+        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        # Decay would pull the gains to 0; the model that they started from lies at 1.
+        return super().param_groups(named, lr=lr, weight_decay=0.0)
+
+
+@register("ia3")
+class IA3(Adapter):
+    """§3.3: a gain for each output (keys, values), bias included; for each input of `feedforward` roles.
+
+    The paper adapts `target_modules=[k,v,down]`. A gain is neither a rank nor a scale: there is no alpha.
+    """
+
+    paper = "arXiv:2205.05638"
+    equation = "W' = diag(l) W, b' = l ⊙ b; feedforward: W' = W diag(l)"
+    count = "I if role in feedforward else O"
+    peft = IA3Format()
+    hooks = GainHooks
+
+    def __init__(self, context: LayerContext, *, feedforward: Sequence[str] = ("down",)) -> None:
+        super().__init__(context)
+        for role in feedforward:
+            if role not in ROLES:
+                raise ValueError("ia3: feedforward: " + unknown("role", role, ROLES))
+        self.of_inputs = context.role in feedforward
+        self.l = trainable(context.host.matrix(), (context.shape[self.of_inputs],), 1.0)
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        return W_OI * (self.l if self.of_inputs else self.l[:, None])
+
+    def bias(self, b_O: Tensor) -> Tensor:
+        return b_O if self.of_inputs else self.l * b_O
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        if not host.dense:
+            return super().forward(x, host)
+        if self.of_inputs:
+            return host.plus_bias(host.times(self.l * x, host.matrix()))
+        y = host.base(x)
+        return (self.l * y).to(y.dtype)
+
+    @torch.no_grad()
+    def law(self, W_OI: Tensor) -> None:
+        """Rows (or columns) keep their directions: each is parallel to the frozen one."""
+        axis, effective_OI = int(not self.of_inputs), self.weight(W_OI)
+        W_OI = W_OI.to(effective_OI.dtype)
+        lengths = effective_OI.norm(dim=axis) * W_OI.norm(dim=axis)
+        torch.testing.assert_close((effective_OI * W_OI).sum(axis).abs(), lengths)
