@@ -57,7 +57,7 @@ class Budget(AdapterHooks):
         like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
         self.register_buffer("mean", like.new_zeros(entries))
         self.register_buffer("spread", like.new_zeros(entries))
-        self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
+        self.register_buffer("mask", torch.ones(self.full, dtype=torch.bool, device=like.device))
 
     def on_train_begin(self, total: int) -> None:
         start, end = self.window(total)
@@ -96,7 +96,7 @@ class Budget(AdapterHooks):
             self.allocate(self.full - self.budget(progress))
         if progress.step >= end or due:
             E = self.triplets[: len(self.sites)]
-            torch._foreach_mul_(E, views(self.kept.to(E[0].dtype), E))
+            torch._foreach_mul_(E, views(self.mask.to(E[0].dtype), E))
 
     @torch.no_grad()
     def observe(self, progress: Progress) -> None:
@@ -116,10 +116,10 @@ class Budget(AdapterHooks):
         """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
         E, Q, P = (self.mean * self.spread).split([self.full, self.rows.entries, self.columns.entries])
         scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
-        self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
+        self.mask = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.mask)
 
     def on_train_end(self) -> None:
-        if int(self.kept.sum()) > self.target:
+        if int(self.mask.sum()) > self.target:
             warnings.warn(
                 "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
             )
@@ -129,7 +129,7 @@ class Budget(AdapterHooks):
 
     mean: Tensor
     spread: Tensor
-    kept: Tensor
+    mask: Tensor
 
 
 @register("adalora")
