@@ -24,7 +24,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
-from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
+from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
@@ -221,6 +221,7 @@ def inject(
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    patterns: Patterns | None = None,
     budget: int | str | None = None,
     seed: int = 0,
     name: str = "default",
@@ -230,11 +231,11 @@ def inject(
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
     `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
-    values of their own, the first that fits counts; `budget` ("300k") finds the rank instead of taking one;
-    `batches` are keyword arguments of the model, labels included and without padding, on which an
-    initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `hyper` are the variant's own
-    keyword arguments (rank, alpha, init, …). Raises ValueError for a name, target, value or combination that
-    does not exist, before anything is changed.
+    values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
+    `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
+    labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
+    collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises
+    ValueError for a name, target, value or combination that does not exist, before anything is changed.
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
@@ -247,6 +248,7 @@ def inject(
         modules_to_save=modules_to_save,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,
+        patterns=patterns,
         budget=budget,
         **hyper,
     )

@@ -17,7 +17,7 @@ from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import HeldOutLoss
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.calibration import inject_calibrated
+from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
@@ -99,11 +99,12 @@ class Experiment:
         arguments = training_arguments(settings, record.folder)
         trust = settings.model.trust_remote_code
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
+        trained = has_trained(record)
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
-            injection = self._inject(loaded, hyper, data)
+            injection = self._inject(loaded, hyper, data, trained)
         evaluator = Evaluator(injection, data, metrics, record=record, eval_splits=settings.eval_splits)
-        session = TrainingSession(settings, record, self.context, injection, self.about)
+        session = TrainingSession(settings, record, self.context, injection, self.about, finished=trained)
         self.session = session
         session.prepare(evaluator, arguments)
         trainer = session.trainer if self.context.resources.exclusive else None
@@ -133,17 +134,25 @@ class Experiment:
         self.about |= kind.about()
         return data, resources.base(settings, data, derived_seed("head", settings.seed))
 
-    def _inject(self, loaded: Loaded, hyper: dict[str, Any], data: TaskData) -> Injection:
+    def _inject(self, loaded: Loaded, hyper: dict[str, Any], data: TaskData, trained: bool) -> Injection:
         settings, kind, resources = self.settings, data.kind, self.context.resources
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         arguments = target_arguments(settings, save) | hyper
         injection = inject_calibrated(
-            self.spec, loaded.model, data, arguments, resources=resources, folder=self.record.folder
+            self.spec,
+            loaded.model,
+            data,
+            arguments,
+            resources=resources,
+            folder=self.record.folder,
+            trained=trained,
         )
         about: dict[str, Any] = self.record.content["variant"]
         self.record.update(variant=about | {"hyperparameters": injection.hyper})  # with the budget's rank
+        if trained:
+            return injection  # the record has the counts that it trained with
         trainable, total = injection.trainable(), injection.total()
         counts: dict[str, Any] = {"trainable": trainable, "total": total, "share": trainable / total}
         counts |= {"adapted": len(injection), "in_full": injection.fully_trained}
