@@ -1,6 +1,7 @@
 """Adapters that give up components: what is left computes the same, in memory, from its file and in PEFT."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lora_zoo.conformance.cases import LOW_RANK, batch, fresh, logits, perturb, settings, train
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import WEIGHTS, load_adapter, save_adapter
-from lora_zoo.formats.peft.write import save_peft
+from lora_zoo.formats.peft.write import CONFIG, save_peft
 from lora_zoo.injection.inject import Injection, inject
 
 RANK = 4
@@ -128,6 +129,30 @@ def test_merging_and_taking_out_work_on_what_is_left() -> None:
     assert torch.equal(logits(model, "llama"), seen)
     injection.remove()
     assert torch.equal(logits(model, "llama"), logits(fresh("llama")[0], "llama"))
+
+
+def test_adalora_drops_the_triplets_that_its_budget_has_left_out(tmp_path: Path) -> None:
+    model, injection = adapted("adalora", tinit=1, tfinal=2)
+    train(injection, lambda: model(**batch("llama")).loss, steps=6)
+    alive = {name: int(adapter.E_R.count_nonzero()) for name, adapter in injection.adapters.items()}
+    before, seen = updates(injection), logits(model, "llama")
+    assert sum(alive.values()) == RANK * len(alive) and len({*alive.values()}) > 1
+    assert injection.shrink()
+    injection.hooks.law()
+    assert {name: len(adapter.A_RI) for name, adapter in injection.adapters.items()} == alive
+
+    save_adapter(injection, tmp_path / "ours")
+    reloaded, other = again(tmp_path / "ours")
+    for found in (injection, other):
+        for name, dW_OI in updates(found).items():
+            torch.testing.assert_close(dW_OI, before[name], rtol=0, atol=1e-7)
+    assert other.trainable() == injection.trainable()
+    save_peft(injection, tmp_path / "peft")
+    assert json.loads((tmp_path / "peft" / CONFIG).read_text())["peft_type"] == "ADALORA"
+    theirs = peft.PeftModel.from_pretrained(fresh("llama")[0], tmp_path / "peft").eval()
+    back, _ = again(tmp_path / "peft")
+    for network in (model, reloaded, theirs, back):
+        torch.testing.assert_close(logits(network, "llama"), seen, rtol=0, atol=1e-6)
 
 
 WRONG = {

@@ -16,7 +16,10 @@ from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
+
+EPSILON = 1e-5
+"""Of the official code, whose scale is α / (r + ε)."""
 
 
 class Budget(AdapterHooks):
@@ -124,6 +127,10 @@ class Budget(AdapterHooks):
                 "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
             )
 
+    def kept(self) -> Mapping[str, Tensor]:
+        """§3.3: the triplets that the final budget has left, λ other than 0."""
+        return {name: alive(adapter.E_R != 0) for name, adapter in self.adapters.items()}
+
     def law(self) -> None:
         assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
 
@@ -171,7 +178,7 @@ class AdaLoRA(Product, Scaled):
         self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
         self.E_R = trainable(W_OI, (first,))
         self.rank = rank
-        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
+        self.scale = alpha / (first + EPSILON)  # it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
@@ -181,6 +188,16 @@ class AdaLoRA(Product, Scaled):
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
+
+    def components(self) -> int:
+        return len(self.E_R)
+
+    def shrink(self, index_K: Tensor) -> dict[str, Any]:
+        cut(self, index_K)
+        K = self.rank = len(index_K)
+        alpha = self.scale * (K + EPSILON)
+        self.scale = alpha / (K + EPSILON)
+        return {"rank": K, "init_r": K, "alpha": alpha}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI
