@@ -15,11 +15,8 @@ from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
-from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
+from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
 from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
-
-EPSILON = 1e-5
-"""Of the official code, whose scale is α / (r + ε)."""
 
 
 class Budget(AdapterHooks):
@@ -108,12 +105,7 @@ class Budget(AdapterHooks):
         if not gradients or progress.step >= self.window(progress.total)[1]:
             return  # a step that is skipped has no gradients
         mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
-        now = [t.to(self.mean.dtype) for t in torch._foreach_mul(self.triplets, gradients)]
-        torch._foreach_abs_(now)
-        torch._foreach_lerp_(mean, now, 1 - self.betas[0])
-        torch._foreach_sub_(now, mean)
-        torch._foreach_abs_(now)
-        torch._foreach_lerp_(spread, now, 1 - self.betas[1])
+        smooth(torch._foreach_mul(self.triplets, gradients), mean, spread, self.betas)
 
     def allocate(self, surplus: int) -> None:
         """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
@@ -123,9 +115,8 @@ class Budget(AdapterHooks):
 
     def on_train_end(self) -> None:
         if int(self.mask.sum()) > self.target:
-            warnings.warn(
-                "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
-            )
+            text = "adalora: on_step_end was not called to the end, the budget was never met"
+            warnings.warn(text, stacklevel=2)
 
     def kept(self) -> Mapping[str, Tensor]:
         """§3.3: the triplets that the final budget has left, λ other than 0."""
@@ -165,20 +156,17 @@ class AdaLoRA(Product, Scaled):
         alpha = self.default_alpha(rank) if alpha == "auto" else alpha
         O, I = context.shape
         if not 1 <= rank <= first <= min(O, I):
-            raise ValueError(
-                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}; got {rank}, {first}"
-            )
+            needs = f"needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}"
+            raise ValueError(f"adalora: {needs}; got {rank}, {first}")
         W_OI = context.host.matrix()
-        draws = (
-            normal(first, side, 0.02, generator("init", context.seed, context.name, side_name))
-            for side_name, side in (("Q", I), ("P", O))
-        )
+        streams = (generator("init", context.seed, context.name, factor) for factor in "QP")
+        draws = (normal(first, side, 0.02, stream) for side, stream in zip((I, O), streams, strict=True))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
         self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
         self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
         self.E_R = trainable(W_OI, (first,))
         self.rank = rank
-        self.scale = alpha / (first + EPSILON)  # it stays while triplets are pruned
+        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
@@ -195,9 +183,7 @@ class AdaLoRA(Product, Scaled):
     def shrink(self, index_K: Tensor) -> dict[str, Any]:
         cut(self, index_K)
         K = self.rank = len(index_K)
-        alpha = self.scale * (K + EPSILON)
-        self.scale = alpha / (K + EPSILON)
-        return {"rank": K, "init_r": K, "alpha": alpha}
+        return {"rank": K, "init_r": K, "alpha": self.scale * (K + 1e-5)}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI
