@@ -25,12 +25,14 @@ def spec_of(*overrides: str) -> RunSpec:
     return specify(asked(*SMALL, *overrides))
 
 
-def injected(spec: RunSpec, folder: Path) -> Injection:
+def injected(spec: RunSpec, folder: Path, *, trained: bool = False) -> Injection:
     resources = FreshResources()
     data = TaskData(spec.settings)
     model = resources.base(spec.settings, data, 0).model
     arguments = target_arguments(spec.settings, []) | spec.hyperparameters
-    return inject_calibrated(spec, model, data, arguments, resources=resources, folder=folder)
+    return inject_calibrated(
+        spec, model, data, arguments, resources=resources, folder=folder, trained=trained
+    )
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_what_goes_on_begins_where_it_began_without_looking_again(
         for parameter in first.parameters():
             parameter.add_(1)
     save_adapter(first, tmp_path / "adapter")
-    trained = injected(spec, tmp_path).state_dict()
+    trained = injected(spec, tmp_path, trained=True).state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in first.state_dict().items())
 
 

@@ -212,6 +212,18 @@ class Adapter(nn.Module, Variant):
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
         return None
 
+    def components(self) -> int:
+        """The number of components of which `shrink` can drop any; 0 where there are none."""
+        return 0
+
+    def shrink(self, index_K: Tensor) -> dict[str, Any]:
+        """Drop all components but these, in place, and return the hyperparameters of what is left.
+
+        An adapter that is built with them has the shapes, and the scale, that this one has now. `index_K`
+        ascends within `components()`. ValueError for an adapter without components.
+        """
+        raise ValueError(f"{self.name} has no components that could be dropped one by one")
+
     def law(self, W_OI: Tensor) -> None:
         """Assert what makes this variant itself (called by the conformance suite)."""
 

@@ -125,5 +125,13 @@ class AdapterHooks(nn.Module):
     def on_train_end(self) -> None:
         """Training is over."""
 
+    def kept(self) -> Mapping[str, Tensor]:
+        """The components that remain, asked once training is over: matrix -> int64 indices, ascending.
+
+        The others are dropped before the adapter is saved: what is kept computes the same function. At least
+        one stays in each matrix; a matrix that is not named keeps all.
+        """
+        return {}
+
     def law(self) -> None:
         """Assert what makes this method itself (called by the conformance suite)."""

@@ -9,6 +9,7 @@ Shapes: O out, I in, R rank.
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -90,7 +91,7 @@ class InitFamily:
 
 
 INITS: Registry[Init | InitFamily] = Registry("init", "lora_zoo.inits")
-_BLANK = [False]
+_BLANK = ContextVar("blank", default=False)  # each job of a pack has a context of its own
 
 
 def register(
@@ -176,7 +177,7 @@ def initial_factors(
     if reason := chosen.refusal((O, I), rank):
         raise ValueError(f"init={name} on {matrix} ({O} x {I}): {reason}")
     wide = torch.promote_types(W_OI.dtype, torch.float32)
-    if _BLANK[0]:
+    if _BLANK.get():
         return Factors(
             W_OI.new_zeros(rank, I, dtype=wide), W_OI.new_zeros(O, rank, dtype=wide)
         ), chosen.residual
@@ -194,14 +195,14 @@ def statistics_needed(cls: type[Any], hyper: Mapping[str, Any]) -> tuple[str, ..
     """The statistics that a variant needs with these hyperparameters; none inside `blank`."""
     init = hyper.get("init")
     of_init = find_init(init).needs if init and init != "auto" else ()
-    return () if _BLANK[0] else tuple(dict.fromkeys((*cls.needs, *of_init)))
+    return () if _BLANK.get() else tuple(dict.fromkeys((*cls.needs, *of_init)))
 
 
 @contextlib.contextmanager
 def blank() -> Iterator[None]:
     """Inside, every initialisation is zeros of the right shape: for adapters that are about to be loaded."""
-    _BLANK[0] = True
+    before = _BLANK.set(True)
     try:
         yield
     finally:
-        _BLANK[0] = False
+        _BLANK.reset(before)

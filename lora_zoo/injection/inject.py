@@ -24,7 +24,8 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
-from lora_zoo.injection.plan import InjectionPlan, build, plan_injection
+from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
+from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
@@ -58,10 +59,7 @@ class Injection:
         self._adapter_set = adapters_of(model)
         with self._adapter_set.disabled():
             self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
-            self.hooks: AdapterHooks = self.variant.hooks(
-                self.adapters, **accepted(self.variant.hooks, self.hyper)
-            )
-            self.hooks.attach(model, self.matrices, seed=seed, counter=self.counter)
+            self.hooks = self._new_hooks()
             # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
@@ -69,6 +67,24 @@ class Injection:
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
         self._adapter_set.add(self)
+
+    def _new_hooks(self) -> AdapterHooks:
+        hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
+        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter)
+        return hooks
+
+    def shrink(self, kept: Mapping[str, Tensor] | None = None) -> bool:
+        """Drop the components of trained adapters that are not `kept`; True if there were any.
+
+        `kept` maps matrices to int64 indices, ascending; by default those that the hooks name, which do not
+        change the function. Parameters and hooks are new ones where something was dropped, so that an
+        optimiser has to be made anew. ValueError, before any change, for an unknown matrix or wrong indices.
+        """
+        found = shrink(self.adapters, self.hooks.kept() if kept is None else kept)
+        if found:
+            own = {key: {**self.patterns.get(key, {}), **values} for key, values in found.items()}
+            self.patterns, self.hooks = {**self.patterns, **own}, self._new_hooks()
+        return bool(found)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: the adapters' own, then the fully trained ones."""
@@ -205,6 +221,7 @@ def inject(
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    patterns: Patterns | None = None,
     budget: int | str | None = None,
     seed: int = 0,
     name: str = "default",
@@ -214,11 +231,11 @@ def inject(
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
     `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
-    values of their own, the first that fits counts; `budget` ("300k") finds the rank instead of taking one;
-    `batches` are keyword arguments of the model, labels included and without padding, on which an
-    initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `hyper` are the variant's own
-    keyword arguments (rank, alpha, init, …). Raises ValueError for a name, target, value or combination that
-    does not exist, before anything is changed.
+    values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
+    `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
+    labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
+    collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises
+    ValueError for a name, target, value or combination that does not exist, before anything is changed.
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
@@ -231,6 +248,7 @@ def inject(
         modules_to_save=modules_to_save,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,
+        patterns=patterns,
         budget=budget,
         **hyper,
     )

@@ -66,6 +66,7 @@ def plan_injection(
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    patterns: Patterns | None = None,
     budget: int | str | None = None,
     **hyper: Any,
 ) -> InjectionPlan:
@@ -81,7 +82,8 @@ def plan_injection(
     for matrix in matrices:
         if clash := next(filter(matrix.holds, fully_trained), None):
             raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
-    patterns = pattern_values(cls, matrices, {"rank": rank_pattern, "alpha": alpha_pattern})
+    given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
+    patterns = pattern_values(cls, matrices, given)
     if budget is not None and matrices:
         key = cls.sized_by
         if key in hyper:

@@ -16,7 +16,8 @@ Times are seconds, sizes bytes.
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
-| adapter | folder, bytes |
+| | final: trainable ones that were left after training, where some were dropped |
+| adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
 | timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |

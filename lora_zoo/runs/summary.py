@@ -31,9 +31,9 @@ def print_run(record: Record, console: Console) -> None:
 def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
     rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
-    rows.append(
-        ("trainable", f"{parameters['trainable']:,} of {parameters['total']:,} ({parameters['share']:.2%})")
-    )
+    left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
+    share = f"{parameters['total']:,} ({parameters['share']:.2%})"
+    rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
     if "adapter" in result:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):

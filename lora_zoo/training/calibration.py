@@ -1,4 +1,4 @@
-"""Build a run's adapter from statistics of its training data, once: a run that goes on keeps it."""
+"""Build a run's adapter, once: a run that goes on keeps its start or, once it has trained, its end."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,15 @@ from lora_zoo.core import init
 from lora_zoo.core.seeding import generator
 from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, read_description, save_adapter
 from lora_zoo.injection.inject import Injection
+from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import on_device
+from lora_zoo.training.checkpoints import digest
 from lora_zoo.training.resources import ResourcePool, TaskData
 
 START = "start"
 """The folder, within a run's, of the adapter at step 0; deleted with the automatic checkpoints."""
+HASHES = {"sha256": WEIGHTS, "description": DESCRIPTION}
+"""Key of the record's `adapter` -> the file whose SHA-256 it is."""
 
 
 def inject_calibrated(
@@ -28,30 +32,44 @@ def inject_calibrated(
     *,
     resources: ResourcePool,
     folder: Path,
+    trained: bool,
 ) -> Injection:
     """Adapt `model`; `arguments` are those of `inject`, `folder` is the run's.
 
-    An adapter that needs statistics is saved at step 0. Where that file or the trained adapter is there, no
-    statistics are collected again. ValueError where the arguments do not fit the model.
+    A `trained` adapter is loaded as it ended, with the ranks of its end. One that needs statistics is saved
+    at step 0, and they are not collected again. ValueError where the arguments do not fit the model.
     """
 
     def injected(**options: Any) -> Injection:
         batches = examples(spec, model, data)
         return resources.inject(model, spec.variant, spec.settings.seed, arguments | options, batches)
 
-    if not spec.needs:
-        return injected()
-    for kept in (folder / "adapter", folder / START):
-        if (kept / DESCRIPTION).is_file():
-            saved = read_description(kept)
-            patterns = {f"{key}_pattern": values for key, values in saved["patterns"].items()}
-            with init.blank():
-                injection = injected(target_modules=saved["target_modules"], **patterns)
-            injection.load_state_dict(load_file(kept / WEIGHTS))
-            return injection
+    saved = folder / ("adapter" if trained else START)
+    if trained or (spec.needs and (saved / DESCRIPTION).is_file()):
+        with init.blank():
+            injection = injected(**exactly(read_description(saved)))
+        injection.load_state_dict(load_file(saved / WEIGHTS))
+        return injection
     injection = injected()
-    save_adapter(injection, folder / START)
+    if spec.needs:
+        save_adapter(injection, folder / START)
     return injection
+
+
+def exactly(description: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `inject` that give the shapes of a saved adapter, in place of those of the run."""
+    instead = dict.fromkeys(("layers", "rank_pattern", "alpha_pattern", "budget"))
+    own = {"target_modules": description["target_modules"], "patterns": description["patterns"]}
+    return {**description["hyperparameters"], **instead, **own, "exclude_modules": ()}
+
+
+def has_trained(record: Record) -> bool:
+    """True if the run has trained to its end, and its adapter is as it was written."""
+    kept, folder = record.content.get("adapter", {}), record.folder / "adapter"
+    if "sha256" not in kept or not all((folder / name).is_file() for name in HASHES.values()):
+        return False
+    found = {key: digest(folder / name)["sha256"] for key, name in HASHES.items()}
+    return all(found[key] == kept[key] for key in found.keys() & kept.keys())  # older records have fewer
 
 
 def examples(spec: RunSpec, model: nn.Module, data: TaskData) -> Iterator[dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.schema import Settings
@@ -20,7 +19,7 @@ from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import HeldOutLoss
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.calibration import inject_calibrated
+from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
@@ -142,23 +141,37 @@ class Experiment:
         if self.settings.program:
             of: dict[str, Any] = {"inject": make, "data": data, "model": loaded.model, "about": self.about}
             return StagedTraining(self.spec, record, context, **of)
-        injection = make(self.spec, record.folder, {})
-        return TrainingSession(self.settings, record, context, injection, self.about)
+        finished, injection = has_trained(record), make(self.spec, record, {})
+        return TrainingSession(self.settings, record, context, injection, self.about, finished=finished)
 
     def _inject(
-        self, loaded: Loaded, data: TaskData, spec: RunSpec, folder: Path, asked: Mapping[str, Any]
+        self, loaded: Loaded, data: TaskData, spec: RunSpec, record: Record, asked: Mapping[str, Any]
     ) -> Injection:
-        """Adapt the model as `spec` says and `asked` says otherwise; the record keeps its sizes."""
+        """Adapt the model as `spec` says and `asked` says otherwise; the record keeps its sizes.
+
+        An adapter that `record` says has trained is as it ended.
+        """
         settings, kind, resources = self.settings, data.kind, self.context.resources
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         arguments = target_arguments(settings, save) | spec.hyperparameters | dict(asked)
-        injection = inject_calibrated(spec, loaded.model, data, arguments, resources=resources, folder=folder)
+        trained = has_trained(record)
+        injection = inject_calibrated(
+            spec,
+            loaded.model,
+            data,
+            arguments,
+            resources=resources,
+            folder=record.folder,
+            trained=trained,
+        )
+        if trained:
+            return injection  # the record has the counts that it trained with
         trainable, total = injection.trainable(), injection.total()
         counts: dict[str, Any] = {"trainable": trainable, "total": total, "share": trainable / total}
         counts |= {"adapted": len(injection), "in_full": injection.fully_trained}
-        self.record.update(parameters=counts)
+        record.update(parameters=counts)
         return injection
 
     def _held_out(self, data: TaskData) -> HeldOutLoss | None:

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training import checkpoints
-from lora_zoo.training.calibration import START
+from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
 from lora_zoo.training.evaluation import Evaluator, check_inputs
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
@@ -39,7 +38,10 @@ class RunContext(NamedTuple):
 
 
 class TrainingSession:
-    """Trains an injection and saves the adapter. What an earlier process has trained is not trained again."""
+    """Trains an injection, drops what died in it, and saves the adapter.
+
+    One that an earlier process has `finished` is not trained again.
+    """
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class TrainingSession:
         injection: Injection,
         about: dict[str, Any],
         *,
+        finished: bool,
         position: RunPosition = RunPosition(),  # noqa: B008 - it cannot change
     ) -> None:
         """`position` is the place in a run of several sessions."""
@@ -56,8 +59,7 @@ class TrainingSession:
         self.settings, self.record, self.context, self.about = settings, record, context, about
         self.injection = injection
         self.trainer: ZooTrainer | None = None
-        self.finished = self._load_trained()
-        self.underway = self.finished
+        self.finished = self.underway = finished
         """A step has been made: an error from now on is not the input's fault."""
 
     @property
@@ -68,16 +70,6 @@ class TrainingSession:
     @property
     def checkpoints(self) -> Path:
         return self.record.folder / "checkpoints"
-
-    def _load_trained(self) -> bool:
-        """Load the adapter of an earlier process that trained to the end; False if there was none."""
-        kept, folder = self.record.content.get("adapter", {}), self.record.folder / "adapter"
-        if "sha256" not in kept or not (folder / WEIGHTS).is_file():
-            return False
-        if checkpoints.digest(folder / WEIGHTS)["sha256"] != kept["sha256"]:
-            return False
-        self.injection.load_state_dict(load_file(folder / WEIGHTS))
-        return True
 
     def prepare(self, evaluator: Evaluator, arguments: TrainingArguments) -> None:
         """Make all that training needs, so that an error in it costs no evaluation."""
@@ -105,11 +97,14 @@ class TrainingSession:
         self.trainer = trainer
 
     def run(self, tracker: Tracker, timer: StageTimer) -> None:
-        """Train and save the adapter; a session with nothing to train gives the tracker its old curves."""
+        """Train, shrink and save; a session with nothing to train gives the tracker its old curves."""
         if self.trainer is None:
             _replay(tracker, self.record.content.get("history", []))
             return
         self._train(self.trainer, tracker, timer)
+        if not self.position.total and self.injection.shrink():  # a stage's adapter is not the run's
+            counts = self.record.content["parameters"]
+            self.record.update(parameters=counts | {"final": self.injection.trainable()})
         self._save()
 
     def _train(self, trainer: ZooTrainer, tracker: Tracker, timer: StageTimer) -> None:
@@ -158,8 +153,8 @@ def keep_adapter(injection: Injection, record: Record, about: dict[str, Any]) ->
     """Save the adapter in the record's folder and record its size and hash."""
     folder = save_adapter(injection, record.folder / "adapter", **about)
     size = sum(f.stat().st_size for f in folder.iterdir())
-    digest = checkpoints.digest(folder / WEIGHTS)["sha256"]
-    record.update(adapter={"folder": "adapter", "bytes": size, "sha256": digest})
+    hashes = {key: checkpoints.digest(folder / name)["sha256"] for key, name in HASHES.items()}
+    record.update(adapter={"folder": "adapter", "bytes": size, **hashes})
 
 
 def _replay(tracker: Tracker, history: list[dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ that an earlier process has finished is loaded; one under way goes on from its c
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training.arguments import training_arguments
-from lora_zoo.training.calibration import examples
+from lora_zoo.training.calibration import examples, has_trained
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
@@ -39,8 +38,8 @@ from lora_zoo.training.trainer import ZooTrainer
 
 SETTLED = "settled"
 """The name, in the model, of the adapter that holds what earlier stages have learned."""
-Inject = Callable[[RunSpec, Path, Mapping[str, Any]], Injection]
-"""Makes an adapter for a specification, a folder and further arguments of `inject`."""
+Inject = Callable[[RunSpec, Record, Mapping[str, Any]], Injection]
+"""Makes an adapter for a specification, a record and further arguments of `inject`."""
 
 
 class StagedTraining:
@@ -114,11 +113,18 @@ class StagedTraining:
         self._check(stage, spec)
         record = StageRecord(self.record, self.number, self.before, self.total)
         asked = {key: value for key, value in stage.inject.items() if key != "seed"}
-        injection, adapters = self.inject(spec, record.folder, asked), adapters_of(self.model)
+        finished, adapters = has_trained(record), adapters_of(self.model)
+        injection = self.inject(spec, record, asked)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
         self._go_on(injection)
         self.session = TrainingSession(
-            spec.settings, record, self.context, injection, self.about, position=record.position
+            spec.settings,
+            record,
+            self.context,
+            injection,
+            self.about,
+            finished=finished,
+            position=record.position,
         )
         if self.resumes and not self.session.finished:
             record.content["resumed"], self.resumes = self.record.content["resumed"], False

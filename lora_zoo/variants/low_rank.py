@@ -146,6 +146,16 @@ class LowRank(Scaled, ABC):
         with uncast(A_RI.device):
             return B_OR @ A_RI
 
+    def components(self) -> int:
+        """The rank; 0 with a residual initialisation, whose first factors keep theirs."""
+        return self.rank if self.A0_RI is None else 0
+
+    def shrink(self, index_K: Tensor) -> dict[str, Any]:
+        cut(self, index_K)
+        alpha = self.scale / self.scaling(1.0, len(index_K))
+        self.rank, self.alpha, self.scale = len(index_K), alpha, self.scaling(alpha, len(index_K))
+        return {"rank": self.rank, "alpha": alpha}
+
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, init={self.init}"
 
@@ -157,6 +167,27 @@ class Additive(LowRank, Product, ABC):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.branch()
+
+
+@torch.no_grad()
+def cut(adapter: Adapter, index_K: Tensor) -> None:
+    """Keep these components on every axis that the suffix of a tensor's name calls R, in place."""
+    owned = {**adapter._parameters, **adapter._buffers}
+    for name, tensor in owned.items():
+        if tensor is None:
+            continue
+        smaller = tensor.detach()
+        for axis, letter in enumerate(name.rpartition("_")[2]):
+            if letter == "R":
+                smaller = smaller.index_select(axis, index_K.to(tensor.device))
+        smaller = smaller.contiguous()
+        trains = isinstance(tensor, nn.Parameter)
+        setattr(adapter, name, nn.Parameter(smaller, tensor.requires_grad) if trains else smaller)
+
+
+def alive(mask_R: Tensor) -> Tensor:
+    """The indices where `mask_R` is true; the first where it is so nowhere, as an adapter has a rank."""
+    return mask_R.nonzero()[:, 0] if mask_R.any() else mask_R.new_zeros(1, dtype=torch.int64)
 
 
 def conventional_init(cls: type[Variant], init: str, host: Host) -> str:

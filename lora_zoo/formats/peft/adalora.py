@@ -3,13 +3,23 @@
 Shapes: O out, I in, R the initial triplets.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lora_zoo.formats.peft.forms import DenseFormat, HyperAndState, PeftFolder, Unfit, number, pick
+from lora_zoo.formats.peft.forms import (
+    DenseFormat,
+    HyperAndState,
+    PeftContent,
+    PeftFolder,
+    Unfit,
+    number,
+    pick,
+)
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import TargetMatrix
 
@@ -21,16 +31,23 @@ _SCHEDULE = {"tinit": 0, "tfinal": 0, "total_step": 1}
 
 
 class AdaLoraFormat(DenseFormat):
-    """Every triplet is written, with λ = 0 for those that were pruned: PEFT's scale counts them too."""
+    """Triplets that were pruned are written with λ = 0: PEFT's scale counts as many in every layer."""
 
     peft_type, method = "ADALORA", "AdaLoRA"
 
     def config(self, injection: Injection) -> dict[str, Any]:
-        init_ranks = {len(adapter.state_dict()["E_R"]) for adapter in injection.adapters.values()}
-        if len(init_ranks) > 1 or injection.patterns:
+        adapters: list[Any] = list(injection.adapters.values())
+        R, scale = max(len(a.E_R) for a in adapters), adapters[0].scale
+        if not all(math.isclose(a.scale, scale, rel_tol=1e-9) for a in adapters):
             raise Unfit("PEFT's AdaLoRA has one init_r and one alpha for all layers")
-        fields = {theirs: number(injection.hyper[ours]) for theirs, ours in _SAME.items()}
-        return {"init_r": init_ranks.pop(), "init_lora_weights": True, **fields, **_SCHEDULE}
+        hyper = injection.hyper | ({"alpha": scale * (R + 1e-5)} if injection.patterns else {})
+        fields = {theirs: number(hyper[ours]) for theirs, ours in _SAME.items()}
+        return {"init_r": R, "init_lora_weights": True, **fields, **_SCHEDULE}
+
+    def to_peft(self, injection: Injection) -> PeftContent:
+        content = super().to_peft(injection)
+        R = content.config["init_r"]
+        return PeftContent(content.config, {name: _padded(name, t, R) for name, t in content.tensors.items()})
 
     def tensors(self, adapter: Any) -> dict[str, Tensor]:
         state = adapter.state_dict()
@@ -50,6 +67,12 @@ class AdaLoraFormat(DenseFormat):
         alpha = hyper.get("alpha", 8)
         hyper["alpha"] = alpha if alpha > 0 else R  # PEFT's scale is 1 for alpha <= 0
         return hyper | {"init_r": R, "rank": min(R, config.get("target_r", 8))}, state
+
+
+def _padded(name: str, tensor: Tensor, R: int) -> Tensor:
+    """Zeros for the triplets that a smaller adapter lacks."""
+    lacking = R - tensor.shape[name.endswith("lora_B")]
+    return pad(tensor, (0, lacking) if name.endswith("lora_B") else (0, 0, 0, lacking))
 
 
 def _mask(config: Mapping[str, Any], module: str, R: int) -> Tensor:

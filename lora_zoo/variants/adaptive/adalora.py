@@ -15,8 +15,8 @@ from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
-from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
+from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
 
 
 class Budget(AdapterHooks):
@@ -57,7 +57,7 @@ class Budget(AdapterHooks):
         like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
         self.register_buffer("mean", like.new_zeros(entries))
         self.register_buffer("spread", like.new_zeros(entries))
-        self.register_buffer("kept", torch.ones(self.full, dtype=torch.bool, device=like.device))
+        self.register_buffer("mask", torch.ones(self.full, dtype=torch.bool, device=like.device))
 
     def on_train_begin(self, total: int) -> None:
         start, end = self.window(total)
@@ -96,7 +96,7 @@ class Budget(AdapterHooks):
             self.allocate(self.full - self.budget(progress))
         if progress.step >= end or due:
             E = self.triplets[: len(self.sites)]
-            torch._foreach_mul_(E, views(self.kept.to(E[0].dtype), E))
+            torch._foreach_mul_(E, views(self.mask.to(E[0].dtype), E))
 
     @torch.no_grad()
     def observe(self, progress: Progress) -> None:
@@ -105,31 +105,29 @@ class Budget(AdapterHooks):
         if not gradients or progress.step >= self.window(progress.total)[1]:
             return  # a step that is skipped has no gradients
         mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
-        now = [t.to(self.mean.dtype) for t in torch._foreach_mul(self.triplets, gradients)]
-        torch._foreach_abs_(now)
-        torch._foreach_lerp_(mean, now, 1 - self.betas[0])
-        torch._foreach_sub_(now, mean)
-        torch._foreach_abs_(now)
-        torch._foreach_lerp_(spread, now, 1 - self.betas[1])
+        smooth(torch._foreach_mul(self.triplets, gradients), mean, spread, self.betas)
 
     def allocate(self, surplus: int) -> None:
         """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
         E, Q, P = (self.mean * self.spread).split([self.full, self.rows.entries, self.columns.entries])
         scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
-        self.kept = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.kept)
+        self.mask = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.mask)
 
     def on_train_end(self) -> None:
-        if int(self.kept.sum()) > self.target:
-            warnings.warn(
-                "adalora: on_step_end was not called to the end, the budget was never met", stacklevel=2
-            )
+        if int(self.mask.sum()) > self.target:
+            text = "adalora: on_step_end was not called to the end, the budget was never met"
+            warnings.warn(text, stacklevel=2)
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """§3.3: the triplets that the final budget has left, λ other than 0."""
+        return {name: alive(adapter.E_R != 0) for name, adapter in self.adapters.items()}
 
     def law(self) -> None:
         assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
 
     mean: Tensor
     spread: Tensor
-    kept: Tensor
+    mask: Tensor
 
 
 @register("adalora")
@@ -158,14 +156,11 @@ class AdaLoRA(Product, Scaled):
         alpha = self.default_alpha(rank) if alpha == "auto" else alpha
         O, I = context.shape
         if not 1 <= rank <= first <= min(O, I):
-            raise ValueError(
-                f"adalora: needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}; got {rank}, {first}"
-            )
+            needs = f"needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}"
+            raise ValueError(f"adalora: {needs}; got {rank}, {first}")
         W_OI = context.host.matrix()
-        draws = (
-            normal(first, side, 0.02, generator("init", context.seed, context.name, side_name))
-            for side_name, side in (("Q", I), ("P", O))
-        )
+        streams = (generator("init", context.seed, context.name, factor) for factor in "QP")
+        draws = (normal(first, side, 0.02, stream) for side, stream in zip((I, O), streams, strict=True))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
         self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
         self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
@@ -181,6 +176,14 @@ class AdaLoRA(Product, Scaled):
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
+
+    def components(self) -> int:
+        return len(self.E_R)
+
+    def shrink(self, index_K: Tensor) -> dict[str, Any]:
+        cut(self, index_K)
+        K = self.rank = len(index_K)
+        return {"rank": K, "init_r": K, "alpha": self.scale * (K + 1e-5)}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI

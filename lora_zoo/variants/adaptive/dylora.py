@@ -65,6 +65,11 @@ class DyLoRA(Additive):
         finally:
             self.width, self.last = before
 
+    def shrink(self, index_K: Tensor) -> dict[str, Any]:
+        smaller = super().shrink(index_K)
+        self.width = self.rank
+        return smaller
+
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         b, scale = self.width, self.scaling(self.alpha, self.width)
         B_OR, A_RI = self.B_OR[:, :b], self.A_RI[:b]

@@ -13,7 +13,7 @@ from lora_zoo.core.init import Init
 from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.kernels.shared import FactorPair
-from lora_zoo.variants.low_rank import Additive
+from lora_zoo.variants.low_rank import Additive, alive
 
 
 class Proximal(AdapterHooks):
@@ -47,6 +47,10 @@ class Proximal(AdapterHooks):
         for g_R in self.gates:
             if g_R.grad is not None:  # a step that is skipped has no gradients
                 g_R.copy_(softshrink(g_R, self.l1_weight * self.lr * progress.rate))
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """§3.2: the components whose gate is not zero."""
+        return {name: alive(adapter.g_R != 0) for name, adapter in self.adapters.items()}
 
     def law(self) -> None:
         """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
