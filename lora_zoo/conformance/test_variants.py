@@ -716,6 +716,20 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
     injection.hooks.law()
 
 
+@every_variant
+def test_what_the_hooks_keep_computes_the_same_in_memory_and_from_its_file(name, tmp_path):
+    model, x = lone("linear"), inputs("linear")
+    injection, target = adapt(model, name), torch.randn_like(model(x))
+    train(injection, lambda: (model(x) - target).square().mean(), steps=20)
+    seen, trainable = model(x).detach(), injection.trainable()
+    smaller = injection.shrink()
+    assert smaller == (injection.trainable() < trainable)
+    assert_close(model(x), seen)
+    save_adapter(injection, tmp_path)
+    load_adapter(injection.remove(), tmp_path)
+    assert_close(model(x), seen)
+
+
 # --- starts ------------------------------------------------------------------------------------------------
 
 STARTS = init_names(lambda init: not init.control and not init.needs)
