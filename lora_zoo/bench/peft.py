@@ -28,6 +28,7 @@ TENSORS = {
     "m_O": "lora_magnitude_vector",
     "b_O": "vera_lambda_b",
     "d_R": "vera_lambda_d",
+    "l": "ia3_l",
 }
 """Our tensor -> where PEFT's layer keeps the same one."""
 

@@ -42,7 +42,8 @@ def axes(frame: pd.DataFrame) -> list[str]:
     """
     done = frame[frame["state"] == "done"] if (frame["state"] == "done").any() else frame
     chosen: list[str] = []
-    for name in (*_AXES, *_further(frame.columns)):
+    known = [name for name in _AXES if name in frame]  # an older table lacks the newer ones
+    for name in (*known, *_further(frame.columns)):
         values = done[name].astype(str)
         groups = values.groupby([done[c].astype(str) for c in chosen]) if chosen else values
         if (groups.nunique().max() if chosen else values.nunique()) > 1:
