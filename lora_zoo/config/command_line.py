@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
 from lora_zoo.config.choices import CHOSEN, choose
+from lora_zoo.config.groups import OWN_FILES
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
 
@@ -45,9 +46,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(unknown("flag", strange[0].partition("=")[0], known))
     for name in _REFUSED:
         if getattr(parsed, name):
-            files = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
             raise ValueError(
-                f"--{name.replace('_', '-')} cannot be given: {files}; flags: {', '.join(known)}"
+                f"--{name.replace('_', '-')} cannot be given: {OWN_FILES}; flags: {', '.join(known)}"
             )
     return parsed
 

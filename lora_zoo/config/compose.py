@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_zoo.config.groups import GROUPS, folder, options
+from lora_zoo.config.groups import GROUPS, OWN_FILES, folder, options
 from lora_zoo.config.schema import KEYS, Settings
 from lora_zoo.config.spec import FLAT, variant_of
 from lora_zoo.config.validate import check_folder, resolved
@@ -107,9 +107,7 @@ def _check_hydra(override: Override) -> None:
     """Refuse what would make another program of this one, or is told late by Hydra, over many lines."""
     key, value = override.key_or_group, override.value()
     if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
-        instead = "-m and KEY=VALUE,VALUE make a sweep"
-        if key == "hydra.searchpath":
-            instead = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
+        instead = OWN_FILES if key == "hydra.searchpath" else "-m and KEY=VALUE,VALUE make a sweep"
         raise Mistake(f"{key} cannot be given; {instead}")
     if override.is_sweep_override():
         raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")

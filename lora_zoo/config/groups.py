@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 import lora_zoo
 from lora_zoo.core.errors import in_one_line, unknown
 
+OWN_FILES = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
 GROUPS = ("variant", "program", "model", "task", "trainer", "tracking", "experiment")
 
 

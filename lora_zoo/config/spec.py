@@ -62,6 +62,13 @@ def variant_of(settings: Settings) -> "type[Variant]":
     return VARIANTS.find(str(settings.variant.get("name")))
 
 
+def needs_of(variant: "type[Variant]", init: str) -> tuple[str, ...]:
+    """The statistics of data from which a variant is built that begins with `init`, where it has one."""
+    from lora_zoo.core.init import statistics_needed  # it needs torch
+
+    return statistics_needed(variant, {"init": init} if "init" in hyperparameters(variant) else {})
+
+
 def readable_name(settings: Settings, variant: "type[Variant]") -> str:
     """Variant, rank, targets, start, model, task and seed, as far as they say something."""
     known = hyperparameters(variant)

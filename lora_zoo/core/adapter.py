@@ -80,6 +80,8 @@ class Variant(ABC):
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
     peft: ClassVar[Any] = None
     """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""
+    shared_form: ClassVar[str] = ""
+    """The variant in which matrices share the factors that this one has in each; "" where there is none."""
     adapts: ClassVar[bool] = True
     """False for a variant that puts no adapter on any matrix."""
     changes_bias: ClassVar[bool] = False

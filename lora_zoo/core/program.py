@@ -34,6 +34,11 @@ class Stage:
     variant: str | None = None
     then: Literal["settle", "discard", "keep"] = "settle"
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `inject` beside the run's; the seed is not among them."""
+        return {key: value for key, value in self.inject.items() if key != "seed"}
+
 
 @dataclass(frozen=True)
 class ProgramContext:

@@ -64,11 +64,13 @@ class Collector:
         self.model, self.plan, self.batches = model, plan, 0
         self.sums: dict[str, dict[str, Tensor]] = {matrix.name: {} for matrix in plan.matrices}
         self.positions = dict.fromkeys(self.sums, 0)
-        self._gradients = [need for need in plan.needs if need not in OF_INPUTS]
+        self.needs = plan.needs
+        self._of_inputs = [need for need in self.needs if need in OF_INPUTS]
+        self._gradients = [need for need in self.needs if need not in OF_INPUTS]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
-        if len(self._gradients) < len(self.plan.needs):
+        if self._of_inputs:
             for matrix in self.plan.matrices:
                 see = partial(self._see, matrix.name)
                 self._hooks.append(matrix.host.layer.register_forward_pre_hook(see))
@@ -110,7 +112,7 @@ class Collector:
     def _see(self, name: str, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         x_NI = arguments[0].detach().flatten(0, -2).double()
         self.positions[name] += len(x_NI)
-        for need in set(self.plan.needs).intersection(OF_INPUTS):
+        for need in self._of_inputs:
             self._sum(name, need, x_NI.sum(0) if need == "input_mean" else x_NI.T @ x_NI)
 
     def _sum(self, name: str, statistic: str, value: Tensor) -> None:
@@ -120,7 +122,7 @@ class Collector:
     def means(self) -> dict[str, Statistics]:
         """The statistics by matrix. ValueError for a matrix that no pass has reached."""
         for name, held in self.sums.items():
-            if set(self.plan.needs) - held.keys():
+            if set(self.needs) - held.keys():
                 raise ValueError(
                     f"{_asking(self.plan)} looks at data, and no pass over it reached {name}; "
                     "exclude_modules leaves it out"

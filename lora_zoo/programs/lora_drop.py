@@ -12,9 +12,6 @@ from lora_zoo.core.program import ProgramContext, Stage, register
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.core.variants import VARIANTS
 
-SHARED = "shared_lora"
-"""The variant in which matrices that do not matter share one LoRA."""
-
 
 @register("lora_drop")
 def lora_drop(
@@ -30,7 +27,8 @@ def lora_drop(
         raise ValueError(
             f"lora_drop: 0 < probe < 1 and 0 <= threshold <= 1 are needed; got {probe}, {threshold}"
         )
-    _refuse_unfit(context, share)
+    _refuse_unfit(context)
+    shared = _shared_form(context) if share else None
     first = min(max(round(probe * context.steps), 1), context.steps - 1)
     learned = yield Stage(first, then="discard")
     names = list(learned.adapters)
@@ -42,17 +40,23 @@ def lora_drop(
     for key, values in learned.patterns.items():
         asked[f"{key}_pattern"] = {name: values[name] for name in asked["target_modules"] if name in values}
     more = {"kept": kept} if share else {}
-    yield Stage(context.steps - first, asked | sizes | more, SHARED if share else None, then="keep")
+    yield Stage(context.steps - first, asked | sizes | more, shared, then="keep")
 
 
-def _refuse_unfit(context: ProgramContext, share: bool) -> None:
-    variant, init = VARIANTS.find(context.variant), context.hyper.get("init", "none")
+def _refuse_unfit(context: ProgramContext) -> None:
+    variant = VARIANTS.find(context.variant)
     variant.require_weight("weighed by lora_drop")
     if not variant.adapts:
         raise ValueError(f"lora_drop chooses among adapted matrices, and {variant.name} adapts none")
-    if share and not (variant.name == "lora" and VARIANTS.find(SHARED).accepts_init(find_init(init))):
-        asked_for = f"variant={variant.name} and init={init}"
+
+
+def _shared_form(context: ProgramContext) -> str:
+    """The variant in which matrices that do not matter share one adapter. ValueError where there is none."""
+    shared, init = VARIANTS.find(context.variant).shared_form, context.hyper.get("init", "none")
+    if not (shared and VARIANTS.find(shared).accepts_init(find_init(init))):
+        asked_for = f"variant={context.variant} and init={init}"
         raise ValueError(f"lora_drop: {asked_for} cannot be shared by matrices; give program.share=false")
+    return shared
 
 
 @torch.no_grad()

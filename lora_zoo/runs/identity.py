@@ -10,10 +10,9 @@ from typing import Any
 
 from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
-from lora_zoo.config.spec import FLAT, RunSpec, variant_of
+from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
-from lora_zoo.core.init import statistics_needed
 from lora_zoo.core.program import PROGRAMS, complete_program
 from lora_zoo.runs.redact import redacted
 
@@ -25,7 +24,7 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     if settings.merge:
         variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
-    return RunSpec(settings, variant, identity, parts, tuple(overrides), _needs(settings.init, variant))
+    return RunSpec(settings, variant, identity, parts, tuple(overrides), needs_of(variant, settings.init))
 
 
 def completed(settings: Settings, variant: type[Variant]) -> Settings:
@@ -52,7 +51,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
-    if not (_needs(config["init"], variant) or "program" in settings):  # which may look at examples
+    if not (needs_of(variant, config["init"]) or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
@@ -60,10 +59,6 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     source, data = "\n".join(map(_source, (variant, *programs))), _data(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
-
-
-def _needs(init: str, variant: type[Variant]) -> tuple[str, ...]:
-    return statistics_needed(variant, {"init": init} if "init" in hyperparameters(variant) else {})
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,8 +58,7 @@ def previewed(spec: RunSpec) -> Preview:
     first = stage_spec(spec, stage, 1)
     if stage.then == "settle":
         refuse_unsettled(first.variant, f"program {settings.program['name']}")
-    asked = {key: value for key, value in stage.inject.items() if key != "seed"}
-    return preview(model, first.variant, **arguments | first.hyperparameters | asked)
+    return preview(model, first.variant, **arguments | first.hyperparameters | stage.arguments)
 
 
 def _first_stage(spec: RunSpec) -> Stage:

@@ -141,22 +141,29 @@ class Experiment:
         if self.settings.program:
             of: dict[str, Any] = {"inject": make, "data": data, "model": loaded.model, "about": self.about}
             return StagedTraining(self.spec, record, context, **of)
-        finished, injection = has_trained(record), make(self.spec, record, {})
+        finished = has_trained(record)
+        injection = make(self.spec, record, {}, trained=finished)
         return TrainingSession(self.settings, record, context, injection, self.about, finished=finished)
 
     def _inject(
-        self, loaded: Loaded, data: TaskData, spec: RunSpec, record: Record, asked: Mapping[str, Any]
+        self,
+        loaded: Loaded,
+        data: TaskData,
+        spec: RunSpec,
+        record: Record,
+        asked: Mapping[str, Any],
+        *,
+        trained: bool,
     ) -> Injection:
         """Adapt the model as `spec` says and `asked` says otherwise; the record keeps its sizes.
 
-        An adapter that `record` says has trained is as it ended.
+        An adapter that has `trained` is as it ended.
         """
         settings, kind, resources = self.settings, data.kind, self.context.resources
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         arguments = target_arguments(settings, save) | spec.hyperparameters | dict(asked)
-        trained = has_trained(record)
         injection = inject_calibrated(
             spec,
             loaded.model,

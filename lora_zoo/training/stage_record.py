@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lora_zoo.config.spec import RunSpec
-from lora_zoo.core.hyperparameters import hyperparameters
-from lora_zoo.core.init import statistics_needed
+from lora_zoo.config.spec import RunSpec, needs_of
 from lora_zoo.core.program import ProgramContext, Stage
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.variants import VARIANTS
@@ -48,8 +46,7 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
         seed=stage.inject.get("seed", settings.seed),
         data_seed=later if number > 1 else settings.data_seed,
     )
-    init = stage.inject.get("init", settings.init)
-    needs = statistics_needed(variant, {"init": init} if "init" in hyperparameters(variant) else {})
+    needs = needs_of(variant, stage.inject.get("init", settings.init))
     return replace(spec, settings=settings, variant=variant, needs=needs)
 
 

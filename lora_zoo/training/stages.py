@@ -4,7 +4,7 @@ A run's folder holds `stages/K/` for its K-th stage: checkpoints, and `adapter/`
 that an earlier process has finished is loaded; one under way goes on from its checkpoint, to the bit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,8 +38,8 @@ from lora_zoo.training.trainer import ZooTrainer
 
 SETTLED = "settled"
 """The name, in the model, of the adapter that holds what earlier stages have learned."""
-Inject = Callable[[RunSpec, Record, Mapping[str, Any]], Injection]
-"""Makes an adapter for a specification, a record and further arguments of `inject`."""
+Inject = Callable[..., Injection]
+"""From a specification, a record, further arguments of `inject` and `trained` to an adapter."""
 
 
 class StagedTraining:
@@ -112,9 +112,9 @@ class StagedTraining:
         spec = stage_spec(self.spec, stage, self.number)
         self._check(stage, spec)
         record = StageRecord(self.record, self.number, self.before, self.total)
-        asked = {key: value for key, value in stage.inject.items() if key != "seed"}
+        asked = stage.arguments
         finished, adapters = has_trained(record), adapters_of(self.model)
-        injection = self.inject(spec, record, asked)
+        injection = self.inject(spec, record, asked, trained=finished)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
         self._go_on(injection)
         self.session = TrainingSession(

@@ -13,6 +13,7 @@ class LoRA(Additive):
     equation = "W' = W + (α/r) B A"
     count = "R * (O + I)"
     peft = LoraFormat()
+    shared_form = "shared_lora"
 
 
 PiSSA = register_preset(
