@@ -240,3 +240,8 @@ class Baseline(Variant, ABC):
 def trainable(W_OI: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> nn.Parameter:
     """A constant trainable tensor on `W_OI`'s device, in float32 or wider."""
     return nn.Parameter(W_OI.new_full(shape, fill, dtype=at_least_float32(W_OI.dtype)))
+
+
+def trainable_from(W_OI: Tensor, values: Tensor) -> nn.Parameter:
+    """A trainable copy of `values`, where and as `trainable` makes one."""
+    return nn.Parameter(trainable(W_OI, tuple(values.shape)).data.copy_(values))

@@ -1,6 +1,7 @@
 """VeRA's frozen random projections, shared by all layers of a model."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,14 @@ class SharedProjections(nn.Module):
             B_OR = torch.stack([ray(O, derived_seed(seed, "B", r)) for r in range(rank)], dim=1)
         self.register_buffer("A_RI", A_RI.to(device), persistent=False)
         self.register_buffer("B_OR", B_OR.to(device), persistent=False)
+
+    @classmethod
+    def covering(
+        cls, shapes: Iterable[tuple[int, int]], rank: int, seed: int, projection: str, device: torch.device
+    ) -> "SharedProjections":
+        """A pair as large as the largest sides of these shapes (O, I)."""
+        O, I = (max(side) for side in zip(*shapes, strict=True))
+        return cls(O, I, rank, seed=seed, projection=projection, device=device)
 
     A_RI: Tensor
     B_OR: Tensor

@@ -24,9 +24,23 @@ class Scaled(Adapter, ABC):
     """Multiplies its update by `scaling(alpha, rank)`."""
 
     @classmethod
-    @abstractmethod
     def default_alpha(cls, rank: int) -> float:
         """The alpha that the paper gives to a matrix of this rank."""
+        return float(rank)
+
+    @staticmethod
+    def scaling(alpha: float, rank: int) -> float:
+        """The scale s of the update (LoRA, section 4.1)."""
+        return alpha / rank
+
+    @classmethod
+    def scale_of(cls, alpha: Alpha, rank: int) -> float:
+        """The scale s, with the paper's alpha for `auto`."""
+        return cls.scaling(cls.default_alpha(rank) if alpha == "auto" else alpha, rank)
+
+    @classmethod
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return min(shape)
 
     @classmethod
     def complete(cls, hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,21 +115,8 @@ class LowRank(Scaled, ABC):
             )
 
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return float(rank)
-
-    @staticmethod
-    def scaling(alpha: float, rank: int) -> float:
-        """The scale s of the update (LoRA, section 4.1)."""
-        return alpha / rank
-
-    @classmethod
     def accepts_init(cls, init: Init) -> bool:
         return True
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape)
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         """The scaled (s B, A), and a residual initialisation's (-s B0, A0)."""

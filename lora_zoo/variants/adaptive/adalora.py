@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.seeding import generator, normal
@@ -16,6 +16,7 @@ from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
+from lora_zoo.variants.adaptive.schedule import CubicSchedule
 from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
 
 
@@ -46,7 +47,11 @@ class Budget(AdapterHooks):
             needs = "needs deltaT >= 1, 0 <= beta1 < 1, 0 <= beta2 < 1 and orth_reg_weight >= 0"
             raise ValueError(f"adalora: {needs}; got {deltaT}, {beta1}, {beta2} and {orth_reg_weight}")
         self.sites = list(adapters.values())
-        self.tinit, self.tfinal, self.deltaT, self.betas = tinit, tfinal, deltaT, (beta1, beta2)
+        self.schedule, self.deltaT, self.betas = (
+            CubicSchedule("adalora", tinit, tfinal),
+            deltaT,
+            (beta1, beta2),
+        )
         self.weight, self.penalty = orth_reg_weight, PENALTIES[orth_reg]
         self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
@@ -60,21 +65,12 @@ class Budget(AdapterHooks):
         self.register_buffer("mask", torch.ones(self.full, dtype=torch.bool, device=like.device))
 
     def on_train_begin(self, total: int) -> None:
-        start, end = self.window(total)
-        if not 0 <= start < end <= total:
-            raise ValueError(f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
+        self.schedule.check(total)
         self.to(self.sites[0].E_R.device)
-
-    def window(self, total: int) -> tuple[int, int]:
-        """The steps between which the budget shrinks."""
-        start, tail = (round(t * total) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
-        return start, total - tail
 
     def budget(self, progress: Progress) -> int:
         """Eq. 14, with the typing error of its denominator mended as in the official code."""
-        start, end = self.window(progress.total)
-        left = min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0)
-        return int(self.target + (self.full - self.target) * left**3)
+        return int(self.target + (self.full - self.target) * self.schedule.left(progress))
 
     def regularizer(self) -> Tensor:
         with uncast(self.sites[0].E_R.device):
@@ -90,7 +86,7 @@ class Budget(AdapterHooks):
     def on_step_end(self, progress: Progress) -> None:
         if not self.pre_step:
             self.observe(progress)
-        start, end = self.window(progress.total)
+        start, end = self.schedule.span(progress.total)
         due = progress.step > start and progress.step % self.deltaT == 0
         if progress.step == end or (progress.step < end and due):
             self.allocate(self.full - self.budget(progress))
@@ -102,7 +98,7 @@ class Budget(AdapterHooks):
     def observe(self, progress: Progress) -> None:
         """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
         gradients = [p.grad for p in self.triplets if p.grad is not None]
-        if not gradients or progress.step >= self.window(progress.total)[1]:
+        if not gradients or progress.step >= self.schedule.span(progress.total)[1]:
             return  # a step that is skipped has no gradients
         mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
         smooth(torch._foreach_mul(self.triplets, gradients), mean, spread, self.betas)
@@ -162,8 +158,8 @@ class AdaLoRA(Product, Scaled):
         streams = (generator("init", context.seed, context.name, factor) for factor in "QP")
         draws = (normal(first, side, 0.02, stream) for side, stream in zip((I, O), streams, strict=True))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
-        self.A_RI = nn.Parameter(trainable(W_OI, (first, I)).data.copy_(Q_RI))
-        self.B_OR = nn.Parameter(trainable(W_OI, (O, first)).data.copy_(P_RO.T))
+        self.A_RI = trainable_from(W_OI, Q_RI)
+        self.B_OR = trainable_from(W_OI, P_RO.T)
         self.E_R = trainable(W_OI, (first,))
         self.rank = rank
         self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
 from lora_zoo.core.variants import register
-from lora_zoo.variants.adaptive.batched import views
+from lora_zoo.variants.adaptive.batched import smooth, views
+from lora_zoo.variants.adaptive.schedule import CubicSchedule
 from lora_zoo.variants.low_rank import Product
 
 
@@ -44,7 +45,8 @@ class Freezing(AdapterHooks):
         if not (deltaT >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1):
             needs = "needs deltaT >= 1, 0 <= beta1 < 1 and 0 <= beta2 < 1"
             raise ValueError(f"aflora: {needs}; got {deltaT}, {beta1} and {beta2}")
-        self.tinit, self.tfinal, self.deltaT, self.betas = tinit, tfinal, deltaT, (beta1, beta2)
+        self.schedule = CubicSchedule("aflora", tinit, tfinal, whole=lambda steps: int(steps + 1e-9))
+        self.deltaT, self.betas = deltaT, (beta1, beta2)
         like, entries = self.projections[0], sum(p.numel() for p in self.projections)
         for name in ("window", "mean", "spread"):
             self.register_buffer(name, like.new_zeros(entries))
@@ -56,20 +58,12 @@ class Freezing(AdapterHooks):
         return [p for adapter in self.adapters.values() for p in (adapter.A_RI, adapter.B_OR)]
 
     def on_train_begin(self, total: int) -> None:
-        start, end = self.span(total)
-        if not 0 <= start < end <= total:
-            raise ValueError(f"aflora: tinit={self.tinit} and tfinal={self.tfinal} leave no step of {total}")
+        self.schedule.check(total)
         self.to(self.projections[0].device)
-
-    def span(self, total: int) -> tuple[int, int]:
-        """The steps between which projections freeze."""
-        start, tail = (int(t * total + 1e-9) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
-        return start, total - tail
 
     def share(self, progress: Progress) -> float:
         """Eq. 3: the share r(t) of the projections that is still free."""
-        start, end = self.span(progress.total)
-        return min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0) ** 3
+        return self.schedule.left(progress)
 
     @torch.no_grad()
     def on_after_backward(self, progress: Progress) -> None:
@@ -84,7 +78,7 @@ class Freezing(AdapterHooks):
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress) -> None:
-        end = self.span(progress.total)[1]
+        end = self.schedule.span(progress.total)[1]
         if progress.step == end or (progress.step < end and progress.step % self.deltaT == 0):
             self.score()
             self.freeze(math.ceil(self.share(progress) * len(self.free)))
@@ -92,8 +86,7 @@ class Freezing(AdapterHooks):
     def score(self) -> None:
         """Eq. 2: the sensitivity I = |gradient| and its uncertainty |I - Ī|, both smoothed."""
         now = self.window / self.seen.clamp_min(1)
-        self.mean.lerp_(now, 1 - self.betas[0])
-        self.spread.lerp_((now - self.mean).abs(), 1 - self.betas[1])
+        smooth([now], [self.mean], [self.spread], self.betas)
         self.window.zero_()
         self.seen.zero_()
 
@@ -141,8 +134,8 @@ class AFLoRA(Product):
             )
             for of, side, fan in (("A", I, I), ("B", O, rank))
         )
-        self.A_RI = nn.Parameter(trainable(W_OI, (rank, I)).data.copy_(A_RI))
-        self.B_OR = nn.Parameter(trainable(W_OI, (O, rank)).data.copy_(B_RO.T))
+        self.A_RI = trainable_from(W_OI, A_RI)
+        self.B_OR = trainable_from(W_OI, B_RO.T)
         self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
         self.dropout = context.dropout(lora_dropout)
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext, trainable_from
 from lora_zoo.core.init import Init
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
 from lora_zoo.core.variants import register
@@ -30,8 +30,8 @@ class LoHa(Additive):
         at = "init", context.seed, context.name
         A2_RI = uniform(self.rank, I, kaiming_bound(I, third), generator(*at, "A2"))
         B2_RO = uniform(self.rank, O, kaiming_bound(self.rank, third), generator(*at, "B2"))
-        self.A2_RI = nn.Parameter(trainable(W_OI, (self.rank, I)).data.copy_(A2_RI))
-        self.B2_OR = nn.Parameter(trainable(W_OI, (O, self.rank)).data.copy_(B2_RO.T))
+        self.A2_RI = trainable_from(W_OI, A2_RI)
+        self.B2_OR = trainable_from(W_OI, B2_RO.T)
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:

@@ -39,7 +39,7 @@ class LoRAXS(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.scale = self.scale_of(alpha, rank)
         W_OI = context.host.matrix()
         balanced, _ = initial_factors(
             init, W_OI, rank=rank, scale=1.0, seed=context.seed, matrix=context.name
@@ -60,10 +60,6 @@ class LoRAXS(Product, Scaled):
         if hyper["rank"] <= min(shape):
             return None
         return f"rank must be at most {min(shape)}, as W has no more singular pairs; got {hyper['rank']}"
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return product(self.U_OR, self.scale * self.R_RR), self.A_RI

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.adapter import Adapter, LayerContext, trainable_from
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
@@ -31,8 +31,7 @@ class HRA(Adapter):
         drawn_PI = uniform(
             pairs, I, kaiming_bound(pairs, 3**-0.5), generator("init", context.seed, context.name, "u")
         )
-        start_IR = trainable(context.host.matrix(), (I, rank))
-        self.U_IR = nn.Parameter(start_IR.data.copy_(drawn_PI.repeat_interleave(2, dim=0).T))
+        self.U_IR = trainable_from(context.host.matrix(), drawn_PI.repeat_interleave(2, dim=0).T)
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init, initial_factors
@@ -45,7 +45,7 @@ class HydraLoRA(Scaled):
         super().__init__(context)
         if heads < 1:
             raise ValueError(f"hydralora: heads must be at least 1; got {heads}")
-        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.scale = self.scale_of(alpha, rank)
         W_OI, (O, I) = context.host.matrix(), context.shape
         first, _ = initial_factors(
             init,
@@ -61,7 +61,7 @@ class HydraLoRA(Scaled):
         drawn_NI = uniform(
             heads, I, kaiming_bound(I, 1 / math.sqrt(3)), generator("init", context.seed, context.name, "G")
         )
-        self.G_NI = nn.Parameter(trainable(W_OI, (heads, I)).data.copy_(drawn_NI))
+        self.G_NI = trainable_from(W_OI, drawn_NI)
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
@@ -71,10 +71,6 @@ class HydraLoRA(Scaled):
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         return init.zero == "B"
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape)
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

@@ -22,9 +22,8 @@ class RandomBases(AdapterHooks):
     def shared(
         cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> SharedProjections:
-        O, I = (max(side) for side in zip(*shapes.values(), strict=True))
         rows, key = hyper["rank"] * hyper["num_basis"], hyper["basis_prng_key"]
-        return SharedProjections(O, I, rows, seed=key, projection="nested", device=like.device)
+        return SharedProjections.covering(shapes.values(), rows, key, "nested", like.device)
 
 
 @register("nola")
@@ -53,7 +52,7 @@ class NOLA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.scale = self.scale_of(alpha, rank)
         (self.features, I), W_OI = context.shape, context.host.matrix()
         self.bases: SharedProjections = context.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
         self.gain = num_basis**-0.5
@@ -64,8 +63,8 @@ class NOLA(Product, Scaled):
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return float(rank)
+    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
+        return None  # no matrix bounds the number of bases
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

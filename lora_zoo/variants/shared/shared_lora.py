@@ -73,7 +73,7 @@ class SharedLoRA(Product, Scaled):
     ) -> None:
         super().__init__(context)
         self.rank = rank
-        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.scale = self.scale_of(alpha, rank)
         self.O, self.I = context.shape
         W_OI = context.host.matrix()
         self.own: nn.ParameterDict | None = None
@@ -84,14 +84,6 @@ class SharedLoRA(Product, Scaled):
         else:
             self.pair = cast(FactorsByShape, context.shared).to(W_OI.device)
         self.dropout = context.dropout(lora_dropout)
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return float(rank)
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape)
 
     @classmethod
     def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:

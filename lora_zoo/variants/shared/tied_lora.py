@@ -71,29 +71,18 @@ class TiedLoRA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        O, I = context.shape
-        if rank > min(O, I):
-            raise ValueError(f"rank must lie between 1 and the smaller side of {context.name}; got {rank}")
         self.rank, self.key = rank, _key(context.shape)
-        self.scale = (self.default_alpha(rank) if alpha == "auto" else alpha) / rank
+        self.scale = self.scale_of(alpha, rank)
         self.pair: TiedPair = context.shared[self.key]  # type: ignore[index]
         W_OI, learns = context.host.matrix(), scales == "trained"
         self.u_R = trainable(W_OI, (rank,), 1.0).requires_grad_(learns)
-        self.v_O = trainable(W_OI, (O,), 1.0).requires_grad_(learns)
+        self.v_O = trainable(W_OI, (context.shape[0],), 1.0).requires_grad_(learns)
         self.dropout = context.dropout(lora_dropout)
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return float(rank)
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         """Starts with one factor at zero that look neither at W, of which there are many, nor at its data."""
         return init.zero in ("A", "B") and not init.needs
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape)
 
     @classmethod
     def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:

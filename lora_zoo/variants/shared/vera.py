@@ -19,9 +19,8 @@ class SharedProjectionHooks(AdapterHooks):
     def shared(
         cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> SharedProjections:
-        O, I = (max(side) for side in zip(*shapes.values(), strict=True))
         key, projection = hyper["projection_prng_key"], hyper["projection"]
-        return SharedProjections(O, I, hyper["rank"], seed=key, projection=projection, device=like.device)
+        return SharedProjections.covering(shapes.values(), hyper["rank"], key, projection, like.device)
 
 
 @register("vera")
