@@ -15,6 +15,11 @@ from lora_zoo.variants.adaptive.schedule import CubicSchedule
 from lora_zoo.variants.low_rank import Product
 
 
+def whole_steps(steps: float) -> int:
+    """The steps that fit; a product that rounding has left just below a whole number is that number."""
+    return int(steps + 1e-9)
+
+
 class Freezing(AdapterHooks):
     """§3: projections whose gradients matter least are frozen first, until the vectors alone train.
 
@@ -45,7 +50,7 @@ class Freezing(AdapterHooks):
         if not (deltaT >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1):
             needs = "needs deltaT >= 1, 0 <= beta1 < 1 and 0 <= beta2 < 1"
             raise ValueError(f"aflora: {needs}; got {deltaT}, {beta1} and {beta2}")
-        self.schedule = CubicSchedule("aflora", tinit, tfinal, whole=lambda steps: int(steps + 1e-9))
+        self.schedule = CubicSchedule("aflora", tinit, tfinal, whole=whole_steps)
         self.deltaT, self.betas = deltaT, (beta1, beta2)
         like, entries = self.projections[0], sum(p.numel() for p in self.projections)
         for name in ("window", "mean", "spread"):
