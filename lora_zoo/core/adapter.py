@@ -20,6 +20,7 @@ from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
 from lora_zoo.core.init import Init
 from lora_zoo.core.kernel import KERNELS, Kernel
+from lora_zoo.core.seeding import flat, generator, normal, uniform
 from lora_zoo.core.statistics import Statistics
 
 
@@ -38,11 +39,37 @@ class LayerContext:
     shared: nn.Module | None = None
     statistics: Statistics = field(default_factory=dict)
     role: str = ""
+    drawn: set[str] = field(default_factory=set, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         O, I = self.host.matrix().shape
         return O, I
+
+    def full(self, shape: tuple[int, ...], value: float = 0.0) -> Tensor:
+        """A constant on the device of W, in float32 or wider: what a trained tensor is made of."""
+        W_OI = self.host.matrix()
+        return W_OI.new_full(shape, value, dtype=at_least_float32(W_OI.dtype))
+
+    def uniform(self, purpose: str, shape: tuple[int, ...], bound: float) -> Tensor:
+        """U(-bound, bound), where and as `full`; the first rows of a taller draw are the same numbers.
+
+        Each `purpose` has a stream of its own. ValueError where it is drawn twice.
+        """
+        return self._filled(shape, uniform(*flat(shape), bound, self._source(purpose)))
+
+    def normal(self, purpose: str, shape: tuple[int, ...], std: float) -> Tensor:
+        """N(0, std²), as `uniform`."""
+        return self._filled(shape, normal(*flat(shape), std, self._source(purpose)))
+
+    def _filled(self, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
+        return self.full(shape).copy_(drawn.view(shape))
+
+    def _source(self, purpose: str) -> torch.Generator:
+        if purpose in self.drawn:
+            raise ValueError(f"{self.name}: {purpose!r} is drawn twice, as the same numbers; name them apart")
+        self.drawn.add(purpose)
+        return generator("init", self.seed, self.name, purpose)
 
     def dropout(self, p: float) -> Dropout:
         """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""
@@ -235,13 +262,3 @@ class Baseline(Variant, ABC):
 
     count: ClassVar[str] = ""
     adapts: ClassVar[bool] = False
-
-
-def trainable(W_OI: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> nn.Parameter:
-    """A constant trainable tensor on `W_OI`'s device, in float32 or wider."""
-    return nn.Parameter(W_OI.new_full(shape, fill, dtype=at_least_float32(W_OI.dtype)))
-
-
-def trainable_from(W_OI: Tensor, values: Tensor) -> nn.Parameter:
-    """A trainable copy of `values`, where and as `trainable` makes one."""
-    return nn.Parameter(trainable(W_OI, tuple(values.shape)).data.copy_(values))

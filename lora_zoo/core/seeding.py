@@ -32,6 +32,11 @@ def normal(rows: int, columns: int, std: float, source: torch.Generator) -> Tens
     return torch.special.ndtri(u) * std
 
 
+def flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of as many numbers: the first axis, and all others together."""
+    return shape[0], math.prod(shape[1:])
+
+
 def kaiming_bound(fan_in: int, gain: float) -> float:
     """He et al. 2015: the uniform bound whose variance is gain² / fan_in."""
     return gain * math.sqrt(3 / fan_in)

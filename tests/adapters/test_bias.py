@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lora_zoo.conformance.cases import Experts
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.host import LayerHost
 from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.adapter_set import adapters_of
@@ -26,8 +26,7 @@ class Affine(Adapter):
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__(context)
-        W_OI = context.host.matrix()
-        self.u_O, self.v_O = trainable(W_OI, (len(W_OI),)), trainable(W_OI, (len(W_OI),))
+        self.u_O, self.v_O = (nn.Parameter(context.full(context.shape[:1])) for _ in "uv")
         self.role = context.role
 
     def weight(self, W_OI: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.config.spec import flat_hyperparameters
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.adapter import Adapter, LayerContext
+from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import VARIANTS
@@ -47,7 +48,7 @@ class Gated(LoRA):
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
-        self.gate_I = trainable(context.host.matrix(), (context.shape[1],), 0.1)
+        self.gate_I = nn.Parameter(context.full(context.shape[1:], 0.1))
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         return self(x, host)
@@ -73,7 +74,7 @@ class Diagonal(Adapter):
 
     def __init__(self, context: LayerContext, *, rank: int = 8) -> None:
         super().__init__(context)
-        self.v_O = trainable(context.host.matrix(), (context.shape[0],))
+        self.v_O = nn.Parameter(context.full(context.shape[:1]))
         self.dropout = context.dropout(0.0)
 
     def weight(self, W_OI: Tensor) -> Tensor:
@@ -306,7 +307,7 @@ class Tied(Adapter):
     def __init__(self, context: LayerContext, *, rank: int = 8) -> None:
         super().__init__(context)
         self.pair = context.shared
-        self.u_R = trainable(context.host.matrix(), (rank,), 1.0)
+        self.u_R = nn.Parameter(context.full((rank,), 1.0))
         self.dropout = context.dropout(0.0)
 
     @classmethod
@@ -365,3 +366,14 @@ def test_gradients_of_shared_tensors_add_over_the_matrices() -> None:
     net(**tokens).logits.square().mean().backward()
     apart = [adapter.pair.A_RI.grad for adapter in injection.adapters.values()]
     torch.testing.assert_close(found, sum(apart))
+
+
+def test_two_draws_for_one_purpose_are_refused_as_they_would_be_the_same_numbers() -> None:
+    layer = inject(nn.Sequential(nn.Linear(6, 4)), "lora", rank=2, target_modules=["0"]).matrices["0"]
+    context = LayerContext("0", layer.host, 0, ForwardCounter())
+    first = context.normal("A", (2, 3, 4), 0.5)
+    torch.testing.assert_close(context.uniform("B", (2, 6), 0.5).abs().le(0.5).all(), torch.tensor(True))
+    with pytest.raises(ValueError, match="'A' is drawn twice"):
+        context.normal("A", (2, 3, 4), 0.5)
+    taller = LayerContext("0", layer.host, 0, ForwardCounter()).normal("A", (5, 3, 4), 0.5)
+    assert torch.equal(taller[:2], first)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
-from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
@@ -154,13 +153,11 @@ class AdaLoRA(Product, Scaled):
         if not 1 <= rank <= first <= min(O, I):
             needs = f"needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}"
             raise ValueError(f"adalora: {needs}; got {rank}, {first}")
-        W_OI = context.host.matrix()
-        streams = (generator("init", context.seed, context.name, factor) for factor in "QP")
-        draws = (normal(first, side, 0.02, stream) for side, stream in zip((I, O), streams, strict=True))
+        draws = (context.normal(factor, (first, side), 0.02) for factor, side in (("Q", I), ("P", O)))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
-        self.A_RI = trainable_from(W_OI, Q_RI)
-        self.B_OR = trainable_from(W_OI, P_RO.T)
-        self.E_R = trainable(W_OI, (first,))
+        self.A_RI = nn.Parameter(Q_RI)
+        self.B_OR = nn.Parameter(P_RO.T.contiguous())
+        self.E_R = nn.Parameter(context.full((first,)))
         self.rank = rank
         self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Progress
-from lora_zoo.core.seeding import generator, kaiming_bound, uniform
+from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 from lora_zoo.variants.adaptive.batched import smooth, views
 from lora_zoo.variants.adaptive.schedule import CubicSchedule
@@ -129,19 +129,11 @@ class AFLoRA(Product):
         super().__init__(context)
         if not d_initial:
             raise ValueError("aflora: with d_initial=0 nothing ever gets a gradient; the code's is 0.1")
-        W_OI, (O, I) = context.host.matrix(), context.shape
-        A_RI, B_RO = (
-            uniform(
-                rank,
-                side,
-                kaiming_bound(fan, math.sqrt(2)),
-                generator("init", context.seed, context.name, of),
-            )
-            for of, side, fan in (("A", I, I), ("B", O, rank))
-        )
-        self.A_RI = trainable_from(W_OI, A_RI)
-        self.B_OR = trainable_from(W_OI, B_RO.T)
-        self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
+        (O, I), gain = context.shape, math.sqrt(2)
+        B_RO = context.uniform("B", (rank, O), kaiming_bound(rank, gain))
+        self.A_RI = nn.Parameter(context.uniform("A", (rank, I), kaiming_bound(I, gain)))
+        self.B_OR = nn.Parameter(B_RO.T.contiguous())
+        self.d_R, self.b_O = nn.Parameter(context.full((rank,), d_initial)), nn.Parameter(context.full((O,)))
         self.dropout = context.dropout(lora_dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:

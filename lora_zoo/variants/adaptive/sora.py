@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softshrink
 
-from lora_zoo.core.adapter import LayerContext, trainable_from
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.init import Init
-from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.low_rank import Additive, alive
@@ -73,8 +72,7 @@ class SoRA(Additive):
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
-        g_R1 = normal(self.rank, 1, 1.0, generator("init", context.seed, context.name, "g"))
-        self.g_R = trainable_from(context.host.matrix(), g_R1[:, 0])
+        self.g_R = nn.Parameter(context.normal("g", (self.rank,), 1.0))
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:

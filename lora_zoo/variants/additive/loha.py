@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable_from
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.init import Init
-from lora_zoo.core.seeding import generator, kaiming_bound, uniform
+from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.low_rank import Additive
@@ -26,12 +26,10 @@ class LoHa(Additive):
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
-        (O, I), W_OI, third = context.shape, context.host.matrix(), 3**-0.5
-        at = "init", context.seed, context.name
-        A2_RI = uniform(self.rank, I, kaiming_bound(I, third), generator(*at, "A2"))
-        B2_RO = uniform(self.rank, O, kaiming_bound(self.rank, third), generator(*at, "B2"))
-        self.A2_RI = trainable_from(W_OI, A2_RI)
-        self.B2_OR = trainable_from(W_OI, B2_RO.T)
+        (O, I), third = context.shape, 3**-0.5
+        B2_RO = context.uniform("B2", (self.rank, O), kaiming_bound(self.rank, third))
+        self.A2_RI = nn.Parameter(context.uniform("A2", (self.rank, I), kaiming_bound(I, third)))
+        self.B2_OR = nn.Parameter(B2_RO.T.contiguous())
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.dtypes import product
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.variants import register
@@ -48,7 +48,7 @@ class LoRAXS(Product, Scaled):
         tiny = torch.finfo(root_R.dtype).tiny
         self.register_buffer("U_OR", balanced.B_OR / root_R.clamp_min(tiny))
         self.register_buffer("A_RI", root_R[:, None] * balanced.A_RI)
-        self.R_RR = trainable(W_OI, (rank, rank))
+        self.R_RR = nn.Parameter(context.full((rank, rank)))
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable_from
+from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.seeding import generator, kaiming_bound, uniform
+from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 
 
@@ -28,10 +28,8 @@ class HRA(Adapter):
     def __init__(self, context: LayerContext, *, rank: int = 8) -> None:
         super().__init__(context)
         I, pairs = context.shape[1], rank // 2
-        drawn_PI = uniform(
-            pairs, I, kaiming_bound(pairs, 3**-0.5), generator("init", context.seed, context.name, "u")
-        )
-        self.U_IR = trainable_from(context.host.matrix(), drawn_PI.repeat_interleave(2, dim=0).T)
+        U_PI = context.uniform("u", (pairs, I), kaiming_bound(pairs, 3**-0.5))
+        self.U_IR = nn.Parameter(U_PI.repeat_interleave(2, dim=0).T.contiguous())
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

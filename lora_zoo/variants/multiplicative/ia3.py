@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
@@ -42,7 +42,7 @@ class IA3(Adapter):
             if role not in ROLES:
                 raise ValueError("ia3: feedforward: " + unknown("role", role, ROLES))
         self.of_inputs = context.role in feedforward
-        self.l = trainable(context.host.matrix(), (context.shape[self.of_inputs],), 1.0)
+        self.l = nn.Parameter(context.full((context.shape[self.of_inputs],), 1.0))
 
     def weight(self, W_OI: Tensor) -> Tensor:
         return W_OI * (self.l if self.of_inputs else self.l[:, None])

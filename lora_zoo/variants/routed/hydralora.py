@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init, initial_factors
-from lora_zoo.core.seeding import generator, kaiming_bound, uniform
+from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Alpha, Scaled
 
@@ -57,11 +57,8 @@ class HydraLoRA(Scaled):
             statistics=context.statistics,
         )
         self.A_RI = nn.Parameter(first.A_RI)
-        self.B_NOR = trainable(W_OI, (heads, O, rank))
-        drawn_NI = uniform(
-            heads, I, kaiming_bound(I, 1 / math.sqrt(3)), generator("init", context.seed, context.name, "G")
-        )
-        self.G_NI = trainable_from(W_OI, drawn_NI)
+        self.B_NOR = nn.Parameter(context.full((heads, O, rank)))
+        self.G_NI = nn.Parameter(context.uniform("G", (heads, I), kaiming_bound(I, 1 / math.sqrt(3))))
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod

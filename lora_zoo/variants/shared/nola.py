@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.dtypes import product
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
@@ -57,9 +57,9 @@ class NOLA(Product, Scaled):
         self.bases: SharedProjections = context.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
         self.gain = num_basis**-0.5
         source = generator("nola", basis_prng_key, context.name)
-        start = trainable(W_OI, (rank, I)).data.copy_(uniform(rank, I, kaiming_bound(I, 3**-0.5), source))
+        start = context.full((rank, I)).copy_(uniform(rank, I, kaiming_bound(I, 3**-0.5), source))
         self.register_buffer("A0_RI", start, persistent=False)
-        self.a_M, self.b_M = trainable(W_OI, (num_basis,)), trainable(W_OI, (num_basis,))
+        self.a_M, self.b_M = (nn.Parameter(context.full((num_basis,))) for _ in "ab")
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod

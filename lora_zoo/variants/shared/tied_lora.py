@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import Init, initial_factors
 from lora_zoo.core.variants import register
@@ -74,9 +74,9 @@ class TiedLoRA(Product, Scaled):
         self.rank, self.key = rank, _key(context.shape)
         self.scale = self.scale_of(alpha, rank)
         self.pair: TiedPair = context.shared[self.key]  # type: ignore[index]
-        W_OI, learns = context.host.matrix(), scales == "trained"
-        self.u_R = trainable(W_OI, (rank,), 1.0).requires_grad_(learns)
-        self.v_O = trainable(W_OI, (context.shape[0],), 1.0).requires_grad_(learns)
+        learns = scales == "trained"
+        self.u_R = nn.Parameter(context.full((rank,), 1.0), learns)
+        self.v_O = nn.Parameter(context.full(context.shape[:1], 1.0), learns)
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod

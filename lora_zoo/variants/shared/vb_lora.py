@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks
-from lora_zoo.core.seeding import generator, normal, uniform
+from lora_zoo.core.seeding import generator, uniform
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Product
 
@@ -86,16 +85,10 @@ class VBLoRA(Product):
             raise ValueError(f"vb_lora: topk must lie between 1 and num_vectors={num_vectors}; got {topk}")
         self.topk = topk
         self.vectors: VectorBank = context.shared  # type: ignore[assignment]
-        W_OI, length = context.host.matrix(), self.vectors.bank_HL.shape[1]
-        O, I = context.shape
-
-        def logits_RTH(side: str, T: int) -> Tensor:
-            source = generator("init", context.seed, context.name, side)
-            drawn = normal(rank, T * num_vectors, 0.1, source).view(rank, T, num_vectors)
-            return drawn.to(W_OI.device, at_least_float32(W_OI.dtype))
-
-        self.A_RTH = nn.Parameter(logits_RTH("A", I // length))
-        self.B_TRH = nn.Parameter(logits_RTH("B", O // length).transpose(0, 1).contiguous())
+        (O, I), length = context.shape, self.vectors.bank_HL.shape[1]
+        B_RTH = context.normal("B", (rank, O // length, num_vectors), 0.1)
+        self.A_RTH = nn.Parameter(context.normal("A", (rank, I // length, num_vectors), 0.1))
+        self.B_TRH = nn.Parameter(B_RTH.transpose(0, 1).contiguous())
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod

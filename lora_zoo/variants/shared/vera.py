@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import LayerContext, trainable
+from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.vera import VeraFormat
@@ -53,7 +53,7 @@ class VeRA(Product):
         W_OI = context.host.matrix()
         self.pair: SharedProjections = context.shared.to(W_OI.device)  # type: ignore[assignment, union-attr]
         self.gain = gain_of(projection, self.I, rank)
-        self.d_R, self.b_O = trainable(W_OI, (rank,), d_initial), trainable(W_OI, (O,))
+        self.d_R, self.b_O = nn.Parameter(context.full((rank,), d_initial)), nn.Parameter(context.full((O,)))
         self.dropout = context.dropout(lora_dropout)
 
     def projections(self) -> FactorPair:
