@@ -11,16 +11,27 @@ from lora_zoo.core.errors import unknown
 
 
 def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """A variant's hyperparameters: the keyword-only arguments of its class and of its hooks."""
-    return {
-        p.name: p.replace(annotation=hint, default=cls.defaults.get(p.name, p.default))
-        for source in (cls, cls.hooks)
-        for p, hint in _keywords(source)
-    }
+    """A variant's hyperparameters: the keyword-only arguments of its class and of its hooks.
+
+    ValueError where class and hooks mean two things by one name: another type or another default.
+    """
+    own, of_hooks = (
+        {p.name: p.replace(annotation=hint, default=cls.defaults.get(p.name, p.default)) for p, hint in found}
+        for found in map(_keywords, (cls, cls.hooks))
+    )
+    if two := [key for key, p in of_hooks.items() if own.get(key, p) != p]:
+        raise ValueError(
+            f"{cls.name}: its class and its hooks mean two things by {two[0]}; rename one of them"
+        )
+    return own | of_hooks
 
 
 def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """The keyword-only arguments of a constructor, and of those to which it passes `**` on."""
+    """The keyword-only arguments of a constructor, and of those to which it passes `**` on.
+
+    A name that a derived class takes again is the derived class's.
+    """
+    taken: set[str] = set()
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
@@ -29,7 +40,9 @@ def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
             inspect.signature(constructor).parameters.values(),
             typing.get_type_hints(constructor),
         )
-        yield from ((p, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY)
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+        yield from ((p, hints.get(p.name, Any)) for p in own)
+        taken |= {p.name for p in own}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return
 

@@ -15,6 +15,7 @@ from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.host import LayerHost
+from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import save_peft
@@ -377,3 +378,26 @@ def test_two_draws_for_one_purpose_are_refused_as_they_would_be_the_same_numbers
         context.normal("A", (2, 3, 4), 0.5)
     taller = LayerContext("0", layer.host, 0, ForwardCounter()).normal("A", (5, 3, 4), 0.5)
     assert torch.equal(taller[:2], first)
+
+
+class Renamed(AdapterHooks):
+    def __init__(self, adapters: Any, *, rank: int = 2) -> None:
+        super().__init__(adapters)
+
+
+class Narrow(LoRA):
+    name = "narrow"
+
+    def __init__(self, context: LayerContext, *, rank: int = 2, **hyper: Any) -> None:
+        super().__init__(context, rank=rank, **hyper)
+
+
+class TwoMeanings(LoRA):
+    name, hooks = "two_meanings", Renamed
+
+
+def test_one_name_of_a_hyperparameter_has_one_default() -> None:
+    assert hyperparameters(Narrow)["rank"].default == 2, "the derived class's, which is the one that is built"
+    assert inject(nn.Sequential(nn.Linear(6, 4)), Narrow, target_modules=["0"]).adapters["0"].rank == 2
+    with pytest.raises(ValueError, match="two things by rank"):
+        inject(nn.Sequential(nn.Linear(6, 4)), TwoMeanings, target_modules=["0"])
