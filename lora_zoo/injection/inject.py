@@ -107,7 +107,8 @@ class Injection:
     def matrix_names(self) -> list[str]:
         """The names of the matrices that this adapter changes, fully trained ones last."""
         whole = [name for name in self.fully_trained if self.originals[name].ndim == 2]
-        return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
+        adapted = self.adapters if self.variant.changes_weight else ()
+        return [*adapted, *(name.removesuffix(".weight") for name in whole)]
 
     def base_weight(self, name: str) -> Tensor:
         """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
