@@ -108,7 +108,7 @@ def _refuse_biases(injection: Injection) -> None:
         if biases and not torch.equal(*map(wide, biases)):
             raise ValueError(
                 f"{injection.variant.name} cannot be written as LoRA at {name}: its bias changes as well, "
-                "which LoRA cannot hold; use python -m lora_zoo.merge"
+                "which LoRA cannot hold; python -m lora_zoo.merge writes it where the layer has one"
             )
 
 
