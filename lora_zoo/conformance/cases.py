@@ -229,6 +229,14 @@ def takes(name, kind):
     return not cls.unfit(host, hyper) and (cls.pointwise or host.sees_input)
 
 
+def fitting(name, model, targets):
+    """Those of `targets` of which the variant called `name` can adapt every matrix, as its class says."""
+    cls = VARIANTS[name]
+    hyper = complete_hyperparameters(cls, settings(name))
+    each = {target: resolve(model, [target]) for target in targets if cls.adapts}
+    return [t for t, found in each.items() if not any(cls.unfit(m.host, hyper) for m in found)]
+
+
 class Lone(nn.Module):
     """A model that is one layer."""
 

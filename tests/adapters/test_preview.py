@@ -11,10 +11,11 @@ from hypothesis import settings as drive
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lora_zoo.conformance.cases import MATRIX, fresh, settings
+from lora_zoo.conformance.cases import MATRIX, fitting, fresh, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.preview import preview
+from lora_zoo.injection.targets import as_list
 
 WHERE = {
     "llama": {"target_modules": ["q", "v"], "layers": "1-"},
@@ -29,9 +30,9 @@ models = pytest.mark.parametrize("kind", WHERE)
 
 
 def asked_of(name, kind):
-    """What to adapt in the model of this `kind`: without the embedding where the class would refuse it."""
-    targets = WHERE[kind]["target_modules"]
-    fit = targets if not VARIANTS[name].adds_bias or "embed" not in targets else ["q", "v", "up"]
+    """What to adapt in the model of this `kind`, without what the class would refuse."""
+    targets = as_list(WHERE[kind]["target_modules"])
+    fit = fitting(name, fresh(kind)[0], targets) or targets
     return {**WHERE[kind], "target_modules": fit, **settings(name, 2)}
 
 
