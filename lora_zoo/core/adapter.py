@@ -69,6 +69,8 @@ class Variant(ABC):
     """False where the paper's own start changes the model: W' is near W at step 0, and not W."""
     sized_by: ClassVar[str] = "rank"
     """The hyperparameter that `budget=` finds."""
+    targets: ClassVar[Sequence[str]] = ("q", "v")
+    """What `target_modules=auto` means."""
     preset_of: ClassVar[str] = ""
     """The variant of which this is a second name, with other defaults; "" for a variant of its own."""
     defaults: ClassVar[Mapping[str, Any]] = {}
