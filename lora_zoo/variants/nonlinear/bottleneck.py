@@ -30,7 +30,7 @@ class Bottleneck(Adapter):
     With `mode=parallel` it stands beside the layer and reads its input (arXiv:2110.04366, which takes
     scale=4). `rank` is the bottleneck: AdapterHub's O / reduction_factor. D starts from Kaiming and U at zero;
     with `std` (Houlsby: 0.01) both are normal, so that the model changes a little at step 0. In series it acts
-    before the block's dropout, which Houlsby's code puts before it.
+    before the block's own dropout, in Houlsby's code after it.
     """
 
     paper = "arXiv:1902.00751"
