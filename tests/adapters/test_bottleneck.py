@@ -108,7 +108,7 @@ def test_it_is_refused_on_convolutions():
 
 def test_an_embedding_s_rows_go_through_it_as_vectors():
     model, ids = lone("embedding"), inputs("embedding")
-    injection = inject(model, "bottleneck", target_modules="layer", rank=3, std=0.5)
+    injection = inject(model, "bottleneck", target_modules="layer", rank=3, std=0.5, activation="relu")
     adapter = only(injection)[0]
     y = lone("embedding")(ids)
     hidden = torch.relu(y @ adapter.D_RH.T + adapter.a_R)

@@ -28,13 +28,13 @@ class Bottleneck(Adapter):
     """§2.1: a network of one hidden layer behind the projections that end attention and feed-forward.
 
     With `mode=parallel` it stands beside the layer and reads its input (arXiv:2110.04366, which takes
-    scale=4). `rank` is the bottleneck: AdapterHub's O / reduction_factor. D starts from Kaiming and U at zero;
-    with `std` (Houlsby: 0.01) both are normal, so that the model changes a little at step 0. In series it acts
-    before the block's own dropout, in Houlsby's code after it.
+    activation=relu, scale=4). `rank` is the bottleneck, AdapterHub's O / reduction_factor. D starts from
+    Kaiming's draw, U from zero; with `std` (Houlsby's paper: 0.01, code: 0.001) both start normal, so that the
+    model changes a little at step 0. In series it acts before the block's own dropout, in Houlsby's code after.
     """
 
     paper = "arXiv:1902.00751"
-    equation = "y' = y + s (U φ(D h + a) + c), y = W x + b; series: h = y, parallel: h = x"
+    equation = "W' x = y + s (U φ(D h + a) + c), y = W x + b; series: h = y, parallel: h = x"
     count = "R * (O + (O if mode == 'series' else I) + 1) + O"
     pointwise = False
     targets = ("o", "down")
@@ -45,7 +45,7 @@ class Bottleneck(Adapter):
         *,
         rank: int = 64,
         mode: Literal["series", "parallel"] = "series",
-        activation: Literal["relu", "gelu", "silu", "tanh"] = "relu",
+        activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu",
         scale: float = 1.0,
         std: float = 0.0,
     ) -> None:
