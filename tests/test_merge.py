@@ -16,7 +16,7 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from lora_zoo.conformance.cases import perturb, settings
+from lora_zoo.conformance.cases import fitting, perturb, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection, inject
@@ -101,7 +101,7 @@ def adapter_folder(
     """A trained adapter's folder and the adapted model that it was saved from."""
     _, auto_class, head, targets = KINDS[kind]
     model = loaded(base, kind, **head)
-    where = {} if not VARIANTS[name].count else {"target_modules": targets}
+    where = {} if not VARIANTS[name].count else {"target_modules": fitting(name, model, targets)}
     heads = ["classifier"] if head and name != "full" else []
     adapted = inject(model, name, **where, modules_to_save=heads, **settings(name))
     with torch.no_grad():
@@ -145,6 +145,12 @@ def test_every_variant_merges_and_loads_as_the_model_that_was_adapted(
     if KINDS[kind][2] and not adapted.parameters():
         with pytest.raises(ValueError, match="brings weights for classifier"):
             merge(adapter, tmp_path / "out")  # a head that nobody has trained
+        return
+    hosts = [matrix.host for matrix in adapted.matrices.values()]
+    if VARIANTS[name].adds_bias and any(host.own_bias is None for host in hosts):
+        with pytest.raises(ValueError, match=f"{name} gives .* a bias, and a saved model"):
+            merge(adapter, tmp_path / "out")
+        assert {p.name for p in tmp_path.iterdir()} == {"adapter"}
         return
     made = merge(adapter, tmp_path / "out")
     model = loaded(tmp_path / "out", kind)

@@ -19,7 +19,7 @@ from greenlet import getcurrent
 from torch import Tensor, nn
 
 from lora_zoo.bench.paths import takes_dropout
-from lora_zoo.conformance.cases import nearest_rank, settings
+from lora_zoo.conformance.cases import fitting, nearest_rank, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.batched import RowGroup
@@ -64,7 +64,7 @@ TARGETS: dict[str, Any] = {"linear": ["q", "v"], "all": ["q", "k", "v", "o", "do
 
 
 def adapted(net: nn.Module, name: str, targets: str, seed: int, as_called: str) -> Injection:
-    where = TARGETS[targets]
+    where = fitting(name, net, TARGETS[targets])
     hyper = settings(name, nearest_rank(name, net, 2 + seed, where))
     hyper |= {"lora_dropout": 0.3} if takes_dropout(name) else {}
     return stirred(inject(net, name, target_modules=where, seed=seed, name=as_called, **hyper))

@@ -128,4 +128,4 @@ def test_merging_is_proposed_where_there_is_a_weight_to_merge(name: str, tmp_pat
         "config": {"variant": {"name": name}},
     }
     proposed = any("lora_zoo.merge" in line for line in summary._next(result, tmp_path))
-    assert proposed == VARIANTS[name].pointwise
+    assert proposed == (VARIANTS[name].pointwise and not VARIANTS[name].adds_bias)

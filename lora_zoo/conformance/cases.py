@@ -229,6 +229,14 @@ def takes(name, kind):
     return not cls.unfit(host, hyper) and (cls.pointwise or host.sees_input)
 
 
+def fitting(name, model, targets):
+    """Those of `targets` of which the variant called `name` can adapt every matrix, as its class says."""
+    cls = VARIANTS[name]
+    hyper = complete_hyperparameters(cls, settings(name))
+    each = {target: resolve(model, [target]) for target in targets if cls.adapts}
+    return [t for t, found in each.items() if not any(cls.unfit(m.host, hyper) for m in found)]
+
+
 class Lone(nn.Module):
     """A model that is one layer."""
 
@@ -282,6 +290,8 @@ def merge(injection):
 def with_effective(model, adapter, host, x):
     """The output of a plain `lone` model with the adapter's effective weight and bias, by torch alone."""
     of = {f"{model.kind.at}.{model.kind.tensor}": effective_weight(model, adapter, host)}
+    if adapter.adds_bias and model.holder.bias is None:
+        model.holder.bias = nn.Parameter(own_bias(model))
     if adapter.changes_bias and getattr(model.holder, "bias", None) is not None:
         of[f"{model.kind.at}.bias"] = effective_bias(model, adapter, host)
     return functional_call(model, of, (x,))
@@ -292,9 +302,15 @@ def effective_weight(model, adapter, host):
     return model.kind.written(stored_in(model).detach(), adapter.weight(host.matrix()))
 
 
+def own_bias(model):
+    """A copy of the bias of a plain `lone` model, zeros where it has none."""
+    bias_O = model.holder.bias
+    return stored_in(model).new_zeros(len(stored_in(model))) if bias_O is None else bias_O.detach().clone()
+
+
 def effective_bias(model, adapter, host):
     """The bias of a plain `lone` model, the adapted rows effective."""
-    bias_O = model.holder.bias.detach().clone()
+    bias_O = own_bias(model)
     bias_O[host.part] = adapter.bias(bias_O[host.part].clone())
     return bias_O
 

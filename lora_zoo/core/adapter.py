@@ -96,6 +96,8 @@ class Variant(ABC):
     """False where the paper's own start changes the model: W' is near W at step 0, and not W."""
     sized_by: ClassVar[str] = "rank"
     """The hyperparameter that `budget=` finds."""
+    targets: ClassVar[Sequence[str]] = ("q", "v")
+    """What `target_modules=auto` means."""
     preset_of: ClassVar[str] = ""
     """The variant of which this is a second name, with other defaults; "" for a variant of its own."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -111,8 +113,11 @@ class Variant(ABC):
     """The variant in which matrices share the factors that this one has in each; "" where there is none."""
     adapts: ClassVar[bool] = True
     """False for a variant that puts no adapter on any matrix."""
+    changes_weight: ClassVar[bool] = True
     changes_bias: ClassVar[bool] = False
-    """True where the class has a `bias` of its own, which follows from its methods and is not stated."""
+    """True where the class has a `weight`, a `bias` of its own: both follow from its methods, not stated."""
+    adds_bias: ClassVar[bool] = False
+    """True where `bias` makes something of nothing: a layer without a bias is merged into one that has it."""
 
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
@@ -144,6 +149,8 @@ class Variant(ABC):
             return reason
         if cls.changes_bias and host.sealed_bias:
             return f"its module adds {host.sealed_bias} by itself, and this variant changes the bias as well"
+        if cls.adds_bias and not host.can_have_bias:
+            return "it cannot have a bias, which this variant would give it"
         return None
 
     @classmethod
@@ -189,26 +196,40 @@ class Adapter(nn.Module, Variant):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        cls.changes_weight = not cls.pointwise or cls.weight is not Adapter.weight
         cls.changes_bias = cls.bias is not Adapter.bias
 
     def weight(self, W_OI: Tensor) -> Tensor:
         """The effective matrix (O, I): the paper's equation, pure in `W_OI` and the adapter's tensors.
 
-        ValueError for a variant that is not pointwise.
+        By default W itself. ValueError for a variant that is not pointwise.
         """
         self.require_weight("written as a matrix")
-        raise NotImplementedError
+        return W_OI
 
     def bias(self, b_O: Tensor) -> Tensor:
-        """The effective bias (O,), pure in `b_O` and the adapter's tensors: by default the layer's own."""
+        """The effective bias (O,), pure in `b_O` and the adapter's tensors: by default the layer's own.
+
+        `b_O` is zero where the layer has none.
+        """
         return b_O
+
+    def effective_bias(self, host: Host) -> tuple[Tensor, Tensor] | None:
+        """The bias (O,) of the adapted rows and what it becomes; None where it does not change."""
+        own_O = host.own_bias
+        if not (self.changes_bias if own_O is not None else self.adds_bias):
+            return None
+        W_OI = host.matrix()
+        with uncast(W_OI.device):
+            before_O = W_OI.new_zeros(len(W_OI)) if own_O is None else own_O
+            return before_O, self.bias(before_O)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself."""
         W_OI = host.matrix()
         with uncast(W_OI.device):
             effective_OI = self.weight(W_OI).to(W_OI.dtype)
-        return host.apply(x, effective_OI, self.bias)
+        return host.apply(x, effective_OI, self.bias if self.changes_bias else None)
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""

@@ -59,6 +59,11 @@ class Host(ABC):
         return None
 
     @property
+    def can_have_bias(self) -> bool:
+        """True if the layer has a bias, or takes one where it has none."""
+        return False
+
+    @property
     def whole(self) -> bool:
         """True if all rows are adapted."""
         return isinstance(self.part, slice) and self.part == EVERY
@@ -101,12 +106,16 @@ class LayerHost(Host):
         bias = getattr(self.layer, "bias", None)
         return None if bias is None else self.rows_of(bias)
 
+    @property
+    def can_have_bias(self) -> bool:
+        return "bias" in self.layer._parameters
+
     def plus_bias(self, y: Tensor, bias: Bias | None = None) -> Tensor:
-        """`y` plus the layer's own bias, or what `bias` makes of it."""
+        """`y` plus the layer's own bias, or what `bias` makes of it (of zeros, where there is none)."""
         b_O = self.own_bias
-        if b_O is None:
-            return y
-        return y + self.rows(bias(b_O) if bias else b_O).to(y.dtype)
+        if bias:
+            b_O = bias(self.matrix().new_zeros(len(self.matrix())) if b_O is None else b_O)
+        return y if b_O is None else y + self.rows(b_O).to(y.dtype)
 
     def rows(self, v_O: Tensor) -> Tensor:
         """`v_O` shaped to scale an output (..., O)."""

@@ -15,10 +15,12 @@ def _check(name: str, cls: "type[Variant]") -> None:
     for fact in ("paper", "equation"):
         if not isinstance(getattr(cls, fact, None), str):
             raise TypeError(f"variant {name!r} ({cls.__qualname__}) must state its `{fact}`")
-    needed = "weight" if cls.pointwise else "forward"
-    if cls.adapts and not _overrides(cls, needed):
+    needed = ("weight", "bias") if cls.pointwise else ("forward",)
+    if cls.adapts and not any(_overrides(cls, method) for method in needed):
         also = "" if cls.pointwise else ", as it is not pointwise"
-        raise TypeError(f"variant {name!r} ({cls.__qualname__}) must define `{needed}`{also}")
+        raise TypeError(
+            f"variant {name!r} ({cls.__qualname__}) must define `{'` or `'.join(needed)}`{also}"
+        )
 
 
 def _overrides(cls: type[Any], method: str) -> bool:

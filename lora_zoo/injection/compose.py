@@ -59,7 +59,7 @@ def merge_wrappers(
     for key, wrapper in wrappers.items():
         weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)
         new_weight = wrapper.effective(weight) if wrapper.live() else weight
-        new_bias = bias if bias is None else wrapper.effective_bias(bias)
+        new_bias = wrapper.effective_bias()
         wrapper.uninstall(model)
         for old, new in ((weight, new_weight), (bias, new_bias)):
             if old is not None and new is not old:

@@ -107,7 +107,8 @@ class Injection:
     def matrix_names(self) -> list[str]:
         """The names of the matrices that this adapter changes, fully trained ones last."""
         whole = [name for name in self.fully_trained if self.originals[name].ndim == 2]
-        return [*self.adapters, *(name.removesuffix(".weight") for name in whole)]
+        adapted = self.adapters if self.variant.changes_weight else ()
+        return [*adapted, *(name.removesuffix(".weight") for name in whole)]
 
     def base_weight(self, name: str) -> Tensor:
         """The frozen W (O, I) of one of the matrices that change, in float32 or wider."""
@@ -215,7 +216,7 @@ def inject(
     model: nn.Module,
     variant: str | type[Variant] = "lora",
     *,
-    target_modules: Names = ("q", "v"),
+    target_modules: Names = "auto",
     exclude_modules: Names = (),
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
@@ -230,7 +231,8 @@ def inject(
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
-    `layers` is a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
+    `target_modules="auto"` are the variant's own targets, q and v unless its class says otherwise; `layers` is
+    a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
     values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
     `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)

@@ -40,7 +40,7 @@ class ParametrizedWeight(AdapterWrapper):
     def stored(self) -> nn.Parameter:
         return ParameterHost(self.owner, self.parameter).tensor()  # type: ignore[return-value]
 
-    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None) -> None:
         setattr(self.owner, self.parameter, moved(tensor, self.stored))
 
     def install(self, model: nn.Module) -> None:

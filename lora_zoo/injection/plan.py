@@ -60,7 +60,7 @@ def plan_injection(
     model: nn.Module,
     variant: str | type[Variant] = "lora",
     *,
-    target_modules: Names = ("q", "v"),
+    target_modules: Names = "auto",
     exclude_modules: Names = (),
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
@@ -77,7 +77,8 @@ def plan_injection(
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
-    matrices, unmatched = target_matrices(cls, model, Targets(target_modules, exclude_modules, layers))
+    wanted = cls.targets if target_modules == "auto" else target_modules
+    matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers))
     fully_trained = cls.fully_trained(model, to_save)
     for matrix in matrices:
         if clash := next(filter(matrix.holds, fully_trained), None):

@@ -145,16 +145,20 @@ def by_pattern(chosen: list[TargetMatrix], patterns: dict[str, float], key: str)
 
 
 def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
-    """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss."""
+    """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss.
+
+    A parameter may be named as well: `LayerNorm.bias`.
+    """
     found: list[str] = []
     names, every = [n for n, _ in named_base_modules(model)], base_parameters(model)
     for module in modules:
         owners = [n for n in names if n and _ends(n, module)]
-        if not owners:
+        itself = [p for p in every if _ends(p, module)]
+        if not owners and not itself:
             raise ValueError(
                 "modules_to_save: " + unknown("module", module, [n for n in names if n and "." not in n])
             )
-        found += [p for n in owners for p in every if p.startswith(f"{n}.")]
+        found += [*itself, *(p for n in owners for p in every if p.startswith(f"{n}."))]
     return list(dict.fromkeys(found))
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import at_least_float32, uncast
-from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.host import Host, LayerHost, Rows
 from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
 
 
@@ -65,10 +65,10 @@ class AdapterWrapper(nn.Module, ABC):
         if self.row_groups:
             raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
         live = self.live()
-        if not live:
-            return stored
         for _, adapter in (entry for entries in live for entry in entries):
             adapter.require_weight(f"read at {self.name}")
+        if not any(adapter.changes_weight for entries in live for _, adapter in entries):
+            return stored
         wide = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)
         with uncast(stored.device):
             for host, adapter in live[0]:
@@ -78,22 +78,24 @@ class AdapterWrapper(nn.Module, ABC):
                 host.write(wide, host.read(wide) + (adapter.weight(W_OI) - W_OI))
         return wide.to(stored.dtype)
 
-    def effective_bias(self, stored_O: Tensor) -> Tensor:
-        """The layer's bias `stored_O` with every adapted part effective; itself where none changes it."""
-        every = [entry for own in self.entries.values() for entry in own] if self.row_groups else []
-        if any(adapter.changes_bias for _, adapter in every):
+    def effective_bias(self) -> Tensor | None:
+        """The layer's bias with every adapted part effective; the stored one where no adapter changes it."""
+        if self.row_groups and any(_new_biases(own) for own in self.entries.values()):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
-        live = self.live()
-        if not any(adapter.changes_bias for entries in live for _, adapter in entries):
+        live, stored_O = self.live(), self.stored_bias
+        new = [_new_biases(entries) for entries in live]
+        if not any(new):
             return stored_O
-        wide_O = stored_O.to(at_least_float32(stored_O.dtype)).clone()
-        with uncast(stored_O.device):
-            for host, adapter in live[0]:
-                wide_O[host.part] = adapter.bias(stored_O[host.part]).to(wide_O.dtype)
-            for host, adapter in (entry for entries in live[1:] for entry in entries):
-                b_O = stored_O[host.part]
-                wide_O[host.part] += (adapter.bias(b_O) - b_O).to(wide_O.dtype)
-        return wide_O.to(stored_O.dtype)
+        if stored_O is None:
+            wide_O = self.stored.new_zeros(len(live[0][0].host.view(self.stored)))
+        else:
+            wide_O = stored_O.clone()
+        dtype, wide_O = wide_O.dtype, wide_O.to(at_least_float32(wide_O.dtype))
+        for part, _, after_O in new[0]:
+            wide_O[part] = after_O.to(wide_O.dtype)
+        for part, before_O, after_O in (change for own in new[1:] for change in own):
+            wide_O[part] += (after_O - before_O).to(wide_O.dtype)
+        return wide_O.to(dtype)
 
     @property
     @abstractmethod
@@ -106,7 +108,7 @@ class AdapterWrapper(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None) -> None:
         """Replace `stored` by `tensor` and `stored_bias` by `bias`, while the plain layer is in the model."""
 
     @abstractmethod
@@ -150,10 +152,10 @@ class LayerWrapper(AdapterWrapper):
     def stored_bias(self) -> nn.Parameter | None:
         return getattr(self.layer, "bias", None)
 
-    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    def store(self, tensor: nn.Parameter, bias: nn.Parameter | None) -> None:
         self.layer.weight = moved(tensor, self.stored)
-        if bias is not None and self.stored_bias is not None:
-            self.layer.bias = moved(bias, self.stored_bias)
+        if bias is not self.stored_bias:
+            self.layer.bias = None if bias is None else moved(bias, self.stored)
 
     @property
     def weight(self) -> Tensor:
@@ -163,7 +165,7 @@ class LayerWrapper(AdapterWrapper):
     @property
     def bias(self) -> Tensor | None:
         """The effective bias, for code that reads `.bias`."""
-        return None if self.stored_bias is None else self.effective_bias(self.stored_bias)
+        return self.effective_bias()
 
     def install(self, model: nn.Module) -> None:
         self.adapters.to(self.stored.device)
@@ -177,6 +179,12 @@ class LayerWrapper(AdapterWrapper):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)  # in_features, padding_idx, …
+
+
+def _new_biases(entries: Sequence[AdapterEntry]) -> list[tuple[Rows, Tensor, Tensor]]:
+    """The rows, their bias and what it becomes, of each of these adapters that changes it."""
+    found = ((host.part, adapter.effective_bias(host)) for host, adapter in entries)
+    return [(part, *change) for part, change in found if change is not None]
 
 
 def _outputs(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:

@@ -80,7 +80,7 @@ def _merged(
     else:
         network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
     injection = load_adapter(network, folder, alpha=alpha)
-    injection.variant.require_weight("merged")
+    refuse_unmergeable(injection)
     _check_heads(new, injection.trained, folder)
     inputs = batch(network)
     adapted, notes = logits(network, inputs), []
@@ -93,6 +93,17 @@ def _merged(
         adapted, note = _in_unit(network, base.unit, adapted)
         notes.append(note)
     return network, adapted, notes
+
+
+def refuse_unmergeable(injection: Injection) -> None:
+    """ValueError where no model in Hub format would compute the same."""
+    injection.variant.require_weight("merged")
+    for name, adapter in injection.adapters.items():
+        if adapter.adds_bias and injection.matrices[name].host.own_bias is None:
+            raise ValueError(
+                f"{injection.variant.name} gives {name} a bias, and a saved model of this architecture would "
+                "load without it: it stays an adapter (merge=false)"
+            )
 
 
 def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
@@ -132,4 +143,4 @@ def _in_unit(network: nn.Module, unit: dict[str, float], adapted: Tensor) -> tup
     )
 
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "merge", "refuse_unmergeable"]

@@ -28,7 +28,7 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
 
 
 def completed(settings: Settings, variant: type[Variant]) -> Settings:
-    """Settings with the variant's defaults, and with alpha where one rank holds for all matrices.
+    """Settings with the variant's defaults and targets, and with alpha where one rank holds everywhere.
 
     ValueError for a hyperparameter that does not exist or has another type.
     """
@@ -40,7 +40,10 @@ def completed(settings: Settings, variant: type[Variant]) -> Settings:
         hyper = variant.complete(hyper)
     of_all = {key: hyper.pop(key) for key in flat}
     own = {"name": settings.variant["name"], **hyper}
-    return replace(settings, **of_all, variant=own, program=complete_program(settings.program))
+    of_all["program"] = complete_program(settings.program)
+    if settings.target_modules == "auto":
+        of_all["target_modules"] = list(variant.targets)
+    return replace(settings, **of_all, variant=own)
 
 
 def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:

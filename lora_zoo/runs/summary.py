@@ -58,7 +58,8 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         + "   (three seeds)",
         _with(result["command"], **whole) + "   (what all parameters reach)",
     ]
-    if "adapter" in result and VARIANTS.find(result["config"]["variant"]["name"]).pointwise:
+    variant = VARIANTS.find(result["config"]["variant"]["name"])
+    if "adapter" in result and variant.pointwise and not variant.adds_bias:
         file = result["config"].get("variant_file")
         own = f" --variant {shlex.quote(file)}" if file else ""
         command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"

@@ -14,7 +14,7 @@ from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.models.loading import Loaded
-from lora_zoo.models.merging import merge
+from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import HeldOutLoss
@@ -173,6 +173,8 @@ class Experiment:
             folder=record.folder,
             trained=trained,
         )
+        if settings.merge:
+            refuse_unmergeable(injection)
         if trained:
             return injection  # the record has the counts that it trained with
         trainable, total = injection.trainable(), injection.total()

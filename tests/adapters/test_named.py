@@ -20,6 +20,7 @@ from lora_zoo.conformance.cases import (
     logits,
     lone,
     only,
+    own_bias,
     perturb,
     settings,
     train,
@@ -60,9 +61,11 @@ def test_the_changes_of_active_adapters_are_added(name, kind):
         stored = twin.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
         stored.data = model.kind.written(stored, W).detach().clone()
         for changed in (i for i in (first, second) if i.name in active and i.variant.changes_bias):
-            if getattr(plain.holder, "bias", None) is not None:
-                more = effective_bias(plain, *only(changed)) - plain.holder.bias
-                twin.holder.bias.data += more.detach()
+            adapter, host = only(changed)
+            if adapter.effective_bias(host) is not None:
+                before = own_bias(plain)
+                own = before if twin.holder.bias is None else twin.holder.bias
+                twin.holder.bias = nn.Parameter((own + effective_bias(plain, adapter, host) - before).detach())
         expected = twin(x)
         assert_close(model(x), expected, **CLOSE)
         adapters.merge()

@@ -102,13 +102,13 @@ def _content(injection: Injection, form: str, rank: int | None, written: Written
 
 
 def _refuse_biases(injection: Injection) -> None:
-    """Raise ValueError for an adapter that changes the bias that its layer has."""
+    """Raise ValueError for an adapter that changes the bias of its layer."""
     for name, adapter in injection.adapters.items():
-        b_O = injection.matrices[name].host.own_bias if adapter.changes_bias else None
-        if b_O is not None and not torch.equal(wide(adapter.bias(b_O)), wide(b_O)):
+        biases = adapter.effective_bias(injection.matrices[name].host)
+        if biases and not torch.equal(*map(wide, biases)):
             raise ValueError(
                 f"{injection.variant.name} cannot be written as LoRA at {name}: its bias changes as well, "
-                "which LoRA cannot hold; use python -m lora_zoo.merge"
+                "which LoRA cannot hold; python -m lora_zoo.merge writes it where the layer has one"
             )
 
 

@@ -1,26 +1,17 @@
 """(IA)³: Infused Adapter by Inhibiting and Amplifying Inner Activations (Liu et al., NeurIPS 2022)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.errors import unknown
-from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.ia3 import IA3Format
 from lora_zoo.injection.roles import ROLES
-
-
-class GainHooks(AdapterHooks):
-    def param_groups(
-        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        # Decay would pull the gains to 0; the model that they started from lies at 1.
-        return super().param_groups(named, lr=lr, weight_decay=0.0)
+from lora_zoo.variants.undecayed import Undecayed
 
 
 @register("ia3")
@@ -34,7 +25,7 @@ class IA3(Adapter):
     equation = "W' = diag(l) W, b' = l ⊙ b; feedforward: W' = W diag(l)"
     count = "I if role in feedforward else O"
     peft = IA3Format()
-    hooks = GainHooks
+    hooks = Undecayed
 
     def __init__(self, context: LayerContext, *, feedforward: Sequence[str] = ("down",)) -> None:
         super().__init__(context)
