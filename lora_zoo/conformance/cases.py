@@ -361,8 +361,7 @@ def train(injection, loss, *, steps, total=None, lr=1e-2, skipped=()):
     """
     total, hooks, reached = total or steps, injection.hooks, set()
     hooks.on_train_begin(total)
-    groups = injection.param_groups(lr=lr)
-    optimizer = torch.optim.AdamW(groups) if groups else None
+    optimizer = injection.optimizer(torch.optim.AdamW, lr=lr) if injection.trainable() else None
     for step in range(1, steps + 1 if optimizer else 0):
         progress = Progress(step, total)
         with hooks.forward_context(progress):

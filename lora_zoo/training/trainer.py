@@ -37,7 +37,7 @@ class ZooTrainer(Trainer):
     | `divergence.finite` | at the last micro-batch; if not, Diverged, or with `skip` no gradients |
     | `hooks.on_after_backward` | gradients are whole and not clipped; not called in a skipped step |
     | `accelerator.clip_grad_norm_` | if max_grad_norm is not 0 |
-    | `optimizer.step` | |
+    | `optimizer.step` | as `hooks.optimizer` has wrapped it |
     | `hooks.on_step_end` | the gradients are still there; rates are this step's |
     | `lr_scheduler.step` | |
     | `model.zero_grad` | |
@@ -71,12 +71,10 @@ class ZooTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
-            groups = self.injection.param_groups(
-                lr=self.args.learning_rate, weight_decay=self.args.weight_decay
-            )
-            _assert_each_once(groups, self.injection)
             cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = cls(groups, **arguments)
+            self.optimizer = self.injection.optimizer(
+                partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
+            )
         return self.optimizer
 
     def check_schedule(self) -> None:
@@ -188,12 +186,6 @@ class ZooTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.train_state.load(Path(resume_from_checkpoint))
-
-
-def _assert_each_once(groups: list[dict[str, Any]], injection: Injection) -> None:
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped)), "a parameter is in two optimiser groups"
-    assert set(grouped) == {id(p) for p in injection.parameters()}, "a trainable parameter is in no group"
 
 
 def _assert_gradients(injection: Injection) -> None:
