@@ -102,6 +102,20 @@ class AdapterHooks(nn.Module):
         """
         return None
 
+    @classmethod
+    def parts(cls, **hyper: Any) -> Mapping[str, float]:
+        """The parts into which the training examples are divided once, name -> share; {} for no division.
+
+        Each optimiser step is given batches of one part; it counts as a step, and its examples as examples,
+        like those of any variant. A parameter that is not to learn from it has its gradient set to None in
+        `on_after_backward`: no optimiser then moves or decays it. `hyper` is complete.
+        """
+        return {}
+
+    def part(self, step: int) -> str:
+        """The part from which an optimiser step's batches are drawn, by its number, from 1, alone."""
+        return ""
+
     def on_train_begin(self, total: int) -> None:
         """Training of `total` optimiser steps is about to start; may be called again before it does.
 

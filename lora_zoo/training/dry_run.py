@@ -35,6 +35,11 @@ def dry_run(spec: RunSpec, console: Console) -> int:
     if spec.settings.program:
         name = spec.settings.program["name"]
         console.print(f"program {name}: the first of its stages is shown", highlight=False)
+    if spec.parts:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in spec.parts.items())
+        console.print(
+            f"training examples in parts: {shares}; each step draws from one of them", highlight=False
+        )
     if spec.needs:
         count, text = spec.settings.calibration_examples, ", ".join(spec.needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""

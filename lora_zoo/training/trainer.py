@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -14,7 +15,7 @@ from lora_zoo.core.hooks import Progress
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
-from lora_zoo.training import checkpoints, divergence
+from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
 
@@ -44,7 +45,8 @@ class ZooTrainer(Trainer):
     | `callback.on_step_end` | the step counts as done: timer, progress bar, stop signals, timed checkpoints |
     | `callback.on_log` | then evaluation, then a checkpoint, each where it is due |
 
-    `about` is kept with the adapter in every checkpoint.
+    Where the variant has `parts`, each step's batches are of the part that is due. `about` is kept with the
+    adapter in every checkpoint.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ZooTrainer(Trainer):
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.skip, self.train_state = skip, TrainState(self, injection)
         self._penalty: Tensor | float = 0.0
+        self.parts = self._divided()
         self.remove_callback(PrinterCallback)
         for callback in (self.train_state, HookCallback(injection), self.train_state.timer):
             self.add_callback(callback)
@@ -76,6 +79,25 @@ class ZooTrainer(Trainer):
                 partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
             )
         return self.optimizer
+
+    def _divided(self) -> dict[str, Tensor]:
+        """The parts of the training examples; {} for a variant without. ValueError where they do not fit."""
+        variant, arguments = self.injection.variant, self.args
+        shares = variant.hooks.parts(**self.injection.hyper)
+        if not shares:
+            return {}
+        parts.check_order(arguments, variant.name)
+        return parts.divided(shares, len(self.train_dataset), self._order_seed, self._train_batch_size)
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if not self.parts:
+            return super()._get_train_sampler(train_dataset)
+        due = self.injection.hooks.part
+        return parts.TurnSampler(self.parts, due, self.args, self._train_batch_size, self._order_seed)
 
     def check_schedule(self) -> None:
         """Let the hooks check their schedule. ValueError where it does not fit the length of the run."""
