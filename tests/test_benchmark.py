@@ -197,7 +197,8 @@ def test_only_the_asked_layers_are_adapted_on_both_sides() -> None:
 
 def test_lora_plus_has_its_groups_and_lora_fa_its_frozen_factor_at_peft_too() -> None:
     plus, fa = paths_of(TINY, "lora_plus"), paths_of(TINY, "lora_fa")
-    sizes = [[len(g["params"]) for g in plus[p, 0.0].groups()] for p in ("fused", "peft")]
+    optimizers = [plus[path, 0.0].optimizer(torch.optim.AdamW) for path in ("fused", "peft")]
+    sizes = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     assert sizes == [[14, 14], [14, 14]]
     assert len(fa["peft", 0.0].parameters) == 14
 

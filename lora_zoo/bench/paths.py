@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lora_zoo.bench import peft
 from lora_zoo.bench.peft import TOTAL
 from lora_zoo.bench.shapes import Batch, Shape
 from lora_zoo.core import init as inits
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.hooks import Progress
+from lora_zoo.core.hooks import MakeOptimizer, Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
@@ -46,7 +47,7 @@ class StepPath:
     loss: Callable[[], Tensor]
     hooks: Callable[[], object] = bool
     context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    groups: Callable[[], list[dict[str, Any]]] = list
+    optimizer: Callable[[MakeOptimizer], Optimizer] = lambda make: make([])
     parameters: list[nn.Parameter] = field(default_factory=list)
 
     def step(self) -> None:
@@ -160,7 +161,7 @@ def fused(injection: Injection, batch: Batch) -> StepPath:
         model,
         lambda: model(**batch).loss + hooks.regularizer(),
         around_the_step,
-        groups=lambda: injection.param_groups(lr=1e-4),
+        optimizer=lambda make: injection.optimizer(make, lr=1e-4),
         parameters=injection.parameters(),
     )
 
@@ -195,6 +196,6 @@ def in_peft(ours: Injection, model: nn.Module, batch: Batch) -> StepPath:
         tuner,
         lambda: tuner(**batch).loss,
         hooks=(lambda: allocate(next(steps))) if allocate else bool,
-        groups=lambda: peft.groups(ours, tuner),
+        optimizer=lambda make: make(peft.groups(ours, tuner)),
         parameters=[p for p in tuner.parameters() if p.requires_grad],
     )

@@ -1,6 +1,7 @@
 """One training step: its time as a multiple of the frozen baseline's, and the optimiser's."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,8 @@ Forward, loss and backward (AdaLoRA: with its regulariser and allocation) on all
 input's gradient through all layers with nothing adapted. *fused* is the variant as it is, *plain* its
 definition `F.linear(x, weight(W))` (which knows no dropout), *PEFT* its adapter with the same settings and
 tensors. Medians over rounds with quartiles; a round takes each path once, in random order, and ratios are
-taken within a round. *optimiser*: AdamW's step alone, in ms."""
+taken within a round. *optimiser*: AdamW's step alone with what the variant puts around it (PEFT's: AdamW's
+alone), in ms."""
 TIMES = (
     Timed("frozen, ms", "frozen_ms", "frozen", unit=1e3, digits=".2f"),
     Timed("fused / frozen", "fused", "fused", "frozen"),
@@ -62,7 +64,7 @@ def with_dropout(times: Mapping[tuple[str, float], list[float]], dropout: float)
 
 def _update(path: StepPath) -> Prepare:
     """The optimiser's step alone, on gradients of zero, so that the path stays as it is."""
-    optimiser = torch.optim.AdamW(path.groups(), lr=1e-4, weight_decay=0.0)
+    optimiser = path.optimizer(partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0))
 
     def prepare() -> Prepare:
         for parameter in path.parameters:

@@ -1,12 +1,13 @@
 """A run, specified once: made of the settings of a job, and handed on to all that take part in it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class RunSpec:
     @cached_property
     def hyperparameters(self) -> dict[str, Any]:
         return flat_hyperparameters(self.settings, self.variant)
+
+    @cached_property
+    def parts(self) -> Mapping[str, float]:
+        """The parts into which the variant divides the training examples, with their shares; {} for none."""
+        return self.variant.hooks.parts(**check_hyperparameters(self.variant, self.hyperparameters))
 
     def without_effect(self) -> dict[str, str]:
         """The flat keys that the command line gave to no use, each with the setting that has none for it."""

@@ -370,16 +370,20 @@ def tensors(adapter):
     return {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}
 
 
-def train(injection, loss, *, steps, total=None, lr=1e-2, skipped=()):
-    """`steps` AdamW steps of a run of `total`, with all hooks; the names that received a gradient.
+def adamw(injection, lr=1e-2):
+    """AdamW as the variant wraps it; None where nothing trains."""
+    return injection.optimizer(torch.optim.AdamW, lr=lr) if injection.trainable() else None
+
+
+def train(injection, loss, *, steps, total=None, lr=1e-2, skipped=(), first=1, optimizer=None):
+    """AdamW steps `first` to `steps` of a run of `total`, with all hooks; the names that received a gradient.
 
     Of a skipped step the gradients are dropped before anybody sees them.
     """
     total, hooks, reached = total or steps, injection.hooks, set()
     hooks.on_train_begin(total)
-    groups = injection.param_groups(lr=lr)
-    optimizer = torch.optim.AdamW(groups) if groups else None
-    for step in range(1, steps + 1 if optimizer else 0):
+    optimizer = optimizer or adamw(injection, lr)
+    for step in range(first, steps + 1 if optimizer else 0):
         progress = Progress(step, total)
         with hooks.forward_context(progress):
             (loss() + hooks.regularizer()).backward()

@@ -5,6 +5,7 @@ Parametrised over the registry: no variant is named here, and a new file under `
 
 import copy
 import inspect
+import itertools
 import math
 
 import pytest
@@ -26,6 +27,7 @@ from lora_zoo.conformance.cases import (
     POINTWISE,
     UNSEEN,
     Lone,
+    adamw,
     adapt,
     cases,
     effective_bias,
@@ -720,6 +722,53 @@ def test_a_skipped_step_changes_no_parameter_and_breaks_no_law(name, skipped):
     assert all(torch.isfinite(p).all() for p in injection.parameters())
     only(injection)[0].law(only(injection)[1].matrix().detach())
     injection.hooks.law()
+
+
+@every_variant
+def test_training_goes_on_to_the_bit_from_what_a_checkpoint_holds(name):
+    """The states of the adapter, the hooks and the optimiser, and the count of passes."""
+    runs, x = [(model, adapt(model, name)) for model in map(lone, 3 * ("linear",))], inputs("linear")
+    target = torch.randn_like(runs[0][0](x))
+    optimizers = [adamw(injection) for _, injection in runs]
+
+    def go(number, **steps):
+        model, injection = runs[number]
+        more = {"total": 8, "optimizer": optimizers[number]}
+        train(injection, lambda: (model(x) - target).square().mean(), **steps, **more)
+
+    go(0, steps=8)
+    go(1, steps=5)
+    (_, stopped), (_, resumed) = runs[1:]
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    resumed.hooks.load_state_dict(stopped.hooks.state_dict())
+    optimizers[2].load_state_dict(optimizers[1].state_dict())
+    resumed.counter.count = stopped.counter.count
+    go(2, first=6, steps=8)
+    whole = runs[0][1].state_dict()
+    assert {n for n, t in resumed.state_dict().items() if not torch.equal(t, whole[n])} == set()
+
+
+def shares_of(name):
+    """The parts into which the variant called `name` divides the training examples."""
+    cls = VARIANTS[name]
+    return cls.hooks.parts(**check_hyperparameters(cls, settings(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in MATRIX if shares_of(name)])
+def test_every_part_has_its_turns_and_every_parameter_learns_on_some_part(name):
+    model, x, moved = lone("linear"), inputs("linear"), {part: set() for part in shares_of(name)}
+    injection, target, seen_at = adapt(model, name), torch.randn_like(model(x)), []
+    assert math.fsum(shares_of(name).values()) == pytest.approx(1) and min(shares_of(name).values()) > 0
+
+    def loss():
+        seen_at.append({n: p.detach().clone() for n, p in injection.named_parameters().items()})
+        return (model(x) - target).square().mean()
+
+    train(injection, loss, steps=24)
+    for step, (before, after) in enumerate(itertools.pairwise(seen_at), start=1):
+        changed = {n for n, p in after.items() if not torch.equal(p, before[n])}
+        moved[injection.hooks.part(step)] |= changed
+    assert set.union(*moved.values()) == seen_at[0].keys() and all(moved.values())
 
 
 @every_variant

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lora_zoo.core.dropout import ForwardCounter
 
@@ -32,6 +33,19 @@ class Progress(NamedTuple):
 
 Pass = tuple[Tensor, Any]
 """The task's loss and the model's outputs."""
+Groups = list[dict[str, Any]]
+"""An optimiser's groups of parameters, each with its rate, decay and whatever else its steps read."""
+MakeOptimizer = Callable[[Groups], Optimizer]
+
+
+def split(
+    named: Mapping[str, nn.Parameter], ending: str, own: Mapping[str, Any], *, lr: float, weight_decay: float
+) -> Groups:
+    """Two groups, of which the second holds the parameters whose names end so, with values of their `own`."""
+    usual = {"lr": lr, "weight_decay": weight_decay}
+    second = [p for name, p in named.items() if name.endswith(ending)]
+    first = [p for name, p in named.items() if not name.endswith(ending)]
+    return [{"params": first, **usual}, {"params": second, **usual, **own}]
 
 
 class AdapterHooks(nn.Module):
@@ -88,17 +102,39 @@ class AdapterHooks(nn.Module):
         """
         return None
 
+    @classmethod
+    def parts(cls, **hyper: Any) -> Mapping[str, float]:
+        """The parts into which the training examples are divided once, name -> share; {} for no division.
+
+        Each optimiser step is given batches of one part; it counts as a step, and its examples as examples,
+        like those of any variant. A parameter that is not to learn from it has its gradient set to None in
+        `on_after_backward`: no optimiser then moves or decays it. `hyper` is complete.
+        """
+        return {}
+
+    def part(self, step: int) -> str:
+        """The part from which an optimiser step's batches are drawn, by its number, from 1, alone."""
+        return ""
+
     def on_train_begin(self, total: int) -> None:
         """Training of `total` optimiser steps is about to start; may be called again before it does.
 
         ValueError where a schedule does not fit.
         """
 
-    def param_groups(
-        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        """Optimiser groups over the adapters' trainable parameters."""
+    def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
+        """Optimiser groups over the adapters' trainable parameters; see also `split`."""
         return [{"params": list(named.values()), "lr": lr, "weight_decay": weight_decay}]
+
+    def optimizer(self, groups: Groups, make: MakeOptimizer) -> Optimizer:
+        """The optimiser of all groups, those of fully trained parameters among them.
+
+        `make` makes the one that the user has chosen, here as it is. `register_step_pre_hook` and
+        `register_step_post_hook` of torch's act around each step that is made: gradients are clipped and not
+        scaled, a group's `lr` is the step's own, and a skipped step has no gradients. Another class may be
+        returned; what it remembers belongs in its `state`, which checkpoints hold.
+        """
+        return make(groups)
 
     def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
         """The loss that is reported, the outputs, and an extra that is differentiated and not reported.

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
-from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.core.statistics import Statistics
 from lora_zoo.injection.adapter_set import adapters_of
@@ -131,7 +132,7 @@ class Injection:
     def _parameter_name(self, name: str) -> str:
         return name if name in self.trained else f"{name}.weight"
 
-    def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def param_groups(self, *, lr: float, weight_decay: float = 0.0) -> Groups:
         """Optimiser groups: the variant's own for its adapters, and one or two for fully trained parameters.
 
         Of the latter, matrices decay and vectors (biases, norms) do not, as in transformers' Trainer.
@@ -145,6 +146,14 @@ class Injection:
         ):
             groups += [{"params": members, "lr": lr, "weight_decay": decay}] if members else []
         return groups
+
+    def optimizer(self, make: MakeOptimizer, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
+        """The optimiser of `param_groups`: `make(groups)`, where the variant does not wrap or replace it."""
+        optimizer = self.hooks.optimizer(self.param_groups(lr=lr, weight_decay=weight_decay), make)
+        grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert len(grouped) == len(set(grouped)), "a parameter is in two optimiser groups"
+        assert set(grouped) == set(map(id, self.parameters())), "a trainable parameter is in no group"
+        return optimizer
 
     def activate(self) -> None:
         """Make this the model's only active adapter."""

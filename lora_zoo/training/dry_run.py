@@ -27,7 +27,7 @@ WIDTH = 110  # a module's name is shown whole, also where the terminal is narrow
 def dry_run(spec: RunSpec, console: Console) -> int:
     """Print the table and return the exit code: 0, or 2 for what a run would refuse."""
     try:
-        found = previewed(spec)
+        found, parts = previewed(spec), spec.parts
     except ValueError as mistake:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -35,6 +35,9 @@ def dry_run(spec: RunSpec, console: Console) -> int:
     if spec.settings.program:
         name = spec.settings.program["name"]
         console.print(f"program {name}: the first of its stages is shown", highlight=False)
+    if parts:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
+        console.print(f"training examples in parts, each step from one: {shares}", highlight=False)
     if spec.needs:
         count, text = spec.settings.calibration_examples, ", ".join(spec.needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""

@@ -90,6 +90,8 @@ class TrainingSession:
             train_dataset=examples,
         )
         trainer.check_schedule()
+        if trainer.parts:
+            self.record.update(parts={name: len(own) for name, own in trainer.parts.items()})
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
         if self.automatic and self.settings.save_minutes:
             trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))

@@ -32,6 +32,7 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
     """The specification of a run's stage: its length, seeds and variant in the place of the run's.
 
     The first stage has the run's own order of data, a later one an order that `data_seed` draws for it.
+    ValueError for a variant that trains on parts of the data.
     """
     settings, variant = spec.settings, spec.variant
     own = settings.variant
@@ -47,7 +48,14 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
         data_seed=later if number > 1 else settings.data_seed,
     )
     needs = needs_of(variant, stage.inject.get("init", settings.init))
-    return replace(spec, settings=settings, variant=variant, needs=needs)
+    found = replace(spec, settings=settings, variant=variant, needs=needs)
+    if found.parts:
+        who, text = (
+            settings.program["name"],
+            "trains on parts of the data, which each stage would divide anew",
+        )
+        raise ValueError(f"program {who}: {variant.name} {text}; run it without a program")
+    return found
 
 
 def total_steps(arguments: TrainingArguments, examples: int) -> int:

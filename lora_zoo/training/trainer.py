@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -14,7 +15,7 @@ from lora_zoo.core.hooks import Progress
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
-from lora_zoo.training import checkpoints, divergence
+from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
 
@@ -37,14 +38,15 @@ class ZooTrainer(Trainer):
     | `divergence.finite` | at the last micro-batch; if not, Diverged, or with `skip` no gradients |
     | `hooks.on_after_backward` | gradients are whole and not clipped; not called in a skipped step |
     | `accelerator.clip_grad_norm_` | if max_grad_norm is not 0 |
-    | `optimizer.step` | |
+    | `optimizer.step` | as `hooks.optimizer` has wrapped it |
     | `hooks.on_step_end` | the gradients are still there; rates are this step's |
     | `lr_scheduler.step` | |
     | `model.zero_grad` | |
     | `callback.on_step_end` | the step counts as done: timer, progress bar, stop signals, timed checkpoints |
     | `callback.on_log` | then evaluation, then a checkpoint, each where it is due |
 
-    `about` is kept with the adapter in every checkpoint.
+    Where the variant has `parts`, each step's batches are of the part that is due. `about` is kept with the
+    adapter in every checkpoint.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ZooTrainer(Trainer):
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.skip, self.train_state = skip, TrainState(self, injection)
         self._penalty: Tensor | float = 0.0
+        self.parts = self._divided()
         self.remove_callback(PrinterCallback)
         for callback in (self.train_state, HookCallback(injection), self.train_state.timer):
             self.add_callback(callback)
@@ -71,13 +74,30 @@ class ZooTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
-            groups = self.injection.param_groups(
-                lr=self.args.learning_rate, weight_decay=self.args.weight_decay
-            )
-            _assert_each_once(groups, self.injection)
             cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = cls(groups, **arguments)
+            self.optimizer = self.injection.optimizer(
+                partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
+            )
         return self.optimizer
+
+    def _divided(self) -> dict[str, Tensor]:
+        """The parts of the training examples; {} for a variant without. ValueError where they do not fit."""
+        variant, arguments = self.injection.variant, self.args
+        shares = variant.hooks.parts(**self.injection.hyper)
+        if not shares:
+            return {}
+        parts.check_order(arguments, variant.name)
+        return parts.divided(shares, len(self.train_dataset), self._order_seed, self._train_batch_size)
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if not self.parts:
+            return super()._get_train_sampler(train_dataset)
+        due = self.injection.hooks.part
+        return parts.TurnSampler(self.parts, due, self.args, self._train_batch_size, self._order_seed)
 
     def check_schedule(self) -> None:
         """Let the hooks check their schedule. ValueError where it does not fit the length of the run."""
@@ -188,12 +208,6 @@ class ZooTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.train_state.load(Path(resume_from_checkpoint))
-
-
-def _assert_each_once(groups: list[dict[str, Any]], injection: Injection) -> None:
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped)), "a parameter is in two optimiser groups"
-    assert set(grouped) == {id(p) for p in injection.parameters()}, "a trainable parameter is in no group"
 
 
 def _assert_gradients(injection: Injection) -> None:

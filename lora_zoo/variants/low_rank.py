@@ -170,6 +170,13 @@ class Additive(LowRank, Product, ABC):
         return self.branch()
 
 
+def inverse_gram(X_RK: Tensor, damping: float) -> Tensor:
+    """(X Xᵀ + damping 1)⁻¹ (R, R), the Gram matrix's inverse; of a singular one the pseudoinverse."""
+    gram_RR = X_RK @ X_RK.T
+    gram_RR.diagonal().add_(damping)
+    return torch.linalg.pinv(gram_RR, hermitian=True)
+
+
 @torch.no_grad()
 def cut(adapter: Adapter, index_K: Tensor) -> None:
     """Keep these components on every axis that the suffix of a tensor's name calls R, in place."""

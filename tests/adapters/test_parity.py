@@ -15,7 +15,11 @@ import peft.optimizers.lorafa
 import peft.tuners.lora.layer
 import pytest
 import torch
-from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.optimizers import (
+    create_lorafa_optimizer,
+    create_loraplus_optimizer,
+    create_riemannian_optimizer,
+)
 from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
@@ -78,6 +82,11 @@ DIFFERENCES = [
         "LoRA-FA: the gradient is projected before clipping, in float32",
         "any optimiser can follow; PEFT projects inside its own optimiser, in bfloat16 where available",
         "test_lora_fa_projects_before_clipping",
+    ),
+    (
+        "Riemannian LoRA: an embedding's factors are preconditioned as well",
+        "the metric is that of B A, wherever it is; PEFT leaves embeddings at the plain gradient",
+        "test_riemannian_lora_s_steps_are_the_paper_s_on_every_kind_of_layer",
     ),
     (
         "AdaLoRA: equal first and final rank is a run without pruning",
@@ -320,6 +329,16 @@ def lora_plus():
     return measure(twins, lora_plus_optimisers)
 
 
+def riemannian_optimisers(twins):
+    theirs = create_riemannian_optimizer(twins.theirs, torch.optim.AdamW, lr=1e-2, reg=0.02, weight_decay=0.1)
+    return twins.injection.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.1), theirs
+
+
+def riemannian_lora(kind):
+    config = lora_config(fan_in_fan_out=kind == "conv1d")
+    return measure(Twins("riemannian_lora", config, kind, rank=4, alpha=6.0, reg=0.02), riemannian_optimisers)
+
+
 def lora_fa_freeze():
     twins = Twins("lora_fa", lora_config(), rank=4, alpha=6.0)
     for layer in twins.layers.values():
@@ -393,6 +412,8 @@ CASES = {
     "MiLoRA, by hand in PEFT": milora,
     "LoRA, OLoRA start": functools.partial(residual, "lora", "olora", init="olora"),
     "LoRA+, its optimiser": lora_plus,
+    "Riemannian LoRA, its optimiser": functools.partial(riemannian_lora, "linear"),
+    "Riemannian LoRA, Conv1D": functools.partial(riemannian_lora, "conv1d"),
     "LoRA-FA, mode=freeze": lora_fa_freeze,
     "LoRA-FA, mode=projected": lora_fa_projected,
 }
@@ -754,6 +775,43 @@ def test_lora_plus_s_ratio_is_16_for_the_authors_start_alone(init, ratio):
     injection = inject(lone("linear"), "lora_plus", target_modules="layer", rank=4, init=init)
     A, B = injection.param_groups(lr=1.0)
     assert (A["lr"], B["lr"]) == (1.0, ratio)
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding", "convolution_2d"])
+def test_riemannian_lora_s_steps_are_the_paper_s_on_every_kind_of_layer(kind):
+    """Eq. 3-4 for plain descent: A ← A - η (BᵀB + δ)⁻¹ ∂A and B ← B - η ∂B (A Aᵀ + δ)⁻¹, both of the old."""
+    model = lone(kind)
+    injection = inject(model, "riemannian_lora", target_modules="layer", rank=4, reg=0.3)
+    perturb(injection)
+    optimizer, adapter = injection.optimizer(torch.optim.SGD, lr=0.1), injection.adapters["layer"]
+    model(inputs(kind)).square().sum().backward()
+    (A, B), (dA, dB) = [(f(adapter.A_RI), f(adapter.B_OR)) for f in (torch.clone, lambda p: p.grad.clone())]
+    one = 0.3 * torch.eye(4, dtype=A.dtype)
+    optimizer.step()
+    assert_close(adapter.A_RI, A - 0.1 * torch.linalg.solve(B.T @ B + one, dA))
+    assert_close(adapter.B_OR, B - 0.1 * torch.linalg.solve(A @ A.T + one, dB.T).T)
+
+
+def test_riemannian_lora_moves_the_weight_alike_from_factors_of_one_product():
+    """C-67: to first order a step's ΔW is the same from (A, B) and (M A, B M⁻¹), as δ and η go to 0."""
+    moved = []
+    for M in (
+        torch.eye(3, dtype=torch.float64),
+        torch.tensor([[2.0, 1, 0], [0, 0.5, 3], [1, 0, 1]]).double(),
+    ):
+        model = lone("linear")
+        injection = inject(model, "riemannian_lora", target_modules="layer", rank=3, reg=1e-12)
+        perturb(injection)
+        adapter = injection.adapters["layer"]
+        with torch.no_grad():
+            adapter.A_RI.copy_(M @ adapter.A_RI), adapter.B_OR.copy_(adapter.B_OR @ M.inverse())
+        before = adapter.update().detach()
+        optimizer = injection.optimizer(torch.optim.SGD, lr=1e-6)
+        model(inputs("linear")).square().sum().backward()
+        optimizer.step()
+        moved.append((adapter.update().detach() - before) / 1e-6)
+    assert_close(*moved, rtol=1e-4, atol=1e-4)
+    assert moved[0].abs().max() > 0.1
 
 
 def test_lora_fa_projects_before_clipping():

@@ -192,14 +192,16 @@ def test_sora_is_lora_with_a_gate_between_its_factors():
 def test_sora_s_gates_are_soft_thresholded_by_the_step_s_rate_times_lambda(rate):
     """§3.2: g ← sign(g) max(|g| - η λ, 0) after the step; the official code zeroes twice as wide a band."""
     injection = inject(lone("linear"), "sora", target_modules="layer", rank=5, l1_weight=2.0)
-    injection.param_groups(lr=0.1)
+    optimizer = injection.optimizer(torch.optim.SGD, lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate)
     g_R, threshold = only(injection)[0].g_R, 0.2 * rate
     with torch.no_grad():
         g_R.copy_(threshold * torch.tensor([0.25, -1.5, 1.1, -1.0, 7.0]))
-    injection.hooks.on_step_end(Progress(1, 2, rate))
+    optimizer.step()
     assert_close(g_R[1].item(), -1.5 * threshold)  # a step that was skipped has no gradients
-    g_R.grad = torch.zeros_like(g_R)
-    injection.hooks.on_step_end(Progress(2, 2, rate))
+    for p in injection.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
     assert_close((g_R / threshold).tolist(), [0.0, -0.5, 0.1, 0.0, 6.0])
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softshrink
+from torch.optim import Optimizer
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.hooks import AdapterHooks, Progress
+from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer, split
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.kernels.shared import FactorPair
@@ -27,25 +28,16 @@ class Proximal(AdapterHooks):
         super().__init__(adapters)
         if l1_weight < 0:
             raise ValueError(f"sora: l1_weight must be 0 or more; got {l1_weight}")
-        self.l1_weight, self.lr = l1_weight, 0.0
-        self.gates = [adapter.g_R for adapter in adapters.values()]
+        self.l1_weight = l1_weight
 
-    def param_groups(
-        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        self.lr = lr
-        gates = [p for name, p in named.items() if name.endswith(".g_R")]
-        rest = [p for name, p in named.items() if not name.endswith(".g_R")]
-        return [
-            {"params": rest, "lr": lr, "weight_decay": weight_decay},
-            {"params": gates, "lr": lr, "weight_decay": 0.0},
-        ]
+    def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
+        own = {"weight_decay": 0.0, "l1_weight": self.l1_weight}
+        return split(named, ".g_R", own, lr=lr, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def on_step_end(self, progress: Progress) -> None:
-        for g_R in self.gates:
-            if g_R.grad is not None:  # a step that is skipped has no gradients
-                g_R.copy_(softshrink(g_R, self.l1_weight * self.lr * progress.rate))
+    def optimizer(self, groups: Groups, make: MakeOptimizer) -> Optimizer:
+        optimizer = make(groups)
+        optimizer.register_step_post_hook(shrink)
+        return optimizer
 
     def kept(self) -> Mapping[str, Tensor]:
         """§3.2: the components whose gate is not zero."""
@@ -53,12 +45,21 @@ class Proximal(AdapterHooks):
 
     def law(self) -> None:
         """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
-        threshold = self.l1_weight * self.lr
-        for g_R in (g_R.detach().double() for g_R in self.gates):
+        threshold = self.l1_weight
+        for g_R in (adapter.g_R.detach().double() for adapter in self.adapters.values()):
             x_R = softshrink(g_R, threshold)
             best_R = (x_R - g_R).square() / 2 + threshold * x_R.abs()
             for other_R in (x_R - 1e-3, x_R + 1e-3, torch.zeros_like(x_R)):
                 assert bool((best_R <= (other_R - g_R).square() / 2 + threshold * other_R.abs()).all())
+
+
+@torch.no_grad()
+def shrink(optimizer: Optimizer, *_: Any) -> None:
+    """Take the proximal step in every group that has an `l1_weight`."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if "l1_weight" in group else ():
+            if p.grad is not None:  # a step that is skipped has no gradients
+                p.copy_(softshrink(p, group["l1_weight"] * group["lr"]))
 
 
 @register("sora")

@@ -11,7 +11,7 @@ from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.lora import LoraFormat
-from lora_zoo.variants.low_rank import Additive, LowRank
+from lora_zoo.variants.low_rank import Additive, LowRank, inverse_gram
 
 
 class Projection(AdapterHooks):
@@ -29,11 +29,9 @@ class Projection(AdapterHooks):
     @torch.no_grad()
     def on_after_backward(self, progress: Progress) -> None:
         for adapter in self.projected:
-            A_RI, B_OR, scale = adapter.A_RI, adapter.B_OR, adapter.scale
+            B_OR, scale = adapter.B_OR, adapter.scale
             if B_OR.grad is not None:
-                gram_RR = A_RI @ A_RI.T
-                gram_RR.diagonal().add_(1e-8)
-                B_OR.grad = B_OR.grad @ torch.linalg.pinv(gram_RR, hermitian=True) / scale**2
+                B_OR.grad = B_OR.grad @ inverse_gram(adapter.A_RI, 1e-8) / scale**2
 
 
 @register("lora_fa")

@@ -1,11 +1,11 @@
 """LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou et al., ICML 2024)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hooks import AdapterHooks, Groups, split
 from lora_zoo.core.init import find_init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.lora import LoraFormat
@@ -27,15 +27,8 @@ class Ratio(AdapterHooks):
         if self.ratio <= 0:
             raise ValueError(f"loraplus_lr_ratio must be above 0; got {self.ratio}")
 
-    def param_groups(
-        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        B = [p for name, p in named.items() if name.endswith(".B_OR")]
-        rest = [p for name, p in named.items() if not name.endswith(".B_OR")]
-        return [
-            {"params": rest, "lr": lr, "weight_decay": weight_decay},
-            {"params": B, "lr": lr * self.ratio, "weight_decay": weight_decay},
-        ]
+    def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
+        return split(named, ".B_OR", {"lr": lr * self.ratio}, lr=lr, weight_decay=weight_decay)
 
     def law(self) -> None:
         named = {f"{n}.{k}": p for n, a in self.adapters.items() for k, p in a.named_parameters()}

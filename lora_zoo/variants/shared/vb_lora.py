@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.hooks import AdapterHooks, Groups, split
 from lora_zoo.core.seeding import generator, uniform
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Product
@@ -44,16 +44,9 @@ class BankHooks(AdapterHooks):
     ) -> VectorBank:
         return VectorBank(hyper["num_vectors"], length_of(hyper, shapes.values()), like, seed)
 
-    def param_groups(
-        self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        banks = {id(adapter.vectors.bank_HL) for adapter in self.adapters.values()}
-        logits = [p for p in named.values() if id(p) not in banks]
-        bank = [p for p in named.values() if id(p) in banks]
-        return [
-            {"params": bank, "lr": lr, "weight_decay": weight_decay},
-            {"params": logits, "lr": lr * self.ratio, "weight_decay": weight_decay},
-        ]
+    def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
+        logits, bank = split(named, ".bank_HL", {"lr": lr}, lr=lr * self.ratio, weight_decay=weight_decay)
+        return [bank, logits]
 
 
 @register("vb_lora")

@@ -1,0 +1,163 @@
+"""Optimisers that a variant's hooks wrap or choose, in the Trainer and over what trains in full."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.training.trainer import ZooTrainer
+from tests.test_training import model, trainer
+
+RANK = 2
+
+
+class ProjectedMomentum(Optimizer):
+    """GaLore's form: momentum of Pᵀ G for each matrix, where P (O, R) spans a gradient's best R directions.
+
+    P is taken anew every third step; both are the optimiser's state. Vectors take plain steps.
+    """
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, {"lr": 0.0, "beta": 0.9})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                p.sub_(group["lr"] * (self.projected(p, group["beta"]) if p.ndim == 2 else p.grad))
+
+    def projected(self, p: Tensor, beta: float) -> Tensor:
+        assert p.grad is not None
+        state = self.state[p]
+        count = state.setdefault("count", torch.zeros(()))
+        if count % 3 == 0:
+            state["P_OR"] = torch.linalg.svd(p.grad, full_matrices=False).U[:, :RANK].contiguous()
+            state["m_RI"] = torch.zeros(RANK, p.shape[1])
+        count += 1
+        state["m_RI"].lerp_(state["P_OR"].T @ p.grad, 1 - beta)
+        step_OI: Tensor = state["P_OR"] @ state["m_RI"]
+        return step_OI
+
+
+class Projecting(AdapterHooks):
+    def optimizer(self, groups: Any, make: Any) -> Optimizer:
+        return ProjectedMomentum(groups)
+
+
+def projected(folder: Path, seed: int = 5, **more: Any) -> ZooTrainer:
+    """Full fine-tuning of a few matrices and norms, with gradient accumulation and clipping."""
+    variant = type("Projected", (VARIANTS["full"],), {"name": "projected", "hooks": Projecting})
+    injection = inject(model(), variant, seed=seed)
+    usual = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "lr_scheduler_type": "cosine"}
+    return trainer(folder, injection, **usual | more)
+
+
+def test_hooks_may_choose_the_optimiser_of_what_trains_in_full(tmp_path: Path) -> None:
+    """Three steps with one P move each matrix by at most its rank; the user's own optimiser moves by more."""
+    ranks = {}
+    for name in ("projected", "full"):
+        more = {"max_steps": 3, "learning_rate": 1.0 if name == "projected" else 1e-2}
+        own = name == "projected"
+        run = projected(tmp_path, **more) if own else trainer(tmp_path, inject(model(), "full"), **more)
+        run.train()
+        ranks[name] = [int(torch.linalg.matrix_rank(dW, atol=1e-6)) for _, _, dW in run.injection]
+    assert max(ranks["projected"]) == RANK < min(ranks["full"])
+
+
+def test_the_state_of_another_optimiser_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    """Stopped at a step at which P is two steps old."""
+    whole = projected(tmp_path / "whole", save_strategy="steps", save_steps=1, max_steps=7)
+    whole.train()
+    resumed = projected(tmp_path / "resumed", max_steps=7)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    for key, tensor in whole.injection.state_dict().items():
+        assert torch.equal(tensor, resumed.injection.state_dict()[key]), key
+
+
+class Watching(AdapterHooks):
+    """Notes, around each step, the gradients' norm, each group's rate and the parameters that moved."""
+
+    def __init__(self, adapters: Any) -> None:
+        super().__init__(adapters)
+        self.seen: list[tuple[float, list[float], int]] = []
+
+    def optimizer(self, groups: Any, make: Any) -> Optimizer:
+        optimizer: Optimizer = make(groups)
+        self.before: list[Tensor] = []
+        optimizer.register_step_pre_hook(self.look)
+        optimizer.register_step_post_hook(self.note)
+        return optimizer
+
+    def look(self, optimizer: Optimizer, *_: Any) -> None:
+        self.before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+
+    def note(self, optimizer: Optimizer, *_: Any) -> None:
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in every if p.grad is not None]
+        norm = float(torch.stack([g.norm() for g in gradients]).norm()) if gradients else 0.0
+        moved = sum(not torch.equal(p, old) for p, old in zip(every, self.before, strict=True))
+        self.seen.append((norm, [group["lr"] for group in optimizer.param_groups], moved))
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_a_wrapped_step_sees_clipped_gradients_of_the_whole_batch_and_its_own_rate(
+    optim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the step that is skipped there are no gradients, and nothing moves."""
+    plain = ZooTrainer.compute_loss
+
+    def compute_loss(self: ZooTrainer, *given: Any, **more: Any) -> Any:
+        return plain(self, *given, **more) * (float("inf") if self.progress.step == 3 else 1)
+
+    monkeypatch.setattr(ZooTrainer, "compute_loss", compute_loss)
+    variant = type("Watched", (VARIANTS["lora_plus"],), {"name": "watched", "hooks": Watching})
+    injection = inject(model(), variant, rank=2, modules_to_save=["lm_head"])
+    more = {"gradient_accumulation_steps": 2, "max_grad_norm": 1e-3, "weight_decay": 0.0, "max_steps": 4}
+    run = trainer(tmp_path, injection, skip=True, optim=optim, **more)
+    run.train()
+    assert [norm for norm, _, _ in injection.hooks.seen] == pytest.approx([1e-3, 1e-3, 0, 1e-3], rel=1e-3)
+    rates = [rates for _, rates, _ in injection.hooks.seen]
+    assert rates == [[pytest.approx(rate)] * 2 for rate in (0.01, 0.0075, 0.005, 0.0025)]
+    assert [moved > 0 for _, _, moved in injection.hooks.seen] == [True, True, False, True]
+
+
+class Forgetful(AdapterHooks):
+    def optimizer(self, groups: Any, make: Any) -> Optimizer:
+        return make([groups[0] | {"params": groups[0]["params"][1:]}])
+
+
+def test_an_optimiser_that_leaves_a_parameter_out_is_told() -> None:
+    injection = inject(model(), type("Left", (VARIANTS["lora"],), {"name": "left", "hooks": Forgetful}))
+    with pytest.raises(AssertionError, match="a trainable parameter is in no group"):
+        injection.optimizer(torch.optim.SGD, lr=0.1)
+
+
+def walked(injection: Injection, make: Any, steps: int = 4) -> dict[str, Tensor]:
+    """The adapter after `steps` of an optimiser whose rate falls, on gradients of ones."""
+    optimizer = injection.optimizer(make, lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        for p in injection.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        schedule.step()
+    return injection.state_dict()
+
+
+def test_sora_is_the_plain_optimiser_and_a_proximal_step_of_its_rate() -> None:
+    """By the closed form of a gate under SGD whose gradient is 1: g ← prox(g - η, η λ), η the step's rate."""
+    injection = inject(model(), "sora", rank=2, target_modules=["q"], l1_weight=0.5)
+    expected = {n: a.g_R.detach().clone() for n, a in injection.adapters.items()}
+    for rate in (0.1, 0.075, 0.05, 0.025):
+        stepped = {n: g - rate for n, g in expected.items()}
+        expected = {n: g.sign() * (g.abs() - 0.5 * rate).clamp_min(0) for n, g in stepped.items()}
+    after = walked(injection, functools.partial(torch.optim.SGD, lr=0.1))
+    for name, g_R in expected.items():
+        torch.testing.assert_close(after[f"{name}.g_R"], g_R)
