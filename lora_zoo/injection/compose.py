@@ -1,4 +1,4 @@
-"""Composition of several named adapters on one model."""
+"""Several named adapters on one model: those that can be active together, and their merge."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, Variant
+from lora_zoo.core.composition import Composition
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
@@ -34,10 +35,20 @@ class Original(NamedTuple):
     bias: nn.Parameter | None
 
 
-def check_compatible(adapters: Sequence[NamedAdapter]) -> None:
-    """Raise ValueError where two adapters would train, or train and adapt, the same parameter."""
+def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition) -> None:
+    """Raise ValueError where two adapters would train, or train and adapt, the same parameter.
+
+    And where `composition` is of weights that one does not have, or would change what one trains in full.
+    """
     owner: dict[str, str] = {}
     for injection in adapters:
+        if not composition.of_outputs:
+            injection.variant.require_weight(f"composed by {composition.name}")
+        if injection.fully_trained and not composition.leaves(injection.name):
+            trained = injection.fully_trained[0]
+            raise ValueError(
+                f"{composition.name} composes adapters, and {injection.name!r} trains {trained} in full"
+            )
         for name in injection.fully_trained:
             if name in owner:
                 raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
@@ -58,7 +69,7 @@ def merge_wrappers(
     names = names_by_parameter(model)
     for key, wrapper in wrappers.items():
         weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)
-        new_weight = wrapper.effective(weight) if wrapper.live() else weight
+        new_weight = wrapper.effective(weight) if wrapper.live else weight
         new_bias = bias if bias is None else wrapper.effective_bias(bias)
         wrapper.uninstall(model)
         for old, new in ((weight, new_weight), (bias, new_bias)):

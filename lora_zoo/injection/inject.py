@@ -154,9 +154,10 @@ class Injection:
         return self._adapter_set.disabled()
 
     def enable(self, active: bool = True) -> None:
-        """Switch this adapter on or off, beside the other active ones."""
+        """Switch this adapter on or off, beside the other active ones, in the composition that there is."""
         others = [name for name in self._adapter_set.active if name != self.name]
-        self._adapter_set.activate(*others, *([self.name] if active else []))
+        own = [self.name] if active else []
+        self._adapter_set.activate(*others, *own, composition=self._adapter_set.composition)
 
     def merge(self) -> None:
         """Write the effective weights of the model's active adapters into plain layers: see AdapterSet.
