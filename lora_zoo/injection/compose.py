@@ -40,15 +40,10 @@ def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition)
 
     And where `composition` is of weights that one does not have, or would change what one trains in full.
     """
+    for injection in adapters:
+        _check_composed(injection, composition)
     owner: dict[str, str] = {}
     for injection in adapters:
-        if not composition.of_outputs:
-            injection.variant.require_weight(f"composed by {composition.name}")
-        if injection.fully_trained and not composition.leaves(injection.name):
-            trained = injection.fully_trained[0]
-            raise ValueError(
-                f"{composition.name} composes adapters, and {injection.name!r} trains {trained} in full"
-            )
         for name in injection.fully_trained:
             if name in owner:
                 raise ValueError(f"{owner[name]!r} and {injection.name!r} both train {name} in full")
@@ -57,6 +52,16 @@ def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition)
         for matrix in injection.matrices.values():
             if held := next(filter(matrix.holds, owner), None):
                 raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
+
+
+def _check_composed(injection: NamedAdapter, composition: Composition) -> None:
+    if not composition.of_outputs:
+        injection.variant.require_weight(f"composed by {composition.name}")
+    if injection.fully_trained and not composition.leaves(injection.name):
+        trained = injection.fully_trained[0]
+        raise ValueError(
+            f"{composition.name} composes adapters, and {injection.name!r} trains {trained} in full"
+        )
 
 
 def merge_wrappers(
