@@ -133,5 +133,13 @@ class AdapterHooks(nn.Module):
         """
         return {}
 
+    def views(self) -> Mapping[str, contextlib.AbstractContextManager[Any]]:
+        """Further evaluations of the one trained model: inside a view's context, the model is that view.
+
+        Names are of letters, digits, =, _ and -. Asked anew for each use once training is over, and for the
+        names alone before it. A run judges each view on its splits, by its metrics, beside the whole model.
+        """
+        return {}
+
     def law(self) -> None:
         """Assert what makes this method itself (called by the conformance suite)."""

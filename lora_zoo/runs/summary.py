@@ -31,6 +31,10 @@ def print_run(record: Record, console: Console) -> None:
 def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
     rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    for view, splits in result.get("views", {}).items():
+        rows += [
+            (f"  {view} ({split})", f"{values[result['metric']]:.4g}") for split, values in splits.items()
+        ]
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))

@@ -32,6 +32,10 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    if found.views:
+        splits = ", ".join(spec.settings.eval_splits)
+        text = f"views: {', '.join(found.views)}, each evaluated on {splits} after training"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if spec.settings.program:
         name = spec.settings.program["name"]
         console.print(f"program {name}: the first of its stages is shown", highlight=False)

@@ -85,6 +85,9 @@ class Experiment:
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
                     self.record.update(metrics=evaluator.evaluate(keep=True))
+            if evaluator.missing_views():
+                with self.timer.stage("views"):
+                    evaluator.judge_views()
             injection = evaluator.injection
             if held_out is not None and "retention" not in self.record.content:
                 self.record.update(retention=held_out.before_and_after(injection))
