@@ -34,7 +34,8 @@ def dry_run(spec: RunSpec, console: Console) -> int:
     print_preview(found, console)
     if found.views:
         splits = ", ".join(spec.settings.eval_splits)
-        text = f"views: {', '.join(found.views)}, each evaluated on {splits} after training"
+        whose = " of the last stage, unless earlier ones settle into it" if spec.settings.program else ""
+        text = f"views{whose}: {', '.join(found.views)}, each evaluated on {splits} after training"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if spec.settings.program:
         name = spec.settings.program["name"]
