@@ -10,6 +10,7 @@ from lora_zoo.terminal import add_variant_file, on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
+    from lora_zoo.injection.inject import Injection
 
 TASKS = {
     "AutoModelForCausalLM": "CAUSAL_LM",
@@ -85,10 +86,7 @@ def export(
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     network = load_model(base.model, base.auto_class, base.head, load_tokenizer(base.model), seed=0).model
     injection = load_adapter(network, folder)
-    views = injection.hooks.views()
-    if view is not None and view not in views:
-        raise ValueError(unknown(f"view of {injection.variant.name}", view, views))
-    with views[view] if view is not None else contextlib.nullcontext():
+    with contextlib.nullcontext() if view is None else _view(injection, view):
         adapted = logits(network)
         written = save_peft(
             injection,
@@ -101,6 +99,13 @@ def export(
     injection.remove()
     load_adapter(network, out)
     return Exported(written, float((logits(network) - adapted).abs().max()))
+
+
+def _view(injection: "Injection", name: str) -> contextlib.AbstractContextManager[Any]:
+    views = injection.hooks.views()
+    if name not in views:
+        raise ValueError(unknown(f"view of {injection.variant.name}", name, views))
+    return views[name]
 
 
 if __name__ == "__main__":

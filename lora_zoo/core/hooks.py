@@ -138,6 +138,7 @@ class AdapterHooks(nn.Module):
 
         Names are of letters, digits, =, _ and -. Asked anew for each use once training is over, and for the
         names alone before it. A run judges each view on its splits, by its metrics, beside the whole model.
+        ValueError for a view that was asked for and cannot be.
         """
         return {}
 

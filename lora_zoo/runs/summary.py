@@ -74,8 +74,8 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
 
 def _with(command: str, **values: str) -> str:
     """`command` with each key set to its value, and without what belongs to another choice of it."""
-    words = [word for word in command.split(" ") if not re.match(rf"\+*({'|'.join(values)})[=.]", word)]
-    return " ".join([*words, *(f"{key}={value}" for key, value in values.items())])
+    words = [word for word in shlex.split(command) if not re.match(rf"\+*({'|'.join(values)})[=.]", word)]
+    return " ".join([shlex.join(words), *(f"{key}={value}" for key, value in values.items())])
 
 
 def print_line(record: Record, console: Console) -> None:

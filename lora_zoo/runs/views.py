@@ -1,6 +1,5 @@
 """The views of recorded runs (DyLoRA's ranks) as rows of a frame, beside the runs themselves."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -15,26 +14,29 @@ def by_view(frame: pd.DataFrame) -> pd.DataFrame:
     `validation`, `test` and the columns `metrics.…` are the view's; all else, the costs too, is the run's.
     `run` is "1a2b3c4d/rank=2". A view has no outcomes of single examples, and so no `folder`.
     """
-    rows = [row for label in frame.index for row in _rows(frame.loc[[label]])]
-    found = pd.concat(rows, ignore_index=True) if rows else frame.assign(view=WHOLE)
-    found.attrs = dict(frame.attrs)  # that its runs may be counted, where that is known
-    return found
+    frame = frame.reset_index(drop=True)
+    names = dict.fromkeys(name for record in frame["record"] for name in record.get("views", {}))
+    parts = [frame.assign(view=WHOLE), *(_at(frame, name) for name in names)]
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
-def _rows(run: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    yield run.assign(view=WHOLE)
-    record, judged = run["record"].iloc[0], [c for c in run if str(c).startswith("metrics.")]
-    for name, splits in (record.get("views") or {}).items():
-        values = {f"metrics.{split}.{m}": v for split, own in splits.items() for m, v in own.items()}
-        metric = run["metric"].iloc[0]
-        outcomes = {split: _number(splits.get(split, {}).get(metric)) for split in ("validation", "test")}
-        own = {column: _number(values.get(str(column))) for column in judged}
-        yield run.assign(**outcomes, **own, view=name, run=f"{run['run'].iloc[0]}/{name}", folder=None)
+def _at(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs that have the view, with its outcomes in the place of their own."""
+    runs = frame[[name in record.get("views", {}) for record in frame["record"]]]
+    judged = [record["views"][name] for record in runs["record"]]
+    found: dict[str, Any] = {"view": name, "run": runs["run"] + f"/{name}", "folder": None}
+    for split in ("validation", "test"):
+        pairs = zip(judged, runs["metric"], strict=True)
+        found[split] = [_number(splits, split, metric) for splits, metric in pairs]
+    for column in (c for c in map(str, runs) if c.startswith("metrics.")):
+        _, split, metric = column.split(".", 2)
+        found[column] = [_number(splits, split, metric) for splits in judged]
+    return runs.assign(**found)
 
 
-def _number(value: Any) -> float:
-    """A metric's value: of one that is no number, JSON has the name."""
-    return float("nan") if value is None else float(value)
+def _number(splits: dict[str, Any], split: str, metric: str) -> float:
+    """A metric's value, NaN where there is none; of one that is no number, the record has the name."""
+    return float(splits.get(split, {}).get(metric, "nan"))
 
 
-__all__ = ["by_view"]
+__all__ = ["WHOLE", "by_view"]

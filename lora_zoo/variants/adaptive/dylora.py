@@ -40,12 +40,13 @@ class RankSampling(AdapterHooks):
         self.ranks = (doublings if views else []) if isinstance(views, bool) else list(views)
 
     def on_train_begin(self, total: int) -> None:
+        self.views()
+
+    def views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         for b in self.ranks:
             if not 1 <= b <= self.rank:
                 raise ValueError(f"dylora: views must be ranks from 1 to {self.rank}; got {b}")
-
-    def views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
-        return {f"rank={b}": self._at(b) for b in self.ranks if b <= self.rank}
+        return {f"rank={b}": self._at(b) for b in self.ranks}
 
     @contextlib.contextmanager
     def _at(self, b: int) -> Iterator[None]:
