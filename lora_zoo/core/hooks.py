@@ -54,12 +54,21 @@ class AdapterHooks(nn.Module):
     seed: int
     counter: ForwardCounter
     """The adapted model, its target matrices by name, the seed and the count of passes; set by `attach`."""
+    prior: Mapping[str, Mapping[str, Any]]
+    """The frozen adapters under these: name -> matrix -> adapter; set by `attach` as well."""
 
     def attach(
-        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter
+        self,
+        model: nn.Module,
+        matrices: Mapping[str, Any],
+        *,
+        seed: int,
+        counter: ForwardCounter,
+        prior: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Show the hooks the adapted model; called once by `inject`, before anything else."""
-        self.__dict__.update(model=model, matrices=matrices, seed=seed, counter=counter)  # not submodules
+        about = {"model": model, "matrices": matrices, "seed": seed, "counter": counter, "prior": prior}
+        self.__dict__.update(about)  # not submodules
 
     @classmethod
     def not_packable(cls) -> str:

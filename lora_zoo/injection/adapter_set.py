@@ -8,7 +8,7 @@ adapters["tone"].remove()
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -70,7 +70,7 @@ class AdapterSet(Mapping[str, A]):
         self.activate(injection.name)
 
     def activate(self, *names: str, composition: str | Composition | None = None, **options: Any) -> None:
-        """Make `names` the active adapters, all others idle. Merged adapters are unmerged first.
+        """Make `names` and their priors the active adapters, all others idle; merged ones are unmerged first.
 
         `composition` and its `options` are those of `lora_zoo.compositions`: the sum of all changes, or of
         weighted ones where `weights` are given. Raises ValueError for an unknown name, a wrong option, and
@@ -79,8 +79,8 @@ class AdapterSet(Mapping[str, A]):
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
-        names = tuple(dict.fromkeys(names))
-        together = composition_of(composition, names, options)
+        together = composition_of(composition, tuple(dict.fromkeys(names)), options)
+        names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
         for injection in self._by_name.values():
@@ -91,6 +91,13 @@ class AdapterSet(Mapping[str, A]):
             wrapper.activate(names, together)
         self.active, self.composition = names, together
         self._tying.update()
+
+    def _with_priors(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Each name after those of the adapters that it was trained on."""
+        found = dict[str, None]()
+        for name in names:
+            found |= dict.fromkeys([*self._with_priors(self._by_name[name].prior), name])
+        return tuple(found)
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
@@ -133,11 +140,11 @@ class AdapterSet(Mapping[str, A]):
             wrapper.row_groups = row_groups
 
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside, the model computes as before all injections; the active adapters return afterwards."""
+    def disabled(self, *, keep: Sequence[str] = ()) -> Iterator[None]:
+        """Inside, `keep` alone are active, by default none; the active adapters return afterwards."""
         with self.unmerged():
             active, composition = self.active, self.composition
-            self.activate()
+            self.activate(*keep)
             try:
                 yield
             finally:
@@ -179,7 +186,7 @@ class AdapterSet(Mapping[str, A]):
         self._merged = None
 
     def delete(self, name: str) -> None:
-        """Remove one adapter and keep the others. ValueError while several are merged together."""
+        """Remove one adapter and keep the others. ValueError while several are merged, and for a prior."""
         if len(self) == 1:
             self.remove()
             return
@@ -187,6 +194,8 @@ class AdapterSet(Mapping[str, A]):
             raise ValueError(
                 f"{', '.join(self)} are merged: unmerge() first, or adapters_of(model).remove() to keep it so"
             )
+        if later := [other for other, injection in self.items() if name in injection.prior]:
+            raise ValueError(f"{name!r} is a prior of {', '.join(later)}, which would be nothing without it")
         others = (other for other in self.active if other != name)
         self.activate(*others, composition=self.composition)
         self._by_name.pop(name).forget()

@@ -24,6 +24,7 @@ class NamedAdapter(Protocol):
     fully_trained: list[str]
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
+    prior: tuple[str, ...]
 
     def forget(self) -> None: ...
 

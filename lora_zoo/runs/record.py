@@ -18,6 +18,7 @@ Times are seconds, sizes bytes.
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
+| prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |
 | adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
 | timings | load, zero_shot, train, evaluate, views, total; steps; step_median, step_mean: optimiser steps |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |

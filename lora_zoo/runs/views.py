@@ -16,11 +16,11 @@ def by_view(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame.reset_index(drop=True)
     names = dict.fromkeys(name for record in frame["record"] for name in record.get("views", {}))
-    parts = [frame.assign(view=WHOLE), *(_at(frame, name) for name in names)]
+    parts = [frame.assign(view=WHOLE), *(_judged_by(frame, name) for name in names)]
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
-def _at(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def _judged_by(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The runs that have the view, with its outcomes in the place of their own."""
     runs = frame[[name in record.get("views", {}) for record in frame["record"]]]
     judged = [record["views"][name] for record in runs["record"]]

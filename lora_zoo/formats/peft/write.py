@@ -62,6 +62,11 @@ def save_peft(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
+    if injection.prior:
+        raise ValueError(
+            f"the adapter was trained on {', '.join(injection.prior)} and means nothing alone, and PEFT's "
+            "files hold one adapter: merge it with its priors instead (python -m lora_zoo.merge)"
+        )
     written = Written(Path(folder), {})
     with adapters_of(injection.model).disabled():
         content = _content(injection, form, rank, written)

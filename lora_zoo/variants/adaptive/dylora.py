@@ -46,10 +46,10 @@ class RankSampling(AdapterHooks):
         for b in self.ranks:
             if not 1 <= b <= self.rank:
                 raise ValueError(f"dylora: views must be ranks from 1 to {self.rank}; got {b}")
-        return {f"rank={b}": self._at(b) for b in self.ranks}
+        return {f"rank={b}": self._cut_to(b) for b in self.ranks}
 
     @contextlib.contextmanager
-    def _at(self, b: int) -> Iterator[None]:
+    def _cut_to(self, b: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for site in self.sites:
                 stack.enter_context(site.truncated(min(b, site.rank)))
