@@ -59,6 +59,7 @@ def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
     whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
+    whole |= {"prior": "null"} if result["config"].get("prior") else {}
     lines = [
         _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
         + "   (three seeds)",
