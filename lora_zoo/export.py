@@ -1,13 +1,16 @@
 """`python -m lora_zoo.export RUN OUT`: a run's adapter in PEFT's format, for `PeftModel.from_pretrained`."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_zoo.core.errors import unknown
 from lora_zoo.terminal import add_variant_file, on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
+    from lora_zoo.injection.inject import Injection
 
 TASKS = {
     "AutoModelForCausalLM": "CAUSAL_LM",
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, help="plain LoRA of this rank at most; the error is reported")
     parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument("--view", help="write a view of the run (`rank=2` of DyLoRA) instead of the whole")
     add_variant_file(parser)
     given = parser.parse_args(arguments)
     with on_the_terminal(given.__dict__.pop("variant")):
@@ -62,12 +66,13 @@ def export(
     form: Any = "peft",
     rank: int | None = None,
     model: str | None = None,
+    view: str | None = None,
     trust_remote_code: bool = False,
 ) -> Exported:
     """Write the adapter in `run` to `out`, read it again and compare.
 
     Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known or does not
-    fit, where PEFT's format does not hold the adapter, or where `out` holds something.
+    fit, where PEFT's format does not hold the adapter, for an unknown `view`, or where `out` holds something.
     """
     from lora_zoo.formats.native import load_adapter
     from lora_zoo.formats.peft.write import save_peft
@@ -81,18 +86,26 @@ def export(
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     network = load_model(base.model, base.auto_class, base.head, load_tokenizer(base.model), seed=0).model
     injection = load_adapter(network, folder)
-    adapted = logits(network)
-    written = save_peft(
-        injection,
-        out,
-        base=source(base.model),
-        task_type=TASKS.get(base.auto_class),
-        form=form,
-        rank=rank,
-    )
+    with contextlib.nullcontext() if view is None else _view(injection, view):
+        adapted = logits(network)
+        written = save_peft(
+            injection,
+            out,
+            base=source(base.model),
+            task_type=TASKS.get(base.auto_class),
+            form=form,
+            rank=rank,
+        )
     injection.remove()
     load_adapter(network, out)
     return Exported(written, float((logits(network) - adapted).abs().max()))
+
+
+def _view(injection: "Injection", name: str) -> contextlib.AbstractContextManager[Any]:
+    views = injection.hooks.views()
+    if name not in views:
+        raise ValueError(unknown(f"view of {injection.variant.name}", name, views))
+    return views[name]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import lora_zoo
 ROOT = Path(lora_zoo.__file__).parent
 ROOMS = (
     {"core"},
-    {"hosts", "inits", "kernels"},
+    {"hosts", "inits", "kernels", "compositions"},
     {"injection"},
     {"formats"},
     {"variants", "programs"},
@@ -32,7 +32,7 @@ ROOMS = (
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 COMMANDS = {"run", "merge", "export", "load", "spectra", "docs_tables", ""}
 """Modules at the top: commands, and the package itself, which loads its names when they are asked for."""
-LIFTED = {"core", "hosts", "inits", "kernels", "injection", "formats", "variants"}
+LIFTED = {"core", "hosts", "inits", "kernels", "compositions", "injection", "formats", "variants"}
 """Rooms of the adapters: someone can lift them out, so they need torch and the standard library alone."""
 FOREIGN_TO_ANALYSIS = {"hydra", "omegaconf", "wandb", "transformers", "datasets"}
 

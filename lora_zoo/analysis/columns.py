@@ -10,7 +10,7 @@ from lora_zoo.runs.provenance import changes_results
 SEEDS = ("seed", "data_seed")
 _OWN = (
     *("model", "task", "variant", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers"),
-    *("budget", "lr", "task_lr", "weight_decay", "batch_size", "steps"),
+    *("view", "budget", "lr", "task_lr", "weight_decay", "batch_size", "steps"),
 )
 _CONFIG = "config."
 _NOT_SETTINGS = ("experiment", *SEEDS)

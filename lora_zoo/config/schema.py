@@ -137,6 +137,9 @@ class Settings:
     )
     alpha_pattern: dict[str, float] = key({}, "target: an alpha of its own", above=0)
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
+    prior: list[str] | None = key(
+        None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True
+    )
     modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)

@@ -17,6 +17,7 @@ from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.program import complete_program
+from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.budget import parameters
 
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
@@ -36,6 +37,7 @@ def resolved(config: Any) -> Settings:
     check(settings)
     if not settings.dry_run:
         _check_files(settings.task)
+        prior_folders(settings.prior or ())
         check_folder("out", settings.out)
     return settings
 
@@ -60,6 +62,11 @@ def check(settings: Settings) -> None:
     _check_layers(settings.layers)
     _check_task(settings.task)
     complete_program(settings.program)
+    if settings.prior and settings.program:
+        name = settings.program["name"]
+        raise ValueError(
+            f"prior={settings.prior}: program={name} has stages, which take no prior adapters yet"
+        )
     if own := {key: value for key, value in settings.variant.items() if key != "name"}:
         check_hyperparameters(variant_of(settings), own)
 

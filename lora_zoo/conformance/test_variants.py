@@ -7,6 +7,7 @@ import copy
 import inspect
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ from lora_zoo.core.statistics import STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
+from lora_zoo.injection.preview import preview
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -769,6 +771,31 @@ def test_every_part_has_its_turns_and_every_parameter_learns_on_some_part(name):
         changed = {n for n, p in after.items() if not torch.equal(p, before[n])}
         moved[injection.hooks.part(step)] |= changed
     assert set.union(*moved.values()) == seen_at[0].keys() and all(moved.values())
+
+
+@every_variant
+def test_a_view_is_a_model_of_its_own_and_leaves_the_whole_as_it_was(name):
+    model = lone("linear")
+    injection = adapt(model, name)
+    perturb(injection)
+    x = inputs("linear")
+    whole, before = model(x), copy.deepcopy(injection.state_dict())
+    for view, context in injection.hooks.views().items():
+        assert re.fullmatch(r"[\w=-]+", view)
+        with context:
+            judged = model(x)
+            if injection.variant.pointwise:
+                injection.merge()
+                assert_close(model(x), judged, **CLOSE)
+                injection.unmerge()
+        assert not torch.allclose(judged, whole), f"{view} is the whole model"
+        with injection.hooks.views()[view]:
+            assert torch.equal(model(x), judged), "a view differs from one use to the next"
+        assert torch.equal(model(x), whole)
+    assert all(torch.equal(t, before[n]) for n, t in injection.state_dict().items())
+    assert list(preview(lone("linear"), name, target_modules="layer", **settings(name)).views) == [
+        *injection.hooks.views()
+    ]
 
 
 @every_variant

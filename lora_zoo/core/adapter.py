@@ -214,15 +214,15 @@ class Adapter(nn.Module, Variant):
         """
         return b_O
 
-    def effective_bias(self, host: Host) -> tuple[Tensor, Tensor] | None:
-        """The bias (O,) of the adapted rows and what it becomes; None where it does not change."""
-        own_O = host.own_bias
-        if not (self.changes_bias if own_O is not None else self.adds_bias):
-            return None
-        W_OI = host.matrix()
+    def changes_bias_of(self, host: Host) -> bool:
+        """True if the bias of the adapted rows becomes another, or they get one."""
+        return self.changes_bias if host.own_bias is not None else self.adds_bias
+
+    def effective_bias(self, host: Host) -> Tensor:
+        """The bias (O,) that the adapted rows have with this adapter."""
+        own_O, W_OI = host.own_bias, host.matrix()
         with uncast(W_OI.device):
-            before_O = W_OI.new_zeros(len(W_OI)) if own_O is None else own_O
-            return before_O, self.bias(before_O)
+            return self.bias(W_OI.new_zeros(len(W_OI)) if own_O is None else own_O)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself."""

@@ -149,5 +149,9 @@ class Dropout(nn.Module):
         kind: type[Mask] = SparseMask if self.p <= SPARSE_UP_TO and x.device.type == "cpu" else DenseMask
         return kind.draw(x, self.p, source)
 
+    def end(self) -> None:
+        """Drop nothing from now on, in training mode either."""
+        self.p = 0.0
+
     def extra_repr(self) -> str:
         return f"p={self.p}"

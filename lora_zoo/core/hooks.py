@@ -68,12 +68,21 @@ class AdapterHooks(nn.Module):
     seed: int
     counter: ForwardCounter
     """The adapted model, its target matrices by name, the seed and the count of passes; set by `attach`."""
+    prior: Mapping[str, Mapping[str, Any]]
+    """The frozen adapters under these: name -> matrix -> adapter; set by `attach` as well."""
 
     def attach(
-        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter
+        self,
+        model: nn.Module,
+        matrices: Mapping[str, Any],
+        *,
+        seed: int,
+        counter: ForwardCounter,
+        prior: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Show the hooks the adapted model; called once by `inject`, before anything else."""
-        self.__dict__.update(model=model, matrices=matrices, seed=seed, counter=counter)  # not submodules
+        about = {"model": model, "matrices": matrices, "seed": seed, "counter": counter, "prior": prior}
+        self.__dict__.update(about)  # not submodules
 
     @classmethod
     def not_packable(cls) -> str:
@@ -166,6 +175,15 @@ class AdapterHooks(nn.Module):
 
         The others are dropped before the adapter is saved: what is kept computes the same function. At least
         one stays in each matrix; a matrix that is not named keeps all.
+        """
+        return {}
+
+    def views(self) -> Mapping[str, contextlib.AbstractContextManager[Any]]:
+        """Further evaluations of the one trained model: inside a view's context, the model is that view.
+
+        Names are of letters, digits, =, _ and -. Asked anew for each use once training is over, and for the
+        names alone before it. A run judges each view on its splits, by its metrics, beside the whole model.
+        ValueError for a view that was asked for and cannot be.
         """
         return {}
 

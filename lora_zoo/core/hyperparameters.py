@@ -47,6 +47,11 @@ def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
             return
 
 
+def keywords(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a class's constructor, with their types."""
+    return {p.name: p.replace(annotation=hint) for p, hint in _keywords(cls)}
+
+
 def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
     """The trainable parameters on one matrix (O, I), by the variant's own formula `count`."""
     O, I = shape

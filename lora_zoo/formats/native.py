@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -15,6 +16,7 @@ from lora_zoo.core.adapter import Variant
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.user_files import own_file
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.folders import adapter_digest
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.formats.peft.read import from_peft, is_peft
@@ -25,7 +27,7 @@ from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+WEIGHTS, DESCRIPTION, PRIOR = "adapter.safetensors", "adapter.json", "prior"
 
 
 def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path:
@@ -33,7 +35,7 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
 
     `about` is kept beside the configuration (the base model's name, say). The tensors are those that the
     base lacks: factors, magnitudes, initial factors, fully trained heads; frozen tensors drawn from a seed
-    are not stored.
+    are not stored. The adapters that it was trained on lie in `prior/NAME/`, and are loaded with it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,10 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
         "seed": injection.seed,
         "about": about,
     }
+    adapters = adapters_of(injection.model)
+    below = {name: save_adapter(adapters[name], folder / PRIOR / name) for name in injection.prior}
+    if below:
+        description["prior"] = {name: adapter_digest(own) for name, own in below.items()}
     text = json.dumps(description, indent=2)
     _replace(folder / DESCRIPTION, lambda path: path.write_text(text))
     return folder
@@ -88,25 +94,62 @@ def read_adapter(
         return from_peft(model, folder)
     description = read_description(folder)
     plan, state = _plan(model, description, folder), load_file(folder / WEIGHTS)
-    return SavedAdapter(plan, state, folder, description.get("name", "default"), description["seed"])
+    name, seed = description.get("name", "default"), description["seed"]
+    return SavedAdapter(plan, state, folder, name, seed, prior=_priors(model, description, folder))
+
+
+def _priors(model: nn.Module, description: dict[str, Any], folder: Path) -> tuple[SavedAdapter, ...]:
+    """The adapters on which a saved one was trained. ValueError for one that is another now."""
+    found = []
+    for name, digest in description.get("prior", {}).items():
+        own = folder / PRIOR / name
+        if not own.is_dir() or adapter_digest(own) != digest:
+            raise ValueError(f"{own} is not the adapter on which that of {folder} was trained")
+        found.append(read_adapter(model, own)._replace(name=name))
+    return tuple(found)
 
 
 def inject_saved(model: nn.Module, saved: SavedAdapter, name: str | None = None) -> Injection:
     """Inject an adapter that was read, in place; raises as `load_adapter` does."""
-    name = name or saved.name
-    if name in adapters_of(model):
+    name, adapters = name or saved.name, adapters_of(model)
+    if name in adapters:
         raise ValueError(
             f"{saved.source}: the model has an adapter called {name!r} already; give another name"
         )
-    with contextlib.nullcontext() if saved.init_from_base else init.blank():
-        injection = Injection(model, saved.plan, seed=saved.seed, name=name)
-    initial = injection.state_dict() if saved.init_from_base else {}
+    before = [*adapters]
     try:
-        injection.load_state_dict(initial | saved.state)
+        for below in saved.prior:
+            _inject_prior(model, below)
+        return _injected(model, saved, name)
     except ValueError:
-        injection.remove()
+        for added in [name for name in adapters_of(model) if name not in before][::-1]:
+            adapters_of(model).delete(added)
         raise
+
+
+def _injected(model: nn.Module, saved: SavedAdapter, name: str) -> Injection:
+    prior = [below.name for below in saved.prior]
+    with contextlib.nullcontext() if saved.init_from_base else init.blank():
+        injection = Injection(model, saved.plan, seed=saved.seed, name=name, prior=prior)
+    initial = injection.state_dict() if saved.init_from_base else {}
+    injection.load_state_dict(initial | saved.state)
     return injection
+
+
+def _inject_prior(model: nn.Module, saved: SavedAdapter) -> None:
+    """Inject a prior, unless the model has it. ValueError where it has another one of that name."""
+    present = adapters_of(model).get(saved.name)
+    if present is None:
+        inject_saved(model, saved)
+        return
+    state = present.state_dict()
+    same = state.keys() == saved.state.keys() and all(
+        torch.equal(tensor.cpu(), saved.state[name]) for name, tensor in state.items()
+    )
+    if not (same and present.variant is saved.plan.variant and present.hyper == saved.plan.hyperparameters):
+        raise ValueError(
+            f"{saved.source}: the model has another adapter called {saved.name!r}, which is its prior's name"
+        )
 
 
 def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> InjectionPlan:

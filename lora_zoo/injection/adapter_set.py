@@ -2,17 +2,19 @@
 
 adapters = adapters_of(model)                  # {"style": Injection, "tone": Injection}
 adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
+adapters.activate("style", "tone", weights=[0.7, 0.3])          # or composition=…, see lora_zoo.compositions
 with adapters.disabled(): ...
 adapters["tone"].remove()
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.core.errors import unknown
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
@@ -33,6 +35,7 @@ class AdapterSet(Mapping[str, A]):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active: tuple[str, ...] = ()
+        self.composition = composition_of("sum", (), {})
         self._by_name: dict[str, A] = {}
         self._wrappers: dict[str, AdapterWrapper] = {}
         self._merged: dict[str, Original] | None = None
@@ -66,25 +69,35 @@ class AdapterSet(Mapping[str, A]):
             self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
         self.activate(injection.name)
 
-    def activate(self, *names: str) -> None:
-        """Make `names` the active adapters, all others idle. Merged adapters are unmerged first.
+    def activate(self, *names: str, composition: str | Composition | None = None, **options: Any) -> None:
+        """Make `names` and their priors the active adapters, all others idle; merged ones are unmerged first.
 
-        Raises ValueError for an unknown name, and where two adapters would train the same parameter in full.
+        `composition` and its `options` are those of `lora_zoo.compositions`: the sum of all changes, or of
+        weighted ones where `weights` are given. Raises ValueError for an unknown name, a wrong option, and
+        where adapters cannot be active together.
         """
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
-        names = tuple(dict.fromkeys(names))
-        check_compatible([self._by_name[name] for name in names])
+        together = composition_of(composition, tuple(dict.fromkeys(names)), options)
+        names = self._with_priors(names)
+        check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
         for injection in self._by_name.values():
             self._swap(injection.originals)
         for name in names:
             self._swap(self._by_name[name].trained)
         for wrapper in self._wrappers.values():
-            wrapper.active = names
-        self.active = names
+            wrapper.activate(names, together)
+        self.active, self.composition = names, together
         self._tying.update()
+
+    def _with_priors(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Each name after those of the adapters that it was trained on."""
+        found = dict[str, None]()
+        for name in names:
+            found |= dict.fromkeys([*self._with_priors(self._by_name[name].prior), name])
+        return tuple(found)
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
@@ -98,8 +111,9 @@ class AdapterSet(Mapping[str, A]):
         for other in self.active:
             self._swap(self._by_name[other].originals)
         self._swap(self._by_name[name].trained)
+        self.composition = composition_of("sum", (name,), {})
         for wrapper in self._wrappers.values():
-            wrapper.isolate(name)
+            wrapper.isolate(name, self.composition)
         for other, injection in self._by_name.items():
             injection.counter.runs = other == name
         self.active = (name,)
@@ -126,15 +140,15 @@ class AdapterSet(Mapping[str, A]):
             wrapper.row_groups = row_groups
 
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside, the model computes as before all injections; the active adapters return afterwards."""
+    def disabled(self, *, keep: Sequence[str] = ()) -> Iterator[None]:
+        """Inside, `keep` alone are active, by default none; the active adapters return afterwards."""
         with self.unmerged():
-            active = self.active
-            self.activate()
+            active, composition = self.active, self.composition
+            self.activate(*keep)
             try:
                 yield
             finally:
-                self.activate(*active)
+                self.activate(*active, composition=composition)
 
     @contextlib.contextmanager
     def unmerged(self) -> Iterator[None]:
@@ -172,7 +186,7 @@ class AdapterSet(Mapping[str, A]):
         self._merged = None
 
     def delete(self, name: str) -> None:
-        """Remove one adapter and keep the others. ValueError while several are merged together."""
+        """Remove one adapter and keep the others. ValueError while several are merged, and for a prior."""
         if len(self) == 1:
             self.remove()
             return
@@ -180,7 +194,10 @@ class AdapterSet(Mapping[str, A]):
             raise ValueError(
                 f"{', '.join(self)} are merged: unmerge() first, or adapters_of(model).remove() to keep it so"
             )
-        self.activate(*(other for other in self.active if other != name))
+        if later := [other for other, injection in self.items() if name in injection.prior]:
+            raise ValueError(f"{name!r} is a prior of {', '.join(later)}, which would be nothing without it")
+        others = (other for other in self.active if other != name)
+        self.activate(*others, composition=self.composition)
         self._by_name.pop(name).forget()
         for key, wrapper in list(self._wrappers.items()):
             wrapper.drop(name)

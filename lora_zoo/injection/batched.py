@@ -4,18 +4,12 @@ Shapes: N rows of all groups together, L the longest group's positions, … a la
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.host import Host, LayerHost
-
-
-class AdapterEntry(NamedTuple):
-    host: Host
-    adapter: Adapter
+from lora_zoo.injection.entries import Entries, output_of
 
 
 class RowGroup(NamedTuple):
@@ -27,7 +21,7 @@ class RowGroup(NamedTuple):
 
 
 def batched_forward(
-    row_groups: Sequence[RowGroup], entries: Mapping[str, Sequence[AdapterEntry]], x: Tensor, base: Tensor
+    row_groups: Sequence[RowGroup], entries: Mapping[str, Entries], x: Tensor, base: Tensor
 ) -> Tensor:
     """The layer's output for `x` (N, …); each group's rows use the adapter of its name, if there is one.
 
@@ -37,7 +31,10 @@ def batched_forward(
     if not any(group.name in entries for group in row_groups):
         return base
     parts = zip(row_groups, _split(row_groups, x), _split(row_groups, base), strict=True)
-    found = [_adapted(entries.get(group.name, ()), own_x, own) for group, own_x, own in parts]
+    found = [
+        output_of(own_x, own, entries[group.name]) if group.name in entries else own
+        for group, own_x, own in parts
+    ]
     rows = _rows(row_groups, base)
     if _has_positions(row_groups, rows):
         plain = rows.split([group.rows for group in row_groups])
@@ -45,20 +42,6 @@ def batched_forward(
         found = [torch.cat(pair, dim=1) for pair in zip(found, ends, strict=True)]
     joined = torch.cat(found)
     return joined if rows is base else joined.flatten(0, 1)
-
-
-def _adapted(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Tensor:
-    """The output of the rows of one group, from the frozen layer's."""
-    if not entries:
-        return base
-    hosts = [(cast(LayerHost, host).with_output(base), adapter) for host, adapter in entries]
-    if len(hosts) == 1 and hosts[0][0].whole:
-        host, adapter = hosts[0]
-        return adapter.output(x, host).to(base.dtype)
-    y = base.clone()
-    for host, adapter in hosts:
-        y[..., host.part] = adapter.output(x, host).to(y.dtype)
-    return y
 
 
 def _split(row_groups: Sequence[RowGroup], t: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Composition of several named adapters on one model."""
+"""Several named adapters on one model: those that can be active together, and their merge."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, Variant
+from lora_zoo.core.composition import Composition
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
@@ -23,6 +24,7 @@ class NamedAdapter(Protocol):
     fully_trained: list[str]
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
+    prior: tuple[str, ...]
 
     def forget(self) -> None: ...
 
@@ -34,8 +36,13 @@ class Original(NamedTuple):
     bias: nn.Parameter | None
 
 
-def check_compatible(adapters: Sequence[NamedAdapter]) -> None:
-    """Raise ValueError where two adapters would train, or train and adapt, the same parameter."""
+def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition) -> None:
+    """Raise ValueError where two adapters would train, or train and adapt, the same parameter.
+
+    And where `composition` is of weights that one does not have, or would change what one trains in full.
+    """
+    for injection in adapters:
+        _check_composed(injection, composition)
     owner: dict[str, str] = {}
     for injection in adapters:
         for name in injection.fully_trained:
@@ -48,6 +55,16 @@ def check_compatible(adapters: Sequence[NamedAdapter]) -> None:
                 raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
 
 
+def _check_composed(injection: NamedAdapter, composition: Composition) -> None:
+    if not composition.of_outputs:
+        injection.variant.require_weight(f"composed by {composition.name}")
+    if injection.fully_trained and not composition.leaves(injection.name):
+        trained = injection.fully_trained[0]
+        raise ValueError(
+            f"{composition.name} composes adapters, and {injection.name!r} trains {trained} in full"
+        )
+
+
 def merge_wrappers(
     model: nn.Module, wrappers: Mapping[str, AdapterWrapper], originals: dict[str, Original]
 ) -> None:
@@ -58,7 +75,7 @@ def merge_wrappers(
     names = names_by_parameter(model)
     for key, wrapper in wrappers.items():
         weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)
-        new_weight = wrapper.effective(weight) if wrapper.live() else weight
+        new_weight = wrapper.effective(weight) if wrapper.live else weight
         new_bias = wrapper.effective_bias()
         wrapper.uninstall(model)
         for old, new in ((weight, new_weight), (bias, new_bias)):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
+from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.core.statistics import Statistics
@@ -51,13 +52,17 @@ class Injection:
         seed: int,
         name: str,
         statistics: Mapping[str, Statistics] | None = None,
+        prior: Sequence[str] = (),
     ) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
         self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
         self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
-        self._adapter_set = adapters_of(model)
+        self._adapter_set, self.prior = adapters_of(model), tuple(dict.fromkeys(prior))
+        for below in self.prior:
+            if below not in self._adapter_set:
+                raise ValueError(f"prior: {unknown('adapter', below, self._adapter_set)}")
         with self._adapter_set.disabled():
             self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
             self.hooks = self._new_hooks()
@@ -66,12 +71,15 @@ class Injection:
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        for below in self.prior:
+            self._adapter_set[below].freeze()
         self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
         self._adapter_set.add(self)
 
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
-        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter)
+        prior = {name: self._adapter_set[name].adapters for name in self.prior}
+        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter, prior=prior)
         return hooks
 
     def shrink(self, kept: Mapping[str, Tensor] | None = None) -> bool:
@@ -155,18 +163,27 @@ class Injection:
         assert set(grouped) == set(map(id, self.parameters())), "a trainable parameter is in no group"
         return optimizer
 
+    def freeze(self) -> None:
+        """End its training for good: nothing of it takes a gradient or drops out any more."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for module in (part for adapter in self.adapters.values() for part in adapter.modules()):
+            if isinstance(module, Dropout):
+                module.end()
+
     def activate(self) -> None:
-        """Make this the model's only active adapter."""
+        """Make this the model's only active adapter, above its priors."""
         self._adapter_set.activate(self.name)
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model is exactly the one from before any injection."""
-        return self._adapter_set.disabled()
+        """Inside, the model is exactly the one that was adapted: the base, with this adapter's priors."""
+        return self._adapter_set.disabled(keep=self.prior)
 
     def enable(self, active: bool = True) -> None:
-        """Switch this adapter on or off, beside the other active ones."""
+        """Switch this adapter on or off, beside the other active ones, in the composition that there is."""
         others = [name for name in self._adapter_set.active if name != self.name]
-        self._adapter_set.activate(*others, *([self.name] if active else []))
+        own = [self.name] if active else []
+        self._adapter_set.activate(*others, *own, composition=self._adapter_set.composition)
 
     def merge(self) -> None:
         """Write the effective weights of the model's active adapters into plain layers: see AdapterSet.
@@ -236,6 +253,7 @@ def inject(
     seed: int = 0,
     name: str = "default",
     batches: Iterable[Mapping[str, Any]] | None = None,
+    prior: Sequence[str] = (),
     **hyper: Any,
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
@@ -245,8 +263,10 @@ def inject(
     values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
     `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
-    collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises
-    ValueError for a name, target, value or combination that does not exist, before anything is changed.
+    collects its statistics; `prior` names adapters of the model that stay active and frozen under the new
+    one, whose ΔW is its own change alone; `hyper` are the variant's own keyword arguments (rank, alpha, init,
+    …). Raises ValueError for a name, target, value or combination that does not exist, before anything is
+    changed.
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
@@ -265,5 +285,6 @@ def inject(
     )
     if plan.unmatched:
         raise ValueError(plan.unmatched[0])
-    statistics = collect(model, plan, batches)
-    return Injection(model, allotted(plan, statistics), seed=seed, name=name, statistics=statistics)
+    statistics = collect(model, plan, batches, prior)
+    allowed = allotted(plan, statistics)
+    return Injection(model, allowed, seed=seed, name=name, statistics=statistics, prior=prior)

@@ -12,6 +12,7 @@ from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
+from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
@@ -41,7 +42,8 @@ class Preview:
 
     `shared` of the trainable parameters belong to all rows together and are in none of them.
     `fully_trained` maps parameters without an adapter that train to their sizes, `unmatched` holds a sentence
-    for each target that matches nothing, `idle` counts the matrices by role that nothing adapts.
+    for each target that matches nothing, `idle` counts the matrices by role that nothing adapts. `views` are
+    the names of those that a run judges beside the whole model.
     """
 
     variant: str
@@ -53,6 +55,7 @@ class Preview:
     shared: int = 0
     unmatched: list[str] = field(default_factory=list)
     idle: dict[str, int] = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)
 
 
 class ShapeOnlyHost(Host):
@@ -81,6 +84,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
         adapters, shared = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
+    hooks = plan.variant.hooks(adapters, **accepted(plan.variant.hooks, plan.hyperparameters))
     common = {} if shared is None else {id(t): t for t in saved(shared).values()}
     rows = [
         _row(matrix, adapters[matrix.name], plan.hyperparameters_at(matrix), common) for matrix in matrices
@@ -102,6 +106,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
         shared=together,
         unmatched=list(plan.unmatched),
         idle=_idle(find_matrices(model), plan.matrices, names),
+        views=list(hooks.views()),
     )
 
 

@@ -1,6 +1,6 @@
 """Collect statistics of data at each target matrix of the unadapted model, before adapters are built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,16 +18,19 @@ from lora_zoo.injection.plan import InjectionPlan
 Batch = Mapping[str, Any]
 
 
-def collect(model: nn.Module, plan: InjectionPlan, batches: Iterable[Batch] | None) -> dict[str, Statistics]:
+def collect(
+    model: nn.Module, plan: InjectionPlan, batches: Iterable[Batch] | None, prior: Sequence[str] = ()
+) -> dict[str, Statistics]:
     """Matrix -> the statistics that `plan` needs, means over `batches`; {} where it needs none.
 
-    The model computes without any adapter, in evaluation mode, and is left as it was; no random number is
-    drawn. ValueError without batches, for padding in them and for a matrix that no pass reaches.
+    The model computes with no adapter but those called `prior`, in evaluation mode, and is left as it was;
+    no random number is drawn. ValueError without batches, for padding in them and for a matrix that no pass
+    reaches.
     """
     if not plan.needs:
         return {}
     collector = Collector(model, plan)
-    with adapters_of(model).disabled(), in_mode(model, training=False), collector:
+    with adapters_of(model).disabled(keep=prior), in_mode(model, training=False), collector:
         for batch in batches or ():
             refuse_padding(model, batch)
             collector.add(batch)

@@ -1,6 +1,6 @@
 """Wrappers that put adapters into a model: one for each stored tensor, shared by all named adapters.
 
-Several active adapters add their changes, each against the frozen W: W' = W + Σ (weight_i(W) - W).
+Several active adapters are composed as `lora_zoo.compositions` has it, by default by adding their changes.
 
 Adapters are float32, or float64 on a float64 base, which keeps its dtype; outputs have the frozen layer's
 dtype. Autocast narrows products with x alone: effective weights, norms and penalties are not cast. Wrappers
@@ -10,17 +10,27 @@ mask.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.composition import Composition
 from lora_zoo.core.dtypes import at_least_float32, uncast
-from lora_zoo.core.host import Host, LayerHost, Rows
-from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
+from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.injection.batched import RowGroup, batched_forward
+from lora_zoo.injection.entries import (
+    AdapterEntry,
+    Entries,
+    bias_of,
+    changes_bias,
+    composed,
+    output_of,
+    weight_of,
+)
 
 
 class AdapterWrapper(nn.Module, ABC):
@@ -28,9 +38,13 @@ class AdapterWrapper(nn.Module, ABC):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name, self.active = name, cast(tuple[str, ...], ())
+        self.name, self.composition = name, cast(Composition | None, None)
         self.adapters = nn.ModuleDict()
         self.entries: dict[str, list[AdapterEntry]] = {}
+        self.live: dict[str, list[AdapterEntry]] = {}
+        """Those of the active adapters."""
+        self.sole: AdapterEntry | None = None
+        """The one that makes the whole output by itself."""
         self.row_groups: tuple[RowGroup, ...] = ()
         self._alone: dict[str, nn.ModuleDict] = {}
 
@@ -44,58 +58,56 @@ class AdapterWrapper(nn.Module, ABC):
         for number in range(len(self.entries.pop(adapter_name, []))):
             del self.adapters[f"{adapter_name}/{number}"]
 
-    def isolate(self, adapter_name: str) -> None:
+    def activate(self, names: Sequence[str], composition: Composition) -> None:
+        """Make `names` the active adapters, composed by `composition`."""
+        self.composition = composition
+        self.live = {name: self.entries[name] for name in names if name in self.entries}
+        alone = [own[0] for name, own in self.live.items() if len(own) == 1 and composition.leaves(name)]
+        self.sole = alone[0] if len(alone) == len(self.live) == 1 and alone[0].host.whole else None
+
+    def isolate(self, adapter_name: str, composition: Composition) -> None:
         """Make `adapter_name` the active adapter, and the only one among the model's modules."""
         if adapter_name not in self._alone:
             own = enumerate(self.entries.get(adapter_name, ()))
             self._alone[adapter_name] = nn.ModuleDict({f"{adapter_name}/{n}": s.adapter for n, s in own})
-        self.active, self.adapters = (adapter_name,), self._alone[adapter_name]
+        self.adapters = self._alone[adapter_name]
+        self.activate((adapter_name,), composition)
 
     def show_all(self) -> None:
         """Undo `isolate`: every adapter is among the model's modules again."""
         every = ((f"{name}/{n}", s.adapter) for name, own in self.entries.items() for n, s in enumerate(own))
         self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
 
-    def live(self) -> list[list[AdapterEntry]]:
-        """The entries of each active adapter that has any here."""
-        return [self.entries[name] for name in self.active if name in self.entries]
+    def composed(self, base: Tensor, of: Callable[[Entries], Tensor]) -> Tensor:
+        """The tensor that the active adapters make of `base`, where `of` gives what one makes of it."""
+        assert self.composition is not None, "adapters are activated before they are used"
+        return composed(self.composition, base, self.live, of)
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
         if self.row_groups:
             raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
-        live = self.live()
-        for _, adapter in (entry for entries in live for entry in entries):
-            adapter.require_weight(f"read at {self.name}")
-        if not any(adapter.changes_weight for entries in live for _, adapter in entries):
+        for entries in self.live.values():
+            entries[0].adapter.require_weight(f"read at {self.name}")
+        if not any(entry.adapter.changes_weight for own in self.live.values() for entry in own):
             return stored
-        wide = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)
         with uncast(stored.device):
-            for host, adapter in live[0]:
-                host.write(wide, adapter.weight(host.read(stored)))
-            for host, adapter in (entry for entries in live[1:] for entry in entries):
-                W_OI = host.read(stored)
-                host.write(wide, host.read(wide) + (adapter.weight(W_OI) - W_OI))
-        return wide.to(stored.dtype)
+            wide = stored.to(at_least_float32(stored.dtype))
+            return self.composed(wide, partial(weight_of, stored)).to(stored.dtype)
 
     def effective_bias(self) -> Tensor | None:
         """The layer's bias with every adapted part effective; the stored one where no adapter changes it."""
-        if self.row_groups and any(_new_biases(own) for own in self.entries.values()):
+        if self.row_groups and any(map(changes_bias, self.entries.values())):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
-        live, stored_O = self.live(), self.stored_bias
-        new = [_new_biases(entries) for entries in live]
-        if not any(new):
-            return stored_O
-        if stored_O is None:
-            wide_O = self.stored.new_zeros(len(live[0][0].host.view(self.stored)))
-        else:
-            wide_O = stored_O.clone()
-        dtype, wide_O = wide_O.dtype, wide_O.to(at_least_float32(wide_O.dtype))
-        for part, _, after_O in new[0]:
-            wide_O[part] = after_O.to(wide_O.dtype)
-        for part, before_O, after_O in (change for own in new[1:] for change in own):
-            wide_O[part] += (after_O - before_O).to(wide_O.dtype)
-        return wide_O.to(dtype)
+        if not any(map(changes_bias, self.live.values())):
+            return self.stored_bias
+        stored, own_O = self.stored, self.stored_bias
+        if own_O is None:
+            rows = next(iter(self.live.values()))[0].host.view(stored)
+            own_O = stored.new_zeros(len(rows))
+        with uncast(stored.device):
+            wide_O = own_O.to(at_least_float32(own_O.dtype))
+            return self.composed(wide_O, partial(bias_of, wide_O)).to(own_O.dtype)
 
     @property
     @abstractmethod
@@ -130,19 +142,21 @@ class LayerWrapper(AdapterWrapper):
     def forward(self, x: Tensor) -> Tensor:
         if self.row_groups:
             return batched_forward(self.row_groups, self.entries, x, self.layer(x))
-        live = self.live()
-        if not live:
-            return self.layer(x)
-        host, adapter = live[0][0]
-        if len(live) == len(live[0]) == 1 and host.whole:
+        if self.sole is not None:
+            host, adapter = self.sole
             return adapter.output(x, cast(LayerHost, host))
+        if not self.live:
+            return self.layer(x)
+        if self.composition is not None and not self.composition.of_outputs:
+            return self._by_weight(x)
         base = self.layer(x)
-        y = base.clone()
-        for host, out in _outputs(live[0], x, base):
-            y[..., host.part] = out.to(y.dtype)
-        for host, out in (pair for entries in live[1:] for pair in _outputs(entries, x, base)):
-            y[..., host.part] += (out - host.rows_of(base)).to(y.dtype)
-        return y
+        return self.composed(base, partial(output_of, x, base))
+
+    def _by_weight(self, x: Tensor) -> Tensor:
+        """The output with the composed weight and bias."""
+        part = cast(LayerHost, next(iter(self.live.values()))[0].host)
+        whole = type(part)(self.layer)
+        return whole.apply(x, whole.view(self.weight), lambda _: self.effective_bias())
 
     @property
     def stored(self) -> nn.Parameter:
@@ -179,17 +193,6 @@ class LayerWrapper(AdapterWrapper):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)  # in_features, padding_idx, …
-
-
-def _new_biases(entries: Sequence[AdapterEntry]) -> list[tuple[Rows, Tensor, Tensor]]:
-    """The rows, their bias and what it becomes, of each of these adapters that changes it."""
-    found = ((host.part, adapter.effective_bias(host)) for host, adapter in entries)
-    return [(part, *change) for part, change in found if change is not None]
-
-
-def _outputs(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Iterator[tuple[LayerHost, Tensor]]:
-    for host, adapter in cast(list[tuple[LayerHost, Adapter]], entries):
-        yield host, adapter.output(x, host.with_output(base))
 
 
 def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:

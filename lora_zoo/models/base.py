@@ -4,6 +4,7 @@ The files are untrusted: names and labels are taken from them, never options tha
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from lora_zoo.config.schema import Model
 from lora_zoo.core.errors import unknown
+from lora_zoo.formats.folders import adapter_in
 from lora_zoo.formats.native import DESCRIPTION, read_description
 from lora_zoo.formats.safe_files import object_in
 
@@ -28,11 +30,6 @@ class Base(NamedTuple):
     head: dict[str, Any]
     unit: dict[str, float] | None
     """mean and std of a regression's labels, where the adapter's head knows standardised ones."""
-
-
-def adapter_in(run: Path) -> Path:
-    """The adapter's folder: `adapter` inside a run's folder, else `run` itself."""
-    return run / "adapter" if (run / "adapter").is_dir() else run
 
 
 def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool = False) -> Base:
@@ -55,6 +52,14 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
         raise ValueError(f"{folder}: the mean and std of its labels cannot be read")
     settings = _settings(folder, about.get("model", {}), model)
     return Base(Model(**settings, trust_remote_code=trust_remote_code), auto_class, dict(head), unit)
+
+
+def warn_of_another_base(folder: Path, model: Model) -> None:
+    """Warn where the adapter in `folder` says that it was trained on another model than this one."""
+    about = _about(folder).get("model")
+    path = about.get("path") if isinstance(about, Mapping) else None
+    if path and path != model.path:
+        warnings.warn(f"{folder} was trained on {path}, and this run's model is {model.path}", stacklevel=2)
 
 
 def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
@@ -89,4 +94,4 @@ def _about(folder: Path) -> dict[str, Any]:
     return auto_class | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
 
 
-__all__ = ["Base", "adapter_in", "base_of"]
+__all__ = ["Base", "adapter_in", "base_of", "warn_of_another_base"]

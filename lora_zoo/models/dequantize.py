@@ -93,8 +93,10 @@ def _linear(model: nn.Module) -> list[nn.Module]:
 def with_adapter(quantised: nn.Module, injection: Injection) -> Iterator[None]:
     """Inside, each layer of `quantised` adds the adapter's update to its output.
 
-    LookupError where an update belongs to no linear layer, or biases change as well.
+    LookupError where an update belongs to no linear layer, biases change as well, or there are priors.
     """
+    if injection.prior:
+        raise LookupError(f"it was trained on {', '.join(injection.prior)}, which those layers lack")
     if injection.variant.changes_bias:
         raise LookupError(f"{injection.variant.name} changes biases as well")
     modules, handles = dict(quantised.named_modules()), []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.formats.native import load_adapter
+from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import dequantize, saving
 from lora_zoo.models.base import Base, adapter_in, base_of
@@ -81,14 +82,14 @@ def _merged(
         network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
     injection = load_adapter(network, folder, alpha=alpha)
     refuse_unmergeable(injection)
-    _check_heads(new, injection.trained, folder)
+    _check_heads(new, [name for own in adapters_of(network).values() for name in own.trained], folder)
     inputs = batch(network)
     adapted, notes = logits(network, inputs), []
     if scheme:
         apart = _compare_with_quantised(base, tokenizer, injection, adapted, inputs)
         notes = [f"the base is dequantised from {scheme}", apart]
     injection.merge()
-    injection.remove()
+    adapters_of(network).remove()
     if base.unit:
         adapted, note = _in_unit(network, base.unit, adapted)
         notes.append(note)

@@ -9,6 +9,7 @@ marks all that are not significantly different from the best; the paper's own nu
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
 from lora_zoo.runs.keys import axes, column
+from lora_zoo.runs.views import WHOLE, by_view
 
 COSTS = {
     "trainable": ("trainable", "{:,.0f}"),
@@ -31,8 +33,22 @@ COSTS = {
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """The main table of each experiment in the frame, and one of the runs of none."""
-    return [main_table(part) for _, part in frame.groupby("experiment", sort=False)]
+    """The main table of each experiment in the frame, one of the runs of none, and those of their views."""
+    parts = [part for _, part in frame.groupby("experiment", sort=False)]
+    viewed = [part[part["record"].map(lambda record: bool(record.get("views")))] for part in parts]
+    return [*map(main_table, parts), *(view_table(part) for part in viewed if len(sound(part)))]
+
+
+def view_table(frame: pd.DataFrame) -> Table:
+    """The table of these runs by view (DyLoRA's ranks) and by what they differ in.
+
+    ValueError where no run may be counted.
+    """
+    split = by_view(sound(frame))
+    made = main_table(split.assign(experiment="", experiment_about=[{}] * len(split)))
+    about = next(filter(None, frame["experiment_about"]), {})
+    title = f"The {len(split)} views of {len(split[split['view'] == WHOLE])} runs"
+    return replace(made, name=f"{about.get('name') or 'runs'}_views", title=title)
 
 
 def main_table(frame: pd.DataFrame) -> Table:

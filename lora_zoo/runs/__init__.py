@@ -13,6 +13,7 @@ _HOMES = {
     "metric_facts": "directions",
     "column": "keys",
     "axes": "keys",
+    "by_view": "views",
     "histories": "curves",
     "updates": "curves",
     "examples": "curves",
@@ -20,7 +21,7 @@ _HOMES = {
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
-__all__ = ["archive", "axes", "column", "deltas", "examples", "histories", "load", "load_wandb"]
+__all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
 __all__ += ["metric_facts", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -158,7 +158,7 @@ def _text(value: Any) -> str:
 
 _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
-_MEASURED = ("metrics", "zero_shot", "history", "updates", "timings", "retention")
+_MEASURED = ("metrics", "views", "zero_shot", "history", "updates", "timings", "retention")
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's identity: the hash of everything that can change its result."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -14,6 +15,7 @@ from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import PROGRAMS, complete_program
+from lora_zoo.formats.folders import adapter_digest, adapter_in
 from lora_zoo.runs.redact import redacted
 
 
@@ -50,7 +52,8 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """The identity that a configuration has with today's source and data files, and what it is made of.
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
-    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file.
+    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file and of
+    each prior adapter.
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
@@ -60,6 +63,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
     programs = [PROGRAMS.find(settings["program"]["name"])] if "program" in settings else []
     source, data = "\n".join(map(_source, (variant, *programs))), _data(config)
+    data |= _priors(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
 
@@ -67,6 +71,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
+    chosen.pop("prior", None)  # their content counts, not where they lie
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 
@@ -85,6 +90,15 @@ def _source(made: Any) -> str:
         return Path(inspect.getfile(made)).read_text()
     except (OSError, TypeError):
         return str(made.__qualname__)  # defined interactively: it has no file
+
+
+def _priors(config: Mapping[str, Any]) -> dict[str, str]:
+    """`prior N`: the hash of the N-th prior adapter, where it is found."""
+    found = {}
+    for number, source in enumerate(config.get("prior") or (), 1):
+        with contextlib.suppress(FileNotFoundError):
+            found[f"prior {number}"] = adapter_digest(adapter_in(Path(source).expanduser()))
+    return found
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:

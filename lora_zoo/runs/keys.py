@@ -16,7 +16,7 @@ _KEYS = {"trainer.weight_decay": "weight_decay"} | {
 # What the axes of a comparison are looked for in first: what follows from an earlier one is none.
 _AXES = (
     *("task", "model", "variant", "program", "target_modules", "layers", "budget", "rank", "alpha", "init"),
-    *("lora_dropout", "task_lr", "lr", "weight_decay", "batch_size", "steps"),
+    *("view", "lora_dropout", "task_lr", "lr", "weight_decay", "batch_size", "steps"),
 )
 
 

@@ -11,14 +11,16 @@ Times are seconds, sizes bytes.
 | resumed | one entry for each time that the run went on after it had ended: at (UTC), step |
 | config | the resolved configuration |
 | variant | name, paper, equation and all hyperparameters as used |
+| views | of variants that have some: view: {split: {metric: value}}, the trained model judged another way |
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
+| prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |
 | adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
-| timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
+| timings | load, zero_shot, train, evaluate, views, total; steps; step_median, step_mean: optimiser steps |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
 | retention | of (the text), tokens; before, after: loss on it, nats a token |

@@ -31,6 +31,8 @@ def print_run(record: Record, console: Console) -> None:
 def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
     rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    for view, splits in result.get("views", {}).items():
+        rows += [(f"  {view} ({split})", _value(result, values)) for split, values in splits.items()]
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
@@ -46,13 +48,18 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
 
 
 def _against(result: dict[str, Any], split: str) -> str:
-    name = result["metric"]
-    after, before = result["metrics"][split][name], result.get("zero_shot", {}).get(split, {}).get(name)
-    return f"{after:.4g}" + ("" if before is None else f"   (before training: {before:.4g})")
+    after, before = result["metrics"][split], result.get("zero_shot", {}).get(split)
+    return _value(result, after) + (f"   (before training: {_value(result, before)})" if before else "")
+
+
+def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The metric that counts; of a value that is no number, the record has the name."""
+    return f"{float(metrics[result['metric']]):.4g}"
 
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
     whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
+    whole |= {"prior": "null"} if result["config"].get("prior") else {}
     lines = [
         _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
         + "   (three seeds)",
@@ -69,8 +76,8 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
 
 def _with(command: str, **values: str) -> str:
     """`command` with each key set to its value, and without what belongs to another choice of it."""
-    words = [word for word in command.split(" ") if not re.match(rf"\+*({'|'.join(values)})[=.]", word)]
-    return " ".join([*words, *(f"{key}={value}" for key, value in values.items())])
+    words = [word for word in shlex.split(command) if not re.match(rf"\+*({'|'.join(values)})[=.]", word)]
+    return " ".join([shlex.join(words), *(f"{key}={value}" for key, value in values.items())])
 
 
 def print_line(record: Record, console: Console) -> None:
@@ -126,7 +133,7 @@ def _sweep_row(result: dict[str, Any]) -> list[str]:
     return [
         result["state"],
         f"{metric} ({split})",
-        "-" if value is None else f"{value:.4g}",
+        "-" if value is None else f"{float(value):.4g}",
         "-" if trainable is None else f"{trainable:,}",
         "-" if step is None else f"{step:.3g}",
     ]

@@ -23,7 +23,7 @@ from lora_zoo.runs.wandb_session import artifact_name, failures, flat, survived
 BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
 TRACKED = (
-    *("state", "metrics", "zero_shot", "parameters", "timings", "memory", "retention"),
+    *("state", "metrics", "views", "zero_shot", "parameters", "timings", "memory", "retention"),
     *("command", "started", "metric", "metric_facts", "variant", "adapter", "data", "environment", "made_of"),
 )
 COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective rank", "top singular values")

@@ -12,6 +12,7 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.init import find_init
 from lora_zoo.core.program import Stage, started
+from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
@@ -32,6 +33,13 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    if prior := prior_folders(spec.settings.prior or ()):
+        console.print(f"under it, frozen: {', '.join(prior)}", markup=False, highlight=False, soft_wrap=True)
+    if found.views:
+        splits = ", ".join(spec.settings.eval_splits)
+        whose = " of the last stage, unless earlier ones settle into it" if spec.settings.program else ""
+        text = f"views{whose}: {', '.join(found.views)}, each evaluated on {splits} after training"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if spec.settings.program:
         name = spec.settings.program["name"]
         console.print(f"program {name}: the first of its stages is shown", highlight=False)

@@ -1,5 +1,6 @@
 """Evaluate a run on its splits; check that inputs fit the embeddings."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,19 @@ class Evaluator:
     def evaluate(self, *, keep: bool) -> dict[str, dict[str, float]]:
         """Compute metrics by split; `keep` writes the outcome of every example to the run's folder."""
         return {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
+
+    def missing_views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
+        """The views of the trained model that no process has judged on every split."""
+        known, splits = self.record.content.get("views", {}), set(self.eval_splits)
+        every = self.injection.hooks.views()
+        return {name: view for name, view in every.items() if not splits <= set(known.get(name, {}))}
+
+    def judge_views(self) -> None:
+        """Record the metrics of each of them, one after the other, so that none is judged twice."""
+        for name, view in self.missing_views().items():
+            with view:
+                values = self.evaluate(keep=False)
+            self.record.update(views=self.record.content.get("views", {}) | {name: values})
 
     def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
         model = self.injection.model

@@ -5,14 +5,19 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
+from lora_zoo.formats.folders import adapter_digest, prior_folders
+from lora_zoo.formats.native import load_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
+from lora_zoo.models.base import warn_of_another_base
 from lora_zoo.models.loading import Loaded
 from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
@@ -57,6 +62,7 @@ class Experiment:
         self.settings, self.variant = spec.settings, spec.variant
         self.timer = StageTimer(record)
         self.about: dict[str, Any] = {}
+        self.prior: dict[str, list[str]] = {}
         self.session: TrainingSession | StagedTraining | None = None
 
     @property
@@ -85,6 +91,9 @@ class Experiment:
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
                     self.record.update(metrics=evaluator.evaluate(keep=True))
+            if evaluator.missing_views():
+                with self.timer.stage("views"):
+                    evaluator.judge_views()
             injection = evaluator.injection
             if held_out is not None and "retention" not in self.record.content:
                 self.record.update(retention=held_out.before_and_after(injection))
@@ -138,12 +147,27 @@ class Experiment:
 
     def _session(self, loaded: Loaded, data: TaskData) -> TrainingSession | StagedTraining:
         record, context, make = self.record, self.context, partial(self._inject, loaded, data)
+        self._load_priors(loaded.model)
         if self.settings.program:
             of: dict[str, Any] = {"inject": make, "data": data, "model": loaded.model, "about": self.about}
             return StagedTraining(self.spec, record, context, **of)
         finished = has_trained(record)
         injection = make(self.spec, record, {}, trained=finished)
         return TrainingSession(self.settings, record, context, injection, self.about, finished=finished)
+
+    def _load_priors(self, model: nn.Module) -> None:
+        """Put the prior adapters into the model.
+
+        ValueError where one does not fit it. A warning names one that was trained on another base.
+        """
+        folders = prior_folders(self.settings.prior or ())
+        for name, folder in folders.items():
+            load_adapter(model, folder, name=name)
+            warn_of_another_base(folder, self.settings.model)
+        if folders:
+            about = [{"name": n, "sha256": adapter_digest(f), "path": str(f)} for n, f in folders.items()]
+            self.record.update(prior=about)
+            self.prior = {"prior": [*folders]}
 
     def _inject(
         self,
@@ -163,7 +187,7 @@ class Experiment:
         save = settings.modules_to_save
         if save == "auto":
             save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
-        arguments = target_arguments(settings, save) | spec.hyperparameters | dict(asked)
+        arguments = target_arguments(settings, save) | spec.hyperparameters | self.prior | dict(asked)
         injection = inject_calibrated(
             spec,
             loaded.model,

@@ -154,7 +154,7 @@ class TrainingSession:
 def keep_adapter(injection: Injection, record: Record, about: dict[str, Any]) -> None:
     """Save the adapter in the record's folder and record its size and hash."""
     folder = save_adapter(injection, record.folder / "adapter", **about)
-    size = sum(f.stat().st_size for f in folder.iterdir())
+    size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
     hashes = {key: checkpoints.digest(folder / name)["sha256"] for key, name in HASHES.items()}
     record.update(adapter={"folder": "adapter", "bytes": size, **hashes})
 

@@ -134,7 +134,7 @@ def _loaded(folder: Path, model: str | None, trust_remote_code: bool = False) ->
 def _on(
     network: nn.Module, folder: Path, label: str, alpha: float | None = None, enable: Sequence[str] = ()
 ) -> AdapterUpdates:
-    known = read_adapter(network, folder, alpha=alpha, enable=enable)
+    known = read_adapter(network, folder, alpha=alpha, enable=enable)._replace(prior=())  # ΔW is its own
     updates = AdapterUpdates(label, inject_saved(network, known))
     if not updates:
         raise ValueError(f"{folder}: {updates.variant} changes no matrix")
@@ -187,7 +187,7 @@ def _from_factors(
             f"{folder}: it holds tensors of its base, which only the base's weights tell from trained"
         )
     network = model_without_weights(folder, model, enable)
-    known = read_adapter(network, folder, alpha=alpha, enable=enable)
+    known = read_adapter(network, folder, alpha=alpha, enable=enable)._replace(prior=())  # ΔW is its own
     if known.init_from_base:
         raise NeedsBase(f"{folder}: its initial factors come from the base's weights")
     factored = FactoredUpdates(label, inject_saved(network, known))

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.testing import assert_close
 
@@ -25,7 +26,10 @@ from lora_zoo.conformance.cases import (
     settings,
     train,
 )
+from lora_zoo.core.composition import COMPOSITIONS, Composition
+from lora_zoo.core.hyperparameters import keywords
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
+from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.wrappers import AdapterWrapper
@@ -47,25 +51,26 @@ def two(name, kind):
 
 
 @pointwise_pairs
-def test_the_changes_of_active_adapters_are_added(name, kind):
+def test_the_changes_of_active_adapters_are_added_with_their_weights(name, kind):
     model, first, second = two(name, kind)
     adapters, x = adapters_of(model), inputs(kind)
     W_OI = only(first)[1].matrix()
     changes = {i.name: only(i)[0].weight(W_OI) - W_OI for i in (first, second)}
     plain = lone(kind).requires_grad_(False)
-    for active in ([], ["a"], ["b"], ["a", "b"], ["b", "a"]):
-        adapters.activate(*active)
+    for active in ({}, {"a": 1}, {"b": 1}, {"a": 1, "b": 1}, {"b": 1, "a": 1}, {"b": -2, "a": 0.5}, {"b": 3}):
+        weighted = {} if {*active.values()} <= {1} else {"weights": [*active.values()]}
+        adapters.activate(*active, **weighted)
         assert adapters.active == tuple(active)
-        W = W_OI + sum((changes[n] for n in active), torch.zeros_like(W_OI))
+        W = W_OI + sum((weight * changes[n] for n, weight in active.items()), torch.zeros_like(W_OI))
         twin = copy.deepcopy(plain)
         stored = twin.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
         stored.data = model.kind.written(stored, W).detach().clone()
         for changed in (i for i in (first, second) if i.name in active and i.variant.changes_bias):
             adapter, host = only(changed)
-            if adapter.effective_bias(host) is not None:
-                before = own_bias(plain)
-                own = before if twin.holder.bias is None else twin.holder.bias
-                twin.holder.bias = nn.Parameter((own + effective_bias(plain, adapter, host) - before).detach())
+            if adapter.changes_bias_of(host):
+                more = effective_bias(plain, adapter, host) - own_bias(plain)
+                own = own_bias(plain) if twin.holder.bias is None else twin.holder.bias
+                twin.holder.bias = nn.Parameter((own + active[changed.name] * more).detach())
         expected = twin(x)
         assert_close(model(x), expected, **CLOSE)
         adapters.merge()
@@ -73,6 +78,91 @@ def test_the_changes_of_active_adapters_are_added(name, kind):
         adapters.unmerge()
     adapters.activate()
     assert torch.equal(model(x), plain(x))
+
+
+class Larger(Composition):
+    """Takes each entry from the adapter that changes it most: no linear composition."""
+
+    name, of_outputs = "larger", False
+
+    def combine(self, base, changed):
+        every = torch.stack([own - base for own in changed.values()])
+        return base + every.gather(0, every.abs().argmax(0, keepdim=True))[0]
+
+
+@pointwise_pairs
+def test_a_composition_that_is_not_linear_composes_weights_and_outputs_follow(name, kind):
+    model, first, second = two(name, kind)
+    adapters, x = adapters_of(model), inputs(kind)
+    W_OI, (dora, host) = only(first)[1].matrix(), only(second)
+    adapters.activate("a", "b", composition=Larger(("a", "b")))
+    mine, theirs = only(first)[0].weight(W_OI) - W_OI, dora.weight(W_OI) - W_OI
+    plain = lone(kind).requires_grad_(False)
+    stored = plain.get_parameter(f"{model.kind.at}.{model.kind.tensor}")
+    W = W_OI + torch.where(mine.abs() > theirs.abs(), mine, theirs)
+    bias = effective_bias(plain, dora, host) if getattr(plain.holder, "bias", None) is not None else None
+    stored.data = model.kind.written(stored, W).detach().clone()
+    if bias is not None and second.variant.changes_bias:
+        plain.holder.bias.data = bias.detach()
+    assert_close(model(x), plain(x), **CLOSE)
+    adapters.merge()
+    assert_close(model(x), plain(x), **CLOSE)
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_every_composition_is_the_same_in_outputs_weights_and_files_of_one_model(name):
+    """Its option for the adapters, where it has one, is a number for each."""
+    known = keywords(COMPOSITIONS[name])
+    options = {key: [0.3, -1.5] for key, p in known.items() if p.default is p.empty}
+    model, _, _ = two("dora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    adapters.activate("a", "b", composition=name, **options)
+    together = model(x)
+    assert_close(nn.functional.linear(x, model.layer.weight, model.layer.bias), together, **CLOSE)
+    with adapters.disabled():
+        assert adapters.active == ()
+    assert torch.equal(model(x), together) and adapters.composition.name == name
+    adapters.merge()
+    assert_close(model(x), together, **CLOSE)
+    with adapters.disabled():
+        assert torch.equal(model(x), lone("linear").requires_grad_(False)(x))
+    assert_close(model(x), together, **CLOSE)
+    adapters.unmerge()
+    combine = adapters.composition.combine
+    base, own = torch.zeros(3).double(), {n: torch.randn(3, dtype=torch.float64) for n in ("a", "b")}
+    assert torch.equal(combine(base, {"a": base, "b": base}), base), "no change, no change"
+    assert_close(combine(base, own), combine(base, dict(reversed(own.items()))))
+
+
+def test_weights_are_peft_s_of_add_weighted_adapter(tmp_path):
+    model, _ = fresh("llama")
+    for seed, name in enumerate(("a", "b")):
+        perturb(inject(model, "lora", rank=2 + seed, alpha=3 + seed, name=name), 0.3, seed)
+        save_peft(adapters_of(model)[name], tmp_path / name)
+    theirs = PeftModel.from_pretrained(fresh("llama")[0], tmp_path / "a", adapter_name="a")
+    theirs.load_adapter(tmp_path / "b", adapter_name="b")
+    theirs.add_weighted_adapter(["a", "b"], [0.7, 1.6], "both", combination_type="cat")
+    theirs.set_adapter("both")
+    adapters_of(model).activate("a", "b", weights=[0.7, 1.6])
+    assert_close(logits(model, "llama"), logits(theirs, "llama"), rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_keeps_its_weight_while_others_come_and_go():
+    model, first, second = two("dora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    adapters.activate("a", "b", weights=[0.5, 2])
+    second.enable(False)
+    alone = model(x)
+    adapters.activate("a", weights=[0.5])
+    assert torch.equal(model(x), alone)
+    second.enable()
+    expected = model(x)
+    adapters.activate("a", "b", weights=[0.5, 1])
+    assert torch.equal(model(x), expected)
+    second.remove()
+    assert adapters.active == ("a",) and torch.equal(model(x), alone)
+    first.activate()
+    assert not torch.allclose(model(x), alone)
 
 
 @every_pair
@@ -188,6 +278,28 @@ def test_each_adapter_has_its_own_copy_of_what_trains_in_full(kind):
         assert torch.equal(logits(model, kind), before)
 
 
+def test_what_an_adapter_trains_in_full_takes_no_weight():
+    model, _ = fresh("bert")
+    inject(model, "lora", rank=2, modules_to_save=["classifier"], name="a")
+    inject(model, "lora", rank=2, name="b")
+    with pytest.raises(ValueError, match=r"weighted_sum composes adapters, and 'a' trains classifier"):
+        adapters_of(model).activate("a", "b", weights=[0.5, 0.5])
+    adapters_of(model).activate("a", "b", weights=[1, 0.5])
+
+
+def test_what_has_no_weight_is_composed_by_outputs_alone():
+    model, _, _ = two("hydralora", "linear")
+    adapters, x = adapters_of(model), inputs("linear")
+    plain, alone = lone("linear").requires_grad_(False)(x), {}
+    for name in ("a", "b"):
+        adapters.activate(name)
+        alone[name] = model(x) - plain
+    adapters.activate("a", "b", weights=[0.5, 2])
+    assert_close(model(x), plain + 0.5 * alone["a"] + 2 * alone["b"], **CLOSE)
+    with pytest.raises(ValueError, match=r"hydralora has no effective weight.*composed by larger"):
+        adapters.activate("a", "b", composition=Larger(("a", "b")))
+
+
 def test_what_one_trains_in_full_another_cannot_adapt_at_the_same_time():
     model, _ = fresh("bert")
     inject(model, "lora", rank=2, modules_to_save=["classifier"], name="a")
@@ -225,6 +337,10 @@ def test_full_fine_tuning_beside_an_adapter_trains_what_lies_beneath():
         (lambda m: inject(m, "lora", target_modules=["layer"], name="a"), "adapted already by 'a'"),
         (lambda m: (adapters_of(m).merge(), adapters_of(m)["a"].remove()), "merged"),
         (lambda m: adapters_of(m)["a"].merge(), "'a' is not active"),
+        (lambda m: adapters_of(m).activate("a", composition="mean"), "unknown composition 'mean'"),
+        (lambda m: adapters_of(m).activate("a", "b", weights=[1.0]), "one for each of a, b is needed; got 1"),
+        (lambda m: adapters_of(m).activate("a", weights=0.5), "weights must be a list, each a number"),
+        (lambda m: adapters_of(m).activate("a", composition="sum", weights=[1]), "sum: unknown hyperparamet"),
     ],
 )
 def test_what_cannot_be_is_refused(call, said):

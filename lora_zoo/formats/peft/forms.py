@@ -64,6 +64,8 @@ class SavedAdapter(NamedTuple):
     seed: int = 0
     init_from_base: bool = False
     """True if residual factors are computed from the base, and not in `state`."""
+    prior: "tuple[SavedAdapter, ...]" = ()
+    """The adapters on which it was trained."""
 
 
 class PeftFormat(ABC):

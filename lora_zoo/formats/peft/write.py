@@ -62,6 +62,11 @@ def save_peft(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
+    if injection.prior:
+        raise ValueError(
+            f"the adapter was trained on {', '.join(injection.prior)} and means nothing alone, and PEFT's "
+            "files hold one adapter: merge it with its priors instead (python -m lora_zoo.merge)"
+        )
     written = Written(Path(folder), {})
     with adapters_of(injection.model).disabled():
         content = _content(injection, form, rank, written)
@@ -104,8 +109,11 @@ def _content(injection: Injection, form: str, rank: int | None, written: Written
 def _refuse_biases(injection: Injection) -> None:
     """Raise ValueError for an adapter that changes the bias of its layer."""
     for name, adapter in injection.adapters.items():
-        biases = adapter.effective_bias(injection.matrices[name].host)
-        if biases and not torch.equal(*map(wide, biases)):
+        host = injection.matrices[name].host
+        if not adapter.changes_bias_of(host):
+            continue
+        own_O, new_O = host.own_bias, wide(adapter.effective_bias(host))
+        if not torch.equal(new_O, torch.zeros_like(new_O) if own_O is None else wide(own_O)):
             raise ValueError(
                 f"{injection.variant.name} cannot be written as LoRA at {name}: its bias changes as well, "
                 "which LoRA cannot hold; python -m lora_zoo.merge writes it where the layer has one"

@@ -1,7 +1,7 @@
 """DyLoRA: Dynamic Search-Free Low-Rank Adaptation (Valipour et al., EACL 2023)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,39 @@ class RankSampling(AdapterHooks):
 
     `update=all` trains the rows up to b, `update=last` the b-th alone (the paper's frozen variant). Layers of
     another rank get the same share of it. b follows from seed and step; outside of training it is r.
+
+    The `views` are ranks at which the trained adapter is judged as well (a layer of a smaller rank keeps its
+    own): these, or with true 1, 2, 4, … below r.
     """
 
-    def __init__(self, adapters: Mapping[str, "DyLoRA"], *, update: Literal["all", "last"] = "all") -> None:
+    def __init__(
+        self,
+        adapters: Mapping[str, "DyLoRA"],
+        *,
+        update: Literal["all", "last"] = "all",
+        views: bool | Sequence[int] = True,
+    ) -> None:
         super().__init__(adapters)
         self.sites, self.last = list(adapters.values()), update == "last"
+        self.rank = max((site.rank for site in self.sites), default=0)
+        doublings = [2**k for k in range(self.rank.bit_length()) if 2**k < self.rank]
+        self.ranks = (doublings if views else []) if isinstance(views, bool) else list(views)
+
+    def on_train_begin(self, total: int) -> None:
+        self.views()
+
+    def views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
+        for b in self.ranks:
+            if not 1 <= b <= self.rank:
+                raise ValueError(f"dylora: views must be ranks from 1 to {self.rank}; got {b}")
+        return {f"rank={b}": self._cut_to(b) for b in self.ranks}
+
+    @contextlib.contextmanager
+    def _cut_to(self, b: int) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for site in self.sites:
+                stack.enter_context(site.truncated(min(b, site.rank)))
+            yield
 
     @contextlib.contextmanager
     def forward_context(self, progress: Progress) -> Iterator[None]:

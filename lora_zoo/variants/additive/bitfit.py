@@ -1,9 +1,9 @@
 """BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models (ACL 2022)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable
+from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.variants.undecayed import Undecayed
@@ -25,7 +25,7 @@ class BitFit(Adapter):
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__(context)
-        self.delta_O = trainable(context.host.matrix(), context.shape[:1])
+        self.delta_O = nn.Parameter(context.full(context.shape[:1]))
 
     def bias(self, b_O: Tensor) -> Tensor:
         return b_O + self.delta_O

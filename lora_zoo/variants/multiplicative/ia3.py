@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.errors import unknown

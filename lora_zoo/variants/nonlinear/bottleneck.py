@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_zoo.core.adapter import Adapter, LayerContext, trainable, trainable_from
+from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.seeding import generator, kaiming_bound, normal, uniform
+from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -55,13 +55,13 @@ class Bottleneck(Adapter):
                 f"bottleneck: std must not be negative, and scale a number other than 0; got {std}, {scale}"
             )
         self.series, self.activation, self.scale = mode == "series", activation, scale
-        W_OI, (O, I) = context.host.matrix(), context.shape
+        O, I = context.shape
         H = O if self.series else I
-        source_D, source_U = (generator("init", context.seed, context.name, factor) for factor in "DU")
-        D_RH = normal(rank, H, std, source_D) if std else uniform(rank, H, kaiming_bound(H, 3**-0.5), source_D)
-        self.D_RH, self.a_R = trainable_from(W_OI, D_RH), trainable(W_OI, (rank,))
-        self.U_OR = trainable_from(W_OI, normal(rank, O, std, source_U).T)
-        self.c_O = trainable(W_OI, (O,))
+        kaiming = kaiming_bound(H, 3**-0.5)
+        D_RH = context.normal("D", (rank, H), std) if std else context.uniform("D", (rank, H), kaiming)
+        self.D_RH, self.a_R = nn.Parameter(D_RH), nn.Parameter(context.full((rank,)))
+        self.U_OR = nn.Parameter(context.normal("U", (rank, O), std).T.contiguous())
+        self.c_O = nn.Parameter(context.full((O,)))
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,57 @@
+"""Compositions: the tensor that several active adapters make together of one of the base's.
+
+The tensor is a stored weight, a bias or a layer's output. A member is found by its file in
+`lora_zoo/compositions/` or by the entry point `lora_zoo.composition`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lora_zoo.core.hyperparameters import checked, keywords
+from lora_zoo.core.registry import Registry
+
+
+class Composition(ABC):
+    """A way to compose the adapters called `names`; a subclass's keyword-only arguments are its options."""
+
+    name: ClassVar[str]
+    equation: ClassVar[str]
+    of_outputs: ClassVar[bool] = True
+    """True if it is linear in the changes: it then composes outputs as it composes weights. False: a layer's
+    output is that of its composed weight and bias, so that every adapter must have an effective weight."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    def leaves(self, name: str) -> bool:
+        """True if a tensor that `name` alone adapts is just what that adapter makes of it."""
+        return True
+
+    @abstractmethod
+    def combine(self, base: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+        """The composed tensor, in the shape of `base`.
+
+        `changed` maps each active adapter that adapts it, in the order of activation, to `base` as that
+        adapter alone would have it; where an adapter adapts a part, the rest is as in `base`.
+        """
+
+
+COMPOSITIONS: Registry[type[Composition]] = Registry("composition", "lora_zoo.compositions", attribute="name")
+register = COMPOSITIONS.register
+
+
+def composition_of(
+    chosen: str | Composition | None, names: Sequence[str], options: Mapping[str, Any]
+) -> Composition:
+    """The composition that was asked for; by default `weighted_sum` where there are weights, else `sum`.
+
+    ValueError for a name or an option that does not exist, and for a wrong value.
+    """
+    if isinstance(chosen, Composition):
+        return chosen
+    name = chosen or ("weighted_sum" if "weights" in options else "sum")
+    cls = COMPOSITIONS.find(name)
+    return cls(names, **checked(name, keywords(cls), options))

@@ -1,0 +1,68 @@
+"""The adapters of one stored tensor: the weight, bias or output that one or several of them make of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.composition import Composition
+from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.host import Host, LayerHost
+
+
+class AdapterEntry(NamedTuple):
+    """One adapted part of the tensor."""
+
+    host: Host
+    adapter: Adapter
+
+
+Entries = Sequence[AdapterEntry]
+"""The parts that one named adapter adapts."""
+
+
+def composed(
+    composition: Composition, base: Tensor, live: Mapping[str, Entries], of: Callable[[Entries], Tensor]
+) -> Tensor:
+    """The tensor that the adapters `live` make of `base` together, where `of` gives what one makes of it."""
+    changed = {name: of(entries) for name, entries in live.items()}
+    first = next(iter(changed))
+    if len(changed) == 1 and composition.leaves(first):
+        return changed[first]
+    return composition.combine(base, changed)
+
+
+def weight_of(stored: Tensor, entries: Entries) -> Tensor:
+    """`stored` (the layer's own layout) with one adapter's matrices effective, in float32 or wider."""
+    wide = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)
+    for host, adapter in entries:
+        host.write(wide, adapter.weight(host.read(stored)))
+    return wide
+
+
+def changes_bias(entries: Entries) -> bool:
+    """True if one of the parts gets another bias."""
+    return any(adapter.changes_bias_of(host) for host, adapter in entries)
+
+
+def bias_of(wide_O: Tensor, entries: Entries) -> Tensor:
+    """The bias `wide_O`, in float32 or wider, with one adapter's parts effective."""
+    changed_O = wide_O.clone()
+    for host, adapter in entries:
+        if adapter.changes_bias_of(host):
+            changed_O[host.part] = adapter.effective_bias(host).to(changed_O.dtype)
+    return changed_O
+
+
+def output_of(x: Tensor, base: Tensor, entries: Entries) -> Tensor:
+    """The layer's output for x with one adapter; `base` is the frozen layer's."""
+    hosts = [(cast(LayerHost, host).with_output(base), adapter) for host, adapter in entries]
+    if len(hosts) == 1 and hosts[0][0].whole:
+        host, adapter = hosts[0]
+        return adapter.output(x, host).to(base.dtype)
+    y = base.clone()
+    for host, adapter in hosts:
+        y[..., host.part] = adapter.output(x, host).to(y.dtype)
+    return y

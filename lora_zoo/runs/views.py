@@ -1,0 +1,42 @@
+"""The views of recorded runs (DyLoRA's ranks) as rows of a frame, beside the runs themselves."""
+
+from typing import Any
+
+import pandas as pd
+
+WHOLE = "whole"
+"""The view that is the trained model itself."""
+
+
+def by_view(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each view of each run of a frame from `load`, after the run's own, whose `view` is "whole".
+
+    `validation`, `test` and the columns `metrics.…` are the view's; all else, the costs too, is the run's.
+    `run` is "1a2b3c4d/rank=2". A view has no outcomes of single examples, and so no `folder`.
+    """
+    frame = frame.reset_index(drop=True)
+    names = dict.fromkeys(name for record in frame["record"] for name in record.get("views", {}))
+    parts = [frame.assign(view=WHOLE), *(_judged_by(frame, name) for name in names)]
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _judged_by(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs that have the view, with its outcomes in the place of their own."""
+    runs = frame[[name in record.get("views", {}) for record in frame["record"]]]
+    judged = [record["views"][name] for record in runs["record"]]
+    found: dict[str, Any] = {"view": name, "run": runs["run"] + f"/{name}", "folder": None}
+    for split in ("validation", "test"):
+        pairs = zip(judged, runs["metric"], strict=True)
+        found[split] = [_number(splits, split, metric) for splits, metric in pairs]
+    for column in (c for c in map(str, runs) if c.startswith("metrics.")):
+        _, split, metric = column.split(".", 2)
+        found[column] = [_number(splits, split, metric) for splits in judged]
+    return runs.assign(**found)
+
+
+def _number(splits: dict[str, Any], split: str, metric: str) -> float:
+    """A metric's value, NaN where there is none; of one that is no number, the record has the name."""
+    return float(splits.get(split, {}).get(metric, "nan"))
+
+
+__all__ = ["WHOLE", "by_view"]

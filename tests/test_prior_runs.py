@@ -1,0 +1,130 @@
+"""Runs above prior adapters: what counts of them, what is kept, and what is refused."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_zoo import runs
+from lora_zoo.config.schema import Model
+from lora_zoo.conformance.cases import perturb
+from lora_zoo.export import export
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.formats.peft.write import save_peft
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.launchers.packed.grouping import groups
+from lora_zoo.models.base import base_of
+from lora_zoo.models.compare import logits
+from lora_zoo.models.loading import load_model
+from lora_zoo.spectra import main as spectra
+from tests.processes import run
+from tests.test_programs import asked, killing
+
+WORDS = (
+    "+variant=dora", "rank=2", "steps=4", "batch_size=4", "lr=1e-2", "threads=1", "tracking=none",
+    "task.sizes={train: 24, validation: 4, test: 4}", "target_modules=[q,v]", "task.max_new_tokens=4",
+    "eval_splits=[test]", "eval_before_training=false", "trainer.save_steps=2", "lora_dropout=0.1",
+)  # fmt: skip
+
+
+def pocket() -> Any:
+    return load_model(
+        Model(**asked("+variant=lora").settings.model.__dict__), "AutoModelForCausalLM", {}, None, 0
+    ).model
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of the pocket model: `mine` in our format, with dropout, and `theirs` in PEFT's."""
+    at = tmp_path_factory.mktemp("priors")
+    for seed, name in enumerate(("mine", "theirs")):
+        model = pocket()
+        injection = inject(model, "lora", rank=2, lora_dropout=0.5 * (1 - seed), target_modules=["q", "down"])
+        perturb(injection, 0.05, seed)
+        (save_adapter if name == "mine" else save_peft)(injection, at / name)
+    return at
+
+
+def words(priors: Path, out: str) -> tuple[str, ...]:
+    return (*WORDS, f"prior=[{priors}/mine,{priors}/theirs]", f"out={out}")
+
+
+def ended(at: Path) -> tuple[Path, dict[str, Any]]:
+    (file,) = at.glob("*/result.json")
+    return file.parent, json.loads(file.read_text())
+
+
+def test_a_run_above_priors_can_be_killed_merged_and_read(priors: Path, tmp_path: Path) -> None:
+    straight = run(*words(priors, "one"), "merge=true", at=tmp_path)
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+    folder, record = ended(tmp_path / "one")
+    assert [prior["name"] for prior in record["prior"]] == ["mine", "theirs"]
+    assert len(record["updates"]) == record["parameters"]["adapted"], "ΔW is the run's own"
+
+    stops = killing(tmp_path, 4, signal.SIGKILL)
+    assert run(*words(priors, "two"), at=tmp_path, PYTHONPATH=stops).returncode != 0
+    again = run(*words(priors, "two"), "resume=true", at=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    other, more = ended(tmp_path / "two")
+    assert (
+        more["resumed"]
+        and (other / "adapter" / "adapter.safetensors").read_bytes()
+        == (folder / "adapter" / "adapter.safetensors").read_bytes()
+    )
+
+    model, below = pocket(), pocket()
+    injection = load_adapter(model, folder / "adapter")
+    assert injection.prior == ("mine", "theirs")
+    for name in injection.prior:
+        load_adapter(below, priors / name, name=name)
+    adapters_of(below).activate("mine", "theirs")
+    with injection.disabled():
+        assert torch.equal(logits(model), logits(below))
+    merged = base_of(folder / "adapter", str(folder / "merged"))
+    again_model = load_model(merged.model, merged.auto_class, merged.head, None, 0).model
+    torch.testing.assert_close(logits(again_model), logits(model), rtol=1e-4, atol=1e-4)
+    spectra([str(folder), "--what", "changes"])
+    with pytest.raises(ValueError, match="trained on mine, theirs and means nothing alone"):
+        export(folder, tmp_path / "peft")
+    (frame,) = [runs.load(tmp_path / "one")]
+    assert frame["stale"].tolist() == [""] and frame["contradiction"].tolist() == [""]
+
+
+def test_what_a_prior_holds_is_part_of_the_identity_and_its_place_is_not(
+    priors: Path, tmp_path: Path
+) -> None:
+    plain, above = asked(*WORDS), asked(*WORDS, f"prior=[{priors}/mine]")
+    shutil.copytree(priors / "mine", tmp_path / "moved")
+    assert asked(*WORDS, f"prior=[{tmp_path}/moved]").identity == above.identity != plain.identity
+    assert above.made_of["settings"] == plain.made_of["settings"]
+    both = asked(*WORDS, f"prior=[{priors}/mine,{priors}/theirs]")
+    assert len({plain.identity, above.identity, both.identity}) == 3
+    assert groups([plain, above])[1] == ([1], "it has prior adapters in its model")
+    file = tmp_path / "moved" / "adapter.json"
+    file.write_text(file.read_text().replace('"alpha": 2', '"alpha": 3'))
+    assert asked(*WORDS, f"prior=[{tmp_path}/moved]").identity != above.identity
+    weights = tmp_path / "moved" / "adapter.safetensors"
+    assert load_file(weights)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"moved holds no adapter, ours or PEFT's; give a run's folder"):
+        asked(*WORDS, f"prior=[{tmp_path}/moved]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["prior=[nowhere]"], "prior=nowhere: nowhere holds no adapter"),
+        (["prior=[]"], "prior is empty; give at least one"),
+        (["prior=[AT/mine,AT/mine]"], "are both called mine; rename one folder"),
+        (["prior=[AT/mine]", "program=relora"], "program=relora has stages, which take no prior adapters"),
+    ],
+)
+def test_priors_that_cannot_be_are_refused_in_one_line(overrides: list[str], says: str, priors: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        asked(*WORDS, *(word.replace("AT", str(priors)) for word in overrides))
