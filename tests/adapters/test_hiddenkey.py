@@ -105,7 +105,10 @@ def test_sdpa_and_eager_drop_the_same_whatever_the_mask(kind, given):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_evaluation_and_after_a_step_nothing_is_dropped(kind):
     model, injection = adapted(kind, key_dropout=0.5, hidden_dropout=0.5)
-    ask = lambda: model(batch(kind)["input_ids"])[0].detach()  # noqa: E731
+
+    def ask():
+        return model(batch(kind)["input_ids"])[0].detach()
+
     plain = ask()
     with injection.hooks.forward_context(AT):
         assert not torch.allclose(ask(), plain)

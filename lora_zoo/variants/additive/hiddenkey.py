@@ -115,7 +115,7 @@ class DroppedKeys(AdapterHooks):
         return logits[labels != -100]
 
     def _items(self, apart_N: Tensor) -> Tensor | int:
-        """What the task's loss divides its sum by: the tokens of all micro-batches, or of this one."""
+        """The divisor of the task's loss: the tokens of all micro-batches, or of this one."""
         of_all = self.batch.get("num_items_in_batch") if self._causal else None
         return max(len(apart_N), 1) if of_all is None else of_all
 
