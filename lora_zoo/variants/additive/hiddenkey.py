@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout
+from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
 from lora_zoo.core.variants import register
@@ -18,6 +18,8 @@ from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.injection.attention import attentions, out_of_reach, with_kept_keys, without_keys
 from lora_zoo.injection.roles import role_of
 from lora_zoo.variants.low_rank import Additive
+
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class DroppedKeys(AdapterHooks):
@@ -45,6 +47,16 @@ class DroppedKeys(AdapterHooks):
         self.key_dropout, self.hidden_dropout, self.kl_weight = key_dropout, hidden_dropout, kl_weight
         self.batch: dict[str, Any] = {}
 
+    def attach(
+        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter
+    ) -> None:
+        super().attach(model, matrices, seed=seed, counter=counter)
+        hidden = [name for name, _ in model.named_modules() if role_of(name) == "down"]
+        self.of_keys, self.of_hidden = (
+            {n: Dropout(p, seed=seed, name=f"hiddenkey.{n}", counter=counter) for n in names if p}
+            for p, names in ((self.key_dropout, attentions(model)), (self.hidden_dropout, hidden))
+        )
+
     def on_train_begin(self, total: int) -> None:
         """ValueError for a model of transformers' in which one of the places cannot be reached."""
         config = getattr(self.model, "config", None)
@@ -52,7 +64,7 @@ class DroppedKeys(AdapterHooks):
             return  # no model of transformers': what is not found is not there
         if self.key_dropout and (reason := out_of_reach(self.model)):
             raise ValueError(f"hiddenkey cannot drop keys: {reason}; use variant.key_dropout=0")
-        if self.hidden_dropout and not self._hidden_layers():
+        if self.hidden_dropout and not self.of_hidden:
             raise ValueError(
                 "hiddenkey finds no layer with the role `down`, whose input is an FFN's hidden layer; "
                 "use variant.hidden_dropout=0"
@@ -60,16 +72,12 @@ class DroppedKeys(AdapterHooks):
         if self.kl_weight and getattr(config, "num_labels", 2) == 1:
             raise ValueError("hiddenkey: a regression has no distribution; use variant.kl_weight=0")
 
-    def _hidden_layers(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self.model.named_modules() if role_of(name) == "down"}
-
     @contextlib.contextmanager
     def forward_context(self, progress: Progress) -> Iterator[None]:
-        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [(self.model, self._remember)]
-        if self.key_dropout:
-            hooks += [(module, self._keys(name)) for name, module in attentions(self.model).items()]
-        if self.hidden_dropout:
-            hooks += [(module, self._hidden(name)) for name, module in self._hidden_layers().items()]
+        find = self.model.get_submodule
+        hooks: list[tuple[nn.Module, Hook]] = [(self.model, self._remember)]
+        hooks += [(find(name), _without_keys(dropout)) for name, dropout in self.of_keys.items()]
+        hooks += [(find(name), _without_inputs(dropout)) for name, dropout in self.of_hidden.items()]
         with contextlib.ExitStack() as stack:
             for module, hook in hooks:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -78,21 +86,6 @@ class DroppedKeys(AdapterHooks):
 
     def _remember(self, model: nn.Module, given: Any, named: dict[str, Any]) -> None:
         self.batch = named
-
-    def _dropout(self, p: float, name: str) -> Dropout:
-        return Dropout(p, seed=self.seed, name=f"hiddenkey.{name}", counter=self.counter)
-
-    def _keys(self, name: str) -> Callable[..., Any]:
-        dropout = self._dropout(self.key_dropout, name)
-        return lambda module, given, named: (
-            with_kept_keys(module, given, named, lambda ones: dropout(ones) > 0) if module.training else None
-        )
-
-    def _hidden(self, name: str) -> Callable[..., Any]:
-        dropout = self._dropout(self.hidden_dropout, name)
-        return lambda module, given, named: (
-            ((dropout(given[0]), *given[1:]), named) if module.training else None
-        )
 
     def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
         if not self.kl_weight:
@@ -143,6 +136,16 @@ class HiddenKey(Additive):
     @classmethod
     def default_alpha(cls, rank: int) -> float:
         return 16.0
+
+
+def _without_keys(dropout: Dropout) -> Hook:
+    return lambda module, given, named: (
+        with_kept_keys(module, given, named, lambda ones: dropout(ones) > 0) if module.training else None
+    )
+
+
+def _without_inputs(dropout: Dropout) -> Hook:
+    return lambda module, given, named: ((dropout(given[0]), *given[1:]), named) if module.training else None
 
 
 def divergence(logits_NC: Tensor, others_NC: Tensor) -> Tensor:
