@@ -3,6 +3,7 @@
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,34 @@ def test_its_content_is_in_the_identity_and_its_place_is_not(tmp_path: Path) -> 
     assert changed.variant is not first.variant, "the file has changed and was not run again"
     same = specify(first.settings)
     assert same.identity == changed.identity
+
+
+HELPED = """
+from lora_zoo import Additive, register
+import helping_hand
+
+
+@register("outside_helped")
+class Helped(Additive):
+    paper, equation, count = "none", "W' = W + 2 B A", "R * (O + I)"
+
+    @staticmethod
+    def scaling(alpha, rank):
+        return helping_hand.TWO * alpha / rank
+"""
+
+
+def test_what_a_file_imports_from_its_own_folder_counts_with_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, mine = tmp_path / "helping_hand.py", tmp_path / "mine.py"
+    mine.write_text(HELPED)
+
+    def of(content: str) -> str:
+        helper.write_text(content)
+        return asked(f"variant={mine}").identity
+
+    first = of("TWO = 2\n")
+    assert of("TWO = 2  # as much as that\n") == first != of("TWO = 3\n")
 
 
 def test_a_yaml_file_beside_it_gives_defaults_that_the_command_line_overrides(tmp_path: Path) -> None:

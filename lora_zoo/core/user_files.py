@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _REGISTERED = re.compile(r"""^(?:@|\w+ = )?[\w.]*register\w*\(\s*["']([\w -]+)["']""", re.MULTILINE)
+OWN = "lora_zoo_file_"
+"""Begins the name of the module that a user's own file becomes."""
 
 
 def own_file(member: Any) -> dict[str, str]:
@@ -27,7 +29,7 @@ def names_in(path: Path) -> list[str]:
 
 def run(path: Path) -> None:
     """Import a file that belongs to no package, again where its content has changed."""
-    name = f"lora_zoo_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    name = f"{OWN}{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     before = sys.modules.get(name)
     if getattr(before, "sha256_of_file", None) == digest:

@@ -2,11 +2,9 @@
 
 import contextlib
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.aliases import modern, original
@@ -14,9 +12,13 @@ from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
-from lora_zoo.core.program import PROGRAMS, complete_program
+from lora_zoo.core.program import complete_program
 from lora_zoo.formats.folders import adapter_digest, adapter_in
 from lora_zoo.runs.redact import redacted
+from lora_zoo.runs.sources import Source, own_files, with_imports
+
+COVERS = "with imports"
+"""Says in `made_of` what its source covers; older records, without the word, cover `own_files`."""
 
 
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
@@ -55,15 +57,27 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file and of
     each prior adapter.
     """
+    identity, parts = _identified(config, variant, with_imports)
+    return identity, {**parts, "covers": COVERS}
+
+
+def identified_as(record: Mapping[str, Any], variant: type[Variant]) -> tuple[str, dict[str, Any]]:
+    """The same of a record's configuration, its source as it was hashed when the record was made."""
+    if "covers" in record.get("made_of", {}):
+        return identified(record["config"], variant)
+    return _identified(record["config"], variant, own_files)
+
+
+def _identified(
+    config: Mapping[str, Any], variant: type[Variant], source_of: Source
+) -> tuple[str, dict[str, Any]]:
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
     if not (needs_of(variant, config["init"]) or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
-    programs = [PROGRAMS.find(settings["program"]["name"])] if "program" in settings else []
-    source, data = "\n".join(map(_source, (variant, *programs))), _data(config)
-    data |= _priors(config)
+    source, data = source_of(variant, config), _data(config) | _priors(config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
 
@@ -82,14 +96,6 @@ def _text(settings: dict[str, Any]) -> str:
 
 def _hashed(text: str, digits: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
-
-
-def _source(made: Any) -> str:
-    """The text of the file that a variant or a program stands in."""
-    try:
-        return Path(inspect.getfile(made)).read_text()
-    except (OSError, TypeError):
-        return str(made.__qualname__)  # defined interactively: it has no file
 
 
 def _priors(config: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identified
+from lora_zoo.runs.identity import identified_as
 from lora_zoo.runs.summary import overrides_of
 
 _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
@@ -35,7 +35,7 @@ def stale(record: Mapping[str, Any]) -> str:
     before = record.get("made_of")
     if before is None:
         return _stale_as_a_whole(record, variant)
-    now = identified(record["config"], variant)[1]
+    now = identified_as(record, variant)[1]
     if now["source"] != before["source"]:
         return f"the source of {variant.name} has changed since"
     changed = [s for s, digest in now["data"].items() if digest != before["data"].get(s, digest)]
@@ -46,7 +46,7 @@ def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
     """An older record has no hashes but its identity, which says that something changed and not what."""
     if "identity" not in record or record.get("moved") or not _data_is_here(record):
         return ""
-    if identified(record["config"], variant)[0] == record["identity"]:
+    if identified_as(record, variant)[0] == record["identity"]:
         return ""
     return f"its settings have another identity today: the source of {variant.name} or the data have changed"
 
@@ -91,7 +91,7 @@ def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
     if variant is None or before is None or record.get("moved") or _missing_program(record):
         return
-    code, now = identified(record["config"], variant)
+    code, now = identified_as(record, variant)
     if now["settings"] != before["settings"]:
         yield "its configuration is not the one that it ran with: the hash of the settings is another"
     elif now == before and code != record["identity"]:

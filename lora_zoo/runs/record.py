@@ -6,6 +6,7 @@ Times are seconds, sizes bytes.
 |---|---|
 | schema, name, identity | this table's version; a readable name; the hash of what can change the result |
 | made_of | settings, source, data: a hash of each part of the identity; absent from older results |
+| | covers: the source is that of all that decides the adapter; without it, of variant and program alone |
 | state | running, done, diverged, failed or interrupted; `error` (type, message) says why |
 | command, started, ended | the command line; UTC times |
 | resumed | one entry for each time that the run went on after it had ended: at (UTC), step |

@@ -14,7 +14,7 @@ from lora_zoo.config.spec import flat_hyperparameters, readable_name
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs import identity as identities
-from lora_zoo.runs.identity import identified, specify
+from lora_zoo.runs.identity import identified, identified_as, specify
 from lora_zoo.runs.provenance import changes_results, contradiction, stale
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
@@ -49,6 +49,13 @@ def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
 
+def as_older(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as the first versions made it: without hashes beside an identity of the own files alone."""
+    older = without(record, "made_of")
+    variant = VARIANTS[record["config"]["variant"]["name"]]
+    return older | {"identity": identified_as(older, variant)[0]}
+
+
 OVERRIDES = [
     *([f"variant={name}"] for name in VARIANTS),
     ["rank=4", "seed=2", "lr=1e-3", "target_modules=[q,k]"],
@@ -62,7 +69,7 @@ OVERRIDES = [
 @pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
 def test_an_honest_record_is_neither_stale_nor_contradictory(overrides: list[str]) -> None:
     record = recorded(*overrides)
-    for one in (record, without(record, "made_of")):  # without: as older results are
+    for one in (record, as_older(record)):
         assert (stale(one), contradiction(one)) == ("", "")
 
 
@@ -75,9 +82,11 @@ def test_a_stored_configuration_suffices_for_the_identity(overrides: list[str]) 
 
 def test_a_changed_source_is_stale_and_the_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     record = recorded("variant=dora")
-    monkeypatch.setattr(identities, "_source", lambda variant: "another source")
+    older = as_older(record)
+    for covers in ("with_imports", "own_files"):
+        monkeypatch.setattr(identities, covers, lambda *_: "another source")
     assert stale(record) == "the source of dora has changed since"
-    assert "dora" in stale(without(record, "made_of")) and "changed" in stale(without(record, "made_of"))
+    assert "dora" in stale(older) and "changed" in stale(older)
     assert contradiction(record) == ""  # it was no mistake of the person's
 
 
@@ -86,12 +95,13 @@ def test_changed_data_are_stale_and_absent_data_accuse_nobody(tmp_path: Path) ->
         (tmp_path / f"{split}.csv").write_text("prompt,target\na,b\n")
     files = f"task.data_files={{train: {tmp_path}/train.csv, test: {tmp_path}/test.csv}}"
     record = recorded("task=causal_lm", "task.dataset=csv", files)
-    assert stale(record) == ""
+    older = as_older(record)
+    assert stale(record) == stale(older) == ""
     (tmp_path / "test.csv").write_text("prompt,target\na,c\n")
     assert stale(record) == "the data file of test has changed since"
-    assert stale(without(record, "made_of"))
+    assert stale(older)
     (tmp_path / "test.csv").unlink()
-    assert stale(record) == stale(without(record, "made_of")) == ""
+    assert stale(record) == stale(older) == ""
 
 
 def test_a_variant_that_is_gone_is_stale() -> None:
@@ -127,7 +137,7 @@ def edited(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 )
 def test_labels_that_were_swapped_are_found(path: str, value: Any, said: str, older: bool) -> None:
     record = recorded("variant=dora", "seed=0", "lr=0.01", "rank=8")
-    record = without(record, "made_of") if older else record
+    record = as_older(record) if older else record
     assert said in contradiction(edited(record, path, value))
 
 
@@ -137,7 +147,7 @@ def test_labels_that_were_swapped_are_found(path: str, value: Any, said: str, ol
 def test_an_edited_configuration_is_found_by_its_hash(path: str, value: Any) -> None:
     record = recorded()
     assert "not the one that it ran with" in contradiction(edited(record, path, value))
-    assert stale(without(edited(record, path, value), "made_of"))  # all that an older record can tell
+    assert stale(edited(as_older(record), path, value))  # all that an older record can tell
 
 
 def test_an_identity_of_another_run_is_found() -> None:

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_zoo import runs as results
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.archives import thinned, without_places
+from lora_zoo.runs.identity import identified_as
 from tests.recorded import history, recorded, update, written
 
 OBJECTS = ["history", "updates", "record"]
@@ -149,6 +151,7 @@ def test_places_taken_out_of_the_settings_accuse_nobody(tmp_path: Path) -> None:
     made = recorded("task=causal_lm", "task.dataset=csv", data, "task.data_files={train: t.csv}")
     old = {**recorded("task=causal_lm", "task.dataset=csv", data, "task.data_files={train: t.csv}", "seed=1")}
     del old["made_of"]
+    old["identity"] = identified_as(old, VARIANTS["lora"])[0]
     for record in (made, old):
         written(tmp_path / "runs", record)
     frame = results.load(tmp_path / "runs")

@@ -1,0 +1,158 @@
+"""The source that decides what an adapter learns: files of its members and, with them, what they import.
+
+Hashed as a syntax tree, so that comments, docstrings, formatting and the texts of errors do not count.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_zoo.core.adapter import Variant
+from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.init import INITS, find_init
+from lora_zoo.core.kernel import KERNELS
+from lora_zoo.core.program import PROGRAMS
+from lora_zoo.core.user_files import OWN
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.hosts.find import HOSTS
+from lora_zoo.injection.inject import inject
+
+ROOMS = ("core", "hosts", "inits", "injection", "kernels", "variants", "programs")
+"""The rooms of lora_zoo in which imports are followed: those whose code an adapter is made of."""
+_FINDING = ("core.errors", "core.lazy", "core.registry", "core.user_files")
+"""What finds members and words errors, and computes nothing."""
+
+Source = Callable[[type[Variant], Mapping[str, Any]], str]
+"""The text that stands for the code of a run: of its variant and its configuration."""
+
+
+def own_files(variant: type[Variant], config: Mapping[str, Any]) -> str:
+    """The files of variant and program alone, letter by letter: all that older records hash."""
+    return "\n".join(map(_text_of, (variant, *_programs(config))))
+
+
+def with_imports(variant: type[Variant], config: Mapping[str, Any]) -> str:
+    """The syntax of every file that decides a run: of its members, and of what they import."""
+    files, bare = dict[str, Path](), list[str]()
+    for made in _members(variant, config):
+        if file := _file_of(made.__module__):
+            _follow(made.__module__, file, files)
+        else:
+            bare.append(f"{made.__module__}.{made.__qualname__}")  # defined interactively: it has no file
+    stamped = ((_label(name), _syntax(file, file.stat().st_mtime_ns)) for name, file in files.items())
+    return "\n".join([*sorted(bare), *(f"{label} {syntax}" for label, syntax in sorted(stamped))])
+
+
+def _programs(config: Mapping[str, Any]) -> list[Any]:
+    chosen = config.get("program") or {}
+    return [PROGRAMS.find(chosen["name"])] if chosen else []
+
+
+def _text_of(made: Any) -> str:
+    try:
+        return Path(inspect.getfile(made)).read_text()
+    except (OSError, TypeError):
+        return str(made.__qualname__)  # defined interactively: it has no file
+
+
+def _members(variant: type[Variant], config: Mapping[str, Any]) -> Iterator[Any]:
+    """The classes and functions that make a run's adapter, with the variants that its program names."""
+    programs = _programs(config)
+    inner = [variant.shared_form, *config["program"].values()] if programs else []
+    for cls in (variant, *(VARIANTS.find(name) for name in inner if name in VARIANTS)):
+        lineage = (base for owner in (cls, cls.hooks) for base in owner.__mro__)
+        yield from (base for base in lineage if _decides(base.__module__, cls.__module__))
+        if kernel := getattr(cls, "kernel", ""):
+            yield KERNELS.find(kernel)
+    if "init" in hyperparameters(variant):
+        asked = config.get("init", "auto")
+        init = find_init(hyperparameters(variant)["init"].default if asked == "auto" else asked)
+        yield INITS[init.family].draw
+    yield from (inject, *HOSTS.values(), *programs)
+
+
+def _decides(module: str, of: str) -> bool:
+    """True if a module's source is a part of what the module `of` does: of our rooms, or its own package."""
+    top, _, rest = module.partition(".")
+    ours = rest.partition(".")[0] in ROOMS and rest not in _FINDING
+    return ours if top == "lora_zoo" else top == of.partition(".")[0]
+
+
+def _file_of(module: str) -> Path | None:
+    try:
+        loaded = sys.modules.get(module)
+        spec = importlib.util.find_spec(module) if loaded is None else None
+    except (ImportError, ValueError):
+        return None
+    origin = getattr(loaded, "__file__", None) if loaded else spec and spec.origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _label(module: str) -> str:
+    """The module's name; none of a user's own file, whose place does not count."""
+    return "" if module.startswith(OWN) else module
+
+
+def _follow(module: str, file: Path, found: dict[str, Path]) -> None:
+    """Add to `found` the module and what it imports of ours, of its own package, or from its own folder."""
+    found[module] = file
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for name in _imported(file, package, file.stat().st_mtime_ns):
+        if name not in found and (imported := _deciding_file(name, module, file)):
+            _follow(name, imported, found)
+
+
+def _deciding_file(name: str, importer: str, file: Path) -> Path | None:
+    if _decides(name, importer):
+        return _file_of(name)
+    beside = file.parent.joinpath(*name.split(".")).with_suffix(".py")
+    return beside if not importer.startswith("lora_zoo.") and beside.is_file() else None
+
+
+@functools.cache
+def _imported(file: Path, package: str, changed: int) -> tuple[str, ...]:
+    """The modules that a file imports by their whole names, or might: a name may be one's function."""
+    names = list[str]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            near = importlib.util.resolve_name("." * node.level, package) if node.level and package else ""
+            origin = ".".join(filter(None, (near, node.module)))
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return tuple(dict.fromkeys(names))
+
+
+@functools.cache
+def _syntax(file: Path, changed: int) -> str:
+    return digest(file.read_text())
+
+
+def digest(source: str) -> str:
+    """SHA-256 of Python source without its comments, docstrings, formatting and errors' texts."""
+    return hashlib.sha256(_canonical(ast.parse(source)).encode()).hexdigest()
+
+
+def _canonical(node: Any) -> str:
+    if isinstance(node, list):
+        return f"[{','.join(_canonical(part) for part in node if not _says_nothing(part))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields: Iterable[tuple[str, Any]] = ast.iter_fields(node)
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        fields = [("exc", node.exc.func)]
+    # What is empty is left out: newer versions of Python have fields that older ones lack.
+    told = (f"{name}={_canonical(value)}" for name, value in fields if value is not None and value != [])
+    return f"{type(node).__name__}({','.join(told)})"
+
+
+def _says_nothing(node: Any) -> bool:
+    """True for a string that stands by itself: a docstring."""
+    value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
