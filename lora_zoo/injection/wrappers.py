@@ -101,10 +101,9 @@ class AdapterWrapper(nn.Module, ABC):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
         if not any(map(changes_bias, self.live.values())):
             return self.stored_bias
-        stored, own_O = self.stored, self.stored_bias
+        stored, own_O = self.stored, cast(Tensor | None, self.stored_bias)
         if own_O is None:
-            rows = next(iter(self.live.values()))[0].host.view(stored)
-            own_O = stored.new_zeros(len(rows))
+            own_O = stored.new_zeros(len(next(iter(self.live.values()))[0].host.view(stored)))
         with uncast(stored.device):
             wide_O = own_O.to(at_least_float32(own_O.dtype))
             return self.composed(wide_O, partial(bias_of, wide_O)).to(own_O.dtype)
@@ -156,7 +155,8 @@ class LayerWrapper(AdapterWrapper):
         """The output with the composed weight and bias."""
         part = cast(LayerHost, next(iter(self.live.values()))[0].host)
         whole = type(part)(self.layer)
-        return whole.apply(x, whole.view(self.weight), lambda _: self.effective_bias())
+        bias_O = self.effective_bias()
+        return whole.apply(x, whole.view(self.weight), None if bias_O is None else lambda own_O: bias_O)
 
     @property
     def stored(self) -> nn.Parameter:
@@ -169,7 +169,7 @@ class LayerWrapper(AdapterWrapper):
     def store(self, tensor: nn.Parameter, bias: nn.Parameter | None) -> None:
         self.layer.weight = moved(tensor, self.stored)
         if bias is not self.stored_bias:
-            self.layer.bias = None if bias is None else moved(bias, self.stored)
+            self.layer.bias = None if bias is None else moved(bias, self.stored)  # type: ignore[assignment]
 
     @property
     def weight(self) -> Tensor:

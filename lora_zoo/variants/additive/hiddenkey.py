@@ -48,9 +48,9 @@ class DroppedKeys(AdapterHooks):
         self.batch: dict[str, Any] = {}
 
     def attach(
-        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter
+        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter, **more: Any
     ) -> None:
-        super().attach(model, matrices, seed=seed, counter=counter)
+        super().attach(model, matrices, seed=seed, counter=counter, **more)
         hidden = [name for name, _ in model.named_modules() if role_of(name) == "down"]
         self.of_keys, self.of_hidden = (
             {n: Dropout(p, seed=seed, name=f"hiddenkey.{n}", counter=counter) for n in names if p}
