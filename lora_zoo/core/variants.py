@@ -18,9 +18,7 @@ def _check(name: str, cls: "type[Variant]") -> None:
     needed = ("weight", "bias") if cls.pointwise else ("forward",)
     if cls.adapts and not any(_overrides(cls, method) for method in needed):
         also = "" if cls.pointwise else ", as it is not pointwise"
-        raise TypeError(
-            f"variant {name!r} ({cls.__qualname__}) must define `{'` or `'.join(needed)}`{also}"
-        )
+        raise TypeError(f"variant {name!r} ({cls.__qualname__}) must define `{'` or `'.join(needed)}`{also}")
 
 
 def _overrides(cls: type[Any], method: str) -> bool:

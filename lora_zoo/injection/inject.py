@@ -231,9 +231,9 @@ def inject(
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
-    `target_modules="auto"` are the variant's own targets, q and v unless its class says otherwise; `layers` is
-    a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
-    values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
+    `target_modules="auto"` are the variant's own, q and v unless its class says otherwise; `layers` is a
+    number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to values of
+    their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
     `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
     collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises

@@ -85,7 +85,9 @@ def test_shifts_of_several_adapters_and_of_each_row_s_own_add_to_a_layer_without
     assert net[0].bias is None and torch.equal(net(x), frozen)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Embedding(6, 4), lambda: nn.MultiheadAttention(4, 1, bias=False)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Embedding(6, 4), lambda: nn.MultiheadAttention(4, 1, bias=False)]
+)
 def test_a_module_that_cannot_have_a_bias_is_refused(make):
     net = nn.Sequential(make())
     with pytest.raises(ValueError, match="it cannot have a bias, which this variant would give it"):

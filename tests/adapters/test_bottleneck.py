@@ -42,7 +42,8 @@ def losses(model, parameters, steps=6):
 
 
 @pytest.mark.parametrize(
-    ("mode", "activation", "scale"), [("series", "relu", 1.0), ("series", "gelu", 0.5), ("parallel", "tanh", 4.0)]
+    ("mode", "activation", "scale"),
+    [("series", "relu", 1.0), ("series", "gelu", 0.5), ("parallel", "tanh", 4.0)],
 )
 def test_a_bert_with_adapters_trains_as_one_with_plain_networks(mode, activation, scale):
     ours, plain = (fresh("bert")[0].double() for _ in range(2))
@@ -76,7 +77,9 @@ def test_the_start_is_the_model_itself_or_with_std_near_it():
         adapter = next(iter(injection.adapters.values()))
         assert_close(logits(model, "bert"), before, rtol=0, atol=moved)
         assert torch.equal(logits(model, "bert"), before) == (not std)
-        assert abs(float(adapter.D_RH.detach().std()) - (std or 3**-0.5 / 4)) < (std or 1) / 5  # U(-1/4, 1/4): 16 wide
+        assert (
+            abs(float(adapter.D_RH.detach().std()) - (std or 3**-0.5 / 4)) < (std or 1) / 5
+        )  # U(-1/4, 1/4): 16 wide
         assert float(adapter.U_OR.detach().std()) == pytest.approx(std, rel=0.2)
 
 

@@ -65,7 +65,9 @@ def test_the_changes_of_active_adapters_are_added(name, kind):
             if adapter.effective_bias(host) is not None:
                 before = own_bias(plain)
                 own = before if twin.holder.bias is None else twin.holder.bias
-                twin.holder.bias = nn.Parameter((own + effective_bias(plain, adapter, host) - before).detach())
+                twin.holder.bias = nn.Parameter(
+                    (own + effective_bias(plain, adapter, host) - before).detach()
+                )
         expected = twin(x)
         assert_close(model(x), expected, **CLOSE)
         adapters.merge()

@@ -100,9 +100,7 @@ def test_biases_that_lora_cannot_hold_are_refused(tmp_path, way, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("way", "name"), [(w, n) for w in WAYS for n in POINTWISE if (w, n) not in BIASED]
-)
+@pytest.mark.parametrize(("way", "name"), [(w, n) for w in WAYS for n in POINTWISE if (w, n) not in BIASED])
 def test_peft_computes_what_we_wrote(tmp_path, way, name):
     theirs, again, change = written(way, name, tmp_path)
     assert change > 1e-2

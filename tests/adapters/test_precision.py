@@ -377,7 +377,9 @@ def can_compile():
 @pytest.mark.skipif(not can_compile(), reason="torch's inductor needs a C++ compiler")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    list(zip((n for n in POINTWISE if takes(n, "attention")), ["linear", "fused", "attention"], strict=False)),
+    list(
+        zip((n for n in POINTWISE if takes(n, "attention")), ["linear", "fused", "attention"], strict=False)
+    ),
 )
 def test_inductor_gives_the_same(name, kind, fresh_compiler):
     model, injection, x = adapted(name, kind)
