@@ -37,6 +37,9 @@ class Host(ABC):
     sees_input: ClassVar[bool] = True
     """True if an adapter on it is given the layer's input, which dropout acts on."""
 
+    can_have_bias: ClassVar[bool] = False
+    """True if the layer has a `bias` that its forward pass adds, or would add where it is None."""
+
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part
 
@@ -57,11 +60,6 @@ class Host(ABC):
     def own_bias(self) -> Tensor | None:
         """The frozen bias (O,) of the adapted rows that an adapter can change, None where there is none."""
         return None
-
-    @property
-    def can_have_bias(self) -> bool:
-        """True if the layer has a bias, or takes one where it has none."""
-        return False
 
     @property
     def whole(self) -> bool:
@@ -105,10 +103,6 @@ class LayerHost(Host):
     def own_bias(self) -> Tensor | None:
         bias = getattr(self.layer, "bias", None)
         return None if bias is None else self.rows_of(bias)
-
-    @property
-    def can_have_bias(self) -> bool:
-        return "bias" in self.layer._parameters
 
     def plus_bias(self, y: Tensor, bias: Bias | None = None) -> Tensor:
         """`y` plus the layer's own bias, or what `bias` makes of it (of zeros, where there is none)."""

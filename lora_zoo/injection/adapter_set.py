@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
@@ -83,8 +84,15 @@ class AdapterSet(Mapping[str, A]):
             self._swap(self._by_name[name].trained)
         for wrapper in self._wrappers.values():
             wrapper.active = names
-        self.active = names
+        self._switch(names)
         self._tying.update()
+
+    def _switch(self, names: tuple[str, ...]) -> None:
+        """Tell the hooks of those that become active or idle."""
+        before, self.active = self.active, names
+        for name in {*before, *names} & self._by_name.keys():
+            if (name in before) != (name in names):
+                self._by_name[name].hooks.switch(name in names)
 
     def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
@@ -102,7 +110,7 @@ class AdapterSet(Mapping[str, A]):
             wrapper.isolate(name)
         for other, injection in self._by_name.items():
             injection.counter.runs = other == name
-        self.active = (name,)
+        self._switch((name,))
 
     def show_all(self) -> None:
         """Undo `isolate`: all adapters are in the model again, and none is active."""
@@ -114,7 +122,13 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
-        """Inside, each row group of a batch goes through the adapter of its name."""
+        """Inside, each row group of a batch goes through the adapter of its name.
+
+        ValueError for an adapter that acts on the whole model, not on rows at a matrix.
+        """
+        for injection in (self._by_name[group.name] for group in row_groups if group.name in self._by_name):
+            if type(injection.hooks).switch is not AdapterHooks.switch:
+                raise ValueError(f"{injection.name!r} ({injection.variant.name}) acts on whole batches")
         self._set_row_groups(tuple(row_groups))
         try:
             yield

@@ -58,7 +58,9 @@ class Injection:
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
         self._adapter_set = adapters_of(model)
         with self._adapter_set.disabled():
-            self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
+            self.adapters, self.shared = build(
+                plan, model, seed=seed, counter=self.counter, statistics=statistics
+            )
             self.hooks = self._new_hooks()
             # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
@@ -70,7 +72,7 @@ class Injection:
 
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
-        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter)
+        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter, common=self.shared)
         return hooks
 
     def shrink(self, kept: Mapping[str, Tensor] | None = None) -> bool:
@@ -83,7 +85,12 @@ class Injection:
         found = shrink(self.adapters, self.hooks.kept() if kept is None else kept)
         if found:
             own = {key: {**self.patterns.get(key, {}), **values} for key, values in found.items()}
+            active = self.name in self._adapter_set.active
+            if active:
+                self.hooks.switch(False)
             self.patterns, self.hooks = {**self.patterns, **own}, self._new_hooks()
+            if active:
+                self.hooks.switch(True)
         return bool(found)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
