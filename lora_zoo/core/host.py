@@ -37,6 +37,8 @@ class Host(ABC):
     sees_input: ClassVar[bool] = True
     """True if an adapter on it is given the layer's input, which dropout acts on."""
 
+    unmergeable: ClassVar[str] = ""
+    """The reason why no merge can write into such a layer ("it stores codes"), "" where `write` does."""
     can_have_bias: ClassVar[bool] = False
     """True if the layer has a `bias` that its forward pass adds, or would add where it is None."""
 
@@ -71,7 +73,11 @@ class Host(ABC):
         return self.view(stored) if self.whole else self.view(stored)[self.part]
 
     def write(self, stored: Tensor, W_OI: Tensor) -> None:
-        """Put `W_OI` into contiguous `stored`, in place."""
+        """Put `W_OI` into contiguous `stored`, in place: the tensor that a merge leaves in the layer.
+
+        A layer type whose `view` is no view of `stored` (a scaled weight, say) defines this, or is
+        `unmergeable`.
+        """
         self.view(stored)[self.part] = W_OI.to(stored.dtype)
 
     def matrix(self) -> Tensor:

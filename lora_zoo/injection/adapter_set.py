@@ -172,8 +172,9 @@ class AdapterSet(Mapping[str, A]):
             return
         for name in self.active:
             self._by_name[name].variant.require_weight("merged")
-        self._merged = {}
-        merge_wrappers(self.model, self._wrappers, self._merged)
+        originals: dict[str, Original] = {}
+        merge_wrappers(self.model, self._wrappers, originals)
+        self._merged = originals
         self._tying.update()
 
     def unmerge(self) -> None:

@@ -55,8 +55,12 @@ def merge_wrappers(
 ) -> None:
     """Replace each wrapper by its plain layer with the effective weight and bias.
 
-    `originals` keeps the parameters.
+    `originals` keeps the parameters. ValueError, before any change, for a layer that holds no merged weight.
     """
+    for key, wrapper in wrappers.items():
+        for host, _ in (entry for entries in wrapper.live() for entry in entries):
+            if host.unmergeable:
+                raise ValueError(f"{key} cannot be merged, a {host.kind}: {host.unmergeable}")
     names = names_by_parameter(model)
     for key, wrapper in wrappers.items():
         weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)

@@ -1,4 +1,4 @@
-"""Modules that belong to no matrix: a soft prompt (arXiv:2104.08691) through the hooks' `shared` and `switch`."""
+"""Modules that belong to no matrix: a soft prompt (arXiv:2104.08691), through `shared` and `switch`."""
 
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,9 @@ def test_it_is_there_while_its_adapter_is_active_and_gone_when_it_is_removed() -
 
 def test_what_needs_a_matrix_is_refused_in_one_line(tmp_path: Path) -> None:
     model, injection = adapted()
-    with pytest.raises(ValueError, match="soft_prompt has no effective weight.*cannot be merged"):
+    with pytest.raises(ValueError, match=r"soft_prompt has no effective weight.*cannot be merged"):
         injection.merge()
-    with pytest.raises(ValueError, match="soft_prompt has no effective weight.*written in PEFT's format"):
+    with pytest.raises(ValueError, match=r"soft_prompt has no effective weight.*written in PEFT's format"):
         save_peft(injection, tmp_path / "peft")
     with (
         pytest.raises(ValueError, match=r"'default' \(soft_prompt\) acts on whole batches"),
