@@ -42,7 +42,9 @@ def hosts_table() -> str:
 def _refuses(cls: Any, host: Any) -> bool:
     """True if a variant with its defaults adapts no matrix, however large, of this type of layer."""
     hyper = cls.complete(check_hyperparameters(cls, {}))
-    return not (cls.pointwise or host.sees_input) or cls.refusal(host.kind, (1024, 1024), hyper) is not None
+    if (cls.adds_bias and not host.can_have_bias) or not (cls.pointwise or host.sees_input):
+        return True
+    return cls.refusal(host.kind, (1024, 1024), hyper) is not None
 
 
 TABLES = {"variants": variants_table, "hosts": hosts_table}

@@ -125,7 +125,7 @@ class Settings:
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         "auto",
-        "roles (q k v o gate up down embed head), all-linear, names, a regex; auto: the variant's own, q and v",
+        "roles (q k v o gate up down embed head), all-linear, names, a regex; auto: q, v or the paper's own",
         filled=True,
     )
     exclude_modules: Any = key([], "targets that stay as they are, in the same words")

@@ -6,7 +6,7 @@ Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
-from lora_zoo.core.init import Init
+from lora_zoo.core.init import Init, is_blank
 from lora_zoo.core.kernel import KERNELS, Kernel
 from lora_zoo.core.seeding import flat, generator, normal, uniform
 from lora_zoo.core.statistics import Statistics
@@ -56,20 +56,22 @@ class LayerContext:
 
         Each `purpose` has a stream of its own. ValueError where it is drawn twice.
         """
-        return self._filled(shape, uniform(*flat(shape), bound, self._source(purpose)))
+        return self._drawn(purpose, shape, lambda source: uniform(*flat(shape), bound, source))
 
     def normal(self, purpose: str, shape: tuple[int, ...], std: float) -> Tensor:
         """N(0, std²), as `uniform`."""
-        return self._filled(shape, normal(*flat(shape), std, self._source(purpose)))
+        return self._drawn(purpose, shape, lambda source: normal(*flat(shape), std, source))
 
-    def _filled(self, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
-        return self.full(shape).copy_(drawn.view(shape))
-
-    def _source(self, purpose: str) -> torch.Generator:
+    def _drawn(
+        self, purpose: str, shape: tuple[int, ...], draw: Callable[[torch.Generator], Tensor]
+    ) -> Tensor:
         if purpose in self.drawn:
             raise ValueError(f"{self.name}: {purpose!r} is drawn twice, as the same numbers; name them apart")
         self.drawn.add(purpose)
-        return generator("init", self.seed, self.name, purpose)
+        made = self.full(shape)
+        if not is_blank():
+            made.copy_(draw(generator("init", self.seed, self.name, purpose)).view(shape))
+        return made
 
     def dropout(self, p: float) -> Dropout:
         """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lora_zoo.core.dropout import ForwardCounter
 
-WITHIN_STEP = ("forward_context", "objective", "regularizer")
+WITHIN_STEP = ("forward_context", "objective", "regularizer", "switch")
 """Hooks that act between the forward pass and its backward: they could reach other jobs of the same model."""
 
 
@@ -67,7 +67,9 @@ class AdapterHooks(nn.Module):
     matrices: Mapping[str, Any]
     seed: int
     counter: ForwardCounter
-    """The adapted model, its target matrices by name, the seed and the count of passes; set by `attach`."""
+    common: nn.Module | None
+    """The adapted model, its target matrices by name, the seed, the count of passes and what `shared` made;
+    set by `attach`."""
     prior: Mapping[str, Mapping[str, Any]]
     """The frozen adapters under these: name -> matrix -> adapter; set by `attach` as well."""
 
@@ -78,11 +80,19 @@ class AdapterHooks(nn.Module):
         *,
         seed: int,
         counter: ForwardCounter,
+        common: nn.Module | None = None,
         prior: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Show the hooks the adapted model; called once by `inject`, before anything else."""
-        about = {"model": model, "matrices": matrices, "seed": seed, "counter": counter, "prior": prior}
-        self.__dict__.update(about)  # not submodules
+        about = {"model": model, "matrices": matrices, "seed": seed, "counter": counter}
+        self.__dict__.update(about, common=common, prior=prior)  # not submodules
+
+    def switch(self, on: bool) -> None:
+        """Put into the model, or take out of it, what is in no matrix (a soft prompt's hook, say).
+
+        Called whenever the adapter becomes active or idle: after `attach`, around `disabled()`, before it is
+        removed. A variant whose hooks override this is not `pointwise`: no weight does what they do.
+        """
 
     @classmethod
     def not_packable(cls) -> str:
@@ -104,10 +114,12 @@ class AdapterHooks(nn.Module):
     def shared(
         cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> nn.Module | None:
-        """The module that all adapters share; `shapes` maps each adapted matrix's name to its (O, I).
+        """The module of all that belongs to no single matrix: shared factors, a soft prompt, a global router.
 
-        Its tensors belong on the device of `like`, trainable ones in its dtype. They train, are counted and
-        saved once, and their gradients add over the matrices. `hyper` holds the greatest rank.
+        `shapes` maps each adapted matrix's name to its (O, I). Tensors belong on the device of `like`,
+        trainable ones in its dtype. They train, are counted, saved and resumed once, under their names in the
+        module; gradients add over the matrices. Adapters find it in `context.shared`, hooks in `common`, and
+        `switch` is the place to let it act. `hyper` holds the greatest rank, and the plain `model`.
         """
         return None
 

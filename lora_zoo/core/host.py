@@ -37,6 +37,11 @@ class Host(ABC):
     sees_input: ClassVar[bool] = True
     """True if an adapter on it is given the layer's input, which dropout acts on."""
 
+    unmergeable: ClassVar[str] = ""
+    """The reason why no merge can write into such a layer ("it stores codes"), "" where `write` does."""
+    can_have_bias: ClassVar[bool] = False
+    """True if the layer has a `bias` that its forward pass adds, or would add where it is None."""
+
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part
 
@@ -59,11 +64,6 @@ class Host(ABC):
         return None
 
     @property
-    def can_have_bias(self) -> bool:
-        """True if the layer has a bias, or takes one where it has none."""
-        return False
-
-    @property
     def whole(self) -> bool:
         """True if all rows are adapted."""
         return isinstance(self.part, slice) and self.part == EVERY
@@ -73,7 +73,11 @@ class Host(ABC):
         return self.view(stored) if self.whole else self.view(stored)[self.part]
 
     def write(self, stored: Tensor, W_OI: Tensor) -> None:
-        """Put `W_OI` into contiguous `stored`, in place."""
+        """Put `W_OI` into contiguous `stored`, in place: the tensor that a merge leaves in the layer.
+
+        A layer type whose `view` is no view of `stored` (a scaled weight, say) defines this, or is
+        `unmergeable`.
+        """
         self.view(stored)[self.part] = W_OI.to(stored.dtype)
 
     def matrix(self) -> Tensor:
@@ -105,10 +109,6 @@ class LayerHost(Host):
     def own_bias(self) -> Tensor | None:
         bias = getattr(self.layer, "bias", None)
         return None if bias is None else self.rows_of(bias)
-
-    @property
-    def can_have_bias(self) -> bool:
-        return "bias" in self.layer._parameters
 
     def plus_bias(self, y: Tensor, bias: Bias | None = None) -> Tensor:
         """`y` plus the layer's own bias, or what `bias` makes of it (of zeros, where there is none)."""

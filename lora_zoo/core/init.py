@@ -198,6 +198,11 @@ def statistics_needed(cls: type[Any], hyper: Mapping[str, Any]) -> tuple[str, ..
     return () if _BLANK.get() else tuple(dict.fromkeys((*cls.needs, *of_init)))
 
 
+def is_blank() -> bool:
+    """True inside `blank`: nothing needs to be drawn."""
+    return _BLANK.get()
+
+
 @contextlib.contextmanager
 def blank() -> Iterator[None]:
     """Inside, every initialisation is zeros of the right shape: for adapters that are about to be loaded."""

@@ -15,6 +15,11 @@ def _check(name: str, cls: "type[Variant]") -> None:
     for fact in ("paper", "equation"):
         if not isinstance(getattr(cls, fact, None), str):
             raise TypeError(f"variant {name!r} ({cls.__qualname__}) must state its `{fact}`")
+    if cls.pointwise and _overrides(cls.hooks, "switch"):
+        raise TypeError(
+            f"variant {name!r} ({cls.__qualname__}) must state `pointwise = False`, as its hooks `switch` "
+            "more than matrices"
+        )
     needed = ("weight", "bias") if cls.pointwise else ("forward",)
     if cls.adapts and not any(_overrides(cls, method) for method in needed):
         also = "" if cls.pointwise else ", as it is not pointwise"
@@ -24,7 +29,7 @@ def _check(name: str, cls: "type[Variant]") -> None:
 def _overrides(cls: type[Any], method: str) -> bool:
     """True if a class below the interface itself defines `method`."""
     owner = next(base for base in cls.__mro__ if method in vars(base))
-    return owner.__module__ != "lora_zoo.core.adapter"
+    return owner.__module__ not in ("lora_zoo.core.adapter", "lora_zoo.core.hooks")
 
 
 VARIANTS: "Registry[type[Variant]]" = Registry(

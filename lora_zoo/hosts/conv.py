@@ -14,7 +14,7 @@ class ConvHost(LayerHost):
     A rank-R update has the layer's own groups: its A (R, I) serves every group, so that it merges.
     """
 
-    peft_layer = "convolution"
+    peft_layer, can_have_bias = "convolution", True
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from lora_zoo.hosts.find import HOSTS
 class LinearHost(LayerHost):
     """`torch.nn.Linear`: stored as (O, I)."""
 
-    dense = linear = True
+    dense = linear = can_have_bias = True
     peft_layer = "linear"
 
     @classmethod

@@ -16,6 +16,7 @@ from torch import nn
 
 from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
@@ -89,8 +90,16 @@ class AdapterSet(Mapping[str, A]):
             self._swap(self._by_name[name].trained)
         for wrapper in self._wrappers.values():
             wrapper.activate(names, together)
-        self.active, self.composition = names, together
+        self.composition = together
+        self._switch(names)
         self._tying.update()
+
+    def _switch(self, names: tuple[str, ...]) -> None:
+        """Tell the hooks of those that become active or idle."""
+        before, self.active = self.active, names
+        for name in {*before, *names} & self._by_name.keys():
+            if (name in before) != (name in names):
+                self._by_name[name].hooks.switch(name in names)
 
     def _with_priors(self, names: Iterable[str]) -> tuple[str, ...]:
         """Each name after those of the adapters that it was trained on."""
@@ -116,7 +125,7 @@ class AdapterSet(Mapping[str, A]):
             wrapper.isolate(name, self.composition)
         for other, injection in self._by_name.items():
             injection.counter.runs = other == name
-        self.active = (name,)
+        self._switch((name,))
 
     def show_all(self) -> None:
         """Undo `isolate`: all adapters are in the model again, and none is active."""
@@ -128,7 +137,13 @@ class AdapterSet(Mapping[str, A]):
 
     @contextlib.contextmanager
     def batched_forward(self, row_groups: Sequence[RowGroup]) -> Iterator[None]:
-        """Inside, each row group of a batch goes through the adapter of its name."""
+        """Inside, each row group of a batch goes through the adapter of its name.
+
+        ValueError for an adapter that acts on the whole model, not on rows at a matrix.
+        """
+        for injection in (self._by_name[group.name] for group in row_groups if group.name in self._by_name):
+            if type(injection.hooks).switch is not AdapterHooks.switch:
+                raise ValueError(f"{injection.name!r} ({injection.variant.name}) acts on whole batches")
         self._set_row_groups(tuple(row_groups))
         try:
             yield
@@ -172,8 +187,9 @@ class AdapterSet(Mapping[str, A]):
             return
         for name in self.active:
             self._by_name[name].variant.require_weight("merged")
-        self._merged = {}
-        merge_wrappers(self.model, self._wrappers, self._merged)
+        originals: dict[str, Original] = {}
+        merge_wrappers(self.model, self._wrappers, originals)
+        self._merged = originals
         self._tying.update()
 
     def unmerge(self) -> None:

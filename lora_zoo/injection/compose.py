@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import Adapter, Variant
 from lora_zoo.core.composition import Composition
 from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
 from lora_zoo.injection.wrappers import AdapterWrapper
@@ -25,6 +26,7 @@ class NamedAdapter(Protocol):
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
     prior: tuple[str, ...]
+    hooks: AdapterHooks
 
     def forget(self) -> None: ...
 
@@ -70,8 +72,12 @@ def merge_wrappers(
 ) -> None:
     """Replace each wrapper by its plain layer with the effective weight and bias.
 
-    `originals` keeps the parameters.
+    `originals` keeps the parameters. ValueError, before any change, for a layer that holds no merged weight.
     """
+    for key, wrapper in wrappers.items():
+        for host, _ in (entry for entries in wrapper.live() for entry in entries):
+            if host.unmergeable:
+                raise ValueError(f"{key} cannot be merged, a {host.kind}: {host.unmergeable}")
     names = names_by_parameter(model)
     for key, wrapper in wrappers.items():
         weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)

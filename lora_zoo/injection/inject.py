@@ -64,7 +64,9 @@ class Injection:
             if below not in self._adapter_set:
                 raise ValueError(f"prior: {unknown('adapter', below, self._adapter_set)}")
         with self._adapter_set.disabled():
-            self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
+            self.adapters, self.shared = build(
+                plan, model, seed=seed, counter=self.counter, statistics=statistics
+            )
             self.hooks = self._new_hooks()
             # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
@@ -79,7 +81,8 @@ class Injection:
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
         prior = {name: self._adapter_set[name].adapters for name in self.prior}
-        hooks.attach(self.model, self.matrices, seed=self.seed, counter=self.counter, prior=prior)
+        seen = {"seed": self.seed, "counter": self.counter, "common": self.shared}
+        hooks.attach(self.model, self.matrices, **seen, prior=prior)
         return hooks
 
     def shrink(self, kept: Mapping[str, Tensor] | None = None) -> bool:
@@ -92,7 +95,12 @@ class Injection:
         found = shrink(self.adapters, self.hooks.kept() if kept is None else kept)
         if found:
             own = {key: {**self.patterns.get(key, {}), **values} for key, values in found.items()}
+            active = self.name in self._adapter_set.active
+            if active:
+                self.hooks.switch(False)
             self.patterns, self.hooks = {**self.patterns, **own}, self._new_hooks()
+            if active:
+                self.hooks.switch(True)
         return bool(found)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -258,9 +266,9 @@ def inject(
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
-    `target_modules="auto"` are the variant's own targets, q and v unless its class says otherwise; `layers` is
-    a number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to
-    values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
+    `target_modules="auto"` are the variant's own, q and v unless its class says otherwise; `layers` is a
+    number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to values of
+    their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
     `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
     collects its statistics; `prior` names adapters of the model that stay active and frozen under the new

@@ -188,24 +188,24 @@ def hyperparameters_at(matrix: TargetMatrix, hyper: Mapping[str, Any], patterns:
 
 def build(
     plan: InjectionPlan,
+    model: nn.Module,
     *,
     seed: int,
     counter: ForwardCounter,
     statistics: Mapping[str, Statistics] | None = None,
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
-    """Make the adapters and the module that they share, not yet in any model.
+    """Make the adapters and the module that they share, not yet in `model`.
 
     `statistics` are those of each matrix by name. ValueError for a value that a matrix cannot take.
     """
     variant, hyper = plan.variant, plan.hyperparameters
-    if not plan.matrices:
-        return {}, None
     own = {matrix.name: plan.hyperparameters_at(matrix) for matrix in plan.matrices}
-    greatest = {"rank": max(h["rank"] for h in own.values())} if "rank" in hyper else {}
+    greatest = {"rank": max(h["rank"] for h in own.values())} if own and "rank" in hyper else {}
     shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
-    W_OI = plan.matrices[0].host.matrix()
-    like = W_OI.new_empty(0, dtype=at_least_float32(W_OI.dtype))
-    shared = variant.hooks.shared(shapes, like, seed=seed, **{**hyper, **greatest})
+    first = next((m.host.matrix() for m in plan.matrices), None)
+    stored = next(p for p in model.parameters() if p.is_floating_point()) if first is None else first
+    like = stored.new_empty(0, dtype=at_least_float32(stored.dtype))
+    shared = variant.hooks.shared(shapes, like, seed=seed, model=model, **{**hyper, **greatest})
     make: Callable[..., Any] = variant
     taken, known = accepted(variant, hyper).keys(), statistics or {}
     adapters = {

@@ -83,7 +83,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     plan = plan_injection(model, *arguments, **options)
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
-        adapters, shared = build(replace(plan, matrices=matrices), seed=0, counter=ForwardCounter())
+        adapters, shared = build(replace(plan, matrices=matrices), model, seed=0, counter=ForwardCounter())
     hooks = plan.variant.hooks(adapters, **accepted(plan.variant.hooks, plan.hyperparameters))
     common = {} if shared is None else {id(t): t for t in saved(shared).values()}
     rows = [

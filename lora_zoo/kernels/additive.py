@@ -57,7 +57,7 @@ def product(
     x, pair, start = branched(x, pair, start)
     x, *factors = learning(x, *pair)
     with exactly(x):
-        y: Tensor = LoraFunction.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
+        y: Tensor = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, *(start or NONE), mask)
     return y
 
 

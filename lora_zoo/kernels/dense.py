@@ -25,7 +25,7 @@ class DenseKernel(Kernel):
             return "the frozen layer's output is computed once for several adapters"
         if not x.numel():
             return "the input is empty"
-        W_OI, bias_O = host.matrix(), host.layer.bias
+        W_OI, bias_O = host.matrix(), host.own_bias
         if W_OI.requires_grad or (isinstance(bias_O, Tensor) and bias_O.requires_grad):
             return "the layer's own weight or bias trains"
         tensors = list(flattened(operands))

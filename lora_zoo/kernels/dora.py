@@ -62,7 +62,7 @@ def decomposed(
     known = V_OI if formable(x, pair.B_OR) else None
     with exactly(x):
         y: Tensor = DoraFunction.apply(
-            x, W_OI, host.layer.bias, known, gain_O, *factors, *(start or NONE), mask
+            x, W_OI, host.own_bias, known, gain_O, *factors, *(start or NONE), mask
         )
     return y
 

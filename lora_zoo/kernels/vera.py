@@ -48,7 +48,7 @@ def scaled(
     dtype = narrowed(x, pair.B_OR.dtype)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
-        y: Tensor = VeraFunction.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
+        y: Tensor = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
     return y
 
 

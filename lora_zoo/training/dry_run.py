@@ -88,7 +88,8 @@ def print_preview(found: Preview, console: Console) -> None:
         size = sum(found.fully_trained[name] for name in names)
         console.print(f"fully trained: {_numbered(names)} ({size:,})", highlight=False, soft_wrap=True)
     if found.shared:
-        console.print(f"shared by all matrices: {found.shared:,} trainable", highlight=False)
+        where = "shared by all matrices" if found.rows else "in modules of its own"
+        console.print(f"{where}: {found.shared:,} trainable", highlight=False)
     share = found.trainable / found.total
     console.print(
         f"trainable: {found.trainable:,} of {found.total:,} ({share:.4%}) in {len(found.rows)} matrices; "

@@ -98,7 +98,8 @@ class Experiment:
             if held_out is not None and "retention" not in self.record.content:
                 self.record.update(retention=held_out.before_and_after(injection))
             self._keep(injection)
-            adapter = self.record.folder / "adapter" if len(injection) else None  # a whole model stays here
+            own = len(injection) or injection.shared is not None
+            adapter = self.record.folder / "adapter" if own else None  # a whole model stays here
             tracker.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
 
     def _prepare(self) -> tuple[Evaluator, TrainingSession | StagedTraining]:

@@ -1,4 +1,4 @@
-"""Hooks of variants whose tensors do not start at zero, or are no matrices: weight decay leaves them alone."""
+"""Hooks of gains, which start at 1, and of biases: weight decay, which pulls to 0, leaves them alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from lora_zoo.core.hooks import AdapterHooks
 
 
 class Undecayed(AdapterHooks):
-    """Decay pulls to 0: gains that start at 1 would be lost, and biases do not decay (transformers' Trainer)."""
+    """Nothing decays, as transformers' Trainer decays no bias."""
 
     def param_groups(
         self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float

@@ -1,4 +1,4 @@
-"""BitFit against plain torch: biases that train by themselves, where there are some and where there are none."""
+"""BitFit against plain torch: biases that train, where a layer has one and where it has none."""
 
 import pytest
 import torch

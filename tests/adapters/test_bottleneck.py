@@ -105,7 +105,7 @@ def test_a_start_or_a_scale_that_means_nothing_is_refused(wrong):
 
 
 def test_it_is_refused_on_convolutions():
-    with pytest.raises(ValueError, match="bottleneck cannot adapt layer, a convolution .*reads vectors"):
+    with pytest.raises(ValueError, match=r"bottleneck cannot adapt layer, a convolution .*reads vectors"):
         inject(lone("convolution_2d"), "bottleneck", target_modules="layer")
 
 

@@ -91,8 +91,7 @@ def save_peft(
 
 
 def _content(injection: Injection, form: str, rank: int | None, written: Written) -> PeftContent:
-    if injection.adapters:
-        injection.variant.require_weight("written in PEFT's format")
+    injection.variant.require_weight("written in PEFT's format")
     own: PeftFormat | None = injection.variant.peft
     if own and form == "peft" and rank is None and injection.adapters:
         if not own.biases:

@@ -27,10 +27,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Bottleneck(Adapter):
     """§2.1: a network of one hidden layer behind the projections that end attention and feed-forward.
 
-    With `mode=parallel` it stands beside the layer and reads its input (arXiv:2110.04366, which takes
-    activation=relu, scale=4). `rank` is the bottleneck, AdapterHub's O / reduction_factor. D starts from
-    Kaiming's draw, U from zero; with `std` (Houlsby's paper: 0.01, code: 0.001) both start normal, so that the
-    model changes a little at step 0. In series it acts before the block's own dropout, in Houlsby's code after.
+    With `mode=parallel` it stands beside the layer and reads its input (arXiv:2110.04366 puts it beside a
+    whole sublayer, with activation=relu, scale=4). `rank` is the bottleneck, AdapterHub's O /
+    reduction_factor. D starts from Kaiming's draw, U from zero; with `std` (Houlsby's paper: 0.01, code:
+    0.001) both start normal, and the model changes a little at step 0. In series it acts before the block's
+    own dropout, in Houlsby's code after it.
     """
 
     paper = "arXiv:1902.00751"
