@@ -139,6 +139,43 @@ def test_an_optimiser_that_leaves_a_parameter_out_is_told() -> None:
         injection.optimizer(torch.optim.SGD, lr=0.1)
 
 
+class Restarting(AdapterHooks):
+    """A third of the schedule's rate, and new moments before the third step."""
+
+    def optimizer(self, groups: Any, make: Any) -> Optimizer:
+        optimizer, steps = make(groups), iter(range(1, 100))
+
+        def before(*_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] /= 3
+            if next(steps) == 3:
+                optimizer.state.clear()
+
+        def after(*_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] *= 3
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+
+def test_hooks_may_put_a_factor_on_the_schedule_s_rate_and_reset_moments() -> None:
+    """Adam on gradients of ones moves by the rate; by hand, its second start is a new optimiser's."""
+    variant = type("Restarted", (VARIANTS["lora"],), {"name": "restarted", "hooks": Restarting})
+    injection, plain = (inject(model(), cls, rank=2) for cls in (variant, "lora"))
+    found = walked(injection, functools.partial(torch.optim.Adam, lr=0.1))
+    for rates in ((0.1, 0.075), (0.05, 0.025)):
+        optimizer = torch.optim.Adam(plain.parameters(), lr=1.0)
+        for rate in rates:
+            optimizer.param_groups[0]["lr"] = rate / 3
+            for p in plain.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(found[key], tensor)
+
+
 def walked(injection: Injection, make: Any, steps: int = 4) -> dict[str, Tensor]:
     """The adapter after `steps` of an optimiser whose rate falls, on gradients of ones."""
     optimizer = injection.optimizer(make, lr=0.1)
