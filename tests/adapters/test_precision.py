@@ -328,10 +328,14 @@ def passes(call, injection, x, steps):
 @pytest.mark.compile
 @pytest.mark.parametrize(("name", "kind"), compiled_cases())
 def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
-    """Whole (`fullgraph` refuses a break), once for all passes; in both modes, under autocast or not."""
+    """Whole (`fullgraph` refuses a break), once for all passes; in both modes, under autocast or not.
+
+    The graph of a representative's backward pass is traced as well.
+    """
+    backend = "aot_eager" if name in representatives() else "eager"
     model, injection, x = adapted(name, kind)
     plain = Outer(model.train())
-    compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(plain, backend=backend, fullgraph=True)
     for got, expected in zip(*(passes(f, injection, x, 3) for f in (compiled, plain)), strict=True):
         assert_close(got, expected, **EXACT)
     torch._dynamo.reset()
@@ -341,7 +345,7 @@ def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
 
 
 @pytest.mark.compile
-@every_variant
+@pytest.mark.parametrize("name", representatives())
 def test_compiled_dropout_has_the_same_masks_and_compiles_once(name, fresh_compiler):
     found = []
     for compiled in (True, False):
