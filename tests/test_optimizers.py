@@ -1,6 +1,5 @@
 """Optimisers that a variant's hooks wrap or choose, in the Trainer and over what trains in full."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +138,51 @@ def test_an_optimiser_that_leaves_a_parameter_out_is_told() -> None:
         injection.optimizer(torch.optim.SGD, lr=0.1)
 
 
-def walked(injection: Injection, make: Any, steps: int = 4) -> dict[str, Tensor]:
-    """The adapter after `steps` of an optimiser whose rate falls, on gradients of ones."""
+class Restarting(AdapterHooks):
+    """A third of the schedule's rate, and new moments before the third step."""
+
+    def optimizer(self, groups: Any, make: Any) -> Optimizer:
+        optimizer, steps = make(groups), iter(range(1, 100))
+
+        def before(*_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] /= 3
+            if next(steps) == 3:
+                optimizer.state.clear()
+
+        def after(*_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] *= 3
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+
+def test_hooks_may_put_a_factor_on_the_schedule_s_rate_and_reset_moments() -> None:
+    """As Adam by hand, whose second half is a new optimiser's."""
+    variant = type("Restarted", (VARIANTS["lora"],), {"name": "restarted", "hooks": Restarting})
+    injection, plain = (inject(model(), cls, rank=2) for cls in (variant, "lora"))
+    found = walked(injection, torch.optim.Adam, (1.0, 2.0, 4.0, 1.0))
+    for half in (((0.1, 1.0), (0.075, 2.0)), ((0.05, 4.0), (0.025, 1.0))):
+        optimizer = torch.optim.Adam(plain.parameters(), lr=1.0)
+        for rate, gradient in half:
+            optimizer.param_groups[0]["lr"] = rate / 3
+            for p in plain.parameters():
+                p.grad = torch.full_like(p, gradient)
+            optimizer.step()
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(found[key], tensor)
+
+
+def walked(injection: Injection, make: Any, gradients: tuple[float, ...]) -> dict[str, Tensor]:
+    """The adapter after a step of an optimiser, whose rate falls, on each of these constant gradients."""
+    steps = len(gradients)
     optimizer = injection.optimizer(make, lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for _ in range(steps):
+    for gradient in gradients:
         for p in injection.parameters():
-            p.grad = torch.ones_like(p)
+            p.grad = torch.full_like(p, gradient)
         optimizer.step()
         schedule.step()
     return injection.state_dict()
@@ -158,6 +195,6 @@ def test_sora_is_the_plain_optimiser_and_a_proximal_step_of_its_rate() -> None:
     for rate in (0.1, 0.075, 0.05, 0.025):
         stepped = {n: g - rate for n, g in expected.items()}
         expected = {n: g.sign() * (g.abs() - 0.5 * rate).clamp_min(0) for n, g in stepped.items()}
-    after = walked(injection, functools.partial(torch.optim.SGD, lr=0.1))
+    after = walked(injection, torch.optim.SGD, (1.0,) * 4)
     for name, g_R in expected.items():
         torch.testing.assert_close(after[f"{name}.g_R"], g_R)

@@ -10,7 +10,7 @@ from lora_zoo.bench.options import DROPOUT, Options
 from lora_zoo.bench.paths import LABELS, StepPath, paths
 from lora_zoo.bench.report import Measurement, Values
 from lora_zoo.bench.shapes import REFERENCE, SHAPES, Shape
-from lora_zoo.bench.timing import Prepare, Timed, summary, texts
+from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
 
 ABOUT = """\
 Forward, loss and backward (AdaLoRA: with its regulariser and allocation) on all linear layers, r = 8 (VeRA:
@@ -66,7 +66,7 @@ def _update(path: StepPath) -> Prepare:
     """The optimiser's step alone, on gradients of zero, so that the path stays as it is."""
     optimiser = path.optimizer(partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0))
 
-    def prepare() -> Prepare:
+    def prepare() -> Run:
         for parameter in path.parameters:
             parameter.grad = torch.zeros_like(parameter)
         return optimiser.step

@@ -48,7 +48,13 @@ class DroppedKeys(AdapterHooks):
         self.batch: dict[str, Any] = {}
 
     def attach(
-        self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter, **more: Any
+        self,
+        model: nn.Module,
+        matrices: Mapping[str, Any],
+        *,
+        seed: int,
+        counter: ForwardCounter,
+        **more: Any,
     ) -> None:
         super().attach(model, matrices, seed=seed, counter=counter, **more)
         hidden = [name for name, _ in model.named_modules() if role_of(name) == "down"]
