@@ -46,7 +46,7 @@ def view_table(frame: pd.DataFrame) -> Table:
     """
     split = by_view(sound(frame))
     made = main_table(split.assign(experiment="", experiment_about=[{}] * len(split)))
-    about = next(filter(None, frame["experiment_about"]), {})
+    about: Mapping[str, Any] = next(filter(None, frame["experiment_about"]), {})
     title = f"The {len(split)} views of {len(split[split['view'] == WHOLE])} runs"
     return replace(made, name=f"{about.get('name') or 'runs'}_views", title=title)
 
