@@ -59,8 +59,7 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         _with(result["command"], **whole) + "   (what all parameters reach)",
     ]
     if "adapter" in result and VARIANTS.find(result["config"]["variant"]["name"]).pointwise:
-        file = result["config"].get("variant_file")
-        own = f" --variant {shlex.quote(file)}" if file else ""
+        own = "".join(f" --file {shlex.quote(file)}" for file in result["config"].get("files", ()))
         command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"
         lines.append(f"{command}   (an ordinary model for transformers)")
     return lines
