@@ -17,8 +17,12 @@ from lora_zoo.runs.redact import redacted
 def add_files(parser: argparse.ArgumentParser) -> None:
     """Add `--file FILE.py`, whose values are for `on_the_terminal`; `--variant` is its former name."""
     parser.add_argument(
-        *("--file", "--variant"),
-        **{"action": "append", "default": [], "metavar": "FILE.py", "dest": "files"},
+        "--file",
+        "--variant",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        dest="files",
         help="run this file first, which registers the adapter's variant or init; may be given again",
     )
 

@@ -61,7 +61,7 @@ OWN = ("variant", "init", "program")
 """The keys whose value may be a Python file, with `:NAME` where it registers several."""
 
 
-def named(key: str, value: str) -> str:
+def registered_name(key: str, value: str) -> str:
     """The name that the file in `value` registers; `value` itself where it is no file."""
     own = _own(key, value)
     return _remembered(key, own[1], value) if own else value

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
-from lora_zoo.config.choices import CHOSEN, OWN, choose, named, own_files
+from lora_zoo.config.choices import CHOSEN, OWN, choose, own_files, registered_name
 from lora_zoo.config.groups import OWN_FILES
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
@@ -115,7 +115,7 @@ def _rewritten(argument: str) -> str:
     elif key in KEYS:
         plus = ""
     if key in CHOSEN or key in OWN:
-        choice = choose if key in CHOSEN else named
+        choice = choose if key in CHOSEN else registered_name
         value = ",".join(choice(key, part) for part in value.split(","))
     return f"{plus}{key}={_quoted(key, value)}"
 
