@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lora_zoo import runs as results
 from lora_zoo.config import command_line, schema
 from lora_zoo.config import compose as composing
 from lora_zoo.config.spec import RunSpec
@@ -189,6 +190,9 @@ def test_an_init_and_a_program_of_one_s_own_train_in_a_sweep_that_is_known_again
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("o/*/*/result.json"))]
     assert [run["state"] for run in runs] == ["done"] * 2 and [len(run["stages"]) for run in runs] == [2, 2]
     assert {run["config"]["init"] for run in runs} == {"outside_start", "kaiming"}
+    frame = results.load(tmp_path / "o")
+    assert frame["contradiction"].tolist() == ["", ""]
+    assert set(frame["stale"]) == {"there is no program 'outside_halves' any more"}, "no file is run unasked"
     assert any("init=./mine.py:outside_start program=./mine.py:outside_halves" in r["command"] for r in runs)
     code, said = ran(*words, at=tmp_path)
     assert code == 0 and said.count("done already") == 2, said
