@@ -26,7 +26,7 @@ _HOMES = {
     "Additive": "variants.low_rank",
     "AdapterHooks": "core.hooks",
     "register": "core.variants",
-    "run_file": "core.variants",
+    "run_file": "core.user_files",
 }
 _RENAMED = {
     "declare_fused": "register_fused",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.terminal import add_variant_file, on_the_terminal
+from lora_zoo.terminal import add_files, on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
     parser.add_argument("--view", help="write a view of the run (`rank=2` of DyLoRA) instead of the whole")
-    add_variant_file(parser)
+    add_files(parser)
     given = parser.parse_args(arguments)
-    with on_the_terminal(given.__dict__.pop("variant")):
+    with on_the_terminal(given.__dict__.pop("files")):
         written, difference = export(**vars(given))
     print(f"{written.config['peft_type']} adapter in {given.out}: peft's PeftModel.from_pretrained loads it")
     for note in written.notes:

@@ -7,7 +7,7 @@ appears whole or not at all. A quantised base is dequantised: what was trained o
 import argparse
 from pathlib import Path
 
-from lora_zoo.terminal import add_variant_file, on_the_terminal, say
+from lora_zoo.terminal import add_files, on_the_terminal, say
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=dtypes, help="of the merged weights; default: the run's")
     parser.add_argument("--alpha", type=float, help="of an adapter that loralib saved")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
-    add_variant_file(parser)
+    add_files(parser)
     given = parser.parse_args(arguments)
-    with on_the_terminal(given.__dict__.pop("variant")):
+    with on_the_terminal(given.__dict__.pop("files")):
         from lora_zoo.models.merging import merge
 
         merged = merge(**vars(given))

@@ -9,7 +9,7 @@ the first is compared with each other one.
 import argparse
 from pathlib import Path
 
-from lora_zoo.terminal import add_variant_file, on_the_terminal
+from lora_zoo.terminal import add_files, on_the_terminal
 
 DIRECTIONS = ("right", "left", "A", "B")
 
@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
     parser.add_argument("--alpha", type=float, help="of loralib's files, which do not hold it")
     parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
-    add_variant_file(parser)
+    add_files(parser)
     given = parser.parse_args(arguments)
-    with on_the_terminal(given.variant):
+    with on_the_terminal(given.files):
         from lora_zoo.report.of_adapters import analyse  # after --help: it needs torch
 
         analyse(given)

@@ -6,24 +6,30 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
-from lora_zoo.core.variants import VARIANTS
+from lora_zoo.core.user_files import run_files
 from lora_zoo.runs.redact import redacted
 
 
-def add_variant_file(parser: argparse.ArgumentParser) -> None:
-    """Add `--variant FILE.py`, whose value is for `on_the_terminal`."""
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add `--file FILE.py`, whose values are for `on_the_terminal`; `--variant` is its former name."""
     parser.add_argument(
-        "--variant", metavar="FILE.py", help="run this file, which registers the adapter's variant"
+        "--file",
+        "--variant",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        dest="files",
+        help="run this file first, which registers the adapter's variant or init; may be given again",
     )
 
 
 @contextlib.contextmanager
-def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
-    """Run `variant_file`, if one is given, and the commands inside.
+def on_the_terminal(files: Sequence[str] = ()) -> Iterator[None]:
+    """Run the Python `files` and then the commands inside.
 
     A warning is one line, libraries are silent, and an error ends the process with one line. Exit codes: 2
     for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM, which cleans up
@@ -40,8 +46,7 @@ def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
-            if variant_file:
-                VARIANTS.run_file(variant_file)
+            run_files(files)
             yield
         except Unwritten as refusal:
             _leave(refusal, 1)

@@ -1,4 +1,4 @@
-"""Variants from outside the package: a file in the researcher's own folder, another distribution."""
+"""Members from outside the package: a file in the researcher's own folder, another distribution."""
 
 import json
 from importlib.metadata import entry_points
@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
+from lora_zoo import runs as results
 from lora_zoo.config import command_line, schema
 from lora_zoo.config import compose as composing
 from lora_zoo.config.spec import RunSpec
+from lora_zoo.conformance.cases import lone
+from lora_zoo.core.init import INITS
+from lora_zoo.core.program import PROGRAMS
+from lora_zoo.core.user_files import run_file
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.injection.inject import inject
 from lora_zoo.runs.identity import specify
 from tests.processes import start
 
@@ -51,8 +58,9 @@ def written(folder: Path, name: str, number: int = 1, file: str = "mine.py") -> 
 def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test typed and registered does not stay for the next."""
     monkeypatch.setenv("LORA_ZOO_TYPED", "{}")
-    for held in ("_members", "_origins"):
-        monkeypatch.setattr(VARIANTS, held, dict(getattr(VARIANTS, held)))
+    for registry in (VARIANTS, INITS, PROGRAMS):
+        for held in ("_members", "_origins"):
+            monkeypatch.setattr(registry, held, dict(getattr(registry, held)))
 
 
 def ran(*arguments: str, at: Path, module: str = "lora_zoo.run", **env: str) -> tuple[int, str]:
@@ -82,13 +90,13 @@ def test_a_file_in_an_empty_folder_trains_sweeps_goes_on_and_is_merged(tmp_path:
     record = json.loads((run / "result.json").read_text())
     assert record["state"] == "done" and record["variant"]["name"] == "outside_a"
     assert "variant=./mine.py" in record["command"]
-    assert record["config"]["variant_file"] == str(tmp_path / "mine.py")
+    assert record["config"]["files"] == [str(tmp_path / "mine.py")]
     code, said = ran(*words, at=tmp_path)
     assert code == 0 and said.count("done already") == 2, said
     code, said = ran(str(run), "merged", at=tmp_path, module="lora_zoo.merge")
-    assert code == 2 and "has a variant of its own, 'outside_a'" in said and "--variant" in said
+    assert code == 2 and "has a variant of its own, 'outside_a'" in said and "--file" in said
     assert not (tmp_path / "merged").exists()
-    code, said = ran(str(run), "merged", "--variant", "mine.py", at=tmp_path, module="lora_zoo.merge")
+    code, said = ran(str(run), "merged", "--file", "mine.py", at=tmp_path, module="lora_zoo.merge")
     assert code == 0 and (tmp_path / "merged" / "config.json").is_file(), said
     code, said = ran(str(run), "--variant", "mine.py", at=tmp_path, module="lora_zoo.spectra")
     assert code == 0 and "q_proj" in said, said
@@ -154,6 +162,80 @@ def test_one_of_several_in_a_file_is_chosen_by_name(tmp_path: Path) -> None:
     assert "registers outside_d, outside_e; write" in refused(f"variant={path}:outside_f")
 
 
+OTHERS = """
+import torch
+
+from lora_zoo.core import init, program
+
+
+@init.register("outside_start", "none", zero="B")
+def start(W_OI, rank, scale, source):
+    O, I = W_OI.shape
+    return init.Factors(torch.randn(rank, I, generator=source.A) / I, torch.zeros(O, rank))
+
+
+@program.register("outside_halves")
+def halves(context, *, first: int = 1):
+    yield program.Stage(first)
+    yield program.Stage(context.steps - first, then="keep")
+"""
+
+
+def test_an_init_and_a_program_of_one_s_own_train_in_a_sweep_that_is_known_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OTHERS)
+    words = ("-m", "init=./mine.py:outside_start,kaiming", "program=./mine.py:outside_halves", *WORDS)
+    words += ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "program.first=1")
+    code, said = ran(*words, at=tmp_path)
+    assert code == 0, said
+    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("o/*/*/result.json"))]
+    assert [run["state"] for run in runs] == ["done"] * 2 and [len(run["stages"]) for run in runs] == [2, 2]
+    assert {run["config"]["init"] for run in runs} == {"outside_start", "kaiming"}
+    frame = results.load(tmp_path / "o")
+    assert frame["contradiction"].tolist() == ["", ""]
+    assert set(frame["stale"]) == {"there is no program 'outside_halves' any more"}, "no file is run unasked"
+    assert any("init=./mine.py:outside_start program=./mine.py:outside_halves" in r["command"] for r in runs)
+    code, said = ran(*words, at=tmp_path)
+    assert code == 0 and said.count("done already") == 2, said
+
+
+@pytest.mark.parametrize("key", ["init", "program"])
+def test_the_content_of_any_own_file_is_in_the_identity_of_the_runs_that_use_it(key, tmp_path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OTHERS)
+    chosen = f"{key}={path}:{'outside_start' if key == 'init' else 'outside_halves'}"
+    first, plain = asked(chosen).identity, asked("rank=4").identity
+    path.write_text("# A comment.\n" + OTHERS)
+    assert asked(chosen).identity == first
+    path.write_text(OTHERS.replace("/ I", "/ O").replace("first: int = 1", "first: int = 2"))
+    assert asked(chosen).identity != first and asked("rank=4").identity == plain
+    assert "registers outside_start, outside_halves; write" in refused(f"{key}={path}")
+    assert "there is no such file" in refused(f"{key}={tmp_path}/absent.py")
+
+
+def test_an_adapter_with_a_start_of_one_s_own_asks_for_its_file_and_runs_none(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OTHERS)
+    run_file(path)
+    injection = inject(lone("linear"), "lora", target_modules="layer", rank=2, init="outside_start")
+    saved = save_adapter(injection, tmp_path / "adapter")
+    path.write_text("raise SystemExit('unasked')\n" + OTHERS)
+    with monkeypatch.context() as patch:
+        for held in ("_members", "_origins"):
+            patch.setattr(INITS, held, {})
+        with pytest.raises(ValueError, match=r"has an init of its own, 'outside_start', which .*mine.py"):
+            load_adapter(lone("linear"), saved)
+    assert load_adapter(lone("linear"), saved).hyper["init"] == "outside_start"
+
+
+def test_a_metric_by_its_path_counts_with_its_content(tmp_path: Path) -> None:
+    metric = tmp_path / "mine.py"
+    metric.write_text("one")
+    first = asked(f"task.metrics=[{metric}]")
+    metric.write_text("two")
+    assert asked(f"task.metrics=[{metric}]").identity != first.identity
+    assert list(first.made_of["data"]) == ["metric mine.py"]
+
+
 MISTAKES: dict[str, tuple[str, str]] = {
     "no such file": ("", "there is no such file"),
     "no variant": ("x = 1\n", 'has no line like @register("mine")'),
@@ -204,7 +286,7 @@ def test_a_variant_of_another_distribution_is_chosen_by_name(tmp_path: Path) -> 
     (run,) = tmp_path.glob("o/outside_h-*")
     record = json.loads((run / "result.json").read_text())
     assert record["variant"]["hyperparameters"]["extra"] == 5.0
-    assert record["config"]["variant_file"] is None
+    assert record["config"]["files"] == []
 
 
 def suite(folder: Path, *arguments: str) -> tuple[int, str]:

@@ -1,4 +1,8 @@
-"""Values of `variant=`, `model=`, `task=`, `experiment=` that are no option: a file, a folder, a Hub name."""
+"""Values that are no option: a folder or Hub name of a model, a file of one's own.
+
+A Python file of one's own (`variant=FILE.py:NAME`, and so with the other keys of `OWN`) becomes the name that
+it registers, and stands in `files=`, which every job runs.
+"""
 
 import difflib
 import hashlib
@@ -39,14 +43,52 @@ def choose(group: str, value: str) -> str:
     if group not in ("variant", "program"):  # which are registered under their names
         about["name"] = name
     ConfigStore.instance().store(group=group, name=name, node=node, package=package)
-    os.environ[TYPED] = json.dumps(_typed() | {f"{group}={name}": f"{group}={value}"})
+    return _remembered(group, name, value)
+
+
+def _remembered(key: str, name: str, value: str) -> str:
+    os.environ[TYPED] = json.dumps(_typed() | {f"{key}={name}": f"{key}={value}"})
     return name
 
 
 def originals(overrides: Sequence[str]) -> list[str]:
     """A job's overrides as the user would type them."""
     typed = _typed()
-    return [typed.get(o, o) for o in overrides]
+    return [typed.get(o, o) for o in overrides if not o.startswith("files=")]
+
+
+OWN = ("variant", "init", "program")
+"""The keys whose value may be a Python file, with `:NAME` where it registers several."""
+
+
+def registered_name(key: str, value: str) -> str:
+    """The name that the file in `value` registers; `value` itself where it is no file."""
+    own = _own(key, value)
+    return _remembered(key, own[1], value) if own else value
+
+
+def own_files(key: str, value: str) -> list[str]:
+    """The Python files among the values of a key, separated by commas."""
+    found = (_own(key, part) for part in value.split(",")) if key in OWN else ()
+    return [str(own[0]) for own in found if own]
+
+
+def _own(key: str, value: str) -> tuple[Path, str] | None:
+    """The file and the name that KEY=FILE.py:NAME mean; None for another value.
+
+    ValueError where the file cannot be, or has no such name.
+    """
+    file, _, asked = value.strip("\"'").partition(":")
+    if not file.endswith(".py"):
+        return None
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{key}={value}: there is no such file")
+    names = names_in(path)
+    if asked not in names and (asked or len(names) != 1):
+        found = f"registers {', '.join(names)}" if names else 'has no line like @register("mine")'
+        raise ValueError(f"{key}={value}: the file {found}; write {key}={file}:NAME for one of several")
+    return path, asked or names[0]
 
 
 def _typed() -> dict[str, str]:
@@ -84,29 +126,23 @@ def _task(value: str) -> dict[str, Any]:
 
 
 def _variant(value: str) -> dict[str, Any]:
-    """A variant that is no option: a Python file, with `:NAME` where it registers several; an entry point.
+    """A variant that is no option: one of a file of the user's own; an entry point.
 
     A YAML file beside the Python file, of the same name, is like those in `conf/variant`.
     """
-    file, _, asked = value.partition(":")
-    if not file.endswith(".py"):
-        if value not in VARIANTS:
-            raise ValueError(unknown("variant", value, VARIANTS) + ", or a Python file of your own")
-        return _with_yaml(VARIANTS.file_of(value), value)
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise ValueError(f"variant={value}: there is no such file")
-    names = names_in(path)
-    if asked not in names and (asked or len(names) != 1):
-        found = f"registers {', '.join(names)}" if names else 'has no line like @register("mine")'
-        raise ValueError(f"variant={value}: the file {found}; write variant={file}:NAME for one of several")
-    return _with_yaml(path, asked or names[0]) | {"variant_file": str(path)}
+    if own := _own("variant", value):
+        return _with_yaml(*own)
+    if value not in VARIANTS:
+        raise ValueError(unknown("variant", value, VARIANTS) + ", or a Python file of your own")
+    return _with_yaml(VARIANTS.file_of(value), value)
 
 
 def _program(value: str) -> dict[str, Any]:
-    """A program that is no option: an entry point of another package."""
+    """A program that is no option: one of a file of the user's own; an entry point."""
+    if own := _own("program", value):
+        return {"name": own[1]}
     if value not in PROGRAMS:
-        raise ValueError(unknown("program", value, options("program")))
+        raise ValueError(unknown("program", value, options("program")) + ", or a Python file of your own")
     return {"name": value}
 
 

@@ -7,6 +7,7 @@ file of one's own; a key may have its old name. Every one of several values in a
 import argparse
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
-from lora_zoo.config.choices import CHOSEN, choose
+from lora_zoo.config.choices import CHOSEN, OWN, choose, own_files, registered_name
 from lora_zoo.config.groups import OWN_FILES
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
@@ -72,7 +73,7 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
     flags = [a for a in arguments if a not in parsed.overrides]
     try:
         expanded = experiments.expanded([*map(_modern, parsed.overrides)], multirun=parsed.multirun)
-        return [*flags, *(_rewritten(_modern(a)) for a in expanded)]
+        return [*flags, *(_rewritten(_modern(a)) for a in expanded), *_files(expanded)]
     except (OSError, RuntimeError) as error:  # a path that no system could have
         raise ValueError(str(error)) from error
 
@@ -113,9 +114,17 @@ def _rewritten(argument: str) -> str:
         plus = "++"
     elif key in KEYS:
         plus = ""
-    if key in CHOSEN:
-        value = ",".join(choose(key, part) for part in value.split(","))
+    if key in CHOSEN or key in OWN:
+        choice = choose if key in CHOSEN else registered_name
+        value = ",".join(choice(key, part) for part in value.split(","))
     return f"{plus}{key}={_quoted(key, value)}"
+
+
+def _files(arguments: Sequence[str]) -> list[str]:
+    """The override that has every job run the Python files of the user's own."""
+    matches = filter(None, map(_OVERRIDE.fullmatch, arguments))
+    files = dict.fromkeys(file for match in matches for file in own_files(match[2], match[3]))
+    return [f"files={json.dumps(list(files), ensure_ascii=False)}"] if files else []
 
 
 def _quoted(key: str, value: str) -> str:

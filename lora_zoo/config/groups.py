@@ -9,7 +9,11 @@ from omegaconf import OmegaConf
 import lora_zoo
 from lora_zoo.core.errors import in_one_line, unknown
 
-OWN_FILES = "variant=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of your own"
+OWN_FILES = (
+    "variant=FILE.py, init=FILE.py, program=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of "
+    "your own"
+)
+"""Said where someone asks for folders of options."""
 GROUPS = ("variant", "program", "model", "task", "trainer", "tracking", "experiment")
 
 

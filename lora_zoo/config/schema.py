@@ -18,7 +18,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
-    "variant_file",  # its content stands in the identity, not where it lies
+    *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
@@ -169,7 +169,7 @@ class Settings:
     experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
     program: dict[str, Any] = key({}, "the program's own hyperparameters, where program= chooses one")
-    variant_file: str | None = key(None, "the Python file of a variant of your own: variant=FILE.py sets it")
+    files: list[str] = key([], "Python files of your own: variant=, init= and program=FILE.py set them")
     model: Model = field(default_factory=Model)
     task: Task = field(default_factory=Task)
     trainer: dict[str, Any] = key({}, "arguments of transformers.TrainingArguments")

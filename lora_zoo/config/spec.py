@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
+from lora_zoo.core.user_files import run_files
 from lora_zoo.core.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -62,9 +63,8 @@ class RunSpec:
 
 
 def variant_of(settings: Settings) -> "type[Variant]":
-    """The variant's class; a file of the user's own is run first. ValueError where there is none."""
-    if settings.variant_file:
-        VARIANTS.run_file(settings.variant_file)
+    """The variant's class; files of the user's own are run first. ValueError where there is none."""
+    run_files(settings.files)
     return VARIANTS.find(str(settings.variant.get("name")))
 
 

@@ -17,6 +17,7 @@ from lora_zoo.config.template import check_template
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.program import complete_program
+from lora_zoo.core.user_files import run_files
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.budget import parameters
 
@@ -61,7 +62,9 @@ def check(settings: Settings) -> None:
         _check_names(key, getattr(settings, key))
     _check_layers(settings.layers)
     _check_task(settings.task)
-    complete_program(settings.program)
+    if settings.program:
+        run_files(settings.files)  # one of which may register it
+        complete_program(settings.program)
     if settings.prior and settings.program:
         name = settings.program["name"]
         raise ValueError(

@@ -21,11 +21,12 @@ def pytest_configure(config: Any) -> None:
     chosen = config.getoption("--variant")
     if not chosen:
         return
+    from lora_zoo.core.user_files import run_file
     from lora_zoo.core.variants import VARIANTS
 
     try:
         for value in chosen:
-            names = VARIANTS.run_file(value) if value.endswith(".py") else [VARIANTS.find(value).name]
+            names = run_file(value) if value.endswith(".py") else [VARIANTS.find(value).name]
             SELECTED.extend(name for name in names if name in VARIANTS)
     except ValueError as error:
         import pytest

@@ -139,14 +139,23 @@ def register_family(
 
 def find_init(name: str) -> Init:
     """`name` of `INITS`, or `<family>_K`. ValueError otherwise."""
+    if member := _found(name):
+        return member
+    raise ValueError(unknown("init", name, init_names()) + ", or a Python file of your own")
+
+
+def known_init(name: str) -> bool:
+    """True if `find_init` finds it."""
+    return _found(name) is not None
+
+
+def _found(name: str) -> Init | None:
     family, _, iterations = name.rpartition("_")
     numbered = INITS.get(family) if re.fullmatch(r"[1-9]\d?", iterations) else None
     if isinstance(numbered, InitFamily):
         return numbered.member(int(iterations))
     member = INITS.get(name)
-    if not isinstance(member, Init):
-        raise ValueError(unknown("init", name, init_names()))
-    return member
+    return member if isinstance(member, Init) else None
 
 
 def init_names(accepts: Callable[[Init], bool] = lambda init: True) -> list[str]:

@@ -5,8 +5,8 @@ VARIANTS = Registry("variant", "lora_zoo.variants")       # scans the package's 
 @VARIANTS.register("mine")                                # in any of those files
 class Mine(Adapter): ...
 
-Another distribution adds members by entry points in the group `lora_zoo.<kind>`, and a user's own file by
-`run_file`.
+Another distribution adds members by entry points in the group `lora_zoo.<kind>`, and a user's own file when
+it is run (`user_files.run_file`).
 """
 
 import importlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.core.user_files import names_in, run
+from lora_zoo.core.user_files import names_in
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -86,21 +86,6 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._members:
             self._load(name)
         return self._members[name]
-
-    def run_file(self, file: str | Path) -> list[str]:
-        """Run a Python file that registers members, and return their names.
-
-        A file that has not changed is not run again. ValueError where it cannot be run or registers none.
-        """
-        path = Path(file).expanduser().resolve()
-        names = names_in(path)
-        if not names:
-            raise ValueError(f'{file} registers no {self.kind}: it has no line like @register("mine")')
-        try:
-            run(path)
-        except Exception as error:  # another's file may raise anything
-            raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
-        return names
 
     def file_of(self, name: str) -> Path | None:
         """The file in which an installed member stands, found without importing it; None for another one."""

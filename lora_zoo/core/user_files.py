@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,29 @@ def names_in(path: Path) -> list[str]:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'this is no text'}") from error
 
 
-def run(path: Path) -> None:
+def run_file(file: str | Path) -> list[str]:
+    """Run a Python file that registers members of any kind, and return their names.
+
+    A file that has not changed is not run again. ValueError where it cannot be run or registers none.
+    """
+    path = Path(file).expanduser().resolve()
+    names = names_in(path)
+    if not names:
+        raise ValueError(f'{file} registers nothing: it has no line like @register("mine")')
+    try:
+        _run(path)
+    except Exception as error:  # another's file may raise anything
+        raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
+    return names
+
+
+def run_files(files: Iterable[str | Path]) -> None:
+    """Run each of the files, as `run_file` does."""
+    for file in files:
+        run_file(file)
+
+
+def _run(path: Path) -> None:
     """Import a file that belongs to no package, again where its content has changed."""
     name = f"{OWN}{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

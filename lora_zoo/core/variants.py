@@ -39,7 +39,7 @@ VARIANTS: "Registry[type[Variant]]" = Registry(
     attribute="name",
     renamed={"head_only": "linear_probe"},
 )
-register, run_file = VARIANTS.register, VARIANTS.run_file
+register = VARIANTS.register
 
 
 def register_preset(

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     description = {
         "format": FORMAT,
         "variant": injection.variant.name,
-        **({"variant_file": file} if (file := own_file(injection.variant)) else {}),
+        **_own_files(injection),
         "name": injection.name,
         "hyperparameters": injection.hyper,
         "patterns": injection.patterns,
@@ -155,6 +155,7 @@ def _inject_prior(model: nn.Module, saved: SavedAdapter) -> None:
 def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> InjectionPlan:
     """The plan of exactly the saved matrices and parameters. ValueError for one that the model lacks."""
     cls = saved_variant(description, folder)
+    _require("init", init.INITS, description["hyperparameters"].get("init"), description, folder)
     known, every = {matrix.name: matrix for matrix in find_matrices(model)}, base_parameters(model)
     for saved, present in ((description["target_modules"], known), (description["in_full"], every)):
         for name in saved:
@@ -167,21 +168,38 @@ def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Inject
     )
 
 
+def _own_files(injection: Injection) -> dict[str, dict[str, str]]:
+    """Path and hash of the files of the user's own that registered the variant and its initialisation."""
+    members: dict[str, Any] = {"variant": injection.variant}
+    if name := injection.hyper.get("init"):
+        members["init"] = init.INITS[init.find_init(name).family].draw
+    return {f"{kind}_file": file for kind, made in members.items() if (file := own_file(made))}
+
+
 def saved_variant(description: dict[str, Any], folder: Path) -> type[Variant]:
-    """The variant of a saved adapter. ValueError where its author's file has not been run.
+    """The variant of a saved adapter. ValueError where its author's file has not been run."""
+    _require("variant", VARIANTS, description["variant"], description, folder)
+    cls = VARIANTS.find(description["variant"])
+    file = description.get("variant_file")
+    if file and own_file(cls).get("sha256") != file["sha256"]:
+        warnings.warn(f"{folder}: {cls.name!r} has changed since this adapter was saved", stacklevel=2)
+    return cls
+
+
+def _require(
+    kind: str, registry: Mapping[str, Any], name: str, description: dict[str, Any], folder: Path
+) -> None:
+    """Raise ValueError where a member of the adapter stands in a file of its author's that was not run.
 
     No file is run unasked: an adapter from elsewhere could name any.
     """
-    name, file = description["variant"], description.get("variant_file")
-    if file and name not in VARIANTS:
+    file = description.get(f"{kind}_file")
+    if file and name not in registry:
         raise ValueError(
-            f"{folder} has a variant of its own, {name!r}, which {file['path']} registers (SHA-256 "
-            f"{file['sha256'][:16]}…): run that file first, with lora_zoo.run_file(PATH) or --variant PATH"
+            f"{folder} has {'an' if kind == 'init' else 'a'} {kind} of its own, {name!r}, which "
+            f"{file['path']} registers (SHA-256 {file['sha256'][:16]}…): run that file first, with "
+            "lora_zoo.run_file(PATH) or --file PATH"
         )
-    cls = VARIANTS.find(name)
-    if file and own_file(cls).get("sha256") != file["sha256"]:
-        warnings.warn(f"{folder}: {name!r} has changed since this adapter was saved", stacklevel=2)
-    return cls
 
 
 def save_adapters(model: nn.Module, folder: str | Path, **about: Any) -> Path:

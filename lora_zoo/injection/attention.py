@@ -23,8 +23,10 @@ def attentions(model: nn.Module) -> dict[str, Any]:
 
 def _asks_the_interface(module: nn.Module) -> bool:
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    known = code is not None and {"hidden_states", "attention_mask"} <= {*code.co_varnames}
-    return known and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    if code is None:
+        return False
+    takes_mask = {"hidden_states", "attention_mask"} <= {*code.co_varnames}
+    return takes_mask and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def out_of_reach(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import complete_program
 from lora_zoo.formats.folders import adapter_digest, adapter_in
+from lora_zoo.metrics import METRICS
 from lora_zoo.runs.redact import redacted
 from lora_zoo.runs.sources import Source, own_files, with_imports
 
@@ -55,10 +56,11 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """The identity that a configuration has with today's source and data files, and what it is made of.
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
-    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file and of
-    each prior adapter.
+    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file, each
+    metric of the user's own and each prior adapter.
     """
-    identity, parts = _identified(config, variant, with_imports)
+    data = _data(config) | _metrics(config) | _priors(config)
+    identity, parts = _identified(config, variant, with_imports, data)
     return identity, {**parts, "covers": COVERS}
 
 
@@ -66,11 +68,11 @@ def identified_as(record: Mapping[str, Any], variant: type[Variant]) -> tuple[st
     """The same of a record's configuration, its source as it was hashed when the record was made."""
     if "covers" in record.get("made_of", {}):
         return identified(record["config"], variant)
-    return _identified(record["config"], variant, own_files)
+    return _identified(record["config"], variant, own_files, _data(record["config"]))
 
 
 def _identified(
-    config: Mapping[str, Any], variant: type[Variant], source_of: Source
+    config: Mapping[str, Any], variant: type[Variant], source_of: Source, data: dict[str, str]
 ) -> tuple[str, dict[str, Any]]:
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
@@ -78,7 +80,7 @@ def _identified(
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}
-    source, data = source_of(variant, config), _data(config) | _priors(config)
+    source = source_of(variant, config)
     parts = {"settings": _hashed(_text(settings), 16), "source": _hashed(source, 16), "data": data}
     return _hashed("\n".join([_text(chosen), source, *data.values()])), parts
 
@@ -113,3 +115,14 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
     task = Task(data_dir=config["task"].get("data_dir"))
     files = {split: file_of(task, name) for split, name in config["task"].get("data_files", {}).items()}
     return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
+
+
+def _metrics(config: Mapping[str, Any]) -> dict[str, str]:
+    """Metric: the SHA-256 of its Python file, of those that are given by their path."""
+    found = {}
+    for name in config["task"].get("metrics", ()):
+        path = Path(name)
+        file = path if path.suffix == ".py" else path / f"{path.name}.py"
+        if name not in METRICS and file.is_file():
+            found[f"metric {path.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.init import known_init
 from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.identity import identified_as
@@ -30,8 +31,8 @@ def stale(record: Mapping[str, Any]) -> str:
     variant = _variant(record)
     if variant is None:
         return f"there is no variant {_label(record)!r} any more"
-    if program := _missing_program(record):
-        return f"there is no program {program!r} any more"
+    if missing := _missing(record):
+        return f"there is no {missing} any more"
     before = record.get("made_of")
     if before is None:
         return _stale_as_a_whole(record, variant)
@@ -89,7 +90,7 @@ def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[
 
 def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     variant, before = _variant(record), record.get("made_of")
-    if variant is None or before is None or record.get("moved") or _missing_program(record):
+    if variant is None or before is None or record.get("moved") or _missing(record):
         return
     code, now = identified_as(record, variant)
     if now["settings"] != before["settings"]:
@@ -128,7 +129,8 @@ def _spoken(command: str) -> dict[str, str]:
     """The plain keys of a command line; of a key that is given twice, the last."""
     given = overrides_of(command)
     plain = {key: given[key].strip("'\"") for key in _SPOKEN if key in given}
-    return {key: value for key, value in plain.items() if "$" not in value and value not in ("null", "~")}
+    told = {key: value for key, value in plain.items() if value not in ("null", "~")}
+    return {key: value for key, value in told.items() if "$" not in value and ".py" not in value}
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -146,10 +148,13 @@ def _variant(record: Mapping[str, Any]) -> type[Variant] | None:
     return VARIANTS.get(_label(record))
 
 
-def _missing_program(record: Mapping[str, Any]) -> str:
-    """The name of the record's program, where no program is called so; "" otherwise."""
-    name = str((record["config"].get("program") or {}).get("name", ""))
-    return "" if name in PROGRAMS else name
+def _missing(record: Mapping[str, Any]) -> str:
+    """The record's program or init, in words, where there is none of that name; "" otherwise."""
+    program = str((record["config"].get("program") or {}).get("name", ""))
+    if program and program not in PROGRAMS:
+        return f"program {program!r}"
+    init = str(record["config"].get("init", "auto"))
+    return "" if init == "auto" or known_init(init) else f"init {init!r}"
 
 
 __all__ = ["changes_results", "contradiction", "stale"]

@@ -67,8 +67,7 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
     ]
     variant = VARIANTS.find(result["config"]["variant"]["name"])
     if "adapter" in result and variant.pointwise and not variant.adds_bias:
-        file = result["config"].get("variant_file")
-        own = f" --variant {shlex.quote(file)}" if file else ""
+        own = "".join(f" --file {shlex.quote(file)}" for file in result["config"].get("files", ()))
         command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"
         lines.append(f"{command}   (an ordinary model for transformers)")
     return lines
