@@ -75,7 +75,7 @@ def merge_wrappers(
     `originals` keeps the parameters. ValueError, before any change, for a layer that holds no merged weight.
     """
     for key, wrapper in wrappers.items():
-        for host, _ in (entry for entries in wrapper.live() for entry in entries):
+        for host, _ in (entry for entries in wrapper.live.values() for entry in entries):
             if host.unmergeable:
                 raise ValueError(f"{key} cannot be merged, a {host.kind}: {host.unmergeable}")
     names = names_by_parameter(model)

@@ -81,8 +81,8 @@ class Injection:
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
         prior = {name: self._adapter_set[name].adapters for name in self.prior}
-        seen = {"seed": self.seed, "counter": self.counter, "common": self.shared}
-        hooks.attach(self.model, self.matrices, **seen, prior=prior)
+        seed, counter, common = self.seed, self.counter, self.shared
+        hooks.attach(self.model, self.matrices, seed=seed, counter=counter, common=common, prior=prior)
         return hooks
 
     def shrink(self, kept: Mapping[str, Tensor] | None = None) -> bool:
