@@ -145,10 +145,14 @@ class Variant(ABC):
 
     @classmethod
     def unfit(cls, host: Host, hyper: Mapping[str, Any]) -> str | None:
-        """The reason why the matrix of `host` cannot be adapted: `refusal`'s, or a bias out of reach."""
+        """The reason why the matrix of `host` cannot be adapted: `refusal`'s, its size, or its bias."""
         O, I = host.matrix().shape
         if reason := cls.refusal(host.kind, (O, I), hyper):
             return reason
+        most = cls.largest_rank((O, I), hyper)
+        if most is not None and not 1 <= hyper[cls.sized_by] <= most:
+            end = "the smaller side" if most == min(O, I) else most
+            return f"{cls.sized_by} must lie between 1 and {end}; got {hyper[cls.sized_by]}"
         if cls.changes_bias and host.sealed_bias:
             return f"its module adds {host.sealed_bias} by itself, and this variant changes the bias as well"
         if cls.adds_bias and not host.can_have_bias:
