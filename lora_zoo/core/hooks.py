@@ -150,11 +150,11 @@ class AdapterHooks(nn.Module):
     def optimizer(self, groups: Groups, make: MakeOptimizer) -> Optimizer:
         """The optimiser of all groups, those of fully trained parameters among them.
 
-        `make` makes the one that the user has chosen, here as it is. `register_step_pre_hook` and
-        `register_step_post_hook` of torch's act around each step that is made: gradients are clipped and not
-        scaled, a group's `lr` is the step's own, and a skipped step has no gradients. A `lr` that changes
-        before the step and is put back after it is a factor on the schedule's; `state.pop(p)` resets moments.
-        Another class may be returned; what it remembers belongs in its `state`, which checkpoints hold.
+        `make` makes the one that the user has chosen, here as it is. torch's `register_step_pre_hook` and
+        `register_step_post_hook` act around each step: gradients are clipped and not scaled, a group's `lr`
+        is the step's own, and a skipped step has no gradients. A `lr` that changes before the step and is put
+        back after it is a factor on the schedule's; `state.pop(p)` resets moments. Another class may be
+        returned; what it remembers belongs in its `state`, which checkpoints hold.
         """
         return make(groups)
 

@@ -168,15 +168,10 @@ class LayerWrapper(AdapterWrapper):
 
     def store(self, tensor: nn.Parameter, bias: nn.Parameter | None) -> None:
         self.layer.weight = moved(tensor, self.stored)
-<<<<<<< HEAD
-        if bias is not self.stored_bias:
-            self.layer.bias = None if bias is None else moved(bias, self.stored)  # type: ignore[assignment]
-=======
         own = self.stored_bias
         if bias is not own:
             like = self.stored if own is None else own
             self.layer.bias = bias if bias is None else moved(bias, like)  # type: ignore[assignment]
->>>>>>> h_modules
 
     @property
     def weight(self) -> Tensor:
