@@ -147,12 +147,9 @@ class AdaLoRA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
+        first = first_rank(rank, init_r)
         alpha = self.default_alpha(rank) if alpha == "auto" else alpha
         O, I = context.shape
-        if not 1 <= rank <= first <= min(O, I):
-            needs = f"needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}"
-            raise ValueError(f"adalora: {needs}; got {rank}, {first}")
         draws = (context.normal(factor, (first, side), 0.02) for factor, side in (("Q", I), ("P", O)))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
         self.A_RI = nn.Parameter(Q_RI)
@@ -165,6 +162,12 @@ class AdaLoRA(Product, Scaled):
     @classmethod
     def default_alpha(cls, rank: int) -> float:
         return 1.5 * rank  # the scale is 1 with `init_r=auto`
+
+    @classmethod
+    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
+        rank, first, most = hyper["rank"], first_rank(hyper["rank"], hyper["init_r"]), min(shape)
+        fits = 1 <= rank <= first <= most
+        return None if fits else f"needs 1 <= rank <= init_r <= {most}; got {rank}, {first}"
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
@@ -180,3 +183,8 @@ class AdaLoRA(Product, Scaled):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI
+
+
+def first_rank(rank: int, init_r: int | Literal["auto"]) -> int:
+    """The rank that a matrix begins with; §4: b(0) = 1.5 b(T)."""
+    return math.ceil(1.5 * rank) if init_r == "auto" else init_r
