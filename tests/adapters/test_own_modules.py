@@ -121,6 +121,8 @@ def test_it_is_there_while_its_adapter_is_active_and_gone_when_it_is_removed() -
     assert torch.equal(logits(model), expected), "LoRA alone, at its start"
     adapters_of(model).activate("default", "lora")
     assert_close(logits(model), prompted)
+    adapters_of(model).isolate("lora")
+    assert torch.equal(logits(model), expected)
     adapters_of(model).isolate("default")
     assert torch.equal(logits(model), prompted)
     adapters_of(model).show_all()
