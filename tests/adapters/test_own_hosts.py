@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lora_zoo.conformance.cases import perturb
 from lora_zoo.core.registry import Registry
-from lora_zoo.core.user_files import run
+from lora_zoo.core.user_files import run_file
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.injection.inject import inject
@@ -72,7 +72,7 @@ class FrozenHost(ScaledHost):
 def own(tmp_path: Path) -> Any:
     path = tmp_path / "layers.py"
     path.write_text("import torch\n" + FILE)
-    run(path)
+    run_file(path)
     yield vars(sys.modules[HOSTS["scaled linear"].__module__])
     for name in ("scaled linear", "frozen linear"):
         del HOSTS._members[name], HOSTS._origins[name]
