@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout, ForwardCounter, in_backward
+from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
 from lora_zoo.core.init import Init
 from lora_zoo.core.kernel import KERNELS, Kernel
+from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.statistics import Statistics
 
 

@@ -53,7 +53,7 @@ class AdapterHooks(nn.Module):
     matrices: Mapping[str, Any]
     seed: int
     counter: ForwardCounter
-    """The adapted model, its target matrices by name, the seed and the count of passes; set by `attach`."""
+    """The adapted model, its target matrices by name, the seed and what its passes count; set by `attach`."""
 
     def attach(
         self, model: nn.Module, matrices: Mapping[str, Any], *, seed: int, counter: ForwardCounter

@@ -93,7 +93,7 @@ class AdapterSet(Mapping[str, A]):
     def isolate(self, name: str) -> None:
         """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
 
-        `model.parameters()`, `train()` and the forward counters then see this adapter alone.
+        `model.parameters()` and `train()` then see this adapter alone; passes leave what others emitted.
         """
         for other in self.active:
             self._swap(self._by_name[other].originals)

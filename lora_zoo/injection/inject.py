@@ -65,7 +65,7 @@ class Injection:
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
-        self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
+        self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
         self._adapter_set.add(self)
 
     def _new_hooks(self) -> AdapterHooks:
