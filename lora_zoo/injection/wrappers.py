@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
 
 
@@ -126,15 +127,36 @@ class LayerWrapper(AdapterWrapper):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._between_hooks(x) if hooked(self.layer) else self._adapted(x)
+
+    def _between_hooks(self, x: Tensor) -> Tensor:
+        """The layer's hooks, called with the layer, see the adapted layer's input and output."""
+        own = vars(self.layer).get("forward")
+
+        def restore() -> None:
+            vars(self.layer).pop("forward", None)
+            vars(self.layer).update({} if own is None else {"forward": own})
+
+        def adapted(x: Tensor) -> Tensor:
+            restore()
+            return self._adapted(x)
+
+        vars(self.layer)["forward"] = adapted
+        try:
+            return self.layer(x)  # type: ignore[no-any-return]
+        finally:
+            restore()
+
+    def _adapted(self, x: Tensor) -> Tensor:
         if self.row_groups:
-            return batched_forward(self.row_groups, self.entries, x, self.layer(x))
+            return batched_forward(self.row_groups, self.entries, x, self.layer.forward(x))
         live = self.live()
         if not live:
-            return self.layer(x)
+            return self.layer.forward(x)
         host, adapter = live[0][0]
         if len(live) == len(live[0]) == 1 and host.whole:
             return adapter.output(x, cast(LayerHost, host))
-        base = self.layer(x)
+        base = self.layer.forward(x)
         y = base.clone()
         for host, out in _outputs(live[0], x, base):
             y[..., host.part] = out.to(y.dtype)

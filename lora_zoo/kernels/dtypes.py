@@ -45,12 +45,18 @@ def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 
-def in_own_dtypes(backward: Backward) -> Backward:
-    """A backward pass in the dtypes of its forward pass, also where it is called under autocast."""
+def in_own_dtypes(differentiable: Backward) -> Callable[[Backward], Backward]:
+    """Backward passes in the dtypes of their forward pass, also where they are called under autocast.
 
-    @functools.wraps(backward)
-    def within(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        with exactly(g):
-            return backward(ctx, g)
+    `differentiable` computes the same by ordinary operations, where a second derivative may be asked for.
+    """
 
-    return within
+    def of(backward: Backward) -> Backward:
+        @functools.wraps(backward)
+        def within(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+            with exactly(g):
+                return differentiable(ctx, g) if torch.is_grad_enabled() else backward(ctx, g)
+
+        return within
+
+    return of

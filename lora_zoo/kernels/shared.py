@@ -35,6 +35,41 @@ def kept_of(ctx: Any) -> tuple[Any, ...]:
     return None if ctx.mask is None else replace(ctx.mask, entries=entries), *tensors
 
 
+class Link(torch.autograd.Function):
+    """Zeros (N, R) without memory that have the derivatives of drop(x) Aᵀ, A frozen: x itself is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A_RI: Tensor, mask: Mask | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        keep(ctx, x, mask, A_RI)
+        return A_RI.new_zeros(1, 1).expand(x.shape[:-1].numel(), len(A_RI))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if g is None:
+            return None, None, None
+        mask, A_RI = kept_of(ctx)
+        dx_NI = g @ A_RI
+        return unflattened(dx_NI if mask is None else mask.drop(dx_NI), ctx.shape), None, None
+
+
+def link_to(x: Tensor, A_RI: Tensor, mask: Mask | None, *learns: Tensor) -> Tensor | None:
+    """The link to x of a kernel that does not keep it; None where no second derivative can ask for it."""
+    asked = torch.is_grad_enabled() and x.requires_grad and any(t.requires_grad for t in learns)
+    return Link.apply(x, A_RI, mask) if asked else None  # type: ignore[no-any-return]
+
+
+def linked(h_NR: Tensor, link: Tensor | None) -> Tensor:
+    """`h_NR` = drop(x) Aᵀ, differentiable by x through `link`."""
+    return h_NR if link is None else h_NR + link.to(h_NR.dtype)
+
+
+def returned(g_NO: Tensor, W_OI: Tensor, branch_NI: Tensor, mask: Mask | None) -> Tensor:
+    """The input's gradient g W + drop(branch), differentiable."""
+    branch_NI = branch_NI if mask is None else mask.drop(branch_NI)
+    return g_NO @ W_OI.to(g_NO.dtype) + branch_NI.to(g_NO.dtype)
+
+
 def frozen(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """The frozen layer's own output, in x's dtype."""
     return F.linear(x, W_OI.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
