@@ -13,7 +13,7 @@ from lora_zoo.core.dtypes import wide
 from lora_zoo.formats.peft.forms import SavedAdapter, reader_of, spread
 from lora_zoo.formats.peft.updates import LowRankUpdate, factored, no_wider
 from lora_zoo.formats.safe_files import tensors_in
-from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters, own_names
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
@@ -26,7 +26,7 @@ def from_loralib(
     Other tensors are fully trained parameters, where they differ from the base's. Raises ValueError, naming
     file and tensor, for a file that does not fit the model.
     """
-    tensors = tensors_in(path)
+    tensors = own_names(model, tensors_in(path))
     if not any(name.endswith(".lora_A") for name in tensors):
         raise ValueError(f"{path} holds no ….lora_A: it is no checkpoint of loralib's")
     if alpha is None:

@@ -17,6 +17,7 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
+from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.parametrized import make_wrapper
 from lora_zoo.injection.tied_weights import Tying
 from lora_zoo.injection.wrappers import AdapterWrapper, put
@@ -205,4 +206,5 @@ class AdapterSet(Mapping[str, A]):
 
 def adapters_of(model: nn.Module) -> AdapterSet[Any]:
     """The named adapters of `model`; empty where it has none."""
+    model = unwrapped(model)
     return model.__dict__.get(_KEY) or AdapterSet(model)

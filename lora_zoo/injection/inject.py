@@ -24,6 +24,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
@@ -53,7 +54,8 @@ class Injection:
     ) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
-        self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
+        self.model = model = unwrapped(model)
+        self.name, self.seed, self.counter = name, seed, ForwardCounter()
         self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
         self._adapter_set = adapters_of(model)

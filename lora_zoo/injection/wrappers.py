@@ -22,6 +22,7 @@ from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
+from lora_zoo.injection.module_names import unwrapped
 
 
 class AdapterWrapper(nn.Module, ABC):
@@ -189,10 +190,10 @@ class LayerWrapper(AdapterWrapper):
 
     def install(self, model: nn.Module) -> None:
         self.adapters.to(self.stored.device)
-        put(model, self.name, self)
+        self.__dict__["former"] = put(model, self.name, self)  # the layer, or what wraps it
 
     def uninstall(self, model: nn.Module) -> None:
-        put(model, self.name, self.layer)
+        put(model, self.name, self.__dict__.pop("former"))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -206,16 +207,18 @@ def _outputs(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Iterat
         yield host, adapter.output(x, host.with_output(base))
 
 
-def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
-    """Set the base model's module or parameter called `name`."""
+def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> nn.Module | nn.Parameter:
+    """Set the base model's module or parameter called `name`; returns the former one."""
     parent_name, _, child = name.rpartition(".")
-    owner: Any = model
+    owner: Any = unwrapped(model)
     for step in parent_name.split(".") if parent_name else []:
-        owner = getattr(owner, step)
+        owner = unwrapped(getattr(owner, step))
         owner = owner.layer if isinstance(owner, LayerWrapper) else owner
     if parametrize.is_parametrized(owner, child):
         owner, child = owner.parametrizations[child], "original"
-    setattr(owner, child, moved(part, getattr(owner, child)) if isinstance(part, nn.Parameter) else part)
+    former: nn.Module | nn.Parameter = getattr(owner, child)
+    setattr(owner, child, moved(part, former) if isinstance(part, nn.Parameter) else part)
+    return former
 
 
 def moved(parameter: nn.Parameter, like: Tensor) -> nn.Parameter:

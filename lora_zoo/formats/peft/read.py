@@ -1,6 +1,7 @@
 """Read PEFT's adapters: their files, and the variant that computes the same."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from lora_zoo.formats.peft.options import check_options
 from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
-from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters, own_names
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
@@ -59,6 +60,7 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     Raises ValueError, naming file and tensor, for an adapter that does not fit the model or is not supported.
     """
     folder, rest = read_peft(path)
+    folder, rest = replace(folder, modules=own_names(model, folder.modules)), own_names(model, rest)
     try:
         _check_modules(model, folder)
         cls, form = reader_of(folder.config)
