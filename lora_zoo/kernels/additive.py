@@ -13,16 +13,17 @@ from lora_zoo.core.dropout import Mask
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, learning
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
+from lora_zoo.kernels.dtypes import exactly, formable, plus_
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     formed,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
-    link_to,
+    link_of,
     linked,
     returned,
     seen,
@@ -58,17 +59,14 @@ def product(
     """W x + bias + (B A + B0 A0) drop(x); `start` is the frozen B0 A0 of a residual start."""
     x, pair, start = branched(x, pair, start)
     x, *factors = learning(x, *pair)
-    link = None if pair.A_RI.requires_grad else link_to(x, pair.A_RI, mask, pair.B_OR)
     with exactly(x):
-        y: Tensor = LoraFunction.apply(
-            x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask, link
-        )
-    return y
+        y, _ = LoraFunction.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
+    return y  # type: ignore[no-any-return]
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of `LoraFunction`, by operations that autograd records."""
-    mask, x, h_NR, link, W_OI, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+    mask, A_RI, x, h_NR, link, W_OI, B_OR, B0_OR, A0_RI = kept_of(ctx)
     for_x, _, _, for_B, *_ = ctx.needs_input_grad
     g_NO = g.reshape(-1, g.shape[-1])
     own_NO = g_NO.to(B_OR.dtype)
@@ -81,7 +79,7 @@ def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if for_x:
         branch_NI = gB_NR @ A_RI if B0_OR is None else gB_NR @ A_RI + own_NO @ B0_OR @ A0_RI
         dx = returned(g_NO, W_OI, branch_NI, mask)
-    return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None, None
+    return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
 
 
 class LoraFunction(torch.autograd.Function):
@@ -96,8 +94,7 @@ class LoraFunction(torch.autograd.Function):
         B0_OR: Tensor | None,
         A0_RI: Tensor | None,
         mask: Mask | None,
-        link: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         x_NI, (O, I) = x.reshape(-1, x.shape[-1]), W_OI.shape
         _, _, _, for_B, for_A, *_ = ctx.needs_input_grad
         # B's gradient takes A x anyway: the branch's first product is not spared where B learns.
@@ -116,13 +113,14 @@ class LoraFunction(torch.autograd.Function):
         if for_B and not for_A and h_NR is None:
             h_NR = x_NI @ A_RI.T  # R numbers a token are kept, not the I of x
         kept = (x if for_A else None, h_NR if for_B else None)
-        keep(ctx, x, mask, *kept, link, W_OI, B_OR, A_RI, B0_OR, A0_RI)
-        return y
+        link = link_of(ctx, len(x_NI), A_RI, learns=for_B and not for_A)
+        keep(ctx, x, mask, A_RI, *kept, link, W_OI, B_OR, B0_OR, A0_RI)
+        return y, link
 
     @staticmethod
     @in_own_dtypes(differentiable)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        mask, x, h_NR, _, W_OI, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+        mask, A_RI, x, h_NR, _, W_OI, B_OR, B0_OR, A0_RI = kept_of(ctx)
         (O, I), g_NO = W_OI.shape, g.reshape(-1, g.shape[-1])
         for_x, _, _, for_B, for_A, *_ = ctx.needs_input_grad
         form = (
@@ -145,7 +143,7 @@ class LoraFunction(torch.autograd.Function):
         elif for_x:
             assert gB_NR is not None
             dx = through(g_NO, W_OI, gB_NR, A_RI, B0_OR, A0_RI, mask)
-        return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None, None
+        return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
 
 
 def both(B_OR: Tensor, B0_OR: Tensor | None) -> int:

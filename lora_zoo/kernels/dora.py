@@ -14,13 +14,14 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, joined, learning
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
+from lora_zoo.kernels.dtypes import exactly, formable, plus_
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     formed,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
     returned,

@@ -5,9 +5,6 @@ Shapes: N tokens, O out, I in, R rank.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,23 +37,3 @@ def bfloat16_parts(t: Tensor) -> tuple[Tensor, Tensor]:
 def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast changes no dtype."""
     return uncast(x.device) if cast(x.device) else contextlib.nullcontext()
-
-
-Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
-
-
-def in_own_dtypes(differentiable: Backward) -> Callable[[Backward], Backward]:
-    """Backward passes in the dtypes of their forward pass, also where they are called under autocast.
-
-    `differentiable` computes the same by ordinary operations, where a second derivative may be asked for.
-    """
-
-    def of(backward: Backward) -> Backward:
-        @functools.wraps(backward)
-        def within(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-            with exactly(g):
-                return differentiable(ctx, g) if torch.is_grad_enabled() else backward(ctx, g)
-
-        return within
-
-    return of

@@ -14,15 +14,16 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, learning, narrowed
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes
+from lora_zoo.kernels.dtypes import exactly, formable
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
-    link_to,
+    link_of,
     linked,
     returned,
     seen,
@@ -50,16 +51,14 @@ def scaled(
     dtype = narrowed(x, pair.B_OR.dtype)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
-        y: Tensor = VeraFunction.apply(
-            x, host.matrix(), host.layer.bias, *own, dtype, mask, link_to(x, pair.A_RI, mask, b_O, d_R)
-        )
-    return y
+        y, _ = VeraFunction.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
+    return y  # type: ignore[no-any-return]
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of `VeraFunction`, by operations that autograd records."""
-    mask, one, _, link, b_O, d_R, W_OI, *frozen_pair = kept_of(ctx)
-    B_OR, A_RI = (t.to(ctx.dtype) for t in frozen_pair)
+    mask, A_RI, one, _, link, b_O, d_R, W_OI, B_OR = kept_of(ctx)
+    A_RI, B_OR = A_RI.to(ctx.dtype), B_OR.to(ctx.dtype)
     for_x, _, _, for_b, for_d, *_ = ctx.needs_input_grad
     g_NO = g.reshape(-1, g.shape[-1])
     own_NO = g_NO.to(ctx.dtype)
@@ -71,7 +70,7 @@ def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dd_R = (gB_NR * h_NR).sum(0) if for_d else None
     if for_x:
         dx = returned(g_NO, W_OI, (gB_NR * d_R) @ A_RI, mask)
-    return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None, None
+    return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
 
 
 class VeraFunction(torch.autograd.Function):
@@ -89,8 +88,7 @@ class VeraFunction(torch.autograd.Function):
         A_RI: Tensor,
         dtype: torch.dtype,
         mask: Mask | None,
-        link: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         x_NI, (O, I), R = x.reshape(-1, x.shape[-1]), W_OI.shape, len(d_R)
         learns, together, N = any(ctx.needs_input_grad[3:5]), formable(x, B_OR), len(x_NI)
         ctx.dtype, ctx.wide = dtype, dtype == at_least_float32(dtype)
@@ -114,13 +112,14 @@ class VeraFunction(torch.autograd.Function):
             else:
                 y.view(-1, O).addmm_(h_NR, scaling(b_O, B_OR, d_R).to(dtype).T)
             kept = h_NR, u_NO
-        keep(ctx, x, mask, *(kept if learns else NONE), link, b_O, d_R, W_OI, B_OR, A_RI)
-        return y
+        link = link_of(ctx, N, A_RI, learns=learns and not ctx.formed)
+        keep(ctx, x, mask, A_RI, *(kept if learns else NONE), link, b_O, d_R, W_OI, B_OR)
+        return y, link
 
     @staticmethod
     @in_own_dtypes(differentiable)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        mask, one, two, _, b_O, d_R, W_OI, B_OR, A_RI = kept_of(ctx)
+        mask, A_RI, one, two, _, b_O, d_R, W_OI, B_OR = kept_of(ctx)
         g_NO = g.reshape(-1, g.shape[-1])
         own_NO = g_NO.to(ctx.dtype)
         for_x, _, _, for_b, for_d, *_ = ctx.needs_input_grad
@@ -134,7 +133,7 @@ class VeraFunction(torch.autograd.Function):
                 dx = g_NO @ torch.addcmul(W_OI, M_OI, b_O[:, None])
             elif for_x:
                 dx = (g_NO @ W_OI.to(g.dtype)).add_(own_NO @ (M_OI * b_O[:, None]))
-            return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None, None
+            return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
         h_NR, u_NO = one, two
         if ctx.wide:
             gB_NR = (own_NO * b_O) @ columns(B_OR)
@@ -147,7 +146,7 @@ class VeraFunction(torch.autograd.Function):
                 G_OR = (h_NR.T @ own_NO).T * B_OR
                 db_O, dd_R = (G_OR * d_R).sum(1), (G_OR * b_O[:, None]).sum(0)
         dx = through(g_NO, W_OI, gB_NR, A_RI.to(ctx.dtype), None, None, mask) if for_x else None
-        return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None, None
+        return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
 
 
 def scaling(b_O: Tensor, B_OR: Tensor, d_R: Tensor) -> Tensor:
