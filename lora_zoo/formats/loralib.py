@@ -16,6 +16,7 @@ from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.injection.base_model import base_buffers, base_parameters, own_names
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
+from lora_zoo.injection.trained_buffers import names_of_buffers
 
 
 def from_loralib(
@@ -50,9 +51,10 @@ def from_loralib(
         alpha={u.matrix.name: u.scale * len(u.A_RI) for u in updates},
     )
     hyper, matrices = complete_hyperparameters(cls, hyper), [u.matrix for u in updates]
+    names = [name for name in fully_trained if name in base_parameters(model)]
     state = {f"{u.matrix.name}.B_OR": u.B_OR for u in updates}
     state |= {f"{u.matrix.name}.A_RI": u.A_RI for u in updates}
-    plan = InjectionPlan(cls, hyper, matrices, list(fully_trained), patterns=patterns)
+    plan = InjectionPlan(cls, hyper, matrices, names, patterns=patterns)
     return SavedAdapter(plan, state | fully_trained, path)
 
 
@@ -127,7 +129,7 @@ def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> Lo
 
 
 def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters that differ from the base's. ValueError for a tensor that the model lacks."""
+    """The parameters that differ from the base's, and their buffers. ValueError for an unknown tensor."""
     every, buffers, found = base_parameters(model), base_buffers(model), {}
     for name, tensor in rest.items():
         base = every.get(name, buffers.get(name))
@@ -137,4 +139,4 @@ def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Te
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
         if name in every and not torch.equal(wide(base).cpu(), tensor.to(wide(base).dtype)):
             found[name] = tensor
-    return found
+    return found | {name: rest.get(name, buffers[name]) for name in names_of_buffers(model, found)}

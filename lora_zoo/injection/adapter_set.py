@@ -79,17 +79,19 @@ class AdapterSet(Mapping[str, A]):
         check_compatible([self._by_name[name] for name in names])
         self.unmerge()
         for injection in self._by_name.values():
-            self._swap(injection.originals)
+            self._show(injection, False)
         for name in names:
-            self._swap(self._by_name[name].trained)
+            self._show(self._by_name[name], True)
         for wrapper in self._wrappers.values():
             wrapper.active = names
         self.active = names
         self._tying.update()
 
-    def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        for name, parameter in parameters.items():
+    def _show(self, injection: A, shown: bool) -> None:
+        """Put what an adapter trains in full into the model, or the base's own back."""
+        for name, parameter in (injection.trained if shown else injection.originals).items():
             put(self.model, name, parameter)
+        injection.buffers.show(shown)
 
     def isolate(self, name: str) -> None:
         """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
@@ -97,8 +99,8 @@ class AdapterSet(Mapping[str, A]):
         `model.parameters()` and `train()` then see this adapter alone; passes leave what others emitted.
         """
         for other in self.active:
-            self._swap(self._by_name[other].originals)
-        self._swap(self._by_name[name].trained)
+            self._show(self._by_name[other], False)
+        self._show(self._by_name[name], True)
         for wrapper in self._wrappers.values():
             wrapper.isolate(name)
         for other, injection in self._by_name.items():

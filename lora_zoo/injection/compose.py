@@ -9,6 +9,7 @@ from lora_zoo.core.adapter import Adapter, Variant
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
+from lora_zoo.injection.trained_buffers import TrainedBuffers
 from lora_zoo.injection.wrappers import AdapterWrapper
 
 
@@ -23,6 +24,7 @@ class NamedAdapter(Protocol):
     fully_trained: list[str]
     trained: dict[str, nn.Parameter]
     originals: dict[str, nn.Parameter]
+    buffers: TrainedBuffers
 
     def forget(self) -> None: ...
 

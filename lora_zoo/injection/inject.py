@@ -30,6 +30,7 @@ from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
+from lora_zoo.injection.trained_buffers import TrainedBuffers, names_of_buffers
 
 
 class Update(NamedTuple):
@@ -66,6 +67,7 @@ class Injection:
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
+            self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
         self._adapter_set.add(self)
@@ -182,12 +184,13 @@ class Injection:
         """Let go of the model (called by its `AdapterSet` when the adapter is out)."""
         self._pass_counter.remove()
         self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
+        self.buffers = TrainedBuffers(self.model, ())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors that the base lacks: the adapters', those that they share, fully trained parameters."""
+        """All tensors that the base lacks: the adapters', those that they share, what trains in full."""
         every = adapter_tensors(self.adapters, self.shared, saved)
         own = {name: tensor.detach() for name, tensor in every.items()}
-        return own | {name: self.trained[name].detach() for name in self.fully_trained}
+        return own | {name: self.trained[name].detach() for name in self.fully_trained} | self.buffers.own()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

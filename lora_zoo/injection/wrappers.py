@@ -11,7 +11,7 @@ mask.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.batched import AdapterEntry, RowGroup, batched_forward
 from lora_zoo.injection.module_names import unwrapped
+
+P = TypeVar("P", nn.Module, nn.Parameter, Tensor)
+Moved = TypeVar("Moved", bound=Tensor)
 
 
 class AdapterWrapper(nn.Module, ABC):
@@ -207,8 +210,8 @@ def _outputs(entries: Sequence[AdapterEntry], x: Tensor, base: Tensor) -> Iterat
         yield host, adapter.output(x, host.with_output(base))
 
 
-def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> nn.Module | nn.Parameter:
-    """Set the base model's module or parameter called `name`; returns the former one."""
+def put(model: nn.Module, name: str, part: P) -> P:
+    """Set the base model's module, parameter or buffer called `name`; returns the former one."""
     parent_name, _, child = name.rpartition(".")
     owner: Any = unwrapped(model)
     for step in parent_name.split(".") if parent_name else []:
@@ -216,12 +219,12 @@ def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> nn.Modul
         owner = owner.layer if isinstance(owner, LayerWrapper) else owner
     if parametrize.is_parametrized(owner, child):
         owner, child = owner.parametrizations[child], "original"
-    former: nn.Module | nn.Parameter = getattr(owner, child)
-    setattr(owner, child, moved(part, former) if isinstance(part, nn.Parameter) else part)
+    former: P = getattr(owner, child)
+    setattr(owner, child, moved(part, former) if isinstance(part, Tensor) else part)
     return former
 
 
-def moved(parameter: nn.Parameter, like: Tensor) -> nn.Parameter:
+def moved(parameter: Moved, like: Tensor) -> Moved:
     """Move `parameter` to the device and dtype of `like`: the model may have moved meanwhile."""
     parameter.data = parameter.data.to(like)
     return parameter
