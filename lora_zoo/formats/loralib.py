@@ -3,7 +3,7 @@
 The file holds no alpha and no names of enabled parts. Shapes: O out, I in, R rank, N enabled parts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ def from_loralib(
             rest[name] = tensor
     try:
         updates = list(_updates(model, pairs, alpha, enable))
-        fully_trained = _fully_trained(model, rest)
+        fully_trained = _fully_trained(model, rest, pairs.keys())
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     cls, _ = reader_of({"peft_type": "LORA"})
@@ -128,7 +128,15 @@ def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> Lo
     return LowRankUpdate(matrix, B_OR, A_RI, alpha / R)
 
 
-def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def distance(base: Tensor, tensor: Tensor) -> float:
+    """The relative distance of a stored W from the base's."""
+    W = wide(base).cpu().double()
+    return float((tensor.double() - W).norm() / W.norm().clamp_min(torch.finfo(W.dtype).tiny))
+
+
+def _fully_trained(
+    model: nn.Module, rest: Mapping[str, Tensor], adapted: Collection[str]
+) -> dict[str, Tensor]:
     """The parameters that differ from the base's, and their buffers. ValueError for an unknown tensor."""
     every, buffers, found = base_parameters(model), base_buffers(model), {}
     for name, tensor in rest.items():
@@ -137,6 +145,13 @@ def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Te
             raise ValueError(f"{name} is not a parameter of this model")
         if base.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
-        if name in every and not torch.equal(wide(base).cpu(), tensor.to(wide(base).dtype)):
-            found[name] = tensor
+        if name not in every or torch.equal(wide(base).cpu(), tensor.to(wide(base).dtype)):
+            continue
+        if name.removesuffix(".weight") in adapted:
+            raise ValueError(
+                f"{name} is frozen beside its lora_A and differs from this model's by "
+                f"{distance(base, tensor):.0e} of its norm: another base, or loralib's evaluation, which "
+                "rounds it; load the file's weights into the model first, or save lora_state_dict(model)"
+            )
+        found[name] = tensor
     return found | {name: rest.get(name, buffers[name]) for name in names_of_buffers(model, found)}

@@ -100,14 +100,9 @@ def inject_saved(model: nn.Module, saved: SavedAdapter, name: str | None = None)
             f"{saved.source}: the model has an adapter called {name!r} already; give another name"
         )
     with contextlib.nullcontext() if saved.init_from_base else init.blank():
-        injection = Injection(model, saved.plan, seed=saved.seed, name=name)
-    initial = injection.state_dict() if saved.init_from_base else {}
-    try:
-        injection.load_state_dict(initial | saved.state)
-    except ValueError:
-        injection.remove()
-        raise
-    return injection
+        return Injection(
+            model, saved.plan, seed=saved.seed, name=name, state=saved.state, partial=saved.init_from_base
+        )
 
 
 def _in_own_names(model: nn.Module, description: dict[str, Any]) -> dict[str, Any]:

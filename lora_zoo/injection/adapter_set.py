@@ -54,7 +54,20 @@ class AdapterSet(Mapping[str, A]):
         return self._merged is not None
 
     def add(self, injection: A) -> None:
-        """Add a new adapter and make it the active one."""
+        """Add a new adapter and make it the active one. Where that fails, the model is as it was."""
+        active, merged = self.active, self.merged
+        try:
+            self._enter(injection)
+        except BaseException:
+            if injection.name in self._by_name:
+                self.delete(injection.name)
+            if self._by_name:
+                self.activate(*active)
+            if merged:
+                self.merge()
+            raise
+
+    def _enter(self, injection: A) -> None:
         self.unmerge()
         if not self._by_name:
             self.model.requires_grad_(False)
@@ -62,8 +75,9 @@ class AdapterSet(Mapping[str, A]):
         self._by_name[injection.name] = injection
         for matrix in injection.matrices.values():
             if matrix.tensor not in self._wrappers:
-                wrapper = self._wrappers[matrix.tensor] = make_wrapper(matrix.host, matrix.tensor)
+                wrapper = make_wrapper(matrix.host, matrix.tensor)
                 wrapper.install(self.model)
+                self._wrappers[matrix.tensor] = wrapper
             self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
         self.activate(injection.name)
 
@@ -133,8 +147,8 @@ class AdapterSet(Mapping[str, A]):
         """Inside, the model computes as before all injections; the active adapters return afterwards."""
         with self.unmerged():
             active = self.active
-            self.activate()
             try:
+                self.activate()
                 yield
             finally:
                 self.activate(*active)
@@ -143,8 +157,8 @@ class AdapterSet(Mapping[str, A]):
     def unmerged(self) -> Iterator[None]:
         """Inside, nothing is merged; merged adapters are merged again afterwards."""
         merged = self.merged
-        self.unmerge()
         try:
+            self.unmerge()
             yield
         finally:
             if merged:

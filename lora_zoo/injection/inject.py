@@ -25,7 +25,7 @@ from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, save
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.module_names import unwrapped
-from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
+from lora_zoo.injection.plan import InjectionPlan, Patterns, build, check_present, plan_injection
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
@@ -52,10 +52,14 @@ class Injection:
         seed: int,
         name: str,
         statistics: Mapping[str, Statistics] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        partial: bool = False,
     ) -> None:
+        """Check everything, then change the model; `state` holds its tensors, or some where `partial`."""
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
         self.model = model = unwrapped(model)
+        check_present(model, plan)
         self.name, self.seed, self.counter = name, seed, ForwardCounter()
         self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
@@ -63,14 +67,19 @@ class Injection:
         with self._adapter_set.disabled():
             self.adapters, self.shared = build(plan, seed=seed, counter=self.counter, statistics=statistics)
             self.hooks = self._new_hooks()
-            # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
             self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        if state is not None:
+            self.load_state_dict({**self.state_dict(), **state} if partial else state)
         self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
-        self._adapter_set.add(self)
+        try:
+            self._adapter_set.add(self)
+        except BaseException:
+            self._pass_counter.remove()
+            raise
 
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
