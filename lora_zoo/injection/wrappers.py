@@ -147,7 +147,7 @@ class LayerWrapper(AdapterWrapper):
 
         vars(self.layer)["forward"] = adapted
         try:
-            return self.layer(x)  # type: ignore[no-any-return]
+            return self.layer(x)
         finally:
             restore()
 

@@ -61,7 +61,7 @@ def product(
     x, *factors = learning(x, *pair)
     with exactly(x):
         y, _ = LoraFunction.apply(x, host.matrix(), host.layer.bias, *factors, *(start or NONE), mask)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -52,7 +52,7 @@ def scaled(
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
         y, _ = VeraFunction.apply(x, host.matrix(), host.layer.bias, *own, dtype, mask)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
