@@ -168,10 +168,10 @@ def test_a_control_is_drawn_as_the_starts_that_it_is_made_of() -> None:
 def test_saved_bytes_are_those_of_the_graph_and_leave_no_trace(tmp_path: Path) -> None:
     injection = inject(model(), "lora", target_modules=["q", "v"], rank=2, lora_dropout=0.5)
     run = trainer(tmp_path, injection)
-    count, state = injection.counter.count, torch.get_rng_state()
+    counts, state = injection.counter.counts, torch.get_rng_state()
     found = run.saved_bytes()
     assert found is not None
-    assert injection.counter.count == count and torch.equal(torch.get_rng_state(), state)
+    assert injection.counter.counts == counts and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in injection.parameters())
     batch = collate(examples()[:4])
     injection.model.eval()

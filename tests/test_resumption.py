@@ -104,7 +104,10 @@ def state(run: Any) -> dict[str, torch.Tensor]:
     }
     kept = {f"method.{k}": v.clone() for k, v in injection.hooks.state_dict().items()}
     own = {k: v.detach().clone().contiguous() for k, v in injection.state_dict().items()}
-    rest = {"clock": torch.tensor(injection.counter.count), "count": injection.model.count.clone()}
+    rest = {
+        "clock": torch.tensor(list(injection.counter.counts.values())),
+        "count": injection.model.count.clone(),
+    }
     return own | kept | moments | rest | {"stream": torch.rand(3)}
 
 

@@ -352,7 +352,7 @@ class Buffered(AdapterHooks):
 def stateful(folder: Path) -> ZooTrainer:
     network = model()
     network.register_buffer("mean", torch.zeros(3))
-    injection = inject(network, "lora", rank=2)
+    injection = inject(network, "lora", rank=2, lora_dropout=0.5)
     object.__setattr__(injection, "hooks", Buffered({}))
     run = trainer(folder, injection)
     run._tr_loss, run._total_loss_scalar = torch.tensor(0.0), 0.0
@@ -367,7 +367,7 @@ def test_the_state_of_one_run_becomes_that_of_another(tmp_path: Path) -> None:
     with torch.no_grad():
         for tensor in (*one.injection.parameters(), one.injection.model.mean, one.injection.hooks.own):
             tensor.add_(1.5)
-    one.injection.counter.count = 7
+    one.injection.counter.counts = {site: n + 7 for n, site in enumerate(one.injection.counter.counts)}
     one._tr_loss, one._total_loss_scalar, one._globalstep_last_logged = torch.tensor(0.25), 1.5, 4
     one.train_state.timer.seconds, one.train_state.skipped = [0.5, 0.75], [2]
     one.train_state.evaluation_pending = True

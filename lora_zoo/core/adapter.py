@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout, ForwardCounter, in_backward
+from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
 from lora_zoo.core.init import Init, is_blank
-from lora_zoo.core.kernel import KERNELS, Kernel
+from lora_zoo.core.kernel import KERNELS, Kernel, hooked
+from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.seeding import flat, generator, normal, uniform
 from lora_zoo.core.statistics import Statistics
 
@@ -239,22 +240,22 @@ class Adapter(nn.Module, Variant):
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""
-        if self.fused is not None and not self._hooked():
+        if self.fused is not None and not hooked(self):
             operands = self.fused.operands(self)
             if not self.fused.refusal(x, host, operands):
                 return self.fused.run(x, host, operands, self.dropout.mask(x))
-        return self(x, host)
+        return self._beside(x, host) if host.replaced else self(x, host)
 
-    def _hooked(self) -> bool:
-        return bool(
-            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        )
+    def _beside(self, x: Tensor, host: LayerHost) -> Tensor:
+        """The output of a layer whose forward is replaced, and what the adapter changes of W x + bias."""
+        base, plain = host.base(x), host.apply(x, host.matrix())
+        return base + (self(x, host.knowing(plain)) - plain).to(base.dtype)
 
     def path(self, x: Tensor, host: LayerHost) -> str:
         """The way that `output` takes for x: "fused", or "plain" and the reason."""
         if self.fused is None:
             return "plain: there is no kernel"
-        if self._hooked():
+        if hooked(self):
             return "plain: the adapter has hooks"
         reason = self.fused.refusal(x, host, self.fused.operands(self))
         return f"plain: {reason}" if reason else "fused"

@@ -1,45 +1,45 @@
-"""Dropout whose masks are keyed by seed, layer and forward pass."""
+"""Dropout whose masks are keyed by seed, layer and call."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.recomputation import CallNumbers, in_backward
 from lora_zoo.core.seeding import generator
 
 
 class ForwardCounter:
-    """Counts the model's training-mode forward passes: the dropout masks of one pass share its tick.
+    """Counts the training-mode calls of each dropout of one injection, which key its masks.
 
-    A layer recomputed in the backward pass (gradient checkpointing) therefore sees the same mask again, as
-    long as no other forward pass came in between.
+    A call that is recomputed in the backward pass (gradient checkpointing) keeps its number and so its mask,
+    whatever ran in between.
     """
 
     def __init__(self) -> None:
-        self.count, self.read = 0, False
+        self.sites: dict[str, CallNumbers] = {}
         self.runs = True  # not while the model's passes are those of other adapters
         self.emitted: list[Tensor] = []
         """The scalars that adapters emitted in the pass."""
 
-    def advance(self, module: nn.Module, *_: object) -> None:
-        """A forward pre-hook for the adapted model."""
-        if module.training and self.runs:
-            if self.emitted and not in_backward():
-                self.emitted.clear()
-            if self.read:
-                self._count()
+    @property
+    def counts(self) -> dict[str, int]:
+        """The calls so far of each site with dropout; assigned to, each goes on from there."""
+        return {name: site.next for name, site in self.sites.items()}
 
-    @torch.compiler.disable  # compiled, a count is a constant: every pass would be a program of its own
-    def _count(self) -> None:
-        self.count += not in_backward()
+    @counts.setter
+    def counts(self, counts: Mapping[str, int]) -> None:
+        for name, site in self.sites.items():
+            site.next = counts[name]
 
-
-def in_backward() -> bool:
-    """True within a backward pass: a forward pass there is a recomputation."""
-    return torch._C._current_graph_task_id() >= 0
+    def begin(self, module: nn.Module, *_: object) -> None:
+        """A forward pre-hook for the adapted model: a new pass emits anew."""
+        if module.training and self.runs and self.emitted and not in_backward():
+            self.emitted.clear()
 
 
 SPARE = 8
@@ -123,7 +123,7 @@ SPARSE_UP_TO = 0.125
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose masks depend on the seed, the layer's name and the pass, and on nothing else.
+    """Inverted dropout whose masks depend on the seed, the layer's name and the call, and on nothing else.
 
     Raises ValueError unless 0 <= p < 1.
     """
@@ -132,20 +132,20 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1); got {p}")
-        self.p, self.seed, self.name, self.counter = p, seed, name, counter
-        counter.read |= p > 0
+        self.p, self.seed, self.name = p, seed, name
+        self.calls = counter.sites.setdefault(name, CallNumbers()) if p else CallNumbers()
 
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask(x)
         return x if mask is None else mask.drop(x)
 
     def mask(self, x: Tensor) -> Mask | None:
-        """This pass's mask for an input like `x`; None where nothing is dropped."""
+        """This call's mask for an input like `x`; None where nothing is dropped."""
         return self._drawn(x.detach()) if self.training and self.p else None
 
-    @torch.compiler.disable  # the seed is hashed in Python, from a count
+    @torch.compiler.disable  # the seed is hashed in Python, from a count that is a constant once compiled
     def _drawn(self, x: Tensor) -> Mask:
-        source = generator("dropout", self.seed, self.name, self.counter.count, device=x.device)
+        source = generator("dropout", self.seed, self.name, self.calls.number(), device=x.device)
         kind: type[Mask] = SparseMask if self.p <= SPARSE_UP_TO and x.device.type == "cpu" else DenseMask
         return kind.draw(x, self.p, source)
 

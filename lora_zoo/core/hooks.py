@@ -68,7 +68,7 @@ class AdapterHooks(nn.Module):
     seed: int
     counter: ForwardCounter
     common: nn.Module | None
-    """The adapted model, its target matrices by name, the seed, the count of passes and what `shared` made;
+    """The adapted model, its target matrices by name, the seed, what its passes count and what `shared` made;
     set by `attach`."""
     prior: Mapping[str, Mapping[str, Any]]
     """The frozen adapters under these: name -> matrix -> adapter; set by `attach` as well."""

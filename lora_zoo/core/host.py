@@ -97,6 +97,11 @@ class LayerHost(Host):
     def tensor(self) -> Tensor:
         return self.layer.weight  # type: ignore[return-value]
 
+    @property
+    def replaced(self) -> bool:
+        """True if the layer has a `forward` of its own (accelerate's), which alone knows what it does."""
+        return "forward" in vars(self.layer)
+
     @abstractmethod
     def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
         """The bias-free output (..., O) if the matrix were `W_OI`."""
@@ -135,10 +140,14 @@ class LayerHost(Host):
 
     def base(self, x: Tensor) -> Tensor:
         """The frozen layer's own output, of the adapted rows."""
-        return self.rows_of(self.layer(x)) if self.known is None else self.known
+        return self.rows_of(self.layer.forward(x)) if self.known is None else self.known
 
     def with_output(self, y: Tensor) -> Self:
         """A copy of this host that knows the frozen layer's whole output `y`."""
+        return self.knowing(self.rows_of(y))
+
+    def knowing(self, y: Tensor) -> Self:
+        """A copy of this host that knows the frozen layer's output `y` of the adapted rows."""
         twin = copy.copy(self)
-        twin.known = self.rows_of(y)
+        twin.known = y
         return twin

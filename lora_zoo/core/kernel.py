@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_zoo.core.dropout import Mask
 from lora_zoo.core.host import LayerHost
@@ -24,6 +24,16 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         """The layer's output (..., O) for x (..., I); the adapter's branch sees x through `mask`."""
+
+
+def hooked(module: nn.Module) -> bool:
+    """True if a call of `module` runs hooks of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 KERNELS: Registry[type[Kernel]] = Registry("kernel", "lora_zoo.kernels")

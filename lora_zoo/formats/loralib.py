@@ -3,7 +3,7 @@
 The file holds no alpha and no names of enabled parts. Shapes: O out, I in, R rank, N enabled parts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +13,10 @@ from lora_zoo.core.dtypes import wide
 from lora_zoo.formats.peft.forms import SavedAdapter, reader_of, spread
 from lora_zoo.formats.peft.updates import LowRankUpdate, factored, no_wider
 from lora_zoo.formats.safe_files import tensors_in
-from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters, own_names
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
+from lora_zoo.injection.trained_buffers import names_of_buffers
 
 
 def from_loralib(
@@ -26,7 +27,7 @@ def from_loralib(
     Other tensors are fully trained parameters, where they differ from the base's. Raises ValueError, naming
     file and tensor, for a file that does not fit the model.
     """
-    tensors = tensors_in(path)
+    tensors = own_names(model, tensors_in(path))
     if not any(name.endswith(".lora_A") for name in tensors):
         raise ValueError(f"{path} holds no ….lora_A: it is no checkpoint of loralib's")
     if alpha is None:
@@ -41,7 +42,7 @@ def from_loralib(
             rest[name] = tensor
     try:
         updates = list(_updates(model, pairs, alpha, enable))
-        fully_trained = _fully_trained(model, rest)
+        fully_trained = _fully_trained(model, rest, pairs.keys())
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     cls, _ = reader_of({"peft_type": "LORA"})
@@ -50,9 +51,10 @@ def from_loralib(
         alpha={u.matrix.name: u.scale * len(u.A_RI) for u in updates},
     )
     hyper, matrices = complete_hyperparameters(cls, hyper), [u.matrix for u in updates]
+    names = [name for name in fully_trained if name in base_parameters(model)]
     state = {f"{u.matrix.name}.B_OR": u.B_OR for u in updates}
     state |= {f"{u.matrix.name}.A_RI": u.A_RI for u in updates}
-    plan = InjectionPlan(cls, hyper, matrices, list(fully_trained), patterns=patterns)
+    plan = InjectionPlan(cls, hyper, matrices, names, patterns=patterns)
     return SavedAdapter(plan, state | fully_trained, path)
 
 
@@ -126,8 +128,16 @@ def _convolution(matrix: TargetMatrix, A: Tensor, B: Tensor, alpha: float) -> Lo
     return LowRankUpdate(matrix, B_OR, A_RI, alpha / R)
 
 
-def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters that differ from the base's. ValueError for a tensor that the model lacks."""
+def distance(base: Tensor, tensor: Tensor) -> float:
+    """The relative distance of a stored W from the base's."""
+    W = wide(base).cpu().double()
+    return float((tensor.double() - W).norm() / W.norm().clamp_min(torch.finfo(W.dtype).tiny))
+
+
+def _fully_trained(
+    model: nn.Module, rest: Mapping[str, Tensor], adapted: Collection[str]
+) -> dict[str, Tensor]:
+    """The parameters that differ from the base's, and their buffers. ValueError for an unknown tensor."""
     every, buffers, found = base_parameters(model), base_buffers(model), {}
     for name, tensor in rest.items():
         base = every.get(name, buffers.get(name))
@@ -135,6 +145,13 @@ def _fully_trained(model: nn.Module, rest: Mapping[str, Tensor]) -> dict[str, Te
             raise ValueError(f"{name} is not a parameter of this model")
         if base.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
-        if name in every and not torch.equal(wide(base).cpu(), tensor.to(wide(base).dtype)):
-            found[name] = tensor
-    return found
+        if name not in every or torch.equal(wide(base).cpu(), tensor.to(wide(base).dtype)):
+            continue
+        if name.removesuffix(".weight") in adapted:
+            raise ValueError(
+                f"{name} is frozen beside its lora_A and differs from this model's by "
+                f"{distance(base, tensor):.0e} of its norm: another base, or loralib's evaluation, which "
+                "rounds it; load the file's weights into the model first, or save lora_state_dict(model)"
+            )
+        found[name] = tensor
+    return found | {name: rest.get(name, buffers[name]) for name in names_of_buffers(model, found)}

@@ -21,7 +21,7 @@ from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.formats.peft.read import from_peft, is_peft
 from lora_zoo.injection.adapter_set import adapters_of
-from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.base_model import base_parameters, own_names
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
@@ -93,7 +93,8 @@ def read_adapter(
     if is_peft(folder) and not (folder / DESCRIPTION).is_file():
         return from_peft(model, folder)
     description = read_description(folder)
-    plan, state = _plan(model, description, folder), load_file(folder / WEIGHTS)
+    description = _in_own_names(model, description)
+    plan, state = _plan(model, description, folder), own_names(model, load_file(folder / WEIGHTS))
     name, seed = description.get("name", "default"), description["seed"]
     return SavedAdapter(plan, state, folder, name, seed, prior=_priors(model, description, folder))
 
@@ -129,11 +130,20 @@ def inject_saved(model: nn.Module, saved: SavedAdapter, name: str | None = None)
 
 def _injected(model: nn.Module, saved: SavedAdapter, name: str) -> Injection:
     prior = [below.name for below in saved.prior]
-    with contextlib.nullcontext() if saved.init_from_base else init.blank():
-        injection = Injection(model, saved.plan, seed=saved.seed, name=name, prior=prior)
-    initial = injection.state_dict() if saved.init_from_base else {}
-    injection.load_state_dict(initial | saved.state)
-    return injection
+    state, partial = saved.state, saved.init_from_base
+    with contextlib.nullcontext() if partial else init.blank():
+        return Injection(
+            model, saved.plan, seed=saved.seed, name=name, prior=prior, state=state, partial=partial
+        )
+
+
+def _in_own_names(model: nn.Module, description: dict[str, Any]) -> dict[str, Any]:
+    """A description whose names may be those of a wrapped model."""
+    lists = {
+        key: list(own_names(model, dict.fromkeys(description[key]))) for key in ("target_modules", "in_full")
+    }
+    patterns = {key: own_names(model, own) for key, own in description.get("patterns", {}).items()}
+    return {**description, **lists, "patterns": patterns}
 
 
 def _inject_prior(model: nn.Module, saved: SavedAdapter) -> None:
@@ -163,9 +173,7 @@ def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Inject
                 raise ValueError(f"{folder} holds an adapter of another model: this one has no {name}")
     hyper = complete_hyperparameters(cls, description["hyperparameters"])
     matrices = [known[name] for name in description["target_modules"]]
-    return InjectionPlan(
-        cls, hyper, matrices, description["in_full"], patterns=description.get("patterns", {})
-    )
+    return InjectionPlan(cls, hyper, matrices, description["in_full"], patterns=description["patterns"])
 
 
 def _own_files(injection: Injection) -> dict[str, dict[str, str]]:

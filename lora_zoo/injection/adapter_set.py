@@ -20,6 +20,7 @@ from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
+from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.parametrized import make_wrapper
 from lora_zoo.injection.tied_weights import Tying
 from lora_zoo.injection.wrappers import AdapterWrapper, put
@@ -57,7 +58,20 @@ class AdapterSet(Mapping[str, A]):
         return self._merged is not None
 
     def add(self, injection: A) -> None:
-        """Add a new adapter and make it the active one."""
+        """Add a new adapter and make it the active one. Where that fails, the model is as it was."""
+        active, merged = self.active, self.merged
+        try:
+            self._enter(injection)
+        except BaseException:
+            if injection.name in self._by_name:
+                self.delete(injection.name)
+            if self._by_name:
+                self.activate(*active)
+            if merged:
+                self.merge()
+            raise
+
+    def _enter(self, injection: A) -> None:
         self.unmerge()
         if not self._by_name:
             self.model.requires_grad_(False)
@@ -65,8 +79,9 @@ class AdapterSet(Mapping[str, A]):
         self._by_name[injection.name] = injection
         for matrix in injection.matrices.values():
             if matrix.tensor not in self._wrappers:
-                wrapper = self._wrappers[matrix.tensor] = make_wrapper(matrix.host, matrix.tensor)
+                wrapper = make_wrapper(matrix.host, matrix.tensor)
                 wrapper.install(self.model)
+                self._wrappers[matrix.tensor] = wrapper
             self._wrappers[matrix.tensor].add(injection.name, matrix.host, injection.adapters[matrix.name])
         self.activate(injection.name)
 
@@ -85,9 +100,9 @@ class AdapterSet(Mapping[str, A]):
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
         for injection in self._by_name.values():
-            self._swap(injection.originals)
+            self._show(injection, False)
         for name in names:
-            self._swap(self._by_name[name].trained)
+            self._show(self._by_name[name], True)
         for wrapper in self._wrappers.values():
             wrapper.activate(names, together)
         self.composition = together
@@ -108,18 +123,20 @@ class AdapterSet(Mapping[str, A]):
             found |= dict.fromkeys([*self._with_priors(self._by_name[name].prior), name])
         return tuple(found)
 
-    def _swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        for name, parameter in parameters.items():
+    def _show(self, injection: A, shown: bool) -> None:
+        """Put what an adapter trains in full into the model, or the base's own back."""
+        for name, parameter in (injection.trained if shown else injection.originals).items():
             put(self.model, name, parameter)
+        injection.buffers.show(shown)
 
     def isolate(self, name: str) -> None:
         """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.
 
-        `model.parameters()`, `train()` and the forward counters then see this adapter alone.
+        `model.parameters()` and `train()` then see this adapter alone; passes leave what others emitted.
         """
         for other in self.active:
-            self._swap(self._by_name[other].originals)
-        self._swap(self._by_name[name].trained)
+            self._show(self._by_name[other], False)
+        self._show(self._by_name[name], True)
         self.composition = composition_of("sum", (name,), {})
         for wrapper in self._wrappers.values():
             wrapper.isolate(name, self.composition)
@@ -159,8 +176,8 @@ class AdapterSet(Mapping[str, A]):
         """Inside, `keep` alone are active, by default none; the active adapters return afterwards."""
         with self.unmerged():
             active, composition = self.active, self.composition
-            self.activate(*keep)
             try:
+                self.activate(*keep)
                 yield
             finally:
                 self.activate(*active, composition=composition)
@@ -169,8 +186,8 @@ class AdapterSet(Mapping[str, A]):
     def unmerged(self) -> Iterator[None]:
         """Inside, nothing is merged; merged adapters are merged again afterwards."""
         merged = self.merged
-        self.unmerge()
         try:
+            self.unmerge()
             yield
         finally:
             if merged:
@@ -238,4 +255,5 @@ class AdapterSet(Mapping[str, A]):
 
 def adapters_of(model: nn.Module) -> AdapterSet[Any]:
     """The named adapters of `model`; empty where it has none."""
+    model = unwrapped(model)
     return model.__dict__.get(_KEY) or AdapterSet(model)

@@ -1,12 +1,16 @@
 """The base model: modules and parameters under their original names, whatever adapters are injected."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lora_zoo.injection.module_names import base_name, unwrapped
 from lora_zoo.injection.parametrized import ParametrizedWeight
 from lora_zoo.injection.wrappers import LayerWrapper
+
+T = TypeVar("T")
 
 
 def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -14,7 +18,8 @@ def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        plain = module.layer if isinstance(module, LayerWrapper) else module
+        plain = unwrapped(module)
+        plain = plain.layer if isinstance(plain, LayerWrapper) else plain
         if id(plain) in seen:
             return
         seen.add(id(plain))
@@ -35,6 +40,12 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         else:  # another library's, weight_norm for example
             found |= {f"parametrizations.{name}.{own}": tensor for own, tensor in by.named_parameters()}
     return found
+
+
+def own_names(model: nn.Module, named: Mapping[str, T]) -> dict[str, T]:
+    """`named` under the base model's own names, whatever wrapped the model that a file is from."""
+    top = [name for name, _ in unwrapped(model).named_children()]
+    return {base_name(name, top): value for name, value in named.items()}
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@ from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.tied_weights import names_by_parameter, warn_if_tied
+from lora_zoo.injection.trained_buffers import TrainedBuffers
 from lora_zoo.injection.wrappers import AdapterWrapper
 
 
@@ -27,6 +28,7 @@ class NamedAdapter(Protocol):
     originals: dict[str, nn.Parameter]
     prior: tuple[str, ...]
     hooks: AdapterHooks
+    buffers: TrainedBuffers
 
     def forget(self) -> None: ...
 

@@ -26,11 +26,13 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
-from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
+from lora_zoo.injection.module_names import unwrapped
+from lora_zoo.injection.plan import InjectionPlan, Patterns, build, check_present, plan_injection
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
+from lora_zoo.injection.trained_buffers import TrainedBuffers, names_of_buffers
 
 
 class Update(NamedTuple):
@@ -53,10 +55,15 @@ class Injection:
         name: str,
         statistics: Mapping[str, Statistics] | None = None,
         prior: Sequence[str] = (),
+        state: Mapping[str, Tensor] | None = None,
+        partial: bool = False,
     ) -> None:
+        """Check everything, then change the model; `state` holds its tensors, or some where `partial`."""
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
-        self.model, self.name, self.seed, self.counter = model, name, seed, ForwardCounter()
+        self.model = model = unwrapped(model)
+        check_present(model, plan)
+        self.name, self.seed, self.counter = name, seed, ForwardCounter()
         self.variant, self.hyper, self.patterns = plan.variant, plan.hyperparameters, plan.patterns
         self.matrices: dict[str, TargetMatrix] = {matrix.name: matrix for matrix in plan.matrices}
         self._adapter_set, self.prior = adapters_of(model), tuple(dict.fromkeys(prior))
@@ -68,15 +75,21 @@ class Injection:
                 plan, model, seed=seed, counter=self.counter, statistics=statistics
             )
             self.hooks = self._new_hooks()
-            # So far the model is unchanged: nothing below raises.
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained)
             self.originals = {name: every[name] for name in self.trained}
+            self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
+        if state is not None:
+            self.load_state_dict({**self.state_dict(), **state} if partial else state)
+        self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
+        try:
+            self._adapter_set.add(self)
+        except BaseException:
+            self._pass_counter.remove()
+            raise
         for below in self.prior:
             self._adapter_set[below].freeze()
-        self._pass_counter = model.register_forward_pre_hook(self.counter.advance)
-        self._adapter_set.add(self)
 
     def _new_hooks(self) -> AdapterHooks:
         hooks = self.variant.hooks(self.adapters, **accepted(self.variant.hooks, self.hyper))
@@ -215,12 +228,13 @@ class Injection:
         """Let go of the model (called by its `AdapterSet` when the adapter is out)."""
         self._pass_counter.remove()
         self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
+        self.buffers = TrainedBuffers(self.model, ())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors that the base lacks: the adapters', those that they share, fully trained parameters."""
+        """All tensors that the base lacks: the adapters', those that they share, what trains in full."""
         every = adapter_tensors(self.adapters, self.shared, saved)
         own = {name: tensor.detach() for name, tensor in every.items()}
-        return own | {name: self.trained[name].detach() for name in self.fully_trained}
+        return own | {name: self.trained[name].detach() for name in self.fully_trained} | self.buffers.own()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

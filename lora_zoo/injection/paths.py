@@ -17,7 +17,7 @@ def paths(adapted: Injection, *arguments: Any, **inputs: Any) -> dict[str, str]:
     A matrix that the pass does not reach is left out, and so is one whose module reads the weight by itself.
     """
     found: dict[str, str] = {}
-    count = adapted.counter.count
+    counts = adapted.counter.counts
     try:
         for name, adapter in adapted.adapters.items():
             adapter.__dict__["output"] = _noting(adapter, name, found)
@@ -25,7 +25,7 @@ def paths(adapted: Injection, *arguments: Any, **inputs: Any) -> dict[str, str]:
     finally:
         for adapter in adapted.adapters.values():
             adapter.__dict__.pop("output", None)
-        adapted.counter.count = count
+        adapted.counter.counts = counts
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.dropout import ForwardCounter
@@ -15,6 +16,7 @@ from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyper
 from lora_zoo.core.init import find_init, init_names, statistics_needed
 from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.budget import rank_within
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.targets import (
@@ -80,9 +82,6 @@ def plan_injection(
     wanted = cls.targets if target_modules == "auto" else target_modules
     matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers))
     fully_trained = cls.fully_trained(model, to_save)
-    for matrix in matrices:
-        if clash := next(filter(matrix.holds, fully_trained), None):
-            raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
     given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
     patterns = pattern_values(cls, matrices, given)
     if budget is not None and matrices:
@@ -97,6 +96,7 @@ def plan_injection(
         complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
+    check_present(model, plan)
     refuse_unfit(plan)
     return plan
 
@@ -110,6 +110,30 @@ def refuse_unfit(plan: InjectionPlan) -> None:
             raise ValueError(
                 f"{plan.variant.name} cannot adapt {matrix.name}, a {kind} ({O} x {I}): {reason}"
             )
+
+
+def check_present(model: nn.Module, plan: InjectionPlan) -> None:
+    """Raise ValueError where the numbers that an adapter starts from are not there, or are claimed twice."""
+    every = base_parameters(model)
+    for name, parameter in every.items():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet (a lazy module): run the model once before")
+    for matrix in plan.matrices:
+        if clash := next(filter(matrix.holds, plan.fully_trained), None):
+            raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
+    tensors = {matrix.name: matrix.host.tensor() for matrix in plan.matrices}
+    tensors |= {name: every[name] for name in plan.fully_trained}
+    away = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
+    if away and (offloaded(model) or not all(parameter.is_meta for parameter in every.values())):
+        raise ValueError(
+            f"the numbers of {away} are not in memory (offloaded by accelerate, or left on the meta device): "
+            "load the model without offloading it"
+        )
+
+
+def offloaded(model: nn.Module) -> bool:
+    """True if accelerate brings weights in when they are used."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def target_matrices(

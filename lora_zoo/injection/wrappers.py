@@ -12,7 +12,7 @@ mask.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -21,6 +21,7 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.composition import Composition
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
+from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.batched import RowGroup, batched_forward
 from lora_zoo.injection.entries import (
     AdapterEntry,
@@ -31,6 +32,10 @@ from lora_zoo.injection.entries import (
     output_of,
     weight_of,
 )
+from lora_zoo.injection.module_names import unwrapped
+
+P = TypeVar("P", nn.Module, nn.Parameter, Tensor)
+Moved = TypeVar("Moved", bound=Tensor)
 
 
 class AdapterWrapper(nn.Module, ABC):
@@ -139,16 +144,37 @@ class LayerWrapper(AdapterWrapper):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._between_hooks(x) if hooked(self.layer) else self._adapted(x)
+
+    def _between_hooks(self, x: Tensor) -> Tensor:
+        """The layer's hooks, called with the layer, see the adapted layer's input and output."""
+        own = vars(self.layer).get("forward")
+
+        def restore() -> None:
+            vars(self.layer).pop("forward", None)
+            vars(self.layer).update({} if own is None else {"forward": own})
+
+        def adapted(x: Tensor) -> Tensor:
+            restore()
+            return self._adapted(x)
+
+        vars(self.layer)["forward"] = adapted
+        try:
+            return self.layer(x)
+        finally:
+            restore()
+
+    def _adapted(self, x: Tensor) -> Tensor:
         if self.row_groups:
-            return batched_forward(self.row_groups, self.entries, x, self.layer(x))
+            return batched_forward(self.row_groups, self.entries, x, self.layer.forward(x))
         if self.sole is not None:
             host, adapter = self.sole
             return adapter.output(x, cast(LayerHost, host))
         if not self.live:
-            return self.layer(x)
+            return self.layer.forward(x)
         if self.composition is not None and not self.composition.of_outputs:
             return self._by_weight(x)
-        base = self.layer(x)
+        base = self.layer.forward(x)
         return self.composed(base, partial(output_of, x, base))
 
     def _by_weight(self, x: Tensor) -> Tensor:
@@ -185,10 +211,10 @@ class LayerWrapper(AdapterWrapper):
 
     def install(self, model: nn.Module) -> None:
         self.adapters.to(self.stored.device)
-        put(model, self.name, self)
+        self.__dict__["former"] = put(model, self.name, self)  # the layer, or what wraps it
 
     def uninstall(self, model: nn.Module) -> None:
-        put(model, self.name, self.layer)
+        put(model, self.name, self.__dict__.pop("former"))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -197,19 +223,21 @@ class LayerWrapper(AdapterWrapper):
             return getattr(super().__getattr__("layer"), name)  # in_features, padding_idx, …
 
 
-def put(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
-    """Set the base model's module or parameter called `name`."""
+def put(model: nn.Module, name: str, part: P) -> P:
+    """Set the base model's module, parameter or buffer called `name`; returns the former one."""
     parent_name, _, child = name.rpartition(".")
-    owner: Any = model
+    owner: Any = unwrapped(model)
     for step in parent_name.split(".") if parent_name else []:
-        owner = getattr(owner, step)
+        owner = unwrapped(getattr(owner, step))
         owner = owner.layer if isinstance(owner, LayerWrapper) else owner
     if parametrize.is_parametrized(owner, child):
         owner, child = owner.parametrizations[child], "original"
-    setattr(owner, child, moved(part, getattr(owner, child)) if isinstance(part, nn.Parameter) else part)
+    former: P = getattr(owner, child)
+    setattr(owner, child, moved(part, former) if isinstance(part, Tensor) else part)
+    return former
 
 
-def moved(parameter: nn.Parameter, like: Tensor) -> nn.Parameter:
+def moved(parameter: Moved, like: Tensor) -> Moved:
     """Move `parameter` to the device and dtype of `like`: the model may have moved meanwhile."""
     parameter.data = parameter.data.to(like)
     return parameter

@@ -7,22 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, learning
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
+from lora_zoo.kernels.dtypes import exactly, formable, plus_
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     formed,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
+    link_of,
+    linked,
+    returned,
     seen,
     through,
     unflattened,
@@ -57,8 +60,26 @@ def product(
     x, pair, start = branched(x, pair, start)
     x, *factors = learning(x, *pair)
     with exactly(x):
-        y: Tensor = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, *(start or NONE), mask)
+        y, _ = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, *(start or NONE), mask)
     return y
+
+
+def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `LoraFunction`, by operations that autograd records."""
+    mask, A_RI, x, h_NR, link, W_OI, B_OR, B0_OR, A0_RI = kept_of(ctx)
+    for_x, _, _, for_B, *_ = ctx.needs_input_grad
+    g_NO = g.reshape(-1, g.shape[-1])
+    own_NO = g_NO.to(B_OR.dtype)
+    gB_NR, dB_OR, dA_RI, dx = own_NO @ B_OR, None, None, None
+    if x is not None:
+        dropped_NI = seen(x.reshape(-1, x.shape[-1]), mask, A_RI.dtype)
+        h_NR, dA_RI = dropped_NI @ A_RI.T, gB_NR.T @ dropped_NI
+    if for_B:
+        dB_OR = own_NO.T @ linked(h_NR, link)
+    if for_x:
+        branch_NI = gB_NR @ A_RI if B0_OR is None else gB_NR @ A_RI + own_NO @ B0_OR @ A0_RI
+        dx = returned(g_NO, W_OI, branch_NI, mask)
+    return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
 
 
 class LoraFunction(torch.autograd.Function):
@@ -73,7 +94,7 @@ class LoraFunction(torch.autograd.Function):
         B0_OR: Tensor | None,
         A0_RI: Tensor | None,
         mask: Mask | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         x_NI, (O, I) = x.reshape(-1, x.shape[-1]), W_OI.shape
         _, _, _, for_B, for_A, *_ = ctx.needs_input_grad
         # B's gradient takes A x anyway: the branch's first product is not spared where B learns.
@@ -91,15 +112,15 @@ class LoraFunction(torch.autograd.Function):
                 y_NO.addmm_(dropped_NI @ A0_RI.T, B0_OR.T)
         if for_B and not for_A and h_NR is None:
             h_NR = x_NI @ A_RI.T  # R numbers a token are kept, not the I of x
-        kept = (x_NI if for_A else None, h_NR if for_B else None)
-        keep(ctx, x, mask, *kept, W_OI, B_OR, A_RI, B0_OR, A0_RI)
-        return y
+        kept = (x if for_A else None, h_NR if for_B else None)
+        link = link_of(ctx, len(x_NI), A_RI, learns=for_B and not for_A)
+        keep(ctx, x, mask, A_RI, *kept, link, W_OI, B_OR, B0_OR, A0_RI)
+        return y, link
 
     @staticmethod
-    @once_differentiable
-    @in_own_dtypes
+    @in_own_dtypes(differentiable)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        mask, x_NI, h_NR, W_OI, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+        mask, A_RI, x, h_NR, _, W_OI, B_OR, B0_OR, A0_RI = kept_of(ctx)
         (O, I), g_NO = W_OI.shape, g.reshape(-1, g.shape[-1])
         for_x, _, _, for_B, for_A, *_ = ctx.needs_input_grad
         form = (
@@ -111,7 +132,7 @@ class LoraFunction(torch.autograd.Function):
         gB_NR = own_NO @ columns(B_OR) if for_A or (for_x and not form) else None
         dB_OR = dA_RI = dx = None
         if for_A:
-            dropped_NI = seen(x_NI, mask, A_RI.dtype)
+            dropped_NI = seen(x.reshape(-1, I), mask, A_RI.dtype)
             h_NR = dropped_NI @ A_RI.T if h_NR is None and for_B else h_NR
             assert gB_NR is not None
             dA_RI = gB_NR.T @ dropped_NI

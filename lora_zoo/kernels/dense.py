@@ -6,7 +6,7 @@ Shapes: O out, I in, R rank; x is (..., I).
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import cast
 from lora_zoo.core.host import LayerHost
@@ -19,30 +19,47 @@ class DenseKernel(Kernel):
     """A kernel of a whole dense layer with a frozen W and bias, in plain reverse mode."""
 
     def refusal(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...]) -> str:
-        if not host.dense:
-            return f"a layer of type {host.kind} is not dense"
-        if host.known is not None:
-            return "the frozen layer's output is computed once for several adapters"
-        if not x.numel():
-            return "the input is empty"
-        W_OI, bias_O = host.matrix(), host.own_bias
-        if W_OI.requires_grad or (isinstance(bias_O, Tensor) and bias_O.requires_grad):
-            return "the layer's own weight or bias trains"
-        tensors = list(flattened(operands))
-        if any(t.device != x.device for t in (W_OI, *tensors)):
-            return "the tensors are on several devices"
-        if not _dtypes_fit(x, W_OI, *tensors):
-            return "the dtypes differ in a way that the kernel does not know"
-        return _mode()
+        return _mode() or _of_layer(x, host) or _of_tensors(x, host.matrix(), *flattened(operands))
+
+
+ORDINARY = (Tensor, nn.Parameter)
+"""Types of tensors that a kernel may write into."""
 
 
 def _mode() -> str:
     """The reason that lies in how torch runs now: compilers and functional transforms trace operations."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses ordinary operations itself"
+    if torch.jit.is_tracing():
+        return "torch.jit traces ordinary operations"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms ordinary operations"
     return "forward-mode derivatives" if torch.autograd.forward_ad._current_level >= 0 else ""
+
+
+def _of_layer(x: Tensor, host: LayerHost) -> str:
+    """The reason that lies in the layer or in what is asked of it."""
+    if not host.dense:
+        return f"a layer of type {host.kind} is not dense"
+    if host.known is not None:
+        return "the frozen layer's output is computed once for several adapters"
+    if host.replaced:
+        return "the layer's forward is replaced"
+    if not x.numel():
+        return "the input is empty"
+    W_OI, bias_O = host.matrix(), host.own_bias
+    if W_OI.requires_grad or (isinstance(bias_O, Tensor) and bias_O.requires_grad):
+        return "the layer's own weight or bias trains"
+    return ""
+
+
+def _of_tensors(x: Tensor, *tensors: Tensor) -> str:
+    """The reason that lies in the tensors' types, devices and dtypes; W is the first."""
+    if any(type(t) not in ORDINARY for t in (x, *tensors)):
+        return "a tensor's type has operations of its own"
+    if any(t.device != x.device for t in tensors):
+        return "the tensors are on several devices"
+    return "" if _dtypes_fit(x, *tensors) else "the dtypes differ in a way that the kernel does not know"
 
 
 def flattened(operands: tuple[Any, ...]) -> Any:

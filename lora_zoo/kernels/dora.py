@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
@@ -15,15 +14,17 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, joined, learning
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes, plus_
+from lora_zoo.kernels.dtypes import exactly, formable, plus_
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     formed,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
+    returned,
     seen,
     through,
     unflattened,
@@ -67,6 +68,26 @@ def decomposed(
     return y
 
 
+def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `DoraFunction`, by operations that autograd records."""
+    mask, x, _, gain_O, W_OI, _, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
+    for_x, *_, for_gain, for_B, for_A, _, _, _ = ctx.needs_input_grad
+    g_NO = g.reshape(-1, g.shape[-1])
+    wide_NO = g_NO.to(gain_O.dtype)
+    gained_NO = wide_NO * gain_O
+    pair = joined(FactorPair(B_OR, A_RI), None if B0_OR is None else FactorPair(B0_OR, A0_RI))
+    V_OI = W_OI.to(gain_O.dtype) + (pair.B_OR @ pair.A_RI).to(gain_O.dtype)
+    dgain_O = dB_OR = dA_RI = dx = None
+    if for_gain or for_B or for_A:
+        dropped_NI = seen(x.reshape(-1, x.shape[-1]), mask, gain_O.dtype)
+        dgain_O = (wide_NO * (dropped_NI @ V_OI.T)).sum(0) if for_gain else None
+        dV_OI = (gained_NO.T @ dropped_NI).to(B_OR.dtype)
+        dB_OR, dA_RI = dV_OI @ A_RI.T if for_B else None, B_OR.T @ dV_OI if for_A else None
+    if for_x:
+        dx = returned(g_NO, W_OI, gained_NO @ V_OI - wide_NO @ W_OI.to(wide_NO.dtype), mask)
+    return unflattened(dx, ctx.shape), None, None, None, dgain_O, dB_OR, dA_RI, None, None, None
+
+
 class DoraFunction(torch.autograd.Function):
     """V is written over; it is None where it may not be formed."""
 
@@ -107,8 +128,7 @@ class DoraFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    @in_own_dtypes
+    @in_own_dtypes(differentiable)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         mask, x, kept, gain_O, W_OI, bias_O, B_OR, A_RI, B0_OR, A0_RI = kept_of(ctx)
         g_NO = g.reshape(-1, g.shape[-1])

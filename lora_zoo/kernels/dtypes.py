@@ -5,9 +5,6 @@ Shapes: N tokens, O out, I in, R rank.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,17 +37,3 @@ def bfloat16_parts(t: Tensor) -> tuple[Tensor, Tensor]:
 def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast changes no dtype."""
     return uncast(x.device) if cast(x.device) else contextlib.nullcontext()
-
-
-Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
-
-
-def in_own_dtypes(backward: Backward) -> Backward:
-    """A backward pass in the dtypes of its forward pass, also where it is called under autocast."""
-
-    @functools.wraps(backward)
-    def within(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        with exactly(g):
-            return backward(ctx, g)
-
-    return within

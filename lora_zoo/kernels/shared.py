@@ -3,6 +3,8 @@
 Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.kernels.dtypes import plus_
+from lora_zoo.kernels.dtypes import exactly, plus_
 
 
 class FactorPair(NamedTuple):
@@ -33,6 +35,61 @@ def keep(ctx: Any, x: Tensor, mask: Mask | None, *tensors: Tensor | None) -> Non
 def kept_of(ctx: Any) -> tuple[Any, ...]:
     entries, *tensors = ctx.saved_tensors
     return None if ctx.mask is None else replace(ctx.mask, entries=entries), *tensors
+
+
+def link_of(ctx: Any, N: int, A_RI: Tensor, *, learns: bool) -> Tensor | None:
+    """Zeros (N, R) without memory, an output that stands for drop(x) Aᵀ in second derivatives: x is not kept.
+
+    None where no second derivative can ask for it.
+    """
+    ctx.set_materialize_grads(False)
+    return A_RI.new_zeros(1, 1).expand(N, len(A_RI)) if learns and ctx.needs_input_grad[0] else None
+
+
+def linked(h_NR: Tensor, link: Tensor | None) -> Tensor:
+    """`h_NR` = drop(x) Aᵀ, differentiable by x through `link`."""
+    return h_NR if link is None else h_NR + link.to(h_NR.dtype)
+
+
+def through_link(ctx: Any, g_NR: Tensor) -> Tensor:
+    """The input's gradient through `link_of`."""
+    mask, A_RI, *_ = kept_of(ctx)
+    dx_NI = g_NR @ A_RI
+    return (dx_NI if mask is None else mask.drop(dx_NI)).view(ctx.shape)
+
+
+Gradients = tuple[Tensor | None, ...]
+Backward = Callable[[Any, Tensor], Gradients]
+
+
+def in_own_dtypes(differentiable: Backward) -> Callable[[Backward], Callable[..., Gradients]]:
+    """Backward passes in the dtypes of their forward pass, also where they are called under autocast.
+
+    `differentiable` computes the same by ordinary operations, where a second derivative may be asked for.
+    """
+
+    def of(backward: Backward) -> Callable[..., Gradients]:
+        @functools.wraps(backward)
+        def within(ctx: Any, g: Tensor | None, g_link_NR: Tensor | None = None) -> Gradients:
+            found: Gradients = (None,) * len(ctx.needs_input_grad)
+            if g is not None:
+                with exactly(g):
+                    found = differentiable(ctx, g) if torch.is_grad_enabled() else backward(ctx, g)
+            if g_link_NR is None:
+                return found
+            dx, *rest = found
+            more = through_link(ctx, g_link_NR)
+            return more if dx is None else dx + more.to(dx.dtype), *rest
+
+        return within
+
+    return of
+
+
+def returned(g_NO: Tensor, W_OI: Tensor, branch_NI: Tensor, mask: Mask | None) -> Tensor:
+    """The input's gradient g W + drop(branch), differentiable."""
+    branch_NI = branch_NI if mask is None else mask.drop(branch_NI)
+    return g_NO @ W_OI.to(g_NO.dtype) + branch_NI.to(g_NO.dtype)
 
 
 def frozen(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
@@ -15,14 +14,18 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, learning, narrowed
-from lora_zoo.kernels.dtypes import exactly, formable, in_own_dtypes
+from lora_zoo.kernels.dtypes import exactly, formable
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
     columns,
     frozen,
+    in_own_dtypes,
     keep,
     kept_of,
+    link_of,
+    linked,
+    returned,
     seen,
     through,
     unflattened,
@@ -48,8 +51,26 @@ def scaled(
     dtype = narrowed(x, pair.B_OR.dtype)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
     with exactly(x):
-        y: Tensor = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
+        y, _ = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
     return y
+
+
+def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `VeraFunction`, by operations that autograd records."""
+    mask, A_RI, one, _, link, b_O, d_R, W_OI, B_OR = kept_of(ctx)
+    A_RI, B_OR = A_RI.to(ctx.dtype), B_OR.to(ctx.dtype)
+    for_x, _, _, for_b, for_d, *_ = ctx.needs_input_grad
+    g_NO = g.reshape(-1, g.shape[-1])
+    own_NO = g_NO.to(ctx.dtype)
+    gB_NR, db_O, dd_R, dx = (own_NO * b_O) @ B_OR, None, None, None
+    if for_b or for_d:
+        formed = ctx.formed and one is not None
+        h_NR = one.reshape(-1, one.shape[-1]).to(A_RI.dtype) @ A_RI.T if formed else linked(one, link)
+        db_O = (own_NO * ((h_NR * d_R) @ B_OR.T)).sum(0) if for_b else None
+        dd_R = (gB_NR * h_NR).sum(0) if for_d else None
+    if for_x:
+        dx = returned(g_NO, W_OI, (gB_NR * d_R) @ A_RI, mask)
+    return unflattened(dx, ctx.shape), None, None, db_O, dd_R, None, None, None, None
 
 
 class VeraFunction(torch.autograd.Function):
@@ -67,7 +88,7 @@ class VeraFunction(torch.autograd.Function):
         A_RI: Tensor,
         dtype: torch.dtype,
         mask: Mask | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         x_NI, (O, I), R = x.reshape(-1, x.shape[-1]), W_OI.shape, len(d_R)
         learns, together, N = any(ctx.needs_input_grad[3:5]), formable(x, B_OR), len(x_NI)
         ctx.dtype, ctx.wide = dtype, dtype == at_least_float32(dtype)
@@ -81,7 +102,7 @@ class VeraFunction(torch.autograd.Function):
                 y = F.linear(x, torch.addcmul(W_OI, M_OI, b_O[:, None]), bias_O)
             else:
                 y = frozen(x, W_OI, bias_O).add_(F.linear(x.to(M_OI.dtype), b_O[:, None] * M_OI))
-            kept: tuple[Tensor, Tensor | None] = x_NI, M_OI
+            kept: tuple[Tensor, Tensor | None] = x, M_OI
         else:
             h_NR = seen(x_NI, mask, dtype) @ A_RI.to(dtype).T
             y, u_NO = frozen(x, W_OI, bias_O), None
@@ -91,20 +112,20 @@ class VeraFunction(torch.autograd.Function):
             else:
                 y.view(-1, O).addmm_(h_NR, scaling(b_O, B_OR, d_R).to(dtype).T)
             kept = h_NR, u_NO
-        keep(ctx, x, mask, *(kept if learns else NONE), b_O, d_R, W_OI, B_OR, A_RI)
-        return y
+        link = link_of(ctx, N, A_RI, learns=learns and not ctx.formed)
+        keep(ctx, x, mask, A_RI, *(kept if learns else NONE), link, b_O, d_R, W_OI, B_OR)
+        return y, link
 
     @staticmethod
-    @once_differentiable
-    @in_own_dtypes
+    @in_own_dtypes(differentiable)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        mask, one, two, b_O, d_R, W_OI, B_OR, A_RI = kept_of(ctx)
+        mask, A_RI, one, two, _, b_O, d_R, W_OI, B_OR = kept_of(ctx)
         g_NO = g.reshape(-1, g.shape[-1])
         own_NO = g_NO.to(ctx.dtype)
         for_x, _, _, for_b, for_d, *_ = ctx.needs_input_grad
         db_O = dd_R = dx = None
         if ctx.formed and one is not None:
-            x_NI, M_OI = one, two
+            x_NI, M_OI = one.reshape(-1, one.shape[-1]), two
             G_OI = own_NO.T @ x_NI.to(own_NO.dtype)
             db_O = (G_OI * M_OI).sum(1) if for_b else None
             dd_R = (((B_OR * b_O[:, None]).T @ G_OI) * A_RI).sum(1) if for_d else None

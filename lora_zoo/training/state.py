@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -26,7 +27,7 @@ class TrainState(TrainerCallback):
     | file | content | `state_dict` |
     |---|---|---|
     | adapter.safetensors, adapter.json | the adapter's tensors and its description | adapter |
-    | method.safetensors | the hooks' buffers; `clock`, the forward counter that keys dropout masks | hooks |
+    | method.safetensors | the hooks' buffers; `clock`, each dropout's calls, which key masks | hooks |
     | buffers.safetensors | the base model's buffers | buffers |
     | progress.json | `loss`, summed since the last log | progress |
     | | `total_loss`, summed up to the last log | |
@@ -52,7 +53,7 @@ class TrainState(TrainerCallback):
         trainer, injection = self.trainer, self.injection
         return {
             "adapter": injection.state_dict(),
-            "hooks": injection.hooks.state_dict() | {"clock": torch.tensor(injection.counter.count)},
+            "hooks": injection.hooks.state_dict() | {"clock": self._clock()},
             "buffers": base_buffers(injection.model),
             "progress": {
                 "loss": trainer._tr_loss.item(),
@@ -68,7 +69,9 @@ class TrainState(TrainerCallback):
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         trainer, injection = self.trainer, self.injection
         injection.load_state_dict(state["adapter"])
-        injection.counter.count = int(state["hooks"]["clock"])
+        injection.counter.counts = dict(
+            zip(injection.counter.sites, state["hooks"]["clock"].tolist(), strict=True)
+        )
         injection.hooks.load_state_dict({n: t for n, t in state["hooks"].items() if n != "clock"})
         for name, buffer in base_buffers(injection.model).items():
             buffer.copy_(state["buffers"][name])
@@ -96,6 +99,9 @@ class TrainState(TrainerCallback):
         if self._loaded is not None:
             self.load_state_dict(self._loaded)
             self._loaded = None
+
+    def _clock(self) -> Tensor:
+        return torch.tensor(list(self.injection.counter.counts.values()), dtype=torch.int64)
 
     def _epoch_evaluation_pending(self) -> bool:
         """True if this step ends an epoch whose evaluation is still to come."""

@@ -110,10 +110,9 @@ class ZooTrainer(Trainer):
 
         In evaluation mode, so that nothing random is drawn. None for a model whose inputs are not embedded.
         """
-        model, counter = self.injection.model, self.injection.counter
+        model, cast = self.injection.model, self.compute_loss_context_manager()
         data, size = self.train_dataset, self.args.per_device_train_batch_size
         batch = self._prepare_inputs(self.data_collator([data[i] for i in range(min(size, len(data)))]))
-        count, cast = counter.count, self.compute_loss_context_manager()
         try:
             with in_mode(model, training=False), cast, activations.embedded_inputs_learn(model):
                 saved = activations.saved_bytes(model, lambda: model(**batch).loss)
@@ -121,8 +120,6 @@ class ZooTrainer(Trainer):
                     frozen = activations.saved_bytes(model, lambda: model(**batch).loss)
         except NotImplementedError:
             return None
-        finally:
-            counter.count = count
         return {"saved": saved, "saved_frozen": frozen}
 
     def compute_loss(

@@ -212,14 +212,6 @@ def test_a_narrow_input_is_kept_as_it_is_and_no_weight_is_kept_anew(autocast):
         assert 2 * narrow <= kept("dora", bias=bias) <= 2 * narrow + thin
 
 
-def test_a_second_derivative_is_refused_and_not_wrong():
-    model, x = lone("linear"), inputs("linear").requires_grad_()
-    perturb(adapt(model, "lora"))
-    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 # --- dtypes ------------------------------------------------------------------------------------------------
 
 NARROW, WIDE, HALF = torch.bfloat16, torch.float32, [torch.bfloat16, torch.float16]
@@ -258,7 +250,7 @@ every_way = pytest.mark.parametrize(("name", "more"), list(allowed()), ids=str)
 
 def passed(model, injection, dtype, *, autocast=False, within=False):
     """The output, then the gradients of the input and the adapter, of one and the same pass."""
-    injection.counter.count = 3
+    injection.counter.counts = dict.fromkeys(injection.counter.counts, 3)
     x = torch.randn(TOKENS, IN, generator=generator("x")).to(NARROW).to(dtype).requires_grad_()
     g = torch.randn(TOKENS, OUT, generator=generator("g")).to(NARROW)
     with torch.autocast("cpu", NARROW, enabled=autocast):

@@ -1,6 +1,7 @@
 """Read PEFT's adapters: their files, and the variant that computes the same."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from lora_zoo.formats.peft.options import check_options
 from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
 from lora_zoo.formats.safe_files import object_in, tensors_in
-from lora_zoo.injection.base_model import base_buffers, base_parameters
+from lora_zoo.injection.base_model import base_buffers, base_parameters, own_names
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
@@ -59,6 +60,7 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     Raises ValueError, naming file and tensor, for an adapter that does not fit the model or is not supported.
     """
     folder, rest = read_peft(path)
+    folder, rest = replace(folder, modules=own_names(model, folder.modules)), own_names(model, rest)
     try:
         _check_modules(model, folder)
         cls, form = reader_of(folder.config)
@@ -70,8 +72,9 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
         raise ValueError(f"{folder.file}: {mistake}") from None
     if not parsed.matrices:
         cls = VARIANTS.find("linear_probe")
-    hyper = complete_hyperparameters(cls, parsed.hyper)
-    plan = InjectionPlan(cls, hyper, parsed.matrices, list(fully_trained), patterns=parsed.patterns)
+    hyper, every = complete_hyperparameters(cls, parsed.hyper), base_parameters(model)
+    names = [name for name in fully_trained if name in every]
+    plan = InjectionPlan(cls, hyper, parsed.matrices, names, patterns=parsed.patterns)
     return SavedAdapter(plan, parsed.state | fully_trained, path, init_from_base=parsed.init_from_base)
 
 
@@ -92,7 +95,7 @@ def _check_modules(model: nn.Module, folder: PeftFolder) -> None:
 
 
 def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters that `modules_to_save` trains. ValueError for a tensor that fits nowhere."""
+    """The parameters and buffers that `modules_to_save` trains. ValueError for a tensor that fits nowhere."""
     every, buffers = base_parameters(model), base_buffers(model)
     wanted = folder.config.get("modules_to_save") or []
     found: dict[str, dict[str, Tensor]] = {}
@@ -106,9 +109,9 @@ def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> d
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
         equal = bool((base.detach().cpu().to(tensor.dtype) == tensor).all())
         module = saved_by(name, wanted)
-        if not equal and (module is None or name in buffers):
+        if not equal and module is None:
             raise ValueError(f"{name} is not the base's own, but no module of modules_to_save trains it")
-        if module is not None and name in every:
+        if module is not None:
             found.setdefault(module, {})[name] = tensor
             same[module] = same.get(module, True) and equal
     for name in every:

@@ -160,6 +160,6 @@ def _fully_trained(injection: Injection, modules: list[str]) -> dict[str, Tensor
     found: dict[str, Tensor] = {}
     for module in modules:
         buffers = {f"{module}.{name}": tensor for name, tensor in by_name[module].state_dict().items()}
-        for source in (every, buffers, injection.trained):
+        for source in (every, buffers, injection.trained, injection.buffers.own()):
             found |= {name: tensor for name, tensor in source.items() if name.startswith(f"{module}.")}
     return {f"{PREFIX}{name}": stored(tensor) for name, tensor in found.items()}
