@@ -59,14 +59,14 @@ class AdapterSet(Mapping[str, A]):
 
     def add(self, injection: A) -> None:
         """Add a new adapter and make it the active one. Where that fails, the model is as it was."""
-        active, merged = self.active, self.merged
+        active, composition, merged = self.active, self.composition, self.merged
         try:
             self._enter(injection)
         except BaseException:
             if injection.name in self._by_name:
                 self.delete(injection.name)
             if self._by_name:
-                self.activate(*active)
+                self.activate(*active, composition=composition)
             if merged:
                 self.merge()
             raise
