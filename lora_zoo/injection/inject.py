@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.hooks import AdapterHooks
@@ -24,7 +25,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
-from lora_zoo.injection.plan import InjectionPlan, Patterns, build, plan_injection
+from lora_zoo.injection.plan import InjectionPlan, Patterns, build, hyperparameters_at, plan_injection
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
@@ -200,6 +201,11 @@ class Injection:
                 )
             tensor.copy_(state[name])
 
+    def scales(self) -> list[float]:
+        """The different scales s of its updates, ascending; none for a variant without one."""
+        every = (hyperparameters_at(m, self.hyper, self.patterns) for m in self.matrices.values())
+        return sorted({s for s in map(self.variant.scale_with, every) if s is not None})
+
     def trainable(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
@@ -220,7 +226,7 @@ def inject(
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
+    alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
     seed: int = 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
@@ -46,7 +47,8 @@ PATHS = {
 }
 TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
 SETTINGS = (
-    *("variant", "program", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
+    *("variant", "program", "rank", "alpha", "scale", "init", "lora_dropout", "target_modules", "layers"),
+    "budget",
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
 )
 OUTCOMES = (
@@ -55,7 +57,7 @@ OUTCOMES = (
     *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
-_WORDS = ("variant", "program", "init", "target_modules", "layers", "model", "task")
+_WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
 _UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
@@ -108,6 +110,7 @@ def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
     config = record["config"]
     used = record["variant"]["hyperparameters"] if "variant" in record else config
     row = {name: used.get(name) for name in ("rank", "alpha", "init", "lora_dropout")}
+    row["scale"] = _scale(record)
     if _value_at(record, "parameters.adapted") == 0:
         return row | dict.fromkeys(("target_modules", "layers", "budget"))
     budget = config.get("budget")
@@ -116,6 +119,21 @@ def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
         "layers": None if config.get("layers") is None else _text(config["layers"]),
         "budget": None if budget is None else parameters(budget),
     }
+
+
+def _scale(record: Mapping[str, Any]) -> Any:
+    """The scale s of the updates; a text where matrices have different ones, None where it is not known."""
+    about, config = record.get("variant", {}), record["config"]
+    scales = about.get("scales")
+    if scales is None:  # an older record, in which one alpha and one rank may hold for all matrices
+        variant, hyper = VARIANTS.get(about.get("name", "")), about.get("hyperparameters", {})
+        if variant is None or config.get("rank_pattern") or config.get("alpha_pattern"):
+            return None
+        try:
+            scales = [variant.scale_with(hyper)]
+        except (KeyError, TypeError, ValueError):
+            return None
+    return scales[0] if len(scales) == 1 else ",".join(f"{s:.4g}" for s in scales) or None
 
 
 def _steps(record: Mapping[str, Any]) -> Any:

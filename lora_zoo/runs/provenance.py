@@ -119,9 +119,14 @@ def _of_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _differing(who: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in said.items():
-        free = value is None or config.get(key, "auto") == "auto"  # what the run found by itself
+        free = value is None or any(_open(key, told) for told in (value, config.get(key, "auto")))
         if not free and not _same(value, config[key]):
             yield f"{who} says {key}={value}, its configuration {key}={config[key]}"
+
+
+def _open(key: str, told: Any) -> bool:
+    """True for a value that stands for what the run finds by itself."""
+    return told == "auto" or (key == "alpha" and str(told).endswith("r"))
 
 
 def _spoken(command: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ Times are seconds, sizes bytes.
 | command, started, ended | the command line; UTC times |
 | resumed | one entry for each time that the run went on after it had ended: at (UTC), step |
 | config | the resolved configuration |
-| variant | name, paper, equation and all hyperparameters as used |
+| variant | name, paper, equation, hyperparameters as used; scales: the different scales s of the updates |
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |

@@ -34,6 +34,9 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
+    if scale := _scale(result):
+        used = result["variant"]["hyperparameters"]
+        rows.append(("scale", f"{scale} (rank {used.get('rank')}, alpha {used.get('alpha'):g})"))
     if "adapter" in result:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
@@ -49,6 +52,11 @@ def _against(result: dict[str, Any], split: str) -> str:
     name = result["metric"]
     after, before = result["metrics"][split][name], result.get("zero_shot", {}).get(split, {}).get(name)
     return f"{after:.4g}" + ("" if before is None else f"   (before training: {before:.4g})")
+
+
+def _scale(result: dict[str, Any]) -> str:
+    """The scale s of the updates, or their scales; "" where there is none."""
+    return ", ".join(f"{scale:.4g}" for scale in result.get("variant", {}).get("scales", []))
 
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
@@ -86,7 +94,7 @@ def print_sweep(folder: Path) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
     keys = differing([overrides_of(run["command"]) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
-    numbers = ("value", "trainable", "s/step")
+    numbers = ("value", "trainable", "scale", "s/step")
     for column in (*keys, "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
@@ -127,6 +135,7 @@ def _sweep_row(result: dict[str, Any]) -> list[str]:
         f"{metric} ({split})",
         "-" if value is None else f"{value:.4g}",
         "-" if trainable is None else f"{trainable:,}",
+        _scale(result) or "-",
         "-" if step is None else f"{step:.3g}",
     ]
 

@@ -5,28 +5,34 @@ Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
+from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init, find_init, initial_factors
 from lora_zoo.kernels.shared import FactorPair
 
-Alpha = float | Literal["auto"]
-"""The scale of the update before division; auto: `default_alpha` of the matrix's own rank."""
-
 
 class Scaled(Adapter, ABC):
     """Multiplies its update by `scaling(alpha, rank)`."""
 
+    paper_alpha: ClassVar[Alpha] = "r"
+    """The paper's alpha, which `auto` means: a number whatever the rank, or a multiple of the rank."""
+
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        """The alpha that the paper gives to a matrix of this rank."""
-        return float(rank)
+    def used_rank(cls, hyper: Mapping[str, Any]) -> int:
+        """The rank by which alpha is divided."""
+        return int(hyper["rank"])
+
+    @classmethod
+    def alpha_of(cls, alpha: Alpha, rank: int) -> float:
+        """Alpha as a number, with the paper's for `auto`."""
+        return of_rank(cls.paper_alpha if alpha == "auto" else alpha, rank)
 
     @staticmethod
     def scaling(alpha: float, rank: int) -> float:
@@ -35,8 +41,8 @@ class Scaled(Adapter, ABC):
 
     @classmethod
     def scale_of(cls, alpha: Alpha, rank: int) -> float:
-        """The scale s, with the paper's alpha for `auto`."""
-        return cls.scaling(cls.default_alpha(rank) if alpha == "auto" else alpha, rank)
+        """The scale s of a matrix of this rank."""
+        return cls.scaling(cls.alpha_of(alpha, rank), rank)
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
@@ -44,8 +50,13 @@ class Scaled(Adapter, ABC):
 
     @classmethod
     def complete(cls, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        auto = hyper["alpha"] == "auto"
-        return {**hyper, "alpha": cls.default_alpha(hyper["rank"])} if auto else dict(hyper)
+        alpha = hyper["alpha"]
+        number = cls.alpha_of(alpha, cls.used_rank(hyper)) if isinstance(alpha, str) else alpha
+        return {**hyper, "alpha": number}
+
+    @classmethod
+    def scale_with(cls, hyper: Mapping[str, Any]) -> float | None:
+        return cls.scale_of(hyper["alpha"], cls.used_rank(hyper))
 
 
 class Product(Adapter, ABC):
@@ -90,7 +101,7 @@ class LowRank(Scaled, ABC):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
+        alpha = self.alpha_of(alpha, rank)
         self.rank, self.alpha, self.scale = rank, alpha, self.scaling(alpha, rank)
         self.init = conventional_init(type(self), init, context.host)
         if not 0 < abs(self.scale) < float("inf"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.core.adapter import LayerContext, trainable, trainable_from
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.seeding import generator, normal
@@ -17,7 +18,7 @@ from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
 from lora_zoo.variants.adaptive.schedule import CubicSchedule
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
+from lora_zoo.variants.low_rank import Product, Scaled, alive, cut
 
 
 class Budget(AdapterHooks):
@@ -148,8 +149,7 @@ class AdaLoRA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        first = math.ceil(1.5 * rank) if init_r == "auto" else init_r  # §4: b(0) = 1.5 b(T)
-        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
+        first = self.used_rank({"rank": rank, "init_r": init_r})
         O, I = context.shape
         if not 1 <= rank <= first <= min(O, I):
             needs = f"needs 1 <= rank <= init_r <= {min(O, I)} at {context.name}"
@@ -162,12 +162,17 @@ class AdaLoRA(Product, Scaled):
         self.B_OR = trainable_from(W_OI, P_RO.T)
         self.E_R = trainable(W_OI, (first,))
         self.rank = rank
-        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
+        self.scale = self.scale_of(alpha, first)  # it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 1.5 * rank  # the scale is 1 with `init_r=auto`
+    def used_rank(cls, hyper: Mapping[str, Any]) -> int:
+        first = hyper["init_r"]
+        return math.ceil(1.5 * hyper["rank"]) if first == "auto" else int(first)  # §4: b(0) = 1.5 b(T)
+
+    @staticmethod
+    def scaling(alpha: float, rank: int) -> float:
+        return alpha / (rank + 1e-5)  # the official code's
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
