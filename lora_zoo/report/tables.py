@@ -123,7 +123,11 @@ def _costs(layout: Layout) -> dict[str, dict[Words, str]]:
     """Title: {cell: the median over its runs}, for what is known of any run."""
     runs, value = layout.runs.set_index("run"), layout.found.value
     found: dict[str, dict[Words, str]] = {}
-    for name, (title, form) in {f"zero_shot_{value}": ("before training", "{:.3f}"), **COSTS}.items():
+    against = {
+        f"zero_shot_{value}": ("before training", "{:.3f}"),
+        f"majority_{value}": ("commonest class", "{:.3f}"),
+    }
+    for name, (title, form) in {**against, **COSTS}.items():
         if name != value and name in runs and runs[name].notna().any():
             medians = {words: runs.loc[cell.runs, name].median() for words, cell in layout.measured.items()}
             found[title] = {words: form.format(m) for words, m in medians.items() if not math.isnan(m)}
@@ -136,7 +140,11 @@ def _legend(layout: Layout) -> Iterator[str]:
     each = f"{'in brackets' if layout.columns else 'n'}: the number of runs of a cell"
     runs = f"n = {counts[0]} runs in every cell" if len(counts) == 1 else each
     tied = "≈: not significantly different from the best"
-    yield f"bold: best mean of a task; underlined: second; {tied}; {runs}"
+    yield f"bold: best mean of a task, none where several share it; underlined: second; {tied}; {runs}"
+    majority = f"majority_{layout.found.value}"
+    if layout.columns and majority in layout.runs and layout.runs[majority].notna().any():
+        for task, value in layout.runs.groupby("task")[majority].median().dropna().items():
+            yield f"{task}: the commonest class alone reaches {layout.form.number(value)}"
     if layout.columns and (scales := _scales(layout).get("scale")):
         each = "; ".join(f"{' '.join(words)}: {scale}" for words, scale in scales.items())
         same = set(scales.values())

@@ -17,6 +17,7 @@ import pandas as pd
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
+from lora_zoo.runs.degenerate import degenerate
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
 
@@ -45,14 +46,15 @@ PATHS = {
     "commit": "environment.commit",
     "dirty": "environment.dirty",
 }
-TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
+TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction", "degenerate")
 SETTINGS = (
     *("variant", "program", "rank", "alpha", "scale", "init", "lora_dropout", "target_modules", "layers"),
     "budget",
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
 )
 OUTCOMES = (
-    *("validation", "test", "zero_shot_validation", "zero_shot_test", "loss"),
+    *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
+    "loss",
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
     *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
 )
@@ -89,12 +91,14 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     for split in ("validation", "test"):
         row[split] = _value_at(record, f"metrics.{split}.{metric}")
         row[f"zero_shot_{split}"] = _value_at(record, f"zero_shot.{split}.{metric}")
+        row[f"majority_{split}"] = _value_at(record, f"majority.{split}.{metric}")
     return row | {
         "folder": None if folder is None else str(folder),
         "adapter": None if run.adapter is None else str(run.adapter),
         "experiment": (config.get("experiment") or {}).get("name", ""),
         "stale": record.get("stale") or stale(record),
         "contradiction": record.get("contradiction") or contradiction(record, folder),
+        "degenerate": "; ".join(degenerate(record).values()),
         "variant": config["variant"]["name"],
         "metric": metric,
         "steps": _steps(record),
@@ -176,7 +180,7 @@ def _text(value: Any) -> str:
 
 _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
-_MEASURED = ("metrics", "zero_shot", "history", "updates", "timings", "retention")
+_MEASURED = ("metrics", "zero_shot", "majority", "history", "updates", "timings", "retention")
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

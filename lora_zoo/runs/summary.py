@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.degenerate import said
 from lora_zoo.runs.record import RESULT, Record
 
 
@@ -37,6 +39,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     if scale := _scale(result):
         used = result["variant"]["hyperparameters"]
         rows.append(("scale", f"{scale} (rank {used.get('rank')}, alpha {used.get('alpha'):g})"))
+    if doubt := said(result):
+        rows.append(("finding", doubt))
     if "adapter" in result:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
@@ -84,8 +88,10 @@ def print_line(record: Record, console: Console) -> None:
     """A run of a sweep, in one line."""
     result = record.content
     split = next(reversed(result["metrics"]))
-    said = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
-    console.print(f"done: {result['name']}: {said}", markup=False, highlight=False, soft_wrap=True)
+    reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
+    console.print(f"done: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
+    if doubt := said(result):
+        console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_sweep(folder: Path) -> None:
@@ -106,6 +112,9 @@ def print_sweep(folder: Path) -> None:
         console.print(
             f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
         )
+    for text, count in Counter(filter(None, map(said, runs))).items():
+        line = f"finding: {text} ({count} of {len(runs)} runs)"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {folder}", highlight=False)
     if not any(run.get("config", {}).get("experiment") for run in runs):
         line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
