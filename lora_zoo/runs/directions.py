@@ -16,6 +16,7 @@ HIGHER_IS_BETTER = dict.fromkeys(
     ),
     False,
 )
+HIGHER_IS_BETTER["cpu_share"] = True
 _JUDGED = tuple(f"{of}{split}" for of in ("", "zero_shot_", "majority_") for split in ("validation", "test"))
 
 

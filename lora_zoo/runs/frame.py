@@ -56,7 +56,15 @@ OUTCOMES = (
     *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
     "loss",
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
-    *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
+    *(
+        "step_seconds",
+        "train_seconds",
+        "total_seconds",
+        "cpu_share",
+        "peak_memory",
+        "retention_before",
+        "retention_after",
+    ),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 _WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
@@ -103,6 +111,7 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
         "metric": metric,
         "steps": _steps(record),
         "loss": next((log["loss"] for log in reversed(record.get("history", [])) if "loss" in log), None),
+        "cpu_share": _ratio(record.get("timings", {}), "train_cpu", "train_wall"),
         "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
         "peak_memory": _value_at(record, "memory.peak_cuda") or _value_at(record, "memory.peak_rss"),
         **_of_adapters(record),
@@ -155,6 +164,10 @@ def _value_at(record: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _ratio(seconds: Mapping[str, Any], a: str, b: str) -> Any:
+    return seconds[a] / seconds[b] if seconds.get(a) and seconds.get(b) else None
 
 
 def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:

@@ -21,6 +21,7 @@ Times are seconds, sizes bytes.
 | | final: trainable ones that were left after training, where some were dropped |
 | adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
 | timings | load, zero_shot, train, evaluate, total; steps; step_median and step_mean, optimiser steps alone |
+| | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
 | retention | of (the text), tokens; before, after: loss on it, nats a token |
