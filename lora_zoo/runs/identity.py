@@ -14,7 +14,8 @@ from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import PROGRAMS, complete_program
-from lora_zoo.runs.redact import redacted
+from lora_zoo.runs.redact import by_name_and_shape
+from lora_zoo.runs.weights import model_digest
 
 
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
@@ -47,7 +48,8 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """The identity that a configuration has with today's source and data files, and what it is made of.
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
-    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file.
+    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file and of
+    a local base model. What is masked is no part of it, nor what the environment holds.
     """
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
@@ -69,7 +71,7 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(settings: dict[str, Any]) -> str:
-    return json.dumps(redacted(settings), sort_keys=True, default=str)
+    return json.dumps(by_name_and_shape(settings), sort_keys=True, default=str)
 
 
 def _hashed(text: str, digits: int = 8) -> str:
@@ -85,7 +87,9 @@ def _source(made: Any) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:
-    """Split: the SHA-256 of its local data file, where that is found."""
+    """Split: the SHA-256 of its local data file, where that is found; that of a local base model."""
     task = Task(data_dir=config["task"].get("data_dir"))
     files = {split: file_of(task, name) for split, name in config["task"].get("data_files", {}).items()}
-    return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
+    found = {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
+    base = Path(config["model"]["path"]).expanduser()
+    return found | {"the base model": model_digest(base)} if base.is_dir() else found

@@ -84,7 +84,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
     `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
     one's, the latest of several. Raises Busy where another process holds it.
     """
-    earlier = {folder: _read(folder) for folder in _of_name(Path(root), name)} if resume else {}
+    earlier = {folder: read_record(folder) for folder in _of_name(Path(root), name)} if resume else {}
     done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
     folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
     lock = FileLock(folder / LOCK)
@@ -95,11 +95,16 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield FolderClaim(folder, _read(folder))
+        yield FolderClaim(folder, read_record(folder))
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
         lock.release()
+
+
+def is_finished(root: Path, name: str) -> bool:
+    """True where `root` holds a finished run of this name."""
+    return any(read_record(folder).get("state") in FINISHED for folder in _of_name(root, name))
 
 
 def _of_name(root: Path, name: str) -> Iterator[Path]:
@@ -113,7 +118,8 @@ def _numbered(root: Path, name: str) -> Iterator[Path]:
     yield from (root / f"{name}-{number}" for number in itertools.count(2))
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a run's folder; {} where there is none that can be read."""
     try:
         content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
