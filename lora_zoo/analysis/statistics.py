@@ -55,9 +55,9 @@ def paired_items(scores_a: pd.DataFrame, scores_b: pd.DataFrame, level: float = 
 
     Scores are items x seeds. With the mean squares of items, of seeds and of both together, (MS_I + MS_S -
     MS_IS) / (I S) is the analysis of variance's unbiased estimate of the mean's variance; it is not taken
-    below MS_I or MS_S alone. (A crossed bootstrap counts what both make together three times: Owen 2007, whose
-    intervals are up to sqrt(3) too wide.) The standard error takes the t quantiles of seeds and of items, each
-    by its share of the variance. One seed: items alone vary, and `how` says so.
+    below MS_I or MS_S alone. (A crossed bootstrap, Owen 2007, counts what both make together three times, and
+    is up to sqrt(3) too wide.) The standard error takes the t quantiles of seeds and of items, each by its
+    share of the variance. One seed: items alone vary, and `how` says so.
     """
     seeds, items = (
         scores_a.columns.intersection(scores_b.columns),
