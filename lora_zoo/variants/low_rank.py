@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -120,10 +121,13 @@ class LowRank(Scaled, ABC):
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
-            raise ValueError(
-                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual "
-                f"initialisation init={init}; use lora_dropout=0 with it"
+            self.drop_beside_start(
+                f"lora_dropout={lora_dropout} with the residual initialisation init={init}"
             )
+
+    def drop_beside_start(self, asked: str) -> None:
+        """Take dropout beside a residual start, or raise ValueError in the words of what was `asked`."""
+        raise ValueError(f"{asked} has no published form for {self.name}; use lora_dropout=0 with it")
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
@@ -175,10 +179,23 @@ class LowRank(Scaled, ABC):
 class Additive(LowRank, Product, ABC):
     """LoRA's own form: the trainable product is added to W."""
 
-    forward = Product.forward
-
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.branch()
+
+    def drop_beside_start(self, asked: str) -> None:
+        self.fused = None  # kernels show one x to both products
+        warnings.warn(
+            f"{asked}: as published, dropout acts on the trained factors and not on what the start took from "
+            "W, so that passes in training mode differ from the base at step 0 already",
+            stacklevel=2,
+        )
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        y, dropped = host.base(x), host.dropped(x, self.dropout)
+        learning, start = self.pairs()
+        if start is None or dropped is x:
+            return y + host.low_rank(dropped, *self.factors()).to(y.dtype)
+        return y + (host.low_rank(dropped, *learning) + host.low_rank(x, *start)).to(y.dtype)
 
 
 @torch.no_grad()
