@@ -112,7 +112,7 @@ class Runs:
         return str(names[0]) if len(names) == 1 else "score"
 
     def _doubts(self, where: Axes, value: str | Measure, rows: pd.DataFrame) -> Iterator[tuple[str, Doubt]]:
-        """What keeps the runs of a cell from deciding a claim about `value`."""
+        """The reasons why the runs of a cell do not decide a claim about `value`."""
         if value in TIMES:
             yield from of_the_machine(_words(where), rows)
         elif value not in FIXED and LR not in where and self._rates(where) < 2:

@@ -32,7 +32,7 @@ def with_multiples(config: DictConfig, settings: Settings) -> Settings:
 def _multiple(config: DictConfig, key: str, alpha: Any, later: bool) -> Any:
     """`alpha`, as a multiple of the rank where it grows with it. ValueError where it grows otherwise."""
     ranks = [factor * config.rank for factor in (1, 2, 3)]
-    values = [_at(_sized(config, "rank", rank), key) for rank in ranks]
+    values = [_value_of(_sized(config, "rank", rank), key) for rank in ranks]
     if values[0] == values[1] or not all(isinstance(v, (int, float)) for v in values):
         return alpha
     factors = [value / rank for value, rank in zip(values, ranks, strict=True)]
@@ -49,7 +49,7 @@ def _multiple(config: DictConfig, key: str, alpha: Any, later: bool) -> Any:
 def _refuse_computed(config: DictConfig, settings: Settings) -> None:
     size = variant_of(settings).sized_by
     key = size if size in FLAT else f"variant.{size}"
-    if not isinstance(now := _at(config, key), (int, float)):
+    if not isinstance(now := _value_of(config, key), (int, float)):
         return
     trees = (_plain(config), _plain(_sized(config, key, now + 1)))
     for place in _differing(*trees):
@@ -65,7 +65,7 @@ def _sized(config: DictConfig, key: str, value: Any) -> DictConfig:
     return other
 
 
-def _at(config: DictConfig, key: str) -> Any:
+def _value_of(config: DictConfig, key: str) -> Any:
     return OmegaConf.select(config, key)
 
 

@@ -240,7 +240,8 @@ def inject(
     values of their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
     `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
-    collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …). Raises
+    collects its statistics; `hyper` are the variant's own keyword arguments (rank, alpha, init, …), with the
+    command line's defaults: alpha is the paper's for the rank that is used, or "2r", twice that rank. Raises
     ValueError for a name, target, value or combination that does not exist, before anything is changed.
     """
     if name in adapters_of(model):

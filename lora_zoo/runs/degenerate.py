@@ -49,7 +49,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def said(record: Mapping[str, Any]) -> str:
+def finding(record: Mapping[str, Any]) -> str:
     """All that is degenerate about the result in one line, with the majority baseline; "" for a sound one."""
     text = "; ".join(degenerate(record).values())
     baseline = record.get("majority", {})

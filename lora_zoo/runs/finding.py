@@ -71,7 +71,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _differing(record: Mapping[str, Any], spec: RunSpec) -> Iterator[str]:
-    """What of an earlier run is not what `spec` asks for, as sentences."""
+    """The parts of an earlier run that are not as `spec` asks for them, as sentences."""
     then, now = _flat(record.get("config", {})), _flat(redacted(asdict(spec.settings)))
     for key in dict.fromkeys([*then, *now]):
         a, b = then.get(key), now.get(key)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.degenerate import said
+from lora_zoo.runs.degenerate import finding
 from lora_zoo.runs.record import RESULT, Record
 
 
@@ -39,7 +39,7 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     if scale := _scale(result):
         used = result["variant"]["hyperparameters"]
         rows.append(("scale", f"{scale} (rank {used.get('rank')}, alpha {used.get('alpha'):g})"))
-    if doubt := said(result):
+    if doubt := finding(result):
         rows.append(("finding", doubt))
     if "adapter" in result:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
@@ -90,7 +90,7 @@ def print_line(record: Record, console: Console) -> None:
     split = next(reversed(result["metrics"]))
     reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
     console.print(f"done: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
-    if doubt := said(result):
+    if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -112,7 +112,7 @@ def print_sweep(folder: Path) -> None:
         console.print(
             f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
         )
-    for text, count in Counter(filter(None, map(said, runs))).items():
+    for text, count in Counter(filter(None, map(finding, runs))).items():
         line = f"finding: {text} ({count} of {len(runs)} runs)"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {folder}", highlight=False)
