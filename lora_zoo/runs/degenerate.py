@@ -30,15 +30,15 @@ def degenerate(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for split, told in record.get("answers", {}).items():
+    for split, told in sorted(record.get("answers", {}).items()):
         if told["distinct"] == 1 and told["references"] > 1:
             what = "one answer" if told["common"] is None else "one class"
             yield "one answer", f"{what} for all {told['items']} items of {split}"
     norms = [_number(row.get("norm")) for row in record.get("updates") or []]
     if norms and not any(norms) and record.get("parameters", {}).get("trainable"):
         yield "nothing moved", "ΔW is 0 in every matrix after training"
-    for split, values in record.get("metrics", {}).items():
-        if lost := [name for name, value in values.items() if not math.isfinite(_number(value))]:
+    for split, values in sorted(record.get("metrics", {}).items()):
+        if lost := [name for name, value in sorted(values.items()) if not math.isfinite(_number(value))]:
             yield "no number", f"{', '.join(lost)} of {split} is NaN or inf"
 
 
