@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
+from lora_zoo.core.init import init_names
 from lora_zoo.core.variants import VARIANTS
 
 _MARKERS = "<!-- {0}: made by python -m lora_zoo.docs_tables --write README.md -->", "<!-- /{0} -->"
@@ -16,11 +17,17 @@ def variants_table() -> str:
     """One Markdown row a variant: name, equation, trainable parameters per (O, I) matrix, own keys, paper."""
     rows = ["| `variant=` | equation | trainable per matrix | keys | paper |", "|---|---|---|---|---|"]
     for name, cls in VARIANTS.items():
-        keys = ", ".join(f"`{key}`" for key in hyperparameters(cls)) or "-"
+        keys = ", ".join(f"`{key}`" for key in _choices(cls)) or "-"
         count = f"`{cls.count}`" if cls.count else "-"
         equation = cls.equation.replace("|", "\\|")
         rows.append(f"| `{name}` | {equation} | {count} | {keys} | {_link(cls.paper)} |")
     return "\n".join(rows)
+
+
+def _choices(cls: Any) -> list[str]:
+    """The hyperparameters that leave a choice: `init` is none where one start alone is accepted."""
+    single = len(init_names(cls.accepts_init)) < 2
+    return [key for key in hyperparameters(cls) if not (key == "init" and single)]
 
 
 def hosts_table() -> str:

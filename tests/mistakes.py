@@ -113,7 +113,7 @@ MISTAKES: dict[str, Cases] = {
         "alpha_pattern={q:nan}": "alpha_pattern.q must be a finite number",
         "lora_dropout=nan": "lora_dropout must be a finite number",
         "lora_dropout=1": "lora_dropout must be below 1; got 1.0",
-        "+variant=pissa lora_dropout=0.1": "lora_dropout=0",
+        "+variant=dora init=pissa lora_dropout=0.1": "lora_dropout=0",
         "rank=0": "rank must be at least 1; got 0",
         "rank=-3": "rank must be at least 1; got -3",
         "rank=1.5": "could not be converted to Integer",

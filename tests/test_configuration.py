@@ -45,7 +45,7 @@ BAD = {
     "budget=some": ["budget=some", "300k"],
     "budget=20k rank=4": ["budget=", "rank="],
     "rank_pattern={q:x}": ["rank_pattern", "Integer"],
-    "alpha_pattern={q:x}": ["alpha_pattern", "Float"],
+    "alpha_pattern={q:x}": ["alpha_pattern.q", "a number above 0", "2r"],
     "dry_run=maybe": ["dry_run", "maybe"],
     "task=sick": ["task sick", "train.tsv", "task.data_dir"],
     "task=causal_lm": ["task.dataset must be given"],
@@ -132,7 +132,7 @@ def test_a_run_has_every_hyperparameter_of_its_variant(name: str) -> None:
         value = spec.hyperparameters[key]
         assert value == parameter.default or key in ("rank", "alpha", "projection_prng_key"), key
     if "alpha" in hyperparameters(cls):
-        assert spec.hyperparameters["alpha"] == cls.default_alpha(4)
+        assert spec.hyperparameters["alpha"] == cls.alpha_of("auto", cls.used_rank(spec.hyperparameters))
 
 
 def test_a_preset_and_its_variant_are_one_run() -> None:

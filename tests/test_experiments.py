@@ -119,7 +119,9 @@ def test_a_grid_may_name_another_key_of_the_job(tmp_path: Path) -> None:
     about = MINE | {"grid": {"rank": [1, 2], "alpha": [8, "$rank"]}}
     ready = command_line.rewritten(["-m", f"+{written(tmp_path, about)}"])
     jobs = compose.check(command_line.overrides(ready), multirun=True)
-    assert [(s.rank, s.alpha) for s in jobs] == [(1, 8), (2, 2)], "each value once"
+    assert [(s.rank, s.alpha) for s in jobs] == [(1, 8), (2, "1r")], (
+        "each value once; a multiple of the rank waits"
+    )
     assert {str(s.experiment["grid"]["alpha"]) for s in jobs} == {"[8, '$rank']"}
 
 
@@ -292,7 +294,7 @@ def test_a_sweep_ends_with_its_report_and_comes_back_to_it(swept: Path, tmp_path
         assert readme.read_text().startswith(
             text or "# Ranks\n\nWhich?\n\narXiv:2106.09685, table 6\n\n<!-- measured"
         )
-        assert readme.read_text().count("| 1 |") == 1 and "6 runs; " in readme.read_text()
+        assert readme.read_text().count("\n| 1 | ") == 1 and "6 runs; " in readme.read_text()
     frame = results.load(tmp_path / "experiments" / "mine" / "results.jsonl.gz")
     assert sorted(frame["rank"]) == [1, 1, 1, 2, 2, 2] and set(frame["experiment"]) == {"mine"}
     recorded = results.deltas(frame, "amplification").merge(frame, on="run")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import (
     format_key,
+    format_value,
     join_names,
     plain,
     replicates,
@@ -192,7 +193,29 @@ def _seeds(frame: pd.DataFrame) -> Iterator[Finding]:
                 yield _warning("seeds", group, said)
 
 
+def _degenerate(frame: pd.DataFrame) -> Iterator[Finding]:
+    """Results that are none, and seeds between which nothing varies. They are counted, as results."""
+    told = text_column(frame, "degenerate")
+    setting = texts(frame, settings(frame))
+    for (text, same), runs in frame[told != ""].groupby([told, setting], sort=False):
+        every = int((setting == same).sum())
+        said = f"{_format_runs(runs)} degenerate, {len(runs)} of {every} runs of these settings: {text}"
+        yield _warning("degenerate", runs, said + _majority(runs))
+    trained = frame[frame["trainable"] != 0] if "trainable" in frame else frame
+    for _, runs in trained.groupby(texts(trained, settings(trained)), sort=False):
+        if len(runs) > 1 and runs["test"].nunique(dropna=False) == 1 and runs["test"].notna().all():
+            score = format_value(runs["test"].iloc[0])
+            said = f"{_format_runs(runs)} equal: all {len(runs)} seeds reach {score}; ± 0 is no precision"
+            yield _warning("equal seeds", runs, said + _majority(runs))
+
+
+def _majority(runs: pd.DataFrame) -> str:
+    known = runs["majority_test"].dropna().unique() if "majority_test" in runs else []
+    values = join_names([format_value(value) for value in known])
+    return f"; the commonest class alone reaches {values}" if values else ""
+
+
 CHECKS: tuple[Callable[[pd.DataFrame], Iterable[Finding]], ...] = (
     *(_unfinished, _contradictory, _repeated, _copied),
-    *(_stale, _data, _code, _seeds),
+    *(_stale, _data, _code, _seeds, _degenerate),
 )

@@ -146,6 +146,9 @@ class Cells:
         best, against = self.best(), self.against_best()
         sign = 1 if self.better == "higher" else -1
         nearest = max((c for c in tied if c is not best), key=lambda cell: (cell.n > 0, sign * cell.mean))
+        level = [c for c in tied if math.isclose(c.mean, best.mean, rel_tol=1e-12)]
+        if len(level) > 1:
+            return [f"{join_names(level)} share the best mean: none leads"]
         said = (
             f"{best} leads within seed noise: {len(tied) - 1} of {len(self.cells) - 1} others cannot be told"
         )

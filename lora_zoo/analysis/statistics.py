@@ -50,20 +50,14 @@ def paired(a: pd.Series, b: pd.Series, level: float = 0.95) -> Difference:
     return Difference(mean.estimate, mean.low, mean.high, p, n, None, f"paired t over {n} seeds", level)
 
 
-def paired_items(
-    scores_a: pd.DataFrame,
-    scores_b: pd.DataFrame,
-    level: float = 0.95,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """The mean of a - b for new items and new seeds: items and seeds are resampled, crossed.
+def paired_items(scores_a: pd.DataFrame, scores_b: pd.DataFrame, level: float = 0.95) -> Difference:
+    """The mean of a - b for new items and new seeds: both are random effects, crossed.
 
-    Owen (2007), "The pigeonhole bootstrap". With five seeds plain percentiles are too narrow: the spread over
-    seeds is enlarged by sqrt(n / (n - 1)); the standard error takes the t quantiles of seeds and of items,
-    each by the share of the variance that it makes, which covers better than Satterthwaite's degrees of
-    freedom. One seed: items alone are resampled, and `how` says so. Scores are items x seeds.
+    Scores are items x seeds. With the mean squares of items, of seeds and of both together, (MS_I + MS_S -
+    MS_IS) / (I S) is the analysis of variance's unbiased estimate of the mean's variance; it is not taken
+    below MS_I or MS_S alone. (A crossed bootstrap, Owen 2007, counts what both make together three times, and
+    is up to sqrt(3) too wide.) The standard error takes the t quantiles of seeds and of items, each by its
+    share of the variance. One seed: items alone vary, and `how` says so.
     """
     seeds, items = (
         scores_a.columns.intersection(scores_b.columns),
@@ -74,30 +68,28 @@ def paired_items(
     if I < 2 or S < 1:
         return Difference(NAN, NAN, NAN, NAN, S, I, f"{I} items and {S} seeds in common: no test", level)
     estimate = float(D_IS.mean())
-    rng = np.random.default_rng(seed)
-    W_BI = rng.multinomial(I, np.full(I, 1 / I), size=resamples) / I
-    W_BS = np.ones((resamples, 1))
-    if S > 1:
-        drawn_BS = rng.multinomial(S, np.full(S, 1 / S), size=resamples) / S
-        W_BS = 1 / S + (drawn_BS - 1 / S) * math.sqrt(S / (S - 1))
-    error = float(((W_BI @ D_IS) * W_BS).sum(axis=1).std(ddof=1))
+    of_items, of_seeds, together = _mean_squares(D_IS)
+    error = math.sqrt(max(of_items + of_seeds - together, of_items, of_seeds) / (I * S))
     scope = f"{I} items x {S} seeds" if S > 1 else f"{I} items of one seed: nothing about new seeds"
-    how = f"crossed bootstrap over {scope}"
+    how = f"crossed random effects over {scope}"
     if error == 0:
         p = 1.0 if estimate == 0 else NAN
         return Difference(estimate, estimate, estimate, p, S, I, how, level)
-    share = _share_of_seeds(D_IS)
+    share = of_seeds / (of_items + of_seeds)
     half = _quantile(1 - level, share, S, I) * error
     p = _p_value(abs(estimate) / error, share, S, I)
     return Difference(estimate, estimate - half, estimate + half, p, S, I, how, level)
 
 
-def _share_of_seeds(D_IS: np.ndarray) -> float:
-    """The part of the variance of a mean over items and seeds that seeds make; 0 for a single seed."""
+def _mean_squares(D_IS: np.ndarray) -> tuple[float, float, float]:
+    """The mean squares of items, of seeds and of both together; 0 for what a single seed cannot tell."""
     I, S = D_IS.shape
-    of_items = D_IS.mean(axis=1).var(ddof=1) / I
-    of_seeds = D_IS.mean(axis=0).var(ddof=1) / S if S > 1 else 0.0
-    return float(of_seeds / (of_items + of_seeds)) if of_items + of_seeds else 0.0
+    item_I1, seed_1S = D_IS.mean(axis=1, keepdims=True), D_IS.mean(axis=0, keepdims=True)
+    of_items = S * float(item_I1.var(ddof=1))
+    if S < 2:
+        return of_items, 0.0, 0.0
+    rest_IS = D_IS - item_I1 - seed_1S + D_IS.mean()
+    return of_items, I * float(seed_1S.var(ddof=1)), float((rest_IS**2).sum() / ((I - 1) * (S - 1)))
 
 
 def _quantile(alpha: float, share: float, S: int, I: int) -> float:

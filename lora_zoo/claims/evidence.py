@@ -4,6 +4,7 @@ Whatever is not there as expected raises Missing with a sentence, never another 
 any results at all.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.columns import settings, varying
+from lora_zoo.analysis.columns import format_value, settings, varying
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
+from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rises
 from lora_zoo.runs import column
 from lora_zoo.runs.frame import COLUMNS
 
@@ -42,7 +44,18 @@ class Runs:
 
     frame: pd.DataFrame
     setting: str
-    _known: dict[Any, pd.Series] = field(default_factory=dict, repr=False, compare=False)
+    diverged: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
+    doubts: dict[str, Doubt] = field(default_factory=dict, repr=False, compare=False)
+    """What was found of the cells that were asked for: a sentence, and its kind."""
+    _known: dict[Any, tuple[pd.Series, dict[str, Doubt]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def of_one_claim(self) -> "Runs":
+        """The same runs, with the doubts of the cells that one claim asks for."""
+        made = copy.copy(self)
+        object.__setattr__(made, "doubts", {})
+        return made
 
     def prefixed(self, text: str) -> str:
         return f"{self.setting}: {text}" if self.setting else text
@@ -58,14 +71,18 @@ class Runs:
         """`value` by seed in the cell `where`."""
         key = (frozenset(where.items()), value, tune if tune is None else tuple(tune))
         if key not in self._known:
-            self._known[key] = self._cell(where, value, tune)
-        return self._known[key]
+            values, rows = self._cell(where, value, tune)
+            self._known[key] = values, dict(self._doubts(where, value, rows))
+        values, doubts = self._known[key]
+        self.doubts.update(doubts)
+        return values
 
     def run_by_seed(self, where: Axes) -> dict[Any, pd.Series]:
         """Seed -> the run in the cell `where`. Missing where there is none, or several of one seed."""
         chosen = self._chosen(where)
         if chosen["seed"].duplicated().any():
             raise Missing(f"several runs of one seed with {_words(where)}")
+        self.doubts.update(self._doubts(where, "", chosen))
         return {run["seed"]: run for _, run in chosen.sort_values("seed").iterrows()}
 
     def difference(
@@ -94,7 +111,32 @@ class Runs:
         names = self.frame["metric"].dropna().unique().tolist() if "metric" in self.frame else []
         return str(names[0]) if len(names) == 1 else "score"
 
-    def _cell(self, where: Axes, value: str | Measure, tune: Tune) -> pd.Series:
+    def _doubts(self, where: Axes, value: str | Measure, rows: pd.DataFrame) -> Iterator[tuple[str, Doubt]]:
+        """The reasons why the runs of a cell do not decide a claim about `value`."""
+        if value in TIMES:
+            yield from of_the_machine(_words(where), rows)
+        elif value not in FIXED and LR not in where and self._rates(where) < 2:
+            lost, rising = len(self._matching(self.diverged, where)), int(rows.apply(rises, axis=1).sum())
+            if lost + rising > (lost + len(rows)) / 2:
+                rate = f", {format_value(rows[LR].iloc[0])}" if LR in rows else ""
+                yield (
+                    f"untuned: {lost + rising} of {lost + len(rows)} runs with {_words(where)} diverged, or "
+                    f"ended at a greater loss than they began with, at the one rate that was tried{rate}",
+                    Doubt.UNTUNED,
+                )
+
+    def _rates(self, where: Axes) -> int:
+        every = [self._matching(runs, where) for runs in (self.frame, self.diverged)]
+        return len({rate for runs in every if LR in runs for rate in runs[LR].dropna()})
+
+    def _matching(self, frame: pd.DataFrame, where: Axes) -> pd.DataFrame:
+        matches = pd.Series(True, index=frame.index)
+        for axis, wanted in where.items():
+            if axis in frame:
+                matches &= frame[axis].map(_plain) == _plain(wanted)
+        return frame[matches]
+
+    def _cell(self, where: Axes, value: str | Measure, tune: Tune) -> tuple[pd.Series, pd.DataFrame]:
         chosen, words = self._chosen(where), _words(where)
         axes = [axis for axis in self._tuned(tune) if axis not in where and chosen[axis].notna().any()]
         if axes and not self._numbers(chosen, "validation").notna().any():
@@ -109,15 +151,17 @@ class Runs:
         values = values[np.isfinite(values)]
         if values.empty:
             raise Missing(f"the runs with {words} have no {_name(value)}")
-        return values
+        names = set(table[0].runs)
+        counted = self.frame.loc[chosen.index]
+        return values, counted[counted["run"].astype(str).isin(names)]
 
     def _chosen(self, where: Axes) -> pd.DataFrame:
-        matches = pd.Series(True, index=self.frame.index)
-        for axis, wanted in where.items():
-            matches &= self._axis(axis).map(_plain) == _plain(wanted)
-        chosen = self.frame[matches]
+        for axis in where:
+            self._axis(axis)
+        chosen = self._matching(self.frame, where)
         if chosen.empty:
-            raise Missing(f"no runs with {_words(where)}")
+            lost = len(self.diverged) and len(self._matching(self.diverged, where))
+            raise Missing(f"{'all runs diverged' if lost else 'no runs'} with {_words(where)}")
         return chosen
 
     def _axis(self, axis: str) -> pd.Series:
@@ -168,13 +212,14 @@ def _contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
         return
     lacking = [name for name in COLUMNS if name not in frame]
     whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
-    ours = (whole["experiment"].fillna("") == experiment) & (whole["state"] == "done")
-    mine = whole[ours & whole["seed"].notna()]
+    ours = whole[(whole["experiment"].fillna("") == experiment) & whole["seed"].notna()]
+    mine, diverged = (ours[ours["state"] == state] for state in ("done", "diverged"))
     printed = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
         setting = dict(zip(SETTING, values, strict=True))
         words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in printed]
-        yield Runs(sound(part), ", ".join(words))
+        alike = [diverged[key].map(_plain) == _plain(setting[key]) for key in SETTING[:2]]
+        yield Runs(sound(part), ", ".join(words), diverged[alike[0] & alike[1]])
 
 
 def aligned(columns: Mapping[Any, pd.Series]) -> pd.DataFrame:

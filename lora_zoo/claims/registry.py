@@ -67,17 +67,20 @@ class Measured(Claim):
         """Not run without runs of the experiment; every model and task makes hypotheses of its own."""
         hypotheses: list[Hypothesis] = []
         missing: list[str] = []
-        for runs in evidence.of(self.experiment):
+        doubts: dict[str, str] = {}
+        for every_claim in evidence.of(self.experiment):
+            runs = every_claim.of_one_claim()
             try:
                 for form in self.tests:
                     for hypothesis in form(runs):  # what was tested before a gap counts
                         hypotheses.append(replace(hypothesis, label=runs.prefixed(hypothesis.label)))
             except Missing as gap:
                 missing.append(runs.prefixed(str(gap)))
+            doubts |= {runs.prefixed(sentence): kind for sentence, kind in runs.doubts.items()}
         if not hypotheses and (self.sweep or not missing):
             why = f" ({missing[0]})" if missing else ""
             return Verdict(Status.NOT_RUN, f"run: {self.command}{why}")
-        return verdict(hypotheses, missing, self.rule)
+        return verdict(hypotheses, missing, self.rule).doubted(doubts)
 
 
 Compute = Callable[[], Verdict]

@@ -13,6 +13,8 @@ alike" (TOST, each of its two tests at half of 1 - level), (m, ∞) for "the siz
 * A claim is **supported** if every hypothesis holds, **not supported** if one fails, else **inconclusive**.
   A claim about *most* of its hypotheses needs more than half of them to hold; if half of them or more fail,
   it is not supported.
+* A verdict that rests on a cell which diverged at the only learning rate that was tried is **untuned**, one
+  on seconds from a machine that did other work (or may have) **busy machine**: neither counts as a verdict.
 * Every model and task in the results makes its own hypotheses; none are averaged.
 * Runs are paired by seed: intervals are Student's t of the differences, of logarithms for ratios and of
   Fisher's z for correlations. A quantity that is read off a grid (the best of six ratios) has the rounding's
@@ -21,8 +23,8 @@ alike" (TOST, each of its two tests at half of 1 - level), (m, ∞) for "the siz
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -37,6 +39,8 @@ class Status(StrEnum):
     SUPPORTED = "supported"
     NOT_SUPPORTED = "not supported"
     INCONCLUSIVE = "inconclusive"
+    UNTUNED = "untuned"
+    BUSY = "busy machine"
     NOT_RUN = "not run"
     NOT_BUILT = "not built"
     NOT_MEASURABLE = "not measurable"
@@ -51,6 +55,15 @@ class Verdict:
     effect: Interval | None = None
     unit: str = ""
     n: int = 0
+
+    def doubted(self, doubts: Mapping[str, str]) -> "Verdict":
+        """The verdict, not counted as one where there are doubts (sentence: status) about its cells."""
+        if not doubts:
+            return self
+        decided = self.status in (Status.SUPPORTED, Status.NOT_SUPPORTED)
+        status = Status(next(iter(doubts.values()))) if decided else self.status
+        told = f"not counted ({self.status}): " if decided else ""
+        return replace(self, status=status, reason=f"{told}{'; '.join(doubts)}; {self.reason}")
 
 
 Rule = Callable[[Sequence[bool | None]], Status]

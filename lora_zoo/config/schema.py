@@ -113,7 +113,9 @@ class Tracking:
 class Settings:
     rank: int = key(8, "rank of each update", least=1, most=65536)
     alpha: Any = key(
-        "auto", "scale of the update before division by the rank; auto: the paper's rule", above=0
+        "auto",
+        "scale of the update before division by the rank; 2r: twice the rank that is used; auto: the paper's",
+        above=0,
     )
     init: str = key("auto", "kaiming, gaussian, orthogonal, pissa, milora, olora, …; auto: the variant's own")
     calibration_examples: int = key(
@@ -135,7 +137,7 @@ class Settings:
     rank_pattern: dict[str, int] = key(
         {}, "target: a rank of its own, e.g. rank_pattern={q:4}", least=1, most=65536
     )
-    alpha_pattern: dict[str, float] = key({}, "target: an alpha of its own", above=0)
+    alpha_pattern: dict[str, Any] = key({}, "target: an alpha of its own", above=0)
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     prior: list[str] | None = key(
         None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True

@@ -12,10 +12,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
+from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
 from lora_zoo.config.template import check_template
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.errors import unknown
-from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, fits
 from lora_zoo.core.program import complete_program
 from lora_zoo.core.user_files import run_files
 from lora_zoo.formats.folders import prior_folders
@@ -35,6 +37,7 @@ def resolved(config: Any) -> Settings:
     """The composed configuration as `Settings`, resolved and checked. ValueError for what cannot be run."""
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
+    settings = with_multiples(config, settings)
     check(settings)
     if not settings.dry_run:
         _check_files(settings.task)
@@ -53,10 +56,11 @@ def check(settings: Settings) -> None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
     if settings.budget is not None:
         parameters(settings.budget)
-    if settings.alpha != "auto" and (
-        isinstance(settings.alpha, bool) or not isinstance(settings.alpha, (int, float))
-    ):
-        raise ValueError(f"alpha must be a number above 0, or auto; got {settings.alpha!r}")
+    for key, alpha in [("alpha", settings.alpha), *_leaves("alpha_pattern", settings.alpha_pattern)]:
+        if not fits(alpha, Alpha):
+            raise ValueError(
+                f"{key} must be a number above 0, a multiple of the rank (2r), or auto; got {alpha!r}"
+            )
     _check_init(settings.init)
     for key in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         _check_names(key, getattr(settings, key))
@@ -107,9 +111,9 @@ def _check_leaf(where: str, value: Any, about: Mapping[str, Any]) -> None:
         return
     if not math.isfinite(value):
         raise ValueError(f"{where} must be a finite number; got {value}")
-    for bound, (fits, words) in _BOUNDS.items():
+    for bound, (holds, words) in _BOUNDS.items():
         limit = about[bound]
-        if limit is not None and not fits(value, limit):
+        if limit is not None and not holds(value, limit):
             raise ValueError(f"{where} must be {words} {limit:.10g}; got {value}")
 
 

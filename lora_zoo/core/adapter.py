@@ -137,6 +137,11 @@ class Variant(ABC):
         return dict(hyper)
 
     @classmethod
+    def scale_with(cls, hyper: Mapping[str, Any]) -> float | None:
+        """The scale s of the update of a matrix with these complete hyperparameters; None without a scale."""
+        return None
+
+    @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
         """The reason why a matrix (O, I) of a layer of this `kind` cannot be adapted, None if it can be.
 

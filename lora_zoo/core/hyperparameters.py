@@ -5,7 +5,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lora_zoo.core.errors import unknown
 
@@ -38,7 +38,7 @@ def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
         constructor: Any = vars(base)["__init__"]
         parameters, hints = (
             inspect.signature(constructor).parameters.values(),
-            typing.get_type_hints(constructor),
+            typing.get_type_hints(constructor, include_extras=True),
         )
         own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in taken]
         yield from ((p, hints.get(p.name, Any)) for p in own)
@@ -88,6 +88,9 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        base, form = typing.get_args(hint)
+        return fits(value, base) and bool(form.pattern.fullmatch(value))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
@@ -101,6 +104,8 @@ def type_words(hint: Any) -> str:
     """A type hint in words."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is Annotated:
+        return str(typing.get_args(hint)[1].words)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(type_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:

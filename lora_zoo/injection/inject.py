@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.errors import unknown
@@ -27,7 +28,14 @@ from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, save
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.module_names import unwrapped
-from lora_zoo.injection.plan import InjectionPlan, Patterns, build, check_present, plan_injection
+from lora_zoo.injection.plan import (
+    InjectionPlan,
+    Patterns,
+    build,
+    check_present,
+    hyperparameters_at,
+    plan_injection,
+)
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
@@ -249,6 +257,11 @@ class Injection:
                 )
             tensor.copy_(state[name])
 
+    def scales(self) -> list[float]:
+        """The different scales s of its updates, ascending; none for a variant without one."""
+        every = (hyperparameters_at(m, self.hyper, self.patterns) for m in self.matrices.values())
+        return sorted({s for s in map(self.variant.scale_with, every) if s is not None})
+
     def trainable(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
@@ -269,7 +282,7 @@ def inject(
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
+    alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
     seed: int = 0,
@@ -287,7 +300,8 @@ def inject(
     labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
     collects its statistics; `prior` names adapters of the model that stay active and frozen under the new
     one, whose ΔW is its own change alone; `hyper` are the variant's own keyword arguments (rank, alpha, init,
-    …). Raises ValueError for a name, target, value or combination that does not exist, before anything is
+    …), with the command line's defaults: alpha is the paper's for the rank that is used, or "2r", twice that
+    rank. Raises ValueError for a name, target, value or combination that does not exist, before anything is
     changed.
     """
     if name in adapters_of(model):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.errors import unknown
@@ -30,7 +31,7 @@ from lora_zoo.injection.targets import (
     parameters_of,
 )
 
-Patterns = Mapping[str, Mapping[str, float]]
+Patterns = Mapping[str, Mapping[str, Any]]
 """Hyperparameter -> matrix -> its value there, where it is not the same everywhere."""
 
 
@@ -67,7 +68,7 @@ def plan_injection(
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
     rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
+    alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
     **hyper: Any,
@@ -177,10 +178,10 @@ def check_init(cls: type[Variant], name: str) -> None:
 
 
 def pattern_values(
-    cls: type[Variant], chosen: list[TargetMatrix], given: Mapping[str, Mapping[str, float] | None]
-) -> dict[str, dict[str, float]]:
+    cls: type[Variant], chosen: list[TargetMatrix], given: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, dict[str, Any]]:
     """Hyperparameter -> matrix -> value. ValueError for a pattern that fits nothing or a wrong value."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for key, patterns in given.items():
         if not patterns or not chosen:
             continue
@@ -199,9 +200,10 @@ def complete_by_rank(
     general = cls.complete(hyper)
     found = {key: dict(values) for key, values in patterns.items()}
     for matrix in matrices:
-        own = cls.complete(hyperparameters_at(matrix, hyper, patterns))
-        for key in (key for key in own if general[key] != hyper[key] and own[key] != general[key]):
-            found.setdefault(key, {}).setdefault(matrix.name, own[key])
+        given = hyperparameters_at(matrix, hyper, patterns)
+        for key, value in cls.complete(given).items():
+            if value != given[key] and (value != general[key] or matrix.name in found.get(key, {})):
+                found.setdefault(key, {})[matrix.name] = value
     return general, found
 
 

@@ -32,6 +32,7 @@ class PreviewRow:
     shape: tuple[int, int]
     rank: int | None
     alpha: float | None
+    scale: float | None
     trainable: int
     bytes: int
 
@@ -123,6 +124,7 @@ def _row(
         shape=matrix.shape,
         rank=hyper.get("rank"),
         alpha=hyper.get("alpha"),
+        scale=adapter.scale_with(hyper),
         trainable=sum(tensor.numel() for tensor in own if tensor.requires_grad),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in own),
     )

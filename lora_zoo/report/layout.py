@@ -1,5 +1,6 @@
 """The layout of a table: its cells, the paper's numbers, the order of both, and their marks."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -41,6 +42,10 @@ class Layout:
         self.quoted = list(self.about.get("reference", []))
         self.marks = dict(_marks(self.found))
         self.measured = {_words(cell.key, self.by): cell for cell in self.found.cells}
+        told = self.runs.set_index("run").get("degenerate", pd.Series(dtype=object))
+        for words, cell in self.measured.items():
+            if words in self.marks and cell.n and told.reindex(cell.runs).fillna("").astype(bool).all():
+                self.marks[words] = ("", self.marks[words][1])  # nothing was learned that could be best
         self.form = _number_format(self.found.cells, self.quoted, bool(self.columns))
 
     def keys(self, axes: Sequence[str]) -> list[Words]:
@@ -92,8 +97,9 @@ def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
         ranked = sorted((cell for cell in part.cells if cell.n), key=lambda cell: sign * cell.mean)
         if len(ranked) < 2 or not part.better:
             continue
-        tied = set(part.tied()) - {part.best()}
-        marks = {ranked[1]: "second", part.best(): "best"}
+        first = [cell for cell in ranked if math.isclose(cell.mean, ranked[0].mean, rel_tol=1e-12)]
+        tied = set(part.tied()) - ({part.best()} if len(first) == 1 else set())
+        marks = {ranked[1]: "second", part.best(): "best"} if len(first) == 1 else {}
         for cell in ranked:
             yield _words(cell.key, found.by), (marks.get(cell, ""), cell in tied)
 

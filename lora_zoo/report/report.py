@@ -16,7 +16,7 @@ from lora_zoo.report.figure_list import FigureList, Views, figure_list
 from lora_zoo.report.tables import Table, tables
 from lora_zoo.runs.keys import axes, column
 
-DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE)
+DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE, Status.UNTUNED, Status.BUSY)
 SETTING = re.compile(r"^(config\.|variant\.hyperparameters\.)")
 FACTS = {
     **{"Variants": "variant", "Tasks": "task", "Model": "model", "Seeds": "seed", "Metric": "metric"},

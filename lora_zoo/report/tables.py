@@ -95,7 +95,7 @@ def _list(layout: Layout) -> tuple[list[str], list[Row]]:
     if not layout.about:
         sign = {"lower": 1, "higher": -1, "": 0}[layout.found.better]
         keys.sort(key=lambda words: (layout.task(words), sign * layout.measured[words].mean))
-    costs = {**_chosen(layout), **_costs(layout)}
+    costs = {**_chosen(layout), **_scales(layout), **_costs(layout)}
     paper = [_paper(filter(None, map(layout.quote, keys)))] if layout.quoted else []
     rows = []
     for words in keys:
@@ -122,11 +122,28 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
     return found
 
 
+def _scales(layout: Layout) -> dict[str, dict[Words, str]]:
+    """Title: {cell: the scale s of its updates}, where any has one."""
+    runs = layout.runs.set_index("run")
+    if "scale" not in runs or runs["scale"].isna().all():
+        return {}
+    known = {words: runs.loc[cell.runs, "scale"].dropna() for words, cell in layout.measured.items()}
+    return {"scale": {words: _join(map(_short, s)) for words, s in known.items() if len(s)}}
+
+
+def _short(scale: Any) -> str:
+    return scale if isinstance(scale, str) else f"{scale:.4g}"
+
+
 def _costs(layout: Layout) -> dict[str, dict[Words, str]]:
     """Title: {cell: the median over its runs}, for what is known of any run."""
     runs, value = layout.runs.set_index("run"), layout.found.value
     found: dict[str, dict[Words, str]] = {}
-    for name, (title, form) in {f"zero_shot_{value}": ("before training", "{:.3f}"), **COSTS}.items():
+    against = {
+        f"zero_shot_{value}": ("before training", "{:.3f}"),
+        f"majority_{value}": ("commonest class", "{:.3f}"),
+    }
+    for name, (title, form) in {**against, **COSTS}.items():
         if name != value and name in runs and runs[name].notna().any():
             medians = {words: runs.loc[cell.runs, name].median() for words, cell in layout.measured.items()}
             found[title] = {words: form.format(m) for words, m in medians.items() if not math.isnan(m)}
@@ -139,7 +156,15 @@ def _legend(layout: Layout) -> Iterator[str]:
     each = f"{'in brackets' if layout.columns else 'n'}: the number of runs of a cell"
     runs = f"n = {counts[0]} runs in every cell" if len(counts) == 1 else each
     tied = "≈: not significantly different from the best"
-    yield f"bold: best mean of a task; underlined: second; {tied}; {runs}"
+    yield f"bold: best mean of a task, none where several share it; underlined: second; {tied}; {runs}"
+    majority = f"majority_{layout.found.value}"
+    if layout.columns and majority in layout.runs and layout.runs[majority].notna().any():
+        for task, value in layout.runs.groupby("task")[majority].median().dropna().items():
+            yield f"{task}: the commonest class alone reaches {layout.form.number(value)}"
+    if layout.columns and (scales := _scales(layout).get("scale")):
+        each = "; ".join(f"{' '.join(words)}: {scale}" for words, scale in scales.items())
+        same = set(scales.values())
+        yield f"scale s of the updates: {same.pop() + ' in every cell' if len(same) == 1 else each}"
     if layout.form.scale != 1:
         yield "ours in percent, as the paper's"
     if layout.quoted:

@@ -16,7 +16,8 @@ HIGHER_IS_BETTER = dict.fromkeys(
     ),
     False,
 )
-_JUDGED = ("validation", "test", "zero_shot_validation", "zero_shot_test")
+HIGHER_IS_BETTER["cpu_share"] = True
+_JUDGED = tuple(f"{of}{split}" for of in ("", "zero_shot_", "majority_") for split in ("validation", "test"))
 
 
 def metric_facts(frame: pd.DataFrame, name: str) -> MetricFacts:
@@ -40,7 +41,7 @@ def higher_is_better(frame: pd.DataFrame, column: str) -> bool | None:
     """
     if column in _JUDGED:
         names = sorted(set(frame["metric"].dropna())) if "metric" in frame else []
-    elif column.startswith(("metrics.", "zero_shot.")):
+    elif column.startswith(("metrics.", "zero_shot.", "majority.")):
         names = [column.split(".", 2)[-1]]
     else:
         return HIGHER_IS_BETTER.get(next((c for c, path in PATHS.items() if path == column), column))

@@ -15,7 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
+from lora_zoo.runs.degenerate import degenerate
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
 
@@ -44,18 +46,28 @@ PATHS = {
     "commit": "environment.commit",
     "dirty": "environment.dirty",
 }
-TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction")
+TEXTS = ("run", "name", "folder", "adapter", "experiment", "state", "stale", "contradiction", "degenerate")
 SETTINGS = (
-    *("variant", "program", "rank", "alpha", "init", "lora_dropout", "target_modules", "layers", "budget"),
+    *("variant", "program", "rank", "alpha", "scale", "init", "lora_dropout", "target_modules", "layers"),
+    "budget",
     *("lr", "task_lr", "weight_decay", "batch_size", "steps", "seed", "data_seed", "model", "task"),
 )
 OUTCOMES = (
-    *("validation", "test", "zero_shot_validation", "zero_shot_test", "loss"),
+    *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
+    "loss",
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
-    *("step_seconds", "train_seconds", "total_seconds", "peak_memory", "retention_before", "retention_after"),
+    *(
+        "step_seconds",
+        "train_seconds",
+        "total_seconds",
+        "cpu_share",
+        "peak_memory",
+        "retention_before",
+        "retention_after",
+    ),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
-_WORDS = ("variant", "program", "init", "target_modules", "layers", "model", "task")
+_WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
 _UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
@@ -87,16 +99,19 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     for split in ("validation", "test"):
         row[split] = _value_at(record, f"metrics.{split}.{metric}")
         row[f"zero_shot_{split}"] = _value_at(record, f"zero_shot.{split}.{metric}")
+        row[f"majority_{split}"] = _value_at(record, f"majority.{split}.{metric}")
     return row | {
         "folder": None if folder is None else str(folder),
         "adapter": None if run.adapter is None else str(run.adapter),
         "experiment": (config.get("experiment") or {}).get("name", ""),
         "stale": record.get("stale") or stale(record),
         "contradiction": record.get("contradiction") or contradiction(record, folder),
+        "degenerate": "; ".join(degenerate(record).values()),
         "variant": config["variant"]["name"],
         "metric": metric,
         "steps": _steps(record),
         "loss": next((log["loss"] for log in reversed(record.get("history", [])) if "loss" in log), None),
+        "cpu_share": _ratio(record.get("timings", {}), "train_cpu", "train_wall"),
         "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
         "peak_memory": _value_at(record, "memory.peak_cuda") or _value_at(record, "memory.peak_rss"),
         **_of_adapters(record),
@@ -108,6 +123,7 @@ def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
     config = record["config"]
     used = record["variant"]["hyperparameters"] if "variant" in record else config
     row = {name: used.get(name) for name in ("rank", "alpha", "init", "lora_dropout")}
+    row["scale"] = _scale(record)
     if _value_at(record, "parameters.adapted") == 0:
         return row | dict.fromkeys(("target_modules", "layers", "budget"))
     budget = config.get("budget")
@@ -116,6 +132,21 @@ def _of_adapters(record: Mapping[str, Any]) -> dict[str, Any]:
         "layers": None if config.get("layers") is None else _text(config["layers"]),
         "budget": None if budget is None else parameters(budget),
     }
+
+
+def _scale(record: Mapping[str, Any]) -> Any:
+    """The scale s of the updates; a text where matrices have different ones, None where it is not known."""
+    about, config = record.get("variant", {}), record["config"]
+    scales = about.get("scales")
+    if scales is None:  # an older record, in which one alpha and one rank may hold for all matrices
+        variant, hyper = VARIANTS.get(about.get("name", "")), about.get("hyperparameters", {})
+        if variant is None or config.get("rank_pattern") or config.get("alpha_pattern"):
+            return None
+        try:
+            scales = [variant.scale_with(hyper)]
+        except (KeyError, TypeError, ValueError):
+            return None
+    return scales[0] if len(scales) == 1 else ",".join(f"{s:.4g}" for s in scales) or None
 
 
 def _steps(record: Mapping[str, Any]) -> Any:
@@ -133,6 +164,10 @@ def _value_at(record: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _ratio(seconds: Mapping[str, Any], a: str, b: str) -> Any:
+    return seconds[a] / seconds[b] if seconds.get(a) and seconds.get(b) else None
 
 
 def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
@@ -158,7 +193,7 @@ def _text(value: Any) -> str:
 
 _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
-_MEASURED = ("metrics", "views", "zero_shot", "history", "updates", "timings", "retention")
+_MEASURED = ("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention")
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

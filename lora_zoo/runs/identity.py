@@ -16,8 +16,9 @@ from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import complete_program
 from lora_zoo.formats.folders import adapter_digest, adapter_in
 from lora_zoo.metrics import METRICS
-from lora_zoo.runs.redact import redacted
+from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
+from lora_zoo.runs.weights import model_digest
 
 COVERS = "with imports"
 """Says in `made_of` what its source covers; older records, without the word, cover `own_files`."""
@@ -57,9 +58,10 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
     has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file, each
-    metric of the user's own and each prior adapter.
+    metric of the user's own, each prior adapter and a local base model. What is masked is no part of it, nor
+    what the environment holds.
     """
-    data = _data(config) | _metrics(config) | _priors(config)
+    data = _data(config) | _metrics(config) | _priors(config) | _base(config)
     identity, parts = _identified(config, variant, with_imports, data)
     return identity, {**parts, "covers": COVERS}
 
@@ -94,7 +96,7 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(settings: dict[str, Any]) -> str:
-    return json.dumps(redacted(settings), sort_keys=True, default=str)
+    return json.dumps(by_name_and_shape(settings), sort_keys=True, default=str)
 
 
 def _hashed(text: str, digits: int = 8) -> str:
@@ -126,3 +128,9 @@ def _metrics(config: Mapping[str, Any]) -> dict[str, str]:
         if name not in METRICS and file.is_file():
             found[f"metric {path.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
+
+
+def _base(config: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of a local base model."""
+    base = Path(config["model"]["path"]).expanduser()
+    return {"the base model": model_digest(base)} if base.is_dir() else {}

@@ -16,6 +16,8 @@ DELTAS = "deltas.json"
 RENAMED = {"touched": "overlap"}
 """Former names of the tables in `deltas.json`, which older records have -> their names."""
 PACKED = ".jsonl.gz"
+EXPERIMENT = ".experiment.json"
+"""What the experiment of a sweep says, in the folder of one that refers to runs of other sweeps."""
 
 
 class Found(NamedTuple):
@@ -31,8 +33,11 @@ def found(sources: Iterable[str | Path]) -> list[Found]:
 
     A source is a folder or an archive; a folder without runs may hold archives, too.
     """
-    files = dict.fromkeys(file.resolve() for source in sources for file in _files(Path(source)))
-    return sorted((run for file in files for run in _read(file)), key=lambda run: order(run.record))
+    files: dict[Path, Path] = {}
+    for file in (file for source in sources for file in _files(Path(source))):
+        files.setdefault(file.resolve(), file)
+    runs = (run for real, file in files.items() for run in _read(real, file.parent))
+    return sorted(runs, key=lambda run: order(run.record))
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
@@ -43,17 +48,22 @@ def order(record: dict[str, Any]) -> tuple[str, ...]:
 def _files(source: Path) -> list[Path]:
     if source.is_file() and (source.name.endswith(PACKED) or source.name == RESULT):
         return [source]
-    files = sorted(source.rglob(RESULT)) or sorted(source.rglob(ARCHIVE))
+    # A sweep's own runs, those among them that it only refers to, and runs at any depth.
+    files = sorted({*source.rglob(RESULT), *source.glob(f"*/{RESULT}")}) or sorted(source.rglob(ARCHIVE))
     if not files:
         missing = "" if source.exists() else " (there is no such folder)"
         raise ValueError(f"no {RESULT} and no {ARCHIVE} under {source}{missing}")
     return files
 
 
-def _read(file: Path) -> Iterator[Found]:
+def _read(file: Path, place: Path) -> Iterator[Found]:
+    """The runs of a file; `place` is where it was found, a link where a sweep refers to a run of another."""
     try:
         if file.name == RESULT:
             record = _record(file.read_text(encoding="utf-8"), str(file))
+            if place.is_symlink() and (place.parent / EXPERIMENT).is_file():
+                about = json.loads((place.parent / EXPERIMENT).read_text(encoding="utf-8"))
+                record["config"] = record["config"] | {"experiment": about}
             yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
             return
         with gzip.open(file, "rt", encoding="utf-8") as lines:

@@ -17,6 +17,7 @@ from lora_zoo.core.init import known_init
 from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.identity import identified_as
+from lora_zoo.runs.redact import MASK
 from lora_zoo.runs.summary import overrides_of
 
 _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "steps", "batch_size")
@@ -93,7 +94,7 @@ def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
     if variant is None or before is None or record.get("moved") or _missing(record):
         return
     code, now = identified_as(record, variant)
-    if now["settings"] != before["settings"]:
+    if now["settings"] != before["settings"] and MASK not in str(record["config"]):
         yield "its configuration is not the one that it ran with: the hash of the settings is another"
     elif now == before and code != record["identity"]:
         yield f"its identity {record['identity']} is not that of its configuration"
@@ -120,9 +121,14 @@ def _of_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _differing(who: str, said: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in said.items():
-        free = value is None or config.get(key, "auto") == "auto"  # what the run found by itself
+        free = value is None or any(_open(key, told) for told in (value, config.get(key, "auto")))
         if not free and not _same(value, config[key]):
             yield f"{who} says {key}={value}, its configuration {key}={config[key]}"
+
+
+def _open(key: str, told: Any) -> bool:
+    """True for a value that stands for what the run finds by itself."""
+    return told == "auto" or (key == "alpha" and str(told).endswith("r"))
 
 
 def _spoken(command: str) -> dict[str, str]:

@@ -11,17 +11,20 @@ Times are seconds, sizes bytes.
 | command, started, ended | the command line; UTC times |
 | resumed | one entry for each time that the run went on after it had ended: at (UTC), step |
 | config | the resolved configuration |
-| variant | name, paper, equation and all hyperparameters as used |
+| variant | name, paper, equation, hyperparameters as used; scales: the different scales s of the updates |
 | views | of variants that have some: view: {split: {metric: value}}, the trained model judged another way |
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
+| answers | split: items, different predictions (distinct) and references, the commonest class (common) |
+| majority | split: {metric: value} of the commonest class alone, where references are classes |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
 | prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |
 | adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
 | timings | load, zero_shot, train, evaluate, views, total; steps; step_median, step_mean: optimiser steps |
+| | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
 | retention | of (the text), tokens; before, after: loss on it, nats a token |
@@ -84,7 +87,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
     `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
     one's, the latest of several. Raises Busy where another process holds it.
     """
-    earlier = {folder: _read(folder) for folder in _of_name(Path(root), name)} if resume else {}
+    earlier = {folder: read_record(folder) for folder in _of_name(Path(root), name)} if resume else {}
     done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
     folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
     lock = FileLock(folder / LOCK)
@@ -95,11 +98,16 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield FolderClaim(folder, _read(folder))
+        yield FolderClaim(folder, read_record(folder))
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
         lock.release()
+
+
+def is_finished(root: Path, name: str) -> bool:
+    """True where `root` holds a finished run of this name."""
+    return any(read_record(folder).get("state") in FINISHED for folder in _of_name(root, name))
 
 
 def _of_name(root: Path, name: str) -> Iterator[Path]:
@@ -113,7 +121,8 @@ def _numbered(root: Path, name: str) -> Iterator[Path]:
     yield from (root / f"{name}-{number}" for number in itertools.count(2))
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a run's folder; {} where there is none that can be read."""
     try:
         content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.degenerate import finding
 from lora_zoo.runs.record import RESULT, Record
 
 
@@ -36,6 +38,11 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
+    if scale := _scale(result):
+        used = result["variant"]["hyperparameters"]
+        rows.append(("scale", f"{scale} (rank {used.get('rank')}, alpha {used.get('alpha'):g})"))
+    if doubt := finding(result):
+        rows.append(("finding", doubt))
     if "adapter" in result:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
@@ -55,6 +62,11 @@ def _against(result: dict[str, Any], split: str) -> str:
 def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The metric that counts; of a value that is no number, the record has the name."""
     return f"{float(metrics[result['metric']]):.4g}"
+
+
+def _scale(result: dict[str, Any]) -> str:
+    """The scale s of the updates, or their scales; "" where there is none."""
+    return ", ".join(f"{scale:.4g}" for scale in result.get("variant", {}).get("scales", []))
 
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
@@ -83,8 +95,10 @@ def print_line(record: Record, console: Console) -> None:
     """A run of a sweep, in one line."""
     result = record.content
     split = next(reversed(result["metrics"]))
-    said = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
-    console.print(f"done: {result['name']}: {said}", markup=False, highlight=False, soft_wrap=True)
+    reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
+    console.print(f"done: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
+    if doubt := finding(result):
+        console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_sweep(folder: Path) -> None:
@@ -93,7 +107,7 @@ def print_sweep(folder: Path) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
     keys = differing([overrides_of(run["command"]) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
-    numbers = ("value", "trainable", "s/step")
+    numbers = ("value", "trainable", "scale", "s/step")
     for column in (*keys, "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
     for result in runs:
@@ -105,6 +119,9 @@ def print_sweep(folder: Path) -> None:
         console.print(
             f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
         )
+    for text, count in Counter(filter(None, map(finding, runs))).items():
+        line = f"finding: {text} ({count} of {len(runs)} runs)"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {folder}", highlight=False)
     if not any(run.get("config", {}).get("experiment") for run in runs):
         line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
@@ -134,6 +151,7 @@ def _sweep_row(result: dict[str, Any]) -> list[str]:
         f"{metric} ({split})",
         "-" if value is None else f"{float(value):.4g}",
         "-" if trainable is None else f"{trainable:,}",
+        _scale(result) or "-",
         "-" if step is None else f"{step:.3g}",
     ]
 

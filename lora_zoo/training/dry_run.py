@@ -105,8 +105,8 @@ def print_preview(found: Preview, console: Console) -> None:
 
 def _table(found: Preview) -> Table:
     table = Table(title=f"{found.variant} would adapt", title_justify="left", box=box.SIMPLE)
-    for column in ("module", "role", "slice", "shape", "rank", "alpha", "count", "trainable"):
-        numeric = column in ("rank", "alpha", "count", "trainable")
+    for column in ("module", "role", "slice", "shape", "rank", "alpha", "scale", "count", "trainable"):
+        numeric = column in ("rank", "alpha", "scale", "count", "trainable")
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for rows in folded(found.rows):
         first = rows[0]
@@ -115,7 +115,7 @@ def _table(found: Preview) -> Table:
             first.role or "-",
             _numbered([row.part for row in rows]) or "all",
             "x".join(map(str, first.shape)),
-            *("-" if value is None else f"{value:g}" for value in (first.rank, first.alpha)),
+            *("-" if value is None else f"{value:.4g}" for value in (first.rank, first.alpha, first.scale)),
             str(len(rows)),
             f"{sum(row.trainable for row in rows):,}",
         )

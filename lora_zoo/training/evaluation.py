@@ -9,6 +9,7 @@ from torch import nn
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
+from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import Example
 from lora_zoo.training.resources import TaskData
@@ -54,10 +55,24 @@ class Evaluator:
             self.record.examples(split, outcomes)
         predictions = [o["prediction"] for o in outcomes]
         references = [o["reference"] for o in outcomes]
+        if keep:
+            self._tell_answers(split, predictions, references)
+        return self._values(predictions, references)
+
+    def _values(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         values: dict[str, float] = {}
         for metric in self.metrics.values():
             values |= metric.compute(predictions=predictions, references=references)
         return values
+
+    def _tell_answers(self, split: str, predictions: list[Any], references: list[Any]) -> None:
+        """Record how many answers differ, and what the commonest class alone would reach."""
+        told, record = answers(predictions, references), self.record.content
+        record_of = {"answers": record.get("answers", {}) | {split: told}}
+        if told["common"] is not None:
+            values = self._values([told["common"]] * len(references), references)
+            record_of["majority"] = record.get("majority", {}) | {split: values}
+        self.record.update(**record_of)
 
 
 def check_inputs(model: nn.Module, data: Sequence[Example]) -> None:

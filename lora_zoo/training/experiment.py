@@ -114,7 +114,8 @@ class Experiment:
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
             self.session = session = self._session(loaded, data)
-        self.record.update(variant=about | {"hyperparameters": session.injection.hyper})  # the budget's rank
+        used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
+        self.record.update(variant=about | used)  # with the budget's rank
         evaluator = Evaluator(
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )

@@ -19,7 +19,17 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
-from lora_zoo.runs.record import Busy, FolderClaim, Record, claimed, now, write_atomically
+from lora_zoo.runs.finding import finished, link, why_anew
+from lora_zoo.runs.record import (
+    Busy,
+    FolderClaim,
+    Record,
+    claimed,
+    is_finished,
+    made,
+    now,
+    write_atomically,
+)
 from lora_zoo.runs.redact import redacted
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
@@ -54,10 +64,16 @@ def run(
     resume = sweep is not None if settings.resume is None else settings.resume
     group = Path(sweep).name if sweep else None
     resources = resources or (of_this_process() if group else FreshResources())
+    root, name = Path(sweep or settings.out), f"{spec.name}-{spec.identity}"
     try:
-        with claimed(sweep or settings.out, f"{spec.name}-{spec.identity}", resume=resume) as claim:
+        if resume:
+            root, name = _found(spec, root, name)
+        with claimed(root, name, resume=resume) as claim:
             if claim.finished and not _asks_for_more(settings, claim):
                 return _finished_before(claim, console)
+            if settings.resume and not claim.before:
+                reason = why_anew(Path(settings.out), spec)
+                console.print(f"starts anew: {reason}", markup=False, highlight=False, soft_wrap=True)
             record = _opened(claim, spec)
             with logging_to(claim.folder / "run.log", console), resources.process() as signals:
                 context = RunContext(console, group, signals, resources, progress)
@@ -68,6 +84,17 @@ def run(
     except OSError as refusal:  # the folder cannot be made, or the record not be written
         _complain(console, f"{refusal.filename or settings.out}: {refusal.strerror or refusal}")
         return 2
+
+
+def _found(spec: RunSpec, root: Path, name: str) -> tuple[Path, str]:
+    """The place of a finished run under `out`, to which a sweep then refers; else the run's own."""
+    out = Path(spec.settings.out)
+    there = None if is_finished(root, name) else finished(out, spec.identity)
+    if there is None:
+        return root, name
+    if root != out:
+        link(there, made(root), spec.settings.experiment)
+    return there.parent, there.name
 
 
 def _opened(claim: FolderClaim, spec: RunSpec) -> Record:

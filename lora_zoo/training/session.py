@@ -23,7 +23,7 @@ from lora_zoo.training.resources import ResourcePool
 from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
 from lora_zoo.training.state import REQUIRED
-from lora_zoo.training.timing import StageTimer
+from lora_zoo.training.timing import TRAINING, StageTimer
 from lora_zoo.training.trainer import ZooTrainer
 
 
@@ -121,7 +121,7 @@ class TrainingSession:
             history = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).log_history
             _replay(tracker, [self.position.shifted(entry) for entry in history])
         try:
-            with timer.stage("train_wall"), context.signals.defer():
+            with timer.stage(TRAINING), context.signals.defer():
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             bar.close()

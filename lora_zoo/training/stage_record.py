@@ -16,6 +16,7 @@ from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.record import Record, made, plain
 from lora_zoo.runs.redact import redacted
+from lora_zoo.training.timing import TRAINING
 
 STAGES = "stages"
 """The folder, within a run's, of its stages' folders; the key of its record that lists them."""
@@ -73,15 +74,9 @@ def summed(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     known = [stage["timings"] for stage in stages if stage.get("timings", {}).get("steps")]
     if not known:
         return {"steps": 0}
-    steps, train, wall = (sum(own.get(key, 0) for own in known) for key in ("steps", "train", "train_wall"))
+    sums = {key: sum(own.get(key, 0) for own in known) for key in ("steps", "train", TRAINING, "train_cpu")}
     median = max(known, key=lambda own: own["steps"])["step_median"]
-    return {
-        "steps": steps,
-        "train": train,
-        "train_wall": wall,
-        "step_median": median,
-        "step_mean": train / steps,
-    }
+    return sums | {"step_median": median, "step_mean": sums["train"] / sums["steps"]}
 
 
 class RunPosition(NamedTuple):

@@ -10,6 +10,9 @@ from transformers import TrainerCallback
 
 from lora_zoo.runs.record import Record
 
+TRAINING = "train_wall"
+"""The stage of which the processor's seconds are kept as well: they tell what else the machine did."""
+
 
 class StageTimer:
     """Seconds of a run's stages, kept in its record; stages of an earlier process are kept as well."""
@@ -19,9 +22,11 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         yield
         self.update({name: time.perf_counter() - began})
+        if name == TRAINING:
+            self.update({"train_cpu": time.process_time() - worked})
 
     def update(self, seconds: dict[str, float]) -> None:
         self.seconds |= seconds

@@ -3,30 +3,37 @@
 Shapes: O out, I in, R rank; W is (O, I) whatever the layer's own layout.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
+from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init, find_init, initial_factors
 from lora_zoo.kernels.shared import FactorPair
 
-Alpha = float | Literal["auto"]
-"""The scale of the update before division; auto: `default_alpha` of the matrix's own rank."""
-
 
 class Scaled(Adapter, ABC):
     """Multiplies its update by `scaling(alpha, rank)`."""
 
+    paper_alpha: ClassVar[Alpha] = "r"
+    """The paper's alpha, which `auto` means: a number whatever the rank, or a multiple of the rank."""
+
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        """The alpha that the paper gives to a matrix of this rank."""
-        return float(rank)
+    def used_rank(cls, hyper: Mapping[str, Any]) -> int:
+        """The rank by which alpha is divided."""
+        return int(hyper["rank"])
+
+    @classmethod
+    def alpha_of(cls, alpha: Alpha, rank: int) -> float:
+        """Alpha as a number, with the paper's for `auto`."""
+        return of_rank(cls.paper_alpha if alpha == "auto" else alpha, rank)
 
     @staticmethod
     def scaling(alpha: float, rank: int) -> float:
@@ -35,8 +42,8 @@ class Scaled(Adapter, ABC):
 
     @classmethod
     def scale_of(cls, alpha: Alpha, rank: int) -> float:
-        """The scale s, with the paper's alpha for `auto`."""
-        return cls.scaling(cls.default_alpha(rank) if alpha == "auto" else alpha, rank)
+        """The scale s of a matrix of this rank."""
+        return cls.scaling(cls.alpha_of(alpha, rank), rank)
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
@@ -44,8 +51,13 @@ class Scaled(Adapter, ABC):
 
     @classmethod
     def complete(cls, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        auto = hyper["alpha"] == "auto"
-        return {**hyper, "alpha": cls.default_alpha(hyper["rank"])} if auto else dict(hyper)
+        alpha = hyper["alpha"]
+        number = cls.alpha_of(alpha, cls.used_rank(hyper)) if isinstance(alpha, str) else alpha
+        return {**hyper, "alpha": number}
+
+    @classmethod
+    def scale_with(cls, hyper: Mapping[str, Any]) -> float | None:
+        return cls.scale_of(hyper["alpha"], cls.used_rank(hyper))
 
 
 class Product(Adapter, ABC):
@@ -90,7 +102,7 @@ class LowRank(Scaled, ABC):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
+        alpha = self.alpha_of(alpha, rank)
         self.rank, self.alpha, self.scale = rank, alpha, self.scaling(alpha, rank)
         self.init = conventional_init(type(self), init, context.host)
         if not 0 < abs(self.scale) < float("inf"):
@@ -109,10 +121,13 @@ class LowRank(Scaled, ABC):
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
-            raise ValueError(
-                f"lora_dropout={lora_dropout} would change the model at step 0 with the residual "
-                f"initialisation init={init}; use lora_dropout=0 with it"
+            self.drop_beside_start(
+                f"lora_dropout={lora_dropout} with the residual initialisation init={init}"
             )
+
+    def drop_beside_start(self, asked: str) -> None:
+        """Take dropout beside a residual start, or raise ValueError in the words of what was `asked`."""
+        raise ValueError(f"{asked} has no published form for {self.name}; use lora_dropout=0 with it")
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
@@ -164,10 +179,23 @@ class LowRank(Scaled, ABC):
 class Additive(LowRank, Product, ABC):
     """LoRA's own form: the trainable product is added to W."""
 
-    forward = Product.forward
-
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.branch()
+
+    def drop_beside_start(self, asked: str) -> None:
+        self.fused = None  # kernels show one x to both products
+        warnings.warn(
+            f"{asked}: as published, dropout acts on the trained factors and not on what the start took from "
+            "W, so that passes in training mode differ from the base at step 0 already",
+            stacklevel=2,
+        )
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        y, dropped = host.base(x), host.dropped(x, self.dropout)
+        learning, start = self.pairs()
+        if start is None or dropped is x:
+            return y + host.low_rank(dropped, *self.factors()).to(y.dtype)
+        return y + (host.low_rank(dropped, *learning) + host.low_rank(x, *start)).to(y.dtype)
 
 
 def inverse_gram(X_RK: Tensor, damping: float) -> Tensor:

@@ -605,16 +605,36 @@ def test_names_that_end_alike_get_an_expression(tmp_path, apart):
 def test_what_peft_computes_otherwise_is_not_written(tmp_path):
     dilated = nn.Sequential(nn.Conv1d(4, 4, 3, dilation=2))
     attention = nn.Sequential(nn.MultiheadAttention(8, 2))
-    zero = nn.Sequential(nn.Linear(4, 4))
-    nn.init.zeros_(zero[0].weight[1])
     for model, name, target, said in (
         (dilated, "lora", "0", "dilation"),
         (attention, "lora", "0.in_proj_weight", "not exchanged"),
-        (zero, "dora", "0", "row of zeros"),
     ):
         with pytest.raises(ValueError, match=said):
             save_peft(inject(model, name, target_modules=[target], rank=2), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_row_of_zeros_keeps_its_output_in_peft_s_dora(tmp_path, trained):
+    """As in the shipped pocket model: PEFT would divide by the norm of a row without one."""
+    base, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(3, 5)
+    nn.init.zeros_(base[0].weight[1])
+    model = copy.deepcopy(base)
+    injection = inject(model, "dora", target_modules=["0"], rank=2)
+    if trained:
+        perturb(injection)
+        with torch.no_grad():
+            injection.adapters["0"].B_OR[1] = 0
+    before = {name: tensor.clone() for name, tensor in injection.state_dict().items()}
+    save_peft(injection, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in injection.state_dict().items())
+    assert (in_peft(base, tmp_path)(x) - model(x)).abs().max() <= LIMIT
+    load_adapter(base, tmp_path)
+    assert (base(x) - model(x)).abs().max() <= LIMIT
+    with torch.no_grad():
+        injection.adapters["0"].A_RI.zero_()
+    with pytest.raises(ValueError, match="row of zeros, and so has A"):
+        save_peft(injection, tmp_path / "none")
 
 
 # --- the table --------------------------------------------------------------------------------------------

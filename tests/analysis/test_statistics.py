@@ -104,18 +104,24 @@ def _scores(
     return pd.DataFrame(noise + 0.3 * rng.normal(size=(items, seeds)))
 
 
-@pytest.mark.parametrize(("of_items", "of_seeds", "seeds"), [(0.3, 0.3, 5), (1.0, 0.02, 5), (0.1, 0.5, 3)])
-def test_crossed_bootstrap_covers_new_items_and_new_seeds(
+LAYOUTS = [(0.3, 0.3, 5), (1.0, 0.02, 5), (0.1, 0.5, 3), (0.0, 0.0, 3), (0.0, 0.0, 8)]
+
+
+@pytest.mark.parametrize(("of_items", "of_seeds", "seeds"), LAYOUTS)
+def test_items_and_seeds_cover_new_ones_and_are_no_wider_than_needed(
     of_items: float, of_seeds: float, seeds: int
 ) -> None:
-    rng, zero = np.random.default_rng(11), 0.0
-    hits = 0
-    for _ in range(300):
+    """Wider than the normal interval of the known variance by the t quantile of the seeds, at the most."""
+    rng, zero, hits, halves = np.random.default_rng(11), 0.0, 0, []
+    for _ in range(400):
         scores = _scores(rng, 60, seeds, of_items, of_seeds)
-        found = paired_items(scores, scores * 0, resamples=300)
+        found = paired_items(scores, scores * 0)
         hits += found.low <= zero <= found.high
+        halves.append((found.high - found.low) / 2)
         assert (found.p > 0.05) == (found.low <= zero <= found.high)
-    assert 0.92 < hits / 300 <= 1
+    assert 0.93 < hits / 400 <= 1
+    needed = math.sqrt(of_items**2 / 60 + of_seeds**2 / seeds + 0.3**2 / (60 * seeds))
+    assert np.mean(halves) < 1.15 * needed * stats.t.ppf(0.975, seeds - 1)
 
 
 def test_items_alone_would_be_far_too_sure() -> None:
@@ -124,19 +130,25 @@ def test_items_alone_would_be_far_too_sure() -> None:
     hits = 0
     for _ in range(200):
         scores = _scores(rng, 60, 1, 0.3, 0.3)
-        found = paired_items(scores, scores * 0, resamples=300)
+        found = paired_items(scores, scores * 0)
         hits += found.low <= 0 <= found.high
     assert hits / 200 < 0.6
     assert found.n == 1 and "nothing about new seeds" in found.how
 
 
-def test_crossed_bootstrap_has_the_variance_of_the_two_way_layout() -> None:
-    """Effects of items and seeds without interaction: the variance of the mean is s_I²/I + s_S²/S."""
+@pytest.mark.parametrize("together", [0.0, 1.0])
+def test_items_and_seeds_have_the_variance_of_the_two_way_layout(together: float) -> None:
+    """s_I²/I + s_S²/S + s_IS²/(I S): what both make together counts once, and not three times."""
     rng = np.random.default_rng(2)
-    D = pd.DataFrame(rng.normal(size=(80, 1)) + rng.normal(size=(1, 6)))
-    error = math.sqrt(D.mean(axis=1).var() / 80 + D.mean(axis=0).var() / 6)
-    found = paired_items(D, D * 0, resamples=20_000)
-    assert _in_errors(found, D) == pytest.approx(error, rel=0.03)
+    effects = rng.normal(size=(80, 1)) + 0.5 * rng.normal(size=(1, 6))
+    D = pd.DataFrame(effects + together * rng.normal(size=(80, 6)))
+    fit = np.linalg.lstsq  # the components by least squares of an additive model
+    design = np.hstack([np.kron(np.eye(80), np.ones((6, 1))), np.kron(np.ones((80, 1)), np.eye(6))])
+    rest = D.to_numpy().ravel() - design @ fit(design, D.to_numpy().ravel(), rcond=None)[0]
+    of_both = float(rest @ rest) / (79 * 5) / (80 * 6)
+    variance = D.mean(axis=1).var() / 80 + D.mean(axis=0).var() / 6 - of_both
+    found = paired_items(D, D * 0)
+    assert _in_errors(found, D) == pytest.approx(math.sqrt(variance), rel=1e-6)
 
 
 def _in_errors(found: Difference, D: pd.DataFrame) -> float:
@@ -154,21 +166,20 @@ def test_a_p_value_of_items_or_of_seeds_alone_is_that_of_student() -> None:
         (pd.DataFrame(np.tile(rng.normal(0.2, 1, (50, 1)), (1, 4))), 50),
         (pd.DataFrame(np.tile(rng.normal(0.8, 1, (1, 4)), (50, 1))), 4),
     ):
-        found = paired_items(D, D * 0, resamples=40_000)
+        found = paired_items(D, D * 0)
         error = (found.high - found.low) / 2 / stats.t.ppf(0.975, n - 1)
         assert found.p == pytest.approx(2 * stats.t.sf(abs(found.estimate) / error, n - 1), rel=1e-6)
         assert error == pytest.approx(
-            D.to_numpy().ravel()[:: 4 if n == 50 else 1][:n].std(ddof=1) / n**0.5, rel=0.03
+            D.to_numpy().ravel()[:: 4 if n == 50 else 1][:n].std(ddof=1) / n**0.5, rel=1e-6
         )
 
 
-def test_crossed_bootstrap_matches_items_and_seeds_by_name() -> None:
+def test_items_and_seeds_are_matched_by_name() -> None:
     a = _scores(np.random.default_rng(0), 30, 4, 1, 1)
     shuffled = a.sample(frac=1, random_state=1)[[2, 0, 3, 1]]
     found = paired_items(a, shuffled)
     assert (found.estimate, found.p, found.n, found.items) == (0, 1, 4, 30)
     assert paired_items(a, a.iloc[:1] + 1).how.endswith("no test")
-    assert paired_items(a, a * 0).low == paired_items(a, a * 0).low  # it draws from no global stream
 
 
 def test_holm_is_the_step_down_correction() -> None:

@@ -327,3 +327,46 @@ def test_a_file_that_cannot_be_imported_is_left_out_with_its_reason(monkeypatch,
         assert list(claims()) == ["new/fine"]
     assert list(claims()) == ["new/fine"]  # without another warning
     sys.modules.pop("planted_claims.fine")
+
+
+def rises(row):
+    return [{"step": step, "loss": 1.0 + step / 100 + row / 1000} for step in range(10, 60, 10)]
+
+
+ABOUT_SCORES = ["rslora/rank-pays", "dora/over-lora", "lora/qv-over-qk", "svd/forgets-less"]
+
+
+@pytest.mark.parametrize("name", [name for name in ABOUT_SCORES if name in CLAIMS])
+def test_a_verdict_on_a_cell_that_diverged_untuned_is_none(name):
+    frame = TRIOS[name].refutes.copy()
+    frame["task_lr"] = frame.get("task_lr", pd.Series(0.02, frame.index)).max()  # one rate for all
+    frame = frame.drop_duplicates([c for c in frame if c not in ("test", "validation", *UNHASHED)])
+    assert judged(name, frame).status is Status.NOT_SUPPORTED
+    diverged = frame.assign(history=[rises(row) for row in range(len(frame))])
+    found = judged(name, diverged)
+    assert found.status is Status.UNTUNED and "at the one rate that was tried, 0.0" in found.reason
+    assert "not counted (not supported)" in found.reason
+    half = frame.assign(history=[rises(n) if s == 0 else [] for n, s in enumerate(frame["seed"])])
+    assert judged(name, half).status is Status.NOT_SUPPORTED, "one seed of five is no cell"
+
+
+UNHASHED = ("experiment_about", "record", "history", "run", "name")
+
+
+def test_a_cell_of_which_seeds_diverged_with_an_error_is_untuned_too():
+    frame = TRIOS["dora/over-lora"].refutes
+    frame = frame[frame["task_lr"] == frame["task_lr"].max()] if "task_lr" in frame else frame
+    lost = frame[(frame["variant"] == "dora")].assign(state="diverged", run=lambda f: f["run"] + "d")
+    lost = pd.concat([lost, lost.assign(seed=lost["seed"] + 9, run=lost["run"] + "e")])
+    both = pd.concat([frame, lost], ignore_index=True)
+    assert judged("dora/over-lora", both).status in (Status.UNTUNED, Status.INCONCLUSIVE)
+    assert "10 of 15 runs with variant=dora diverged" in judged("dora/over-lora", both).reason
+
+
+@pytest.mark.parametrize("name", ["cost/steps-faster-than-full", "cost/back-to-the-lowest-layer"])
+@pytest.mark.parametrize(("share", "says"), [(np.nan, "not known"), (0.4, "had 40 % of a core")])
+def test_seconds_of_a_busy_machine_decide_nothing(name, share, says):
+    for side in (TRIOS[name].supports, TRIOS[name].refutes):
+        found = judged(name, side.assign(cpu_share=share))
+        assert found.status is Status.BUSY and says in found.reason
+        assert judged(name, side.assign(cpu_share=0.97)).status is not Status.BUSY

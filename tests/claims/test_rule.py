@@ -150,3 +150,14 @@ def test_the_effect_is_that_of_the_hypothesis_that_decided():
 )
 def test_every_and_most(outcomes, of_every, of_most):
     assert every(outcomes) is of_every and most(outcomes) is of_most
+
+
+@pytest.mark.parametrize("status", [Status.UNTUNED, Status.BUSY])
+def test_a_doubt_about_a_cell_undoes_a_verdict_and_says_which(status):
+    for counted in (verdict([sampled()]), verdict([sampled(below(0))])):
+        found = counted.doubted({"the reason": status.value})
+        assert found.status is status and found.effect == counted.effect
+        assert found.reason.startswith(f"not counted ({counted.status}): the reason; ")
+    kept = verdict([sampled()], ["no k"]).doubted({"the reason": status.value})
+    assert kept.status is Status.INCONCLUSIVE and kept.reason.startswith("the reason; ")
+    assert verdict([sampled()]).doubted({}) == verdict([sampled()])

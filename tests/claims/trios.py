@@ -85,7 +85,7 @@ def near_the_middle(level: float) -> float:
 
 def losses(level: float) -> dict[str, Any]:
     """A curve with this mean loss in its first quarter, and later one that falls as this rises."""
-    history = [{"step": step, "loss": level if step <= 50 else 5 - level} for step in range(5, 201, 5)]
+    history = [{"step": step, "loss": level if step <= 50 else -level} for step in range(5, 201, 5)]
     return score(0.9) | {"history": history}
 
 
@@ -333,7 +333,7 @@ def _seconds(experiment: str, lora: float, full: float) -> tuple[str, str, Level
 
 
 def seconds(level: float) -> dict[str, Any]:
-    return score(0.9) | {"step_seconds": float(np.exp(level))}
+    return score(0.9) | {"step_seconds": float(np.exp(level)), "cpu_share": 1.0}
 
 
 five = ("lora_table5", "target_modules")

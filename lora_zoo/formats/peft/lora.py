@@ -25,7 +25,7 @@ from lora_zoo.formats.peft.forms import (
     spread,
 )
 from lora_zoo.formats.peft.patterns import pattern_key, rank_and_alpha
-from lora_zoo.formats.peft.updates import LowRankUpdate, check_norms, joined, no_wider
+from lora_zoo.formats.peft.updates import LowRankUpdate, joined, no_wider, with_norms
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import hyperparameters_at
@@ -110,7 +110,7 @@ class LoraFormat(PeftFormat):
         name, host = update.matrix.name, update.matrix.host
         layers.check(name, host)
         if self.magnitude:
-            check_norms(name, host, update)
+            update = with_norms(name, host, update)
         B_OR, A_RI = no_wider(update.B_OR, update.A_RI)
         rank = len(A_RI) * layers.width(host)
         alpha = update.alpha if rank == len(update.A_RI) else None

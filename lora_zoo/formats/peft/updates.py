@@ -56,14 +56,25 @@ def joined(parts: list[LowRankUpdate]) -> LowRankUpdate:
     return LowRankUpdate(matrix, B_OR, A_RI, first.scale, None, m_O)
 
 
-def check_norms(name: str, host: Host, update: LowRankUpdate) -> None:
-    """Raise ValueError where PEFT's DoRA would divide by zero."""
+def with_norms(name: str, host: Host, update: LowRankUpdate) -> LowRankUpdate:
+    """The same function with a norm in each row of W + ΔW, by which PEFT's DoRA divides.
+
+    A row of zeros gets a direction and the magnitude 0. ValueError where A has no direction to give.
+    """
     V_OI = wide(host.matrix()) + update.scale * update.B_OR @ update.A_RI
-    if not V_OI.norm(dim=1).all():
+    empty_O = V_OI.norm(dim=1) == 0
+    if not empty_O.any():
+        return update
+    strongest = int(update.A_RI.norm(dim=1).argmax())
+    if update.m_O is None or not update.A_RI[strongest].any():
         raise ValueError(
-            f"{name} has a row of zeros: PEFT's DoRA divides by its norm, ours leaves it as it is; "
+            f"{name} has a row of zeros, and so has A: PEFT's DoRA divides by the norm of W + ΔW; "
             "python -m lora_zoo.merge writes an ordinary model instead"
         )
+    B_OR, m_O = update.B_OR.clone(), update.m_O.clone()
+    B_OR[empty_O, strongest] += 1
+    m_O[empty_O] = 0
+    return update._replace(B_OR=B_OR, m_O=m_O)
 
 
 class Factored(NamedTuple):

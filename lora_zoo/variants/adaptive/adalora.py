@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
@@ -16,7 +17,7 @@ from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
 from lora_zoo.variants.adaptive.schedule import CubicSchedule
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled, alive, cut
+from lora_zoo.variants.low_rank import Product, Scaled, alive, cut
 
 
 class Budget(AdapterHooks):
@@ -147,8 +148,7 @@ class AdaLoRA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        first = first_rank(rank, init_r)
-        alpha = self.default_alpha(rank) if alpha == "auto" else alpha
+        first = self.used_rank({"rank": rank, "init_r": init_r})
         O, I = context.shape
         draws = (context.normal(factor, (first, side), 0.02) for factor, side in (("Q", I), ("P", O)))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
@@ -156,16 +156,21 @@ class AdaLoRA(Product, Scaled):
         self.B_OR = nn.Parameter(P_RO.T.contiguous())
         self.E_R = nn.Parameter(context.full((first,)))
         self.rank = rank
-        self.scale = alpha / (first + 1e-5)  # the official code's; it stays while triplets are pruned
+        self.scale = self.scale_of(alpha, first)  # it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
 
     @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 1.5 * rank  # the scale is 1 with `init_r=auto`
+    def used_rank(cls, hyper: Mapping[str, Any]) -> int:
+        first = hyper["init_r"]
+        return math.ceil(1.5 * hyper["rank"]) if first == "auto" else int(first)  # §4: b(0) = 1.5 b(T)
+
+    @staticmethod
+    def scaling(alpha: float, rank: int) -> float:
+        return alpha / (rank + 1e-5)  # the official code's
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
-        rank, first, most = hyper["rank"], first_rank(hyper["rank"], hyper["init_r"]), min(shape)
+        rank, first, most = hyper["rank"], cls.used_rank(hyper), min(shape)
         fits = 1 <= rank <= first <= most
         return None if fits else f"needs 1 <= rank <= init_r <= {most}; got {rank}, {first}"
 
@@ -183,8 +188,3 @@ class AdaLoRA(Product, Scaled):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI
-
-
-def first_rank(rank: int, init_r: int | Literal["auto"]) -> int:
-    """The rank that a matrix begins with; §4: b(0) = 1.5 b(T)."""
-    return math.ceil(1.5 * rank) if init_r == "auto" else init_r

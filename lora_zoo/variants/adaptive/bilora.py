@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import ByShape, deviation, sum_squared
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Product, Scaled
 
 INNER, OUTER = "inner", "outer"
 

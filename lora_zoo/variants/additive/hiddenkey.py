@@ -138,10 +138,7 @@ class HiddenKey(Additive):
     count = "R * (O + I)"
     peft = LoraFormat()
     hooks = DroppedKeys
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 16.0
+    paper_alpha = 16.0
 
 
 def _without_keys(dropout: Dropout) -> Hook:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import product
 from lora_zoo.core.init import initial_factors
 from lora_zoo.core.variants import register
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Product, Scaled
 
 
 @register("lora_xs")
@@ -26,6 +27,7 @@ class LoRAXS(Product, Scaled):
     equation = "W' = W + (α/r) U R Σ Vᵀ, U Σ Vᵀ = top-r SVD of W, frozen"
     count = "R * R"
     inits = ("pissa", "pissa_niter", "pissa_halko", "milora")
+    paper_alpha = 16.0  # the official scripts'; it stays fixed while the rank varies
     U_OR: Tensor
     A_RI: Tensor
 
@@ -50,10 +52,6 @@ class LoRAXS(Product, Scaled):
         self.register_buffer("A_RI", root_R[:, None] * balanced.A_RI)
         self.R_RR = nn.Parameter(context.full((rank, rank)))
         self.dropout = context.dropout(lora_dropout)
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 16.0  # the official scripts'; it stays fixed while the rank varies
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

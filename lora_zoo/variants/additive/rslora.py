@@ -17,14 +17,11 @@ class RsLoRA(Additive):
     equation = "W' = W + (α/√r) B A"
     count = "R * (O + I)"
     peft = LoraFormat(root=True)
+    paper_alpha = 8.0  # stays fixed while the rank varies; LoRA's at rank 8
 
     @staticmethod
     def scaling(alpha: float, rank: int) -> float:
         return alpha / math.sqrt(rank)
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 8.0  # stays fixed while the rank varies; LoRA's at rank 8
 
     def law(self, W_OI: Tensor) -> None:
         assert math.isclose(self.scale**2 * self.rank, self.alpha**2), "scale² · r must not depend on r"

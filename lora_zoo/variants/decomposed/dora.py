@@ -21,14 +21,11 @@ class DoRA(LowRank):
     count = "R * (O + I) + O"
     peft = LoraFormat(magnitude="m_O")
     kernel = "dora"
+    paper_alpha = "2r"  # table 8
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
         self.m_O = nn.Parameter(self.norm(context.host.matrix()))
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 2.0 * rank  # table 8
 
     def norm(self, W_OI: Tensor) -> Tensor:
         # §4.3: the norm takes no gradient. A zero row of W has no direction; its gain is 1 instead of 0 / 0.

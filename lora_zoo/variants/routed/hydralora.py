@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init, initial_factors
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
-from lora_zoo.variants.low_rank import Alpha, Scaled
+from lora_zoo.variants.low_rank import Scaled
 
 
 @register("hydralora")
@@ -31,6 +32,7 @@ class HydraLoRA(Scaled):
     equation = "W' x = W x + (α/r) Σᵢ ωᵢ Bᵢ A x, ω = softmax(G x)"
     count = "R * I + heads * (R * O + I)"
     pointwise = False
+    paper_alpha = 32.0  # the official scripts'; it stays fixed while the rank varies
 
     def __init__(
         self,
@@ -60,10 +62,6 @@ class HydraLoRA(Scaled):
         self.B_NOR = nn.Parameter(context.full((heads, O, rank)))
         self.G_NI = nn.Parameter(context.uniform("G", (heads, I), kaiming_bound(I, 1 / math.sqrt(3))))
         self.dropout = context.dropout(lora_dropout)
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 32.0  # the official scripts'; it stays fixed while the rank varies
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:

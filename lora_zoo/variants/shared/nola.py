@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import product
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
 from lora_zoo.core.variants import register
 from lora_zoo.inits.shared_projections import SharedProjections
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Product, Scaled
 
 
 class RandomBases(AdapterHooks):

@@ -6,11 +6,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import Factors, initial_factors
 from lora_zoo.core.variants import register
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Product, Scaled
 
 
 class FactorsByShape(nn.Module):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
+from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.init import Init, initial_factors
 from lora_zoo.core.variants import register
-from lora_zoo.variants.low_rank import Alpha, Product, Scaled
+from lora_zoo.variants.low_rank import Product, Scaled
 
 
 class TiedPair(nn.Module):

@@ -1,0 +1,57 @@
+"""Results of a finished run that are none: one answer to everything, nothing moved, no number as a score.
+
+degenerate(record)    # {"one answer": "one class for all 500 items of test", …}; {} for a sound result
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def answers(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
+    """The facts of a split's answers: items, different predictions and references, the commonest class.
+
+    `common` is the reference that most items have, where references are numbers of classes, else None.
+    """
+    common = None
+    if references and all(isinstance(r, int) for r in references):
+        common = Counter(references).most_common(1)[0][0]
+    distinct = {"distinct": len(set(map(repr, predictions))), "references": len(set(map(repr, references)))}
+    return {"items": len(predictions), **distinct, "common": common}
+
+
+def degenerate(record: Mapping[str, Any]) -> dict[str, str]:
+    """Kind: a sentence's end for each way in which the result of a finished run is degenerate."""
+    found: dict[str, str] = {}
+    for kind, text in _kinds(record) if record.get("state", "done") == "done" else ():
+        found[kind] = f"{found[kind]}, {text}" if kind in found else text
+    return found
+
+
+def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for split, told in sorted(record.get("answers", {}).items()):
+        if told["distinct"] == 1 and told["references"] > 1:
+            what = "one answer" if told["common"] is None else "one class"
+            yield "one answer", f"{what} for all {told['items']} items of {split}"
+    norms = [_number(row.get("norm")) for row in record.get("updates") or []]
+    if norms and not any(norms) and record.get("parameters", {}).get("trainable"):
+        yield "nothing moved", "ΔW is 0 in every matrix after training"
+    for split, values in sorted(record.get("metrics", {}).items()):
+        if lost := [name for name, value in sorted(values.items()) if not math.isfinite(_number(value))]:
+            yield "no number", f"{', '.join(lost)} of {split} is NaN or inf"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def finding(record: Mapping[str, Any]) -> str:
+    """All that is degenerate about the result in one line, with the majority baseline; "" for a sound one."""
+    text = "; ".join(degenerate(record).values())
+    baseline = record.get("majority", {})
+    values = [f"{split} {v:.4g}" for split, known in baseline.items() for v in list(known.values())[:1]]
+    return f"{text}; the commonest class alone: {', '.join(values)}" if text and values else text
