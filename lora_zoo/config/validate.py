@@ -138,8 +138,17 @@ def _check_task(task: Task) -> None:
         for split in getattr(task, key):
             if split not in SPLITS:
                 raise ValueError(unknown(f"split in task.{key}", split, SPLITS))
+    _check_arguments(task)
     _check_columns(task.columns)
     check_template(task.template)
+
+
+def _check_arguments(task: Task) -> None:
+    for metric, given in task.metric_arguments.items():
+        if metric not in task.metrics:
+            raise ValueError(unknown("metric in task.metric_arguments", metric, task.metrics))
+        if not isinstance(given, Mapping):
+            raise ValueError(f"task.metric_arguments.{metric} must map arguments to values; got {given!r}")
 
 
 def _check_words(key: str, words: list[str]) -> None:

@@ -38,10 +38,11 @@ class TaskType(ABC):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, tokenizer
-        if task.max_length <= least(tokenizer):
+        needed = least(tokenizer) + max(len(self.end), 1)
+        if task.max_length < needed:
             raise ValueError(
-                f"task.max_length={task.max_length} has no room for an input and an answer; with this "
-                f"tokenizer give {least(tokenizer) + 1} or more"
+                f"task.max_length={task.max_length} has no room for an input and an answer; give {needed} "
+                "or more"
             )
 
     @abstractmethod
@@ -85,6 +86,10 @@ class TaskType(ABC):
     @abstractmethod
     def described(self, rows: list[Example]) -> dict[str, Any]:
         """What the answers of a split are, for the record."""
+
+    def metric_arguments(self, metric: str) -> dict[str, Any]:
+        """The metric's own arguments, as it takes them."""
+        return dict(self.task.metric_arguments.get(metric, {}))
 
     def items(self, data: Any) -> list[Example]:
         """The examples of a split as they are judged."""
@@ -145,6 +150,15 @@ class LabelledTask(TaskType, ABC):
     def judged(self, prediction: int, label: Any) -> Outcome:
         reference = self.target(label)
         return {"prediction": prediction, "reference": reference, "score": float(prediction == reference)}
+
+    def metric_arguments(self, metric: str) -> dict[str, Any]:
+        """The same; classes are named in the task, and are ids to a metric."""
+        given, of = super().metric_arguments(metric), self.classes.id_of
+        if "pos_label" in given:
+            given["pos_label"] = of(given["pos_label"])
+        if "labels" in given:
+            given["labels"] = [of(name) for name in given["labels"]]
+        return given
 
     def references(self, rows: list[Example]) -> list[int]:
         return [self.target(row["label"]) for row in rows]

@@ -21,12 +21,12 @@ class CausalLM(TaskType):
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
-        super().__init__(task, tokenizer, splits)
-        self.generated = task.max_new_tokens
+        self.task, self.tokenizer, self.generated = task, tokenizer, task.max_new_tokens
         if not (task.stop or tokenizer.eos_token):
             raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
         self.stop = task.stop or tokenizer.eos_token
         self.end = self._end_tokens(self.stop)
+        super().__init__(task, tokenizer, splits)
         for split, data in splits.items():
             empty = next((n for n, text in enumerate(data["target"]) if not self._body(text)), None)
             if empty is not None:
@@ -47,8 +47,8 @@ class CausalLM(TaskType):
         return texts, [[text] for text in texts] if self.task.group_references else texts
 
     def fitted(self, example: Example) -> Fitted:
-        target = [*continuation(self.tokenizer, self._body(example["target"])), *self.end]
-        return continued(self.tokenizer, self._prompt(example), target, self.task.max_length)
+        body = continuation(self.tokenizer, self._body(example["target"]))
+        return continued(self.tokenizer, self._prompt(example), body, self.end, limit=self.task.max_length)
 
     def fitted_input(self, example: Example) -> Fitted:
         return fitted(self.tokenizer, self._prompt(example), room=self.task.max_length)

@@ -1,9 +1,10 @@
 """The one place where inputs are cut to `task.max_length` tokens, in training as in evaluation.
 
 A prompt loses its start, so that the question at its end stays; a text or a pair loses its end; a target
-loses its end but for its last token, which ends it. Special tokens of the tokenizer stay.
+loses its last tokens but for those that end it. Special tokens of the tokenizer stay.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 IGNORED = -100
@@ -35,17 +36,20 @@ def least(tokenizer: Any) -> int:
     return int(tokenizer.num_special_tokens_to_add()) + 1
 
 
-def fitted_target(target: list[int], room: int) -> tuple[list[int], bool]:
-    """A target in `room` tokens, and if any of it had to go; its last token stays."""
-    return (target, False) if len(target) <= room else ([*target[: room - 1], target[-1]], True)
+def fitted_target(body: list[int], end: Sequence[int], room: int) -> tuple[list[int], bool]:
+    """A target of a body and its end in `room` tokens, and if any of the body had to go."""
+    kept = body[: max(room - len(end), 0)]
+    return [*kept, *end], len(kept) < len(body)
 
 
-def continued(tokenizer: Any, prompt: str, target: list[int], limit: int, reserved: int = 0) -> Fitted:
-    """Prompt and target in one sequence of at most `limit` tokens, the prompt's labels ignored.
+def continued(
+    tokenizer: Any, prompt: str, body: list[int], end: Sequence[int], *, limit: int, reserved: int = 0
+) -> Fitted:
+    """Prompt, answer and its end in one sequence of at most `limit` tokens, the prompt's labels ignored.
 
     The prompt leaves room for so many tokens as are `reserved`, where the target has fewer.
     """
-    target, short = fitted_target(target, limit - least(tokenizer))
+    target, short = fitted_target(body, end, limit - least(tokenizer))
     start, cut = fitted(tokenizer, prompt, room=limit - max(len(target), reserved))
     ids = start["input_ids"] + target
     labels = [IGNORED] * len(start["input_ids"]) + target

@@ -41,7 +41,7 @@ class MultipleChoice(LabelledTask):
     def _continued(self, example: Example, word: list[int]) -> Fitted:
         """The prompt, which is the same before every word, and the word."""
         limit, longest = self.task.max_length, max(map(len, self.words))
-        return continued(self.tokenizer, self._prompt(example), word, limit, reserved=longest)
+        return continued(self.tokenizer, self._prompt(example), word, (), limit=limit, reserved=longest)
 
     def fitted_input(self, example: Example) -> Fitted:
         return self._continued(example, max(self.words, key=len))

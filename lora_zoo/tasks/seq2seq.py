@@ -21,7 +21,7 @@ class Seq2Seq(CausalLM):
         inputs, cut = self.fitted_input(example)
         ids = self.tokenizer(text_target=self._body(example["target"]), verbose=False)["input_ids"]
         body = ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
-        target, short = fitted_target([*body, *self.end], self.task.max_length)
+        target, short = fitted_target(body, self.end, self.task.max_length)
         return Fitted(inputs | {"labels": target}, cut or short)
 
     def _texts(self, model: nn.Module, rows: list[Example]) -> list[str]:

@@ -21,7 +21,7 @@ from lora_zoo.tasks.forgetting import HeldOutLoss
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -128,13 +128,22 @@ class Experiment:
         facts: dict[str, MetricFacts] = {}
         predictions, references = kind.made_up()
         for name, metric in metrics.items():
-            facts |= try_out(name, metric, predictions, references, task.type)
+            given, of = kind.metric_arguments(name), f"type={task.type}"
+            found = try_out(name, metric, predictions, references, of, **given)
+            if twice := facts.keys() & found:
+                raise ValueError(
+                    f"task.metrics: {name} gives {min(twice)!r}, as another one does; take one out"
+                )
+            facts |= found
+        check_references(data, metrics, [s for s in settings.eval_splits if s in splits])
         counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))  # mine.py gives "mine"
         known = {value: about._asdict() for value, about in facts.items()}
         self.record.update(data=data.fingerprint, metric=counts, metric_facts=known)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
-        return data, resources.base(settings, data, derived_seed("head", settings.seed))
+        loaded = resources.base(settings, data, derived_seed("head", settings.seed))
+        check_inputs(loaded.model, data.readings)
+        return data, loaded
 
     def _session(self, loaded: Loaded, data: TaskData) -> TrainingSession | StagedTraining:
         record, context, make = self.record, self.context, partial(self._inject, loaded, data)

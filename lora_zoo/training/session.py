@@ -17,7 +17,7 @@ from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training import checkpoints
 from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
-from lora_zoo.training.evaluation import Evaluator, check_inputs
+from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool
 from lora_zoo.training.signals import SignalHandler, Stopped
@@ -78,8 +78,6 @@ class TrainingSession:
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
-        examples = evaluator.data.encoded
-        check_inputs(self.injection.model, examples)
         trainer = ZooTrainer(
             self.injection,
             evaluator=evaluator,
@@ -87,7 +85,7 @@ class TrainingSession:
             about=self.about,
             args=arguments,
             data_collator=evaluator.data.kind.collate,
-            train_dataset=examples,
+            train_dataset=evaluator.data.encoded,
         )
         trainer.check_schedule()
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
