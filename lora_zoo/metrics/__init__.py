@@ -131,7 +131,7 @@ def try_out(
     except Exception as refused:  # a module of the user's own may raise anything
         raise ValueError(
             f"metric {name!r} cannot judge the answers of {what}, such as {predictions[0]!r}: "
-            f"{_reason(refused)} (task.metric_arguments.{name}={{…}} gives it arguments)"
+            f"{_reason(refused)}"
         ) from refused
     if not isinstance(values, dict) or not all(hasattr(value, "__float__") for value in values.values()):
         raise ValueError(f"metric {name!r} gives no {{name: number}}; got {values!r}")

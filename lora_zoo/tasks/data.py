@@ -124,7 +124,8 @@ def _as_text(task: Task) -> dict[str, Any]:
     names = {name: name for name in (*kind.columns, "text_pair", *fields_of(task.template))}
     roles = task.columns or names
     texts = {old: str for new, old in roles.items() if new not in kind.numbers}
-    return {"converters": texts, "keep_default_na": False}
+    missing = {"keep_default_na": False, "na_values": ["NaN"]}  # as writers of tables leave an empty cell
+    return {"converters": texts, **missing}
 
 
 def _readable(task: Task, files: Mapping[str, str]) -> None:

@@ -54,8 +54,7 @@ class Evaluator:
         return values
 
     def _tell(self, split: str, predictions: list[Any]) -> None:
-        found = of_predictions(split, predictions, getattr(self.data.kind, "labels", None))
-        self.record.update(findings=list(dict.fromkeys([*self.record.content.get("findings", []), *found])))
+        self.record.tell(*of_predictions(split, predictions, getattr(self.data.kind, "labels", None)))
 
 
 def check_references(data: TaskData, metrics: Mapping[str, Any], eval_splits: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The stages of a run: data, model, adapter, training, evaluation, what is kept."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +19,7 @@ from lora_zoo.models.merging import merge
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import HeldOutLoss
+from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
@@ -27,6 +29,8 @@ from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.updates.summary import summary
+
+_log = logging.getLogger("lora_zoo")
 
 
 def target_arguments(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
@@ -109,10 +113,25 @@ class Experiment:
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )
         session.prepare(evaluator, arguments)
+        self._tell(data)
         trainer = session.trainer if self.context.resources.exclusive else None
         if trainer is not None and (saved := trainer.saved_bytes()):
             record.update(memory=record.content.get("memory", {}) | saved)
         return evaluator, session
+
+    def _tell(self, data: TaskData) -> None:
+        """Say on one line how the data were read, and on further ones what to know of them."""
+        read = data.fingerprint
+        parts = [in_words(split, read[split]["size"], read[split]) for split in data.splits]
+        found = [text for s in data.splits for text in findings(s, read[s], read[s]["size"])]
+        size, asked = len(data.encoded), self.settings.batch_size
+        if size < asked:
+            found.append(f"train has {size} examples, less than batch_size={asked}: each step sees them all")
+        line = f"data: {'; '.join(parts)}"
+        _log.info("%s", line)
+        if self.context.group is None:
+            self.context.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.record.tell(*found)
 
     def _evaluated(self, key: str, evaluator: Evaluator) -> bool:
         """True if an earlier process has recorded every split under `key`."""

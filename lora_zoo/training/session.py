@@ -129,6 +129,9 @@ class TrainingSession:
                 self.record.update(skipped=skipped)
         if context.signals.received is not None:
             raise Stopped(context.signals.received)
+        done, asked = trainer.state.global_step, trainer.state.max_steps
+        if done < asked:
+            raise RuntimeError(f"training ended after {done} of {asked} steps, although nobody stopped it")
 
     def _last_checkpoint(self) -> Path | None:
         """Find the last whole checkpoint of an earlier process and note it in the record."""

@@ -91,10 +91,17 @@ class ZooTrainer(Trainer):
         return self.optimizer
 
     def check_schedule(self) -> None:
-        """Let the hooks check their schedule. ValueError where it does not fit the length of the run."""
-        self.injection.hooks.on_train_begin(
-            self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        )
+        """Let the hooks check their schedule. ValueError where it does not fit the length of the run.
+
+        ValueError too where the loader gives no batch, so that nothing would be trained.
+        """
+        batches = self.get_train_dataloader()
+        if not len(batches):
+            raise ValueError(
+                f"trainer.dataloader_drop_last=true leaves no batch: there are {len(self.train_dataset)} "
+                f"examples, and batch_size={self.args.per_device_train_batch_size}"
+            )
+        self.injection.hooks.on_train_begin(self.set_initial_training_values(self.args, batches)[-1])
 
     def saved_bytes(self) -> dict[str, int] | None:
         """Bytes that autograd saves for the backward pass of the first batch, adapters on and off.
