@@ -321,9 +321,10 @@ def test_metrics_are_tried_on_every_split_that_is_judged() -> None:
     made = kind(task("regression"), {"train": data})
     about = type("Data", (), {"kind": made, "splits": {"validation": data, "test": data.select([0])}})
     found = {"pearson": metrics.load("pearson")}
-    check_references(about, found, ["validation"])
     with pytest.raises(ValueError, match=r"test \(1 items\).*two items or more; got 1"):
-        check_references(about, found, ["validation", "test"])
+        check_references(about, found)
+    about.splits.pop("test")
+    check_references(about, found)
 
 
 class Broken(torch.nn.Module):

@@ -83,9 +83,9 @@ class TaskType(ABC):
     def references(self, rows: list[Example]) -> list[Any]:
         """The reference of each item."""
 
-    @abstractmethod
     def described(self, rows: list[Example]) -> dict[str, Any]:
         """What the answers of a split are, for the record."""
+        return {}
 
     def metric_arguments(self, metric: str) -> dict[str, Any]:
         """The metric's own arguments, as it takes them."""

@@ -75,9 +75,6 @@ class CausalLM(TaskType):
         targets = [row["target"] for row in rows]
         return [self._clean(t) if isinstance(t, str) else [self._clean(one) for one in t] for t in targets]
 
-    def described(self, rows: list[Example]) -> dict[str, Any]:
-        return {"items": len(rows)} if self.task.group_references else {}
-
     def _body(self, text: str) -> str:
         """A target without its end."""
         return text.strip().removesuffix(self.stop).strip()

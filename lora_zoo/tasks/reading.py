@@ -48,6 +48,7 @@ def read_judged(kind: TaskType, data: Any, in_train: set[Any]) -> Reading:
     fitted = [kind.fitted_input(row) for row in rows]
     again = sum(kind.asks(kind.task, row) in in_train for row in rows)
     about = kind.described(rows) | ({"also_in_train": again} if again else {})
+    about |= {"items": len(rows)} if len(rows) < len(data) else {}
     return _reading(kind, rows, fitted, about, kind.generated)
 
 

@@ -75,6 +75,11 @@ class TrainingSession:
         """Make all that training needs, so that an error in it costs no evaluation."""
         if self.finished or not self.injection.trainable():
             return
+        kind = evaluator.data.kind
+        if arguments.label_smoothing_factor and kind.numbers:
+            raise ValueError(
+                "trainer.label_smoothing_factor is for classes and texts; numbers have none: use 0"
+            )
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
@@ -84,7 +89,7 @@ class TrainingSession:
             skip=skip,
             about=self.about,
             args=arguments,
-            data_collator=evaluator.data.kind.collate,
+            data_collator=kind.collate,
             train_dataset=evaluator.data.encoded,
         )
         trainer.check_schedule()
