@@ -60,7 +60,7 @@ class TaskType(ABC):
 
     @classmethod
     def asks(cls, task: Task, example: Example) -> str | tuple[str, ...]:
-        """What an example asks, as the model reads it: examples that ask the same are not independent."""
+        """The question of an example, as the model reads it: examples with the same are not independent."""
         return task.template.format(**example)
 
     @abstractmethod
@@ -68,7 +68,7 @@ class TaskType(ABC):
         """A training example within `task.max_length` tokens."""
 
     def fitted_input(self, example: Example) -> Fitted:
-        """What the model is given of an example when it is judged."""
+        """The part of an example that the model is given when it is judged."""
         return self.fitted(example)
 
     def encode(self, example: Example) -> Example:
@@ -84,7 +84,7 @@ class TaskType(ABC):
         """The reference of each item."""
 
     def described(self, rows: list[Example]) -> dict[str, Any]:
-        """What the answers of a split are, for the record."""
+        """Facts on the answers of a split, for the record."""
         return {}
 
     def metric_arguments(self, metric: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class CausalLM(TaskType):
         return self._generated(model, {"input_ids": ids, "attention_mask": mask}, start=width)
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor], start: int) -> list[str]:
-        """What the model writes from position `start` on, up to the end. ValueError for NaN."""
+        """The texts that the model writes from position `start` on, up to the end. ValueError for NaN."""
         one, numbers = len(self.end) == 1, AllNumbers()
         ids = model.generate(  # type: ignore[operator]
             **on_device(inputs, model),

@@ -47,7 +47,7 @@ def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
     checked = {"train", *judged}
-    named = {name: _named(task, name, data, name in checked) for name, data in raw.items()}
+    named = {name: _by_role(task, name, data, name in checked) for name, data in raw.items()}
     for name in checked & named.keys():
         _check_cells(task, name, named[name])  # errors number examples as in the file
     if "validation" not in named:
@@ -159,7 +159,7 @@ def _reason(error: BaseException) -> str:
     return reason(error)
 
 
-def _named(task: Task, split: str, data: Dataset, checked: bool) -> Dataset:
+def _by_role(task: Task, split: str, data: Dataset, checked: bool) -> Dataset:
     """A split's columns by their role, texts as text. ValueError where it is `checked` and lacks one."""
     from datasets import Value
 

@@ -1,4 +1,4 @@
-"""What generation is watched for: the end of an answer, and logits that are no numbers."""
+"""Watch generation: for the end of an answer, and for logits that are no numbers."""
 
 from collections.abc import Sequence
 from typing import Any

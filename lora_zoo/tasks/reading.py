@@ -1,4 +1,4 @@
-"""How a split was read: what it holds, what of it was cut, and what it needs of a model."""
+"""Account for how a split was read: what it holds, what of it was cut, and what it needs of a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def _reading(
 
 
 def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
-    """How one split was read, as a part of one line."""
+    """The account of one split, as a part of one line."""
     tokens = about["tokens"]
     parts = [f"{tokens['least']} to {tokens['most']} tokens"]
     if classes := about.get("classes"):
@@ -98,7 +98,7 @@ def _classes(classes: Mapping[str, int]) -> str:
 
 
 def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
-    """What a reader of the numbers has to know of a split, in sentences."""
+    """Sentences on a split that a reader of the numbers has to know."""
     present = [name for name, count in about.get("classes", {}).items() if count]
     labels = about.get("labels", {})
     found = []
@@ -113,7 +113,7 @@ def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
 
 
 def of_predictions(split: str, predictions: Sequence[Any], names: Sequence[str] | None) -> list[str]:
-    """What a reader has to know of a model's answers: that all are empty, or all the same."""
+    """Sentences on a model's answers that a reader has to know: all are empty, or all the same."""
     most, count = Counter(map(str, predictions)).most_common(1)[0]
     if count < len(predictions) or count < 2:
         return []

@@ -67,7 +67,7 @@ class TaskData:
 
     @cached_property
     def readings(self) -> dict[str, Reading]:
-        """How each split was read. ValueError for one that cannot be used."""
+        """The account of each split. ValueError for one that cannot be used."""
         kind, train = self.kind, list(self.splits["train"])
         asked = {kind.asks(kind.task, row) for row in train}
         judged = {name: data for name, data in self.splits.items() if name != "train"}

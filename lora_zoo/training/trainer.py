@@ -215,7 +215,7 @@ class ZooTrainer(Trainer):
 
 
 def num_items(batch: Mapping[str, Any]) -> Tensor:
-    """How many items a batch's loss is the mean of: its labels, less those that are ignored."""
+    """The number of items that a batch's loss is the mean of: its labels, less those that are ignored."""
     return (batch["labels"] != IGNORED).sum()
 
 
