@@ -161,7 +161,7 @@ def test_what_is_cut_is_the_prompts_start_and_the_end_stays(
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 30), st.integers(4, 20))
 def test_a_choice_is_made_after_the_prompt_of_training(asked: int, limit: int) -> None:
-    data = Dataset.from_dict({"prompt": [" ".join(["cat"] * asked + ["who"])] * 2, "label": ["yes", "no"]})
+    data = Dataset.from_dict({"prompt": [" ".join(["cat"] * asked + ["who"])] * 2, "label": ["yes", "a cat"]})
     made = kind(task("multiple_choice", max_length=limit), {"train": data})
     prompts = {
         tuple(i for i, t in zip(e["input_ids"], e["labels"], strict=True) if t == IGNORED)
