@@ -2,6 +2,7 @@
 
 import math
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.tokenizers import DefaultTokenizer
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from lora_zoo import metrics
+from lora_zoo.metrics.inputs import words
 from lora_zoo.runs.record import plain
 
 RNG = np.random.default_rng(0)
@@ -275,3 +280,25 @@ def fresh(program: str) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
+
+
+@given(st.text(min_size=1).filter(str.strip), st.text(alphabet=string.printable, max_size=40))
+def test_rouge_l_of_a_text_and_itself_is_one_in_every_script(text: str, english: str) -> None:
+    assert computed("rouge_l", [text], [text]) == pytest.approx(1.0)
+    theirs = DefaultTokenizer(use_stemmer=False).tokenize(english)
+    assert words(english) == theirs or not theirs
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "expected"),
+    [
+        ("кошка сидит дома", "кошка сидит там", 2 / 3),
+        ("我喜欢猫", "我喜欢狗", 3 / 4),
+        ("החתול ישן", "החתול אכל", 1 / 2),
+        ("die Straße", "die Straßen", 1 / 2),
+        ("हिन्दी भाषा", "हिन्दी लिपि", 1 / 2),
+        ("cafe", "café", 0.0),
+    ],
+)
+def test_rouge_l_counts_words_of_every_script(guess: str, truth: str, expected: float) -> None:
+    assert computed("rouge_l", [guess], [truth]) == pytest.approx(expected)

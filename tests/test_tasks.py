@@ -196,8 +196,8 @@ def test_the_loss_of_generation_is_on_the_target_alone(folder: Path, llama: Any)
     counted = [
         i for i, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED
     ]
-    assert llama[1].decode(counted) == " a cat </s>"
-    assert llama[1].decode(encoded["input_ids"]) == "a dog runs => a cat </s>"
+    assert llama[1].decode(counted) == " a cat</s>"
+    assert llama[1].decode(encoded["input_ids"]) == "a dog runs => a cat</s>"
     assert counted[-1] == llama[1].eos_token_id
 
 

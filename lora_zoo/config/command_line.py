@@ -25,7 +25,8 @@ from lora_zoo.core.errors import unknown
 _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
 # Dictionaries in which any key may be new; the run checks them against what reads them.
 _OPEN = re.compile(
-    r"trainer\.|variant\.|program\.|(?:rank|alpha)_pattern(?:\.|$)|task\.(?:sizes|columns|data_files|options|splits)(?:\.|$)"
+    r"trainer\.|variant\.|program\.|(?:rank|alpha)_pattern(?:\.|$)|"
+    r"task\.(?:sizes|columns|data_files|options|splits|metric_arguments)(?:\.|$)"
 )
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 # A regular expression: no list, not quoted, and with a character that names have not.

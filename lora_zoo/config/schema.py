@@ -80,11 +80,19 @@ class Task:
     sizes: dict[str, int] = key({}, "split: at most so many examples", least=1)
     columns: dict[str, str] = key({}, "text, text_pair and label, or prompt and target: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
-    labels: list[str] | None = key(None, "the label set; its order gives the label ids", filled=True)
+    labels: list[str] | None = key(
+        None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
+    )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
-    max_length: int = key(256, "tokens of input and target, longer ones are cut", least=2, most=_LONGEST)
+    metric_arguments: dict[str, Any] = key({}, "metric: its own arguments (f1: {average: macro})")
+    max_length: int = key(
+        256,
+        "tokens of input and target; of more, a prompt loses its start, a text or target its end",
+        least=2,
+        most=_LONGEST,
+    )
     max_new_tokens: int = key(64, "tokens to generate at most", least=1, most=_LONGEST)
     num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
     lr: float = key(MISSING, "learning rate that suits LoRA on this task", above=0)

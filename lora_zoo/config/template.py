@@ -11,7 +11,7 @@ ANSWERS = ("target", "label")
 
 def check_template(template: str, columns: Iterable[str] | None = None) -> None:
     """Raises ValueError for a field that is no plain name of a column; `columns` may be unknown yet."""
-    if not (names := _fields(template)):
+    if not (names := fields_of(template)):
         raise ValueError(f"task.template={template!r} names no column; write for example {{prompt}}")
     known = None if columns is None else [c for c in columns if c not in (*ANSWERS, "item")]
     for name in names:
@@ -21,7 +21,8 @@ def check_template(template: str, columns: Iterable[str] | None = None) -> None:
             raise ValueError("task.template: " + unknown("column", name, known))
 
 
-def _fields(template: str) -> list[str]:
+def fields_of(template: str) -> list[str]:
+    """The columns that a template names. ValueError where it cannot be read."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

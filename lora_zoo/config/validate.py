@@ -67,15 +67,19 @@ def check(settings: Settings) -> None:
     _check_layers(settings.layers)
     _check_task(settings.task)
     if settings.program:
-        run_files(settings.files)  # one of which may register it
-        complete_program(settings.program)
-    if settings.prior and settings.program:
+        _check_program(settings)
+    if own := {key: value for key, value in settings.variant.items() if key != "name"}:
+        check_hyperparameters(variant_of(settings), own)
+
+
+def _check_program(settings: Settings) -> None:
+    run_files(settings.files)  # one of which may register it
+    complete_program(settings.program)
+    if settings.prior:
         name = settings.program["name"]
         raise ValueError(
             f"prior={settings.prior}: program={name} has stages, which take no prior adapters yet"
         )
-    if own := {key: value for key, value in settings.variant.items() if key != "name"}:
-        check_hyperparameters(variant_of(settings), own)
 
 
 def _check_group(group: Any, prefix: str = "") -> None:
@@ -152,8 +156,17 @@ def _check_task(task: Task) -> None:
         for split in getattr(task, key):
             if split not in SPLITS:
                 raise ValueError(unknown(f"split in task.{key}", split, SPLITS))
+    _check_arguments(task)
     _check_columns(task.columns)
     check_template(task.template)
+
+
+def _check_arguments(task: Task) -> None:
+    for metric, given in task.metric_arguments.items():
+        if metric not in task.metrics:
+            raise ValueError(unknown("metric in task.metric_arguments", metric, task.metrics))
+        if not isinstance(given, Mapping):
+            raise ValueError(f"task.metric_arguments.{metric} must map arguments to values; got {given!r}")
 
 
 def _check_words(key: str, words: list[str]) -> None:

@@ -15,6 +15,7 @@ A module that is loaded by its path or from the Hub declares the same two on its
 
 import ast
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,22 +120,30 @@ def _made(name: str) -> Metric:
 
 
 def try_out(
-    name: str, metric: Metric, predictions: list[Any], references: list[Any], kind: str
+    name: str, metric: Metric, predictions: list[Any], references: list[Any], what: str, **arguments: Any
 ) -> dict[str, MetricFacts]:
-    """Compute the metric once, on answers as a task of that type gives them. ValueError where it cannot.
+    """Compute the metric once, with its own `arguments`. ValueError where it cannot judge such answers.
 
     Returns the facts of each value that it gives.
     """
     try:
-        values = metric.compute(predictions=predictions, references=references)
+        values = metric.compute(predictions=predictions, references=references, **arguments)
     except Exception as refused:  # a module of the user's own may raise anything
         raise ValueError(
-            f"metric {name!r} cannot judge the answers of type={kind}, such as {predictions[0]!r}: "
+            f"metric {name!r} cannot judge the answers of {what}, such as {predictions[0]!r}: "
             f"{_reason(refused)}"
         ) from refused
     if not isinstance(values, dict) or not all(hasattr(value, "__float__") for value in values.values()):
         raise ValueError(f"metric {name!r} gives no {{name: number}}; got {values!r}")
+    check_values(values, what)
     return dict.fromkeys(values, declared(metric))
+
+
+def check_values(values: Mapping[str, Any], what: str) -> None:
+    """ValueError where a metric is NaN or inf, which ranks no two runs."""
+    for name, value in values.items():
+        if not math.isfinite(float(value)):
+            raise ValueError(f"the metric {name} of {what} is {float(value)}, which is no number")
 
 
 def _reason(error: BaseException) -> str:
@@ -145,4 +154,4 @@ def _is_elsewhere(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith(".py") or Path(name, f"{name}.py").is_file()
 
 
-__all__ = ["METRICS", "Metric", "MetricFacts", "declared", "facts", "load", "try_out"]
+__all__ = ["METRICS", "Metric", "MetricFacts", "check_values", "declared", "facts", "load", "try_out"]

@@ -1,11 +1,13 @@
 """The inputs of the metrics here: classes, numbers or texts, and the forms that they share."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import regex
 
 INPUTS = {
     "int64": "predictions, references: one integer class an item",
@@ -25,6 +27,21 @@ def info(description: str | None, kind: str, options: str = "") -> evaluate.Metr
         inputs_description=INPUTS[kind] + options,
         features=features if len(features) > 1 else features[0],
     )
+
+
+_WORDS = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*|"
+    r"(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{N}]\p{M}*)+"
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; of scripts that write no spaces, each character.
+
+    Of English, what rouge_score makes of it. A text of other signs alone is these signs.
+    """
+    text = unicodedata.normalize("NFC", text.lower())
+    return _WORDS.findall(text) or list("".join(text.split()))
 
 
 def listed_references(name: str, references: Sequence[str | list[str]]) -> list[list[str]]:

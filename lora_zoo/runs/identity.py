@@ -91,6 +91,8 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
     chosen.pop("prior", None)  # their content counts, not where they lie
+    if not chosen["task"].get("metric_arguments"):  # younger than the first identities
+        chosen["task"] = {k: v for k, v in chosen["task"].items() if k != "metric_arguments"}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 

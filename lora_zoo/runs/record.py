@@ -30,7 +30,10 @@ Times are seconds, sizes bytes.
 | retention | of (the text), tokens; before, after: loss on it, nats a token |
 | stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
-| data | split: size and content hash |
+| data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
+| | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
+| | the number of examples that are cut, also_in_train, or have task.stop within their target |
+| findings | sentences: what a reader of the numbers has to know of data and answers |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 | diverged | step, layers: where the numbers stopped being any |
@@ -186,6 +189,10 @@ class Record:
         self.content |= redacted(plain(content))
         text = json.dumps(self.content, indent=1, allow_nan=False)
         write_atomically(self.folder / RESULT, text + "\n")
+
+    def tell(self, *findings: str) -> None:
+        """Add what a reader of the numbers has to know, each sentence once."""
+        self.update(findings=list(dict.fromkeys([*self.content.get("findings", []), *findings])))
 
     def end(self, state: str, **content: Any) -> None:
         assert state in STATES, state

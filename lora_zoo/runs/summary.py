@@ -25,6 +25,8 @@ def print_run(record: Record, console: Console) -> None:
     for row in _rows(result, record.folder):
         table.add_row(*row)
     console.print(table)
+    for text in result.get("findings", []):
+        console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print("next:", highlight=False)
     for line in _next(result, record.folder):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -14,25 +14,36 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.config.schema import Task
-from lora_zoo.tasks.labels import label_set
+from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, least
+from lora_zoo.tasks.labels import Classes
 
-Example = dict[str, Any]
 Outcome = dict[str, Any]
-IGNORED = -100
 
 
 class TaskType(ABC):
-    """One task with the tokenizer that it is read by."""
+    """One task with the tokenizer that it is read by. ValueError for data that it cannot use."""
 
     name: ClassVar[str]
     """Its name in TASK_TYPES."""
     columns: ClassVar[tuple[str, ...]]
     """The columns that it cannot do without."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Those of its columns that hold numbers; all others hold text."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
+    end: tuple[int, ...] = ()
+    """The tokens with which every target ends, where the model is to say when it has answered."""
+    generated = 0
+    """The tokens that the model may add to an input."""
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, tokenizer
+        needed = least(tokenizer) + max(len(self.end), 1)
+        if task.max_length < needed:
+            raise ValueError(
+                f"task.max_length={task.max_length} has no room for an input and an answer; give {needed} "
+                "or more"
+            )
 
     @abstractmethod
     def made_up(self) -> tuple[list[Any], list[Any]]:
@@ -47,18 +58,50 @@ class TaskType(ABC):
         """The same as far as the task's own configuration tells it, without any data."""
         return {}
 
+    @classmethod
+    def asks(cls, task: Task, example: Example) -> str | tuple[str, ...]:
+        """The question of an example, as the model reads it: examples with the same are not independent."""
+        return task.template.format(**example)
+
     @abstractmethod
+    def fitted(self, example: Example) -> Fitted:
+        """A training example within `task.max_length` tokens."""
+
+    def fitted_input(self, example: Example) -> Fitted:
+        """The part of an example that the model is given when it is judged."""
+        return self.fitted(example)
+
     def encode(self, example: Example) -> Example:
         """Token ids and labels of one training example."""
+        return self.fitted(example).inputs
 
     @abstractmethod
     def answers(self, model: nn.Module, rows: list[Example]) -> Iterable[Outcome]:
         """Prediction, reference and score of each row of a batch."""
 
+    @abstractmethod
+    def references(self, rows: list[Example]) -> list[Any]:
+        """The reference of each item."""
+
+    def described(self, rows: list[Example]) -> dict[str, Any]:
+        """Facts on the answers of a split, for the record."""
+        return {}
+
+    def metric_arguments(self, metric: str) -> dict[str, Any]:
+        """The metric's own arguments, as it takes them."""
+        return dict(self.task.metric_arguments.get(metric, {}))
+
+    def items(self, data: Any) -> list[Example]:
+        """The examples of a split as they are judged."""
+        return list(data)
+
     @torch.inference_mode()
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        """The model's answer to each example of a split, in evaluation mode, without gradients."""
-        rows, size = list(data), self.task.eval_batch_size
+        """The model's answer to each example of a split, in evaluation mode, without gradients.
+
+        ValueError where it answers with NaN or inf.
+        """
+        rows, size = self.items(data), self.task.eval_batch_size
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         answers = chain.from_iterable(self.answers(model, batch) for batch in batches)
         return [{"item": row["item"]} | answer for row, answer in zip(rows, answers, strict=True)]
@@ -85,49 +128,51 @@ class TaskType(ABC):
         """A split as training examples."""
         return [self.encode(example) for example in data]
 
-    def _prompt_ids(self, example: Example) -> list[int]:
-        text = self.task.template.format(**example)
-        return self.tokenizer(text, truncation=True, max_length=self.task.max_length)["input_ids"]
+    def _prompt(self, example: Example) -> str:
+        return self.task.template.format(**example)
 
 
 class LabelledTask(TaskType, ABC):
-    """Examples with a label of a known set; predictions and references are its numbers."""
+    """Examples with a label of a known set; predictions and references are the ids of its classes."""
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
-        self.labels = label_set(task, splits)
+        self.classes = Classes(task, splits)
+        self.labels = self.classes.names
 
     def made_up(self) -> tuple[list[Any], list[Any]]:
         return list(range(len(self.labels))), list(range(len(self.labels)))
 
     def target(self, label: Any) -> int:
-        return label if isinstance(label, int) and label not in self.labels else self.labels.index(str(label))
+        """The id of a cell's class."""
+        return self.classes.id(label)
 
     def judged(self, prediction: int, label: Any) -> Outcome:
         reference = self.target(label)
         return {"prediction": prediction, "reference": reference, "score": float(prediction == reference)}
 
+    def metric_arguments(self, metric: str) -> dict[str, Any]:
+        """The same; classes are named in the task, and are ids to a metric."""
+        given, of = super().metric_arguments(metric), self.classes.id_of
+        if "pos_label" in given:
+            given["pos_label"] = of(given["pos_label"])
+        if "labels" in given:
+            given["labels"] = [of(name) for name in given["labels"]]
+        return given
 
-def continuation(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of `text` as it continues a prompt: a space before it, where the tokenizer keeps spaces."""
-    return tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+    def references(self, rows: list[Example]) -> list[int]:
+        return [self.target(row["label"]) for row in rows]
+
+    def described(self, rows: list[Example]) -> dict[str, Any]:
+        found = self.references(rows)
+        return {"classes": {name: found.count(number) for number, name in enumerate(self.labels)}}
 
 
-def continued(prompt: list[int], target: list[int], limit: int | None = None) -> Example:
-    """Prompt and target in one sequence, the prompt's labels ignored; too long a prompt loses its start."""
-    if limit is not None and len(prompt) + len(target) > limit:
-        prompt = prompt[-max(limit - len(target), 1) :]
-    ids = (prompt + target)[:limit]
-    labels = ([IGNORED] * len(prompt) + target)[:limit]
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-
-
-def grouped(data: Any) -> list[Example]:
-    """One example per distinct prompt, with all its targets as a list."""
-    groups: dict[str, Example] = {}
-    for row in data:
-        groups.setdefault(row["prompt"], row | {"target": []})["target"].append(row["target"])
-    return list(groups.values())
+def check_finite(logits: Tensor) -> Tensor:
+    """The logits. ValueError where they hold NaN or inf, of which an argmax would make an answer."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model answers with NaN or inf; there is nothing to judge")
+    return logits
 
 
 def on_device(inputs: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

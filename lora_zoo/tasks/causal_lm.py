@@ -8,73 +8,101 @@ from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.tasks.base import Example, Outcome, TaskType, continuation, continued, grouped, on_device
+from lora_zoo.tasks.base import Outcome, TaskType, on_device
+from lora_zoo.tasks.cutting import Example, Fitted, continuation, continued, fitted
+from lora_zoo.tasks.generating import AllNumbers, EndsWith, before_end
 
 
 @TASK_TYPES.register("causal_lm")
 class CausalLM(TaskType):
-    """A decoder continues the prompt; the loss is on the target's tokens alone."""
+    """A decoder continues the prompt; the loss is on the target's tokens alone, of which the last ends it."""
 
     columns = ("prompt", "target")
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
-        super().__init__(task, tokenizer, splits)
-        end = task.stop or tokenizer.eos_token
-        if not end:
+        self.task, self.tokenizer, self.generated = task, tokenizer, task.max_new_tokens
+        if not (task.stop or tokenizer.eos_token):
             raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
-        ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise ValueError(f"task {task.name}: the tokenizer has no token for task.stop={end!r}")
-        self.end, self.end_id = end, ids[-1]
+        self.stop = task.stop or tokenizer.eos_token
+        self.end = self._end_tokens(self.stop)
+        super().__init__(task, tokenizer, splits)
+        for split, data in splits.items():
+            empty = next((n for n, text in enumerate(data["target"]) if not self._body(text)), None)
+            if empty is not None:
+                raise ValueError(f"task {task.name}, {split}: the target of example {empty} is its end alone")
+
+    def _end_tokens(self, stop: str) -> tuple[int, ...]:
+        """The end as it stands in a target: one token of its own name, or as text goes on."""
+        tokenizer = self.tokenizer
+        if stop in tokenizer.get_added_vocab() or stop == tokenizer.eos_token:
+            return (tokenizer.convert_tokens_to_ids(stop),)
+        ids = continuation(tokenizer, stop)
+        if not ids or tokenizer.unk_token_id in ids:
+            raise ValueError(f"task {self.task.name}: the tokenizer has no token for task.stop={stop!r}")
+        return tuple(ids)
 
     def made_up(self) -> tuple[list[Any], list[Any]]:
         texts = ["a made-up answer", "another one"]
         return texts, [[text] for text in texts] if self.task.group_references else texts
 
-    def ended(self, target: str) -> str:
-        target = target.strip()
-        return target if target.endswith(self.end) else f"{target} {self.end}"
+    def fitted(self, example: Example) -> Fitted:
+        body = continuation(self.tokenizer, self._body(example["target"]))
+        return continued(self.tokenizer, self._prompt(example), body, self.end, limit=self.task.max_length)
 
-    def encode(self, example: Example) -> Example:
-        prompt = self._prompt_ids(example)
-        target = continuation(self.tokenizer, self.ended(example["target"]))
-        return continued(prompt, target, self.task.max_length)
+    def fitted_input(self, example: Example) -> Fitted:
+        return fitted(self.tokenizer, self._prompt(example), room=self.task.max_length)
 
-    def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
-        return super().outcomes(model, grouped(data) if self.task.group_references else data)
+    def items(self, data: Any) -> list[Example]:
+        """The examples, or one for all that ask the same, with their targets as a list."""
+        if not self.task.group_references:
+            return list(data)
+        groups: dict[Any, Example] = {}
+        for row in data:
+            group = groups.setdefault(self.asks(self.task, row), row | {"target": []})
+            group["target"].append(row["target"])
+        return list(groups.values())
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
-        texts = self._texts(model, rows)
-        return [self._judged(text, row["target"]) for text, row in zip(texts, rows, strict=True)]
+        judged = zip(self._texts(model, rows), self.references(rows), strict=True)
+        return [self._judged(text, reference) for text, reference in judged]
 
-    def _judged(self, text: str, target: str | list[str]) -> Outcome:
-        references = [self._clean(t) for t in ([target] if isinstance(target, str) else target)]
-        reference = references[0] if isinstance(target, str) else references
-        return {"prediction": text, "reference": reference, "score": float(text in references)}
+    def _judged(self, text: str, reference: str | list[str]) -> Outcome:
+        right = text == reference if isinstance(reference, str) else text in reference
+        return {"prediction": text, "reference": reference, "score": float(right)}
+
+    def references(self, rows: list[Example]) -> list[Any]:
+        targets = [row["target"] for row in rows]
+        return [self._clean(t) if isinstance(t, str) else [self._clean(one) for one in t] for t in targets]
+
+    def _body(self, text: str) -> str:
+        """A target without its end."""
+        return text.strip().removesuffix(self.stop).strip()
 
     def _clean(self, text: str) -> str:
-        return " ".join(text.strip().removesuffix(self.end).split())
+        return " ".join(self._body(text).split())
 
     def _texts(self, model: nn.Module, rows: list[Example]) -> list[str]:
         """Generated text after each prompt; prompts are padded on the left, so that all end together."""
-        prompts = [self._prompt_ids(row) for row in rows]
+        prompts = [self.fitted_input(row).inputs["input_ids"] for row in rows]
         width = max(map(len, prompts))
         ids = torch.tensor([[self.tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        out = self._generate(model, {"input_ids": ids, "attention_mask": mask})
-        return self._decoded(out[:, width:])
+        return self._generated(model, {"input_ids": ids, "attention_mask": mask}, start=width)
 
-    def _generate(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        return model.generate(  # type: ignore[operator]
+    def _generated(self, model: nn.Module, inputs: dict[str, Tensor], start: int) -> list[str]:
+        """The texts that the model writes from position `start` on, up to the end. ValueError for NaN."""
+        one, numbers = len(self.end) == 1, AllNumbers()
+        ids = model.generate(  # type: ignore[operator]
             **on_device(inputs, model),
             do_sample=False,
             max_new_tokens=self.task.max_new_tokens,
             num_beams=self.task.num_beams,
-            eos_token_id=self.end_id,
+            eos_token_id=self.end[0] if one else self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
+            logits_processor=[numbers],
+            stopping_criteria=[] if one else [EndsWith(self.end, start)],
         )
-
-    def _decoded(self, ids: Tensor) -> list[str]:
-        kept = [row[: row.index(self.end_id)] if self.end_id in row else row for row in ids.tolist()]
+        numbers.check()
+        kept = [before_end(row, self.end) for row in ids[:, start:].tolist()]
         return [self._clean(text) for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]

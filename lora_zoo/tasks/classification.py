@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.tasks.base import Example, LabelledTask, Outcome, TaskType, on_device
+from lora_zoo.tasks.base import LabelledTask, Outcome, TaskType, check_finite, on_device
+from lora_zoo.tasks.cutting import Example, Fitted, fitted
 
 
 class HeadTask(TaskType, ABC):
@@ -16,11 +17,14 @@ class HeadTask(TaskType, ABC):
     columns = ("text", "label")
     auto_class = "AutoModelForSequenceClassification"
 
-    def encode(self, example: Example) -> Example:
-        pair = (example["text"], example["text_pair"]) if "text_pair" in example else (example["text"],)
-        return dict(self.tokenizer(*pair, truncation=True, max_length=self.task.max_length)) | {
-            "labels": self.target(example["label"])
-        }
+    @classmethod
+    def asks(cls, task: Task, example: Example) -> tuple[str, ...]:
+        return tuple(example[name] for name in ("text", "text_pair") if name in example)
+
+    def fitted(self, example: Example) -> Fitted:
+        texts = self.asks(self.task, example)
+        inputs, cut = fitted(self.tokenizer, *texts, room=self.task.max_length, side="right")
+        return Fitted(inputs | {"labels": self.target(example["label"])}, cut)
 
     @abstractmethod
     def target(self, label: Any) -> int | float: ...
@@ -31,7 +35,7 @@ class HeadTask(TaskType, ABC):
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         inputs = self.collate([self.encode(row) for row in rows])
         inputs.pop("labels")
-        logits = model(**on_device(inputs, model)).logits.float().cpu()
+        logits = check_finite(model(**on_device(inputs, model)).logits.float().cpu())
         return [self.answer(z, row["label"]) for z, row in zip(logits, rows, strict=True)]
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import SPLITS, Task, file_of
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.config.template import check_template
+from lora_zoo.config.template import check_template, fields_of
 from lora_zoo.core.errors import reason, unknown
 from lora_zoo.tasks.labels import is_finite
 
@@ -27,10 +28,16 @@ POCKET = ("pocket-sql", "pocket-nli")
 _POCKET_SEED = 0
 
 
-def load_splits(task: Task) -> dict[str, Dataset]:
-    """Every split that the task has, in `SPLITS`' order.
+class Splits(dict[str, "Dataset"]):
+    """The splits of a task by name, in `SPLITS`' order, and the number that `task.sizes` left out of each."""
 
-    Raises ValueError for a missing column, an empty split, or a label outside `task.labels`.
+    left_out: Mapping[str, int] = {}
+
+
+def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
+    """Every split that the task has; train and those that are `judged` are checked.
+
+    Raises ValueError for a missing column, an empty split or an empty cell.
     """
     _check_names(task)
     raw = _pocket(task) if task.dataset in POCKET else _load(task)
@@ -39,21 +46,38 @@ def load_splits(task: Task) -> dict[str, Dataset]:
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
-    if "validation" not in raw:
-        _canonical(task, "train", raw["train"])  # its errors number examples as in the file
-        raw = raw | _held_out(task, raw["train"])
-    return {name: _canonical(task, name, raw[name]) for name in SPLITS if name in raw}
+    checked = {"train", *judged}
+    named = {name: _by_role(task, name, data, name in checked) for name, data in raw.items()}
+    for name in checked & named.keys():
+        _check_cells(task, name, named[name])  # errors number examples as in the file
+    if "validation" not in named:
+        named |= _held_out(task, named["train"])
+    found = Splits({name: _sized(task, name, named[name]) for name in SPLITS if name in named})
+    left = {name: len(named[name]) - len(data) for name, data in found.items()}
+    found.left_out = {name: number for name, number in left.items() if number}
+    return found
 
 
 def _held_out(task: Task, train: Dataset) -> dict[str, Dataset]:
-    held = math.ceil(task.validation_fraction * len(train))
-    if not 0 < held < len(train):
-        raise ValueError(
-            f"task {task.name}: task.validation_fraction={task.validation_fraction} of {len(train)} training "
-            "examples leaves one split empty; give more data, or a validation file"
+    """A part of what is asked, with all examples that ask it: none of it is asked in training."""
+    from datasets import Dataset
+
+    asks, groups = TASK_TYPES[task.type].asks, dict[Any, list[int]]()
+    for number, row in enumerate(train):
+        groups.setdefault(asks(task, row), []).append(number)
+    held = math.ceil(task.validation_fraction * len(groups))
+    if not 0 < held < len(groups):
+        of = f"{len(train)} training examples" + f" that ask {len(groups)} things" * (
+            len(groups) < len(train)
         )
-    parts = train.train_test_split(test_size=task.validation_fraction, seed=0)
-    return {"train": parts["train"], "validation": parts["test"]}
+        raise ValueError(
+            f"task {task.name}: task.validation_fraction={task.validation_fraction} of {of} "
+            "leaves one split empty; give more data, or a validation file"
+        )
+    asked = Dataset.from_dict({"rows": list(groups.values())})
+    parts = asked.train_test_split(test_size=task.validation_fraction, seed=0)
+    rows = {name: list(chain.from_iterable(parts[name]["rows"])) for name in ("train", "test")}
+    return {"train": train.select(rows["train"]), "validation": train.select(rows["test"])}
 
 
 def _pocket(task: Task) -> dict[str, Dataset]:
@@ -71,7 +95,7 @@ def _load(task: Task) -> dict[str, Dataset]:
     from datasets import load_dataset
 
     files = {split: str(file_of(task, name)) for split, name in task.data_files.items()}
-    arguments: dict[str, Any] = dict(task.options) | ({"data_files": files} if files else {})
+    arguments = {**_as_text(task), **task.options, **({"data_files": files} if files else {})}
     _readable(task, files)
     heard = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a bad file is in the error as well
@@ -90,6 +114,18 @@ def _load(task: Task) -> dict[str, Dataset]:
             raise ValueError(f"task {task.name}, task.splits.{split}: " + unknown("split", name, loaded))
     names = {split: task.splits.get(split, split) for split in SPLITS}
     return {split: loaded[name] for split, name in names.items() if name in loaded}
+
+
+def _as_text(task: Task) -> dict[str, Any]:
+    """Arguments for a reader that guesses types (csv): a text is what the file says, be it 007 or NA."""
+    if task.dataset != "csv":
+        return {}
+    kind = TASK_TYPES[task.type]
+    names = {name: name for name in (*kind.columns, "text_pair", *fields_of(task.template))}
+    roles = task.columns or names
+    texts = {old: str for new, old in roles.items() if new not in kind.numbers}
+    missing = {"keep_default_na": False, "na_values": ["NaN"]}  # as writers of tables leave an empty cell
+    return {"converters": texts, **missing}
 
 
 def _readable(task: Task, files: Mapping[str, str]) -> None:
@@ -123,24 +159,33 @@ def _reason(error: BaseException) -> str:
     return reason(error)
 
 
-def _canonical(task: Task, split: str, data: Dataset) -> Dataset:
+def _by_role(task: Task, split: str, data: Dataset, checked: bool) -> Dataset:
+    """A split's columns by their role, texts as text. ValueError where it is `checked` and lacks one."""
     from datasets import Value
 
-    _check_columns(task, split, data.column_names)
-    data = data.select_columns(list(dict.fromkeys(task.columns.values()))) if task.columns else data
-    data = data.rename_columns({old: new for new, old in task.columns.items() if old != new})
-    if "prompt" in TASK_TYPES[task.type].columns:
+    roles = {old: new for new, old in task.columns.items() if checked or old in data.column_names}
+    if checked:
+        _check_columns(task, split, data.column_names)
+    data = data.select_columns(list(roles)) if roles else data
+    data = data.rename_columns({old: new for old, new in roles.items() if old != new})
+    if checked and "prompt" in TASK_TYPES[task.type].columns:
         check_template(task.template, data.column_names)
-    for column in (c for c in ("text", "text_pair", "prompt", "target") if c in data.column_names):
+    for column in set(data.column_names) - {"label"}:
         if str(getattr(data.features[column], "dtype", "")).startswith(("int", "uint")):
-            data = data.cast_column(column, Value("string"))  # a csv of digits is read as numbers
+            data = data.cast_column(column, Value("string"))
+        if column in _optional(task) and None in data[column]:
+            data = data.map(lambda row, name=column: {name: row[name] or ""})
+    return data
+
+
+def _optional(task: Task) -> set[str]:
+    """The columns of the template that may be empty: what the type cannot do without may not."""
+    return set(task.columns) - {*TASK_TYPES[task.type].columns, "text_pair"}
+
+
+def _sized(task: Task, split: str, data: Dataset) -> Dataset:
     size = task.sizes.get(split)
     data = data.select(range(min(size, len(data)))) if size else data
-    if not len(data):
-        raise ValueError(f"task {task.name}: the {split} split is empty")
-    used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
-    for column in filter(used.__contains__, data.column_names):
-        _check_cells(task, split, column, data)
     return data.add_column("item", list(range(len(data))))
 
 
@@ -173,18 +218,25 @@ def _check_columns(task: Task, split: str, known: list[str]) -> None:
         )
 
 
-def _check_cells(task: Task, split: str, column: str, data: Dataset) -> None:
-    """Raises ValueError for an empty cell, and for one that the column's role cannot take."""
-    answers = column in ("label", "target")
-    for row, value in enumerate(data[column]):
+def _check_cells(task: Task, split: str, data: Dataset) -> None:
+    """Raises ValueError for an empty split or cell, and for a cell that its column's role cannot take."""
+    if not len(data):
+        raise ValueError(f"task {task.name}: the {split} split is empty")
+    used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
+    optional = _optional(task)
+    for column in filter(used.__contains__, data.column_names):
         where = f"task {task.name}, {split}: column {task.columns.get(column, column)} "
-        if value is None or (isinstance(value, str) and not value.strip() and (answers or not value)):
-            hint = " (NA, NaN and null are read as empty)" if task.dataset == "csv" else ""
-            raise ValueError(f"{where}has empty values, the first in example {row}{hint}")
-        if isinstance(value, float) and not is_finite(value):
-            raise ValueError(f"{where}holds {value} in example {row}; it must be a finite number")
-        if column != "label" and not isinstance(value, str):
-            raise ValueError(f"{where}holds {value!r} in example {row}; it must be a text")
+        for row, value in enumerate(data[column]):
+            if _is_empty(value) and column not in optional:
+                raise ValueError(f"{where}has empty values, the first in example {row}")
+            if isinstance(value, float) and not is_finite(value):
+                raise ValueError(f"{where}holds {value} in example {row}; it must be a finite number")
+            if not isinstance(value, (str, int, float) if column == "label" else str):
+                raise ValueError(f"{where}holds {value!r} in example {row}; it must be a text")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.tasks.base import IGNORED, Example, LabelledTask, Outcome, continuation, continued, on_device
+from lora_zoo.tasks.base import LabelledTask, Outcome, check_finite, on_device
+from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, continuation, continued, least
 
 
 @TASK_TYPES.register("multiple_choice")
@@ -22,24 +23,37 @@ class MultipleChoice(LabelledTask):
         super().__init__(task, tokenizer, splits)
         self.words = [continuation(tokenizer, label) for label in self.labels]
         for label, word in zip(self.labels, self.words, strict=True):
-            if not word:
+            if not word or (tokenizer.unk_token_id in word and label != tokenizer.unk_token):
                 raise ValueError(f"task {task.name}: the tokenizer has no token for the label {label!r}")
+            if len(word) > task.max_length - least(tokenizer):
+                raise ValueError(
+                    f"task {task.name}: the label {label!r} has {len(word)} tokens, for which "
+                    f"task.max_length={task.max_length} has no room"
+                )
             if self.words.count(word) > 1:
                 raise ValueError(
                     f"task {task.name}: to the tokenizer the label {label!r} is like another one"
                 )
 
-    def encode(self, example: Example) -> Example:
-        return continued(self._prompt_ids(example), self.words[self.target(example["label"])])
+    def fitted(self, example: Example) -> Fitted:
+        return self._continued(example, self.words[self.target(example["label"])])
+
+    def _continued(self, example: Example, word: list[int]) -> Fitted:
+        """The prompt, which is the same before every word, and the word."""
+        limit, longest = self.task.max_length, max(map(len, self.words))
+        return continued(self.tokenizer, self._prompt(example), word, (), limit=limit, reserved=longest)
+
+    def fitted_input(self, example: Example) -> Fitted:
+        return self._continued(example, max(self.words, key=len))
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         scores = torch.stack([self._likelihood(model, rows, word) for word in self.words], dim=1)
-        chosen = scores.argmax(dim=1).tolist()
+        chosen = check_finite(scores).argmax(dim=1).tolist()
         return [self.judged(one, row["label"]) for one, row in zip(chosen, rows, strict=True)]
 
     def _likelihood(self, model: nn.Module, rows: list[Example], word: list[int]) -> Tensor:
         """Log-probability of `word` after each row's prompt, (rows,)."""
-        inputs = on_device(self.collate([continued(self._prompt_ids(row), word) for row in rows]), model)
+        inputs = on_device(self.collate([self._continued(row, word).inputs for row in rows]), model)
         labels = inputs.pop("labels")[:, 1:]
         log_p = model(**inputs).logits[:, :-1].float().log_softmax(dim=-1)
         picked = log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]

@@ -10,6 +10,7 @@ from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Outcome
 from lora_zoo.tasks.classification import HeadTask
+from lora_zoo.tasks.cutting import Example
 from lora_zoo.tasks.labels import check_numbers
 
 
@@ -20,11 +21,17 @@ class Regression(HeadTask):
     Without it a head's small rate spends the run on finding the mean. `score` is the negative squared error.
     """
 
+    numbers = ("label",)
+
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)
         check_numbers(task, splits)
         labels = torch.tensor([float(label) for label in splits["train"]["label"]], dtype=torch.float64)
-        self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
+        if labels.min() == labels.max():
+            raise ValueError(
+                f"task {task.name}: its labels are all {labels[0].item():g}; there is nothing to tell apart"
+            )
+        self.mean, self.std = float(labels.mean()), float(labels.std())
 
     def made_up(self) -> tuple[list[Any], list[Any]]:
         return [1.0, 2.5, 4.0], [1.0, 2.0, 4.5]
@@ -41,6 +48,13 @@ class Regression(HeadTask):
 
     def target(self, label: Any) -> float:
         return (float(label) - self.mean) / self.std
+
+    def references(self, rows: list[Example]) -> list[float]:
+        return [float(row["label"]) for row in rows]
+
+    def described(self, rows: list[Example]) -> dict[str, Any]:
+        found = self.references(rows)
+        return {"labels": {"least": min(found), "mean": sum(found) / len(found), "most": max(found)}}
 
     def answer(self, logits: Tensor, label: Any) -> Outcome:
         prediction, reference = float(logits[0]) * self.std + self.mean, float(label)

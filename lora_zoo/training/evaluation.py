@@ -1,7 +1,7 @@
-"""Evaluate a run on its splits; check that inputs fit the embeddings."""
+"""Evaluate a run on its splits; check before training that the model and the metrics can take them."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -9,10 +9,14 @@ from torch import nn
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
+from lora_zoo.metrics import check_values, try_out
 from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
-from lora_zoo.tasks.base import Example
+from lora_zoo.tasks.reading import Reading, of_predictions
 from lora_zoo.training.resources import TaskData
+
+TRIED = 200
+"""Texts of a split on which a metric is tried before training: of 4,693 it would take seconds."""
 
 
 class Evaluator:
@@ -48,46 +52,85 @@ class Evaluator:
             self.record.update(views=self.record.content.get("views", {}) | {name: values})
 
     def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
+        """ValueError for a metric that is NaN or inf, or answers of which none can be had."""
         model = self.injection.model
-        with in_mode(model, training=False):
-            outcomes = self.data.kind.outcomes(model, self.data.splits[split])
-        if keep:
-            self.record.examples(split, outcomes)
+        try:
+            with in_mode(model, training=False):
+                outcomes = self.data.kind.outcomes(model, self.data.splits[split])
+        except ValueError as broken:
+            raise ValueError(f"{split}: {broken}") from broken
         predictions = [o["prediction"] for o in outcomes]
         references = [o["reference"] for o in outcomes]
         if keep:
-            self._tell_answers(split, predictions, references)
-        return self._values(predictions, references)
+            self.record.examples(split, outcomes)
+            self._tell(split, predictions, references)
+        return self._values(split, predictions, references)
 
-    def _values(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    def _values(self, split: str, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         values: dict[str, float] = {}
-        for metric in self.metrics.values():
-            values |= metric.compute(predictions=predictions, references=references)
+        for name, metric in self.metrics.items():
+            given = self.data.kind.metric_arguments(name)
+            values |= metric.compute(predictions=predictions, references=references, **given)
+        check_values(values, split)
         return values
 
-    def _tell_answers(self, split: str, predictions: list[Any], references: list[Any]) -> None:
+    def _tell(self, split: str, predictions: list[Any], references: list[Any]) -> None:
         """Record how many answers differ, and what the commonest class alone would reach."""
+        self.record.tell(*of_predictions(split, predictions, getattr(self.data.kind, "labels", None)))
         told, record = answers(predictions, references), self.record.content
         record_of = {"answers": record.get("answers", {}) | {split: told}}
         if told["common"] is not None:
-            values = self._values([told["common"]] * len(references), references)
+            values = self._values(split, [told["common"]] * len(references), references)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
 
 
-def check_inputs(model: nn.Module, data: Sequence[Example]) -> None:
-    """ValueError for tokens and lengths for which the model has no embedding."""
-    known = {name: m.num_embeddings for name, m in named_base_modules(model) if isinstance(m, nn.Embedding)}
-    greatest = max(max(example["input_ids"]) for example in data)
+
+def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
+    """ValueError for a metric that cannot judge a split, even if each of its answers were right.
+
+    Of texts so many as `TRIED` are tried, from all over the split.
+    """
+    kind = data.kind
+    for split in data.splits.keys() - {"train"}:
+        references = kind.references(kind.items(data.splits[split]))
+        if isinstance(references[0], (str, list)):
+            references = references[:: max(len(references) // TRIED, 1)]
+        right = [reference[0] if isinstance(reference, list) else reference for reference in references]
+        for name, metric in metrics.items():
+            what = f"{split} ({len(right)} items)"
+            try_out(name, metric, right, references, what, **kind.metric_arguments(name))
+
+
+def check_inputs(model: nn.Module, readings: Mapping[str, Reading]) -> None:
+    """ValueError for tokens and lengths that the model cannot take."""
     words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if greatest >= words:
-        raise ValueError(
-            f"the tokenizer gives the token {greatest} and the model has {words}; they do not belong together"
-        )
-    longest = max(len(example["input_ids"]) for example in data)
-    positions = [size for name, size in known.items() if "position" in name or name.endswith("wpe")]
-    if positions and longest > min(positions):
-        raise ValueError(
-            f"an example has {longest} tokens and the model {min(positions)} positions; give a smaller "
-            "task.max_length"
-        )
+    positions, two_parts = positions_of(model), model.config.is_encoder_decoder  # type: ignore[union-attr]
+    for split, reading in readings.items():
+        read, generated, written = reading.read, reading.generated, reading.written
+        if reading.token >= words:
+            raise ValueError(
+                f"the tokenizer gives the token {reading.token} and the model has {words}; they do not "
+                "belong together"
+            )
+        needed = max(read, generated, written) if two_parts else read + generated
+        if positions is not None and needed > positions:
+            more = f" and task.max_new_tokens={generated}" if generated else ""
+            raise ValueError(
+                f"{split}: an example of {read} tokens{more} needs {needed} positions and the model has "
+                f"{positions}; give a smaller task.max_length{' or task.max_new_tokens' if generated else ''}"
+            )
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The positions that a model can tell apart; None where its configuration sets no bound.
+
+    Some tables of positions have rows before the first: RoBERTa's begin after the padding token, OPT's at 2.
+    """
+    config: Any = model.config
+    bounds = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    for name, module in named_base_modules(model):
+        if isinstance(module, nn.Embedding) and ("position" in name or name.endswith("wpe")):
+            before = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            bounds.append(module.num_embeddings - before)
+    return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)

@@ -1,5 +1,6 @@
 """The stages of a run: data, model, adapter, training, evaluation, what is kept."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -23,15 +24,18 @@ from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import HeldOutLoss
+from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.updates.summary import summary
+
+_log = logging.getLogger("lora_zoo")
 
 
 def target_arguments(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
@@ -120,10 +124,25 @@ class Experiment:
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )
         session.prepare(evaluator, arguments)
+        self._tell(data)
         trainer = session.trainer if self.context.resources.exclusive else None
         if trainer is not None and (saved := trainer.saved_bytes()):
             record.update(memory=record.content.get("memory", {}) | saved)
         return evaluator, session
+
+    def _tell(self, data: TaskData) -> None:
+        """Say on one line how the data were read, and on further ones what to know of them."""
+        read = data.fingerprint
+        parts = [in_words(split, read[split]["size"], read[split]) for split in data.splits]
+        found = [text for s in data.splits for text in findings(s, read[s], read[s]["size"])]
+        size, asked = len(data.encoded), self.settings.batch_size
+        if size < asked:
+            found.append(f"train has {size} examples, less than batch_size={asked}: each step sees them all")
+        line = f"data: {'; '.join(parts)}"
+        _log.info("%s", line)
+        if self.context.group is None:
+            self.context.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.record.tell(*found)
 
     def _evaluated(self, key: str, evaluator: Evaluator) -> bool:
         """True if an earlier process has recorded every split under `key`."""
@@ -139,13 +158,22 @@ class Experiment:
         facts: dict[str, MetricFacts] = {}
         predictions, references = kind.made_up()
         for name, metric in metrics.items():
-            facts |= try_out(name, metric, predictions, references, task.type)
+            given, of = kind.metric_arguments(name), f"type={task.type}"
+            found = try_out(name, metric, predictions, references, of, **given)
+            if twice := facts.keys() & found:
+                raise ValueError(
+                    f"task.metrics: {name} gives {min(twice)!r}, as another one does; take one out"
+                )
+            facts |= found
+        check_references(data, metrics)
         counts = task.metrics[0] if task.metrics[0] in facts else next(iter(facts))  # mine.py gives "mine"
         known = {value: about._asdict() for value, about in facts.items()}
         self.record.update(data=data.fingerprint, metric=counts, metric_facts=known)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
-        return data, resources.base(settings, data, derived_seed("head", settings.seed))
+        loaded = resources.base(settings, data, derived_seed("head", settings.seed))
+        check_inputs(loaded.model, data.readings)
+        return data, loaded
 
     def _session(self, loaded: Loaded, data: TaskData) -> TrainingSession | StagedTraining:
         record, context, make = self.record, self.context, partial(self._inject, loaded, data)

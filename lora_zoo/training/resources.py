@@ -27,8 +27,9 @@ from lora_zoo.core.adapter import Variant
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
-from lora_zoo.tasks.base import Example
+from lora_zoo.tasks.cutting import Example, Fitted
 from lora_zoo.tasks.data import fingerprint, load_splits
+from lora_zoo.tasks.reading import Reading, read_judged, read_train
 from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
@@ -43,17 +44,42 @@ class TaskData:
 
     def __init__(self, settings: Settings) -> None:
         datasets.disable_progress_bars()
-        self.splits = load_splits(settings.task)
+        self._loaded = load_splits(settings.task, judged := judged_splits(settings))
+        self.splits = {name: self._loaded[name] for name in self._loaded if name in ("train", *judged)}
         self.tokenizer = load_tokenizer(settings.model)
         self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        return fingerprint(self.splits)
+        """Size and hash of every split, with how it was read if it is used."""
+        left = {name: {"left_out": number} for name, number in self._loaded.left_out.items()}
+        read = {name: reading.about for name, reading in self.readings.items()}
+        found = fingerprint(self._loaded).items()
+        return {name: about | read.get(name, {}) | left.get(name, {}) for name, about in found}
+
+    @cached_property
+    def _fitted(self) -> list[Fitted]:
+        return [self.kind.fitted(example) for example in self.splits["train"]]
 
     @cached_property
     def encoded(self) -> list[Example]:
-        return self.kind.encoded(self.splits["train"])
+        return [fitted.inputs for fitted in self._fitted]
+
+    @cached_property
+    def readings(self) -> dict[str, Reading]:
+        """The account of each split. ValueError for one that cannot be used."""
+        kind, train = self.kind, list(self.splits["train"])
+        asked = {kind.asks(kind.task, row) for row in train}
+        judged = {name: data for name, data in self.splits.items() if name != "train"}
+        read = {name: read_judged(kind, data, asked) for name, data in judged.items()}
+        return {"train": read_train(kind, train, self._fitted), **read}
+
+
+def judged_splits(settings: Settings) -> tuple[str, ...]:
+    """The splits that a run is judged on: at its end and, if it says so, in the middle of training."""
+    given = (settings.trainer.get(key) for key in ("eval_steps", "eval_strategy", "eval_on_start"))
+    midway = any(value not in (None, 0, False, "no") for value in given)
+    return tuple(dict.fromkeys([*settings.eval_splits, *(["validation"] if midway else [])]))
 
 
 class ResourcePool(ABC):
@@ -123,7 +149,7 @@ class CachedResources(FreshResources):
         self._base: _Kept | None = None
 
     def task_data(self, settings: Settings) -> TaskData:
-        key = _key(asdict(settings.task), asdict(settings.model), _files(settings))
+        key = _key(asdict(settings.task), asdict(settings.model), judged_splits(settings), _files(settings))
         gc.collect()  # the run before is one great cycle
         found = self._data.pop(key, None) or super().task_data(settings)
         self._data[key] = found  # the last used is the last in line

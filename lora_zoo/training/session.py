@@ -17,7 +17,7 @@ from lora_zoo.runs.tracking import Tracker
 from lora_zoo.training import checkpoints
 from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
-from lora_zoo.training.evaluation import Evaluator, check_inputs
+from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool
 from lora_zoo.training.signals import SignalHandler, Stopped
@@ -75,19 +75,22 @@ class TrainingSession:
         """Make all that training needs, so that an error in it costs no evaluation."""
         if self.finished or not self.injection.trainable():
             return
+        kind = evaluator.data.kind
+        if arguments.label_smoothing_factor and kind.numbers:
+            raise ValueError(
+                "trainer.label_smoothing_factor is for classes and texts; numbers have none: use 0"
+            )
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
-        examples = evaluator.data.encoded
-        check_inputs(self.injection.model, examples)
         trainer = ZooTrainer(
             self.injection,
             evaluator=evaluator,
             skip=skip,
             about=self.about,
             args=arguments,
-            data_collator=evaluator.data.kind.collate,
-            train_dataset=examples,
+            data_collator=kind.collate,
+            train_dataset=evaluator.data.encoded,
         )
         trainer.check_schedule()
         if trainer.parts:
@@ -133,6 +136,9 @@ class TrainingSession:
                 self.record.update(skipped=skipped)
         if context.signals.received is not None:
             raise Stopped(context.signals.received)
+        done, asked = trainer.state.global_step, trainer.state.max_steps
+        if done < asked:
+            raise RuntimeError(f"training ended after {done} of {asked} steps, although nobody stopped it")
 
     def _last_checkpoint(self) -> Path | None:
         """Find the last whole checkpoint of an earlier process and note it in the record."""

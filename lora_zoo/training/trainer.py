@@ -1,7 +1,7 @@
 """transformers' Trainer with the hooks of an adapted model: groups, a regularizer, steps that diverge."""
 
 import logging
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_zoo.core.hooks import Progress
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
+from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
@@ -24,6 +25,9 @@ _log = logging.getLogger("lora_zoo")
 
 class ZooTrainer(Trainer):
     """Trains an injection's parameters. The logged loss excludes the regularizer.
+
+    A step's loss is the mean over the items of all its micro-batches, by whatever model and head: each one's
+    mean counts by its share of the items, the regularizer by its share of the micro-batches.
 
     The order of one optimiser step, as transformers calls it; the first six lines once a micro-batch:
 
@@ -64,6 +68,8 @@ class ZooTrainer(Trainer):
         self.skip, self.train_state = skip, TrainState(self, injection)
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
+        # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
         self.remove_callback(PrinterCallback)
         for callback in (self.train_state, HookCallback(injection), self.train_state.timer):
             self.add_callback(callback)
@@ -71,6 +77,11 @@ class ZooTrainer(Trainer):
     @property
     def progress(self) -> Progress:
         return progress_of(self.state, self.args, self.optimizer)
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one step, and how many items the step's loss is the mean of."""
+        batches, _ = super().get_batch_samples(*given, **named)
+        return batches, sum(map(num_items, batches)) if batches else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
@@ -100,10 +111,17 @@ class ZooTrainer(Trainer):
         return parts.TurnSampler(self.parts, due, self.args, self._train_batch_size, self._order_seed)
 
     def check_schedule(self) -> None:
-        """Let the hooks check their schedule. ValueError where it does not fit the length of the run."""
-        self.injection.hooks.on_train_begin(
-            self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        )
+        """Let the hooks check their schedule. ValueError where it does not fit the length of the run.
+
+        ValueError too where the loader gives no batch, so that nothing would be trained.
+        """
+        batches = self.get_train_dataloader()
+        if not len(batches):
+            raise ValueError(
+                f"trainer.dataloader_drop_last=true leaves no batch: there are {len(self.train_dataset)} "
+                f"examples, and batch_size={self.args.per_device_train_batch_size}"
+            )
+        self.injection.hooks.on_train_begin(self.set_initial_training_values(self.args, batches)[-1])
 
     def saved_bytes(self) -> dict[str, int] | None:
         """Bytes that autograd saves for the backward pass of the first batch, adapters on and off.
@@ -129,19 +147,25 @@ class ZooTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        once = partial(super().compute_loss, model, inputs, True, num_items_in_batch)
+        counted = num_items(inputs)
+        share = 1.0 if num_items_in_batch is None else counted / num_items_in_batch
+
+        shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if self.label_smoother is not None and shifted:  # it takes the labels out of what the model is given
+            inputs = inputs | {"decoder_input_ids": shifted(labels=inputs["labels"])}
+
+        def once() -> Any:
+            return super(ZooTrainer, self).compute_loss(model, dict(inputs), True)
+
         self._penalty = 0.0
         if not model.training:
             loss, outputs = once()
         else:
-            hooks, steps = self.injection.hooks, self.current_gradient_accumulation_steps
+            hooks = self.injection.hooks
             loss, outputs, extra = hooks.objective(once, self.progress)
-            penalty = hooks.regularizer()
-            # A loss over all items of the accumulated batch is summed as it is; others are divided later.
-            summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            added = extra + (penalty / steps if summed else penalty)
-            loss = loss + added
-            self._penalty = torch.as_tensor(added).detach() / (1 if summed else steps)
+            added = share * extra + hooks.regularizer() / self.current_gradient_accumulation_steps
+            loss = share * loss + added
+            self._penalty = torch.as_tensor(added).detach()
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any) -> Tensor:
@@ -205,6 +229,11 @@ class ZooTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.train_state.load(Path(resume_from_checkpoint))
+
+
+def num_items(batch: Mapping[str, Any]) -> Tensor:
+    """The number of items that a batch's loss is the mean of: its labels, less those that are ignored."""
+    return (batch["labels"] != IGNORED).sum()
 
 
 def _assert_gradients(injection: Injection) -> None:

@@ -24,5 +24,10 @@ class F1(evaluate.Metric):
     def _compute(
         self, predictions: list[int], references: list[int], average: str = "binary", pos_label: int = 1
     ) -> dict[str, float]:
+        if average == "binary" and len({*predictions, *references}) > 2:
+            raise ValueError(
+                "average=binary counts one of two classes, and there are more; give task.metric_arguments."
+                "f1.average=macro, micro or weighted"
+            )
         f1 = f1_score(references, predictions, average=average, pos_label=pos_label, zero_division=0.0)
         return {"f1": float(f1)}

@@ -1,10 +1,22 @@
 """ROUGE-L: the F measure of the longest common subsequence of words, the mean over items."""
 
 import evaluate
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from lora_zoo.metrics import METRICS
-from lora_zoo.metrics.inputs import info, listed_references
+from lora_zoo.metrics.inputs import info, listed_references, words
+
+
+class Words(Tokenizer):
+    """Words of any script; rouge_score's own knows a to z alone, so that other texts are all alike: empty."""
+
+    def __init__(self, stemmer: bool) -> None:
+        self.stem = PorterStemmer().stem if stemmer else str
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self.stem(word) if len(word) > 3 else word for word in words(text)]
 
 
 @METRICS.register("rouge_l")
@@ -22,7 +34,7 @@ class RougeL(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[str] | list[list[str]], stemmer: bool = False
     ) -> dict[str, float]:
-        scorer = RougeScorer(["rougeL"], use_stemmer=stemmer)
+        scorer = RougeScorer(["rougeL"], tokenizer=Words(stemmer))
         given = listed_references("rouge_l", references)
         scores = [
             scorer.score_multi(rs, p)["rougeL"].fmeasure for p, rs in zip(predictions, given, strict=True)

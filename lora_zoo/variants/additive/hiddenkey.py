@@ -98,7 +98,7 @@ class DroppedKeys(AdapterHooks):
             return super().objective(once, progress)
         (loss, outputs), (again, others) = once(), once()
         apart_N = divergence(self._judged(outputs["logits"]), self._judged(others["logits"]))
-        return (loss + again) / 2, outputs, self.kl_weight * apart_N.sum() / self._items(apart_N)
+        return (loss + again) / 2, outputs, self.kl_weight * apart_N.sum() / max(len(apart_N), 1)
 
     @property
     def _causal(self) -> bool:
@@ -112,11 +112,6 @@ class DroppedKeys(AdapterHooks):
         if self._causal:
             logits, labels = logits[:, :-1], labels[:, 1:]
         return logits[labels != -100]
-
-    def _items(self, apart_N: Tensor) -> Tensor | int:
-        """The divisor of the task's loss: the tokens of all micro-batches, or of this one."""
-        of_all = self.batch.get("num_items_in_batch") if self._causal else None
-        return max(len(apart_N), 1) if of_all is None else of_all
 
     @torch.no_grad()
     def law(self) -> None:

@@ -1,0 +1,121 @@
+"""Account for how a split was read: what it holds, what of it was cut, and what it needs of a model."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from lora_zoo.tasks.base import TaskType
+from lora_zoo.tasks.cutting import Example, Fitted
+from lora_zoo.tasks.generating import before_end
+
+MOST_CLASSES = 6
+"""Classes that a line names one by one."""
+
+
+class Reading(NamedTuple):
+    """One split: facts for the record, and the most that it needs of a model."""
+
+    about: dict[str, Any]
+    token: int
+    """The greatest token."""
+    read: int
+    """Tokens of the longest input."""
+    generated: int
+    """Tokens that the model may write after it."""
+    written: int
+    """Tokens of the longest target."""
+
+
+def read_train(kind: TaskType, rows: Sequence[Example], fitted: Sequence[Fitted]) -> Reading:
+    """The train split. ValueError for a target without its end, which the model would never learn."""
+    targets = [f.inputs["labels"] for f in fitted] if kind.end else []
+    size = len(kind.end)
+    for row, target in zip(rows, targets, strict=bool(targets)):
+        if tuple(target[-size:]) != kind.end:
+            raise ValueError(
+                f"task {kind.task.name}, train: the target of example {row['item']} lost its end, "
+                f"task.stop={kind.task.stop}; give a greater task.max_length"
+            )
+    within = sum(len(before_end(target, kind.end)) < len(target) - size for target in targets)
+    about = {"stop_within": within} if within else {}
+    return _reading(kind, rows, fitted, kind.described(list(rows)) | about)
+
+
+def read_judged(kind: TaskType, data: Any, in_train: set[Any]) -> Reading:
+    """A split on which the model will be judged; `in_train` is what the train split asks."""
+    rows = kind.items(data)
+    fitted = [kind.fitted_input(row) for row in rows]
+    again = sum(kind.asks(kind.task, row) in in_train for row in rows)
+    about = kind.described(rows) | ({"also_in_train": again} if again else {})
+    about |= {"items": len(rows)} if len(rows) < len(data) else {}
+    return _reading(kind, rows, fitted, about, kind.generated)
+
+
+def _reading(
+    kind: TaskType,
+    rows: Sequence[Example],
+    fitted: Sequence[Fitted],
+    about: Mapping[str, Any],
+    generated: int = 0,
+) -> Reading:
+    inputs = [f.inputs for f in fitted]
+    lengths = [len(i["input_ids"]) for i in inputs]
+    if not all(lengths):
+        item = rows[lengths.index(0)]["item"]
+        raise ValueError(f"task {kind.task.name}: to the tokenizer the input of example {item} is empty")
+    labels = [i["labels"] for i in inputs if isinstance(i.get("labels"), list)]
+    tokens = {"least": min(lengths), "median": median(lengths), "most": max(lengths)}
+    cut = sum(f.cut for f in fitted)
+    return Reading(
+        {"tokens": tokens, **about, "cut": cut},
+        max(*(max(i["input_ids"]) for i in inputs), *(max(label) for label in labels), 0),
+        max(lengths),
+        generated,
+        max(map(len, labels), default=0),
+    )
+
+
+def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
+    """The account of one split, as a part of one line."""
+    tokens = about["tokens"]
+    parts = [f"{tokens['least']} to {tokens['most']} tokens"]
+    if classes := about.get("classes"):
+        parts.append(_classes(classes))
+    if labels := about.get("labels"):
+        parts.append(f"labels {labels['least']:.4g} to {labels['most']:.4g}")
+    if "items" in about:
+        parts.append(f"{about['items']:,} items")
+    words = {"cut": "cut", "left_out": "left out by task.sizes", "also_in_train": "also in train"}
+    parts += [f"{about[key]:,} {text}" for key, text in words.items() if about.get(key)]
+    return f"{split} {size:,} ({', '.join(parts)})"
+
+
+def _classes(classes: Mapping[str, int]) -> str:
+    if len(classes) > MOST_CLASSES:
+        return f"{len(classes)} classes of {min(classes.values()):,} to {max(classes.values()):,}"
+    return " ".join(f"{name}:{count:,}" for name, count in classes.items())
+
+
+def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
+    """Sentences on a split that a reader of the numbers has to know."""
+    present = [name for name, count in about.get("classes", {}).items() if count]
+    labels = about.get("labels", {})
+    found = []
+    if len(present) == 1 or (labels and labels["least"] == labels["most"]):
+        what = present[0] if present else f"{labels['least']:.6g}"
+        found.append(f"{split} holds one label alone, {what}: it tells no two models apart")
+    if about.get("cut"):
+        found.append(f"{about['cut']} of {size} examples of {split} were cut to task.max_length")
+    if about.get("stop_within"):
+        found.append(f"{about['stop_within']} targets of {split} hold task.stop before their end")
+    return found
+
+
+def of_predictions(split: str, predictions: Sequence[Any], names: Sequence[str] | None) -> list[str]:
+    """Sentences on a model's answers that a reader has to know: all are empty, or all the same."""
+    most, count = Counter(map(str, predictions)).most_common(1)[0]
+    if count < len(predictions) or count < 2:
+        return []
+    said = names[int(most)] if names else most
+    return [f"all {count} answers on {split} are {'empty' if said == '' else repr(said)}"]
