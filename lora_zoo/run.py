@@ -83,6 +83,7 @@ def _refuse_secrets(given: list[str]) -> None:
 
 
 def _sweep(ready: list[str], jobs: list[Settings]) -> int:
+    _check_trainers(jobs)
     if all(settings.dry_run for settings in jobs):
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
             return max(_swept(ready, Path(nowhere)), default=0)
@@ -95,6 +96,17 @@ def _sweep(ready: list[str], jobs: list[Settings]) -> int:
         if jobs[0].experiment:
             _conclude(sweep)
     return int(any(codes))
+
+
+def _check_trainers(jobs: list[Settings]) -> None:
+    """Mistake for a `trainer.` key of any job: a sweep that cannot run makes no folder."""
+    from lora_zoo.training.arguments import check_trainer
+
+    for settings in jobs:
+        try:
+            check_trainer(settings.trainer)
+        except ValueError as error:
+            raise compose.Mistake(str(error)) from error
 
 
 def _sweep_folder(ready: list[str], first: Settings) -> Path:

@@ -30,9 +30,8 @@ _FLAT = {
 
 def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     """ValueError for a `trainer.` key that TrainingArguments lacks, or that a flat key sets."""
+    check_trainer(settings.trainer)
     given = dict(settings.trainer)
-    _check_names(given)
-    _check_values(given)
     ours = _ours(settings, folder)
     for event in ("eval", "save"):
         ours |= _every(event, given.pop(f"{event}_steps", 0))
@@ -42,6 +41,12 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
         raise ValueError(f"trainer: {reason(error)}") from error
     return arguments
+
+
+def check_trainer(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a `trainer.` key that is none, is another key's, or cannot hold its value."""
+    _check_names(given)
+    _check_values(given)
 
 
 def _ours(settings: Settings, folder: Path) -> dict[str, Any]:
