@@ -19,10 +19,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_zoo.config.experiments import KEYS as EXPERIMENT
 from lora_zoo.config.groups import GROUPS, OWN_FILES, folder, options
+from lora_zoo.config.hydra_keys import check_hydra
 from lora_zoo.config.outside import TARGET
 from lora_zoo.config.schema import KEYS, Settings
 from lora_zoo.config.spec import FLAT, variant_of
-from lora_zoo.config.validate import check_folder, resolved
+from lora_zoo.config.validate import resolved
 from lora_zoo.core.errors import unknown
 
 TROUBLE = (
@@ -30,20 +31,6 @@ TROUBLE = (
     *(ArithmeticError, OSError, ImportError, RecursionError),
 )
 """Exceptions of Hydra and OmegaConf for a command line that they cannot take."""
-_OF_HYDRA = (
-    *("hydra/launcher", "hydra.launcher.NAME", "hydra/sweeper", "hydra.sweeper.NAME", "hydra.run.dir"),
-    *("hydra.sweep.dir", "hydra/job_logging", "hydra/hydra_logging", "hydra.verbose"),
-)
-_HYDRAS = "|".join(re.escape(key).replace("NAME", r"[\w.]+") for key in _OF_HYDRA)
-_CALLED = re.compile(r"hydra\.(?:launcher|sweeper)\.")
-_REFERENCE = re.compile(r"\$\{(?:hydra\.(?!callbacks)[\w.]+|oc\.env:\w+(?:,[\w./-]*)?)\}")
-_INSTEAD = {
-    "hydra.mode": (sweep := "-m and KEY=VALUE,VALUE make a sweep"),
-    "hydra.sweeper.params": sweep,
-    "hydra.searchpath": OWN_FILES,
-    "hydra.job.chdir": "paths are taken from the folder where the command is typed; out= says where runs go",
-}
-"""Keys of Hydra's that cannot be given -> what can."""
 _MOST = 10_000
 _LENGTH = 900
 _CHECKED: dict[tuple[str, ...], Settings] = {}
@@ -111,7 +98,10 @@ def _check_override(override: Override, multirun: bool) -> None:
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{line} gives several values: add -m to sweep over them")
     if override.is_hydra_override():
-        _check_hydra(override)
+        try:
+            check_hydra(override)
+        except ValueError as error:
+            raise Mistake(str(error)) from error
     elif key in ("variant.name", "program.name"):
         group = key.partition(".")[0]
         raise Mistake(f"{line}: a {group} is chosen as a whole; write {group}={override.value()}")
@@ -121,29 +111,6 @@ def _check_override(override: Override, multirun: bool) -> None:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, (str, QuotedString))
-
-
-def _check_hydra(override: Override) -> None:
-    """Let through what says where and how a sweep runs; the rest of Hydra makes another program of this one.
-
-    Hydra calls what a launcher's settings name, so that they are plain values, or refer to such.
-    """
-    key, value = override.key_or_group, override.value()
-    if key in _INSTEAD:
-        raise Mistake(f"{key} cannot be given; {_INSTEAD[key]}")
-    if not re.fullmatch(_HYDRAS, key):
-        raise Mistake(unknown("key", key, _OF_HYDRA))
-    if override.is_sweep_override():
-        raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")
-    if "/" in key and not re.fullmatch(r"[\w-]+", str(value)):
-        raise Mistake(f"{override.input_line}: {key} is chosen by name")
-    if _CALLED.match(key) and "${" in _REFERENCE.sub("", str(override.input_line)):
-        raise Mistake(f"{override.input_line}: a launcher's setting is a plain value")
-    if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in str(value):
-        try:
-            check_folder(key, str(value))
-        except ValueError as error:
-            raise Mistake(str(error)) from error
 
 
 def _representatives(parsed: list[Override]) -> Iterator[list[str]]:

@@ -70,7 +70,7 @@ class Task:
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
     dataset: str = key(MISSING, "csv, json, parquet, text, a name on the Hub, pocket-sql or pocket-nli")
     config_name: str | None = key(None, "the data set's configuration on the Hub")
-    data_dir: str | None = key(None, "the folder in which data_files lie")
+    data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")
     data_files: dict[str, str] = key({}, "split: file, for local data")
     options: dict[str, Any] = key({}, "further arguments of datasets.load_dataset (delimiter, …)")
     splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
