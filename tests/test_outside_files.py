@@ -1,4 +1,4 @@
-"""Files from outside hold keys of the settings and call nothing; a key that is accepted reaches a consumer."""
+"""Files from outside hold settings and call nothing; a key that is accepted reaches a consumer."""
 
 import dataclasses
 import json

@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.redact import redacted
 
 SCHEMA = 1
@@ -81,7 +82,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
     `resume` takes the folder of the same name that is there already: a finished run's before an unfinished
     one's, the latest of several. Raises Busy where another process holds it.
     """
-    earlier = {folder: _read(folder) for folder in _of_name(Path(root), name)} if resume else {}
+    earlier = {folder: content_of(folder) for folder in _of_name(Path(root), name)} if resume else {}
     done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
     folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
     lock = FileLock(folder / LOCK)
@@ -92,7 +93,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield FolderClaim(folder, _read(folder))
+        yield FolderClaim(folder, content_of(folder))
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
@@ -110,9 +111,10 @@ def _numbered(root: Path, name: str) -> Iterator[Path]:
     yield from (root / f"{name}-{number}" for number in itertools.count(2))
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def content_of(folder: Path) -> dict[str, Any]:
+    """The record of a run's folder; {} where there is none that can be read."""
     try:
-        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        content = read_json(folder / RESULT)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and content.get("schema") == SCHEMA else {}

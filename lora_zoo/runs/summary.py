@@ -1,6 +1,5 @@
 """Print the end of a run and of a sweep, read from the record alone."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.record import RESULT, Record
+from lora_zoo.runs.record import RESULT, Record, content_of
 
 
 def print_run(record: Record, console: Console) -> None:
@@ -83,7 +82,7 @@ def print_line(record: Record, console: Console) -> None:
 def print_sweep(folder: Path) -> None:
     """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    runs = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := content_of(path.parent))]
     keys = differing([overrides_of(run["command"]) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
     numbers = ("value", "trainable", "s/step")
