@@ -12,9 +12,9 @@ from torch import nn
 
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.errors import unknown
 from lora_zoo.core.user_files import own_file
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.description import DESCRIPTION, FORMAT, WEIGHTS, read_description
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.formats.peft.read import from_peft, is_peft
@@ -23,9 +23,6 @@ from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
-
-FORMAT = 1
-WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 
 
 def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path:
@@ -157,17 +154,6 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict[str, Injection]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no adapters: folders with {DESCRIPTION} are expected there")
     return {injection.name: injection for injection in (load_adapter(model, path) for path in found)}
-
-
-def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of `adapter.json`. FileNotFoundError or ValueError where it is missing or unreadable."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file() or not (Path(folder) / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter: {DESCRIPTION} and {WEIGHTS} are expected there")
-    description = json.loads(path.read_text())
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{path}: " + unknown("format", str(description.get("format")), [str(FORMAT)]))
-    return description
 
 
 def _replace(path: Path, write: Any) -> None:

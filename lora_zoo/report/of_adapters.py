@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION
+from lora_zoo.formats.description import DESCRIPTION
 from lora_zoo.models.base import PEFT, adapter_in
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Chart, Nothing

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.formats.description import WEIGHTS
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.injection.inject import Injection
 from lora_zoo.training.timing import StepTimer

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION, inject_saved, read_adapter, read_description
+from lora_zoo.formats.description import DESCRIPTION, read_description
+from lora_zoo.formats.native import inject_saved, read_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.roles import role_of
 from lora_zoo.models.base import PEFT, adapter_in, base_of
