@@ -112,11 +112,15 @@ def test_a_description_that_lies_is_one_line_and_the_model_is_as_it_was(lie: str
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize(
-    "content",
-    ids=["cut", "very deep", "deep", "no text"],
-    argvalues=["{", "[" * 10**5, '{"format": ' + "[" * 500 + "]" * 500 + "}", "\udc80"],
-)
+NO_JSON = {
+    "cut": "{",
+    "very deep": "[" * 10**5,
+    "deep": '{"format": ' + "[" * 500 + "]" * 500 + "}",
+    "no text": "\udc80",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON)
 def test_a_description_that_is_no_json_is_one_line(content: str, adapter: Path) -> None:
     (adapter / "adapter.json").write_bytes(NO_JSON[content].encode(errors="surrogateescape"))
     with pytest.raises(ValueError) as refusal:
