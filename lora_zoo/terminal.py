@@ -26,8 +26,8 @@ def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
     """Run `variant_file`, if one is given, and the commands inside.
 
     A warning is one line, libraries are silent, and an error ends the process with one line. Exit codes: 2
-    for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM, which cleans up
-    as ^C does.
+    for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM and 129 for
+    SIGHUP, which clean up as ^C does.
     """
     import transformers
     from safetensors import SafetensorError
@@ -36,7 +36,8 @@ def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    told = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in told}
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
@@ -50,7 +51,8 @@ def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def say(text: str) -> None:

@@ -7,6 +7,8 @@ every signal on, once, and waits until the runs in hand have written their check
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -16,7 +18,8 @@ from typing import Any, ClassVar
 
 from lora_zoo.launchers.base import LAUNCHERS, Launcher
 from lora_zoo.terminal import say
-from lora_zoo.training.signals import REQUEUE, SIGNALS, Stopped, requeue
+from lora_zoo.training.signals import REQUEUE, Stopped, handle, live_on, requeue
+from lora_zoo.training.watchdog import WITHIN
 
 FRONT = "LORA_ZOO_FRONT"  # the process id of the process in front
 _WORKER, _STOP = ".worker-", ".stop"
@@ -49,7 +52,7 @@ class Joblib(Launcher):
     @contextlib.contextmanager
     def _passing_on(self) -> Iterator[None]:
         self._clear()
-        before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        before = handle(self._received)
         os.environ[FRONT] = str(os.getpid())
         try:
             yield
@@ -99,11 +102,20 @@ class Joblib(Launcher):
 
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # between two runs: the mark stops the next one
+        handle(lambda *_: None)  # between two runs: the mark stops the next one
+        threading.Thread(target=_outlive_no_front, args=[os.environ[FRONT]], daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(max(1, cpu_count() // max(1, effective_n_jobs(jobs))))
         mark.touch()
+
+
+def _outlive_no_front(front: str) -> None:
+    """Stop the run in hand, as SIGTERM does, and leave, once the process in front has died."""
+    while str(os.getppid()) == front:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(WITHIN)
+    os._exit(128 + signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -119,5 +131,5 @@ def _uninterrupted(run: Callable[[], int]) -> int:
     try:
         return run()
     except Stopped as stop:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the run's own threat to leave
+        live_on()
         return stop.code

@@ -51,7 +51,7 @@ _SIGNS = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
         **{
-            "[": "{[}",
+            "[": "{[}",  # after the end of a row it would open that one's argument
             "]": "{]}",
             "\\": r"\textbackslash{}",
             "~": r"\textasciitilde{}",

@@ -85,12 +85,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
     earlier = {folder: content_of(folder) for folder in _of_name(Path(root), name)} if resume else {}
     done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
     folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
-        raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+    lock = _locked(folder)
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield FolderClaim(folder, content_of(folder))
@@ -98,6 +93,23 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: whoever waits for it looks at a file without a name
         lock.release()
+
+
+def _locked(folder: Path) -> FileLock:
+    """The folder's lock, held. A holder may leave, and take the file's name away, between any two steps."""
+    while True:
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            with contextlib.suppress(FileNotFoundError):  # it has left since
+                holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
+                raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock._context.lock_file_fd or 0), (folder / LOCK).stat()):
+                return lock
+        lock.release()  # the file that it holds has no name any more: another process would take a new one
 
 
 def _of_name(root: Path, name: str) -> Iterator[Path]:

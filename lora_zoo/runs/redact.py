@@ -45,7 +45,7 @@ _SHAPES = (
     (re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16})"), MASK),
     (re.compile(r"(?<![A-Za-z0-9])(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{8,}"), MASK),
     (re.compile(r"(?<![A-Za-z0-9])(?:xox[abeprs]-[\w-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,})"), MASK),
-    (re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"), MASK),
+    (re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]{5,}"), MASK),
     (re.compile(r"(https://(?:hooks\.slack\.com/services|discord\.com/api/webhooks)/)[\w/-]+"), rf"\1{MASK}"),
     (re.compile(r"([?&](?:sig|x-amz-[\w-]+)=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
 )
