@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.processes import wait_passively
 from lora_zoo.runs.redact import redacted
 
 
@@ -29,6 +30,7 @@ def on_the_terminal(variant_file: str | None = None) -> Iterator[None]:
     for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM and 129 for
     SIGHUP, which clean up as ^C does.
     """
+    wait_passively()
     import transformers
     from safetensors import SafetensorError
 

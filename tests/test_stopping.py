@@ -28,7 +28,7 @@ from lora_zoo.training.signals import SignalHandler
 watchdog.WITHIN = 0.5
 with SignalHandler().listening() as signals, signals.defer():
     print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"x", b"x", {rounds})   # one operation, during which Python calls no handler
+    hashlib.pbkdf2_hmac("sha256", b"x", b"x", {rounds})   # during which Python calls no handler
 print("lived on", flush=True)
 """
 

@@ -159,7 +159,7 @@ class Settings:
     )
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")
-    threads: int | None = key(None, "CPU threads; default: torch's own choice", least=1, most=1024)
+    threads: int | None = key(None, "CPU threads; default: by the work of a step", least=1, most=1024)
     out: str = key("runs", "folder under which run folders are made")
     experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")

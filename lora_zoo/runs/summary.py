@@ -1,5 +1,6 @@
 """Print the end of a run and of a sweep, read from the record alone."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -37,6 +38,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
+    if threads := result.get("environment", {}).get("threads"):
+        rows.append(("threads", f"{threads} of {os.cpu_count()} cores (threads= says otherwise)"))
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))

@@ -25,6 +25,7 @@ from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
+from lora_zoo.training.threads import choose_threads
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.updates.summary import summary
 
@@ -103,6 +104,8 @@ class Experiment:
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
+            threads = choose_threads(settings, loaded.model, data.encoded)
+            record.update(environment=record.content.get("environment", {}) | {"threads": threads})
             self.session = session = self._session(loaded, data)
         self.record.update(variant=about | {"hyperparameters": session.injection.hyper})  # the budget's rank
         evaluator = Evaluator(
