@@ -6,8 +6,9 @@ same expressions and stops.
 
 import math
 import re
+from typing import Any
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 COUNTED, LONGEST = 10_000, 1 << 20
 """Repetitions that numbers in braces ask for, one within the other; characters of an expression."""
@@ -23,8 +24,8 @@ def matches(expression: str, name: str, *, whole: bool = True) -> bool:
     return found(expression, name, whole=whole) is not None
 
 
-def found(expression: str, name: str, *, whole: bool = True) -> "regex.Match[str] | None":
-    """The match of an expression; raises as `matches` does."""
+def found(expression: str, name: str, *, whole: bool = True) -> Any:
+    """The match of an expression, or None; raises as `matches` does."""
     re.compile(expression)
     counts = [int(number) for both in _COUNTED.findall(expression) for number in both if number]
     if math.prod(max(count, 1) for count in counts) > COUNTED or len(expression) > LONGEST:

@@ -25,7 +25,7 @@ _BELOW: dict[str, type] = {
     "made_of.source": str,
     "made_of.settings": str,
 }
-_WORDS = {dict: "an object", list: "a list", str: "a text"}
+_WORDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a text"}
 _NEEDED = ("config", "config.task", "config.variant", "config.variant.name")
 
 
@@ -36,7 +36,7 @@ def check_form(record: Mapping[str, Any]) -> None:
             raise ValueError(f"its {key} {str(record[key])[:80]!r} is no name of a folder")
     forms = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_OBJECTS, dict) | dict.fromkeys(_ROWS, list) | _BELOW
     for path, form in forms.items():
-        value = _at(record, path)
+        value = _value_at(record, path)
         if value is None and path not in _NEEDED:
             continue
         if not isinstance(value, form):
@@ -45,7 +45,7 @@ def check_form(record: Mapping[str, Any]) -> None:
     _check_settings(record["config"], Settings, "config.")
 
 
-def _at(record: Any, path: str) -> Any:
+def _value_at(record: Any, path: str) -> Any:
     for key in path.split("."):
         record = record.get(key) if isinstance(record, Mapping) else None
     return record
