@@ -117,7 +117,7 @@ def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Inject
     hyper = complete_hyperparameters(cls, description["hyperparameters"])
     matrices = [known[name] for name in description["target_modules"]]
     return InjectionPlan(
-        cls, hyper, matrices, description["in_full"], patterns=description.get("patterns", {})
+        cls, hyper, matrices, description["in_full"], patterns=description.get("patterns") or {}
     )
 
 

@@ -73,6 +73,8 @@ def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
     if settings.get("dtype", "auto") not in DTYPES:
         raise ValueError(f"{folder}: " + unknown("dtype", str(settings["dtype"]), DTYPES))
     settings |= {"path": model, "revision": None} if model else {}
+    if not settings.get("path"):
+        raise ValueError(f"{folder} does not say which model it adapts; give --model")
     return {"name": Path(str(settings["path"])).name} | settings
 
 

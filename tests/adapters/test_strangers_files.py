@@ -1,8 +1,10 @@
 """What strangers write into an adapter's folder is one line, in bounded time, and changes no model."""
 
+import contextlib
 import copy
 import json
 import os
+import random
 import re
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from lora_zoo.core.expressions import matches
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.targets import matching
 from lora_zoo.models.base import base_of
+from tests.results.test_strangers import JUNK, paths
 
 NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.experts.3.down_proj", "a" * 60)
 ORDINARY = (
@@ -197,3 +200,29 @@ def test_quantised_layers_are_refused_for_what_they_are() -> None:
     net.hf_quantizer = type("Quantizer", (), {"quantization_config": scheme})  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"quantised \(bitsandbytes\), and quantised layers cannot"):
         inject(net, "lora", target_modules=["q"])
+
+
+def altered(path: Path, draw: random.Random) -> None:
+    """Put something strange at a place of a JSON file, drawn at random."""
+    held = whole = json.loads(path.read_text())
+    *way, last = draw.choice(list(paths(whole)))
+    for key in way:
+        held = held[key]
+    held[last] = draw.choice(JUNK)
+    path.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_stands_at_any_place_it_is_read_or_refused(seed: int, adapter: Path, tmp_path: Path) -> None:
+    """A property: of places and values drawn from a seed, none raises anything but ValueError."""
+    said = {"rank_pattern": {"q_proj": 2}, "task_type": "SEQ_CLS", "base_model_name_or_path": "x"}
+    theirs = peft(tmp_path / "p", exclude_modules=["v"], lora_dropout=0.0, **said)
+    draw = random.Random(seed)
+    for file in (adapter / "adapter.json", theirs / "adapter_config.json"):
+        whole = file.read_text()
+        for _ in range(30):
+            altered(file, draw)
+            for read in (lambda folder: load_adapter(Small(), folder), base_of):
+                with contextlib.suppress(ValueError):
+                    read(file.parent)
+            file.write_text(whole)
