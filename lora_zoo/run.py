@@ -23,7 +23,8 @@ from lora_zoo.config import command_line, compose, help_text, schema
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
-from lora_zoo.launchers.base import launcher
+from lora_zoo.launchers.base import Launcher, launcher
+from lora_zoo.runs.processes import refuse_several, wait_passively
 from lora_zoo.runs.record import claim_folder, made, write_atomically
 from lora_zoo.runs.redact import redacted
 from lora_zoo.terminal import say
@@ -37,6 +38,7 @@ _OUTCOME = ".outcome-"
 def main(arguments: list[str] | None = None) -> None:
     """Run what the command line asks for and leave with its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    wait_passively()
     if not {"-h", "--help"}.isdisjoint(given):
         print(help_text.text())
         return
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(given: list[str]) -> int:
     try:
+        refuse_several()
         _refuse_secrets(given)
         flags, ready = command_line.parse(given), command_line.rewritten(given)
     except ValueError as error:
@@ -83,6 +86,7 @@ def _refuse_secrets(given: list[str]) -> None:
 
 
 def _sweep(ready: list[str], jobs: list[Settings]) -> int:
+    _check_sweep(ready, jobs)
     if all(settings.dry_run for settings in jobs):
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
             return max(_swept(ready, Path(nowhere)), default=0)
@@ -95,6 +99,23 @@ def _sweep(ready: list[str], jobs: list[Settings]) -> int:
         if jobs[0].experiment:
             _conclude(sweep)
     return int(any(codes))
+
+
+def _check_sweep(ready: list[str], jobs: list[Settings]) -> None:
+    """Mistake for a `trainer.` key of any job, or a launcher that cannot run: no folder has been made."""
+    from lora_zoo.training.arguments import check_trainer
+
+    asked = {name: given[-1] for name in ("hydra.launcher.n_jobs",) if (given := _values(ready, name))}
+    try:
+        for settings in jobs:
+            check_trainer(settings.trainer)
+        _launcher(ready).check(asked, len(jobs))
+    except ValueError as error:
+        raise compose.Mistake(str(error)) from error
+
+
+def _launcher(ready: list[str]) -> type[Launcher]:
+    return launcher((_values(ready, "hydra/launcher") or ["basic"])[-1])
 
 
 def _sweep_folder(ready: list[str], first: Settings) -> Path:
@@ -117,7 +138,7 @@ def _values(ready: list[str], key: str) -> list[str]:
 
 def _swept(ready: list[str], sweep: Path) -> list[int]:
     """Run the sweep in its folder and return the exit code of each job."""
-    chosen = launcher((_values(ready, "hydra/launcher") or ["basic"])[-1])(sweep)
+    chosen = _launcher(ready)(sweep)
     keys = {f"hydra.launcher.{key}": value for key, value in chosen.defaults.items()}
     defaults = [f"{key}={value}" for key, value in keys.items() if not _values(ready, key)]
     try:

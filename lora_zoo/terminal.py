@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.user_files import run_files
+from lora_zoo.runs.processes import wait_passively
 from lora_zoo.runs.redact import redacted
 
 
@@ -32,9 +33,10 @@ def on_the_terminal(files: Sequence[str] = ()) -> Iterator[None]:
     """Run the Python `files` and then the commands inside.
 
     A warning is one line, libraries are silent, and an error ends the process with one line. Exit codes: 2
-    for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM, which cleans up
-    as ^C does.
+    for unusable arguments or files, 1 for errors of the disk, 130 for ^C, 143 for SIGTERM and 129 for
+    SIGHUP, which clean up as ^C does.
     """
+    wait_passively()
     import transformers
     from safetensors import SafetensorError
 
@@ -42,7 +44,8 @@ def on_the_terminal(files: Sequence[str] = ()) -> Iterator[None]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    told = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in told}
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
@@ -55,7 +58,8 @@ def on_the_terminal(files: Sequence[str] = ()) -> Iterator[None]:
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def say(text: str) -> None:

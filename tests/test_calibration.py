@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_zoo.config.spec import RunSpec
-from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.formats.description import WEIGHTS
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection import inject as injecting
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.identity import specify

@@ -92,6 +92,7 @@ DAMAGE = {
     "gone": lambda f: (f / "state.json").unlink(),
     "no manifest": lambda f: (f / checkpoints.MANIFEST).unlink(),
     "half a manifest": lambda f: (f / checkpoints.MANIFEST).write_text('{"files": {"weig'),
+    "a deep manifest": lambda f: (f / checkpoints.MANIFEST).write_text("[" * 10**5),
     "another manifest": lambda f: (f / checkpoints.MANIFEST).write_text("[]"),
     "an empty manifest": lambda f: (f / checkpoints.MANIFEST).write_text('{"files": {}}'),
     "a manifest that looks elsewhere": lambda f: (f / checkpoints.MANIFEST).write_text(

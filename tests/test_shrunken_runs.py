@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS
 from tests.processes import run
 
 WORDS = (

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora_zoo.analysis.checks import CHECKS, Finding
+from lora_zoo.runs.frame import LEFT_OUT
 
+LISTED = 20
 _SOUND = "lora_zoo: sound"
 
 
@@ -26,6 +28,13 @@ def findings(frame: pd.DataFrame) -> list[Finding]:
     return found
 
 
+def unread(frame: pd.DataFrame) -> list[Finding]:
+    """The finding about files that are no records, which `lora_zoo.runs.load` has left out."""
+    said = frame.attrs.get(LEFT_OUT, ())
+    more = f"; and {len(said) - LISTED} more" if len(said) > LISTED else ""
+    return [Finding("damaged", [], "; ".join(said[:LISTED]) + more)] if said else []
+
+
 def sound(frame: pd.DataFrame, found: Sequence[Finding] | None = None) -> pd.DataFrame:
     """The runs that may be counted: done, at one with themselves, each once, all on the same data.
 
@@ -40,4 +49,4 @@ def sound(frame: pd.DataFrame, found: Sequence[Finding] | None = None) -> pd.Dat
     return kept
 
 
-__all__ = ["Finding", "findings", "sound"]
+__all__ = ["Finding", "findings", "sound", "unread"]

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word, renamed
 from lora_zoo.config.groups import option_file, options
+from lora_zoo.config.outside import check_keys
 from lora_zoo.config.schema import Task
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.program import PROGRAMS
@@ -115,10 +115,11 @@ def _model(value: str) -> dict[str, Any]:
 def _task(value: str) -> dict[str, Any]:
     """A task that is no option: a YAML file of the same form as those in `conf/task`."""
     name, content = option_file("task", value)
-    node, known = renamed(content, modern_key, modern_word, "task."), [f.name for f in fields(Task)]
-    for key in node:
-        if key not in known:
-            raise ValueError(f"task={value}: " + unknown("key", key, known))
+    node = renamed(content, modern_key, modern_word, "task.")
+    try:
+        check_keys(node, Task)
+    except ValueError as wrong:
+        raise ValueError(f"task={value}: {wrong}") from wrong
     for key in ("type", "dataset", "metrics", "lr"):
         if node.get(key) is None:
             raise ValueError(f"task={value}: the file must give {key}, as those in conf/task do")
@@ -150,6 +151,10 @@ def _with_yaml(path: Path | None, name: str) -> dict[str, Any]:
     """The node of a variant, with what a YAML file beside its Python file gives."""
     beside = path.with_suffix(".yaml") if path else None
     content = option_file("variant", str(beside))[1] if beside and beside.is_file() else {}
+    try:
+        check_keys(content)
+    except ValueError as wrong:
+        raise ValueError(f"{beside}: {wrong}") from wrong
     return content | {"variant": {**(content.get("variant") or {}), "name": name}}
 
 

@@ -6,6 +6,7 @@ What Hydra and OmegaConf report over many lines becomes one line that names the 
 import math
 import re
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,10 +17,13 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lora_zoo.config.experiments import KEYS as EXPERIMENT
 from lora_zoo.config.groups import GROUPS, OWN_FILES, folder, options
+from lora_zoo.config.hydra_keys import check_hydra
+from lora_zoo.config.outside import TARGET
 from lora_zoo.config.schema import KEYS, Settings
 from lora_zoo.config.spec import FLAT, variant_of
-from lora_zoo.config.validate import check_folder, resolved
+from lora_zoo.config.validate import resolved
 from lora_zoo.core.errors import unknown
 
 TROUBLE = (
@@ -89,33 +93,24 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 def _check_override(override: Override, multirun: bool) -> None:
     key, line = override.key_or_group, str(override.input_line).lstrip("+")
+    if TARGET in line:
+        raise Mistake(f"{line}: {TARGET} cannot be given; {OWN_FILES}")
     if override.is_sweep_override() and not multirun:
         raise Mistake(f"{line} gives several values: add -m to sweep over them")
     if override.is_hydra_override():
-        _check_hydra(override)
+        try:
+            check_hydra(override)
+        except ValueError as error:
+            raise Mistake(str(error)) from error
     elif key in ("variant.name", "program.name"):
         group = key.partition(".")[0]
         raise Mistake(f"{line}: a {group} is chosen as a whole; write {group}={override.value()}")
-    elif key in GROUPS and not override.is_sweep_override():
-        if not isinstance(override.value(), (str, QuotedString)):
-            raise Mistake(f"{line}: {key} is chosen by name; choices: {', '.join(options(key))}")
-    elif "_target_" in key:
-        raise Mistake(f"{key} cannot be given")
+    elif key in GROUPS and not (override.is_sweep_override() or _is_name(override.value())):
+        raise Mistake(f"{line}: {key} is chosen by name; choices: {', '.join(options(key))}")
 
 
-def _check_hydra(override: Override) -> None:
-    """Refuse what would make another program of this one, or is told late by Hydra, over many lines."""
-    key, value = override.key_or_group, override.value()
-    if key in ("hydra.mode", "hydra.sweeper.params", "hydra.searchpath") or "_target_" in key:
-        instead = OWN_FILES if key == "hydra.searchpath" else "-m and KEY=VALUE,VALUE make a sweep"
-        raise Mistake(f"{key} cannot be given; {instead}")
-    if override.is_sweep_override():
-        raise Mistake(f"{override.input_line}: a setting of Hydra's takes one value")
-    if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in str(value):
-        try:
-            check_folder(key, str(value))
-        except ValueError as error:
-            raise Mistake(str(error)) from error
+def _is_name(value: Any) -> bool:
+    return isinstance(value, (str, QuotedString))
 
 
 def _representatives(parsed: list[Override]) -> Iterator[list[str]]:
@@ -160,15 +155,26 @@ def _compose(job: Sequence[str]) -> Settings:
 
 
 def _resolved(config: DictConfig) -> Settings:
-    for key in config:
-        if key not in KEYS:
-            raise Mistake(unknown("key", str(key), KEYS))
     try:
+        check_known(config)
         for key in sorted(OmegaConf.missing_keys(config)):
             raise ValueError(f"{key} must be given for this choice: add {key}=…")
         return resolved(config)
     except TROUBLE as error:
         raise Mistake(explain(error)) from error
+
+
+def check_known(config: DictConfig, schema: Any = Settings, parent: str = "") -> None:
+    """Raise ValueError for a key that the schema lacks, which `+` has added: nothing would read it."""
+    known = {f.name: f.type for f in fields(schema)}
+    for key in map(str, config):
+        if key not in known:
+            raise ValueError(unknown(f"key of {parent}" if parent else "key", key, known))
+        if is_dataclass(known[key]):
+            check_known(config[key], known[key], key)
+    for key in map(str, {} if parent else config.experiment):
+        if key not in EXPERIMENT:
+            raise ValueError(unknown("key of experiment", key, EXPERIMENT))
 
 
 def explain(error: BaseException) -> str:

@@ -16,10 +16,12 @@ Beside settings of the run, which Hydra merges, the file holds under `experiment
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from lora_zoo.config.aliases import modern_key, modern_word, renamed
-from lora_zoo.config.groups import option_file
+from lora_zoo.config.groups import GROUPS, option_file, options
+from lora_zoo.config.outside import check_key, check_keys
 from lora_zoo.core.errors import unknown
 
 KEYS = (
@@ -30,6 +32,7 @@ DELTAS = ("spectra", "changes", "amplification", "overlap", "intruders", "evolut
 NEEDED = ("title", "question", "grid", "rows")
 _FORMS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("rows", "columns", "tune", "deltas", "reference"), (list, "a list")),
+    **dict.fromkeys(("name", "title", "question", "paper", "value"), (str, "a text")),
     "adapters": (bool, "true or false"),
 }
 
@@ -43,9 +46,28 @@ def read(value: str) -> dict[str, Any]:
             f"experiment={value}: the file must hold `experiment:`, as those in conf/experiment do"
         )
     content["experiment"] = {"name": name} | content["experiment"]
-    for wrong in _wrong(content["experiment"]):
+    for wrong in chain(_foreign(content), _wrong(content["experiment"])):
         raise ValueError(f"experiment={value}: {wrong}")
     return content
+
+
+def _foreign(content: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on what is no setting of a run, or might run code."""
+    for entry in _list(content.get("defaults", [])):
+        group, option = next(iter(entry.items())) if isinstance(entry, dict) and entry else (str(entry), "")
+        group = group.removeprefix("override /")
+        if entry != "_self_" and (group not in GROUPS or option not in options(group)):
+            yield f"defaults: {entry!r} is none; write override /variant: {next(iter(options('variant')))}"
+    try:
+        check_keys({key: held for key, held in content.items() if key != "defaults"})
+        for metrics in _list((content.get("task") or {}).get("metrics")):
+            check_key("task.metrics", _list(metrics))
+    except ValueError as wrong:
+        yield str(wrong)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value is not None else []
 
 
 def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
@@ -53,7 +75,7 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
     yield from (unknown("key of experiment", str(key), KEYS) for key in about if key not in KEYS)
     yield from (f"the file must give experiment.{key}" for key in NEEDED if not about.get(key))
     for key, (form, words) in _FORMS.items():
-        if not isinstance(about.get(key, form()), form):
+        if not isinstance(about.get(key), form | None):
             yield f"experiment.{key} must be {words}; got {about[key]!r}"
     for name in about.get("deltas", []):
         if name not in (*DELTAS, "touched"):  # the former name of overlap
@@ -64,6 +86,12 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
 def _wrong_cells(grid: Any, reference: list[Any]) -> Iterator[str]:
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         yield "experiment.grid must give each key a list of values"
+        return
+    for key, values in grid.items():
+        try:
+            check_key(str(key), values)
+        except ValueError as wrong:
+            yield f"experiment.grid: {wrong}"
     for row in reference:
         if not isinstance(row, dict) or not isinstance(row.get("value"), (int, float)):
             yield f"a row of experiment.reference needs a number as value; got {row}"

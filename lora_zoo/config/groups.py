@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 import lora_zoo
-from lora_zoo.core.errors import in_one_line, unknown
+from lora_zoo.config.outside import read_yaml
+from lora_zoo.core.errors import unknown
 
 OWN_FILES = (
     "variant=FILE.py, init=FILE.py, program=FILE.py, task=FILE.yaml and experiment=FILE.yaml take files of "
@@ -39,9 +37,6 @@ def option_file(group: str, value: str) -> tuple[str, dict[str, Any]]:
     if not path.is_file() or path.suffix not in (".yaml", ".yml"):
         raise ValueError(unknown(group, value, options(group)) + ", or a YAML file of your own")
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))  # as Hydra reads it: 1e-2 is a number
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{group}={value}: the file is no YAML: {in_one_line(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{group}={value}: the file must hold keys and values, as those in conf/{group} do")
-    return path.stem, content
+        return path.stem, read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{group}={value}: {error}; conf/{group} holds examples") from error

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
 from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
+from lora_zoo.config.task_types import POCKET
 from lora_zoo.config.template import check_template
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.errors import unknown
@@ -23,6 +24,7 @@ from lora_zoo.core.user_files import run_files
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.budget import parameters
 
+_OF_FILES = ("data_dir", "data_files", "options", "splits", "config_name")
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
 _NAME = re.compile(r"[\w.-]+")
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -189,7 +191,12 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _check_files(task: Task) -> None:
-    if task.dataset in ("csv", "json", "parquet", "text") and not (task.data_files or task.data_dir):
+    local = task.dataset in ("csv", "json", "parquet", "text")
+    if task.dataset in POCKET and (idle := [key for key in _OF_FILES if getattr(task, key)]):
+        raise ValueError(f"task.{idle[0]} has no effect: task.dataset={task.dataset} is generated; drop it")
+    if local and task.data_dir and not Path(task.data_dir).expanduser().is_dir():
+        raise ValueError(f"task {task.name}: task.data_dir={task.data_dir} is no folder")
+    if local and not (task.data_files or task.data_dir):
         raise ValueError(
             f"task {task.name}: task.dataset={task.dataset} needs files; give task.data_files={{train:…}}"
         )

@@ -13,9 +13,9 @@ from torch import nn
 
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Variant
-from lora_zoo.core.errors import unknown
 from lora_zoo.core.user_files import own_file
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.description import DESCRIPTION, FORMAT, WEIGHTS, read_description
 from lora_zoo.formats.folders import adapter_digest
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
@@ -26,8 +26,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
-FORMAT = 1
-WEIGHTS, DESCRIPTION, PRIOR = "adapter.safetensors", "adapter.json", "prior"
+PRIOR = "prior"
 
 
 def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path:
@@ -173,7 +172,9 @@ def _plan(model: nn.Module, description: dict[str, Any], folder: Path) -> Inject
                 raise ValueError(f"{folder} holds an adapter of another model: this one has no {name}")
     hyper = complete_hyperparameters(cls, description["hyperparameters"])
     matrices = [known[name] for name in description["target_modules"]]
-    return InjectionPlan(cls, hyper, matrices, description["in_full"], patterns=description["patterns"])
+    return InjectionPlan(
+        cls, hyper, matrices, description["in_full"], patterns=description.get("patterns") or {}
+    )
 
 
 def _own_files(injection: Injection) -> dict[str, dict[str, str]]:
@@ -226,17 +227,6 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict[str, Injection]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no adapters: folders with {DESCRIPTION} are expected there")
     return {injection.name: injection for injection in (load_adapter(model, path) for path in found)}
-
-
-def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of `adapter.json`. FileNotFoundError or ValueError where it is missing or unreadable."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file() or not (Path(folder) / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter: {DESCRIPTION} and {WEIGHTS} are expected there")
-    description = json.loads(path.read_text())
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{path}: " + unknown("format", str(description.get("format")), [str(FORMAT)]))
-    return description
 
 
 def _replace(path: Path, write: Any) -> None:

@@ -1,6 +1,5 @@
 """Read tensors and JSON from untrusted files: their code never runs."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from lora_zoo.core.bounded_json import read_json
+
+LARGEST = 1 << 26  # bytes of a JSON file beside tensors
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
@@ -51,8 +54,8 @@ def _pickled(path: Path) -> Any:
 def object_in(path: Path) -> dict[str, Any]:
     """The object in a JSON file. ValueError where there is none."""
     try:
-        found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = read_json(path, LARGEST)
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {_line(error)}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, not an object")

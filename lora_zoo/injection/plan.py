@@ -77,6 +77,7 @@ def plan_injection(
 
     A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
     """
+    refuse_quantised(model)
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
@@ -100,6 +101,20 @@ def plan_injection(
     check_present(model, plan)
     refuse_unfit(plan)
     return plan
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers hold codes: no layer type here reads them yet."""
+    scheme = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    found = [str(getattr(scheme.quant_method, "value", scheme.quant_method))] if scheme is not None else []
+    for name, parameter in model.named_parameters():
+        package = type(parameter).__module__.partition(".")[0]
+        found += [] if package == "torch" else [f"{name} is a {type(parameter).__name__} of {package}"]
+    if found:
+        raise ValueError(
+            f"the model is quantised ({found[0]}), and quantised layers cannot be adapted yet: take it from "
+            "before its quantisation, or a dequantised copy"
+        )
 
 
 def refuse_unfit(plan: InjectionPlan) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.expressions import matches
 from lora_zoo.injection.base_model import base_parameters, named_base_modules
 from lora_zoo.injection.layers import in_layers
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
@@ -77,7 +78,7 @@ def matching(known: list[TargetMatrix], target: str, key: str = "target_modules"
         within = re.compile(rf"(?:.*\.)?{re.escape(target)}\..*")
         return exact or [p for p in known if not p.whole and within.fullmatch(p.name)]
     try:
-        found = {p.name: p for p in known if re.fullmatch(target, p.name)}
+        found = {p.name: p for p in known if matches(target, p.name)}
     except re.error as error:
         raise ValueError(f"{key}: {target!r} is no regular expression: {error}") from error
     return [p for p in found.values() if p.whole not in found]

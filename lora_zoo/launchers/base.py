@@ -27,6 +27,10 @@ class Launcher:
         self.broken = False
         """True where the sweep ended early, so that some of its runs have no outcome."""
 
+    @classmethod
+    def check(cls, asked: Mapping[str, str], jobs: int) -> None:
+        """Raise ValueError where the launcher's settings, as `asked`, do not suit the machine."""
+
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
         """Surround the sweep, in the process in front. Raises Stopped where a signal ended it."""

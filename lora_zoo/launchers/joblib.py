@@ -7,6 +7,8 @@ every signal on, once, and waits until the runs in hand have written their check
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -16,10 +18,11 @@ from typing import Any, ClassVar
 
 from lora_zoo.launchers.base import LAUNCHERS, Launcher
 from lora_zoo.terminal import say
-from lora_zoo.training.signals import REQUEUE, SIGNALS, Stopped, requeue
+from lora_zoo.training.signals import REQUEUE, Stopped, handle, live_on, requeue
+from lora_zoo.training.watchdog import WITHIN
 
 FRONT = "LORA_ZOO_FRONT"  # the process id of the process in front
-_WORKER, _STOP = ".worker-", ".stop"
+_WORKER, _DEVICE, _STOP = ".worker-", ".device-", ".stop"
 
 
 @LAUNCHERS.register("joblib")
@@ -31,6 +34,20 @@ class Joblib(Launcher):
     def __init__(self, sweep: Path) -> None:
         super().__init__(sweep)
         self.received: int | None = None
+
+    @classmethod
+    def check(cls, asked: Mapping[str, str], jobs: int) -> None:
+        """Raise ValueError for more workers than GPUs, where there are any: each has one of its own."""
+        import torch
+        from joblib import effective_n_jobs
+
+        text, devices = asked.get("hydra.launcher.n_jobs", "-1"), torch.cuda.device_count()
+        workers = min(effective_n_jobs(int(text)), jobs) if text.lstrip("-").isdigit() and int(text) else 1
+        if 0 < devices < workers:
+            raise ValueError(
+                f"{workers} workers would share {devices} GPU{'s' if devices > 1 else ''}: give "
+                f"hydra.launcher.n_jobs={devices}, or hydra/launcher=packed, which trains side by side on one"
+            )
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
@@ -49,7 +66,7 @@ class Joblib(Launcher):
     @contextlib.contextmanager
     def _passing_on(self) -> Iterator[None]:
         self._clear()
-        before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        before = handle(self._received)
         os.environ[FRONT] = str(os.getpid())
         try:
             yield
@@ -72,7 +89,7 @@ class Joblib(Launcher):
             os._exit(128 + number)
 
     def _clear(self) -> None:
-        for path in (*self.sweep.glob(f"{_WORKER}*"), self.sweep / _STOP):
+        for path in (*self.sweep.glob(f"{_WORKER}*"), *self.sweep.glob(f"{_DEVICE}*"), self.sweep / _STOP):
             path.unlink(missing_ok=True)
 
     def run(self, run: Callable[..., int], config: Any) -> int | None:
@@ -99,11 +116,31 @@ class Joblib(Launcher):
 
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # between two runs: the mark stops the next one
+        handle(lambda *_: None)  # between two runs: the mark stops the next one
+        threading.Thread(target=_outlive_no_front, args=[os.environ[FRONT]], daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(max(1, cpu_count() // max(1, effective_n_jobs(jobs))))
+        self._take_device(torch.cuda.device_count())
         mark.touch()
+
+    def _take_device(self, devices: int) -> None:
+        """Make the first GPU that no other worker has this one's own, before CUDA is begun."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = visible.split(",") if visible else list(map(str, range(devices)))
+        for number, name in enumerate(names[:devices]):
+            with contextlib.suppress(FileExistsError):
+                (self.sweep / f"{_DEVICE}{number}").touch(exist_ok=False)
+                os.environ["CUDA_VISIBLE_DEVICES"] = name
+                return
+
+
+def _outlive_no_front(front: str) -> None:
+    """Stop the run in hand, as SIGTERM does, and leave, once the process in front has died."""
+    while str(os.getppid()) == front:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(WITHIN)
+    os._exit(128 + signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -119,5 +156,5 @@ def _uninterrupted(run: Callable[[], int]) -> int:
     try:
         return run()
     except Stopped as stop:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the run's own threat to leave
+        live_on()
         return stop.code

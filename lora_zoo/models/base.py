@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from lora_zoo.config.schema import Model
 from lora_zoo.core.errors import unknown
+from lora_zoo.formats.description import DESCRIPTION, read_description
 from lora_zoo.formats.folders import adapter_in
-from lora_zoo.formats.native import DESCRIPTION, read_description
 from lora_zoo.formats.safe_files import object_in
 
+LABELS = 100_000
+"""The most labels that a head may have."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HEAD = ("num_labels", "id2label", "label2id", "problem_type")
 PEFT = "adapter_config.json"
@@ -45,9 +47,11 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
         raise ValueError(f"{folder}: {auto_class!r} is no class that loads a model")
     if not isinstance(head, Mapping):
         raise ValueError(f"{folder}: what it says of its head cannot be read")
-    for key in head:
+    for key, value in head.items():
         if key not in HEAD:
             raise ValueError(f"{folder}: " + unknown("key of head", str(key), HEAD))
+        if not _is_of_a_head(key, value):
+            raise ValueError(f"{folder}: the {key} of its head cannot be {str(value)[:60]}")
     if (unit := about.get("standardised")) is not None and not _is_unit(unit):
         raise ValueError(f"{folder}: the mean and std of its labels cannot be read")
     settings = _settings(folder, about.get("model", {}), model)
@@ -74,7 +78,21 @@ def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
     if settings.get("dtype", "auto") not in DTYPES:
         raise ValueError(f"{folder}: " + unknown("dtype", str(settings["dtype"]), DTYPES))
     settings |= {"path": model, "revision": None} if model else {}
+    if not settings.get("path"):
+        raise ValueError(f"{folder} does not say which model it adapts; give --model")
     return {"name": Path(str(settings["path"])).name} | settings
+
+
+def _is_of_a_head(key: str, value: Any) -> bool:
+    """True for a number of labels, or labels, as a head may have them: it is allocated by them."""
+    if value is None:
+        return True
+    if key == "num_labels":
+        return type(value) is int and 1 <= value <= LABELS
+    if key == "problem_type":
+        return isinstance(value, str)
+    plain = isinstance(value, Mapping) and all(isinstance(v, str | int) for v in value.values())
+    return plain and len(value) <= LABELS
 
 
 def _is_unit(unit: Any) -> bool:

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION
+from lora_zoo.formats.description import DESCRIPTION
 from lora_zoo.models.base import PEFT, adapter_in
 from lora_zoo.report import figures
 from lora_zoo.report.figures import Chart, Nothing
+from lora_zoo.report.render import csv_of
 from lora_zoo.report.subspace_pairs import middle
 from lora_zoo.runs.loading import PACKED, RENAMED
 from lora_zoo.runs.record import RESULT
@@ -142,7 +143,7 @@ def _write(tables: Mapping[str, pd.DataFrame], makers: Mapping[str, Callable[[],
     """Each table as CSV, and the figures that show them as SVG, PDF and PNG."""
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False)
+        (out / f"{name}.csv").write_text(csv_of(table), encoding="utf-8")
     drawn = []
     for name, draw in makers.items():
         try:

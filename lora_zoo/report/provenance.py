@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, join_names
-from lora_zoo.analysis.integrity import findings
+from lora_zoo.analysis.integrity import findings, unread
 from lora_zoo.runs.archives import portable
 from lora_zoo.runs.summary import overrides_of
 
@@ -17,7 +17,9 @@ from lora_zoo.runs.summary import overrides_of
 def doubts(frame: pd.DataFrame) -> list[str]:
     """The findings, one line each; those that keep runs out come first."""
     found = sorted(findings(frame), key=lambda finding: not finding.rows)
-    return [f"{'left out' if finding.rows else 'note'} ({finding.kind}): {finding.said}" for finding in found]
+    lines = [f"left out ({finding.kind}): {finding.said}" for finding in unread(frame)]
+    words = ["left out" if finding.rows else "note" for finding in found]
+    return [*lines, *(f"{word} ({f.kind}): {f.said}" for word, f in zip(words, found, strict=True))]
 
 
 def origin(counted: pd.DataFrame) -> list[str]:

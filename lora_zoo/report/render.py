@@ -28,10 +28,35 @@ def _markdown(text: str) -> str:
     return html.escape(escaped, quote=False).replace("\n", " ")
 
 
+def csv_of(table: pd.DataFrame) -> str:
+    """A frame as CSV in which no text is a formula to a spreadsheet: one that could be begins with `'`."""
+    safe = table.map(_no_formula)
+    return safe.rename(columns=_no_formula).to_csv(index=False)
+
+
+def _no_formula(value: Any) -> Any:
+    risky = isinstance(value, str) and len(value) > 1 and value[0] in "=+-@\t\r"
+    return f"'{value}" if risky and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 _SIGNS = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
-        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{
+            "[": "{[}",  # after the end of a row it would open that one's argument
+            "]": "{]}",
+            "\\": r"\textbackslash{}",
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}",
+        },
         **{"<": r"$<$", ">": r"$>$", "≈": r"$\approx$", "±": r"$\pm$", "α": r"$\alpha$", "λ": r"$\lambda$"},
         **{"η": r"$\eta$", "√": r"$\surd$", "Δ": r"$\Delta$", "≤": r"$\leq$", "≥": r"$\geq$"},
         **{"×": r"$\times$", "−": "$-$", "…": r"\dots{}", "\n": " "},
@@ -105,8 +130,9 @@ class Table:
         form = "l" * len(self.headers) + "r" * len(self.columns)
         body = self._sparse(LATEX).to_latex(index=False, escape=False, column_format=form)
         notes = "\\\\\n".join([_latex(self.rule), *self._below(LATEX)])
+        label = re.sub(r"[^\w:.-]+", "-", self.name)
         return (
-            f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(self.title)}}}\n\\label{{tab:{self.name}}}\n"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(self.title)}}}\n\\label{{tab:{label}}}\n"
             f"{body}\\par\\medskip\\footnotesize\\raggedright\n{notes}\n\\end{{table}}\n"
         )
 
@@ -127,7 +153,7 @@ class Table:
 
     def csv(self) -> str:
         """One line a cell, numbers unrounded and in the unit of the results."""
-        return pd.DataFrame(self.records, dtype=object).to_csv(index=False)
+        return csv_of(pd.DataFrame(self.records, dtype=object))
 
     def _below(self, markup: Markup) -> list[str]:
         made = [f"made by {markup.code(self.command)}"] if self.command else []

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lora_zoo.analysis.checks import Finding
 from lora_zoo.analysis.columns import join_names, plain
-from lora_zoo.analysis.integrity import findings, sound
+from lora_zoo.analysis.integrity import findings, sound, unread
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.claims import LedgerEntry, Status, ledger
 from lora_zoo.report.figure_list import FigureList, Views, figure_list
@@ -73,7 +73,7 @@ class Report:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        return [finding for _, part in self.parts for finding in findings(part)]
+        return [*unread(self.frame), *(finding for _, part in self.parts for finding in findings(part))]
 
     @property
     def title(self) -> str:

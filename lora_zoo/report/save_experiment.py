@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.claims import LedgerEntry, show
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS
 from lora_zoo.report.render import Table
 from lora_zoo.runs.archives import archive, without_places
 from lora_zoo.runs.loading import kept_adapter

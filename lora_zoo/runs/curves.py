@@ -1,7 +1,6 @@
 """Histories, updates of matrices and scores of examples of a frame of runs, each as a frame of its own."""
 
 import base64
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_zoo.core.bounded_json import parse_json
 from lora_zoo.injection.roles import role_of
 from lora_zoo.runs.loading import RENAMED, tables_of
 
@@ -109,7 +109,7 @@ def _unpacked(packed: Mapping[str, Any]) -> dict[int, float]:
 
 def _scores(file: Path) -> Iterator[tuple[int, float]]:
     for line in file.read_text(encoding="utf-8").splitlines():
-        outcome = json.loads(line)
+        outcome = parse_json(line)
         yield outcome["item"], float(outcome["score"])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
 from lora_zoo.runs.degenerate import degenerate
@@ -67,6 +68,8 @@ OUTCOMES = (
     ),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
+LEFT_OUT = "lora_zoo: left out"
+"""The key of a frame's `attrs` under which stand sentences on files that are no records."""
 _WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
@@ -74,14 +77,33 @@ _UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contrad
 
 
 def load(*sources: str | Path) -> pd.DataFrame:
-    """Every run of the sources, ordered by name. ValueError where there is none, or a file is no record."""
-    return frame_of(found(sources))
+    """Every run of the sources, ordered by name. ValueError where there is none.
+
+    Files that are no record are left out, and named in `attrs[LEFT_OUT]` and in every report.
+    """
+    read = found(sources)
+    return frame_of(read.runs, read.left_out)
 
 
-def frame_of(runs: Sequence[Found]) -> pd.DataFrame:
-    """The frame of records that were read already."""
-    records = [_numbers(run.record) for run in runs]
-    named = pd.DataFrame([_row(record, run) for record, run in zip(records, runs, strict=True)])
+def frame_of(runs: Sequence[Found], left_out: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame of records that were read already; one that gives no row is left out, too."""
+    made, unfit = [], []
+    for run in runs:
+        try:
+            record = _numbers(run.record)
+            made.append((run, record, _row(record, run)))
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            where = run.folder or run.record.get("name")
+            unfit.append(f"{where} is no record of a run: {type(error).__name__}: {in_one_line(error)}")
+    if not made:
+        raise ValueError("; ".join(unfit[:3]) or "there is no run")
+    frame = _frame([run for run, *_ in made], [record for _, record, _ in made], [row for *_, row in made])
+    frame.attrs[LEFT_OUT] = (*left_out, *unfit)
+    return frame
+
+
+def _frame(runs: list[Found], records: list[dict[str, Any]], rows: list[dict[str, Any]]) -> pd.DataFrame:
+    named = pd.DataFrame(rows)
     numbers = list(_NUMBERS)
     named[numbers] = named[numbers].apply(pd.to_numeric, errors="coerce")
     flat = pd.json_normalize([_scalars(record) for record in records])

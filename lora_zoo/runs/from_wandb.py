@@ -6,7 +6,6 @@ W&B holds settings, results, curves and the largest singular values; scores of e
 folders, and what a run learns of itself after its tracker is closed (total time, peak memory) is missing.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.config.schema import Settings
+from lora_zoo.core.bounded_json import is_file_name, read_json
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
@@ -41,13 +41,23 @@ def load_wandb(project: str, *, group: str | None = None, api: Any = None) -> pd
     try:
         service = api or wandb.Api()
         runs = list(service.runs(project, filters={"group": group} if group else {}))
-        records = {run.name: checked(record_of(run), run.name) for run in runs if _is_ours(run)}
+        read = {run.name: _read(run) for run in runs if _is_ours(run)}
     except (wandb.errors.Error, wandb.errors.CommError) as error:
         raise ValueError(f"W&B does not give the runs of {project}: {in_one_line(error)}") from error
-    if not records:
+    if not read:
         among = f" in the group {group}" if group else ""
         raise ValueError(f"none of the {len(runs)} runs of {project}{among} is one of lora_zoo")
-    return frame_of([Found(record, None) for record in sorted(records.values(), key=order)])
+    records = [record for record in read.values() if isinstance(record, dict)]
+    left_out = [said for said in read.values() if isinstance(said, str)]
+    return frame_of([Found(record, None) for record in sorted(records, key=order)], left_out)
+
+
+def _read(run: Any) -> dict[str, Any] | str:
+    """The record of a run, or the sentence that says why it is none."""
+    try:
+        return checked(record_of(run), run.name)
+    except (ValueError, LookupError, TypeError, AttributeError) as wrong:
+        return f"{run.name} is no record of a run: {in_one_line(wrong)}"
 
 
 def record_of(run: Any) -> dict[str, Any]:
@@ -113,10 +123,12 @@ def _updates(run: Any, table: Any) -> list[dict[str, Any]]:
     """The spectra, which lie in a file of the run; none where it was not kept."""
     if not isinstance(table, Mapping) or "path" not in table:
         return []
+    if not all(map(is_file_name, str(table["path"]).split("/"))):
+        raise ValueError(f"its table {str(table['path'])[:80]!r} is no file of the run")
     with tempfile.TemporaryDirectory() as folder:
         with run.file(table["path"]).download(root=folder, replace=True):
             pass
-        content = json.loads((Path(folder) / table["path"]).read_text(encoding="utf-8"))
+        content = read_json(Path(folder) / table["path"])
     names = [name.replace("top singular values", "singular values") for name in content["columns"]]
     rows = [dict(zip(names, row, strict=True)) for row in content["data"]]
     return [

@@ -1,14 +1,17 @@
 """Read records: from run folders at any depth, and from archives of runs."""
 
 import gzip
-import json
+import itertools
+import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_zoo.config.aliases import modern
+from lora_zoo.core.bounded_json import LARGEST, is_file_name, parse_json, read_json
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.runs.form import check_form
 from lora_zoo.runs.record import RESULT, SCHEMA
 
 ARCHIVE = "results.jsonl.gz"
@@ -18,6 +21,9 @@ RENAMED = {"touched": "overlap"}
 PACKED = ".jsonl.gz"
 EXPERIMENT = ".experiment.json"
 """What the experiment of a sweep says, in the folder of one that refers to runs of other sweeps."""
+MOST, DAMAGED = 1 << 32, 100
+"""Of one archive: bytes of text, and damaged lines after which it is not read on."""
+_log = logging.getLogger("lora_zoo")
 
 
 class Found(NamedTuple):
@@ -28,16 +34,30 @@ class Found(NamedTuple):
     adapter: Path | None = None
 
 
-def found(sources: Iterable[str | Path]) -> list[Found]:
+class Reading(NamedTuple):
+    """The runs of some sources by name, and a sentence for each file or line that is none."""
+
+    runs: list[Found]
+    left_out: list[str]
+
+
+def found(sources: Iterable[str | Path]) -> Reading:
     """Every run of the sources, each file read once, by name. ValueError where there is none.
 
-    A source is a folder or an archive; a folder without runs may hold archives, too.
+    A source is a folder or an archive; a folder without runs may hold archives, too. What is damaged is left
+    out, and said.
     """
     files: dict[Path, Path] = {}
     for file in (file for source in sources for file in _files(Path(source))):
         files.setdefault(file.resolve(), file)
-    runs = (run for real, file in files.items() for run in _read(real, file.parent))
-    return sorted(runs, key=lambda run: order(run.record))
+    read = [run for real, file in files.items() for run in _read(real, file.parent)]
+    left_out = [run for run in read if isinstance(run, str)]
+    runs = sorted((run for run in read if isinstance(run, Found)), key=lambda run: order(run.record))
+    if not runs:
+        raise ValueError("; ".join(left_out[:3]) if left_out else f"{next(iter(files))} holds no run")
+    for said in left_out:
+        _log.warning("left out: %s", said)
+    return Reading(runs, left_out)
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
@@ -56,22 +76,45 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, place: Path) -> Iterator[Found]:
-    """The runs of a file; `place` is where it was found, a link where a sweep refers to a run of another."""
+def _read(file: Path, place: Path) -> Iterator[Found | str]:
+    """The runs of a file; in the place of what is none, the sentence that says so.
+
+    `place` is where it was found: a link where a sweep refers to a run of another.
+    """
     try:
         if file.name == RESULT:
-            record = _record(file.read_text(encoding="utf-8"), str(file))
+            record = checked(read_json(file), str(file))
             if place.is_symlink() and (place.parent / EXPERIMENT).is_file():
-                about = json.loads((place.parent / EXPERIMENT).read_text(encoding="utf-8"))
+                about = read_json(place.parent / EXPERIMENT)
                 record["config"] = record["config"] | {"experiment": about}
             yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
-            return
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                record = _record(line, f"{file}, line {number}")
-                yield Found(record, None, _adapter(kept_adapter(file.parent, record)))
+        else:
+            yield from _lines(file)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {in_one_line(error)}") from error
+        yield f"{file} cannot be read: {in_one_line(error)}"
+    except ValueError as error:
+        yield str(error) if str(file) in str(error) else f"{file} is no record of a run: {error}"
+
+
+def _lines(file: Path) -> Iterator[Found | str]:
+    if not file.is_file():
+        raise ValueError(f"{file} is no regular file")
+    with gzip.open(file, "rb") as lines:
+        size, damaged = 0, 0
+        for number in itertools.count(1):
+            line = lines.readline(LARGEST + 1)
+            size += len(line)
+            if size > MOST or damaged > DAMAGED:
+                raise ValueError(f"{file} is read up to line {number}: more would be too much")
+            if not line:
+                return
+            where = f"{file}, line {number}"
+            try:
+                record = checked(parse_json(line.decode()), where)
+                yield Found(record, None, _adapter(kept_adapter(file.parent, record)))
+            except ValueError as error:
+                damaged += 1
+                yield str(error) if where in str(error) else f"{where} is no record of a run: {error}"
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -80,7 +123,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
+        tables = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {in_one_line(error)}") from error
     if not isinstance(tables, dict) or not all(isinstance(table, list) for table in tables.values()):
@@ -94,24 +137,28 @@ def tables_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_adapter(archive: Path, record: Mapping[str, Any]) -> Path:
-    """The path of a run's adapter beside the archive in the folder `archive`, if it was kept."""
-    return archive / "adapters" / f"{record.get('name')}-{record.get('identity')}"
+    """The path of a run's adapter beside the archive in the folder `archive`, if it was kept.
+
+    ValueError for a name that leads elsewhere.
+    """
+    name = f"{record.get('name')}-{record.get('identity')}"
+    if not is_file_name(name):
+        raise ValueError(f"{name[:80]!r} is no name of a folder")
+    return archive / "adapters" / name
 
 
 def _adapter(folder: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _record(text: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is no record of a run: {error}") from error
-    return checked(record, where)
-
-
 def checked(record: Any, where: str) -> dict[str, Any]:
     """A record from anywhere, if it is one, with today's keys in its configuration. ValueError else."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "config" not in record:
         raise ValueError(f"{where} is no record of a run (schema {SCHEMA}, with its config)")
-    return record | {"config": modern(record["config"])}
+    try:
+        if isinstance(record["config"], dict):
+            record = record | {"config": modern(record["config"])}
+        check_form(record)
+    except (ValueError, TypeError, AttributeError) as wrong:
+        raise ValueError(f"{where} is no record of a run: {in_one_line(wrong)}") from wrong
+    return record

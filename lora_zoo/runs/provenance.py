@@ -6,13 +6,13 @@ contradiction(record, folder)    # "" or the first two places of the record that
 Both read a record as it stands in `result.json` and change nothing.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.schema import INERT, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.init import known_init
 from lora_zoo.core.program import PROGRAMS
 from lora_zoo.core.variants import VARIANTS
@@ -111,8 +111,11 @@ def _of_variant(who: str, about: Mapping[str, Any], config: Mapping[str, Any]) -
 
 def _of_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     try:
-        said = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+        said = read_json(folder / "adapter" / "adapter.json")
     except (OSError, ValueError):
+        return
+    if not isinstance(said, dict) or not isinstance(said.get("hyperparameters", {}), dict):
+        yield "its saved adapter's description cannot be read"
         return
     about = {"name": said.get("variant"), "hyperparameters": said.get("hyperparameters", {})}
     yield from _of_variant("its saved adapter", about, config)

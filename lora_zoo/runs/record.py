@@ -59,6 +59,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.redact import redacted
 
 SCHEMA = 1
@@ -93,12 +94,7 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
     earlier = {folder: read_record(folder) for folder in _of_name(Path(root), name)} if resume else {}
     done = [folder for folder, before in earlier.items() if before.get("state") in FINISHED]
     folder = [*earlier, *done][-1] if earlier else claim_folder(root, name)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
-        raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+    lock = _locked(folder)
     try:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield FolderClaim(folder, read_record(folder))
@@ -111,6 +107,23 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
 def is_finished(root: Path, name: str) -> bool:
     """True where `root` holds a finished run of this name."""
     return any(read_record(folder).get("state") in FINISHED for folder in _of_name(root, name))
+
+
+def _locked(folder: Path) -> FileLock:
+    """The folder's lock, held. A holder may leave, and take the file's name away, between any two steps."""
+    while True:
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            with contextlib.suppress(FileNotFoundError):  # it has left since
+                holder = " ".join((folder / LOCK).read_text().split()) or "unknown"
+                raise Busy(f"{folder} is in use by another process ({holder}); nothing was done") from error
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock._context.lock_file_fd or 0), (folder / LOCK).stat()):
+                return lock
+        lock.release()  # the file that it holds has no name any more: another process would take a new one
 
 
 def _of_name(root: Path, name: str) -> Iterator[Path]:
@@ -127,7 +140,7 @@ def _numbered(root: Path, name: str) -> Iterator[Path]:
 def read_record(folder: Path) -> dict[str, Any]:
     """The record in a run's folder; {} where there is none that can be read."""
     try:
-        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        content = read_json(folder / RESULT)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and content.get("schema") == SCHEMA else {}

@@ -18,12 +18,14 @@ from typing import Any, final
 from urllib.parse import quote
 
 MASK = "***"
-SHORTEST = 8  # characters; a shorter value of a variable may well be an ordinary word
+SHORTEST = 8  # characters; a shorter value of a variable may well be an ordinary word, or a number
 
 _NAME = re.compile(
     r"(?:token|api_?key|access_?key|account_?key|private_?key|secret_?key|signature|credentials?|authorization"
-    r"|cookie|connection_string)$|secret|passw(?:or)?d|passphrase|storage_options"
+    r"|cookie|connection_string|webhook(?:_url)?)$|secret|passw(?:or)?d|passphrase|storage_options|pgpass$"
 )
+_OF_VARIABLES = re.compile(r"(?:^|_)(?:key|pat|pass|pw|pwd|auth|dsn|jwt|sas|credentials?|webhook(?:_url)?)$")
+"""Names of the environment that hold secrets, beside those above; a setting called `…_key` need not."""
 _OF_TOKENIZERS = re.compile(
     r"(?:^|_)(?:pad|eos|bos|sep|cls|mask|unk|start|end|begin|stop|special|image|audio|video|per|each|new|extra)_token$"
 )
@@ -41,6 +43,10 @@ _SHAPES = (
     (re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{20,})"), MASK),
     (re.compile(r"(?<![A-Za-z0-9])wandb_v\d+_[\w.-]{20,}"), MASK),
     (re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16})"), MASK),
+    (re.compile(r"(?<![A-Za-z0-9])(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{8,}"), MASK),
+    (re.compile(r"(?<![A-Za-z0-9])(?:xox[abeprs]-[\w-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,})"), MASK),
+    (re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]{5,}"), MASK),
+    (re.compile(r"(https://(?:hooks\.slack\.com/services|discord\.com/api/webhooks)/)[\w/-]+"), rf"\1{MASK}"),
     (re.compile(r"([?&](?:sig|x-amz-[\w-]+)=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
 )
 # W&B's older keys look like a commit: forty hexadecimal digits.
@@ -88,7 +94,10 @@ def _masked(value: Any, known: list[str], name: str = "") -> Any:
 
 def _text(text: str, known: list[str], name: str) -> str:
     for secret in known:
-        text = text.replace(secret, MASK)
+        if len(secret) >= SHORTEST:
+            text = text.replace(secret, MASK)
+        elif secret in text:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, text)
     if (override := _OVERRIDE.fullmatch(text)) and is_secret(override[1].rstrip("=")):
         return text if _PLAIN.fullmatch(override[2]) else override[1] + MASK
     for shape, instead in _SHAPES:
@@ -116,14 +125,21 @@ def _unless_commit(digits: re.Match[str]) -> str:
 
 def _known() -> list[str]:
     """The secrets that this process could use, as they are and as addresses and JSON write them."""
-    plain = [value for value in (*_variables(), *_stored()) if len(value) >= SHORTEST]
+    plain = [value for value in (*_variables(), *_stored()) if len(value) >= SHORTEST or _is_mixed(value)]
     written = {form for value in plain for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
     return sorted(written, key=len, reverse=True)
 
 
+def _is_mixed(value: str) -> bool:
+    """True for a short value that is no word and no number."""
+    return len(value) >= 4 and any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+
+
 def _variables() -> Iterator[str]:
     for name, value in os.environ.items():
-        if is_secret(name) and not name.upper().endswith(("_FILE", "_PATH", "_DIR", "_URL")):
+        secret = is_secret(name) or _OF_VARIABLES.search(name.lower())
+        place = name.upper().endswith(("_FILE", "_PATH", "_DIR", "_URL")) and "WEBHOOK" not in name.upper()
+        if secret and not place and not value.startswith("/"):
             yield value.strip()
 
 

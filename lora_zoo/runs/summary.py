@@ -1,6 +1,6 @@
 """Print the end of a run and of a sweep, read from the record alone."""
 
-import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.degenerate import finding
-from lora_zoo.runs.record import RESULT, Record
+from lora_zoo.runs.record import RESULT, Record, read_record
 
 
 def print_run(record: Record, console: Console) -> None:
@@ -49,6 +49,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         rows.append(("adapter", f"{readable_bytes(result['adapter']['bytes'])} in {folder / 'adapter'}"))
     if timings.get("steps"):
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
+    if threads := result.get("environment", {}).get("threads"):
+        rows.append(("threads", f"{threads} of {os.cpu_count()} cores (threads= says otherwise)"))
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
@@ -106,7 +108,7 @@ def print_line(record: Record, console: Console) -> None:
 def print_sweep(folder: Path) -> None:
     """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    runs = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
     keys = differing([overrides_of(run["command"]) for run in runs])
     table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
     numbers = ("value", "trainable", "scale", "s/step")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import SPLITS, Task, file_of
-from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.config.task_types import POCKET, TASK_TYPES
 from lora_zoo.config.template import check_template, fields_of
 from lora_zoo.core.errors import reason, unknown
 from lora_zoo.tasks.labels import is_finite
@@ -23,7 +23,6 @@ from lora_zoo.tasks.labels import is_finite
 if TYPE_CHECKING:
     from datasets import Dataset
 
-POCKET = ("pocket-sql", "pocket-nli")
 # One data set for every run and seed: what differs between seeds is the order in which it is seen.
 _POCKET_SEED = 0
 
@@ -95,7 +94,8 @@ def _load(task: Task) -> dict[str, Dataset]:
     from datasets import load_dataset
 
     files = {split: str(file_of(task, name)) for split, name in task.data_files.items()}
-    arguments = {**_as_text(task), **task.options, **({"data_files": files} if files else {})}
+    where = {"data_dir": str(Path(task.data_dir).expanduser())} if task.data_dir and not files else {}
+    arguments = {**_as_text(task), **task.options, **where, **({"data_files": files} if files else {})}
     _readable(task, files)
     heard = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a bad file is in the error as well

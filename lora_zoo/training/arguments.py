@@ -1,6 +1,7 @@
 """transformers.TrainingArguments from the settings: flat keys where they exist, `trainer.` keys elsewhere."""
 
 import difflib
+import logging
 import math
 import types
 import typing
@@ -16,6 +17,7 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.core.errors import reason, unknown
 from lora_zoo.core.hyperparameters import fits, type_words
 
+_log = logging.getLogger("lora_zoo")
 _FLAT = {
     "learning_rate": "lr",
     "max_steps": "steps",
@@ -30,9 +32,8 @@ _FLAT = {
 
 def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     """ValueError for a `trainer.` key that TrainingArguments lacks, or that a flat key sets."""
+    check_trainer(settings.trainer)
     given = dict(settings.trainer)
-    _check_names(given)
-    _check_values(given)
     ours = _ours(settings, folder)
     for event in ("eval", "save"):
         ours |= _every(event, given.pop(f"{event}_steps", 0))
@@ -41,7 +42,22 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
         _try_out(arguments)
     except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
         raise ValueError(f"trainer: {reason(error)}") from error
+    return _on_one_device(arguments)
+
+
+def _on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Have the Trainer use the first of several GPUs: it would split each batch over all of them."""
+    if arguments.n_gpu > 1:
+        text = "%d GPUs are visible, and a run uses one: %s (CUDA_VISIBLE_DEVICES chooses another)"
+        _log.warning(text, arguments.n_gpu, arguments.device)
+        arguments._n_gpu = 1
     return arguments
+
+
+def check_trainer(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a `trainer.` key that is none, is another key's, or cannot hold its value."""
+    _check_names(given)
+    _check_values(given)
 
 
 def _ours(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core import init
 from lora_zoo.core.seeding import generator
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, read_description, save_adapter
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS, read_description
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import on_device

@@ -12,9 +12,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.runs.record import sync_folder, write_atomically
 
@@ -85,7 +86,7 @@ def digest(path: Path) -> dict[str, int | str]:
 def flaw(folder: Path) -> str:
     """The first flaw of a checkpoint; "" if it is whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = read_json(folder / MANIFEST, 1 << 24)["files"]
         for name, expected in files.items():
             if Path(name).name != name:
                 return f"{MANIFEST} names a file outside of it: {name!r}"
@@ -101,14 +102,18 @@ def flaw(folder: Path) -> str:
     return "" if files else f"{MANIFEST} is empty"
 
 
-def newest(root: Path, needs: Sequence[str] = ()) -> Path | None:
-    """The last checkpoint under `root` that is whole and has the files that it `needs`.
+def newest(
+    root: Path, needs: Sequence[str] = (), of_content: Callable[[Path], str] = lambda _: ""
+) -> Path | None:
+    """The last checkpoint under `root` that is whole, has the files that it `needs`, and can be used.
+
+    `of_content` says what is wrong with what its files hold.
 
     A warning names each later one that is not.
     """
     for _, folder in sorted(_steps(root), reverse=True):
         lacking = [f"it has no {name}" for name in needs if not (folder / name).is_file()]
-        if not (damage := flaw(folder) or next(iter(lacking), "")):
+        if not (damage := flaw(folder) or next(iter(lacking), "") or of_content(folder)):
             return folder
         _log.warning("%s is damaged and not used: %s", folder.name, damage)
     return None

@@ -85,7 +85,6 @@ class Evaluator:
         self.record.update(**record_of)
 
 
-
 def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
     """ValueError for a metric that cannot judge a split, even if each of its answers were right.
 

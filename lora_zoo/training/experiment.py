@@ -32,6 +32,7 @@ from lora_zoo.training.evaluation import Evaluator, check_inputs, check_referenc
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
+from lora_zoo.training.threads import choose_threads
 from lora_zoo.training.timing import StageTimer
 from lora_zoo.updates.summary import summary
 
@@ -117,6 +118,8 @@ class Experiment:
         metrics = {n: load_metric(n, trust_remote_code=trust) for n in settings.task.metrics}
         with self.timer.stage("load"):
             data, loaded = self._load(metrics)
+            threads = choose_threads(settings, loaded.model, data.encoded)
+            record.update(environment=record.content.get("environment", {}) | {"threads": threads})
             self.session = session = self._session(loaded, data)
         used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
         self.record.update(variant=about | used)  # with the budget's rank

@@ -16,7 +16,7 @@ class StopOnSignal(TrainerCallback):
         self.train_state, self.signals = train_state, signals
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        if self.signals.received is not None:
+        if self.signals.stopping:
             self.train_state.evaluation_pending = control.should_evaluate  # the next process makes up for it
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
 

@@ -188,6 +188,8 @@ def _files(settings: Settings, model: bool = False) -> list[Any]:
     folder = Path(source(settings.model))
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     if not model:
+        if settings.task.data_dir and not settings.task.data_files:
+            found += sorted(Path(settings.task.data_dir).expanduser().rglob("*"))
         for name in settings.task.data_files.values():
             path = file_of(settings.task, name)
             found += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]

@@ -145,7 +145,7 @@ def _kept(experiment: Experiment) -> int:
 def _recorded(experiment: Experiment) -> int:
     record, console, began = experiment.record, experiment.context.console, time.perf_counter()
     if experiment.settings.threads:
-        torch.set_num_threads(experiment.settings.threads)
+        torch.set_num_threads(experiment.settings.threads)  # for the data, too
     record.update(environment=environment())
     state, code, error = _outcome(experiment)
     timings = record.content.get("timings", {}) | {"total": time.perf_counter() - began}

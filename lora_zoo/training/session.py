@@ -142,7 +142,8 @@ class TrainingSession:
 
     def _last_checkpoint(self) -> Path | None:
         """Find the last whole checkpoint of an earlier process and note it in the record."""
-        last = checkpoints.newest(self.checkpoints, needs=REQUIRED)
+        assert self.trainer is not None
+        last = checkpoints.newest(self.checkpoints, REQUIRED, self.trainer.train_state.flaw)
         if "resumed" in self.record.content:
             *earlier, entry = self.record.content["resumed"]
             step = self.position.steps + (int(last.name.rpartition("-")[2]) if last else 0)

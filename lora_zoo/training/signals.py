@@ -1,12 +1,14 @@
 """Stop a run on Ctrl-C, on SIGTERM, and on the signal that Slurm sends ahead of a job's end.
 
 A run that trains finishes its step, writes a checkpoint and leaves; elsewhere it leaves at once, since the
-last checkpoint holds all that it has. A second signal ends the process at once.
+last checkpoint holds all that it has. A second signal ends the process at once. Whatever it is doing, the
+process has left ten seconds after a signal: a thread sees to it.
 
 | signal | sent by | exit code |
 |---|---|---|
 | SIGINT | Ctrl-C | 130 |
 | SIGTERM | kill, a pre-emption, the end of a Slurm job's time | 143 |
+| SIGHUP | a terminal that is closed; under nohup it stays ignored | 129 |
 | SIGUSR1 | `sbatch --signal=USR1@120`; the job is put into the queue again | 138 |
 | SIGUSR2 | Hydra's submitit launcher, which puts the job into the queue again by itself | 140 |
 """
@@ -21,9 +23,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
 
+from lora_zoo.training.watchdog import Watchdog, call_off
+
 PATIENCE = 7.0  # seconds that a step has to end, of the ten in which a run promises to leave
 LAST = 2.0  # seconds for what is closed afterwards
-SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, n))
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, n) for n in _NAMES if hasattr(signal, n))
 REQUEUE = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n))
 
 
@@ -49,12 +54,21 @@ class SignalHandler:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        dog = Watchdog(SIGNALS)
+        dog.start()
+        self._before = handle(self._receive)
         try:
             yield self
         finally:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+            if self.received is None:
+                dog.stop()
+
+    @property
+    def stopping(self) -> bool:
+        """True if training is to end after the present step."""
+        return self.received is not None
 
     @contextlib.contextmanager
     def defer(self) -> Iterator[None]:
@@ -94,6 +108,18 @@ class SignalHandler:
             before(number, None)  # submitit's own handler, which submits the job anew and exits
         else:
             requeue()
+
+
+def handle(handler: Callable[..., object]) -> dict[int, Any]:
+    """Install a handler for the signals, and return the ones before. What nohup ignores stays ignored."""
+    nohup = {n for n in SIGNALS if n.name == "SIGHUP" and signal.getsignal(n) == signal.SIG_IGN}
+    return {number: signal.signal(number, handler) for number in SIGNALS if number not in nohup}
+
+
+def live_on() -> None:
+    """Call off every threat to leave: the run was stopped, and its process has others to run."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    call_off()
 
 
 def requeue() -> None:

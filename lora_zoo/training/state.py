@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from lora_zoo.formats.native import WEIGHTS, save_adapter
+from lora_zoo.formats.description import WEIGHTS
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.injection.inject import Injection
+from lora_zoo.training.resumable import flaw_of_content
 from lora_zoo.training.timing import StepTimer
 
 TENSORS = {"adapter": WEIGHTS, "hooks": "method.safetensors", "buffers": "buffers.safetensors"}
@@ -94,6 +96,10 @@ class TrainState(TrainerCallback):
         """Read a checkpoint. It is set when training begins, once transformers has set its sums to zero."""
         self._loaded = {part: load_file(folder / name) for part, name in TENSORS.items()}
         self._loaded["progress"] = json.loads((folder / PROGRESS).read_text())
+
+    def flaw(self, folder: Path) -> str:
+        """The first flaw of what a checkpoint holds; "" where this run can go on from it."""
+        return flaw_of_content(folder, TENSORS, PROGRESS, self.injection.state_dict())
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         if self._loaded is not None:

@@ -6,7 +6,6 @@ updates = read("runs/dora-r8-s0", base=True)      # with the base's weights
 updates.base("model.layers.0.self_attn.q_proj")   # W (O, I)
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.native import DESCRIPTION, inject_saved, read_adapter, read_description
+from lora_zoo.formats.description import DESCRIPTION, read_description
+from lora_zoo.formats.native import inject_saved, read_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.roles import role_of
 from lora_zoo.models.base import PEFT, adapter_in, base_of
@@ -172,7 +173,7 @@ def position(name: str) -> Position:
 def label_of(source: Path) -> str:
     """The name of an adapter in tables: its run's name, else its folder's."""
     try:
-        return str(json.loads((source / RESULT).read_text(encoding="utf-8"))["name"])
+        return str(read_json(source / RESULT)["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return source.resolve().name
 

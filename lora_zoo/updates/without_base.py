@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, read_description
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS, read_description
 from lora_zoo.formats.peft.read import is_peft, read_peft, saved_by
 from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.injection.base_model import base_parameters

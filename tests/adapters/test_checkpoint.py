@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_zoo.conformance.cases import fresh, logits, lone, perturb, settings
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, load_adapter, read_description, save_adapter
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS, read_description
+from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.inject import inject
 
 

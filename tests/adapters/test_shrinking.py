@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lora_zoo.conformance.cases import LOW_RANK, batch, fresh, logits, perturb, settings, train
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import WEIGHTS, load_adapter, save_adapter
+from lora_zoo.formats.description import WEIGHTS
+from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import CONFIG, save_peft
 from lora_zoo.injection.inject import Injection, inject
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lora_zoo import updates as deltas
 from lora_zoo.conformance.cases import MODELS, fresh, nearest_rank, perturb, randomise, settings
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.formats.native import DESCRIPTION, WEIGHTS, save_adapter
+from lora_zoo.formats.description import DESCRIPTION, WEIGHTS
+from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.pocket import HUB

@@ -396,3 +396,27 @@ def test_write_is_for_the_end_of_a_sweep(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert report.write(tmp_path / "runs", tmp_path / "runs") == Path("report")
     assert (tmp_path / "report").is_dir()
+
+
+def test_names_made_of_markup_and_formulas_are_texts_in_latex_and_csv() -> None:
+    evil = [
+        "=cmd|' /C calc'!A0",
+        "@SUM(A1)",
+        "+1+1",
+        "-2+3",
+        r"\input{/etc/passwd}",
+        "}",
+        "[q,v]",
+        "%",
+        "-5",
+        "-",
+    ]
+    rows = tuple(Row((name,), (TableCell(name),)) for name in evil)
+    records = tuple({name: name} for name in evil)
+    table = Table(r"a\b}", r"t\}", r"\def", ("h",), ("c",), rows, (r"\n}",), r"x \y}", records)
+    cells = [cell for line in csv.reader(table.csv().splitlines()) for cell in line if cell]
+    assert not [cell for cell in cells if cell[0] in "=+@" or (cell[0] == "-" and cell not in ("-", "-5"))]
+    latex = table.latex()
+    assert r"\input" not in latex and r"\def" not in latex and r"\y" not in latex
+    assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
+    assert not re.search(r"\\\\\s*\[", latex), "an optional argument of a row's end"

@@ -1,6 +1,7 @@
 """Runs in one frame: what its columns mean, whichever way a run ended."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from lora_zoo import runs as results
 from lora_zoo.runs.directions import higher_is_better
-from lora_zoo.runs.frame import COLUMNS, OUTCOMES
+from lora_zoo.runs.frame import COLUMNS, LEFT_OUT, OUTCOMES
 from tests.recorded import COMMIT, history, recorded, update, written
 
 
@@ -93,12 +94,15 @@ def test_each_file_is_read_once_and_the_order_does_not_hang_on_the_place(tmp_pat
         ("\x80", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, said: str) -> None:
+def test_a_file_that_is_no_record_is_named_and_left_out(tmp_path: Path, content: str, said: str) -> None:
     written(tmp_path, recorded())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_bytes(content.encode("latin-1"))
+    frame = results.load(tmp_path)
+    (why,) = frame.attrs[LEFT_OUT]
+    assert len(frame) == 1 and re.search(rf"other/result\.json.*{said}", why)
     with pytest.raises(ValueError, match=rf"other/result\.json.*{said}"):
-        results.load(tmp_path)
+        results.load(tmp_path / "other")
 
 
 def test_a_folder_without_runs_is_a_mistake(tmp_path: Path) -> None:

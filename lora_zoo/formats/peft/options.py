@@ -33,6 +33,7 @@ def check_options(config: dict[str, Any]) -> None:
                 f"{key}={str(value)[:60]} is not supported: it may change what the adapter computes"
             )
     _check_numbers(config)
+    _check_layers(config)
     _check_names(config)
     _check_patterns(config, str(kind))
 
@@ -46,6 +47,16 @@ def _check_numbers(config: dict[str, Any]) -> None:
             raise ValueError(f"{key} must be a number; got {config[key]!r}")
     if not config.get("lora_alpha", 8) and config["peft_type"] == "LORA":
         raise ValueError("lora_alpha=0 is an adapter that does nothing")
+
+
+def _check_layers(config: dict[str, Any]) -> None:
+    for key, form, words in (("layers_to_transform", int, "numbers"), ("layers_pattern", str, "names")):
+        value = config.get(key)
+        held = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, form) and not isinstance(one, bool) for one in held):
+            raise ValueError(f"{key} must be {words}; got {str(value)[:60]}")
+        for pattern in held if form is str else []:
+            _check_expression(key, pattern)
 
 
 def _check_names(config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lora_zoo.core.expressions import found, matches
 from lora_zoo.formats.peft.forms import PeftFolder
 from lora_zoo.injection.base_model import base_parameters, named_base_modules
 
@@ -17,7 +18,7 @@ def pattern_key(name: str, among: Iterable[str]) -> str:
 
 
 def _hits(key: str, name: str) -> bool:
-    return bool(re.match(rf"(.*\.)?({key})$", name))
+    return matches(rf"(.*\.)?({key})$", name, whole=False)
 
 
 def rank_and_alpha(folder: PeftFolder, module: str) -> tuple[int, float]:
@@ -37,7 +38,7 @@ def targets(model: nn.Module, wanted: Iterable[str], fully_trained: Iterable[str
     """
     names = sorted(wanted)
     for name in names:
-        if clash := next((m for m in fully_trained if re.match(rf"(^|.*\.){m}($|\..*)", name)), None):
+        if clash := next((m for m in fully_trained if _within(m, name)), None):
             raise ValueError(f"PEFT adapts nothing within modules_to_save: {name} is in {clash}")
     every = [name for name, _ in named_base_modules(model)]
     if any(other.endswith(f".{name}") for name in names for other in every if other not in names):
@@ -49,7 +50,7 @@ def selects(config: Mapping[str, Any], name: str) -> bool:
     """True if PEFT adapts the module called `name`."""
     if _is_among(config.get("exclude_modules") or [], name):
         return False
-    if any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.get("modules_to_save") or []):
+    if any(_within(m, name) for m in config.get("modules_to_save") or []):
         return False
     given = config.get("target_modules") or []
     if not _is_among(given, name):
@@ -60,9 +61,13 @@ def selects(config: Mapping[str, Any], name: str) -> bool:
     return _layer(config.get("layers_pattern"), name) in (indexes if isinstance(indexes, list) else [indexes])
 
 
+def _within(module: str, name: str) -> bool:
+    return matches(rf"(^|.*\.){module}($|\..*)", name, whole=False)
+
+
 def _is_among(given: str | list[str], name: str) -> bool:
     if isinstance(given, str):
-        return bool(re.fullmatch(given, name))
+        return matches(given, name)
     return any(name == one or name.endswith(f".{one}") for one in given)
 
 
@@ -70,8 +75,8 @@ def _layer(patterns: str | list[str] | None, name: str) -> int | None:
     """The number of the layer that `name` is in: the first after one of `patterns`, or after any word."""
     chosen = [patterns] if isinstance(patterns, str) and patterns else patterns
     tries = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in chosen or ()] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((match for one in tries if (match := re.match(one, name))), None)
-    return int(found[1]) if found else None
+    match = next((match for one in tries if (match := found(one, name, whole=False))), None)
+    return int(match[1]) if match else None
 
 
 def trained_modules(

@@ -46,6 +46,7 @@ class Pack:
         self._queue = deque(every)
         try:
             while self._admit():
+                self.signals.new_round()
                 for job in [job for job in self._jobs if job.waits is Waiting.TURN]:
                     self._take_turn(job)
                 self._serve()

@@ -19,7 +19,7 @@ class SharedSignalHandler(SignalHandler):
     def __init__(self) -> None:
         super().__init__()
         self.running: Hashable | None = None
-        self._late = False
+        self._late = self._told = False
         self._deferring_jobs: set[Hashable] = set()
 
     @contextlib.contextmanager
@@ -32,6 +32,14 @@ class SharedSignalHandler(SignalHandler):
                 self._requeue(self.received)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 raise Stopped(self.received)
+
+    def new_round(self) -> None:
+        """Tell the jobs of a signal from here on: each of them is at the same step now."""
+        self._told = self.received is not None
+
+    @property
+    def stopping(self) -> bool:
+        return self._told
 
     @contextlib.contextmanager
     def defer(self) -> Iterator[None]:

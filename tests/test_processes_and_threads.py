@@ -1,0 +1,124 @@
+"""One process, one device a run; threads by the work, which wait without spinning."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from lora_zoo import run
+from lora_zoo.config.schema import Model, Settings, Task
+from lora_zoo.launchers.joblib import FRONT, Joblib
+from lora_zoo.runs.processes import refuse_several
+from lora_zoo.training.arguments import _on_one_device
+from lora_zoo.training.threads import PER_THREAD, choose_threads, work
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("words", [["-m", "seed=0,1"], ["seed=0"]])
+def test_one_of_several_processes_is_refused_before_anything_is_written(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(SystemExit) as ended:
+        run.main([*words, "tracking=none"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and f"{name}=2" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_of_a_launcher_is_none_of_several() -> None:
+    refuse_several({"WORLD_SIZE": "1", "RANK": "0", "SLURM_STEP_NUM_TASKS": ""})
+
+
+def test_of_several_gpus_a_run_takes_one_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    arguments._n_gpu = 3
+    assert arguments.train_batch_size == 12, "transformers would split a batch of 12"
+    _on_one_device(arguments)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
+    assert "3 GPUs are visible" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "jobs", "fits"),
+    [(0, "8", 8, True), (1, "2", 8, False), (2, "2", 8, True), (2, "4", 2, True), (1, "1", 8, True)],
+)
+def test_workers_on_gpus_have_one_each_or_are_refused(
+    devices: int, asked: str, jobs: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    given = {"hydra.launcher.n_jobs": asked}
+    if fits:
+        Joblib.check(given, jobs)
+    else:
+        with pytest.raises(ValueError, match=f"would share {devices} GPU"):
+            Joblib.check(given, jobs)
+
+
+@pytest.mark.parametrize("visible", ["", "5,7"])
+def test_each_worker_takes_another_gpu(visible: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for _ in range(2):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        Joblib(tmp_path)._take_device(2)
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == (visible or "0,1").split(",")
+    Joblib(tmp_path)._clear()
+    assert not list(tmp_path.iterdir()) and FRONT not in os.environ
+
+
+class Sized(nn.Module):
+    def __init__(self, parameters: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(parameters, device="meta"))
+
+
+def settings(**more: Any) -> Settings:
+    return Settings(lr=1.0, model=Model(name="m", path="p"), task=Task(name="t"), **more)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "threads"), [(10**6, 1), (10**7, 4), (10**9, 16)], ids=["pocket", "small", "large"]
+)
+def test_threads_follow_the_work_of_a_step(
+    parameters: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    now: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", now.append)
+    examples = [{"input_ids": [1] * 80, "labels": [1] * 80}] * 3
+    assert work(settings(), Sized(parameters), examples) == 6 * 16 * 80 * parameters
+    assert choose_threads(settings(), Sized(parameters), examples) == threads
+    assert now == ([] if threads == 16 else [threads])
+    assert choose_threads(settings(threads=3), Sized(parameters), examples) == 3, "threads= decides"
+    assert PER_THREAD > 6 * 16 * 80 * 10**6, "a step of the pocket model has one"
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_the_command_waits_passively_before_torch_is_there(own: dict[str, str]) -> None:
+    code = (
+        "import json, os, sys\n"
+        "from lora_zoo import run\n"
+        "assert 'torch' not in sys.modules\n"
+        "run.main(['--help'])\n"
+        "names = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')\n"
+        "print(json.dumps({name: os.environ.get(name) for name in names}))\n"
+    )
+    without = {name: value for name, value in os.environ.items() if name[:4] not in ("OMP_", "GOMP")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=without | own, check=True
+    )
+    assert json.loads(ended.stdout.splitlines()[-1]) == {
+        "OMP_WAIT_POLICY": own.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "GOMP_SPINCOUNT": "0",
+    }
