@@ -34,14 +34,14 @@ class Found(NamedTuple):
     adapter: Path | None = None
 
 
-class Reading(NamedTuple):
+class FoundRuns(NamedTuple):
     """The runs of some sources by name, and a sentence for each file or line that is none."""
 
     runs: list[Found]
     left_out: list[str]
 
 
-def found(sources: Iterable[str | Path]) -> Reading:
+def found(sources: Iterable[str | Path]) -> FoundRuns:
     """Every run of the sources, each file read once, by name. ValueError where there is none.
 
     A source is a folder or an archive; a folder without runs may hold archives, too. What is damaged is left
@@ -57,7 +57,7 @@ def found(sources: Iterable[str | Path]) -> Reading:
         raise ValueError("; ".join(left_out[:3]) if left_out else f"{next(iter(files))} holds no run")
     for said in left_out:
         _log.warning("left out: %s", said)
-    return Reading(runs, left_out)
+    return FoundRuns(runs, left_out)
 
 
 def order(record: dict[str, Any]) -> tuple[str, ...]:
