@@ -751,7 +751,7 @@ def test_training_goes_on_to_the_bit_from_what_a_checkpoint_holds(name):
     resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
     resumed.hooks.load_state_dict(stopped.hooks.state_dict())
     optimizers[2].load_state_dict(optimizers[1].state_dict())
-    resumed.counter.count = stopped.counter.count
+    resumed.counter.counts = stopped.counter.counts
     go(2, first=6, steps=8)
     whole = runs[0][1].state_dict()
     assert {n for n, t in resumed.state_dict().items() if not torch.equal(t, whole[n])} == set()

@@ -49,8 +49,6 @@ def _check(description: Mapping[str, Any]) -> None:
     for key in ("target_modules", "in_full"):
         if not all(isinstance(name, str) for name in description[key]):
             raise ValueError(f"{key} must be a list of names; got {str(description[key])[:60]}")
-    if not description["target_modules"] and not description["in_full"]:
-        raise ValueError("it adapts no matrix and trains nothing in full")
     if not is_file_name(name := description.get("name", "default")):
         raise ValueError(f"name {str(name)[:60]!r} is no plain name")
     _check_parts(description)

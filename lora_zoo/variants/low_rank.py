@@ -17,6 +17,7 @@ from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Init, find_init, initial_factors
 from lora_zoo.kernels.shared import FactorPair
+from lora_zoo.variants.components import cut
 
 
 class Scaled(Adapter, ABC):
@@ -85,8 +86,7 @@ class Product(Adapter, ABC):
 class LowRank(Scaled, ABC):
     """Owns trainable factors A (R, I) and B (O, R), their scale s, initialisation and dropout.
 
-    A residual initialisation (PiSSA and kin) also keeps its first factors A0, B0; the update is
-    s (B A - B0 A0).
+    A residual init (PiSSA and kin) also keeps its first factors A0, B0; the update is s (B A - B0 A0).
     """
 
     A0_RI: Tensor | None
@@ -121,9 +121,7 @@ class LowRank(Scaled, ABC):
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
-            self.drop_beside_start(
-                f"lora_dropout={lora_dropout} with the residual initialisation init={init}"
-            )
+            self.drop_beside_start(f"lora_dropout={lora_dropout} with the residual init={init}")
 
     def drop_beside_start(self, asked: str) -> None:
         """Take dropout beside a residual start, or raise ValueError in the words of what was `asked`."""
@@ -185,8 +183,8 @@ class Additive(LowRank, Product, ABC):
     def drop_beside_start(self, asked: str) -> None:
         self.fused = None  # kernels show one x to both products
         warnings.warn(
-            f"{asked}: as published, dropout acts on the trained factors and not on what the start took from "
-            "W, so that passes in training mode differ from the base at step 0 already",
+            f"{asked}: as published, dropout acts on the trained factors alone and not on what the start took "
+            "from W: passes in training mode differ from the base at step 0 already",
             stacklevel=2,
         )
 
@@ -196,34 +194,6 @@ class Additive(LowRank, Product, ABC):
         if start is None or dropped is x:
             return y + host.low_rank(dropped, *self.factors()).to(y.dtype)
         return y + (host.low_rank(dropped, *learning) + host.low_rank(x, *start)).to(y.dtype)
-
-
-def inverse_gram(X_RK: Tensor, damping: float) -> Tensor:
-    """(X Xᵀ + damping 1)⁻¹ (R, R), the Gram matrix's inverse; of a singular one the pseudoinverse."""
-    gram_RR = X_RK @ X_RK.T
-    gram_RR.diagonal().add_(damping)
-    return torch.linalg.pinv(gram_RR, hermitian=True)
-
-
-@torch.no_grad()
-def cut(adapter: Adapter, index_K: Tensor) -> None:
-    """Keep these components on every axis that the suffix of a tensor's name calls R, in place."""
-    owned = {**adapter._parameters, **adapter._buffers}
-    for name, tensor in owned.items():
-        if tensor is None:
-            continue
-        smaller = tensor.detach()
-        for axis, letter in enumerate(name.rpartition("_")[2]):
-            if letter == "R":
-                smaller = smaller.index_select(axis, index_K.to(tensor.device))
-        smaller = smaller.contiguous()
-        trains = isinstance(tensor, nn.Parameter)
-        setattr(adapter, name, nn.Parameter(smaller, tensor.requires_grad) if trains else smaller)
-
-
-def alive(mask_R: Tensor) -> Tensor:
-    """The indices where `mask_R` is true; the first where it is so nowhere, as an adapter has a rank."""
-    return mask_R.nonzero()[:, 0] if mask_R.any() else mask_R.new_zeros(1, dtype=torch.int64)
 
 
 def conventional_init(cls: type[Variant], init: str, host: Host) -> str:

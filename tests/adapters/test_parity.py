@@ -30,6 +30,7 @@ from lora_zoo.core.init import initial_factors
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.injection.inject import inject
 from lora_zoo.variants.adaptive.batched import views
+from tests.lent import Lent
 
 # (difference, reason, the test that shows it or "" where it is a matter of interface alone)
 DIFFERENCES = [
@@ -201,7 +202,7 @@ class Twins:
 
     def lend_dropout(self):
         for name, layer in self.layers.items():
-            layer.lora_dropout["default"] = self.injection.adapters[name].dropout
+            layer.lora_dropout["default"] = Lent(self.injection.adapters[name].dropout)
         return self
 
 

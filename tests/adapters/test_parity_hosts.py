@@ -36,6 +36,7 @@ from transformers import (
 from lora_zoo.conformance.cases import perturb, randomise
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
+from tests.lent import Lent
 
 # (difference, reason, the test that shows it)
 DIFFERENCES = [
@@ -462,7 +463,7 @@ def named_twins(subject, variant="lora", then=None):
 def with_our_dropout(subject, variant):
     twins = twins_of(subject, variant, lora_dropout=0.3)
     for name, adapter in adapters_of(twins.ours)["default"].adapters.items():
-        twins.theirs.base_model.model.get_submodule(name).lora_dropout["default"] = adapter.dropout
+        twins.theirs.base_model.model.get_submodule(name).lora_dropout["default"] = Lent(adapter.dropout)
     return twins
 
 

@@ -17,7 +17,8 @@ from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
 from lora_zoo.variants.adaptive.schedule import CubicSchedule
-from lora_zoo.variants.low_rank import Product, Scaled, alive, cut
+from lora_zoo.variants.components import alive, cut
+from lora_zoo.variants.low_rank import Product, Scaled
 
 
 class Budget(AdapterHooks):
@@ -152,8 +153,7 @@ class AdaLoRA(Product, Scaled):
         O, I = context.shape
         draws = (context.normal(factor, (first, side), 0.02) for factor, side in (("Q", I), ("P", O)))
         Q_RI, P_RO = (orthonormal_rows(draw) if init == "orthogonal" else draw for draw in draws)
-        self.A_RI = nn.Parameter(Q_RI)
-        self.B_OR = nn.Parameter(P_RO.T.contiguous())
+        self.A_RI, self.B_OR = nn.Parameter(Q_RI), nn.Parameter(P_RO.T.contiguous())
         self.E_R = nn.Parameter(context.full((first,)))
         self.rank = rank
         self.scale = self.scale_of(alpha, first)  # it stays while triplets are pruned

@@ -13,7 +13,8 @@ from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer, split
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.kernels.shared import FactorPair
-from lora_zoo.variants.low_rank import Additive, alive
+from lora_zoo.variants.components import alive
+from lora_zoo.variants.low_rank import Additive
 
 
 class Proximal(AdapterHooks):

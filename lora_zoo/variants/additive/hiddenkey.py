@@ -14,7 +14,6 @@ from lora_zoo.core.dropout import Dropout, ForwardCounter
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.lora import LoraFormat
 from lora_zoo.injection.attention import attentions, out_of_reach, with_kept_keys, without_keys
 from lora_zoo.injection.roles import role_of
 from lora_zoo.variants.low_rank import Additive
@@ -131,7 +130,6 @@ class HiddenKey(Additive):
     paper = "arXiv:2403.00812"
     equation = "W' = W + (α/r) B A, key columns and hidden elements dropped, + α_KL KL of two passes"
     count = "R * (O + I)"
-    peft = LoraFormat()
     hooks = DroppedKeys
     paper_alpha = 16.0
 

@@ -11,7 +11,8 @@ from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.lora import LoraFormat
-from lora_zoo.variants.low_rank import Additive, LowRank, inverse_gram
+from lora_zoo.variants.components import inverse_gram
+from lora_zoo.variants.low_rank import Additive, LowRank
 
 
 class Projection(AdapterHooks):
