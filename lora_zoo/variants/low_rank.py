@@ -183,7 +183,7 @@ class Additive(LowRank, Product, ABC):
     def drop_beside_start(self, asked: str) -> None:
         self.fused = None  # kernels show one x to both products
         warnings.warn(
-            f"{asked}: as published, dropout acts on the trained factors alone and not on what the start took "
+            f"{asked}: as published, dropout acts on the trained factors and not on what the start took "
             "from W: passes in training mode differ from the base at step 0 already",
             stacklevel=2,
         )
