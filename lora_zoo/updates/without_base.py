@@ -61,7 +61,8 @@ def _shapes(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]
             for name, t in own.items()
         }
         pairs, _ = _by_layer(short, "lora_B", "lora_A")
-        if saved.shared or pairs.keys() != saved.modules.keys():
+        experts = saved.config.get("target_parameters")
+        if experts or saved.shared or pairs.keys() != saved.modules.keys():
             return None
     else:
         description = read_description(folder)

@@ -103,6 +103,8 @@ class LoraFormat(PeftFormat):
             config[pattern] = {
                 pattern_key(name, values): value for name, value in values.items() if value != config[key]
             }
+        if config["target_parameters"]:
+            config["peft_version"] = experts.WRITTEN
         tensors = {f"{PREFIX}{one.key}.{short}": t for one in packed for short, t in one.tensors.items()}
         return PeftContent(config, tensors)
 
@@ -151,7 +153,8 @@ class LoraFormat(PeftFormat):
         stacks = experts.resolve(folder, known)
         for module, own in stacks.items():
             rank, alpha = rank_and_alpha(folder, own[0].tensor)
-            pairs = experts.read(module, own[0].host, folder.modules[module], rank)
+            version = experts.version_of(folder)
+            pairs = experts.read(module, own[0].host, folder.modules[module], rank, version)
             for matrix, pair in zip(own, pairs, strict=True):
                 keep(matrix.name, *pair, rank, alpha)
         for module in [name for name in folder.modules if name not in stacks]:
