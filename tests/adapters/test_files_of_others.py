@@ -4,7 +4,6 @@ import json
 
 import peft
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from lora_zoo import load_adapter, updates
