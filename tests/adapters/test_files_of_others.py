@@ -4,9 +4,11 @@ import json
 
 import peft
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from lora_zoo import load_adapter, updates
+from lora_zoo import load_adapter, save_adapter, updates
 from lora_zoo.formats.peft.experts import version_of
 from lora_zoo.formats.peft.forms import PeftFolder
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS
@@ -34,7 +36,7 @@ def experts(tmp_path):
 
 
 def as_in_018(folder):
-    """Give the file PEFT 0.18's layout: A reads the first side of each expert's matrix, B writes the other."""
+    """Give the file PEFT 0.18's layout: A reads the first side of each expert, B writes the other."""
     tensors = load_file(folder / WEIGHTS)
     for name in [name for name in tensors if ".experts." in name and "lora_A" in name]:
         A, B = tensors[name], tensors[name.replace("lora_A", "lora_B")]
@@ -63,8 +65,8 @@ def test_a_layout_that_is_not_known_is_refused(experts, version):
     configured(folder, peft_version=version)
     with pytest.raises(ValueError, match=r"peft_version=.* write the version that trained the adapter into"):
         load_adapter(MIXTRAL.base(), folder)
-    with pytest.raises(ValueError, match="the layout of experts depends on the version"):
-        version_of(PeftFolder(folder, {"peft_version": version}, {}))
+    with pytest.raises(ValueError, match="to experts depends on the version"):
+        version_of(PeftFolder(folder, {"peft_version": version}, {}), "experts")
 
 
 def test_spectra_of_experts_take_the_base_from_the_configuration(experts, tmp_path):
@@ -72,3 +74,76 @@ def test_spectra_of_experts_take_the_base_from_the_configuration(experts, tmp_pa
     MIXTRAL.base().save_pretrained(tmp_path / "base")
     configured(folder, base_model_name_or_path=str(tmp_path / "base"), task_type="CAUSAL_LM")
     assert any(".experts." in name for name in updates.read(folder))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn, self.out = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.out(self.attn(x, x, x)[0])
+
+
+X = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def of_attention(folder, **options):
+    """PEFT's adapter of the attention, saved to `folder`."""
+    options = {"r": 2, "target_modules": ["attn", "out"], "init_lora_weights": False} | options
+    theirs = peft.get_peft_model(Attention(), peft.LoraConfig(**options)).eval()
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["attn"]},
+        {"lora_dropout": 0.1},
+        {"rank_pattern": {"attn": 3}, "alpha_pattern": {"attn": 5}, "use_rslora": True},
+    ],
+)
+def test_an_adapter_of_torch_s_attention_computes_what_peft_does(tmp_path, options):
+    theirs, model = of_attention(tmp_path, **options), Attention().eval()
+    injection = load_adapter(model, tmp_path)
+    assert (model(X) - theirs(X)).abs().max() <= 1e-5
+    back = Attention().eval()
+    load_adapter(back, save_adapter(injection, tmp_path / "ours"))
+    assert torch.equal(back(X), model(X))
+
+
+def test_an_attention_s_tensors_are_whole_and_of_a_known_version(tmp_path):
+    of_attention(tmp_path)
+    whole = load_file(tmp_path / WEIGHTS)
+    for left_out in (".base_layer.out_proj.", ".attn."):
+        save_file({n: t for n, t in whole.items() if left_out not in n}, tmp_path / WEIGHTS)
+        with pytest.raises(
+            ValueError, match=r"attn is among target_modules, but the tensors of attn.* missing"
+        ):
+            load_adapter(Attention(), tmp_path)
+    save_file(whole, tmp_path / WEIGHTS)
+    configured(tmp_path, peft_version="0.99.0")
+    with pytest.raises(ValueError, match=r"what PEFT does to nn\.MultiheadAttention depends on the version"):
+        load_adapter(Attention(), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"target_modules": ["out"]}, {"exclude_modules": ["attn"]}])
+def test_tensors_beside_the_targets_are_left_out_as_in_peft(tmp_path, changes):
+    of_attention(tmp_path)
+    configured(tmp_path, **changes)
+    theirs, model = peft.PeftModel.from_pretrained(Attention(), tmp_path).eval(), Attention().eval()
+    with pytest.warns(
+        UserWarning, match=r"does not target attn\.in_proj_weight, so its tensors are left out"
+    ):
+        injection = load_adapter(model, tmp_path)
+    assert list(injection.adapters) == ["out"]
+    assert (model(X) - theirs(X)).abs().max() <= 1e-5
+
+
+def test_a_configuration_that_targets_none_of_the_tensors_is_refused(tmp_path):
+    of_attention(tmp_path)
+    configured(tmp_path, target_modules=["query"])
+    with pytest.raises(ValueError, match="targets neither it nor another of them"):
+        load_adapter(Attention(), tmp_path)

@@ -33,14 +33,14 @@ WRITTEN = "0.21.2"
 _RELEASE = re.compile(r"0\.(17|18|19|20|21)\.(\d+)")
 
 
-def version_of(folder: PeftFolder) -> tuple[int, int]:
-    """Minor and patch number of the PEFT that wrote `folder`. ValueError for a layout that is not known."""
+def version_of(folder: PeftFolder, what: str) -> tuple[int, int]:
+    """Minor and patch number of the PEFT that wrote `folder`. ValueError for one that is not known."""
     given = folder.config.get("peft_version")
     if match := _RELEASE.fullmatch(str(given)):
         return int(match[1]), int(match[2])
     raise ValueError(
-        f"peft_version={given} with target_parameters: the layout of experts depends on the version, and is "
-        "known of 0.17.0 to 0.21; write the version that trained the adapter into adapter_config.json, as "
+        f"peft_version={given}: what PEFT does to {what} depends on the version, and is known of 0.17.0 to "
+        "0.21; write the version that trained the adapter into adapter_config.json, as "
         f'"peft_version": "{WRITTEN}"'
     )
 

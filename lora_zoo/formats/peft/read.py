@@ -1,12 +1,15 @@
 """Read PEFT's adapters: their files, and the variant that computes the same."""
 
 import re
+import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.peft.attention import by_matrix
 from lora_zoo.formats.peft.experts import resolve
 from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, SavedAdapter, reader_of
 from lora_zoo.formats.peft.layers import NAMES
@@ -62,7 +65,9 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     folder, rest = read_peft(path)
     folder, rest = replace(folder, modules=own_names(model, folder.modules)), own_names(model, rest)
     try:
-        _check_modules(model, folder)
+        folder = by_matrix(model, folder)
+        experts = _check_modules(model, folder)
+        folder = _targeted(folder, experts)
         cls, form = reader_of(folder.config)
         if extra := sorted(folder.shared.keys() - set(form.shared)):
             raise ValueError(f"base_model.{extra[0]} is not expected")
@@ -78,8 +83,11 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     return SavedAdapter(plan, parsed.state | fully_trained, path, init_from_base=parsed.init_from_base)
 
 
-def _check_modules(model: nn.Module, folder: PeftFolder) -> None:
-    """Raise ValueError for tensors of a module that the model lacks, and for a target without tensors."""
+def _check_modules(model: nn.Module, folder: PeftFolder) -> Collection[str]:
+    """The modules that hold stacked experts.
+
+    ValueError for tensors of a module that the model lacks, and for a target without tensors.
+    """
     known = {matrix.name: matrix for matrix in find_matrices(model) if not matrix.whole}
     experts = resolve(folder, known)
     for module in folder.modules.keys() - experts.keys():
@@ -87,11 +95,33 @@ def _check_modules(model: nn.Module, folder: PeftFolder) -> None:
             raise ValueError(
                 f"{module} is adapted, but this model has no such layer: it belongs to another model"
             )
-    if folder.config.get("target_modules") == NOTHING:
-        return
-    for name in known:
+    for name in () if folder.config.get("target_modules") == NOTHING else known:
         if name not in folder.modules and selects(folder.config, name):
             raise ValueError(f"{name} is among target_modules, but its tensors are missing")
+    return experts.keys()
+
+
+def _targeted(folder: PeftFolder, experts: Collection[str]) -> PeftFolder:
+    """The modules that the configuration targets, as PEFT takes them; warns of others that have tensors.
+
+    ValueError where none is left. All, where the configuration leaves the choice to PEFT.
+    """
+    if folder.config.get("target_modules") in (None, [], "", "all-linear"):
+        return folder
+    kept = {m: t for m, t in folder.modules.items() if m in experts or _is_target(folder, m)}
+    if left := [module for module in folder.modules if module not in kept]:
+        if not kept:
+            raise ValueError(f"{left[0]} has tensors, but {CONFIG} targets neither it nor another of them")
+        warnings.warn(
+            f"{folder.file}: {CONFIG} does not target {left[0]}, so its tensors are left out, as PEFT does"
+            + (f" ({len(left) - 1} more)" if left[1:] else ""),
+            stacklevel=5,
+        )
+    return replace(folder, modules=kept)
+
+
+def _is_target(folder: PeftFolder, module: str) -> bool:
+    return selects(folder.config, folder.targets.get(module, module))
 
 
 def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> dict[str, Tensor]:
