@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from lora_zoo import load_adapter, save_adapter, updates
 from lora_zoo.formats.peft.experts import version_of
 from lora_zoo.formats.peft.forms import PeftFolder
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS
 from tests.adapters.test_parity_hosts import MIXTRAL, evaluated
+from tests.adapters.test_saving_adapted import IDS, llama
 
 
 def configured(folder, **changes):
@@ -119,9 +121,7 @@ def test_an_attention_s_tensors_are_whole_and_of_a_known_version(tmp_path):
     whole = load_file(tmp_path / WEIGHTS)
     for left_out in (".base_layer.out_proj.", ".attn."):
         save_file({n: t for n, t in whole.items() if left_out not in n}, tmp_path / WEIGHTS)
-        with pytest.raises(
-            ValueError, match=r"attn is among target_modules, but the tensors of attn.* missing"
-        ):
+        with pytest.raises(ValueError, match=r"but the tensors of attn.* are missing"):
             load_adapter(Attention(), tmp_path)
     save_file(whole, tmp_path / WEIGHTS)
     configured(tmp_path, peft_version="0.99.0")
@@ -134,9 +134,7 @@ def test_tensors_beside_the_targets_are_left_out_as_in_peft(tmp_path, changes):
     of_attention(tmp_path)
     configured(tmp_path, **changes)
     theirs, model = peft.PeftModel.from_pretrained(Attention(), tmp_path).eval(), Attention().eval()
-    with pytest.warns(
-        UserWarning, match=r"does not target attn\.in_proj_weight, so its tensors are left out"
-    ):
+    with pytest.warns(UserWarning, match=r"does not target attn\.in_proj_weight, so its"):
         injection = load_adapter(model, tmp_path)
     assert list(injection.adapters) == ["out"]
     assert (model(X) - theirs(X)).abs().max() <= 1e-5
@@ -147,3 +145,67 @@ def test_a_configuration_that_targets_none_of_the_tensors_is_refused(tmp_path):
     configured(tmp_path, target_modules=["query"])
     with pytest.raises(ValueError, match="targets neither it nor another of them"):
         load_adapter(Attention(), tmp_path)
+
+
+# --- embeddings ---------------------------------------------------------------------------------------------
+
+
+def of_vocabulary(tie, size=32, seed=1):
+    model = llama(tie_word_embeddings=tie)
+    torch.manual_seed(seed)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    return model.eval()
+
+
+def saved_by_peft(folder, base, *, embeddings=False, **options):
+    """The logits of an adapter whose trained parameters were shaken, and which PEFT has saved."""
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | options
+    theirs = peft.get_peft_model(base, peft.LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    theirs.save_pretrained(folder, save_embedding_layers=embeddings)
+    return theirs(IDS).logits
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("saved", [["embed_tokens", "lm_head"], ["embed_tokens"], ["lm_head"]])
+def test_copies_of_a_tied_embedding_that_trained_apart_are_read_and_kept(tmp_path, tie, saved):
+    theirs = saved_by_peft(tmp_path / "peft", of_vocabulary(tie), modules_to_save=saved)
+    model, back = of_vocabulary(tie), of_vocabulary(tie)
+    before, tied = model(IDS).logits, model.config.tie_word_embeddings
+    injection = load_adapter(model, tmp_path / "peft")
+    load_adapter(back, save_adapter(injection, tmp_path / "ours"))
+    for read in (model, back):
+        assert (read(IDS).logits - theirs).abs().max() <= 1e-5
+    injection.merge()
+    model.save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert (merged(IDS).logits - theirs).abs().max() <= 1e-5
+    injection.unmerge()
+    injection.remove()
+    assert torch.equal(model(IDS).logits, before) and model.config.tie_word_embeddings == tied
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_embeddings_of_a_resized_vocabulary_come_with_the_adapter(tmp_path, tie):
+    theirs = saved_by_peft(tmp_path, of_vocabulary(tie, 40, seed=9), embeddings=True)
+    with pytest.raises(ValueError, match=r"call model\.resize_token_embeddings\(40\) first"):
+        load_adapter(of_vocabulary(tie), tmp_path)
+    model = of_vocabulary(tie, 40)
+    with pytest.warns(UserWarning, match="as after a resized vocabulary"):
+        injection = load_adapter(model, tmp_path)
+    assert (model(IDS).logits - theirs).abs().max() <= 1e-5
+    assert len(injection.fully_trained) == (1 if tie else 2)
+    injection.remove()
+    assert torch.equal(model(IDS).logits, of_vocabulary(tie, 40)(IDS).logits)
+
+
+def test_another_tensor_of_the_base_is_refused_as_before(tmp_path):
+    saved_by_peft(tmp_path, of_vocabulary(False))
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["base_model.model.model.norm.weight"] = torch.zeros(16)
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is not the base's own, but no module"):
+        load_adapter(of_vocabulary(False), tmp_path)

@@ -13,7 +13,7 @@ from lora_zoo.conformance.cases import perturb
 IDS = torch.tensor([[1, 5, 9, 3]])
 
 
-def llama():
+def llama(**more):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=32,
@@ -22,6 +22,7 @@ def llama():
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
+        **more,
     )
     return transformers.LlamaForCausalLM(config).eval()
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.peft.attention import by_matrix
+from lora_zoo.formats.peft.embeddings import embeddings_of, tied_once, with_tied
 from lora_zoo.formats.peft.experts import resolve
 from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, SavedAdapter, reader_of
 from lora_zoo.formats.peft.layers import NAMES
@@ -78,9 +79,11 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
     if not parsed.matrices:
         cls = VARIANTS.find("linear_probe")
     hyper, every = complete_hyperparameters(cls, parsed.hyper), base_parameters(model)
-    names = [name for name in fully_trained if name in every]
+    names = [name for name in every if name in fully_trained]
     plan = InjectionPlan(cls, hyper, parsed.matrices, names, patterns=parsed.patterns)
-    return SavedAdapter(plan, parsed.state | fully_trained, path, init_from_base=parsed.init_from_base)
+    return SavedAdapter(
+        plan, parsed.state | tied_once(model, fully_trained), path, init_from_base=parsed.init_from_base
+    )
 
 
 def _check_modules(model: nn.Module, folder: PeftFolder) -> Collection[str]:
@@ -125,25 +128,22 @@ def _is_target(folder: PeftFolder, module: str) -> bool:
 
 
 def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters and buffers that `modules_to_save` trains. ValueError for a tensor that fits nowhere."""
-    every, buffers = base_parameters(model), base_buffers(model)
+    """The parameters and buffers that `modules_to_save` trains, and embeddings of a resized vocabulary.
+
+    ValueError for a tensor that fits nowhere.
+    """
+    every = base_parameters(model)
     wanted = folder.config.get("modules_to_save") or []
     found: dict[str, dict[str, Tensor]] = {}
     same: dict[str, bool] = {}
-    for key, tensor in rest.items():
-        name = key.replace(".base_layer.", ".")
-        base = every.get(name, buffers.get(name))
-        if base is None:
-            raise ValueError(f"{name} is not expected")
-        if base.shape != tensor.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}")
-        equal = bool((base.detach().cpu().to(tensor.dtype) == tensor).all())
+    for name, tensor, equal in _beside(model, rest):
         module = saved_by(name, wanted)
-        if not equal and module is None:
-            raise ValueError(f"{name} is not the base's own, but no module of modules_to_save trains it")
         if module is not None:
             found.setdefault(module, {})[name] = tensor
             same[module] = same.get(module, True) and equal
+        elif not equal:
+            found[name] = _resized(model, folder, name, tensor, rest)
+            same[name] = False
     for name in every:
         module = saved_by(name, wanted)
         if module is not None and name not in found.get(module, {}):
@@ -151,6 +151,36 @@ def _trained(model: nn.Module, folder: PeftFolder, rest: dict[str, Tensor]) -> d
     heads = HEADS.get(str(folder.config.get("task_type")), ())
     kept = [own for module, own in found.items() if not (same[module] and module.endswith(heads))]
     return {name: tensor for own in kept for name, tensor in own.items()}
+
+
+def _beside(model: nn.Module, rest: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, bool]]:
+    """Each tensor beside the adapters by the model's name; True if it is the base's own."""
+    known = {**base_buffers(model), **base_parameters(model)}
+    for key, tensor in rest.items():
+        name = key.replace(".base_layer.", ".")
+        if name not in known:
+            raise ValueError(f"{name} is not expected")
+        base = known[name]
+        if base.shape != tensor.shape:
+            resizable = name.rpartition(".")[0] in embeddings_of(model)
+            more = f"; call model.resize_token_embeddings({len(tensor)}) first" if resizable else ""
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(base.shape)}{more}")
+        yield name, tensor, bool((base.detach().cpu().to(tensor.dtype) == tensor).all())
+
+
+def _resized(
+    model: nn.Module, folder: PeftFolder, name: str, tensor: Tensor, rest: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """An embedding that the file brings for the base, under its tied names too. ValueError for another."""
+    owner = name.rpartition(".")[0]
+    if owner not in embeddings_of(model) - folder.modules.keys():
+        raise ValueError(f"{name} is not the base's own, but no module of modules_to_save trains it")
+    warnings.warn(
+        f"{folder.file}: {name} is not the base's own, as after a resized vocabulary; it becomes a part of "
+        "the adapter, as if it had been trained",
+        stacklevel=6,
+    )
+    return with_tied(model, name, tensor, given=rest)
 
 
 def saved_by(parameter: str, wanted: list[str]) -> str | None:
