@@ -4,19 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_zoo.models.classes import TASKS
 from lora_zoo.terminal import add_variant_file, on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
-
-TASKS = {
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForQuestionAnswering": "QUESTION_ANS",
-}
-"""The class that loads a base -> PEFT's task type."""
 
 
 class Exported(NamedTuple):

@@ -113,7 +113,7 @@ def refuse_unfit(plan: InjectionPlan) -> None:
 
 
 def check_present(model: nn.Module, plan: InjectionPlan) -> None:
-    """Raise ValueError where the numbers that an adapter starts from are not there, claimed twice or not used."""
+    """Raise ValueError where the numbers that an adapter starts from are away, claimed twice or not used."""
     every = base_parameters(model)
     for name, parameter in every.items():
         if isinstance(parameter, UninitializedParameter):

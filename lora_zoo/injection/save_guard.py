@@ -17,8 +17,8 @@ class SaveGuard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if name := self.adapted():
             raise ValueError(
-                f"save_pretrained cannot write an adapted model: the folder would load with random weights in "
-                f"{name}; save_adapter(injection, folder) writes the adapter, injection.merge() before "
+                f"save_pretrained cannot write an adapted model: the folder would load with random weights "
+                f"in {name}; save_adapter(injection, folder) writes the adapter, injection.merge() before "
                 "save_pretrained an ordinary model"
             )
         return getattr(type(self.module), _NAME)(self.module, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Modules that an adapter would miss: one under two names, and one that holds a weight and is never called."""
+"""Modules that an adapter would miss: one under two names, and one that only holds a weight."""
 
 import inspect
 from collections.abc import Collection, Iterable
@@ -22,8 +22,8 @@ def check_called(model: nn.Module, adapted: Iterable[str], fully_trained: Collec
     for name in adapted:
         if len(same := places.get(id(modules.get(name)), [])) > 1:
             raise ValueError(
-                f"{' and '.join(same)} are one module: an adapter would change {same[0]} alone, but its merge "
-                "all of them; give the others copies of their own, or leave it out"
+                f"{' and '.join(same)} are one module: an adapter would change {same[0]} alone, but its "
+                "merge all of them; give the others copies of their own, or leave it out"
             )
         parameter = every.get(f"{name}.weight")
         _check_holder(modules, name, names.get(id(parameter), []))
