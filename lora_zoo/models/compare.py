@@ -23,4 +23,4 @@ def logits(network: Any, inputs: dict[str, Any] | None = None) -> torch.Tensor:
     with torch.no_grad():
         output = network.eval()(**(batch(network) if inputs is None else inputs))
     found = [output[key] for key in OUTPUTS if key in output]
-    return found[0].float() if "logits" in output else torch.stack(found).float()
+    return (torch.stack(found) if "start_logits" in output else found[0]).float()

@@ -57,7 +57,7 @@ def merge(
     folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     scheme, tokenizer = dequantize.scheme_of(base.model), load_tokenizer(base.model)
-    network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha, enable)
+    network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha=alpha, enable=enable)
     if scheme and base.model.dtype != "auto":
         dtype = dtype or base.model.dtype  # dequantised in float32
     if dtype:
@@ -77,6 +77,7 @@ def _merged(
     scheme: str | None,
     tokenizer: Any,
     folder: Path,
+    *,
     alpha: float | None,
     enable: Sequence[str],
 ) -> tuple[Any, Tensor, list[str]]:
