@@ -6,20 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.models.classes import TASKS
 from lora_zoo.terminal import add_files, on_the_terminal
 
 if TYPE_CHECKING:
     from lora_zoo.formats.peft.write import Written
     from lora_zoo.injection.inject import Injection
-
-TASKS = {
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForQuestionAnswering": "QUESTION_ANS",
-}
-"""The class that loads a base -> PEFT's task type."""
 
 
 class Exported(NamedTuple):

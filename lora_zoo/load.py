@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_zoo.export import TASKS
+from lora_zoo.models.classes import TASKS
 from lora_zoo.terminal import on_the_terminal
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def load(
     base = base_of(adapter, model, trust_remote_code=trust_remote_code)
     settings, auto_class = base.model, auto_class or base.auto_class
     settings.dtype = dtype
-    head = {"num_labels": num_labels} if num_labels else {}
+    head = {"num_labels": num_labels} if num_labels else base.head
     network = load_model(settings, auto_class, head, load_tokenizer(settings), seed=0).model
     injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())
     about = {"name": settings.name, "path": settings.path, "dtype": dtype, "revision": settings.revision}

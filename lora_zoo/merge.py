@@ -18,13 +18,14 @@ def main(arguments: list[str] | None = None) -> None:
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, help="of the merged weights; default: the run's")
     parser.add_argument("--alpha", type=float, help="of an adapter that loralib saved")
+    parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
     add_files(parser)
     given = parser.parse_args(arguments)
     with on_the_terminal(given.__dict__.pop("files")):
         from lora_zoo.models.merging import merge
 
-        merged = merge(**vars(given))
+        merged = merge(**vars(given) | {"enable": [role for role in given.enable.split(",") if role]})
     print(f"merged model in {given.out}: transformers' {merged.auto_class}.from_pretrained loads it")
     print(f"largest logit difference, adapted and reloaded: {merged.difference:.2g}", end=" ")
     print(f"(largest logit {merged.largest:.4g}, {merged.dtype})")

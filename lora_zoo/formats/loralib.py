@@ -95,7 +95,7 @@ def _enabled(
 ) -> list[TargetMatrix]:
     """The enabled parts of loralib's MergedLinear, in order: A is (N R, I) and B (N O / parts, R).
 
-    The file holds their number alone; two of three are q and v, as in the paper, unless `enable` is given.
+    The file holds their number alone; where it is not that of all parts, `enable` has to name them.
     """
     (O, I), R = matrix.shape, B.shape[1]
     N = len(A) // R
@@ -108,11 +108,14 @@ def _enabled(
     for number, part in enumerate(ordered):
         if not torch.equal(rows[part.host.part], rows[number * height : (number + 1) * height]):
             raise ValueError(f"{matrix.name}: loralib's parts are equal and in one piece, this layer's not")
-    roles = list(enable) or ([part.role for part in parts] if len(parts) == N else ["q", "v"])
+    roles = list(enable) or [part.role for part in parts]
     chosen = [part for part in ordered if part.role in roles]
     if len(chosen) != N:
         have = ", ".join(part.role for part in ordered)
-        raise ValueError(f"{matrix.name} has {N} of its parts ({have}) adapted; enable must name these")
+        raise ValueError(
+            f"{matrix.name} has {N} of its parts ({have}) adapted, and the file does not say which; enable "
+            "must name these (--enable q,v for q and v, as in LoRA's paper)"
+        )
     return chosen
 
 

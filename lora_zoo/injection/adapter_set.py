@@ -22,6 +22,7 @@ from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
 from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.parametrized import make_wrapper
+from lora_zoo.injection.save_guard import guard, unguard
 from lora_zoo.injection.tied_weights import Tying
 from lora_zoo.injection.wrappers import AdapterWrapper, put
 
@@ -76,6 +77,7 @@ class AdapterSet(Mapping[str, A]):
         if not self._by_name:
             self.model.requires_grad_(False)
             self.model.__dict__[_KEY] = self
+            guard(self.model, self._adapted)
         self._by_name[injection.name] = injection
         for matrix in injection.matrices.values():
             if matrix.tensor not in self._wrappers:
@@ -250,7 +252,12 @@ class AdapterSet(Mapping[str, A]):
             parameter.requires_grad_(self._required_grad.get(name, True))
         self._by_name, self._wrappers, self._merged, self.active = {}, {}, None, ()
         self.model.__dict__.pop(_KEY, None)
+        unguard(self.model)
         return self.model
+
+    def _adapted(self) -> str:
+        """The name of a layer that is wrapped now, "" where all are plain."""
+        return "" if self.merged else next(iter(self._wrappers), "")
 
 
 def adapters_of(model: nn.Module) -> AdapterSet[Any]:

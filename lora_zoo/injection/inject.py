@@ -84,7 +84,7 @@ class Injection:
             )
             self.hooks = self._new_hooks()
             every = base_parameters(model)
-            self.trained = untie(model, plan.fully_trained)
+            self.trained = untie(model, plan.fully_trained, state or ())
             self.originals = {name: every[name] for name in self.trained}
             self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]

@@ -30,6 +30,7 @@ from lora_zoo.injection.targets import (
     overlooked,
     parameters_of,
 )
+from lora_zoo.injection.uncalled import check_called
 
 Patterns = Mapping[str, Mapping[str, Any]]
 """Hyperparameter -> matrix -> its value there, where it is not the same everywhere."""
@@ -129,7 +130,7 @@ def refuse_unfit(plan: InjectionPlan) -> None:
 
 
 def check_present(model: nn.Module, plan: InjectionPlan) -> None:
-    """Raise ValueError where the numbers that an adapter starts from are not there, or are claimed twice."""
+    """Raise ValueError where the numbers that an adapter starts from are away, claimed twice or not used."""
     every = base_parameters(model)
     for name, parameter in every.items():
         if isinstance(parameter, UninitializedParameter):
@@ -137,6 +138,7 @@ def check_present(model: nn.Module, plan: InjectionPlan) -> None:
     for matrix in plan.matrices:
         if clash := next(filter(matrix.holds, plan.fully_trained), None):
             raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
+    check_called(model, {matrix.tensor for matrix in plan.matrices}, plan.fully_trained)
     tensors = {matrix.name: matrix.host.tensor() for matrix in plan.matrices}
     tensors |= {name: every[name] for name in plan.fully_trained}
     away = next((name for name, tensor in tensors.items() if tensor.is_meta), None)

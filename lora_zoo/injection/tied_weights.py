@@ -1,7 +1,7 @@
 """Tied weights: one parameter under several names, an `lm_head` and its embedding for example."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -49,21 +49,28 @@ def has_ties(model: nn.Module) -> bool:
     return any(len(names) > 1 for names in names_by_parameter(model).values())
 
 
-def untie(model: nn.Module, fully_trained: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Copy each fully trained parameter; tied ones share a copy.
+def untie(
+    model: nn.Module, fully_trained: Iterable[str], apart: Collection[str] = ()
+) -> dict[str, nn.Parameter]:
+    """Copy each fully trained parameter; tied ones share a copy, but where several are named in `apart`.
 
     Warns of a parameter that is tied to one that stays frozen: its copy is no longer tied.
     """
     every, names, chosen = base_parameters(model), names_by_parameter(model), dict.fromkeys(fully_trained)
-    copies: dict[int, nn.Parameter] = {}
+    copies: dict[int | str, nn.Parameter] = {}
+
+    def key(name: str) -> int | str:
+        others = [n for n in names[id(every[name])] if n in apart]
+        return name if name in others[1:] else id(every[name])
+
     for name in chosen:
         base = every[name]
-        if id(base) not in copies:
-            copies[id(base)] = nn.Parameter(base.detach().clone())
+        if key(name) not in copies:
+            copies[key(name)] = nn.Parameter(base.detach().clone())
             frozen = [n for n in names[id(base)] if n not in chosen]
             if frozen:
                 warnings.warn(
                     f"{name} is tied to {frozen[0]}; it trains as a copy of its own: {cost_of_untying(base)}",
                     stacklevel=4,
                 )
-    return {name: copies[id(every[name])] for name in chosen}
+    return {name: copies[key(name)] for name in chosen}

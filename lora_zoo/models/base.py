@@ -10,18 +10,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from lora_zoo.config.schema import Model
 from lora_zoo.core.errors import unknown
 from lora_zoo.formats.description import DESCRIPTION, read_description
 from lora_zoo.formats.folders import adapter_in
-from lora_zoo.formats.safe_files import object_in
+from lora_zoo.formats.peft.read import FILES
+from lora_zoo.formats.safe_files import object_in, tensors_in
+from lora_zoo.models.classes import TASKS
+from lora_zoo.models.loading import own_class
 
 LABELS = 100_000
 """The most labels that a head may have."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HEAD = ("num_labels", "id2label", "label2id", "problem_type")
 PEFT = "adapter_config.json"
-PEFT_TASKS = {"SEQ_CLS": "AutoModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
+PEFT_TASKS = {task: auto_class for auto_class, task in TASKS.items()}
+_LABELS = re.compile(r"(.*\.)?(classifier|score)(\.out_proj)?\.weight")
+"""The matrix of a classifier's head whose rows are the labels."""
 
 
 class Base(NamedTuple):
@@ -42,8 +49,8 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
     about = _about(folder)
     if "model" not in about and model is None:
         raise ValueError(f"{folder} does not say which model it adapts; give --model")
-    auto_class, head, unit = about.get("auto_class", "AutoModelForCausalLM"), about.get("head", {}), None
-    if not isinstance(auto_class, str) or not re.fullmatch(r"AutoModel(For\w+)?", auto_class):
+    auto_class, head, unit = about.get("auto_class", ""), about.get("head", {}), None
+    if not isinstance(auto_class, str) or not re.fullmatch(r"(AutoModel(For\w+)?)?", auto_class):
         raise ValueError(f"{folder}: {auto_class!r} is no class that loads a model")
     if not isinstance(head, Mapping):
         raise ValueError(f"{folder}: what it says of its head cannot be read")
@@ -55,7 +62,8 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
     if (unit := about.get("standardised")) is not None and not _is_unit(unit):
         raise ValueError(f"{folder}: the mean and std of its labels cannot be read")
     settings = _settings(folder, about.get("model", {}), model)
-    return Base(Model(**settings, trust_remote_code=trust_remote_code), auto_class, dict(head), unit)
+    known = Model(**settings, trust_remote_code=trust_remote_code)
+    return Base(known, auto_class or own_class(known), dict(head), unit)
 
 
 def warn_of_another_base(folder: Path, model: Model) -> None:
@@ -102,14 +110,26 @@ def _is_unit(unit: Any) -> bool:
 def _about(folder: Path) -> dict[str, Any]:
     """The adapter's notes about its base; for PEFT's, from PEFT's configuration."""
     if folder.is_file():
-        return {}  # loralib's: tensors alone
+        return _head(tensors_in(folder))  # loralib's: tensors alone
     peft = folder / PEFT
     if (folder / DESCRIPTION).is_file() or not peft.is_file():
         return dict(read_description(folder).get("about") or {})
     config = object_in(peft)
-    auto_class = {"auto_class": PEFT_TASKS.get(str(config.get("task_type")), "AutoModelForCausalLM")}
+    about = {"auto_class": PEFT_TASKS.get(str(config.get("task_type")), "")} | _head(_tensors(folder))
     path, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return auto_class | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
+    return about | ({"model": {"path": path, "revision": revision, "dtype": "auto"}} if path else {})
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a PEFT folder; none where the file is missing, which its reader will say."""
+    weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    return tensors_in(weights) if weights else {}
+
+
+def _head(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The number of labels of a classifier's head among `tensors`."""
+    rows = [len(t) for name, t in tensors.items() if _LABELS.fullmatch(name) and t.ndim == 2]
+    return {"head": {"num_labels": rows[0]}} if rows else {}
 
 
 __all__ = ["Base", "adapter_in", "base_of", "warn_of_another_base"]

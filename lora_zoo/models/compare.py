@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+
 
 def batch(network: Any) -> dict[str, Any]:
     """Two rows of 16 token ids that depend on vocabulary and end token alone, as keyword arguments.
@@ -20,7 +22,11 @@ def batch(network: Any) -> dict[str, Any]:
 
 
 def logits(network: Any, inputs: dict[str, Any] | None = None) -> torch.Tensor:
-    """The logits in float32, in evaluation mode, of `inputs` or else of `batch(network)`."""
+    """The outputs in float32, in evaluation mode, of `inputs` or else of `batch(network)`: logits if any.
+
+    An extractive reader's logits of start and end are stacked; a model without a head has hidden states.
+    """
     with torch.no_grad():
-        output: torch.Tensor = network.eval()(**(batch(network) if inputs is None else inputs)).logits
-    return output.float()
+        output = network.eval()(**(batch(network) if inputs is None else inputs))
+    found = [output[key] for key in OUTPUTS if key in output]
+    return (torch.stack(found) if "start_logits" in output else found[0]).float()

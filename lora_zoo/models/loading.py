@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from lora_zoo.config.schema import Model
+from lora_zoo.models.classes import TASKS
 from lora_zoo.pocket import HUB
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -69,6 +70,22 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
     return Loaded(model.eval(), missing)
+
+
+def own_class(settings: Model) -> str:
+    """The class that loads the architecture that the base's configuration names; a causal one if none."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(source(settings), **_where(settings))
+        named = set(config.architectures or ())
+        for auto_class in TASKS:
+            mapping = getattr(transformers, auto_class)._model_mapping
+            classes = mapping.get(type(config), ())
+            every = classes if isinstance(classes, tuple) else (classes,)
+            if named & {cls.__name__ for cls in every}:
+                return auto_class
+    except Exception:  # a damaged configuration raises what it pleases; loading the model tells
+        return next(iter(TASKS))
+    return next(iter(TASKS))
 
 
 def outline(settings: Model, auto_class: str, head: Mapping[str, Any]) -> nn.Module:

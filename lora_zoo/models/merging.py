@@ -1,6 +1,6 @@
 """Merge a run's adapter into its base and verify the saved model by its logits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +43,12 @@ def merge(
     model: str | None = None,
     dtype: str | None = None,
     alpha: float | None = None,
+    enable: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> Merged:
     """Write the merged model to `out` and return its distance from the adapted one.
 
-    `alpha` is for a loralib file, which does not hold it.
+    `alpha` and `enable` (roles of a fused layer's adapted parts) are for a loralib file, which lacks them.
 
     Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known, cannot be
     loaded or does not fit, or where `out` holds something, and Unwritten where the disk refuses.
@@ -57,7 +58,7 @@ def merge(
     folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     scheme, tokenizer = dequantize.scheme_of(base.model), load_tokenizer(base.model)
-    network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha)
+    network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha=alpha, enable=enable)
     if scheme and base.model.dtype != "auto":
         dtype = dtype or base.model.dtype  # dequantised in float32
     if dtype:
@@ -73,14 +74,20 @@ def merge(
 
 
 def _merged(
-    base: Base, scheme: str | None, tokenizer: Any, folder: Path, alpha: float | None
+    base: Base,
+    scheme: str | None,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    alpha: float | None,
+    enable: Sequence[str],
 ) -> tuple[Any, Tensor, list[str]]:
     """Load the base in plain layers and merge the adapter; also the adapted model's logits, and notes."""
     if scheme:
         network, new = dequantize.load_dequantised(base, tokenizer)
     else:
         network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
-    injection = load_adapter(network, folder, alpha=alpha)
+    injection = load_adapter(network, folder, alpha=alpha, enable=enable)
     refuse_unmergeable(injection)
     _check_heads(new, [name for own in adapters_of(network).values() for name in own.trained], folder)
     inputs = batch(network)

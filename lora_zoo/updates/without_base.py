@@ -61,7 +61,10 @@ def _shapes(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]
             for name, t in own.items()
         }
         pairs, _ = _by_layer(short, "lora_B", "lora_A")
-        if saved.shared or pairs.keys() != saved.modules.keys():
+        within = saved.config.get("target_parameters") or any(
+            ".base_layer." in name for name in saved.modules
+        )
+        if within or saved.shared or pairs.keys() != saved.modules.keys():
             return None
     else:
         description = read_description(folder)

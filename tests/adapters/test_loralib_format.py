@@ -83,7 +83,7 @@ def gpt2_like(enable, rank=3):
 
 
 ENABLED = {
-    "q, v": ([True, False, True], (), "qv"),
+    "q, v": ([True, False, True], ("q", "v"), "qv"),
     "q, k, v": ([True, True, True], (), "qkv"),
     "k, v": ([False, True, True], ("k", "v"), "kv"),
     "k": ([False, True, False], ("k",), "k"),
@@ -101,11 +101,13 @@ def test_the_parts_of_a_fused_layer_are_read(tmp_path, case):
     torch.testing.assert_close(logits(plain, "gpt2"), logits(theirs, "gpt2"), rtol=0, atol=1e-5)
 
 
-def test_which_single_part_is_meant_must_be_said(tmp_path):
-    plain, theirs = gpt2_like([False, True, False])
+@pytest.mark.parametrize("enabled", [[False, True, False], [True, True, False], [True, False, True]])
+def test_which_parts_are_meant_must_be_said(tmp_path, enabled):
+    plain, theirs = gpt2_like(enabled)
     torch.save(loralib.lora_state_dict(theirs), tmp_path / "lora.pt")
-    with pytest.raises(ValueError, match=r"1 of its parts .* enable must name"):
-        load_adapter(plain, tmp_path / "lora.pt", alpha=ALPHA)
+    for said in ((), ("q", "k", "v")):
+        with pytest.raises(ValueError, match=rf"{sum(enabled)} of its parts .* enable must name"):
+            load_adapter(plain, tmp_path / "lora.pt", alpha=ALPHA, enable=said)
 
 
 def test_a_whole_state_and_a_trained_head_are_read(tmp_path):

@@ -409,7 +409,7 @@ def gpt2_of_loralib(enable: list[bool]) -> tuple[Any, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "enable, said, roles", [([True, False, True], (), "qv"), ([False, True, False], ("k",), "k")]
+    "enable, said, roles", [([True, False, True], ("q", "v"), "qv"), ([False, True, False], ("k",), "k")]
 )
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_fused_layer_needs_its_model(

@@ -33,12 +33,16 @@ class PeftContent(NamedTuple):
 
 @dataclass
 class PeftFolder:
-    """A PEFT folder that was read: its configuration, and its tensors by adapted module."""
+    """A PEFT folder that was read: its configuration, and its tensors by adapted module.
+
+    `targets`: matrix -> the module that the configuration calls it by, where they differ.
+    """
 
     file: Path
     config: dict[str, Any]
     modules: dict[str, dict[str, Tensor]]
     shared: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
 
 
 class ParsedAdapter(NamedTuple):

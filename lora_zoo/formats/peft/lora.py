@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.host import Host
-from lora_zoo.formats.peft import experts, layers
+from lora_zoo.formats.peft import attention, experts, layers
 from lora_zoo.formats.peft.forms import (
     PREFIX,
     ParsedAdapter,
@@ -103,6 +103,8 @@ class LoraFormat(PeftFormat):
             config[pattern] = {
                 pattern_key(name, values): value for name, value in values.items() if value != config[key]
             }
+        if config["target_parameters"]:
+            config["peft_version"] = experts.WRITTEN
         tensors = {f"{PREFIX}{one.key}.{short}": t for one in packed for short, t in one.tensors.items()}
         return PeftContent(config, tensors)
 
@@ -151,13 +153,16 @@ class LoraFormat(PeftFormat):
         stacks = experts.resolve(folder, known)
         for module, own in stacks.items():
             rank, alpha = rank_and_alpha(folder, own[0].tensor)
-            pairs = experts.read(module, own[0].host, folder.modules[module], rank)
+            version = experts.version_of(folder, "stacked experts")
+            pairs = experts.read(module, own[0].host, folder.modules[module], rank, version)
             for matrix, pair in zip(own, pairs, strict=True):
                 keep(matrix.name, *pair, rank, alpha)
         for module in [name for name in folder.modules if name not in stacks]:
             host = known[module].host
-            layers.check(module, host)
+            if module not in folder.targets:
+                layers.check(module, host)
             rank, alpha = rank_and_alpha(folder, module)
+            alpha *= attention.times_added(folder, module)
             factors = layers.read(module, host, folder.modules[module], bool(self.magnitude))
             _check_rank(module, rank, len(factors.A_RI), host)
             keep(module, factors.B_OR, factors.A_RI, rank, alpha)
@@ -167,6 +172,8 @@ class LoraFormat(PeftFormat):
         dropout = 0.0 if init else float(folder.config.get("lora_dropout") or 0.0)
         hyper: dict[str, Any] = {"lora_dropout": dropout} | ({"init": init} if init else {})
         rules, patterns = spread(rank=ranks, alpha=alphas)
+        if dropout and folder.targets:  # PEFT ignores it there
+            patterns["lora_dropout"] = dict.fromkeys(folder.targets, 0.0)
         return ParsedAdapter(hyper | rules, patterns, [known[name] for name in ranks], state, bool(init))
 
 

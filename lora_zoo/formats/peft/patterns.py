@@ -24,6 +24,7 @@ def _hits(key: str, name: str) -> bool:
 def rank_and_alpha(folder: PeftFolder, module: str) -> tuple[int, float]:
     """Rank and alpha of `module`: the first pattern that fits the end of its name counts, as in PEFT."""
     found: list[Any] = []
+    module = folder.targets.get(module, module)
     for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         patterns = folder.config.get(pattern) or {}
         first = next((p for p in patterns if _hits(p, module)), None)
