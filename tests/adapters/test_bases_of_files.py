@@ -114,6 +114,7 @@ def test_the_labels_of_a_file_fit_a_base_without_a_head(tmp_path):
     )
     file, theirs = of_loralib(tmp_path, whole)
     base = tf.AutoModelForSequenceClassification.from_pretrained(whole).roberta
+    base.config.num_labels = 2
     base.save_pretrained(tmp_path / "base")
     tf.AutoTokenizer.from_pretrained(str(HUB)).save_pretrained(tmp_path / "base")
     kept = torch.load(file)
