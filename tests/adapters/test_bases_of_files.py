@@ -108,6 +108,25 @@ def test_a_classifier_of_loralib_s_is_loaded_merged_and_read_at_the_command_line
     spectra_main([str(file), *given])
 
 
+def test_the_labels_of_a_file_fit_a_base_without_a_head(tmp_path):
+    whole = saved(
+        tmp_path / "whole", tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZES, num_labels=4))
+    )
+    file, theirs = of_loralib(tmp_path, whole)
+    base = tf.AutoModelForSequenceClassification.from_pretrained(whole).roberta
+    base.config.num_labels = 2
+    base.save_pretrained(tmp_path / "base")
+    tf.AutoTokenizer.from_pretrained(str(HUB)).save_pretrained(tmp_path / "base")
+    kept = torch.load(file)
+    dense = tf.AutoModelForSequenceClassification.from_pretrained(whole).classifier.dense.state_dict()
+    torch.save(kept | {f"classifier.dense.{name}": tensor for name, tensor in dense.items()}, file)
+    task = ["--auto-class", "AutoModelForSequenceClassification"]
+    load_main([str(file), str(tmp_path / "o"), "--model", str(tmp_path / "base"), "--alpha", "16", *task])
+    assert merge(tmp_path / "o", tmp_path / "merged").explained
+    merged = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert (logits(merged) - theirs).abs().max() <= 1e-5
+
+
 def test_the_enabled_parts_reach_the_merge(tmp_path):
     config = tf.GPT2Config(vocab_size=725, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     base = saved(tmp_path / "gpt2", tf.GPT2LMHeadModel(config))

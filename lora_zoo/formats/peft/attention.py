@@ -31,7 +31,7 @@ def by_matrix(model: nn.Module, folder: PeftFolder) -> PeftFolder:
 
 
 def times_added(folder: PeftFolder, module: str) -> int:
-    """How often PEFT adds the update of `module`: that of an attention's `out_proj` twice, in training too.
+    """The times that PEFT adds the update of `module`: two for an attention's `out_proj`, in training too.
 
     So do 0.17 to 0.21. ValueError for a version that is not known.
     """
