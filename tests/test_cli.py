@@ -118,7 +118,9 @@ def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-")
     assert not list(tmp_path.rglob("wandb"))
-    again = wrapper("-m", "+variant=lora", "rank=4", "seed=0,1", "tracking=none", *FEW, at=tmp_path)
+    again = wrapper(
+        "-m", "+variant=lora", "rank=4", "seed=0,1", "resume=false", "tracking=none", *FEW, at=tmp_path
+    )
     assert again.returncode == 0
     losses, count = {}, 0
     for result in results(tmp_path):

@@ -158,7 +158,7 @@ def test_every_option_composes_and_says_what_it_is(group: str) -> None:
 
 def test_alpha_can_be_an_interpolation() -> None:
     (settings,) = precheck.check(command_line.rewritten(["rank=4", "alpha=${mul:3,${rank}}"]), multirun=False)
-    assert settings.alpha == 12.0
+    assert settings.alpha == "3r"
 
 
 @pytest.mark.parametrize("pattern", [r".*layers\.[01]\..*q_proj", r".*\.(q|v)_proj", r".*attn\.[qv]_proj"])

@@ -464,8 +464,8 @@ def test_failed_jobs_run_again_and_diverged_ones_do_not(tmp_path: Path) -> None:
         "type: causal_lm\ndataset: json\ndata_files: {train: d.json, test: d.json}\nmetrics: [exact_match]\n"
         "columns: {prompt: prompt, target: target}\nlr: 1e-2\nsteps: 6\nstop: ';'\n"
     )
-    row = json.dumps({"prompt": "select name from player", "target": "a ;"})
-    (tmp_path / "d.json").write_text("\n".join([row] * 40))
+    rows = [{"prompt": f"select name from player where age is {n}", "target": "a ;"} for n in range(40)]
+    (tmp_path / "d.json").write_text("\n".join(map(json.dumps, rows)))
     sweep = (
         "-m",
         "+variant=lora,full",
@@ -520,7 +520,7 @@ def test_a_full_disk_costs_checkpoints_and_lets_training_end(small_disk: Path, t
     """LoRA's checkpoints take a fifth of a megabyte each, and all are kept."""
     asked = ("+variant=lora", "steps=24", "trainer.save_steps=2", f"out={small_disk}", *QUICK)
     code, said = run(*asked, at=tmp_path)
-    assert "could not be written: No space left on device (" in said and "training goes on" in said
+    assert "could not be written: No space left on device" in said and "training goes on" in said
     assert "Traceback" not in said
     (folder,) = small_disk.iterdir()
     kept = sorted(folder.glob("checkpoints/checkpoint-*"))

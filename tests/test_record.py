@@ -71,7 +71,10 @@ def test_local_data_is_part_of_the_identity(tmp_path: Path) -> None:
 
 
 def test_names_are_readable() -> None:
-    assert readable_name(settings("rank=4", "seed=2"), LORA) == "lora-r4-qv-pocket-pocket-sql-s2"
+    assert (
+        readable_name(settings("rank=4", "seed=2", "target_modules=[q,v]"), LORA)
+        == "lora-r4-qv-pocket-pocket-sql-s2"
+    )
     assert readable_name(settings("init=olora", "target_modules=all-linear"), LORA).startswith(
         "lora-r8-all-linear-olora-"
     )

@@ -20,8 +20,9 @@ from lora_zoo.core.errors import in_one_line, unknown
 LARGEST, DEEPEST, MOST = 1 << 18, 20, 20_000
 """Bytes of a file; levels and nodes of its content."""
 TARGET = "_target_"
-_ON_THE_COMMAND_LINE = ("variant_file", "model.trust_remote_code")
-_CODE = {"variant": re.compile(r".*\.py(?::.*)?"), "task.metrics": re.compile(r".*(?:\.py|[/\\]).*")}
+_ON_THE_COMMAND_LINE = ("files", "model.trust_remote_code")
+_CODE = dict.fromkeys(("variant", "init", "program"), re.compile(r".*\.py(?::.*)?"))
+_CODE["task.metrics"] = re.compile(r".*(?:\.py|[/\\]).*")
 """Keys whose values may name code -> the values that do."""
 
 
@@ -64,7 +65,14 @@ def check_keys(content: Mapping[str, Any], known: Any = Settings, parent: str = 
         if is_dataclass(names[key].type) and isinstance(value, Mapping):
             check_keys(value, names[key].type, f"{where}.")
         else:
+            _check_code(where, value)
             check_is_data(where, value)
+
+
+def _check_code(dotted: str, value: Any) -> None:
+    named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if (code := _CODE.get(dotted)) and any(code.fullmatch(str(name)) for name in named):
+        raise ValueError(f"{dotted}={value} names code; give it on the command line, not in a file")
 
 
 def check_key(dotted: str, values: Any) -> None:
@@ -75,9 +83,6 @@ def check_key(dotted: str, values: Any) -> None:
         for parent in reversed(parents):
             content = {parent: content}
         check_keys(content)
-        named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        if (code := _CODE.get(dotted)) and any(code.fullmatch(str(name)) for name in named):
-            raise ValueError(f"{dotted}={value} names code; give it on the command line, not in a file")
 
 
 def check_is_data(where: str, value: Any) -> None:
