@@ -35,7 +35,11 @@ COSTS = {
 def tables(frame: pd.DataFrame) -> list[Table]:
     """The main table of each experiment in the frame, one of the runs of none, and those of their views."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
-    viewed = [part[part["record"].map(lambda record: bool(record.get("views")))] for part in parts]
+    viewed = [
+        part[part["record"].map(lambda record: bool(record.get("views")))]
+        for part in parts
+        if "record" in part
+    ]
     return [*map(main_table, parts), *(view_table(part) for part in viewed if len(sound(part)))]
 
 
