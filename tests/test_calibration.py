@@ -41,7 +41,7 @@ def no_more(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A call after which data may no longer be looked at."""
 
     def refuse() -> None:
-        def collect(model: Any, plan: Any, batches: Any) -> dict[str, Any]:
+        def collect(model: Any, plan: Any, batches: Any, prior: Any) -> dict[str, Any]:
             assert not plan.needs, "statistics are collected a second time"
             return {}
 

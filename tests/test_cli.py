@@ -175,7 +175,7 @@ def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
         (("trainer.warmup_stepz=3",), "Did you mean 'warmup_steps'"),
         (("trainer.learning_rate=3",), "use lr="),
         (("task.metrics=[exactmatch]",), "exact_match"),
-        (("+variant=pissa", "lora_dropout=0.1"), "lora_dropout=0"),
+        (("+variant=dora", "init=pissa", "lora_dropout=0.1"), "lora_dropout=0"),
         (("+variant=adalora", "variant.tinit=0.9", "variant.tfinal=0.5"), "leave no step"),
     ],
 )

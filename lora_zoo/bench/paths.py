@@ -135,7 +135,7 @@ def adapted(base: nn.Module, variant: str, **wanted: Any) -> Injection:
 
 
 @torch.no_grad()
-def perturb(injection: Injection, width: float = 0.02) -> None:
+def perturb(injection: Injection, width: float = 0.05) -> None:
     g = torch.Generator().manual_seed(2)
     for tensor in injection.state_dict().values():
         tensor.add_(width * torch.randn(tensor.shape, generator=g).to(tensor))

@@ -73,7 +73,7 @@ def test_answers_are_counted_for_any_classes() -> None:
 
 def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) -> None:
     outcomes = [{"prediction": 0, "reference": r, "score": float(r == 0)} for r in (0, 0, 0, 1)]
-    kind = SimpleNamespace(outcomes=lambda model, split: outcomes)
+    kind = SimpleNamespace(outcomes=lambda model, split: outcomes, metric_arguments=lambda name: {})
     data = SimpleNamespace(kind=kind, splits={"test": []})
     record = Record(tmp_path, name="n", config={})
     metrics = {"accuracy": load_metric("accuracy")}

@@ -42,7 +42,7 @@ LORA, PISSA, SORA = ("+variant=lora",), ("+variant=lora", "init=pissa"), ("+vari
 DROP, FULL = ("+variant=lora", "program=lora_drop"), ("+variant=full",)
 MATTERS = [
     ("variants/low_rank.py", "return alpha / rank", "return alpha / rank**0.5", LORA),
-    ("variants/adaptive/sora.py", "l1_weight * self.lr * progress.rate", "l1_weight * self.lr", SORA),
+    ("variants/adaptive/sora.py", 'group["l1_weight"] * group["lr"]', 'group["l1_weight"]', SORA),
     ("core/dropout.py", "1 / (1 - p)", "1 / (1 + p)", LORA),
     ("core/seeding.py", "digest[:8]", "digest[1:9]", LORA),
     ("inits/svd.py", "return", "return 1 and", PISSA),
