@@ -71,8 +71,9 @@ def test_a_worker_goes_with_its_front() -> None:
         "import os, threading, time\n"
         "from lora_zoo.launchers import joblib\n"
         "joblib.WITHIN = 0.2\n"
+        "front = str(os.getppid())\n"
         "print(os.getpid(), flush=True)\n"
-        "joblib._outlive_no_front(str(os.getppid()))\n"
+        "joblib._outlive_no_front(front)\n"
     )
     front = (
         "import subprocess, sys, time\n"
