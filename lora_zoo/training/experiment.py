@@ -78,6 +78,7 @@ class Experiment:
     def run(self) -> None:
         evaluator, session = self._prepare()
         held_out = self._held_out(evaluator.data)
+        self._tell(evaluator.data)
         if (
             self.settings.eval_before_training
             and not session.finished
@@ -127,7 +128,6 @@ class Experiment:
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )
         session.prepare(evaluator, arguments)
-        self._tell(data)
         trainer = session.trainer if self.context.resources.exclusive else None
         if trainer is not None and (saved := trainer.saved_bytes()):
             record.update(memory=record.content.get("memory", {}) | saved)

@@ -446,7 +446,7 @@ def test_ia3_of_layers_that_differ_within_a_role_is_refused(tmp_path, feedforwar
 @budget(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_writing_reading_and_writing_gives_the_same_bytes(data):
-    name = data.draw(st.sampled_from(POINTWISE))
+    name = data.draw(st.sampled_from([name for name in POINTWISE if VARIANTS[name].changes_weight]))
     shapes = data.draw(st.lists(st.tuples(st.integers(4, 9), st.integers(4, 9)), min_size=1, max_size=3))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     rank, alpha = data.draw(st.integers(1, 2)), data.draw(st.floats(0.01, 64.0))
