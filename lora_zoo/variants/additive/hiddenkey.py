@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout, ForwardCounter
+from lora_zoo.core.dropout import Dropout
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
 from lora_zoo.core.variants import register
@@ -46,19 +46,11 @@ class DroppedKeys(AdapterHooks):
         self.key_dropout, self.hidden_dropout, self.kl_weight = key_dropout, hidden_dropout, kl_weight
         self.batch: dict[str, Any] = {}
 
-    def attach(
-        self,
-        model: nn.Module,
-        matrices: Mapping[str, Any],
-        *,
-        seed: int,
-        counter: ForwardCounter,
-        **more: Any,
-    ) -> None:
-        super().attach(model, matrices, seed=seed, counter=counter, **more)
+    def attach(self, model: nn.Module, matrices: Mapping[str, Any], **seen: Any) -> None:
+        super().attach(model, matrices, **seen)
         hidden = [name for name, _ in model.named_modules() if role_of(name) == "down"]
         self.of_keys, self.of_hidden = (
-            {n: Dropout(p, seed=seed, name=f"hiddenkey.{n}", counter=counter) for n in names if p}
+            {n: Dropout(p, seed=self.seed, name=f"hiddenkey.{n}", counter=self.counter) for n in names if p}
             for p, names in ((self.key_dropout, attentions(model)), (self.hidden_dropout, hidden))
         )
 

@@ -1,8 +1,5 @@
 """LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters (Bałazy et al., 2024)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -52,12 +49,6 @@ class LoRAXS(Product, Scaled):
         self.register_buffer("A_RI", root_R[:, None] * balanced.A_RI)
         self.R_RR = nn.Parameter(context.full((rank, rank)))
         self.dropout = context.dropout(lora_dropout)
-
-    @classmethod
-    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
-        if hyper["rank"] <= min(shape):
-            return None
-        return f"rank must be at most {min(shape)}, as W has no more singular pairs; got {hyper['rank']}"
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return product(self.U_OR, self.scale * self.R_RR), self.A_RI
