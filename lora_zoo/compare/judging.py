@@ -1,0 +1,216 @@
+"""Verdicts of a comparison, from the frames of its runs: pure functions that train nothing.
+
+The rate of a cell is chosen by its mean validation over the tuning seeds; test is compared over the seeds of
+the chosen rate, paired by seed. With m verdicts each is at the level 1 - 0.05 / m (Bonferroni), so that all
+hold together with 95 %, and a verdict is *better* or *worse* where its interval lies on one side of 0.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import pandas as pd
+
+from lora_zoo.analysis.integrity import sound
+from lora_zoo.analysis.power import detectable, seeds_needed
+from lora_zoo.analysis.protocol import better, cells
+from lora_zoo.analysis.statistics import Difference, Interval, interval, paired
+from lora_zoo.claims.doubts import IDLE, rises
+from lora_zoo.compare.contenders import Cell
+from lora_zoo.compare.planning import beyond
+
+LEVEL = 0.95
+FEWEST = 3
+
+
+class Finding(StrEnum):
+    """The outcome of one comparison."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    OPEN = "not distinguishable"
+    NONE = "no verdict"
+
+
+@dataclass(frozen=True, eq=False)
+class CellRuns:
+    """A cell's runs that count: `tried` rates on the tuning seeds, `runs` of the `chosen` one, by seed."""
+
+    cell: Cell
+    every: pd.DataFrame
+    tried: tuple[float, ...]
+    chosen: float | None
+    runs: pd.DataFrame
+    doubts: tuple[str, ...]
+    """Reasons why no verdict may rest on it."""
+    edge: bool = False
+    """True where the chosen rate is the least or the greatest of those tried."""
+
+    @property
+    def scores(self) -> pd.Series:
+        return self.runs["test"].astype(float) if "test" in self.runs else pd.Series(dtype=float)
+
+
+@dataclass(frozen=True, eq=False)
+class Ruling:
+    """The candidate against one reference at one size; `difference` is the candidate's score minus its."""
+
+    at: str
+    candidate: CellRuns
+    reference: CellRuns
+    finding: Finding
+    difference: Difference
+    direction: str
+    reasons: tuple[str, ...]
+    time: Interval
+    """Ratio of the seconds of a step; nan where it is not known."""
+    memory: float
+    """Ratio of the bytes kept for the backward pass, or of the peak on a GPU."""
+    busy: str
+    """The sentence that says why times are not to be trusted; "" where they are."""
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the paired differences over seeds."""
+        common = self.candidate.scores.sub(self.reference.scores).dropna()
+        return float(common.std(ddof=1)) if len(common) > 1 else math.nan
+
+
+def cell_runs(cell: Cell, frame: pd.DataFrame, tried: Sequence[float], tuning: int, seeds: int) -> CellRuns:
+    """The runs of a cell out of all in its folder: `tried` rates on `tuning` seeds, then `seeds` of the best."""
+    frame = frame[frame["lr"].isin(tried) & (frame["seed"] < max(tuning, seeds))]
+    frame = frame[frame["stale"] == ""] if "stale" in frame else frame
+    trials = frame[frame["seed"] < tuning]
+    chosen = _chosen(trials) if len(trials) else None
+    if chosen is None:
+        doubts = (f"{cell.label} has no rate whose runs all ended well: every one diverged or failed",)
+        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], doubts)
+    own = frame[frame["lr"] == chosen]
+    runs = sound(own.copy())
+    runs = runs.set_index(pd.Index(runs["seed"].astype(int), name="seed")).sort_index()
+    doubts = tuple(_doubts(cell.label, own, runs, tried))
+    return CellRuns(cell, frame, tuple(tried), chosen, runs, doubts, beyond(chosen, tried) is not None)
+
+
+def _chosen(trials: pd.DataFrame) -> float | None:
+    if not (trials["state"] == "done").any() or trials["validation"].isna().all():
+        return None
+    found = cells(trials, by=["variant"], value="validation", tune=["lr"]).cells
+    return float(found[0].chosen["lr"]) if found else None
+
+
+def _doubts(label: str, own: pd.DataFrame, runs: pd.DataFrame, tried: Sequence[float]) -> Iterator[str]:
+    """Sentences on a cell that allow no verdict."""
+    if lost := int((own["state"] == "diverged").sum()):
+        yield f"{label} diverged in {lost} of {len(own)} runs at its chosen rate"
+    if failed := int((~own["state"].isin(["done", "diverged"])).sum()):
+        yield f"{failed} runs of {label} did not end well"
+    if "degenerate" in runs and (said := [text for text in runs["degenerate"] if text]):
+        yield f"{label} has a degenerate result in {len(said)} of {len(runs)} runs ({said[0]})"
+    if len(tried) < 2:
+        yield f"{label} is untuned: one rate was tried"
+    if len(runs) and runs.apply(rises, axis=1).any():
+        yield f"the training loss of {label} ends above its first value"
+
+
+def rulings(at: str, candidate: CellRuns, references: Sequence[CellRuns], verdicts: int) -> list[Ruling]:
+    """The candidate against each reference, for a page of so many `verdicts` in all."""
+    level = 1 - (1 - LEVEL) / max(verdicts, 1)
+    return [_ruling(at, candidate, reference, level) for reference in references]
+
+
+def _ruling(at: str, candidate: CellRuns, reference: CellRuns, level: float) -> Ruling:
+    difference = paired(candidate.scores, reference.scores, level)
+    direction = _direction(candidate, reference)
+    finding, reasons = _finding(candidate, reference, difference, direction)
+    return Ruling(
+        at=at,
+        candidate=candidate,
+        reference=reference,
+        finding=finding,
+        difference=difference,
+        direction=direction,
+        reasons=tuple(reasons),
+        time=_ratio(candidate, reference, "step_seconds"),
+        memory=_memory(candidate, reference),
+        busy=_busy(candidate, reference),
+    )
+
+
+def _direction(*sides: CellRuns) -> str:
+    frames = [side.runs for side in sides if len(side.runs)]
+    return better(frames[0], "test") if frames else "higher"
+
+
+def _finding(
+    candidate: CellRuns, reference: CellRuns, difference: Difference, direction: str
+) -> tuple[Finding, list[str]]:
+    reasons = [*candidate.doubts, *reference.doubts]
+    if difference.n < FEWEST:
+        reasons.append(f"{difference.n} seeds in common; a verdict takes {FEWEST}")
+    if reasons:
+        return Finding.NONE, reasons
+    finding = side_of(difference, direction)
+    loser = {Finding.BETTER: [reference], Finding.WORSE: [candidate]}.get(finding, [candidate, reference])
+    edges = [side for side in loser if side.edge]
+    reasons = [
+        f"{side.cell.label} is best at the edge of the rates tried ({side.chosen:g}): it may be better beyond"
+        for side in edges
+    ]
+    return (Finding.NONE if edges and finding != Finding.OPEN else finding), reasons
+
+
+def side_of(difference: Difference, direction: str) -> Finding:
+    """better or worse where the interval lies on one side of 0, and differences vary at all; else open."""
+    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+        return Finding.OPEN
+    return Finding.BETTER if (difference.low > 0) == (direction == "higher") else Finding.WORSE
+
+
+def _ratio(candidate: CellRuns, reference: CellRuns, column: str) -> Interval:
+    """The geometric mean over common seeds of candidate over reference, with its 95 % interval."""
+    if column not in candidate.runs or column not in reference.runs:
+        return interval([])
+    logs = np.log(candidate.runs[column].astype(float)) - np.log(reference.runs[column].astype(float))
+    found = interval(logs.dropna())
+    low, mean, high = (math.exp(x) for x in (found.low, found.estimate, found.high))
+    return replace(found, estimate=mean, low=low, high=high)
+
+
+def _memory(candidate: CellRuns, reference: CellRuns) -> float:
+    """The ratio of medians; on a GPU of torch's peak, else of the bytes that autograd keeps."""
+    for column in ("memory.peak_cuda", "memory.saved"):
+        if all(column in side.runs and side.runs[column].notna().any() for side in (candidate, reference)):
+            return float(candidate.runs[column].median() / reference.runs[column].median())
+    return math.nan
+
+
+def _busy(*sides: CellRuns) -> str:
+    shares = pd.concat([side.runs["cpu_share"] for side in sides if "cpu_share" in side.runs] or [pd.Series()])
+    known = pd.to_numeric(shares, errors="coerce").dropna()
+    if len(known) < len(shares) or known.empty:
+        return "it is not known that the machine did nothing else, so that times are not to be trusted"
+    if known.min() < IDLE:
+        return (
+            f"busy machine: in one run the process had {known.min():.0%} of a core, so that times are not to "
+            "be trusted"
+        )
+    return ""
+
+
+def more_seeds(ruling: Ruling) -> tuple[int | None, float]:
+    """The seeds that would show a difference as large as the one measured, and the least that is seen now.
+
+    Both with 80 % power at the ruling's level; None for more than 10,000, or where nothing varies.
+    """
+    sd, n = ruling.spread, ruling.difference.n
+    if not sd > 0:
+        return None, math.nan
+    alpha = 1 - ruling.difference.level
+    try:
+        wanted = seeds_needed(abs(ruling.difference.estimate), sd, level=alpha)
+    except ValueError:
+        wanted = None
+    return wanted, detectable(n, sd, level=alpha)
