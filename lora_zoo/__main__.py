@@ -22,7 +22,7 @@ def main() -> None:
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in COMMANDS:
         sys.argv = [f"lora-zoo {word}", *sys.argv[2:]]
-    import_module(COMMANDS.get(word, COMMANDS["run"])).main()
+    import_module(COMMANDS.get(word, "lora_zoo.run")).main()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.spec import RunSpec
@@ -176,9 +176,11 @@ def _adapter(found: Preview) -> int:
 
 def specified(overrides: Sequence[str]) -> RunSpec:
     """The run of these overrides. ValueError (a Mistake) where they cannot be run."""
-    ready = command_line.overrides(command_line.rewritten([*USUAL, *overrides]))
+    ready = command_line.overrides(command_line.rewritten(with_usual(overrides)))
     return specify(compose.check(ready, multirun=False)[0], ready)
 
 
-def relabelled(cell: Cell, label: str) -> Cell:
-    return replace(cell, label=label)
+def with_usual(overrides: Sequence[str]) -> list[str]:
+    """The overrides, after those that a comparison gives where they do not."""
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    return [*(word for word in USUAL if word.partition("=")[0] not in given), *overrides]

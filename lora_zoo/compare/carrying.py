@@ -1,0 +1,158 @@
+"""A plan carried out: sweeps of the front door, a folder a cell, until the seeds or the hours are spent.
+
+Every cell's runs lie in `OUT/tuned-LABEL-IDENTITY/`; a second call, and any later comparison with the same
+cell, finds them there. `STATE` in the comparison's own folder holds the design and the seconds spent.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from lora_zoo import runs
+from lora_zoo.compare.contenders import Cell, Comparison
+from lora_zoo.compare.costs import Front
+from lora_zoo.compare.judging import CellRuns, Ruling, cell_runs, rulings
+from lora_zoo.compare.planning import Design, beyond, rates_of
+from lora_zoo.core.bounded_json import read_json
+from lora_zoo.runs.record import write_atomically
+
+STATE = "plan.json"
+FIRST = 3
+"""Seeds of each cell before anybody looks at the clock: fewer come to no verdict."""
+
+
+@dataclass
+class Work:
+    """A comparison at work: what is planned, what is spent, and the runs that are there."""
+
+    comparisons: Sequence[Comparison]
+    design: Design
+    factors: Sequence[float]
+    seconds: dict[str, float]
+    """Of a run of each cell, by identity, as the trial foretells."""
+    limit: float
+    jobs: int
+    out: Path
+    folder: Path
+    front: Front
+    say: Callable[[str], None]
+    spent: float = 0.0
+    stopped: str = ""
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Each cell once, also where it takes part at both sizes."""
+        return unique(cell for comparison in self.comparisons for cell in comparison.cells)
+
+    def carry_out(self) -> None:
+        """Tune every cell, then add seeds in rounds until all are made or the hours are over."""
+        for cell in self.cells:
+            self._make(cell, self.tried(cell), range(self.design.tuning))
+        for _ in range(self.design.spare):
+            for cell in self.cells:
+                self._make(cell, self.tried(cell), range(self.design.tuning))
+        step = max(self.jobs, 2)
+        for upto in (*range(FIRST, self.design.seeds, step), self.design.seeds):
+            open_cells = [cell for cell in self.cells if self._lacks(cell, upto)]
+            if upto > FIRST and not self._in_time(open_cells, step):
+                self.stopped = f"the hours were over before seed {upto - 1}"
+                break
+            for cell in open_cells:
+                self._make(cell, [self.measured(cell).chosen or 0.0], range(upto))
+
+    def tried(self, cell: Cell) -> list[float]:
+        """The planned rates, and those beyond an edge at which the best lay, as far as its runs are there."""
+        rates = rates_of(cell.lr, self.factors[: self.design.rates])
+        frame = self.frame(cell)
+        for _ in range(self.design.spare):
+            known = cell_runs(cell, frame, rates, self.design.tuning, 0)
+            if known.chosen is None or (further := beyond(known.chosen, rates)) is None:
+                break
+            rates = [*rates, further]
+            if len(frame) and further not in set(frame["lr"]):
+                break
+        return rates
+
+    def measured(self, cell: Cell) -> CellRuns:
+        """The runs of the cell that are there."""
+        frame = self.frame(cell)
+        tried = [rate for rate in self.tried(cell) if rate in set(frame["lr"])]
+        return cell_runs(cell, frame, tried, self.design.tuning, self.design.seeds)
+
+    def rulings(self) -> list[Ruling]:
+        """Every verdict, as the runs are now."""
+        number = sum(len(comparison.references) for comparison in self.comparisons)
+        found: list[Ruling] = []
+        for comparison in self.comparisons:
+            candidate = self.measured(comparison.candidate)
+            others = [self.measured(cell) for cell in comparison.references]
+            found += rulings(comparison.at, candidate, others, number)
+        return found
+
+    def frame(self, cell: Cell) -> pd.DataFrame:
+        """All runs in the cell's folder that are over; a frame without rows where there are none."""
+        try:
+            frame = runs.load(self.place(cell))
+        except (ValueError, OSError):
+            return pd.DataFrame({name: pd.Series(dtype=float) for name in ("lr", "seed", "state", "validation")})
+        return frame[frame["state"] != "running"]
+
+    def place(self, cell: Cell) -> Path:
+        """The cell's folder."""
+        return self.out / f"tuned-{file_name(cell.label)}-{cell.identity}"
+
+    def _lacks(self, cell: Cell, upto: int) -> bool:
+        known = self.measured(cell)
+        return known.chosen is not None and len(known.runs.index.intersection(range(upto))) < upto
+
+    def _in_time(self, cells: Sequence[Cell], step: int) -> bool:
+        """True where a further round of seeds of these cells is foretold to end within the hours."""
+        return self.spent + sum(step * self.seconds[cell.identity] for cell in cells) / self.jobs <= self.limit
+
+    def _make(self, cell: Cell, rates: Sequence[float], seeds: Iterable[int]) -> None:
+        """Make the runs of the cell that are missing; the front door leaves alone what is there."""
+        frame, wanted = self.frame(cell), list(seeds)
+        over = frame[frame["state"].isin(["done", "diverged"])]
+        there = set(zip(over["lr"], over["seed"], strict=True))
+        if not [1 for rate in rates for seed in wanted if (rate, seed) not in there]:
+            return
+        began = time.monotonic()
+        words = [
+            *cell.overrides,
+            f"lr={','.join(f'{rate:g}' for rate in rates)}",
+            f"seed={','.join(map(str, wanted))}",
+            *(f"out={self.out}", f"hydra.sweep.dir={self.place(cell)}"),
+        ]
+        self.say(f"{cell.label}: lr {', '.join(f'{rate:g}' for rate in rates)}; seeds {wanted[0]}-{wanted[-1]}")
+        try:
+            self.front(words)
+        finally:
+            self.spent += time.monotonic() - began
+            self.save()
+
+    def save(self) -> None:
+        about = {"spent": self.spent, "limit": self.limit, "design": asdict(self.design)}
+        write_atomically(self.folder / STATE, json.dumps(about, indent=1))
+
+
+def state_of(folder: Path) -> tuple[float, float, Design] | None:
+    """Seconds spent and allowed, and the design, of an earlier call in the folder; None without one."""
+    try:
+        content = read_json(folder / STATE)
+        return float(content["spent"]), float(content["limit"]), Design(**content["design"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def unique(cells: Iterable[Cell]) -> list[Cell]:
+    return list({cell.identity: cell for cell in cells}.values())
+
+
+def file_name(label: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", label).strip("-")
