@@ -5,7 +5,8 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,13 @@ import lora_zoo
 from lora_zoo import __main__ as words_of
 from lora_zoo.compare import page, words
 from lora_zoo.compare.carrying import Work, state_of
-from lora_zoo.compare.contenders import check_contenders, overrides_of, split_names
+from lora_zoo.compare.contenders import Cell, check_contenders, overrides_of, split_names
 from lora_zoo.compare.costs import Cost, cost_of
-from lora_zoo.compare.judging import Finding, Ruling
+from lora_zoo.compare.judging import Finding, Ruling, best_rate, cell_runs, more_seeds, rulings
 from lora_zoo.compare.planning import FACTORS, WISHES, Design, beyond, fitting, least, needed, rates_of
-from lora_zoo.core.variants import VARIANTS
-from lora_zoo.runs.identity import identified
 from tests.recorded import recorded, written
 
 DESIGN = Design(rates=3, spare=1, tuning=1, seeds=6)
-Score = Callable[[str, float, int], float | None]
-"""The score of a contender at a factor of its rate and a seed; None: the run diverges."""
 
 
 # Names ---------------------------------------------------------------------------------------------------
@@ -125,175 +122,235 @@ def test_a_trial_that_fails_is_told() -> None:
 
 # Verdicts ------------------------------------------------------------------------------------------------
 
-
-class FakeFront:
-    """Writes the records that runs would leave, with made-up scores."""
-
-    def __init__(self, score: Score, **facts: object) -> None:
-        self.score, self.facts, self.calls = score, facts, 0
-        self.bases: dict[tuple[str, ...], dict] = {}
-
-    def __call__(self, sweep: Sequence[str]) -> int:
-        self.calls += 1
-        given = dict(word.lstrip("+").split("=", 1) for word in sweep)
-        own = tuple(w for w in sweep if not re.match(r"(lr|seed|out|hydra\.sweep\.dir)=", w))
-        base = self.bases.setdefault(own, recorded(*own, "eval_before_training=false", "tracking=none"))
-        for lr, seed in itertools.product(given["lr"].split(","), given["seed"].split(",")):
-            self.write(Path(given["hydra.sweep.dir"]), base, float(lr), int(seed))
-        return 0
-
-    def write(self, folder: Path, base: dict, lr: float, seed: int) -> None:
-        name = base["config"]["variant"]["name"]
-        score = self.score(name, lr / base["config"]["lr"], seed)
-        made = copy.deepcopy(base)
-        made["config"] |= {"lr": lr, "seed": seed, "data_seed": seed}
-        identity, made_of = identified(made["config"], VARIANTS[name])
-        made |= {"seed": seed, "data_seed": seed, "name": f"{base['name'][:-1]}{seed}", "command": "made up"}
-        made |= {"identity": identity, "made_of": made_of}
-        made["history"] = [{"loss": 1 / (s + 1 + seed / 7 + lr), "step": s} for s in range(6)]
-        made["adapter"] = made["adapter"] | {"sha256": f"{name} {lr} {seed}"}
-        made["timings"] |= {"train_cpu": 50.0, "train_wall": 51.0}
-        made["timings"]["step_median"] = 0.25 * (1.5 if name == "dora" else 1) + seed / 1e3
-        if score is None:
-            made["state"] = "diverged"
-            del made["metrics"]
-        else:
-            made["metrics"] = {"validation": {"exact_match": score}, "test": {"exact_match": score}}
-        if not list(folder.glob(f"*-{identity}")):
-            written(folder, made | self.facts)
+SEEDS = 8
+CELLS = {
+    name: Cell(name, (f"+variant={name}",), f"{name:0>8}", 0.02, 8, 16_384, 16_384, 200)
+    for name in ("mine", "lora")
+}
 
 
-def smooth(better: float = 0.0, noise: float = 0.01) -> Score:
-    """dora beats lora by `better`; the centre of the rates is the best."""
-    draw = np.random.default_rng(0).normal(size=(2, 100)) * noise
+def frame(gain: float = 0.0, **columns: object) -> pd.DataFrame:
+    """Made-up runs at three rates, the middle one the best, on eight seeds; `columns` replace those there."""
+    draw = np.random.default_rng(round(abs(gain) * 1000)).normal(size=SEEDS) * 0.01
+    rows = []
+    for factor, seed in itertools.product((0.5, 1.0, 2.0), range(SEEDS)):
+        score = 0.7 + gain + draw[seed] - 0.1 * abs(math.log2(factor))
+        rows.append({"lr": 0.02 * factor, "seed": seed, "validation": score, "test": score})
+    facts: dict[str, object] = {"state": "done", "degenerate": "", "metric": "exact_match", "cpu_share": 0.99}
+    facts |= {"step_seconds": 0.2 + draw[0] / 10, "memory.saved": 4000.0, "data.test.size": 600.0}
+    made = pd.DataFrame(rows).assign(**facts)
+    made["history"] = [[{"loss": 1 / step} for step in range(1, 6)]] * len(made)
+    made = made.assign(**columns)
+    made.attrs["lora_zoo: sound"] = True
+    return made
 
-    def score(name: str, factor: float, seed: int) -> float:
-        gain = better if name == "dora" else 0.0
-        return 0.7 + gain - 0.1 * abs(math.log2(factor)) + draw[int(name == "dora"), seed]
 
-    return score
-
-
-def worked(folder: Path, front: FakeFront, **given: object) -> tuple[Work, list[Ruling]]:
-    comparisons = check_contenders("dora", ["lora"], [], ("rank",))
-    cells = [cell.identity for comparison in comparisons for cell in comparison.cells]
-    about = {"design": DESIGN, "limit": 3600.0, "jobs": 2} | given
-    work = Work(
-        comparisons, factors=FACTORS, seconds=dict.fromkeys(cells, 20.0), out=folder, folder=folder,
-        front=front, say=lambda text: None, **about,
-    )  # fmt: skip
-    work.carry_out()
-    return work, work.rulings()
+def judged(mine: pd.DataFrame, lora: pd.DataFrame, verdicts: int = 1, tuning: int = 2) -> Ruling:
+    sides = []
+    for cell, runs in zip(CELLS.values(), (mine, lora), strict=True):
+        sides.append(cell_runs(cell, runs, sorted(set(runs["lr"])), tuning))
+    (found,) = rulings("rank", sides[0], sides[1:], verdicts)
+    return found
 
 
 @pytest.mark.parametrize(
     ("gain", "finding", "said"),
     [
-        (0.1, Finding.BETTER, "dora is better than lora"),
-        (-0.1, Finding.WORSE, "dora is worse than lora"),
-        (0.0, Finding.OPEN, "dora is not distinguishable from lora"),
+        (0.1, Finding.BETTER, "mine is better than lora"),
+        (-0.1, Finding.WORSE, "mine is worse than lora"),
+        (0.001, Finding.OPEN, "mine is not distinguishable from lora"),
     ],
 )
-def test_a_verdict_says_first_what_is_known(gain: float, finding: Finding, said: str, tmp_path: Path) -> None:
-    work, (ruling,) = worked(tmp_path, FakeFront(smooth(gain)))
+def test_a_verdict_says_first_what_is_known(gain: float, finding: Finding, said: str) -> None:
+    ruling = judged(frame(gain), frame())
     assert ruling.finding == finding
-    sentences = page.answer(ruling, work).sentences
-    assert sentences[0].startswith(f"At equal rank (8), {said}: exact_match 0.")
-    low, high = map(float, re.findall(r"[+-]\d\.\d{4}", sentences[0])[-2:])
-    assert (low, high) == (round(ruling.difference.low, 4), round(ruling.difference.high, 4))
+    sentence = words.verdict(ruling)
+    assert sentence.startswith(f"At equal rank (8), {said}: exact_match 0.")
+    estimate, low, high = (float(x) for x in re.findall(r"[+-]\d\.\d{4}", sentence))
+    difference = ruling.difference
+    found = [round(x, 4) for x in (difference.estimate, difference.low, difference.high)]
+    assert [estimate, low, high] == found
     assert (low <= 0 <= high) == (finding == Finding.OPEN)
-    assert ruling.difference.n == DESIGN.seeds
-    assert sentences[1].startswith("dora takes 1.")
-    assert "1.00 times the memory" in sentences[1]
-    assert any("80 % power" in sentence for sentence in sentences) == (finding == Finding.OPEN)
+    assert difference.n == SEEDS
+    assert ("80 % power" in words.to_know(ruling, 60.0)) == (finding == Finding.OPEN)
 
 
-def test_a_second_call_does_nothing_and_says_the_same(tmp_path: Path) -> None:
-    front = FakeFront(smooth(0.1))
-    _, (first,) = worked(tmp_path, front)
-    calls = front.calls
-    work, (second,) = worked(tmp_path, front)
-    assert front.calls == calls > 0
-    assert words.verdict(first) == words.verdict(second)
-    assert state_of(tmp_path) == (work.spent, 3600.0, DESIGN) or work.spent == 0
+def test_lower_is_better_where_the_metric_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"perplexity": {"higher_is_better": False, "range": [1.0, None]}}
+    columns = {"metric": "perplexity", "record": [{"metric_facts": facts}] * (3 * SEEDS)}
+    lower, higher = (frame(gain, **columns) for gain in (0.0, 0.3))
+    assert judged(higher, lower).finding == Finding.WORSE
+    assert cell_runs(CELLS["mine"], lower, [0.01, 0.02, 0.04], 2).chosen != 0.02  # the least is the best
 
 
-def test_every_cell_is_tuned_by_validation_with_the_same_tries(tmp_path: Path) -> None:
-    work, (ruling,) = worked(tmp_path, FakeFront(smooth()))
-    for side in (ruling.candidate, ruling.reference):
-        assert side.chosen == side.cell.lr
-        assert len(side.tried) == DESIGN.rates
-        assert len(side.every) == DESIGN.rates + DESIGN.seeds - 1
-    assert "among 3 tries, never by test" in words.sureness([ruling])
+def test_the_rate_is_chosen_by_validation_of_the_tuning_seeds_alone() -> None:
+    runs = frame(test=0.0)
+    runs.loc[(runs["lr"] == 0.04) & (runs["seed"] >= 2), "validation"] = 1.0
+    runs.loc[(runs["lr"] == 0.01), "test"] = 1.0
+    assert best_rate(runs, 2) == 0.02
+    assert best_rate(runs, SEEDS) == 0.04
+    runs.loc[(runs["lr"] == 0.02) & (runs["seed"] == 1), "state"] = "diverged"
+    assert best_rate(runs, 2) != 0.02
+    assert best_rate(runs.assign(state="diverged"), 2) is None
 
 
-def test_rates_go_on_beyond_an_edge_and_a_loser_at_the_edge_has_not_lost(tmp_path: Path) -> None:
-    def rising(name: str, factor: float, seed: int) -> float:
-        gain = 0.3 if name == "dora" else 0.05 * math.log2(factor)
-        return 0.5 + gain - (0.1 * abs(math.log2(factor)) if name == "dora" else 0) + seed % 3 / 100
-
-    _, (ruling,) = worked(tmp_path, FakeFront(rising))
-    assert max(ruling.reference.tried) == 4 * ruling.reference.cell.lr
+def test_divergence_at_the_chosen_rate_allows_no_verdict() -> None:
+    lora = frame()
+    lora.loc[(lora["lr"] == 0.02) & (lora["seed"] == 5), "state"] = "diverged"
+    ruling = judged(frame(0.1), lora)
     assert ruling.finding == Finding.NONE
-    assert "lora is best at the edge of the rates tried" in words.verdict(ruling)
-    assert "no verdict" in words.verdict(ruling)
+    assert "there is no verdict on mine against lora: lora diverged in 1 of 8 runs" in words.verdict(ruling)
+    lost = judged(frame(0.1).assign(state="diverged"), frame())
+    assert lost.finding == Finding.NONE
+    assert "mine has no rate whose runs all ended well" in words.verdict(lost)
+    assert "nan" not in words.verdict(lost) + words.cost(lost) + words.to_know(lost, 1.0)
 
 
-def test_divergence_at_a_rate_counts_as_tried_and_at_the_chosen_one_allows_no_verdict(tmp_path: Path) -> None:
-    gain = smooth(0.1)
-    above = FakeFront(lambda name, factor, seed: None if factor > 1 else gain(name, factor, seed))
-    _, (ruling,) = worked(tmp_path / "above", above)
-    assert ruling.finding == Finding.BETTER
-    late = FakeFront(lambda name, factor, seed: None if (name, seed) == ("lora", 4) else gain(name, factor, seed))
-    _, (ruling,) = worked(tmp_path / "late", late)
-    assert ruling.finding == Finding.NONE
-    assert "lora diverged in 1 of 6 runs at its chosen rate" in words.verdict(ruling)
-    lost = FakeFront(lambda name, factor, seed: None if name == "dora" else gain(name, factor, seed))
-    work, (ruling,) = worked(tmp_path / "lost", lost)
-    assert ruling.finding == Finding.NONE
-    assert "every one diverged or failed" in words.verdict(ruling)
-    assert "nan" not in page.page_of(work, [ruling], "command", "about").html()
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        (
+            frame(degenerate="one answer for all 9 items of test"),
+            "degenerate result in 8 of 8 runs (one answer",
+        ),
+        (frame()[lambda runs: runs["lr"] == 0.02], "lora is untuned: one rate was tried"),
+        (frame()[lambda runs: runs["seed"] < 2], "2 seeds in common; a verdict takes 3"),
+        (
+            frame().assign(history=[[{"loss": float(step)} for step in range(5)]] * 3 * SEEDS),
+            "the training loss of lora ends above its first value",
+        ),
+    ],
+)
+def test_a_doubtful_cell_allows_no_verdict(wrong: pd.DataFrame, part: str) -> None:
+    for mine, lora in ((frame(0.1), wrong), (wrong, frame(0.1))):
+        ruling = judged(mine, lora)
+        assert ruling.finding == Finding.NONE
+        assert part.replace("lora", "mine" if mine is wrong else "lora") in words.verdict(ruling)
 
 
-def test_a_degenerate_or_an_untuned_cell_allows_no_verdict(tmp_path: Path) -> None:
-    facts = {"answers": {"test": {"items": 9, "distinct": 1, "references": 4, "common": None}}}
-    _, (ruling,) = worked(tmp_path / "degenerate", FakeFront(smooth(0.1), **facts))
-    assert ruling.finding == Finding.NONE
-    assert "one answer for all 9 items of test" in words.verdict(ruling)
-    _, (ruling,) = worked(tmp_path / "untuned", FakeFront(smooth(0.1)), design=Design(1, 0, 1, 4))
-    assert ruling.finding == Finding.NONE
-    assert "untuned: one rate was tried" in words.verdict(ruling)
+def test_a_loser_at_the_edge_of_its_rates_has_not_lost_and_a_winner_has_won() -> None:
+    edge = frame()[lambda runs: runs["lr"] <= 0.02]
+    assert judged(frame(0.1), edge).finding == Finding.NONE
+    assert "lora is best at the edge of the rates tried (0.02)" in words.verdict(judged(frame(0.1), edge))
+    assert judged(frame(0.1)[lambda runs: runs["lr"] <= 0.02], frame()).finding == Finding.BETTER
+
+
+def test_several_verdicts_widen_the_intervals() -> None:
+    alone, of_four = judged(frame(0.01), frame()), judged(frame(0.01), frame(), verdicts=4)
+    assert of_four.difference.level == pytest.approx(1 - 0.05 / 4)
+    assert of_four.difference.low < alone.difference.low < alone.difference.high < of_four.difference.high
+    assert "98.75 %, so that all 4 verdicts" in words.sureness([of_four] * 4)
+
+
+def test_costs_are_ratios_and_those_of_a_busy_machine_are_not_to_be_trusted() -> None:
+    mine = frame(step_seconds=0.3, **{"memory.saved": 6000.0})
+    said = words.cost(judged(mine, frame(step_seconds=0.2)))
+    assert said == "mine takes 1.50 [1.50, 1.50] times the time of lora a step and 1.50 times the memory."
+    assert "had 70% of a core" in words.cost(judged(frame(cpu_share=0.7), frame()))
+    assert "it is not known" in words.cost(judged(frame(cpu_share=math.nan), frame()))
+
+
+def test_what_it_would_take_is_in_seeds_and_hours() -> None:
+    ruling = judged(frame(0.003), frame())
+    wanted, least_seen = more_seeds(ruling)
+    assert wanted is not None
+    assert wanted > SEEDS
+    said = words.to_know(ruling, 3600.0)
+    assert f"about {wanted} seeds would show it, some {wanted - SEEDS:.1f} hours more" in said
+    assert f"a difference of {least_seen:.4f}" in said
+
+
+def test_sizes_that_are_not_equal_are_said() -> None:
+    ruling = judged(frame(), frame())
+    small = replace(ruling.candidate, cell=replace(CELLS["mine"], rank=7, adapter=15_360))
+    by_rank = replace(ruling, candidate=small)
+    assert words.size(by_rank) == "At their own ranks (mine 7, lora 8)"
+    by_size = replace(by_rank, at="parameters")
+    assert words.size(by_size).endswith("(mine 15,360, lora 16,384: -6.2%)")
+
+
+# The work ------------------------------------------------------------------------------------------------
+
+
+class FakeFront:
+    """Writes the records that runs would leave: dora at its best at the centre, lora beyond the greatest."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.bases: dict[str, dict] = {}
+
+    def __call__(self, sweep: Sequence[str]) -> int:
+        self.calls.append([*sweep])
+        given = dict(word.lstrip("+").split("=", 1) for word in sweep)
+        name = given["variant"]
+        base = self.bases.setdefault(name, recorded(f"+variant={name}"))
+        for lr, seed in itertools.product(given["lr"].split(","), given["seed"].split(",")):
+            self.write(Path(given["hydra.sweep.dir"]), base, float(lr), int(seed))
+        return 0
+
+    def write(self, folder: Path, base: dict, lr: float, seed: int) -> None:
+        name, best = base["config"]["variant"]["name"], {"dora": 0.02, "lora": 0.08}
+        if list(folder.glob(f"*-s{seed}-{lr:g}")):
+            return
+        score = 0.5 - 0.1 * abs(math.log2(lr / best[name])) + seed % 3 / 100
+        made = copy.deepcopy(base) | {"seed": seed, "data_seed": seed, "command": "made up"}
+        made["config"] |= {"lr": lr, "seed": seed, "data_seed": seed}
+        made |= {"name": f"{base['name'][:-1]}{seed}", "identity": f"{lr:g}", "made_of": None}
+        made["metrics"] = {split: {"exact_match": score} for split in ("validation", "test")}
+        made["history"] = [{"loss": 1 / (step + 1 + seed / 7 + lr), "step": step} for step in range(6)]
+        made["adapter"] |= {"sha256": f"{name} {lr} {seed}"}
+        written(
+            folder, {key: value for key, value in made.items() if value is not None} | {"moved": "made up"}
+        )
+
+
+def work_of(folder: Path, front: FakeFront, limit: float = 3600.0) -> Work:
+    comparisons = check_contenders("dora", ["lora"], [], ("rank",))
+    seconds = {cell.identity: 20.0 for comparison in comparisons for cell in comparison.cells}
+    return Work(
+        comparisons, DESIGN, FACTORS, seconds, limit, 2, folder, folder, front, say=lambda text: None
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    work = work_of(tmp_path_factory.mktemp("work"), FakeFront())
+    work.carry_out()
+    return work
+
+
+def test_rates_go_on_beyond_an_edge_within_the_allowance(done: Work) -> None:
+    dora, lora = (done.measured(cell) for cell in done.cells)
+    assert (sorted(dora.tried), dora.chosen, dora.edge) == ([0.01, 0.02, 0.04], 0.02, False)
+    assert (sorted(lora.tried), lora.chosen, lora.edge) == ([0.01, 0.02, 0.04, 0.08], 0.08, True)
+    assert [len(side.every) for side in (dora, lora)] == [3 + 5, 4 + 5]
+    assert list(lora.runs.index) == list(range(DESIGN.seeds))
+
+
+def test_a_second_call_does_nothing_and_says_the_same(done: Work) -> None:
+    front = FakeFront()
+    again = work_of(done.folder, front)
+    again.carry_out()
+    assert front.calls == []
+    assert [*map(words.verdict, again.rulings())] == [*map(words.verdict, done.rulings())]
+    assert state_of(done.folder) == (pytest.approx(done.spent), 3600.0, DESIGN)
 
 
 def test_hours_that_are_over_end_the_seeds_and_are_told(tmp_path: Path) -> None:
-    work, (ruling,) = worked(tmp_path, FakeFront(smooth(0.1)), limit=30.0)
-    assert ruling.difference.n == 3
-    assert "Stopped early" in page.page_of(work, [ruling], "command", "about").html()
+    work = work_of(tmp_path, FakeFront(), limit=30.0)
+    work.carry_out()
+    assert [len(work.measured(cell).runs) for cell in work.cells] == [3, 3]
+    assert "the hours were over" in work.stopped
 
 
-def test_several_references_widen_the_intervals(tmp_path: Path) -> None:
-    _, (alone,) = worked(tmp_path, FakeFront(smooth(0.01)))
-    from lora_zoo.compare.judging import rulings
-
-    (one_of_four,) = rulings("rank", alone.candidate, [alone.reference], 4)
-    assert one_of_four.difference.level == pytest.approx(1 - 0.05 / 4)
-    assert one_of_four.difference.low < alone.difference.low
-    assert one_of_four.difference.high > alone.difference.high
-
-
-def test_times_of_a_busy_machine_are_said_not_to_be_trusted(tmp_path: Path) -> None:
-    _, (ruling,) = worked(tmp_path, FakeFront(smooth(), timings={"step_median": 0.2, "train": 9.0, "total": 9.5}))
-    assert "not to be trusted" in words.cost(ruling)
-
-
-def test_the_page_asks_for_nothing_and_names_every_run(tmp_path: Path) -> None:
-    work, found = worked(tmp_path, FakeFront(smooth()))
-    html = page.page_of(work, found, "lora-zoo compare dora", "<about>").html()
+def test_the_page_says_first_what_is_known_and_asks_for_nothing(done: Work) -> None:
+    html = page.page_of(done, done.rulings(), "lora-zoo compare dora", "<about>").html()
     assert "default-src 'none'" in html
     assert "&lt;about&gt;" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
     assert html.count("made up") == 2 * DESIGN.seeds
-    assert html.index("At equal rank (8)") < html.index("<table")
+    assert html.index("At equal rank (8), ") < html.index("<table")
+    assert html.count("<figure>") == 2
 
 
 def test_rates_are_multiples_of_a_contenders_own() -> None:
@@ -330,7 +387,7 @@ def test_the_library_function_and_the_module_are_one_name() -> None:
         lora_zoo.compare("dora", ["lora"], hours=-1)
 
 
-MIXER = '''
+MIXER = """
 import torch
 from torch import nn
 
@@ -350,7 +407,7 @@ class Mixer(Additive):
 
     def pairs(self):
         return FactorPair(self.scale * self.B_OR @ self.M_RR, self.A_RI), None
-'''
+"""
 
 
 @pytest.mark.cli

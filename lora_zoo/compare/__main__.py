@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rank", type=int, help="rank=; default: each variant's own, 8 for most")
     made.add_argument("--hours", type=float, help="to spend on runs, trials not counted; default: 1")
     made.add_argument("--quick", action="store_true", help="ten minutes")
-    made.add_argument("--at", choices=("rank", "parameters", "both"), default="both", help="equal rank or parameters")
+    made.add_argument(
+        "--at", choices=("rank", "parameters", "both"), default="both", help="equal rank or parameters"
+    )
     made.add_argument("--jobs", type=int, help="workers; default: one a GPU, else one a core")
     made.add_argument("--rates", help="factors of each contender's own default rate; default: 1,2,0.5,4,0.25")
     made.add_argument("--seeds", type=int, help="the greatest number of seeds; default: 30")

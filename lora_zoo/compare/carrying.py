@@ -16,7 +16,7 @@ import pandas as pd
 from lora_zoo import runs
 from lora_zoo.compare.contenders import Cell, Comparison
 from lora_zoo.compare.costs import Front
-from lora_zoo.compare.judging import CellRuns, Ruling, cell_runs, rulings
+from lora_zoo.compare.judging import CellRuns, Ruling, best_rate, cell_runs, rulings
 from lora_zoo.compare.planning import Design, beyond, rates_of
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.record import write_atomically
@@ -43,7 +43,8 @@ class Work:
     say: Callable[[str], None]
     spent: float = 0.0
     stopped: str = ""
-    commands: list[str] = field(default_factory=list)
+    _frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _measured: dict[str, CellRuns] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
@@ -52,38 +53,43 @@ class Work:
 
     def carry_out(self) -> None:
         """Tune every cell, then add seeds in rounds until all are made or the hours are over."""
-        for cell in self.cells:
-            self._make(cell, self.tried(cell), range(self.design.tuning))
-        for _ in range(self.design.spare):
+        for _ in range(1 + self.design.spare):
             for cell in self.cells:
                 self._make(cell, self.tried(cell), range(self.design.tuning))
         step = max(self.jobs, 2)
         for upto in (*range(FIRST, self.design.seeds, step), self.design.seeds):
-            open_cells = [cell for cell in self.cells if self._lacks(cell, upto)]
-            if upto > FIRST and not self._in_time(open_cells, step):
+            lacking = {cell.identity: cell for cell in self.cells if self._lacks(cell, upto)}
+            if upto > FIRST and not self._in_time(lacking, step):
                 self.stopped = f"the hours were over before seed {upto - 1}"
                 break
-            for cell in open_cells:
-                self._make(cell, [self.measured(cell).chosen or 0.0], range(upto))
+            for cell in lacking.values():
+                self._make(cell, [self.chosen(cell) or 0.0], range(upto))
 
     def tried(self, cell: Cell) -> list[float]:
         """The planned rates, and those beyond an edge at which the best lay, as far as its runs are there."""
-        rates = rates_of(cell.lr, self.factors[: self.design.rates])
-        frame = self.frame(cell)
+        rates, frame = rates_of(cell.lr, self.factors[: self.design.rates]), self.frame(cell)
         for _ in range(self.design.spare):
-            known = cell_runs(cell, frame, rates, self.design.tuning, 0)
-            if known.chosen is None or (further := beyond(known.chosen, rates)) is None:
+            chosen = best_rate(frame[frame["lr"].isin(rates)], self.design.tuning)
+            if chosen is None or (further := beyond(chosen, rates)) is None:
                 break
             rates = [*rates, further]
-            if len(frame) and further not in set(frame["lr"]):
+            if further not in set(frame["lr"]):
                 break
         return rates
 
-    def measured(self, cell: Cell) -> CellRuns:
-        """The runs of the cell that are there."""
+    def chosen(self, cell: Cell) -> float | None:
+        """The rate that validation chooses of those whose runs are there."""
         frame = self.frame(cell)
-        tried = [rate for rate in self.tried(cell) if rate in set(frame["lr"])]
-        return cell_runs(cell, frame, tried, self.design.tuning, self.design.seeds)
+        return best_rate(frame[frame["lr"].isin(self.tried(cell))], self.design.tuning)
+
+    def measured(self, cell: Cell) -> CellRuns:
+        """The runs of the cell that are there and may count."""
+        if cell.identity not in self._measured:
+            frame = self.frame(cell)
+            frame = frame[frame["seed"] < max(self.design.seeds, self.design.tuning)]
+            tried = [rate for rate in self.tried(cell) if rate in set(frame["lr"])]
+            self._measured[cell.identity] = cell_runs(cell, frame, tried, self.design.tuning)
+        return self._measured[cell.identity]
 
     def rulings(self) -> list[Ruling]:
         """Every verdict, as the runs are now."""
@@ -96,30 +102,27 @@ class Work:
         return found
 
     def frame(self, cell: Cell) -> pd.DataFrame:
-        """All runs in the cell's folder that are over; a frame without rows where there are none."""
-        try:
-            frame = runs.load(self.place(cell))
-        except (ValueError, OSError):
-            return pd.DataFrame({name: pd.Series(dtype=float) for name in ("lr", "seed", "state", "validation")})
-        return frame[frame["state"] != "running"]
+        """The finished runs in the cell's folder, less stale ones; a frame without rows where there are none."""
+        if cell.identity not in self._frames:
+            self._frames[cell.identity] = _over(self.place(cell))
+        return self._frames[cell.identity]
 
     def place(self, cell: Cell) -> Path:
         """The cell's folder."""
         return self.out / f"tuned-{file_name(cell.label)}-{cell.identity}"
 
     def _lacks(self, cell: Cell, upto: int) -> bool:
-        known = self.measured(cell)
-        return known.chosen is not None and len(known.runs.index.intersection(range(upto))) < upto
+        chosen, frame = self.chosen(cell), self.frame(cell)
+        return chosen is not None and len(set(frame["seed"][frame["lr"] == chosen]) & {*range(upto)}) < upto
 
-    def _in_time(self, cells: Sequence[Cell], step: int) -> bool:
+    def _in_time(self, cells: Iterable[str], step: int) -> bool:
         """True where a further round of seeds of these cells is foretold to end within the hours."""
-        return self.spent + sum(step * self.seconds[cell.identity] for cell in cells) / self.jobs <= self.limit
+        return self.spent + sum(step * self.seconds[cell] for cell in cells) / self.jobs <= self.limit
 
     def _make(self, cell: Cell, rates: Sequence[float], seeds: Iterable[int]) -> None:
         """Make the runs of the cell that are missing; the front door leaves alone what is there."""
         frame, wanted = self.frame(cell), list(seeds)
-        over = frame[frame["state"].isin(["done", "diverged"])]
-        there = set(zip(over["lr"], over["seed"], strict=True))
+        there = set(zip(frame["lr"], frame["seed"], strict=True))
         if not [1 for rate in rates for seed in wanted if (rate, seed) not in there]:
             return
         began = time.monotonic()
@@ -129,16 +132,31 @@ class Work:
             f"seed={','.join(map(str, wanted))}",
             *(f"out={self.out}", f"hydra.sweep.dir={self.place(cell)}"),
         ]
-        self.say(f"{cell.label}: lr {', '.join(f'{rate:g}' for rate in rates)}; seeds {wanted[0]}-{wanted[-1]}")
+        self.say(
+            f"{cell.label}: lr {', '.join(f'{rate:g}' for rate in rates)}; seeds {wanted[0]}-{wanted[-1]}"
+        )
         try:
             self.front(words)
         finally:
+            self._frames.pop(cell.identity, None)
+            self._measured.pop(cell.identity, None)
             self.spent += time.monotonic() - began
             self.save()
 
     def save(self) -> None:
         about = {"spent": self.spent, "limit": self.limit, "design": asdict(self.design)}
         write_atomically(self.folder / STATE, json.dumps(about, indent=1))
+
+
+def _over(folder: Path) -> pd.DataFrame:
+    try:
+        frame = runs.load(folder)
+    except (ValueError, OSError):
+        return pd.DataFrame({name: pd.Series(dtype=float) for name in ("lr", "seed", "state", "validation")})
+    counted = (
+        frame["state"].isin(["done", "diverged"]) & (frame["stale"] == "") & (frame["contradiction"] == "")
+    )
+    return frame[counted]
 
 
 def state_of(folder: Path) -> tuple[float, float, Design] | None:

@@ -55,7 +55,14 @@ class Request:
 
     @property
     def command(self) -> str:
-        words = ["lora-zoo", "compare", self.candidate, *self.overrides, "--against", ",".join(self.references)]
+        words = [
+            "lora-zoo",
+            "compare",
+            self.candidate,
+            *self.overrides,
+            "--against",
+            ",".join(self.references),
+        ]
         words += ["--hours", f"{self.hours:g}"]
         return shlex.join(words)
 
@@ -67,9 +74,7 @@ def run(request: Request, console: Console | None = None) -> list[Ruling]:
     """
     console = console or Console()
     request.check()
-    comparisons = check_contenders(
-        request.candidate, request.references, request.overrides, request.sizes
-    )
+    comparisons = check_contenders(request.candidate, request.references, request.overrides, request.sizes)
     work = _planned(request, comparisons, console)
     _show_plan(work, console)
     if request.plan_only:
@@ -146,7 +151,9 @@ def _show_plan(work: Work, console: Console) -> None:
         rates = ", ".join(f"{rate:g}" for rate in rates_of(cell.lr, work.factors[: design.rates]))
         hours = f"{design.runs * seconds / work.jobs / 3600:.2f}"
         rank = "-" if cell.rank is None else str(cell.rank)
-        table.add_row(cell.label, rank, f"{cell.trainable:,}", rates, f"{seconds:.3g}", str(design.runs), hours)
+        table.add_row(
+            cell.label, rank, f"{cell.trainable:,}", rates, f"{seconds:.3g}", str(design.runs), hours
+        )
     console.print(table)
     total = needed(design, list(work.seconds.values()), [], work.jobs) / 3600
     text = (

@@ -1,9 +1,9 @@
 """Contenders of a comparison: what is compared, checked and sized before anything is trained.
 
-    lora                     a registered variant
-    ./mine.py  ./mine.py:B   a variant of a file
-    init=eva                 an initialisation, of LoRA
-    'dora init=./mine.py'    a variant with keys of its own, as on the command line of a run
+lora                     a registered variant
+./mine.py  ./mine.py:B   a variant of a file
+init=eva                 an initialisation, of LoRA
+'dora init=./mine.py'    a variant with keys of its own, as on the command line of a run
 """
 
 import re
@@ -21,7 +21,9 @@ from lora_zoo.training.dry_run import previewed
 
 OWN = re.compile(r"(?:variant|init|alpha|lora_dropout|program|calibration_examples)$|(?:variant|program)\.")
 """Keys that a contender may have to itself."""
-KEPT = re.compile(r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads)$|hydra")
+KEPT = re.compile(
+    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads)$|hydra"
+)
 """Keys that the comparison gives itself."""
 USUAL = ("eval_before_training=false", "tracking=none")
 
@@ -106,7 +108,9 @@ def check_contenders(
     check_common(common)
     texts = [candidate, *references]
     if len(texts) < 2:
-        raise ValueError("--against names nothing; give a variant, FILE.py or init=NAME, commas between several")
+        raise ValueError(
+            "--against names nothing; give a variant, FILE.py or init=NAME, commas between several"
+        )
     at_rank = [_cell(text, common) for text in texts]
     labels = [cell.label for cell in at_rank]
     for position, cell in enumerate(at_rank):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.power import detectable, seeds_needed
-from lora_zoo.analysis.protocol import better, cells
+from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.statistics import Difference, Interval, interval, paired
 from lora_zoo.claims.doubts import IDLE, rises
 from lora_zoo.compare.contenders import Cell
@@ -78,35 +78,37 @@ class Ruling:
         return float(common.std(ddof=1)) if len(common) > 1 else math.nan
 
 
-def cell_runs(cell: Cell, frame: pd.DataFrame, tried: Sequence[float], tuning: int, seeds: int) -> CellRuns:
-    """The runs of a cell out of all in its folder: `tried` rates on `tuning` seeds, then `seeds` of the best."""
-    frame = frame[frame["lr"].isin(tried) & (frame["seed"] < max(tuning, seeds))]
-    frame = frame[frame["stale"] == ""] if "stale" in frame else frame
-    trials = frame[frame["seed"] < tuning]
-    chosen = _chosen(trials) if len(trials) else None
+def best_rate(frame: pd.DataFrame, tuning: int) -> float | None:
+    """The rate of the best mean validation over the tuning seeds; None where no rate has them all."""
+    trials = frame[(frame["state"] == "done") & (frame["seed"] < tuning)]
+    if trials.empty or trials["validation"].isna().all():
+        return None
+    means = trials.groupby("lr")["validation"].agg(["mean", "count"])
+    means = means["mean"][means["count"] == tuning]
+    if means.empty:
+        return None
+    return float(means.idxmax() if better(trials, "validation") == "higher" else means.idxmin())
+
+
+def cell_runs(cell: Cell, frame: pd.DataFrame, tried: Sequence[float], tuning: int) -> CellRuns:
+    """The runs of a cell out of all in its folder: `tried` rates on `tuning` seeds, and all of the best."""
+    frame = frame[frame["lr"].isin(tried)]
+    chosen = best_rate(frame, tuning) if len(frame) else None
     if chosen is None:
         doubts = (f"{cell.label} has no rate whose runs all ended well: every one diverged or failed",)
         return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], doubts)
     own = frame[frame["lr"] == chosen]
-    runs = sound(own.copy())
+    runs = sound(own)
+    runs = runs[runs["state"] == "done"]
     runs = runs.set_index(pd.Index(runs["seed"].astype(int), name="seed")).sort_index()
     doubts = tuple(_doubts(cell.label, own, runs, tried))
     return CellRuns(cell, frame, tuple(tried), chosen, runs, doubts, beyond(chosen, tried) is not None)
-
-
-def _chosen(trials: pd.DataFrame) -> float | None:
-    if not (trials["state"] == "done").any() or trials["validation"].isna().all():
-        return None
-    found = cells(trials, by=["variant"], value="validation", tune=["lr"]).cells
-    return float(found[0].chosen["lr"]) if found else None
 
 
 def _doubts(label: str, own: pd.DataFrame, runs: pd.DataFrame, tried: Sequence[float]) -> Iterator[str]:
     """Sentences on a cell that allow no verdict."""
     if lost := int((own["state"] == "diverged").sum()):
         yield f"{label} diverged in {lost} of {len(own)} runs at its chosen rate"
-    if failed := int((~own["state"].isin(["done", "diverged"])).sum()):
-        yield f"{failed} runs of {label} did not end well"
     if "degenerate" in runs and (said := [text for text in runs["degenerate"] if text]):
         yield f"{label} has a degenerate result in {len(said)} of {len(runs)} runs ({said[0]})"
     if len(tried) < 2:
@@ -188,7 +190,9 @@ def _memory(candidate: CellRuns, reference: CellRuns) -> float:
 
 
 def _busy(*sides: CellRuns) -> str:
-    shares = pd.concat([side.runs["cpu_share"] for side in sides if "cpu_share" in side.runs] or [pd.Series()])
+    shares = pd.concat(
+        [side.runs["cpu_share"] for side in sides if "cpu_share" in side.runs] or [pd.Series()]
+    )
     known = pd.to_numeric(shares, errors="coerce").dropna()
     if len(known) < len(shares) or known.empty:
         return "it is not known that the machine did nothing else, so that times are not to be trusted"

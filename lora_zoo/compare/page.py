@@ -73,7 +73,9 @@ def page_of(work: Work, rulings: Sequence[Ruling], command: str, about: str) -> 
         about=about,
         answers=[answer(ruling, work) for ruling in rulings],
         notes=[*([words.sureness(rulings)] if rulings else []), *words.absences(work.comparisons)],
-        parts=[_part(c, [sides[cell.identity] for cell in c.cells]) for c in work.comparisons if c.references],
+        parts=[
+            _part(c, [sides[cell.identity] for cell in c.cells]) for c in work.comparisons if c.references
+        ],
         plan=list(_plan(work)),
         made=_made(work, sides),
         command=command,

@@ -109,7 +109,11 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
     wanted, least = more_seeds(ruling)
     d = ruling.difference
     if math.isnan(least):
-        return "The differences do not vary over these seeds, so that nothing can be foretold." if d.n > 1 else ""
+        return (
+            "The differences do not vary over these seeds, so that nothing can be foretold."
+            if d.n > 1
+            else ""
+        )
     sees = f"{d.n} seeds see a difference of {least:.4f} with 80 % power"
     if wanted is None:
         return f"{sees}; one as small as the measured takes more than {MOST:,} seeds."
