@@ -29,7 +29,7 @@ from lora_zoo.pocket import HUB
 from lora_zoo.tasks.cutting import IGNORED, continued, fitted, least
 from lora_zoo.tasks.data import load_splits
 from lora_zoo.tasks.generating import before_end
-from lora_zoo.tasks.reading import Reading, findings, of_predictions, read_judged, read_train
+from lora_zoo.tasks.reading import Reading, findings, read_judged, read_train
 from lora_zoo.training.evaluation import check_inputs, check_references, positions_of
 
 POCKET = AutoTokenizer.from_pretrained(HUB)
@@ -371,9 +371,6 @@ def test_what_a_reader_has_to_know_is_told() -> None:
         "test holds one label alone, no: it tells no two models apart",
         "1 of 2 examples of test were cut to task.max_length",
     ]
-    assert of_predictions("test", [1, 1], made.labels) == ["all 2 answers on test are 'yes'"]
-    assert of_predictions("test", ["", ""], None) == ["all 2 answers on test are empty"]
-    assert of_predictions("test", ["", "x"], None) == []
     with pytest.raises(ValueError, match="its labels are all 3; there is nothing to tell apart"):
         kind(task("regression"), {"train": {"label": [3.0, 3.0]}})
 

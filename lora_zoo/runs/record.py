@@ -16,7 +16,8 @@ Times are seconds, sizes bytes.
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
-| answers | split: items, different predictions (distinct) and references, the commonest class (common) |
+| answers | split: items, different predictions (distinct) and references, the commonest class (common), |
+| | only: the one answer where all are alike |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
@@ -33,7 +34,7 @@ Times are seconds, sizes bytes.
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
 | | the number of examples that are cut, also_in_train, or have task.stop within their target |
-| findings | sentences: what a reader of the numbers has to know of data and answers |
+| findings | sentences: what a reader of the numbers has to know of the data |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 | diverged | step, layers: where the numbers stopped being any |
