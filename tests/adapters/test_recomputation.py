@@ -41,6 +41,12 @@ def one_pass(model, injection):
     loss(model, IDS[0]).backward()
 
 
+def seeded_anew(model, injection):
+    """Each step begins with the same seed, and so with the same state of torch's stream."""
+    torch.manual_seed(7)
+    one_pass(model, injection)
+
+
 def reference(model, injection):
     """A step of DPO: the policy, then the model without its adapter, then backward."""
     policy = loss(model, IDS[0])
@@ -80,6 +86,7 @@ def entry_point_below_the_top(model, injection):
 
 FLOWS = [
     one_pass,
+    seeded_anew,
     reference,
     pair,
     same_batch_twice,
