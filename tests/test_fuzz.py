@@ -194,7 +194,7 @@ SHORT = {
 
 @functools.cache
 def settled() -> None:
-    """Import what a run needs; of it, the collector of garbage, which each run calls, goes through no more."""
+    """Import what a run needs: the collector of garbage, which each run calls, goes through it no more."""
     from tests.test_mistakes import ended
 
     ended(" ".join(f"{key}={value}" for key, value in SHORT.items()))
