@@ -145,11 +145,11 @@ def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> Non
 def test_what_is_cut_is_the_prompts_start_and_the_end_stays(
     asked: int, said: int, limit: int, type_: str
 ) -> None:
-    prompt, body = " ".join(["cat"] * asked + ["who"]), [9] * said
+    prompt, body = " ".join(["cat"] * asked + ["who"]), list(range(9, 9 + said))
     whole = POCKET(prompt)["input_ids"]
     made, cut = continued(POCKET, prompt, body, (2,), limit=limit)
     ids, target = made["input_ids"], [t for t in made["labels"] if t != IGNORED]
-    assert len(ids) == len(made["labels"]) <= limit and target[-1] == 2
+    assert len(ids) == len(made["labels"]) <= limit and target == [*body[: len(target) - 1], 2]
     assert ids[0] == whole[0] and ids[len(ids) - len(target) - 1] == whole[-1]  # <s> and the question stay
     assert cut == (len(whole) + said + 1 > limit)
     assert cut or ids == [*whole, *body, 2]

@@ -133,10 +133,10 @@ def test_checkpoints_within_checkpoints_know_their_pass():
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def masks(targets, entry=lambda model: model):
-    """What `v` of the last layer drops in three calls."""
+def masks(targets, entry=lambda model: model, site="model.layers.1.self_attn.v_proj"):
+    """What a site, `v` of the last layer, drops in three calls."""
     model, injection = adapted(targets=targets)
-    seen, drop = [], injection.adapters["model.layers.1.self_attn.v_proj"].dropout
+    seen, drop = [], injection.adapters[site].dropout
     mask = drop.mask
     drop.mask = lambda x: seen.append(mask(x)) or seen[-1]
     for ids in (*IDS, IDS[0]):
@@ -147,6 +147,8 @@ def masks(targets, entry=lambda model: model):
 def test_masks_depend_on_their_site_and_call_alone():
     expected = masks(("q", "v"))
     assert len(expected) == 3 and not torch.equal(expected[0], expected[2])
+    for site in ("model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"):
+        assert not torch.equal(masks(("q", "v"), site=site)[0], expected[0])
     for other in (masks(("q", "k", "v", "up")), masks(("q", "v"), lambda model: model.model)):
         assert all(torch.equal(a, b) for a, b in zip(other, expected, strict=True))
 
