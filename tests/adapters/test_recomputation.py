@@ -153,6 +153,14 @@ def test_masks_depend_on_their_site_and_call_alone():
         assert all(torch.equal(a, b) for a, b in zip(other, expected, strict=True))
 
 
+def test_counts_of_calls_are_kept_by_site():
+    """What a checkpoint of training holds, where sites were not called equally often."""
+    counter = adapted()[1].counter
+    counts = {name: 3 * number for number, name in enumerate(counter.counts)}
+    counter.counts = counts
+    assert counter.counts == counts and len(counts) == 4
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_mask_that_cannot_be_found_again_is_refused(reentrant):
     def run(**kept):
