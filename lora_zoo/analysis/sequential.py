@@ -32,7 +32,7 @@ _EQUAL = 1e-12
 @final
 @dataclass(frozen=True)
 class Decision:
-    """What is known of one difference after `n` seeds.
+    """The knowledge of one difference after `n` seeds.
 
     `low` and `high` are those of the sequential procedure, not of a fixed number of seeds, and infinite while
     it knows none; `after` is the number of seeds at which the verdict fell, None while it is open.
