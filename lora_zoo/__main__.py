@@ -1,4 +1,4 @@
-"""`lora-zoo COMMAND …` is `python -m lora_zoo.COMMAND …`; without a command, a run: `lora-zoo +variant=dora`."""
+"""`lora-zoo COMMAND …` is `python -m lora_zoo.COMMAND …`; `lora-zoo +variant=dora` is a run."""
 
 import sys
 from importlib import import_module

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import pytest
 
 import lora_zoo
 from lora_zoo import __main__ as words_of
+from lora_zoo.analysis.sequential import decide
 from lora_zoo.compare import page, words
 from lora_zoo.compare.carrying import Work, state_of
 from lora_zoo.compare.contenders import Cell, check_contenders, overrides_of, split_names
 from lora_zoo.compare.costs import Cost, cost_of
-from lora_zoo.compare.judging import Finding, Ruling, best_rate, cell_runs, more_seeds, rulings
+from lora_zoo.compare.judging import Family, Finding, Ruling, best_rate, cell_runs, more_seeds, rulings
 from lora_zoo.compare.planning import FACTORS, WISHES, Design, beyond, fitting, least, needed, rates_of
 from tests.recorded import recorded, written
 
@@ -123,6 +125,7 @@ def test_a_trial_that_fails_is_told() -> None:
 # Verdicts ------------------------------------------------------------------------------------------------
 
 SEEDS = 8
+ALONE = Family(1, SEEDS)
 CELLS = {
     name: Cell(name, (f"+variant={name}",), f"{name:0>8}", 0.02, 8, 16_384, 16_384, 200)
     for name in ("mine", "lora")
@@ -145,11 +148,11 @@ def frame(gain: float = 0.0, **columns: object) -> pd.DataFrame:
     return made
 
 
-def judged(mine: pd.DataFrame, lora: pd.DataFrame, verdicts: int = 1, tuning: int = 2) -> Ruling:
+def judged(mine: pd.DataFrame, lora: pd.DataFrame, family: Family = ALONE) -> Ruling:
     sides = []
     for cell, runs in zip(CELLS.values(), (mine, lora), strict=True):
-        sides.append(cell_runs(cell, runs, sorted(set(runs["lr"])), tuning))
-    (found,) = rulings("rank", sides[0], sides[1:], verdicts)
+        sides.append(cell_runs(cell, runs, sorted(set(runs["lr"])), tuning=2))
+    (found,) = rulings("rank", sides[0], sides[1:], family)
     return found
 
 
@@ -175,8 +178,8 @@ def test_a_verdict_says_first_what_is_known(gain: float, finding: Finding, said:
     assert ("80 % power" in words.to_know(ruling, 60.0)) == (finding == Finding.OPEN)
 
 
-def test_lower_is_better_where_the_metric_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"perplexity": {"higher_is_better": False, "range": [1.0, None]}}
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    facts = {"perplexity": {"higher_is_better": False, "range": [1.0, 9.0]}}
     columns = {"metric": "perplexity", "record": [{"metric_facts": facts}] * (3 * SEEDS)}
     lower, higher = (frame(gain, **columns) for gain in (0.0, 0.3))
     assert judged(higher, lower).finding == Finding.WORSE
@@ -236,10 +239,28 @@ def test_a_loser_at_the_edge_of_its_rates_has_not_lost_and_a_winner_has_won() ->
 
 
 def test_several_verdicts_widen_the_intervals() -> None:
-    alone, of_four = judged(frame(0.01), frame()), judged(frame(0.01), frame(), verdicts=4)
-    assert of_four.difference.level == pytest.approx(1 - 0.05 / 4)
+    alone, of_four = judged(frame(0.003), frame()), judged(frame(0.003), frame(), Family(2, SEEDS, plans=2))
+    assert of_four.difference.level == pytest.approx(0.05 / 4)
     assert of_four.difference.low < alone.difference.low < alone.difference.high < of_four.difference.high
-    assert "98.75 %, so that all 4 verdicts" in words.sureness([of_four] * 4)
+    said = words.sureness([of_four] * 2, Family(2, SEEDS, plans=2))
+    assert "98.75 %, so that all 2 verdicts" in said
+    assert "2 plans share the error" in said
+
+
+def test_a_verdict_is_that_of_the_sequential_rule() -> None:
+    ruling = judged(frame(0.01), frame(), Family(3, 20))
+    common = ruling.candidate.scores - ruling.reference.scores
+    assert ruling.difference == decide(list(common), level=0.05 / 3, most=20)
+
+
+def test_the_likelihood_is_said_beside_the_verdict() -> None:
+    mine, lora = frame(0.001), frame()
+    assert words.likelihood(judged(mine, lora)) == ""
+    mine, lora = (runs.assign(test_nll=1 + sign * runs["test"]) for runs, sign in ((mine, 0.1), (lora, 1)))
+    ruling = judged(mine, lora)
+    assert ruling.finding == Finding.OPEN
+    assert "mine is better: -0.6" in words.likelihood(ruling)
+    assert "nats a reference (less is better)" in words.likelihood(ruling)
 
 
 def test_costs_are_ratios_and_those_of_a_busy_machine_are_not_to_be_trusted() -> None:
@@ -290,12 +311,12 @@ class FakeFront:
 
     def write(self, folder: Path, base: dict, lr: float, seed: int) -> None:
         name, best = base["config"]["variant"]["name"], {"dora": 0.02, "lora": 0.08}
-        if list(folder.glob(f"*-s{seed}-{lr:g}")):
+        if list(folder.glob(f"*-s{seed}-{lr:g}-{seed}")):
             return
         score = 0.5 - 0.1 * abs(math.log2(lr / best[name])) + seed % 3 / 100
         made = copy.deepcopy(base) | {"seed": seed, "data_seed": seed, "command": "made up"}
         made["config"] |= {"lr": lr, "seed": seed, "data_seed": seed}
-        made |= {"name": f"{base['name'][:-1]}{seed}", "identity": f"{lr:g}", "made_of": None}
+        made |= {"name": f"{base['name'][:-1]}{seed}", "identity": f"{lr:g}-{seed}", "made_of": None}
         made["metrics"] = {split: {"exact_match": score} for split in ("validation", "test")}
         made["history"] = [{"loss": 1 / (step + 1 + seed / 7 + lr), "step": step} for step in range(6)]
         made["adapter"] |= {"sha256": f"{name} {lr} {seed}"}
@@ -333,7 +354,7 @@ def test_a_second_call_does_nothing_and_says_the_same(done: Work) -> None:
     again.carry_out()
     assert front.calls == []
     assert [*map(words.verdict, again.rulings())] == [*map(words.verdict, done.rulings())]
-    assert state_of(done.folder) == (pytest.approx(done.spent), 3600.0, DESIGN)
+    assert state_of(done.folder) == (pytest.approx(done.spent), 3600.0, 1, DESIGN)
 
 
 def test_hours_that_are_over_end_the_seeds_and_are_told(tmp_path: Path) -> None:
@@ -345,7 +366,7 @@ def test_hours_that_are_over_end_the_seeds_and_are_told(tmp_path: Path) -> None:
 
 def test_the_page_says_first_what_is_known_and_asks_for_nothing(done: Work) -> None:
     html = page.page_of(done, done.rulings(), "lora-zoo compare dora", "<about>").html()
-    assert "default-src 'none'" in html
+    assert "default-src 'none'" in unescape(html)
     assert "&lt;about&gt;" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
     assert html.count("made up") == 2 * DESIGN.seeds

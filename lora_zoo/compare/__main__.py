@@ -1,6 +1,7 @@
 """Judge one variant against others: `lora-zoo compare ./mine.py --against lora,dora --hours 2`.
 
-Every contender gets the same tuning; a second call goes on, or does nothing. The page says first what is known.
+Every contender gets the same tuning; a second call goes on, or does nothing. The page says first what is
+known.
 
 Exit codes: 0 every comparison has a verdict (which may be: not distinguishable); 1 one has none; 2 the
 request cannot be run as given; 128 + n stopped by signal n, the same command goes on.

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from lora_zoo import runs
 from lora_zoo.compare.contenders import Cell, Comparison
 from lora_zoo.compare.costs import Front
-from lora_zoo.compare.judging import CellRuns, Ruling, best_rate, cell_runs, rulings
+from lora_zoo.compare.judging import CellRuns, Family, Ruling, best_rate, cell_runs, rulings
 from lora_zoo.compare.planning import Design, beyond, rates_of
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.record import write_atomically
@@ -42,6 +43,7 @@ class Work:
     front: Front
     say: Callable[[str], None]
     spent: float = 0.0
+    plans: int = 1
     stopped: str = ""
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     _measured: dict[str, CellRuns] = field(default_factory=dict)
@@ -58,7 +60,8 @@ class Work:
                 self._make(cell, self.tried(cell), range(self.design.tuning))
         step = max(self.jobs, 2)
         for upto in (*range(FIRST, self.design.seeds, step), self.design.seeds):
-            lacking = {cell.identity: cell for cell in self.cells if self._lacks(cell, upto)}
+            needed = self._open_cells() if upto > FIRST else self.cells
+            lacking = {cell.identity: cell for cell in needed if self._lacks(cell, upto)}
             if upto > FIRST and not self._in_time(lacking, step):
                 self.stopped = f"the hours were over before seed {upto - 1}"
                 break
@@ -91,18 +94,28 @@ class Work:
             self._measured[cell.identity] = cell_runs(cell, frame, tried, self.design.tuning)
         return self._measured[cell.identity]
 
+    @property
+    def family(self) -> Family:
+        """The verdicts that hold together."""
+        number = sum(len(comparison.references) for comparison in self.comparisons)
+        return Family(number, self.design.seeds, self.plans)
+
+    def _open_cells(self) -> list[Cell]:
+        """The cells of comparisons that further seeds might decide."""
+        found = [r for r in self.rulings() if r.difference.is_open]
+        return unique(side.cell for ruling in found for side in (ruling.candidate, ruling.reference))
+
     def rulings(self) -> list[Ruling]:
         """Every verdict, as the runs are now."""
-        number = sum(len(comparison.references) for comparison in self.comparisons)
         found: list[Ruling] = []
         for comparison in self.comparisons:
             candidate = self.measured(comparison.candidate)
             others = [self.measured(cell) for cell in comparison.references]
-            found += rulings(comparison.at, candidate, others, number)
+            found += rulings(comparison.at, candidate, others, self.family)
         return found
 
     def frame(self, cell: Cell) -> pd.DataFrame:
-        """The finished runs in the cell's folder, less stale ones; a frame without rows where there are none."""
+        """The finished runs in the cell's folder, less stale ones; no rows where there are none."""
         if cell.identity not in self._frames:
             self._frames[cell.identity] = _over(self.place(cell))
         return self._frames[cell.identity]
@@ -144,7 +157,7 @@ class Work:
             self.save()
 
     def save(self) -> None:
-        about = {"spent": self.spent, "limit": self.limit, "design": asdict(self.design)}
+        about = {"spent": self.spent, "limit": self.limit, "plans": self.plans, "design": asdict(self.design)}
         write_atomically(self.folder / STATE, json.dumps(about, indent=1))
 
 
@@ -159,11 +172,21 @@ def _over(folder: Path) -> pd.DataFrame:
     return frame[counted]
 
 
-def state_of(folder: Path) -> tuple[float, float, Design] | None:
-    """Seconds spent and allowed, and the design, of an earlier call in the folder; None without one."""
+class State(NamedTuple):
+    """Seconds spent and allowed, plans made, and the design of the latest."""
+
+    spent: float
+    limit: float
+    plans: int
+    design: Design
+
+
+def state_of(folder: Path) -> State | None:
+    """The state in which an earlier call left the folder; None without one."""
     try:
         content = read_json(folder / STATE)
-        return float(content["spent"]), float(content["limit"]), Design(**content["design"])
+        design = Design(**content["design"])
+        return State(float(content["spent"]), float(content["limit"]), int(content["plans"]), design)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

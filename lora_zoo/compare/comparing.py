@@ -96,18 +96,19 @@ def _planned(request: Request, comparisons: list[Comparison], console: Console) 
     folder = request.out / _name(request, comparisons)
     before = state_of(folder)
     limit = 3600 * request.hours
-    design = before[2] if before and before[1] == limit else _design(request, seconds, known, jobs)
+    same = before is not None and before.limit == limit
+    design = before.design if before and same else _design(request, seconds, known, jobs)
     return Work(
         comparisons, design, request.factors, seconds, limit, jobs, request.out, folder, front,
         say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-        spent=before[0] if before else 0.0,
+        spent=before.spent if before else 0.0, plans=before.plans + (not same) if before else 1,
     )  # fmt: skip
 
 
 def _design(request: Request, seconds: dict[str, float], known: dict[str, Cost], jobs: int) -> Design:
     runs, loads = list(seconds.values()), [cost.load for cost in known.values()]
     limit = 3600 * request.hours
-    design = fitting(limit, runs, loads, jobs, len(request.factors), request.seeds)
+    design = fitting(limit, runs, loads, jobs=jobs, rates=len(request.factors), most=request.seeds)
     if design is None:
         hours = least(runs, loads, jobs) / 3600
         raise ValueError(
@@ -156,11 +157,7 @@ def _show_plan(work: Work, console: Console) -> None:
         )
     console.print(table)
     total = needed(design, list(work.seconds.values()), [], work.jobs) / 3600
-    text = (
-        f"every cell: {design.rates} rates x {design.tuning} seeds, up to {design.spare} more rates at an edge, "
-        f"then {design.seeds} seeds of the best; at most {total:.2f} of {work.limit / 3600:g} hours on "
-        f"{work.jobs} workers"
-    )
+    text = f"every cell: {design}; at most {total:.2f} of {work.limit / 3600:g} hours, {work.jobs} runs at a time"
     console.print(text, highlight=False, soft_wrap=True)
     for comparison in work.comparisons:
         for said in comparison.absent:

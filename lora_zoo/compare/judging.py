@@ -1,8 +1,12 @@
 """Verdicts of a comparison, from the frames of its runs: pure functions that train nothing.
 
 The rate of a cell is chosen by its mean validation over the tuning seeds; test is compared over the seeds of
-the chosen rate, paired by seed. With m verdicts each is at the level 1 - 0.05 / m (Bonferroni), so that all
-hold together with 95 %, and a verdict is *better* or *worse* where its interval lies on one side of 0.
+the chosen rate, paired by seed, by `lora_zoo.analysis.sequential`: the error holds though the seeds end as
+soon as all is decided. With m verdicts each is at the level 1 - 0.05 / m (Bonferroni), so that all hold
+together with 95 %, and a verdict is *better* or *worse* where its interval lies on one side of 0.
+
+The negative log-likelihood of the test references, where runs keep it, is judged alike as a second score
+with less noise; it is said beside the verdict and makes none.
 """
 
 import math
@@ -16,7 +20,8 @@ import pandas as pd
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.power import detectable, seeds_needed
 from lora_zoo.analysis.protocol import better
-from lora_zoo.analysis.statistics import Difference, Interval, interval, paired
+from lora_zoo.analysis.sequential import Decision, decide
+from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.claims.doubts import IDLE, rises
 from lora_zoo.compare.contenders import Cell
 from lora_zoo.compare.planning import beyond
@@ -53,6 +58,20 @@ class CellRuns:
         return self.runs["test"].astype(float) if "test" in self.runs else pd.Series(dtype=float)
 
 
+@dataclass(frozen=True)
+class Family:
+    """The verdicts that hold together: `number` of them, on at most `most` seeds, planned `plans` times."""
+
+    number: int
+    most: int
+    plans: int = 1
+
+    @property
+    def level(self) -> float:
+        """The error of one verdict; a plan that was made anew after a look spends it again."""
+        return (1 - LEVEL) / (max(self.number, 1) * max(self.plans, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Ruling:
     """The candidate against one reference at one size; `difference` is the candidate's score minus its."""
@@ -61,8 +80,9 @@ class Ruling:
     candidate: CellRuns
     reference: CellRuns
     finding: Finding
-    difference: Difference
-    direction: str
+    difference: Decision
+    likelihood: Decision
+    """Of the nats of a test reference, the candidate's minus the other's: less is better."""
     reasons: tuple[str, ...]
     time: Interval
     """Ratio of the seconds of a step; nan where it is not known."""
@@ -74,7 +94,7 @@ class Ruling:
     @property
     def spread(self) -> float:
         """The standard deviation of the paired differences over seeds."""
-        common = self.candidate.scores.sub(self.reference.scores).dropna()
+        common = _differences(self.candidate, self.reference, "test")
         return float(common.std(ddof=1)) if len(common) > 1 else math.nan
 
 
@@ -117,27 +137,42 @@ def _doubts(label: str, own: pd.DataFrame, runs: pd.DataFrame, tried: Sequence[f
         yield f"the training loss of {label} ends above its first value"
 
 
-def rulings(at: str, candidate: CellRuns, references: Sequence[CellRuns], verdicts: int) -> list[Ruling]:
-    """The candidate against each reference, for a page of so many `verdicts` in all."""
-    level = 1 - (1 - LEVEL) / max(verdicts, 1)
-    return [_ruling(at, candidate, reference, level) for reference in references]
+def rulings(at: str, candidate: CellRuns, references: Sequence[CellRuns], family: Family) -> list[Ruling]:
+    """The candidate against each reference, as verdicts of a family."""
+    return [_ruling(at, candidate, reference, family) for reference in references]
 
 
-def _ruling(at: str, candidate: CellRuns, reference: CellRuns, level: float) -> Ruling:
-    difference = paired(candidate.scores, reference.scores, level)
+def _ruling(at: str, candidate: CellRuns, reference: CellRuns, family: Family) -> Ruling:
     direction = _direction(candidate, reference)
-    finding, reasons = _finding(candidate, reference, difference, direction)
+    difference = _decided(candidate, reference, "test", direction, family)
+    finding, reasons = _finding(candidate, reference, difference)
     return Ruling(
         at=at,
         candidate=candidate,
         reference=reference,
         finding=finding,
         difference=difference,
-        direction=direction,
+        likelihood=_decided(candidate, reference, "test_nll", "lower", family),
         reasons=tuple(reasons),
         time=_ratio(candidate, reference, "step_seconds"),
         memory=_memory(candidate, reference),
         busy=_busy(candidate, reference),
+    )
+
+
+def _decided(
+    candidate: CellRuns, reference: CellRuns, column: str, direction: str, family: Family
+) -> Decision:
+    common = _differences(candidate, reference, column)
+    return decide(list(common), level=family.level, most=max(family.most, FEWEST), better=direction)
+
+
+def _differences(candidate: CellRuns, reference: CellRuns, column: str) -> pd.Series:
+    """Candidate minus reference over the seeds that both have, in their order."""
+    if column not in candidate.runs or column not in reference.runs:
+        return pd.Series(dtype=float)
+    return (
+        candidate.runs[column].astype(float).sub(reference.runs[column].astype(float)).dropna().sort_index()
     )
 
 
@@ -146,15 +181,13 @@ def _direction(*sides: CellRuns) -> str:
     return better(frames[0], "test") if frames else "higher"
 
 
-def _finding(
-    candidate: CellRuns, reference: CellRuns, difference: Difference, direction: str
-) -> tuple[Finding, list[str]]:
+def _finding(candidate: CellRuns, reference: CellRuns, difference: Decision) -> tuple[Finding, list[str]]:
     reasons = [*candidate.doubts, *reference.doubts]
     if difference.n < FEWEST:
         reasons.append(f"{difference.n} seeds in common; a verdict takes {FEWEST}")
     if reasons:
         return Finding.NONE, reasons
-    finding = side_of(difference, direction)
+    finding = {"better": Finding.BETTER, "worse": Finding.WORSE}.get(difference.verdict, Finding.OPEN)
     loser = {Finding.BETTER: [reference], Finding.WORSE: [candidate]}.get(finding, [candidate, reference])
     edges = [side for side in loser if side.edge]
     reasons = [
@@ -162,13 +195,6 @@ def _finding(
         for side in edges
     ]
     return (Finding.NONE if edges and finding != Finding.OPEN else finding), reasons
-
-
-def side_of(difference: Difference, direction: str) -> Finding:
-    """better or worse where the interval lies on one side of 0, and differences vary at all; else open."""
-    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        return Finding.OPEN
-    return Finding.BETTER if (difference.low > 0) == (direction == "higher") else Finding.WORSE
 
 
 def _ratio(candidate: CellRuns, reference: CellRuns, column: str) -> Interval:
@@ -212,7 +238,7 @@ def more_seeds(ruling: Ruling) -> tuple[int | None, float]:
     sd, n = ruling.spread, ruling.difference.n
     if not sd > 0:
         return None, math.nan
-    alpha = 1 - ruling.difference.level
+    alpha = ruling.difference.level
     try:
         wanted = seeds_needed(abs(ruling.difference.estimate), sd, level=alpha)
     except ValueError:

@@ -72,7 +72,10 @@ def page_of(work: Work, rulings: Sequence[Ruling], command: str, about: str) -> 
         title=f"{candidate} against {', '.join(others)}",
         about=about,
         answers=[answer(ruling, work) for ruling in rulings],
-        notes=[*([words.sureness(rulings)] if rulings else []), *words.absences(work.comparisons)],
+        notes=[
+            *([words.sureness(rulings, work.family)] if rulings else []),
+            *words.absences(work.comparisons),
+        ],
         parts=[
             _part(c, [sides[cell.identity] for cell in c.cells]) for c in work.comparisons if c.references
         ],
@@ -91,7 +94,12 @@ def write(page: ComparePage, folder: Path) -> Path:
 def answer(ruling: Ruling, work: Work) -> Answer:
     """One verdict, its cost, and what it would take to know."""
     pair = sum(work.seconds[side.cell.identity] for side in (ruling.candidate, ruling.reference)) / work.jobs
-    sentences = [words.verdict(ruling), words.cost(ruling), words.to_know(ruling, pair)]
+    sentences = [
+        words.verdict(ruling),
+        words.likelihood(ruling),
+        words.cost(ruling),
+        words.to_know(ruling, pair),
+    ]
     return Answer(str(ruling.finding), [sentence for sentence in sentences if sentence])
 
 
@@ -142,12 +150,8 @@ def _labelled(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def _plan(work: Work) -> Iterator[str]:
-    design, hours = work.design, work.limit / 3600
-    yield (
-        f"Planned for {hours:.2g} hours on {work.jobs} worker{'s' if work.jobs > 1 else ''}: every cell the same, "
-        f"{design.rates} rates on {design.tuning} seed{'s' if design.tuning > 1 else ''}, up to {design.spare} more "
-        f"where the best lies at an edge, then {design.seeds} seeds of the best."
-    )
+    hours = f"{work.limit / 3600:.2g} hours, {work.jobs} runs at a time"
+    yield f"Planned for {hours}: the same for every cell, {work.design}."
     made = f"Spent so far: {work.spent / 3600:.2g} hours of runs."
     yield f"{made} Stopped early: {work.stopped}." if work.stopped else made
 

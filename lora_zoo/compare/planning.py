@@ -29,6 +29,12 @@ class Design:
         """The runs of one cell, at most."""
         return (self.rates + self.spare) * self.tuning + max(self.seeds - self.tuning, 0)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.rates} rates x {self.tuning} seeds, up to {self.spare} more rates where the best lies at an "
+            f"edge, then the best on {self.seeds} seeds or as many as decide"
+        )
+
 
 WISHES = (Design(5, 2, 3, 8), Design(5, 2, 2, 5), Design(5, 2, 1, 5), Design(3, 2, 1, 4), Design(3, 1, 1, 3))
 """From the best on, each with its fewest seeds; the last is the least that can come to a verdict."""
@@ -44,6 +50,7 @@ def fitting(
     seconds: float,
     runs: Sequence[float],
     loads: Sequence[float],
+    *,
     jobs: int,
     rates: int = len(FACTORS),
     most: int = MOST,

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lora_zoo.analysis.power import MOST
+from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval
 from lora_zoo.compare.contenders import Comparison
-from lora_zoo.compare.judging import CellRuns, Finding, Ruling, more_seeds
+from lora_zoo.compare.judging import FEWEST, CellRuns, Family, Finding, Ruling, more_seeds
 
 
 def verdict(ruling: Ruling) -> str:
@@ -52,9 +53,26 @@ def _scores(ruling: Ruling) -> str:
 
 
 def _difference(ruling: Ruling) -> str:
-    d = ruling.difference
-    bounds = "" if math.isnan(d.low) else f" [{d.low:+.4f}, {d.high:+.4f}]"
-    return f"a difference of {d.estimate:+.4f}{bounds}"
+    return f"a difference of {amount(ruling.difference)}"
+
+
+def amount(found: Decision) -> str:
+    """An estimate with its interval, where there is one."""
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    bounds = f" [{found.low:+.4f}, {found.high:+.4f}]" if known else ""
+    return f"{found.estimate:+.4f}{bounds}"
+
+
+def likelihood(ruling: Ruling) -> str:
+    """The second score in one sentence; "" where runs keep none."""
+    found = ruling.likelihood
+    if ruling.finding == Finding.NONE or found.n < FEWEST:
+        return ""
+    word = "not distinguishable" if found.is_open else found.verdict
+    return (
+        f"By the likelihood of the test references {ruling.candidate.cell.label} is {word}: "
+        f"{amount(found)} nats a reference (less is better)."
+    )
 
 
 def cost(ruling: Ruling) -> str:
@@ -74,17 +92,20 @@ def ratio(found: Interval) -> str:
     return f"{found.estimate:.2f}{bounds}"
 
 
-def sureness(rulings: Sequence[Ruling]) -> str:
-    """Level, correction, seeds, items and tuning: one sentence for the page."""
-    first = rulings[0]
+def sureness(rulings: Sequence[Ruling], family: Family) -> str:
+    """Level, correction, seeds, items and tuning: two sentences for the page."""
     seeds = sorted({r.difference.n for r in rulings})
     tries = sorted({len(side.tried) for r in rulings for side in (r.candidate, r.reference)})
-    level = f"{100 * first.difference.level:.4g} %"
-    several = f", so that all {len(rulings)} verdicts hold together with 95 %" if len(rulings) > 1 else ""
+    several = f", so that all {family.number} verdicts hold together with 95 %" if family.number > 1 else ""
+    again = (
+        f"; the hours were changed after a look, {family.plans} plans share the error"
+        if family.plans > 1
+        else ""
+    )
     return (
-        f"Intervals are Student's t of paired differences over {_range(seeds)} common seeds at {level}"
-        f"{several}{_items(first)}; the learning rate of each was chosen by validation among {_range(tries)} "
-        "tries, never by test."
+        f"Intervals are of paired differences over {_range(seeds)} common seeds of at most {family.most}, at "
+        f"{100 * (1 - family.level):.4g} %{several}, and hold whenever one stops{again}{_items(rulings[0])}. "
+        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test."
     )
 
 
