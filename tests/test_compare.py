@@ -182,7 +182,7 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
     facts = {"perplexity": {"higher_is_better": False, "range": [1.0, 9.0]}}
     columns = {"metric": "perplexity", "record": [{"metric_facts": facts}] * (3 * SEEDS)}
     lower, higher = (frame(gain, **columns) for gain in (0.0, 0.3))
-    assert judged(higher, lower).finding == Finding.WORSE
+    assert judged(higher, lower).difference.verdict == "worse"
     assert cell_runs(CELLS["mine"], lower, [0.01, 0.02, 0.04], 2).chosen != 0.02  # the least is the best
 
 
@@ -250,7 +250,10 @@ def test_several_verdicts_widen_the_intervals() -> None:
 def test_a_verdict_is_that_of_the_sequential_rule() -> None:
     ruling = judged(frame(0.01), frame(), Family(3, 20))
     common = ruling.candidate.scores - ruling.reference.scores
-    assert ruling.difference == decide(list(common), level=0.05 / 3, most=20)
+    expected = decide(list(common), level=0.05 / 3, most=20)
+    assert (ruling.difference.verdict, ruling.difference.n) == (expected.verdict, expected.n)
+    assert ruling.difference.low == pytest.approx(expected.low)
+    assert ruling.difference.high == pytest.approx(expected.high)
 
 
 def test_the_likelihood_is_said_beside_the_verdict() -> None:
