@@ -57,6 +57,30 @@ MISTAKES: dict[str, Cases] = {
         "forgetting_text=no-such-text.txt": "No such file",
         "task=pocket-nli forgetting_text=": "forgetting_text",
     },
+    "Comparisons": {
+        "compare lorra --against lora": "unknown variant 'lorra'. Did you mean 'lora'?",
+        "compare dora --against lora,pisa": "unknown variant 'pisa'. Did you mean 'pissa'?",
+        "compare ./none.py --against lora": "there is no such file",
+        "compare ./plain.py --against lora": ("has no line like @register", "a file without a variant"),
+        "compare eva --against lora": "eva is an initialisation: write init=eva",
+        "compare init=eav --against lora": "Did you mean 'eva'?",
+        "compare pissa --against init=pissa": "one and the same run",
+        "compare dora": "--against",
+        "compare dora --against=": "--against names nothing",
+        "compare dora --against lora --hours 0": "--hours 0: give a number above 0",
+        "compare dora --against lora --hours two": "--hours",
+        "compare dora --against lora --quick --hours 2": "give one of them",
+        "compare dora --against lora --seeds 2": "a verdict takes at least 3",
+        "compare dora --against lora --rates 1,x": "--rates 1,x are no numbers",
+        "compare dora --against lora --jobs 0": "--jobs 0: give 1 or more",
+        "compare dora --against lora --agianst x": "--agianst",
+        "compare dora --against lora lr=1e-3": "the comparison gives it itself",
+        "compare dora --against lora rnak=8": "unknown key 'rnak'. Did you mean 'rank'?",
+        "compare dora --against lora --task pocketsql": "Did you mean 'pocket-sql'?",
+        "compare dora --against lora --model encoder": "is an encoder (bert)",
+        "compare dora --against lora --rank 129": "the smaller side",
+        "compare dora --against lora --rank 8 rank=4": "give one of them",
+    },
     "Programs": {
         "program=relra": "unknown program 'relra'. Did you mean 'relora'?",
         "program=relora program.round=2": "Did you mean 'rounds'?",
@@ -318,6 +342,7 @@ def desk(folder: Path) -> None:
         "list.yaml": ["- a", "- b"],
         "broken.json": ['{"text": "a", "label": "yes"}', '{"text": "b", "lab'],
         "file.txt": ["a file"],
+        "plain.py": ["x = 1"],
     }
     for name, lines in tables.items():
         (folder / name).write_text("\n".join(lines) + "\n")
