@@ -73,7 +73,7 @@ MISTAKES: dict[str, Cases] = {
         "compare dora --against lora --seeds 2": "a verdict takes at least 3",
         "compare dora --against lora --rates 1,x": "--rates 1,x are no numbers",
         "compare dora --against lora --jobs 0": "--jobs 0: give 1 or more",
-        "compare dora --against lora --agianst x": "--agianst",
+        "compare dora --against lora --agianst x": "unknown flag '--agianst'. Did you mean '--against'?",
         "compare dora --against lora lr=1e-3": "the comparison gives it itself",
         "compare dora --against lora rnak=8": "unknown key 'rnak'. Did you mean 'rank'?",
         "compare dora --against lora --task pocketsql": "Did you mean 'pocket-sql'?",
