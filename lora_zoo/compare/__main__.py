@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         given = parser().parse_intermixed_args(arguments)
         fields = _request(given)
         from lora_zoo.compare.comparing import Request, run
-        from lora_zoo.compare.judging import Finding
+        from lora_zoo.compare.judging import Standing
 
         found = run(Request(**fields))
     except (ValueError, OSError) as mistake:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         say("stopped; the same command goes on")
         sys.exit(getattr(stop, "code", 130))
-    sys.exit(int(any(ruling.finding == Finding.NONE for ruling in found)))
+    sys.exit(int(any(ruling.finding == Standing.NONE for ruling in found)))
 
 
 def _request(given: argparse.Namespace) -> dict[str, Any]:
