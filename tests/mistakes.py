@@ -79,6 +79,7 @@ MISTAKES: dict[str, Cases] = {
         "compare dora --against lora --task pocketsql": "Did you mean 'pocket-sql'?",
         "compare dora --against lora --model encoder": "is an encoder (bert)",
         "compare dora --against lora --rank 129": "the smaller side",
+        "compare ia3 --against lora --at parameters": "ia3 has no rank that could meet it",
         "compare dora --against lora --rank 8 rank=4": "give one of them",
     },
     "Programs": {

@@ -55,8 +55,8 @@ class Work:
 
     def carry_out(self) -> None:
         """Tune every cell, then add seeds in rounds until all are made or the hours are over."""
-        for _ in range(1 + self.design.spare):
-            for cell in self.cells:
+        for cell in self.cells * (1 + self.design.spare):
+            if self.spent <= self.limit or not len(self.frame(cell)):
                 self._make(cell, self.tried(cell), range(self.design.tuning))
         step = max(self.jobs, 2)
         for upto in (*range(FIRST, self.design.seeds, step), self.design.seeds):

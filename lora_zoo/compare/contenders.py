@@ -117,7 +117,10 @@ def check_contenders(
         if cell.label in labels[:position] or cell.identity in [c.identity for c in at_rank[:position]]:
             other = next(c for c in at_rank if cell.label == c.label or c.identity == cell.identity)
             raise ValueError(f"{cell.label} and {other.label} are one and the same run; compare two things")
-    return [*_comparisons(texts, at_rank, common, sizes)]
+    found = [*_comparisons(texts, at_rank, common, sizes)]
+    if not any(comparison.references for comparison in found):
+        raise ValueError(f"nothing to compare at equal parameters: {'; '.join(found[0].absent)}")
+    return found
 
 
 def _comparisons(
