@@ -52,11 +52,16 @@ class Sharded(nn.Module):
         return self._fsdp_wrapped_module(x)
 
 
+class Ours(nn.DataParallel):
+    pass
+
+
 WRAPS = {
     "plain": Net,
     "compiled": lambda: compiled(Net()),
     "averaged": lambda: AveragedModel(Net()),
     "parallel": lambda: nn.DataParallel(Net()),
+    "parallel by a class of one's own": lambda: Ours(Net()),
     "twice": lambda: nn.DataParallel(AveragedModel(Net())),
     "inner compiled": lambda: inner(compiled),
     "inner checkpointed": lambda: inner(checkpoint_wrapper),
