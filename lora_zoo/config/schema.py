@@ -97,7 +97,9 @@ class Task:
     num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
     lr: float = key(MISSING, "learning rate that suits LoRA on this task", above=0)
     steps: int | None = key(None, "default number of optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "default number of epochs, where steps is not given", above=0)
+    epochs: float | None = key(
+        None, "default number of epochs, where steps is not given", above=0, most=_COUNT
+    )
     batch_size: int = key(16, "default batch size", least=1, most=_COUNT)
     eval_batch_size: int = key(64, "batch size of evaluation and generation", least=1, most=_COUNT)
 
@@ -153,7 +155,7 @@ class Settings:
     modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "epochs, instead of steps", above=0)
+    epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
