@@ -40,7 +40,7 @@ from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
-from lora_zoo.injection.trained_buffers import TrainedBuffers, names_of_buffers
+from lora_zoo.injection.trained_buffers import FrozenStatistics, TrainedBuffers, names_of_buffers
 
 
 class Update(NamedTuple):
@@ -87,6 +87,7 @@ class Injection:
             self.trained = untie(model, plan.fully_trained, state or ())
             self.originals = {name: every[name] for name in self.trained}
             self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
+            self.statistics = FrozenStatistics(model, self.buffers.own())
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         if state is not None:
             self.load_state_dict({**self.state_dict(), **state} if partial else state)
@@ -246,7 +247,7 @@ class Injection:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in. ValueError where a tensor is missing, left over or of another shape."""
+        """Copy `state` in. ValueError where a tensor is missing, left over, of another shape, not finite."""
         mine = self.state_dict()
         for name in mine.keys() ^ state.keys():
             raise ValueError(f"adapter state: {name!r} is {'missing' if name in mine else 'not expected'}")
@@ -255,6 +256,9 @@ class Injection:
                 raise ValueError(
                     f"adapter state: {name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
                 )
+            if tensor.is_floating_point() and not _are_numbers(state[name]):
+                raise ValueError(f"adapter state: {name} ({state[name].dtype}) must hold finite numbers")
+        for name, tensor in mine.items():
             tensor.copy_(state[name])
 
     def scales(self) -> list[float]:
@@ -271,6 +275,10 @@ class Injection:
         base = base_parameters(self.model) | self.trained
         own = adapter_tensors(self.adapters, self.shared, parameters).values()
         return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
+
+
+def _are_numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and (tensor.is_meta or bool(tensor.to(torch.float64).isfinite().all()))
 
 
 def inject(

@@ -134,7 +134,7 @@ def test_a_class_that_the_names_leave_open_is_asked_for(tmp_path):
     pair = {"lora_A": torch.ones(2, 16), "lora_B": torch.ones(16, 2)}
     name = "bert.encoder.layer.0.attention.self.query"
     torch.save({f"{name}.{last}": tensor for last, tensor in pair.items()}, tmp_path / "l.pt")
-    with pytest.raises(ValueError, match="TokenClassification, .* --auto-class"):
+    with pytest.raises(ValueError, match=r"TokenClassification, .* --auto-class"):
         merge(tmp_path / "l.pt", tmp_path / "merged", model=str(base), alpha=2.0)
     token = "AutoModelForTokenClassification"
     load(tmp_path / "l.pt", tmp_path / "ours", model=str(base), alpha=2.0, auto_class=token)
