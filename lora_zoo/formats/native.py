@@ -79,7 +79,11 @@ def load_adapter(
     `enable`, the roles of a fused layer's adapted parts. Raises FileNotFoundError where there is no adapter,
     ValueError where it does not fit the model, which is then as it was.
     """
-    return inject_saved(model, read_adapter(model, folder, alpha=alpha, enable=enable), name)
+    saved = read_adapter(model, folder, alpha=alpha, enable=enable)
+    for tensor_name, tensor in saved.state.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder}: {tensor_name} holds NaN or inf: its training has diverged")
+    return inject_saved(model, saved, name)
 
 
 def read_adapter(
