@@ -2,6 +2,7 @@
 
 import random
 
+from lora_zoo.core.generators import register
 from lora_zoo.pocket import grammar, inference
 
 LABELS = inference.LABELS
@@ -9,6 +10,7 @@ HAPPENINGS = 0.65
 """Share of events; the rest are residences. Comparisons are left out: the base does not learn their order."""
 
 
+@register("pocket-nli")
 def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:
     """`size` different examples with `prompt` and `label`, balanced in each block of three.
 

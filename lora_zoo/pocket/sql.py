@@ -2,9 +2,11 @@
 
 import random
 
+from lora_zoo.core.generators import register
 from lora_zoo.pocket import grammar, queries, tables
 
 
+@register("pocket-sql")
 def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:
     """`size` different examples with `prompt` and `target`; no prompt occurs in two splits.
 
