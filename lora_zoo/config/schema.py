@@ -68,11 +68,16 @@ class Model:
 class Task:
     name: str = key(MISSING, "how runs call the task")
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
-    dataset: str = key(MISSING, "csv, json, parquet, text, a name on the Hub, pocket-sql or pocket-nli")
+    dataset: str = key(
+        MISSING, "csv, json, parquet, text, a name on the Hub, or one that is generated (pocket-sql, …)"
+    )
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")
     data_files: dict[str, str] = key({}, "split: file, for local data")
-    options: dict[str, Any] = key({}, "further arguments of datasets.load_dataset (delimiter, …)")
+    options: dict[str, Any] = key(
+        {},
+        "further arguments: of datasets.load_dataset (delimiter, …), or of a generated data set (difficulty)",
+    )
     splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
