@@ -105,7 +105,7 @@ def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
 
 
 def _number_format(found: Sequence[Cell], quoted: Sequence[Mapping[str, Any]], grid: bool) -> NumberFormat:
-    """Percent where the paper's numbers are; three digits of the greatest; n in each cell where it differs."""
+    """Percent where the paper's numbers are; three digits of the greatest; n in each cell if it differs."""
     top = max((abs(cell.mean) for cell in found if cell.n), default=0.0)
     n_shown = grid and len({cell.n for cell in found}) > 1
     if top <= 1 and any(quote["value"] > SHARES for quote in quoted):
