@@ -18,7 +18,8 @@ Times are seconds, sizes bytes.
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | likelihood, zero_shot_likelihood | split: of its references nll (nats an item, mean), nats_per_token, |
 | | bits_per_example, bits_per_token, items, tokens; absent for regression; view_likelihood: by view |
-| answers | split: items, different predictions (distinct) and references, the commonest class (common) |
+| answers | split: items, different predictions (distinct) and references, the commonest class (common), |
+| | only: the one answer where all are alike |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
@@ -35,7 +36,7 @@ Times are seconds, sizes bytes.
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
 | | the number of examples that are cut, also_in_train, or have task.stop within their target |
-| findings | sentences: what a reader of the numbers has to know of data and answers |
+| findings | sentences: what a reader of the numbers has to know of the data |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 | diverged | step, layers: where the numbers stopped being any |

@@ -13,7 +13,7 @@ from lora_zoo.metrics import check_values, try_out
 from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks import likelihood
-from lora_zoo.tasks.reading import Reading, of_predictions
+from lora_zoo.tasks.reading import Reading
 from lora_zoo.training.resources import TaskData
 
 TRIED = 200
@@ -94,8 +94,8 @@ class Evaluator:
 
     def _tell(self, split: str, predictions: list[Any], references: list[Any]) -> None:
         """Record how many answers differ, and what the commonest class alone would reach."""
-        self.record.tell(*of_predictions(split, predictions, getattr(self.data.kind, "labels", None)))
-        told, record = answers(predictions, references), self.record.content
+        told = answers(predictions, references, getattr(self.data.kind, "labels", None))
+        record = self.record.content
         record_of = {"answers": record.get("answers", {}) | {split: told}}
         if told["common"] is not None:
             values = self._values(split, [told["common"]] * len(references), references)
