@@ -14,6 +14,7 @@ os.environ.setdefault("LORA_ZOO_CACHE", "0")  # the user's cache is not a test's
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda fd: None  # no test pulls the plug, and some disks take longer than the test
 # rouge_score's absl closes the stream that it logs to, and it would be the one that pytest captures.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
