@@ -23,8 +23,18 @@ LONG = ("endurance", "notebooks", "slow", "compile", "cli", "chromium")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left alone with them at the end."""
-    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in LONG))
+    """A file is one worker's, as its tests share what they read; the long tests go one by one, at the end.
+
+    Groups are handed out by their number of tests, the largest first, so that single tests fill the ends up.
+    """
+    for item in items:
+        if not any(item.get_closest_marker(mark) for mark in (*LONG, "xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,13 +44,6 @@ def collected():
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def global_stream():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def no_service_is_left():
+def pytest_runtest_teardown() -> None:
     """W&B leaves the address of this process's service to what the process starts, which may outlive it."""
-    yield
     os.environ.pop("WANDB_SERVICE", None)
