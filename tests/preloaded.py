@@ -1,15 +1,9 @@
-"""Built before `tests.processes` forks: what libraries and the project build at their first use, once a process."""
+"""Built before `tests.processes` forks: what libraries and the project build at their first use."""
 
 import os
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-import lora_zoo.merge
-import lora_zoo.report
-import lora_zoo.run  # registers the schema
-import lora_zoo.spectra
-import lora_zoo.training.dry_run
-import lora_zoo.training.runner
 from lora_zoo.config import command_line, compose
 from lora_zoo.runs.identity import specify
 

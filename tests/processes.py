@@ -31,8 +31,7 @@ LIBRARIES = (
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library.
 
-Folders of PYTHONPATH that hold a sitecustomize.py alone are put in front, and it is run, in a forked process as
-well.
+Folders of PYTHONPATH that hold a sitecustomize.py alone are put in front, and it is run, in a fork as well.
 """
 
 _server = multiprocessing.get_context("forkserver")
