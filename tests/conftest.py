@@ -1,4 +1,19 @@
-"""One thread and a fresh global random stream for every test."""
+"""One thread and a fresh global random stream for every test.
+
+How the suite stays within its time on two cores, for who adds a test:
+
+- A command is run by `tests.processes.run` or `start`: a fork of a process that has the libraries and the
+  project loaded, half a CPU second for a run of few steps. `subprocess` with torch takes six more, and is for
+  what an interpreter's start decides.
+- A run takes the fewest steps, examples and new tokens that show its point; `eval_before_training=false` and
+  one of `eval_splits` save a half. What several tests only look at is one module's fixture; a reader
+  of records needs no run (`tests.recorded`).
+- Tests over the registry grow with every variant. A rule that a variant's tensors and a layer's keep each by
+  themselves takes `few_cases()` of lora_zoo.conformance.cases, not `cases()`; where a command runs, take
+  `representatives()`, or one sweep for all.
+- A case of `parametrize` costs three milliseconds beside its own work: cases of less are a loop.
+- A file is one worker's. Tests with a marker of `LONG` are handed out one by one, after all files.
+"""
 
 import gc
 import os

@@ -33,7 +33,10 @@ FORKED = (
     "warnings.filterwarnings('ignore', '.fork. start method')\n"
     "context.set_start_method('fork', force=True)\n"
 )
-"""Workers as forks of the front; a new interpreter, as the first test has them, costs six CPU seconds."""
+"""Workers as forks of the front. New interpreters, which take six CPU seconds each, are those of two tests.
+
+What OMP_WAIT_POLICY decides needs one.
+"""
 
 
 def begin(*arguments: str, at: Path, **env: str) -> Running:
@@ -113,11 +116,11 @@ def test_workers_share_the_cores(
     assert found == [expected]
 
 
-def holding(folder: Path, *steps: int, first: str = "") -> str:
-    """A folder for PYTHONPATH: forked workers mark that they are in one of the steps, and wait for `go`."""
+def holding(folder: Path, *steps: int, first: str = FORKED) -> str:
+    """A folder for PYTHONPATH: workers mark that they are in one of the steps, and wait for `go`."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(
-        f"{FORKED}{first}\n"
+        f"{first}\n"
         "import os, pathlib, time\n"
         "from lora_zoo.training import trainer\n"
         "plain = trainer.ZooTrainer.training_step\n"
@@ -148,7 +151,9 @@ def test_told_to_stop_every_worker_saves_and_leaves(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal's group; the third run never begins."""
     profile = "import torch; torch.set_num_threads(3)"  # as a machine's profile says
     words = ("+variant=lora", "seed=0,1,2", "steps=4000", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 3, first=profile))
+    process = begin(
+        SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 3, first=FORKED + profile)
+    )
     wait_for(lambda: len(held(tmp_path)) == 2)
     os.killpg(process.pid, signal.SIGINT)
     let_go(tmp_path)
@@ -221,7 +226,7 @@ def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # more threads than cores, which wait without spinning
     words = ("+variant=lora", "seed=0,1", "steps=4000", "threads=2", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 2))
+    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 2, first=""))
     wait_for(lambda: len(held(tmp_path)) == 2)
     assert [r["environment"]["threads"] for r in results(tmp_path).values()] == [2] * 2, "as told"
     worker = next(tmp_path.rglob(".worker-*"))
