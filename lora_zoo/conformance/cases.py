@@ -238,6 +238,16 @@ def few_cases(among=tuple(MATRIX)):
     return sorted(set(found))
 
 
+def on_models(kinds):
+    """(variant, kind of model): representatives and what adapts no matrix on all kinds, others on the first.
+
+    What differs between models are their layers, which `cases` has.
+    """
+    others = set(MATRIX) - set(representatives())
+    kinds = list(kinds)
+    return [(name, kind) for name in VARIANTS for kind in (kinds[:1] if name in others else kinds)]
+
+
 @functools.cache
 def takes(name, kind):
     """True if the variant called `name` can adapt this kind of layer, as its class says."""
@@ -446,8 +456,8 @@ def _gpt2():
 
 
 MODELS = {
-    "gpt2": (_gpt2, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "llama": (_llama, {"target_modules": ["q", "v"], "modules_to_save": []}),
+    "gpt2": (_gpt2, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "bert": (_bert, {"target_modules": ["q", "v"], "modules_to_save": ["classifier"]}),
 }
 

@@ -32,6 +32,7 @@ from lora_zoo.conformance.cases import (
     logits,
     lone,
     merge,
+    on_models,
     only,
     perturb,
     randomise,
@@ -56,10 +57,7 @@ every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
 pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
 some_pairs = pytest.mark.parametrize(("name", "kind"), [pair for pair in few_cases() if pair[1] in SOME])
-models_of = {name: ["llama"] for name in MATRIX if name not in representatives()}
-every_variant_in_a_model = pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in VARIANTS for kind in models_of.get(name, MODELS)]
-)
+every_variant_in_a_model = pytest.mark.parametrize(("name", "kind"), on_models(MODELS))
 pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*", "ignore:There is a performance drop")
 
 
