@@ -1,6 +1,5 @@
 """Account for how a split was read: what it holds, what of it was cut, and what it needs of a model."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -110,12 +109,3 @@ def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
     if about.get("stop_within"):
         found.append(f"{about['stop_within']} targets of {split} hold task.stop before their end")
     return found
-
-
-def of_predictions(split: str, predictions: Sequence[Any], names: Sequence[str] | None) -> list[str]:
-    """Sentences on a model's answers that a reader has to know: all are empty, or all the same."""
-    most, count = Counter(map(str, predictions)).most_common(1)[0]
-    if count < len(predictions) or count < 2:
-        return []
-    said = names[int(most)] if names else most
-    return [f"all {count} answers on {split} are {'empty' if said == '' else repr(said)}"]

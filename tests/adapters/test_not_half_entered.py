@@ -94,6 +94,50 @@ def test_a_step_that_raises_leaves_the_model_as_it_was(owner, step, beside, monk
         load_adapter(model, tmp_path)
 
 
+MERGE_STEPS = [
+    (wrappers.AdapterWrapper, "effective"),
+    (wrappers.AdapterWrapper, "effective_bias"),
+    (wrappers.LayerWrapper, "uninstall"),
+    (wrappers.LayerWrapper, "store"),
+    (parametrized.ParametrizedWeight, "uninstall"),
+    (parametrized.ParametrizedWeight, "store"),
+    (tied_weights.Tying, "update"),
+]
+
+
+@pytest.mark.parametrize(("owner", "step"), MERGE_STEPS, ids=lambda given: getattr(given, "__name__", given))
+def test_a_step_of_merging_that_raises_leaves_the_model_as_it_was(owner, step, monkeypatch):
+    plain = getattr(owner, step)
+    for call in range(3):
+        model = Net()
+        injection = inject(model, "lora", rank=2, **WHERE)
+        perturb(injection)
+        before, expected, left = state(model), model.eval()(X), [call]
+
+        def failing(*given, left=left, **named):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return plain(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, failing)
+            try:
+                injection.merge()
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert call
+                continue
+        assert not injection._adapter_set.merged
+        assert torch.equal(model(X), expected)
+        assert state(model)[2:] == before[2:]
+        injection.merge()
+        torch.testing.assert_close(model(X), expected)
+        injection.unmerge()
+        assert torch.equal(model(X), expected)
+
+
 def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
     from safetensors.torch import load_file, save_file
 
