@@ -42,6 +42,10 @@ PATHS = {
     "step_seconds": "timings.step_median",
     "train_seconds": "timings.train",
     "total_seconds": "timings.total",
+    "validation_nll": "likelihood.validation.nll",
+    "test_nll": "likelihood.test.nll",
+    "zero_shot_validation_nll": "zero_shot_likelihood.validation.nll",
+    "zero_shot_test_nll": "zero_shot_likelihood.test.nll",
     "retention_before": "retention.before",
     "retention_after": "retention.after",
     "commit": "environment.commit",
@@ -55,6 +59,7 @@ SETTINGS = (
 )
 OUTCOMES = (
     *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
+    *("validation_nll", "test_nll", "zero_shot_validation_nll", "zero_shot_test_nll"),
     "loss",
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
     *(
@@ -73,7 +78,7 @@ LEFT_OUT = "lora_zoo: left out"
 _WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
+_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "nll", "moved", "stale", "contradiction")
 
 
 def load(*sources: str | Path) -> pd.DataFrame:
@@ -215,7 +220,10 @@ def _text(value: Any) -> str:
 
 _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
-_MEASURED = ("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention")
+_MEASURED = (
+    *("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood"),
+)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ Times are seconds, sizes bytes.
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
+| likelihood, zero_shot_likelihood | split: of its references nll (nats an item, mean), nats_per_token, |
+| | bits_per_example, bits_per_token, items, tokens; absent for regression; view_likelihood: by view |
 | answers | split: items, different predictions (distinct) and references, the commonest class (common) |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
@@ -41,8 +43,8 @@ Times are seconds, sizes bytes.
 
 A result that says running, and whose folder no process holds, is of a run that was killed.
 
-Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`,
-`checkpoints/` while the run is not over, and `deltas.json`, where `python -m lora_zoo.spectra --record` or an
+Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score; nll and tokens of the reference),
+`config.yaml`, `adapter/`, `run.log`, `checkpoints/` while the run is not over, and `deltas.json`, where `python -m lora_zoo.spectra --record` or an
 experiment made it: tables of `lora_zoo.updates`, rows as objects; archives keep it under `deltas`.
 """
 

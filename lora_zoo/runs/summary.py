@@ -35,6 +35,9 @@ def print_run(record: Record, console: Console) -> None:
 def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
     rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    if likelihood := result.get("likelihood"):
+        split = next(reversed(likelihood))
+        rows.append((f"nll ({split})", _nll(result, split)))
     for view, splits in result.get("views", {}).items():
         rows += [(f"  {view} ({split})", _value(result, values)) for split, values in splits.items()]
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
@@ -61,6 +64,13 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
 def _against(result: dict[str, Any], split: str) -> str:
     after, before = result["metrics"][split], result.get("zero_shot", {}).get(split)
     return _value(result, after) + (f"   (before training: {_value(result, before)})" if before else "")
+
+
+def _nll(result: dict[str, Any], split: str) -> str:
+    """Of the references, by item and by token, which are one where classes are judged."""
+    told, before = result["likelihood"][split], result.get("zero_shot_likelihood", {}).get(split)
+    text = f"{told['nll']:.4g} nats, {told['bits_per_token']:.4g} bits a token"
+    return text + (f"   (before training: {before['nll']:.4g} nats)" if before else "")
 
 
 def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,11 +12,23 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.metrics import check_values, try_out
 from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
+from lora_zoo.tasks import likelihood
 from lora_zoo.tasks.reading import Reading, of_predictions
 from lora_zoo.training.resources import TaskData
 
 TRIED = 200
 """Texts of a split on which a metric is tried before training: of 4,693 it would take seconds."""
+
+
+class Judged(NamedTuple):
+    """The metrics of each split, and the likelihood of its references, of splits that have one."""
+
+    metrics: dict[str, dict[str, float]]
+    likelihood: dict[str, dict[str, float]]
+
+    def under(self, metrics: str, likelihood: str) -> dict[str, Any]:
+        """Entries of a record with these keys."""
+        return {metrics: self.metrics} | ({likelihood: self.likelihood} if self.likelihood else {})
 
 
 class Evaluator:
@@ -34,9 +46,11 @@ class Evaluator:
         self.injection, self.data, self.metrics = injection, data, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
 
-    def evaluate(self, *, keep: bool) -> dict[str, dict[str, float]]:
-        """Compute metrics by split; `keep` writes the outcome of every example to the run's folder."""
-        return {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
+    def evaluate(self, *, keep: bool) -> Judged:
+        """Judge every split; `keep` writes the outcome of every example to the run's folder."""
+        found = {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
+        likelihoods = {split: nll for split, (_, nll) in found.items() if nll}
+        return Judged({split: values for split, (values, _) in found.items()}, likelihoods)
 
     def missing_views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         """The views of the trained model that no process has judged on every split."""
@@ -45,14 +59,18 @@ class Evaluator:
         return {name: view for name, view in every.items() if not splits <= set(known.get(name, {}))}
 
     def judge_views(self) -> None:
-        """Record the metrics of each of them, one after the other, so that none is judged twice."""
+        """Record what each of them reaches, one after the other, so that none is judged twice."""
         for name, view in self.missing_views().items():
             with view:
-                values = self.evaluate(keep=False)
-            self.record.update(views=self.record.content.get("views", {}) | {name: values})
+                found = self.evaluate(keep=False).under("views", "view_likelihood")
+            known = self.record.content
+            self.record.update(**{key: known.get(key, {}) | {name: of} for key, of in found.items()})
 
-    def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
-        """ValueError for a metric that is NaN or inf, or answers of which none can be had."""
+    def evaluate_split(self, split: str, *, keep: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+        """The metrics of a split, and the likelihood of its references, {} where there is none.
+
+        ValueError for a metric that is NaN or inf, or answers of which none can be had.
+        """
         model = self.injection.model
         try:
             with in_mode(model, training=False):
@@ -64,7 +82,7 @@ class Evaluator:
         if keep:
             self.record.examples(split, outcomes)
             self._tell(split, predictions, references)
-        return self._values(split, predictions, references)
+        return self._values(split, predictions, references), likelihood.summary(outcomes)
 
     def _values(self, split: str, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         values: dict[str, float] = {}

@@ -85,7 +85,8 @@ class Experiment:
             and not self._evaluated("zero_shot", evaluator)
         ):
             with self.timer.stage("zero_shot"):
-                self.record.update(zero_shot=evaluator.evaluate(keep=False))
+                judged = evaluator.evaluate(keep=False)
+                self.record.update(**judged.under("zero_shot", "zero_shot_likelihood"))
         with self._tracker() as tracker:
             self.record.update(tracking=tracker.where)
             try:
@@ -96,7 +97,8 @@ class Experiment:
                 raise
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
-                    self.record.update(metrics=evaluator.evaluate(keep=True))
+                    judged = evaluator.evaluate(keep=True)
+                    self.record.update(**judged.under("metrics", "likelihood"))
             if evaluator.missing_views():
                 with self.timer.stage("views"):
                     evaluator.judge_views()

@@ -63,6 +63,8 @@ AXES = {
     "total_seconds": Axis("time of the whole run", "s"),
     "peak_memory": Axis("peak memory", "bytes"),
     "retention_after": Axis("loss on the other text after training", "nats a token"),
+    "test_nll": Axis("-log p(reference), test", "nats an example"),
+    "validation_nll": Axis("-log p(reference), validation", "nats an example"),
     "seconds": Axis("training time", "s"),
     "step": Axis("optimiser step"),
     "loss": Axis("training loss", log=True),
