@@ -88,6 +88,9 @@ class Task:
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )
+    by_heart: bool = key(
+        False, "learned by heart: judged on the train split itself, which stands for all others"
+    )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)

@@ -34,7 +34,8 @@ Times are seconds, sizes bytes.
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
-| | the number of examples that are cut, also_in_train, or have task.stop within their target |
+| | information (bits, of all answers, where the data say it of each), and the number of examples that are |
+| | cut, also_in_train (of a task learned by_heart that), or have task.stop within their target |
 | findings | sentences: what a reader of the numbers has to know of data and answers |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |

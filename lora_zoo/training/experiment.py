@@ -28,7 +28,7 @@ from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references, perfect
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -164,7 +164,8 @@ class Experiment:
         predictions, references = kind.made_up()
         for name, metric in metrics.items():
             given, of = kind.metric_arguments(name), f"type={task.type}"
-            found = try_out(name, metric, predictions, references, of, **given)
+            best = perfect(name, metric, predictions, kind)
+            found = try_out(name, metric, best, references, of, **given)
             if twice := facts.keys() & found:
                 raise ValueError(
                     f"task.metrics: {name} gives {min(twice)!r}, as another one does; take one out"
