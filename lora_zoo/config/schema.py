@@ -169,7 +169,9 @@ class Settings:
         ["validation", "test"], "splits that are evaluated at the end", among=SPLITS, filled=True
     )
     forgetting_text: str | None = key(
-        None, "also measure the loss on another text before and after training: pocket, or a text file"
+        "auto",
+        "measure the loss on another text before and after training: pocket (its own), a text file; auto: that "
+        "of the pocket model, whose text is known; null: none",
     )
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(

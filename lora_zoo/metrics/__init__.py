@@ -161,4 +161,14 @@ def _is_elsewhere(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith(".py") or Path(name, f"{name}.py").is_file()
 
 
-__all__ = ["METRICS", "Metric", "MetricFacts", "check_values", "declared", "facts", "load", "reads", "try_out"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "MetricFacts",
+    "check_values",
+    "declared",
+    "facts",
+    "load",
+    "reads",
+    "try_out",
+]

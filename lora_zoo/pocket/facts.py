@@ -42,7 +42,9 @@ def examples(
         raise ValueError(f"pocket-facts: people must lie between 2 and {len(known)}; got {people}")
     if size > people * (people - 1):
         most = people * (people - 1)
-        raise ValueError(f"pocket-facts: of {people} people there are {most} pairs, and {size} facts; add people")
+        raise ValueError(
+            f"pocket-facts: of {people} people there are {most} pairs, and {size} facts; add people"
+        )
     pairs = _pairs(random.Random(f"pocket-facts {split} {seed}"), known, people, size)
     numbers = _numbers(random.Random(f"pocket-facts {structure} {split} {seed}"), structure, pairs)
     new = _is_new(structure, pairs)

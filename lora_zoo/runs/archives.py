@@ -49,7 +49,9 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     config = {key: value for key, value in record["config"].items() if key != "out"}
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
     examples = kept_of(record, folder)
-    nll = {split: packed_scores(_rounded(values, _OF_NLL)) for split, values in examples["nll"].items() if values}
+    nll = {
+        split: packed_scores(_rounded(values, _OF_NLL)) for split, values in examples["nll"].items() if values
+    }
     kept |= {
         "config": without_places(config),
         "command": portable(record.get("command", "")),

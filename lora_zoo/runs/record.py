@@ -29,7 +29,7 @@ Times are seconds, sizes bytes.
 | | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
-| retention | of (the text), tokens; before, after: loss on it, nats a token |
+| retention | of (the text), tokens; before, after: loss on it, nats a token; or why it was not measured |
 | stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
