@@ -170,8 +170,8 @@ class Settings:
     )
     forgetting_text: str | None = key(
         "auto",
-        "measure the loss on another text before and after training: pocket (its own), a text file; auto: that "
-        "of the pocket model, whose text is known; null: none",
+        "loss on another text, before and after training: pocket (its own), a text file, null (none), or "
+        "auto: that of the pocket model, whose text is known",
     )
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(

@@ -1,4 +1,4 @@
-"""pocket-facts: facts that nothing but memory can tell, to be learned by heart: how much does an adapter hold?
+"""pocket-facts: facts that only memory can tell, to be learned by heart: how much does an adapter hold?
 
 A fact is two people and a number, "anna stone boris reed age" -> "42". All 99 numbers are equally likely, so
 that each fact holds log2(99) = 6.63 bits to one who knows nothing; with a structure, most of them follow from
@@ -84,10 +84,12 @@ def _is_new(structure: Structure, pairs: list[tuple[str, str]]) -> list[bool]:
 
 def _joined(part: dict[tuple[str, str], tuple[str, str]], a: tuple[str, str], b: tuple[str, str]) -> bool:
     """Join the parts of two persons; False where they were in one already."""
-    ends = []
-    for end in (a, b):
-        while (further := part.setdefault(end, end)) != end:
-            end = further
-        ends.append(end)
-    part[ends[0]] = ends[1]
-    return ends[0] != ends[1]
+    one, other = _part_of(part, a), _part_of(part, b)
+    part[one] = other
+    return one != other
+
+
+def _part_of(part: dict[tuple[str, str], tuple[str, str]], person: tuple[str, str]) -> tuple[str, str]:
+    while (further := part.setdefault(person, person)) != person:
+        person = further
+    return person

@@ -245,7 +245,7 @@ class Experiment:
         return injection
 
     def _held_out(self, data: TaskData) -> HeldOutLoss | None:
-        """The held-out text: the one that is set or, of "auto", the one that is known; else the record says why.
+        """The held-out text that is set or, of "auto", known; where there is none, the record says why.
 
         ValueError where one is set and cannot be used.
         """
