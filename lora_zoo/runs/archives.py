@@ -1,7 +1,7 @@
 """Archives of runs: one gzipped JSON line a run, small enough to commit, and free of places on a machine.
 
-An archive holds the records; histories are thinned, spectra, curves and the nll of examples rounded, scores packed.
-The same runs give the same bytes; `runs.load` reads archives as it reads folders.
+An archive holds the records; histories are thinned, spectra, curves and nll of examples rounded, and their
+scores packed. The same runs give the same bytes; `runs.load` reads archives as it reads folders.
 """
 
 import gzip
@@ -49,9 +49,7 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     config = {key: value for key, value in record["config"].items() if key != "out"}
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
     examples = kept_of(record, folder)
-    nll = {
-        split: packed_scores(_rounded(values, _OF_NLL)) for split, values in examples["nll"].items() if values
-    }
+    nll = {split: packed_scores(_rounded(of, _OF_NLL)) for split, of in examples["nll"].items() if of}
     kept |= {
         "config": without_places(config),
         "command": portable(record.get("command", "")),

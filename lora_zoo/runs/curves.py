@@ -77,9 +77,7 @@ def examples(frame: pd.DataFrame, split: str = "test", of: str = "score") -> pd.
         if values:
             series.append(pd.Series(values, name=run, dtype=float))
     if not series:
-        raise ValueError(
-            f"none of the {len(frame)} runs kept the {of} of its examples of the split {split!r}"
-        )
+        raise ValueError(f"none of the {len(frame)} runs kept the {of} of examples of the split {split!r}")
     table = pd.concat(series, axis=1).sort_index()
     return table.rename_axis(index="item", columns="run")
 

@@ -45,8 +45,9 @@ Times are seconds, sizes bytes.
 A result that says running, and whose folder no process holds, is of a run that was killed.
 
 Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score; nll and tokens of the reference),
-`config.yaml`, `adapter/`, `run.log`, `checkpoints/` while the run is not over, and `deltas.json`, where `python -m lora_zoo.spectra --record` or an
-experiment made it: tables of `lora_zoo.updates`, rows as objects; archives keep it under `deltas`.
+`config.yaml`, `adapter/`, `run.log`, `checkpoints/` while the run is not over, and `deltas.json`, where
+`python -m lora_zoo.spectra --record` or an experiment made it: tables of `lora_zoo.updates`, rows as objects;
+archives keep it under `deltas`.
 """
 
 import contextlib

@@ -11,9 +11,9 @@ WHOLE = "whole"
 def by_view(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each view of each run of a frame from `load`, after the run's own, whose `view` is "whole".
 
-    `validation`, `test`, their `…_nll` and the columns `metrics.…` and `likelihood.…` are the view's; all else,
-    the costs too, is the run's.
-    `run` is "1a2b3c4d/rank=2". A view has no outcomes of single examples, and so no `folder`.
+    `validation`, `test`, their `…_nll` and the columns `metrics.…` and `likelihood.…` are the view's; all
+    else, the costs too, is the run's. `run` is "1a2b3c4d/rank=2". A view has no outcomes of single examples,
+    and so no `folder`.
     """
     frame = frame.reset_index(drop=True)
     names = dict.fromkeys(name for record in frame["record"] for name in record.get("views", {}))

@@ -1,8 +1,8 @@
 """Task types: examples as tensors, the model that they need, and the model's answers.
 
-Every type gives `outcomes`: one record per example (item, prediction, reference, score, and but for regression
-nll and tokens, of `likelihood`), so that two variants can be compared on the same items; a metric is computed
-from the same records.
+Every type gives `outcomes`: one record per example (item, prediction, reference, score and, but for
+regression, nll and tokens: see `likelihood`), so that two variants can be compared on the same items; a
+metric is computed from the same records.
 """
 
 from abc import ABC, abstractmethod

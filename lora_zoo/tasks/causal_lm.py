@@ -74,6 +74,7 @@ class CausalLM(TaskType):
         right = text == reference if isinstance(reference, str) else text in reference
         return {"prediction": text, "reference": reference, "score": float(right)}
 
+    @torch.inference_mode()
     def likelihoods(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         """nll and tokens of each row's reference after its prompt, both encoded as for training.
 

@@ -21,7 +21,7 @@ TRIED = 200
 """Texts of a split on which a metric is tried before training: of 4,693 it would take seconds."""
 
 
-class Judged(NamedTuple):
+class Evaluation(NamedTuple):
     """The metrics of each split, and the likelihood of its references, of splits that have one."""
 
     metrics: dict[str, dict[str, float]]
@@ -47,11 +47,11 @@ class Evaluator:
         self.injection, self.data, self.metrics = injection, data, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
 
-    def evaluate(self, *, keep: bool) -> Judged:
+    def evaluate(self, *, keep: bool) -> Evaluation:
         """Judge every split; `keep` writes the outcome of every example to the run's folder."""
         found = {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
         likelihoods = {split: nll for split, (_, nll) in found.items() if nll}
-        return Judged({split: values for split, (values, _) in found.items()}, likelihoods)
+        return Evaluation({split: values for split, (values, _) in found.items()}, likelihoods)
 
     def missing_views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         """The views of the trained model that no process has judged on every split."""
