@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.config import choices, command_line, compose, experiments
 from lora_zoo.config.groups import options
-from lora_zoo.config.schema import Model, register
+from lora_zoo.config.schema import Model, Settings, register
 from lora_zoo.core.init import Factors, init_names, initial_factors
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
-from lora_zoo.tasks.forgetting import HeldOutLoss
+from lora_zoo.pocket import HUB
+from lora_zoo.tasks.forgetting import HeldOutLoss, held_out, is_measured
+from lora_zoo.training.experiment import Experiment
 from tests.processes import run as wrapper
 from tests.test_training import collate, examples, model, trainer
 
@@ -235,7 +238,9 @@ def test_the_text_of_the_pocket_is_known_and_no_others(pocket: tuple) -> None:
     decoder = SimpleNamespace(auto_class="AutoModelForCausalLM")
     assert held_out("auto", str(HUB), decoder, pocket[1]).source == "pocket"
     assert held_out("auto", str(HUB), decoder, pocket[1]).tokens == 32 * 128
-    with pytest.raises(ValueError, match="no text that a-model was pretrained on is known; give forgetting_te"):
+    with pytest.raises(
+        ValueError, match="no text that a-model was pretrained on is known; give forgetting_te"
+    ):
         held_out("auto", "someone/a-model", decoder, pocket[1])
     other = SimpleNamespace(auto_class="AutoModelForMaskedLM", task=SimpleNamespace(name="mine", type="x"))
     with pytest.raises(ValueError, match="another kind of model"):

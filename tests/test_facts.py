@@ -2,18 +2,23 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from lora_zoo.config.schema import Task
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import Task, register
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.metrics import load, try_out
 from lora_zoo.pocket import HUB, facts, grammar
 from lora_zoo.runs.bits import learned
 from lora_zoo.tasks.data import load_splits
 from lora_zoo.tasks.reading import in_words, read_judged
+from lora_zoo.training.evaluation import perfect
+
+register()
 
 BITS = math.log2(99)
 
@@ -136,3 +141,20 @@ def test_by_heart_is_said_by_the_task_and_excuses_no_other(tmp_path: Any) -> Non
     for about in read(copied).values():
         assert about["also_in_train"] == 2 and "by_heart" not in about
         assert "2 also in train" in in_words("test", 2, about)
+
+
+def test_sizes_that_a_task_learned_by_heart_has_no_use_for_are_refused() -> None:
+    def checked(*overrides: str) -> Any:
+        return compose.check(command_line.rewritten(["task=pocket-facts", *overrides]), multirun=False)
+
+    assert checked()[0].task.by_heart
+    with pytest.raises(ValueError, match="task.sizes.test has no effect: task.by_heart=true"):
+        checked("task.sizes.test=5")
+
+
+def test_a_task_without_likelihoods_counts_no_bits() -> None:
+    kind = SimpleNamespace(has_likelihood=False, task=SimpleNamespace(type="regression"))
+    with pytest.raises(ValueError, match="metric 'bits' is of likelihoods, and type=regression gives none"):
+        perfect("bits", load("bits"), [1.0], kind)
+    assert not TASK_TYPES["regression"].has_likelihood and TASK_TYPES["classification"].has_likelihood
+    assert perfect("exact_match", load("exact_match"), ["a"], kind) == ["a"]

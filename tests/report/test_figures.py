@@ -53,7 +53,9 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "pareto": lambda: figures.pareto(RUNS, "trainable", ["variant", "rank"]),
     "pareto of one task": lambda: figures.pareto(sweep(), "trainable", ["variant"]),
     "bits": lambda: figures.learned(memory(), "rank", ["variant", "rank"]),
-    "bits a parameter": lambda: figures.learned(memory(), "trainable", ["variant"], value="bits_per_parameter"),
+    "bits a parameter": lambda: figures.learned(
+        memory(), "trainable", ["variant"], value="bits_per_parameter"
+    ),
     "forgetting": lambda: figures.forgetting(memory(), ["variant", "rank"]),
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
