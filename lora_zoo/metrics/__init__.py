@@ -77,7 +77,7 @@ def declared(metric: Any) -> MetricFacts:
 
 
 def reads(metric: Any) -> str:
-    """What a metric is given of each outcome: its `prediction`, or the `nll` of its reference."""
+    """The part of each outcome that a metric is given: its `prediction`, or the `nll` of its reference."""
     return str(getattr(metric, "reads", "prediction"))
 
 

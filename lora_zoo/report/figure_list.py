@@ -93,7 +93,7 @@ def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
 
 
 def _add_bits(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
-    """What is learned in bits, and in bits a parameter, where a task counts them."""
+    """Bits, and bits a parameter, where a task counts them."""
     if "bits" not in runs or runs["bits"].isna().all():
         return
     sizes = [axis for axis in ("rank", "steps") if axis in by and _numbers(runs[axis]) > 1]

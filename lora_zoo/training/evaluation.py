@@ -127,7 +127,7 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
 
 
 def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[Any]:
-    """What a metric is given where all answers are `right`. ValueError where the task has no likelihoods."""
+    """The input of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
     if reads(metric) == "prediction":
         return right
     if not kind.has_likelihood:

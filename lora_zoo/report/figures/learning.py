@@ -1,4 +1,4 @@
-"""What was learned: in bits, beside what there was to learn; and what was forgotten for it."""
+"""Learning in bits, beside all that there was to learn; and forgetting, which it may have cost."""
 
 from collections.abc import Sequence
 from dataclasses import replace
