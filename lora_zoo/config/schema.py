@@ -88,6 +88,9 @@ class Task:
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )
+    by_heart: bool = key(
+        False, "learned by heart: judged on the train split itself, which stands for all others"
+    )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
@@ -168,7 +171,9 @@ class Settings:
         ["validation", "test"], "splits that are evaluated at the end", among=SPLITS, filled=True
     )
     forgetting_text: str | None = key(
-        None, "also measure the loss on another text before and after training: pocket, or a text file"
+        "auto",
+        "loss on another text, before and after training: pocket (its own), a text file, null (none), or "
+        "auto: that of the pocket model, whose text is known",
     )
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(
