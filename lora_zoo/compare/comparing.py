@@ -157,7 +157,8 @@ def _show_plan(work: Work, console: Console) -> None:
         )
     console.print(table)
     total = needed(design, list(work.seconds.values()), [], work.jobs) / 3600
-    text = f"every cell: {design}; at most {total:.2f} of {work.limit / 3600:g} hours, {work.jobs} runs at a time"
+    within = f"at most {total:.2f} of {work.limit / 3600:g} hours, {work.jobs} runs at a time"
+    text = f"every cell: {design}; {within}"
     console.print(text, highlight=False, soft_wrap=True)
     for comparison in work.comparisons:
         for said in comparison.absent:

@@ -115,8 +115,8 @@ def cell_runs(cell: Cell, frame: pd.DataFrame, tried: Sequence[float], tuning: i
     frame = frame[frame["lr"].isin(tried)]
     chosen = best_rate(frame, tuning) if len(frame) else None
     if chosen is None:
-        doubts = (f"{cell.label} has no rate whose runs all ended well: every one diverged or failed",)
-        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], doubts)
+        none = f"{cell.label} has no rate whose runs all ended well: every one diverged or failed"
+        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], (none,))
     own = frame[frame["lr"] == chosen]
     runs = sound(own)
     runs = runs[runs["state"] == "done"]

@@ -31,8 +31,8 @@ class Design:
 
     def __str__(self) -> str:
         return (
-            f"{self.rates} rates x {self.tuning} seeds, up to {self.spare} more rates where the best lies at an "
-            f"edge, then the best on {self.seeds} seeds or as many as decide"
+            f"{self.rates} rates x {self.tuning} seeds, up to {self.spare} more rates where the best lies at "
+            f"an edge, then the best on {self.seeds} seeds or as many as decide"
         )
 
 

@@ -204,8 +204,8 @@ def _ratio(seconds: Mapping[str, Any], a: str, b: str) -> Any:
 
 
 def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
-    known = [sizes.get(key) for key in (a, b)]
-    return None if None in known else known[0] - known[1]
+    first, second = sizes.get(a), sizes.get(b)
+    return None if first is None or second is None else first - second
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def learned(runs: pd.DataFrame, x: str, by: Sequence[str], *, value: str = "bits
     most = finished[INFORMATION].unique() if INFORMATION in finished else np.array([])
     if value != "bits" or len(most) != 1 or not np.isfinite(most[0]):
         return chart
-    panels = [replace(panel, baselines=_all(panel, float(most[0]))) for panel in chart.panels]
-    return replace(chart, panels=panels)
+    marked = [panel for panel in chart.panels if isinstance(panel, Marks)]
+    return replace(chart, panels=[replace(p, baselines=_all(p, float(most[0]))) for p in marked])
 
 
 def _all(panel: Marks, bits: float) -> pd.DataFrame:
