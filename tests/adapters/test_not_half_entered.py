@@ -59,17 +59,24 @@ STEPS = [
 ]
 
 
+def prepared(beside):
+    """A model, and where it is said one with an adapter, at half its weight or merged."""
+    model = Net()
+    if beside != "alone":
+        perturb(inject(model, "lora", rank=2, target_modules=["layers"], name="old"))
+        adapters_of(model).activate("old", weights=[0.5])
+    if "merged" in beside:
+        adapters_of(model)["old"].merge()
+    return model
+
+
 @pytest.mark.parametrize("beside", ["alone", "beside another", "beside a merged one"])
 @pytest.mark.parametrize(("owner", "step"), STEPS, ids=lambda given: getattr(given, "__name__", given))
 def test_a_step_that_raises_leaves_the_model_as_it_was(owner, step, beside, monkeypatch, tmp_path):
     saved = inject(Net(), "lora", rank=2, name="new", **WHERE)
     save_adapter(saved, tmp_path)
     for call in range(3):
-        model = Net()
-        if beside != "alone":
-            perturb(inject(model, "lora", rank=2, target_modules=["layers"], name="old"))
-        if "merged" in beside:
-            adapters_of(model)["old"].merge()
+        model = prepared(beside)
         before, expected, counted = state(model), model.eval()(X), [0]
         plain = getattr(owner, step)
 
@@ -90,7 +97,8 @@ def test_a_step_that_raises_leaves_the_model_as_it_was(owner, step, beside, monk
             else:
                 continue
         assert state(model)[2:] == before[2:]
-        assert [n for n, _ in state(model)[0].items()] == [n for n, _ in before[0].items()]
+        after = {n: (kind, hooks) for n, (kind, _, hooks) in state(model)[0].items()}
+        assert after == {n: (kind, hooks) for n, (kind, _, hooks) in before[0].items()}
         assert torch.equal(model(X), expected)
         load_adapter(model, tmp_path)
 
