@@ -125,3 +125,21 @@ def test_a_wrapper_and_what_it_wraps_have_the_same_adapters():
         assert list(adapters_of(wrapper).values()) == [injection]
         with pytest.raises(ValueError, match="adapted already"):
             inject(wrapper, "lora", rank=2, **WHERE)
+
+
+def test_targets_and_saved_modules_may_be_named_as_the_wrapper_names_them():
+    model = torch.compile(nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}), backend="eager")
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert names == ["_orig_mod.a", "_orig_mod.b"]
+    injection = inject(model, "lora", rank=2, target_modules=names[:1], modules_to_save=names[1:])
+    assert list(injection.matrices) == ["a"]
+    assert injection.fully_trained == ["b.weight", "b.bias"]
+
+
+def test_a_model_that_peft_adapted_is_refused_for_what_it_is():
+    model = nn.Sequential(nn.Linear(4, 4))
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
+    for whole in (theirs, theirs.base_model.model):
+        with pytest.raises(ValueError, match="of PEFT's: take its adapter out first"):
+            inject(whole, "lora", rank=2, target_modules=["0"])
+    inject(theirs.unload(), "lora", rank=2, target_modules=["0"])

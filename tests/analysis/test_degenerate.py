@@ -96,8 +96,9 @@ def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) 
     judge = Evaluator(
         SimpleNamespace(model=nn.Linear(1, 1)), data, metrics, record=record, eval_splits=["test"]
     )
-    assert judge.evaluate(keep=False) == {"test": {"accuracy": 0.75}} and "answers" not in record.content
-    record.update(metrics=judge.evaluate(keep=True), updates=[])
+    assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {})
+    assert "answers" not in record.content
+    record.update(**judge.evaluate(keep=True).under("metrics", "likelihood"), updates=[])
     record.end("done")
     assert record.content["majority"] == {"test": {"accuracy": 0.75}}
     assert degenerate(record.content) == {"one answer": "one class for all 4 items of test, '0'"}
