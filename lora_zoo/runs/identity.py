@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.aliases import modern, original
-from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
+from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
@@ -91,8 +91,9 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
     chosen.pop("prior", None)  # their content counts, not where they lie
-    if not chosen["task"].get("metric_arguments"):  # younger than the first identities
-        chosen["task"] = {k: v for k, v in chosen["task"].items() if k != "metric_arguments"}
+    unsaid = INERT_TASK  # what is empty of keys younger than the first identities is unsaid, too
+    unsaid += ("metric_arguments",) if not chosen["task"].get("metric_arguments") else ()
+    chosen["task"] = {k: v for k, v in chosen["task"].items() if k not in unsaid}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 
