@@ -67,7 +67,7 @@ class CausalLM(TaskType):
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         judged = zip(self._texts(model, rows), self.references(rows), strict=True)
-        likelihoods = self.likelihoods(model, rows)
+        likelihoods = self.likelihoods(model, rows) if self.task.likelihood else [{}] * len(rows)
         return [self._judged(*one) | nll for one, nll in zip(judged, likelihoods, strict=True)]
 
     def _judged(self, text: str, reference: str | list[str]) -> Outcome:
