@@ -24,7 +24,7 @@ from tests.processes import Running, start
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
     "batch_size=4", "tracking=none", "task.sizes={train: 24, validation: 6, test: 6}",
-    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]",
+    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]", "forgetting_text=null",
 )  # fmt: skip
 SIDE_BY_SIDE = "hydra/launcher=joblib"
 FORKED = (
