@@ -23,7 +23,7 @@ FORMS = {
     "{P} . is it true that {H} . label :": "",
     "{P} . is it true that {H} ?": "as pretraining asks",
 }
-ASKED, ENDED = list(FORMS)[0], list(FORMS)[2]
+ASKED, _, ENDED = list(FORMS)[:3]
 TRAINED = [(ASKED, "v"), (ENDED, "v"), (ASKED, "q")]
 STEPS, BATCH, WARMUP, LR = 150, 16, 15, 5e-3
 TOKENS = AutoTokenizer.from_pretrained(HUB)
