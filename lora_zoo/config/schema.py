@@ -88,6 +88,9 @@ class Task:
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )
+    by_heart: bool = key(
+        False, "learned by heart: judged on the train split itself, which stands for all others"
+    )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
@@ -102,7 +105,9 @@ class Task:
     num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
     lr: float = key(MISSING, "learning rate that suits LoRA on this task", above=0)
     steps: int | None = key(None, "default number of optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "default number of epochs, where steps is not given", above=0)
+    epochs: float | None = key(
+        None, "default number of epochs, where steps is not given", above=0, most=_COUNT
+    )
     batch_size: int = key(16, "default batch size", least=1, most=_COUNT)
     eval_batch_size: int = key(64, "batch size of evaluation and generation", least=1, most=_COUNT)
 
@@ -158,7 +163,7 @@ class Settings:
     modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "epochs, instead of steps", above=0)
+    epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
@@ -166,7 +171,9 @@ class Settings:
         ["validation", "test"], "splits that are evaluated at the end", among=SPLITS, filled=True
     )
     forgetting_text: str | None = key(
-        None, "also measure the loss on another text before and after training: pocket, or a text file"
+        "auto",
+        "loss on another text, before and after training: pocket (its own), a text file, null (none), or "
+        "auto: that of the pocket model, whose text is known",
     )
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(

@@ -158,6 +158,10 @@ def _check_task(task: Task) -> None:
         for split in getattr(task, key):
             if split not in SPLITS:
                 raise ValueError(unknown(f"split in task.{key}", split, SPLITS))
+    if task.by_heart and (idle := [split for split in task.sizes if split != "train"]):
+        raise ValueError(
+            f"task.sizes.{idle[0]} has no effect: task.by_heart=true judges on the train split; drop it"
+        )
     _check_arguments(task)
     _check_columns(task.columns)
     check_template(task.template)

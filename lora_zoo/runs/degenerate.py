@@ -1,6 +1,6 @@
 """Results of a finished run that are none: one answer to everything, nothing moved, no number as a score.
 
-degenerate(record)    # {"one answer": "one class for all 500 items of test", …}; {} for a sound result
+degenerate(record)    # {"one answer": "one class for all 500 items of test, 'yes'", …}; {} for a sound result
 """
 
 import math
@@ -9,16 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
-def answers(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
+def answers(
+    predictions: Sequence[Any], references: Sequence[Any], names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The facts of a split's answers: items, different predictions and references, the commonest class.
 
-    `common` is the reference that most items have, where references are numbers of classes, else None.
+    `common` is the reference that most items have, where references are numbers of classes, else None;
+    `only` the one prediction where all are alike, by its class's name where there are `names`.
     """
     common = None
     if references and all(isinstance(r, int) for r in references):
         common = Counter(references).most_common(1)[0][0]
     distinct = {"distinct": len(set(map(repr, predictions))), "references": len(set(map(repr, references)))}
-    return {"items": len(predictions), **distinct, "common": common}
+    told = {"items": len(predictions), **distinct, "common": common}
+    alike = predictions[0] if distinct["distinct"] == 1 else None
+    return told | ({} if alike is None else {"only": str(names[int(alike)] if names else alike)})
 
 
 def degenerate(record: Mapping[str, Any]) -> dict[str, str]:
@@ -31,9 +36,10 @@ def degenerate(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for split, told in sorted(record.get("answers", {}).items()):
-        if told["distinct"] == 1 and told["references"] > 1:
+        if told["distinct"] == 1 < told["items"]:
             what = "one answer" if told["common"] is None else "one class"
-            yield "one answer", f"{what} for all {told['items']} items of {split}"
+            which = f", {told['only']!r}" if "only" in told else ""
+            yield "one answer", f"{what} for all {told['items']} items of {split}{which}"
     norms = [_number(row.get("norm")) for row in record.get("updates") or []]
     if norms and not any(norms) and record.get("parameters", {}).get("trainable"):
         yield "nothing moved", "ΔW is 0 in every matrix after training"

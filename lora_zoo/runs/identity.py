@@ -20,6 +20,8 @@ from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
 from lora_zoo.runs.weights import model_digest
 
+_YOUNGER = ("metric_arguments", "by_heart")
+"""Keys of a task that the first identities lack: unset, they are no part of one."""
 COVERS = "with imports"
 """Says in `made_of` what its source covers; older records, without the word, cover `own_files`."""
 
@@ -91,8 +93,7 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
     chosen.pop("prior", None)  # their content counts, not where they lie
-    if not chosen["task"].get("metric_arguments"):  # younger than the first identities
-        chosen["task"] = {k: v for k, v in chosen["task"].items() if k != "metric_arguments"}
+    chosen["task"] = {k: v for k, v in chosen["task"].items() if v or k not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 

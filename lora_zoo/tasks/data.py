@@ -37,7 +37,8 @@ class Splits(dict[str, "Dataset"]):
 def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
     """Every split that the task has; train and those that are `judged` are checked.
 
-    Raises ValueError for a missing column, an empty split or an empty cell.
+    Of a task that is learned `by_heart` each of them is the train split. Raises ValueError for a missing
+    column, an empty split or an empty cell.
     """
     _check_names(task)
     raw = _generated(task) if task.dataset in GENERATORS else _load(task)
@@ -46,6 +47,8 @@ def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
+    if task.by_heart:
+        raw = dict.fromkeys(SPLITS, raw["train"])
     checked = {"train", *judged}
     named = {name: _by_role(task, name, data, name in checked) for name, data in raw.items()}
     for name in checked & named.keys():
@@ -183,7 +186,7 @@ def _optional(task: Task) -> set[str]:
 
 
 def _sized(task: Task, split: str, data: Dataset) -> Dataset:
-    size = task.sizes.get(split)
+    size = task.sizes.get("train" if task.by_heart else split)
     data = data.select(range(min(size, len(data)))) if size else data
     return data.add_column("item", list(range(len(data))))
 
