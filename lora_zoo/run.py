@@ -85,6 +85,17 @@ def _refuse_secrets(given: list[str]) -> None:
             )
 
 
+def sweep(given: list[str]) -> int:
+    """Run the sweep of a command line that another command has made, and return its greatest exit code.
+
+    Raises Mistake where it cannot be run.
+    """
+    ready = command_line.rewritten(given)
+    jobs = compose.check(command_line.overrides(ready), multirun=True)
+    _check_sweep(ready, jobs)
+    return max(_swept(ready, _sweep_folder(ready, jobs[0])), default=0)
+
+
 def _sweep(ready: list[str], jobs: list[Settings]) -> int:
     _check_sweep(ready, jobs)
     if all(settings.dry_run for settings in jobs):

@@ -26,6 +26,7 @@ QUICK = (
     "threads=1",
     "tracking=none",
     "eval_before_training=false",
+    "forgetting_text=null",
 )
 
 
