@@ -117,11 +117,13 @@ def test_f1_counts_the_second_label_or_the_one_that_is_named() -> None:
 
 
 WRITTEN = ["007", "NA", "null", "12", "1e5", "True", "None", "2020-01-01", "nan", " x "]
+ALIKE = (["007", "12", "1e5"], ["True", "False"], ["2020-01-01", "2020-01-02"])
 
 
+@pytest.mark.parametrize("written", [WRITTEN, *ALIKE], ids=lambda texts: texts[0])
 @pytest.mark.parametrize("engine", ["c", "python"])
-def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> None:
-    lines = [f"{text},{text.strip()}" for text in WRITTEN]
+def test_a_text_column_is_what_the_file_says(engine: str, written: list[str], tmp_path: Path) -> None:
+    lines = [f"{text},{text.strip()}" for text in written]
     (tmp_path / "train.csv").write_text("\n".join(["prompt,label", *lines]))
     mine = task(
         "multiple_choice",
@@ -131,8 +133,11 @@ def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> Non
     )
     splits = load_splits(mine)
     rows = [row for data in splits.values() for row in data]
-    assert sorted(row["prompt"] for row in rows) == sorted(WRITTEN)
-    assert {row["label"] for row in rows} == {text.strip() for text in WRITTEN}
+    assert sorted(row["prompt"] for row in rows) == sorted(written)
+    assert {row["label"] for row in rows} == {text.strip() for text in written}
+    assert splits.left_out == {}
+    few = load_splits(dataclasses.replace(mine, sizes={"train": 1}))
+    assert few.left_out == ({"train": len(splits["train"]) - 1} if len(splits["train"]) > 1 else {})
 
 
 @settings(deadline=None, max_examples=40)

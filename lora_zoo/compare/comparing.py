@@ -26,7 +26,7 @@ SIZES = ("rank", "parameters")
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare with what, in how many hours; `factors` multiply each contender's own default rate."""
+    """The contenders, the task and the hours; `factors` multiply each contender's own default rate."""
 
     candidate: str
     references: tuple[str, ...]

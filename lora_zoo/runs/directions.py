@@ -10,14 +10,14 @@ from lora_zoo.runs.frame import PATHS
 
 HIGHER_IS_BETTER = dict.fromkeys(
     (
-        *("loss", "train_loss", "eval_loss", "eval_nll", "retention_before", "retention_after"),
+        *("loss", "train_loss", "eval_loss", "eval_nll", "retention_before", "retention_after", "forgetting"),
         *(f"{of}{split}_nll" for of in ("", "zero_shot_") for split in ("validation", "test")),
         *("trainable", "total", "adapter_bytes", "saved_bytes", "peak_memory"),
         *("step_seconds", "train_seconds", "total_seconds"),
     ),
     False,
 )
-HIGHER_IS_BETTER["cpu_share"] = True
+HIGHER_IS_BETTER |= dict.fromkeys(("cpu_share", "bits", "bits_per_parameter"), True)
 _JUDGED = tuple(f"{of}{split}" for of in ("", "zero_shot_", "majority_") for split in ("validation", "test"))
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
+from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import degenerate
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
@@ -70,6 +71,9 @@ OUTCOMES = (
         "peak_memory",
         "retention_before",
         "retention_after",
+        "forgetting",
+        "bits",
+        "bits_per_parameter",
     ),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
@@ -141,6 +145,8 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
         "cpu_share": _ratio(record.get("timings", {}), "train_cpu", "train_wall"),
         "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
         "peak_memory": _value_at(record, "memory.peak_cuda") or _value_at(record, "memory.peak_rss"),
+        "forgetting": _difference(record.get("retention", {}), "after", "before"),
+        **learned(record),
         **_of_adapters(record),
     }
 
@@ -198,7 +204,8 @@ def _ratio(seconds: Mapping[str, Any], a: str, b: str) -> Any:
 
 
 def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
-    return sizes[a] - sizes[b] if a in sizes and b in sizes else None
+    first, second = sizes.get(a), sizes.get(b)
+    return None if first is None or second is None else first - second
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:

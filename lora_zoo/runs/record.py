@@ -30,12 +30,13 @@ Times are seconds, sizes bytes.
 | | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
-| retention | of (the text), tokens; before, after: loss on it, nats a token |
+| retention | of (the text), tokens; before, after: loss on it, nats a token; or why it was not measured |
 | stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
-| | the number of examples that are cut, also_in_train, or have task.stop within their target |
+| | information (bits, of all answers, where the data say it of each), and the number of examples that are |
+| | cut, also_in_train (of a task learned by_heart that), or have task.stop within their target |
 | findings | sentences: what a reader of the numbers has to know of the data |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
 from lora_zoo.runs.record import RESULT, Record, read_record
 
@@ -40,6 +41,7 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         rows.append((f"nll ({split})", _nll(result, split)))
     for view, splits in result.get("views", {}).items():
         rows += [(f"  {view} ({split})", _value(result, values)) for split, values in splits.items()]
+    rows += _learned_and_forgotten(result)
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
@@ -59,6 +61,25 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
     rows.append(("written to", str(folder)))
     return [*rows, ("tracking", result["tracking"])] if result.get("tracking") else rows
+
+
+def _learned_and_forgotten(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Bits of all that there are, and a parameter, of a task that counts them; the loss on held-out text."""
+    found, rows = learned(result), list[tuple[str, str]]()
+    if (bits := found["bits"]) is not None:
+        total = result.get("data", {}).get("train", {}).get("information")
+        each = found["bits_per_parameter"]
+        of = "" if total is None else f" of {total:,.0f}"
+        rows.append(
+            ("learned", f"{bits:,.0f} bits{of}" + ("" if each is None else f", {each:.3g} a parameter"))
+        )
+    text = result.get("retention", {})
+    if "before" in text:
+        before, after = float(text["before"]), float(text["after"])
+        rows.append(("held-out text", f"{after:.4g} nats a token (before training: {before:.4g})"))
+    elif "why" in text:
+        rows.append(("held-out text", text["why"]))
+    return rows
 
 
 def _against(result: dict[str, Any], split: str) -> str:

@@ -31,6 +31,8 @@ class TaskType(ABC):
     """The columns that it cannot do without."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
+    has_likelihood = True
+    """True if its outcomes have an nll."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
     end: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """Evaluate a run on its splits; check before training that the model and the metrics can take them."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -9,10 +9,11 @@ from torch import nn
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
-from lora_zoo.metrics import check_values, try_out
+from lora_zoo.metrics import check_values, reads, try_out
 from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks import likelihood
+from lora_zoo.tasks.base import TaskType
 from lora_zoo.tasks.reading import Reading
 from lora_zoo.training.resources import TaskData
 
@@ -82,13 +83,17 @@ class Evaluator:
         if keep:
             self.record.examples(split, outcomes)
             self._tell(split, predictions, references)
-        return self._values(split, predictions, references), likelihood.summary(outcomes)
+        return self._values(split, outcomes), likelihood.summary(outcomes)
 
-    def _values(self, split: str, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    def _values(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The metrics of these outcomes, of those that they hold what it needs for."""
         values: dict[str, float] = {}
+        references = [outcome["reference"] for outcome in outcomes]
         for name, metric in self.metrics.items():
-            given = self.data.kind.metric_arguments(name)
-            values |= metric.compute(predictions=predictions, references=references, **given)
+            if (read := reads(metric)) in outcomes[0]:
+                given = self.data.kind.metric_arguments(name)
+                predictions = [outcome[read] for outcome in outcomes]
+                values |= metric.compute(predictions=predictions, references=references, **given)
         check_values(values, split)
         return values
 
@@ -98,7 +103,8 @@ class Evaluator:
         record = self.record.content
         record_of = {"answers": record.get("answers", {}) | {split: told}}
         if told["common"] is not None:
-            values = self._values(split, [told["common"]] * len(references), references)
+            of_it = [{"prediction": told["common"], "reference": reference} for reference in references]
+            values = self._values(split, of_it)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
 
@@ -116,7 +122,18 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
         right = [reference[0] if isinstance(reference, list) else reference for reference in references]
         for name, metric in metrics.items():
             what = f"{split} ({len(right)} items)"
-            try_out(name, metric, right, references, what, **kind.metric_arguments(name))
+            best = perfect(name, metric, right, kind)
+            try_out(name, metric, best, references, what, **kind.metric_arguments(name))
+
+
+def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[Any]:
+    """The input of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
+    if reads(metric) == "prediction":
+        return right
+    if not kind.has_likelihood:
+        asked = f"type={kind.task.type}, task.likelihood={str(kind.task.likelihood).lower()}"
+        raise ValueError(f"metric {name!r} is of likelihoods, and {asked} gives none")
+    return [0.0] * len(right)
 
 
 def check_inputs(model: nn.Module, readings: Mapping[str, Reading]) -> None:
