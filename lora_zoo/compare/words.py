@@ -105,8 +105,8 @@ def sureness(rulings: Sequence[Ruling], family: Family) -> str:
     return (
         f"Intervals are of paired differences over {_range(seeds)} common seeds of at most {family.most}, at "
         f"{100 * (1 - family.level):.4g} %{several}, and hold whenever one stops{again}{_items(rulings[0])}. "
-        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test; all had "
-        "the same rates, and the same allowance beyond an edge."
+        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test; all "
+        "had the same rates, and the same allowance beyond an edge."
     )
 
 
