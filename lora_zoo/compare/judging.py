@@ -115,7 +115,7 @@ def cell_runs(cell: Contender, frame: pd.DataFrame, tried: Sequence[float], tuni
     frame = frame[frame["lr"].isin(tried)]
     chosen = best_rate(frame, tuning) if len(frame) else None
     if chosen is None:
-        doubt = f"{cell.label} has no rate whose runs all ended well: every one diverged or failed"
+        doubt = f"{cell.label} has no rate whose runs all ended well on the tuning seeds"
         return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], (doubt,))
     own = frame[frame["lr"] == chosen]
     runs = sound(own)
