@@ -11,7 +11,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_key, join_names
 from lora_zoo.analysis.power import MOST, seeds_needed
-from lora_zoo.analysis.rounds import Plan, Rounds, Seen
+from lora_zoo.analysis.rounds import Job, Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import decide_all, interval_at_stop
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
 
@@ -129,11 +129,11 @@ class Cells:
         if self.plan is None or not self.better:
             return []
         rounds = Rounds([cell.key for cell in self.cells], self.plan)
-        values = {(i, int(s)): float(v) for i, cell in enumerate(self.cells) for s, v in cell.values.items()}
-        for i, cell in enumerate(self.cells):  # seeds that ended without a value
-            values |= {
-                (i, s): math.nan for s in range(max(cell.values.index, default=0)) if (i, s) not in values
-            }
+        values: dict[Job, float] = {}
+        for i, cell in enumerate(self.cells):
+            own = {int(seed): float(value) for seed, value in cell.values.items()}
+            # a seed in between that is not there ended without a value
+            values |= {(i, seed): own.get(seed, math.nan) for seed in range(max(own, default=-1) + 1)}
         try:
             ends = rounds.ends(Seen(values, {}, self.better), self.plan.halted)
         except ValueError:  # of these cells no two compare

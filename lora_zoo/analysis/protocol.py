@@ -184,9 +184,10 @@ def _rule(value: str, tuned: dict[str, str], plan: Plan | None) -> str:
     tuning = f"{', '.join(tuned)} chosen for each cell by its mean validation over seeds, never by test; "
     if plan:
         return (
-            f"mean {value} over seeds with the sequential 95 % interval, which holds at any stop: seed=auto "
-            f"added seeds, {plan.most} at most, until comparisons were decided; {tuning if tuned else ''}compared by "
-            "the sequential t boundary over common seeds, corrected by Bonferroni for all pairs"
+            f"mean {value} over seeds, of which seed=auto added up to {plan.most} until comparisons were "
+            f"decided; ± is the sequential 95 % interval, which holds at any stop; "
+            f"{tuning if tuned else ''}compared by the sequential t boundary over common seeds, corrected by "
+            "Bonferroni for all pairs"
         )
     return (
         f"mean {value} over seeds with the 95 % t interval; {tuning if tuned else ''}compared by the paired "

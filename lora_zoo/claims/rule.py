@@ -18,9 +18,9 @@ alike" (TOST, each of its two tests at half of 1 - level), (m, ∞) for "the siz
 * Every model and task in the results makes its own hypotheses; none are averaged.
 * Runs are paired by seed: intervals are Student's t of the differences, of logarithms for ratios and of
   Fisher's z for correlations, and the sequential ones of `lora_zoo.analysis.boundaries` where seed=auto added
-  the seeds. A quantity that is read off a grid (the best of six ratios) has the rounding's variance, step²/12,
-  besides. Equal values in all seeds leave no spread to judge by and stay open, unless the quantity is counted
-  and not sampled (bytes, ranks); a counted one holds or fails as all of its runs do.
+  the seeds. A quantity that is read off a grid (the best of six ratios) has the rounding's variance besides,
+  step²/12. Equal values in all seeds leave no spread to judge by and stay open, unless the quantity is
+  counted and not sampled (bytes, ranks); a counted one holds or fails as all of its runs do.
 """
 
 import math
