@@ -93,16 +93,19 @@ def _planned(
 ) -> list[str]:
     """The overrides that give Hydra's sweeper the plan of seed=auto. Mistake where there is nothing to do."""
     from lora_zoo.analysis.rounds import families
-    from lora_zoo.sweeps.seeds import keys_of
+    from lora_zoo.sweeps.seeds import grouped, keys_of
 
+    tune = experiment.get("tune") or []
     seeds.value = seeds.value or experiment.get("value") or "test"
     try:
         auto.check_sweep(overrides, multirun=multirun)
-        families(keys_of(compose.combinations(overrides)), seeds.against)
+        keys = keys_of(compose.combinations(overrides))
+        families([dict(key) for key in grouped(keys, tune)], seeds.against)
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
-    keys = {name: "null" if value is None else f"'{value}'" for name, value in asdict(seeds).items()}
-    return ["hydra/sweeper=seeds", *(f"hydra.sweeper.{name}={value}" for name, value in keys.items())]
+    plan = {name: "null" if value is None else f"'{value}'" for name, value in asdict(seeds).items()}
+    plan["tune"] = f"[{','.join(tune)}]"
+    return ["hydra/sweeper=seeds", *(f"hydra.sweeper.{name}={value}" for name, value in plan.items())]
 
 
 def _sweep(ready: list[str], jobs: list[Settings], plan: list[str]) -> int:

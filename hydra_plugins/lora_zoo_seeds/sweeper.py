@@ -1,7 +1,7 @@
 """`seed=auto`: a sweeper that launches rounds of seeds, by any launcher, until comparisons are decided."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class SeedsConf:
     margin: float = 0.0
     step: int = 1
     value: str = "test"
+    tune: list[str] = field(default_factory=list)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="seeds", node=SeedsConf, provider="lora_zoo")
@@ -39,9 +40,8 @@ class SeedsSweeper(BasicSweeper):
         assert self.config is not None and self.hydra_context is not None
         parsed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         (cells,) = self.split_arguments(parsed, None)
-        SeedSweep(Path(self.config.hydra.sweep.dir), cells, Plan(**self.plan)).run(
-            self._launch, self._identity
-        )
+        plan = Plan(**self.plan | {"tune": tuple(self.plan["tune"])})
+        SeedSweep(Path(self.config.hydra.sweep.dir), cells, plan).run(self._launch, self._identity)
 
     def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         assert self.launcher is not None

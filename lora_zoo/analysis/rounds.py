@@ -46,6 +46,8 @@ class Plan:
     step: int = 1
     value: str = "test"
     level: float = 0.05
+    tune: Sequence[str] = ()
+    """Axes whose value is chosen for each cell, by validation over its first seeds."""
     halted: str = ""
     """What ended the rounds before their end, of a plan that was carried out: the time."""
 
@@ -61,6 +63,8 @@ class Seen:
     values: Mapping[Job, float] = field(default_factory=dict)
     seconds: Mapping[Job, float] = field(default_factory=dict)
     better: str = "higher"
+    validation: Mapping[Job, float] = field(default_factory=dict)
+    better_validation: str = "higher"
     found: Collection[Job] = ()
 
     def tried(self, cell: int) -> int:
@@ -139,6 +143,10 @@ def _word(value: Any) -> str:
         return text
 
 
+Launch = Callable[[list[Job]], object]
+Read = Callable[[], Seen]
+
+
 @final
 @dataclass(frozen=True)
 class Rounds:
@@ -151,35 +159,12 @@ class Rounds:
     def families(self) -> list[list[Job]]:
         return families(self.keys, self.plan.against)
 
-    def run(
-        self,
-        launch: Callable[[list[Job]], object],
-        read: Callable[[], Seen],
-        *,
-        spent: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> list[End]:
+    def run(self, launch: Launch, read: Read, **how: Any) -> list[End]:
         """Launch rounds until every comparison that counts is decided, or the seeds or the hours are spent.
 
-        `spent` are the seconds of earlier processes. A round that would not end in time, by what the runs
-        before it took, is not begun; of the first round nothing is known.
+        `how` is that of `launched`.
         """
-        began, seen, work, wall, halted = clock() - spent, read(), 0.0, 0.0, ""
-        while jobs := self.next_jobs(seen):
-            start = clock()
-            side_by_side = max(1.0, work / wall) if wall else 1.0
-            if self.plan.hours is not None and (
-                start - began + expected(seen, jobs) / side_by_side > 3600 * self.plan.hours
-            ):
-                halted = f"time ({self.plan.hours:g} hours)"
-                break
-            launch(jobs)
-            seen, wall = read(), wall + clock() - start
-            if any(job not in seen.values for job in jobs):
-                halted = "interrupted"
-                break
-            work += sum(seen.seconds.get(job, 0.0) for job in jobs if job not in seen.found)
-        return self.ends(seen, halted)
+        return self.ends(*launched(self.next_jobs, launch, read, self.plan.hours, **how))
 
     def next_jobs(self, seen: Seen) -> list[Job]:
         """The jobs of the next round, [] where no more are wanted.
@@ -187,9 +172,8 @@ class Rounds:
         The first seed of every cell comes first, for what a run costs; then the first seeds; then more of
         both sides of each open pair. A cell of which no run has a value gets no more.
         """
-        for target in (1, self.plan.first):
-            if missing := [(c, s) for c in range(len(self.keys)) for s in range(seen.tried(c), target)]:
-                return missing
+        if missing := first_jobs(seen, len(self.keys), self.plan.first):
+            return missing
         decisions, wanted = self.decisions(seen), dict.fromkeys(range(len(self.keys)), 0)
         for pair in self.counting(seen):
             if decisions[pair].is_open and not any(math.isnan(seen.mean(cell)) for cell in pair):
@@ -248,6 +232,54 @@ class Rounds:
     def _speaks_of(self, cell: int, pair: Job, seen: Seen) -> bool:
         """True where the other of the pair is the reference, or the best."""
         return pair[0] == cell if self.plan.against != BEST else _best(seen, pair) != cell
+
+
+def launched(
+    wanted: Callable[[Seen], list[Job]],
+    launch: Launch,
+    read: Read,
+    hours: float | None = None,
+    *,
+    spent: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Seen, str]:
+    """Launch the jobs that are `wanted`, round by round; what is known then, and what halted it, if anything.
+
+    `spent` are the seconds of earlier processes. A round that would not end in time, by what the runs before
+    it took, is not begun; of the first round nothing is known.
+    """
+    began, seen, work, wall = clock() - spent, read(), 0.0, 0.0
+    while jobs := wanted(seen):
+        start = clock()
+        needed = expected(seen, jobs) / (max(1.0, work / wall) if wall else 1.0)
+        if hours is not None and start - began + needed > 3600 * hours:
+            return seen, f"time ({hours:g} hours)"
+        launch(jobs)
+        seen, wall = read(), wall + clock() - start
+        if any(job not in seen.values for job in jobs):
+            return seen, "interrupted"
+        work += sum(seen.seconds.get(job, 0.0) for job in jobs if job not in seen.found)
+    return seen, ""
+
+
+def first_jobs(seen: Seen, cells: int, first: int) -> list[Job]:
+    """The jobs that cells lack of their first seeds; that of the first seed before the others."""
+    for target in (1, first):
+        if missing := [(c, s) for c in range(cells) for s in range(seen.tried(c), target)]:
+            return missing
+    return []
+
+
+def chosen(seen: Seen, groups: Sequence[Sequence[int]]) -> list[int]:
+    """Of each group of settings the one of the best mean validation; one that lacks seeds is not eligible."""
+    return [max(group, key=lambda cell: _merit(seen, cell)) for group in groups]
+
+
+def _merit(seen: Seen, cell: int) -> tuple[int, float]:
+    found = [seen.validation.get((cell, seed), math.nan) for seed in range(seen.tried(cell))]
+    finite = [value for value in found if math.isfinite(value)]
+    sign = 1 if seen.better_validation == "higher" else -1
+    return len(finite), sign * float(np.mean(finite)) if finite else -math.inf
 
 
 def expected(seen: Seen, jobs: Sequence[Job]) -> float:

@@ -7,8 +7,8 @@ the first look: a sweep that has begun goes on with the same plan, or not at all
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_key
 from lora_zoo.analysis.protocol import better
-from lora_zoo.analysis.rounds import End, Job, Plan, Rounds, Seen
+from lora_zoo.analysis.rounds import End, Job, Plan, Rounds, Seen, chosen, first_jobs, launched
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs import load
 from lora_zoo.runs.keys import column
@@ -43,6 +43,16 @@ def with_seed(cell: Overrides, seed: int) -> list[str]:
     return [f"seed={seed}" if o.startswith("seed=") else o for o in cell]
 
 
+def grouped(
+    keys: Sequence[Mapping[str, str]], tune: Sequence[str]
+) -> dict[tuple[tuple[str, str], ...], list[int]]:
+    """The cells that differ in tuned axes alone, by the others."""
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for cell, key in enumerate(keys):
+        groups.setdefault(tuple((k, v) for k, v in key.items() if k not in tune), []).append(cell)
+    return groups
+
+
 class SeedSweep:
     """The sweep in `folder`, of cells by their overrides, one of which is its seed."""
 
@@ -58,18 +68,41 @@ class SeedSweep:
         self.identity = identity
         spent, began = float(kept(self.folder).get("seconds", 0.0)), time.monotonic()
 
-        def launched(jobs: list[Job]) -> None:
-            first, self.launched = self.launched, self.launched + len(jobs)
-            self._keep(seconds=spent + time.monotonic() - began, halted="interrupted")
-            launch([with_seed(self.cells[cell], seed) for cell, seed in jobs], first)
-            self._keep(seconds=spent + time.monotonic() - began, halted="interrupted")
+        def clock() -> float:
+            return spent + time.monotonic() - began
 
-        ends = Rounds(self.keys, self.plan).run(launched, self._seen, spent=spent)
+        def launch_round(jobs: list[Job]) -> None:
+            first, self.launched = self.launched, self.launched + len(jobs)
+            self._keep(seconds=clock(), halted="interrupted")
+            launch([with_seed(self.cells[cell], seed) for cell, seed in jobs], first)
+            self._keep(seconds=clock(), halted="interrupted")
+
+        if self.plan.tune and (halted := self._choose(launch_round, clock)):
+            self._keep(halted=halted, stops=[f"{', '.join(self.plan.tune)} not chosen yet: {halted}"])
+            return []
+        ends = Rounds(self.keys, self.plan).run(launch_round, self._seen, spent=clock())
         halted = next((end.stopped for end in ends if end.stopped.startswith("open: ")), "")
         names = [*map(format_key, self.keys)]
         stops = [f"{names[end.cell]}: {end.told(names)}" for end in ends]
         self._keep(halted=halted.removeprefix("open: "), stops=stops)
         return ends
+
+    def _choose(self, launch: Callable[[list[Job]], None], clock: Callable[[], float]) -> str:
+        """Run all settings of the tuned axes on the first seeds and go on with the best of each cell.
+
+        Returns what halted it, if anything.
+        """
+
+        def wanted(seen: Seen) -> list[Job]:
+            return first_jobs(seen, len(self.cells), self.plan.first)
+
+        seen, halted = launched(wanted, launch, self._seen, self.plan.hours, spent=clock())
+        groups = grouped(self.keys, self.plan.tune)
+        if not halted:
+            kept_cells = chosen(seen, list(groups.values()))
+            self.cells, self.identities = [self.cells[cell] for cell in kept_cells], {}
+            self.keys = [dict(key) for key in groups]
+        return halted
 
     def _keep(self, **more: Any) -> None:
         content = kept(self.folder) | asdict(self.plan) | more
@@ -89,12 +122,17 @@ class SeedSweep:
         values = mine[judged].astype(float).where(mine["state"] == "done").tolist()
         seconds = mine["total_seconds"].astype(float).fillna(0.0).tolist()
         links = {path.name[-8:] for path in self.folder.iterdir() if path.is_symlink()}
-        return Seen(
+        seen = Seen(
             dict(zip(jobs, values, strict=True)),
             dict(zip(jobs, seconds, strict=True)),
             better(mine.reset_index(), judged),
-            {job for job, run in jobs.items() if run in links},
+            found={job for job, run in jobs.items() if run in links},
         )
+        if not self.plan.tune:
+            return seen
+        validation = mine["validation"].astype(float).where(mine["state"] == "done").tolist()
+        direction = better(mine.reset_index(), "validation")
+        return replace(seen, validation=dict(zip(jobs, validation, strict=True)), better_validation=direction)
 
     def _known(self, runs: set[str]) -> dict[Job, str]:
         """The runs of the sweep's jobs among those that have ended, of each cell up to the first gap."""
