@@ -4,12 +4,12 @@
     found[0].rate; found[0].steps; str(found[0])
 
 Successive halving (Jamieson & Talwalkar 2016): all rates with few steps, the better half with twice as many,
-and so on down to two; every rung costs the same. A rung *is a run of its own steps*, with the whole schedule over
-them: a run that is cut off at a third of a cosine has not annealed and would flatter small rates.
+and so on down to two; every rung costs the same. A run of a rung trains *the whole schedule over its own
+steps*: one that is cut off at a third of a cosine has not annealed, and would flatter small rates.
 
-Where the best of a rung is the least or the greatest rate tried, the rate beyond it takes the place of the worst
-that would have gone on: the number of runs and their steps stay the same for all cells. Scores are those of
-validation; a run that diverged has none, and is worse than any that has.
+Where the best of a rung is the least or the greatest rate tried, the rate beyond it takes the place of the
+worst that would have gone on: the number of runs and their steps stay the same for all cells. Scores are those
+of validation; a run that diverged has none, and is worse than any that has.
 """
 
 import math
@@ -85,6 +85,7 @@ def halve(
     cells: int,
     rates: Sequence[float],
     budget: int,
+    *,
     launch: Callable[[list[Trial]], object],
     read: Callable[[], Mapping[Trial, float]],
     better: str = "higher",

@@ -22,7 +22,7 @@ class Curves:
             self.known[t] = math.nan if t.rate > self.limit else score
 
     def halve(self, budget: int = 2400, **how):
-        return halve(len(self.peaks), RATES, budget, self.launch, lambda: self.known, **how)
+        return halve(len(self.peaks), RATES, budget, launch=self.launch, read=lambda: self.known, **how)
 
 
 def test_every_cell_spends_the_same_steps_and_finds_its_own_rate():
@@ -53,8 +53,8 @@ def test_divergence_is_the_worst_score():
 def test_less_is_better_where_that_is_said():
     scores = {}
     found = halve(
-        1, RATES, 2400, lambda ts: scores.update({t: (math.log(t.rate / 0.08)) ** 2 for t in ts}),
-        lambda: scores, better="lower",
+        1, RATES, 2400, launch=lambda ts: scores.update({t: (math.log(t.rate / 0.08)) ** 2 for t in ts}),
+        read=lambda: scores, better="lower",
     )  # fmt: skip
     assert found[0].rate == 0.08
 
@@ -65,13 +65,13 @@ def test_what_has_ended_is_not_run_again_and_what_never_ends_is_told():
     made.rounds.clear()
     assert made.halve() == first and not made.rounds
     with pytest.raises(RuntimeError, match="8 of 8 runs came to no end"):
-        halve(1, RATES, 2400, lambda trials: None, dict)
+        halve(1, RATES, 2400, launch=lambda trials: None, read=dict)
 
 
 def test_mistakes():
     with pytest.raises(ValueError, match="a budget of 20 steps is too small for 8 rates; give 24"):
         rungs(8, 20)
     with pytest.raises(ValueError, match="at least 4 learning rates; got 2"):
-        halve(1, [0.1, 0.2], 100, print, dict)
+        halve(1, [0.1, 0.2], 100, launch=print, read=dict)
     with pytest.raises(ValueError, match="a grid needs a middle above 0"):
         grid(0.0)
