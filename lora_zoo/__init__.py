@@ -27,6 +27,7 @@ _HOMES = {
     "AdapterHooks": "core.hooks",
     "register": "core.variants",
     "run_file": "core.user_files",
+    "compare": "compare",
 }
 _RENAMED = {
     "declare_fused": "register_fused",
@@ -45,6 +46,7 @@ __all__ = [
     "LowRank",
     "__version__",
     "adapters_of",
+    "compare",
     "concatenated",
     "inject",
     "interleaved",

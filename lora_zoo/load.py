@@ -56,14 +56,14 @@ def load(
     refuse_to_overwrite(out)
     if not adapter.exists():
         raise FileNotFoundError(f"{adapter} does not exist")
-    base = base_of(adapter, model, trust_remote_code=trust_remote_code)
-    settings, auto_class = base.model, auto_class or base.auto_class
+    base = base_of(adapter, model, auto_class=auto_class or "", trust_remote_code=trust_remote_code)
+    settings = base.model
     settings.dtype = dtype
     head = {"num_labels": num_labels} if num_labels else base.head
-    network = load_model(settings, auto_class, head, load_tokenizer(settings), seed=0).model
+    network = load_model(settings, base.auto_class, head, load_tokenizer(settings), seed=0).model
     injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())
     about = {"name": settings.name, "path": settings.path, "dtype": dtype, "revision": settings.revision}
-    save_adapter(injection, out, model=about, auto_class=auto_class, head=head)
+    save_adapter(injection, out, model=about, auto_class=base.auto_class, head=head)
     return injection
 
 

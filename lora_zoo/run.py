@@ -108,6 +108,17 @@ def _planned(
     return ["hydra/sweeper=seeds", *(f"hydra.sweeper.{name}={value}" for name, value in plan.items())]
 
 
+def sweep(given: list[str]) -> int:
+    """Run the sweep of a command line that another command has made, and return its greatest exit code.
+
+    Raises Mistake where it cannot be run.
+    """
+    ready = command_line.rewritten(given)
+    jobs = compose.check(command_line.overrides(ready), multirun=True)
+    _check_sweep(ready, jobs)
+    return max(_swept(ready, _sweep_folder(ready, jobs[0])), default=0)
+
+
 def _sweep(ready: list[str], jobs: list[Settings], plan: list[str]) -> int:
     _check_sweep(ready, jobs)
     if all(settings.dry_run for settings in jobs):

@@ -1,4 +1,19 @@
-"""One thread and a fresh global random stream for every test."""
+"""One thread and a fresh global random stream for every test.
+
+How the suite stays within its time on two cores, for who adds a test:
+
+- A command is run by `tests.processes.run` or `start`: a fork of a process that has the libraries and the
+  project loaded, half a CPU second for a run of few steps. `subprocess` with torch takes six more, and is for
+  what an interpreter's start decides.
+- A run takes the fewest steps, examples and new tokens that show its point; `eval_before_training=false` and
+  one of `eval_splits` save a half. What several tests only look at is one module's fixture; a reader
+  of records needs no run (`tests.recorded`).
+- Tests over the registry grow with every variant. A rule that a variant's tensors and a layer's keep each by
+  themselves takes `few_cases()` of lora_zoo.conformance.cases, not `cases()`; where a command runs, take
+  `representatives()`, or one sweep for all.
+- A case of `parametrize` costs three milliseconds beside its own work: cases of less are a loop.
+- A file is one worker's. Tests with a marker of `LONG` are handed out one by one, after all files.
+"""
 
 import gc
 import os
@@ -14,6 +29,7 @@ os.environ.setdefault("LORA_ZOO_CACHE", "0")  # the user's cache is not a test's
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda fd: None  # no test pulls the plug, and some disks take longer than the test
 # rouge_score's absl closes the stream that it logs to, and it would be the one that pytest captures.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
@@ -22,8 +38,18 @@ LONG = ("endurance", "notebooks", "slow", "compile", "cli", "chromium")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left alone with them at the end."""
-    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in LONG))
+    """A file is one worker's, as its tests share what they read; the long tests go one by one, at the end.
+
+    Groups are handed out by their number of tests, the largest first, so that single tests fill the ends up.
+    """
+    for item in items:
+        if not any(item.get_closest_marker(mark) for mark in (*LONG, "xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,13 +59,6 @@ def collected():
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def global_stream():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def no_service_is_left():
+def pytest_runtest_teardown() -> None:
     """W&B leaves the address of this process's service to what the process starts, which may outlive it."""
-    yield
     os.environ.pop("WANDB_SERVICE", None)

@@ -1,8 +1,9 @@
-"""`python -m MODULE …` from an interpreter that has torch and transformers loaded already.
+"""`python -m MODULE …` from an interpreter that has the libraries and the project loaded already.
 
-A server beside each test process imports the libraries once and forks for each command (multiprocessing's
-forkserver). The project's own modules are not among them: every command imports them anew. What an
-environment variable decides while a library is imported needs a new interpreter, and gets one.
+A server beside each test process imports them once and forks for each command (multiprocessing's forkserver):
+a run of four steps costs half a CPU second, a new interpreter six more. What an environment variable decides
+while a library is imported needs a new interpreter, and so does a folder of PYTHONPATH that holds packages;
+both get one. Nothing is written through to the disk, as no test pulls the plug.
 """
 
 import atexit
@@ -12,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ LIBRARIES = (
 READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library.
 
-Folders of PYTHONPATH are put in front, and their sitecustomize.py is run, in a forked process as well.
+Folders of PYTHONPATH that hold a sitecustomize.py alone are put in front, and it is run, in a fork as well.
 """
 
 _server = multiprocessing.get_context("forkserver")
@@ -46,6 +48,7 @@ def _command(
     module: str, arguments: list[str], at: str, environment: dict[str, str], files: list[str], compiled: str
 ) -> None:
     os.setsid()  # a signal to the group of one reaches no other
+    sys.modules.pop(module, None)  # it runs as __main__
     gc.freeze()  # a run collects garbage: none of it is the libraries'
     if sys.dont_write_bytecode:
         sys.dont_write_bytecode, sys.pycache_prefix = False, compiled
@@ -68,6 +71,17 @@ def _command(
         atexit._run_exitfuncs()  # which a forked process leaves out
 
 
+_STARTED: list["Forked"] = []
+
+
+@atexit.register
+def _end_what_is_left() -> None:
+    """Kill what tests that failed have left running: multiprocessing would wait for it."""
+    for forked in _STARTED:
+        if forked.returncode is None:
+            os.killpg(forked.pid, signal.SIGKILL)
+
+
 class Forked:
     """A command that runs beside the test, as far as tests use `subprocess.Popen`."""
 
@@ -86,6 +100,7 @@ class Forked:
         with contextlib.suppress(ProcessLookupError):  # it is over already
             while os.getpgid(self.pid) != self.pid:
                 time.sleep(0.001)
+        _STARTED.append(self)
         self._files, self.args = [out] if merged else [out, err], [module, *arguments]
 
     @property
@@ -116,6 +131,11 @@ class Forked:
         return out, *(err or [""])
 
 
+def _holds_packages(folders: str) -> bool:
+    found = (path for folder in folders.split(os.pathsep) if folder for path in Path(folder).iterdir())
+    return any(path.name not in ("sitecustomize.py", "__pycache__") for path in found)
+
+
 Running = Forked | subprocess.Popen[str]
 
 
@@ -126,7 +146,8 @@ def start(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | env
     if "PYTHONPATH" in env:  # before what this process was given, not in its place
         environment["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
-    if not any(name.startswith(READ_ONCE) for name in env if name != "PYTHONPATH"):
+    read_once = any(name.startswith(READ_ONCE) for name in env if name != "PYTHONPATH")
+    if not (read_once or _holds_packages(env.get("PYTHONPATH", ""))):
         return Forked(module, list(arguments), at, environment, merged)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], cwd=at, env=environment, text=True,

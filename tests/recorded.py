@@ -90,8 +90,13 @@ def update(name: str, first: float) -> dict[str, Any]:
     }
 
 
-def written(root: Path, record: dict[str, Any], scores: dict[str, dict[int, float]] | None = None) -> Path:
-    """The folder of a run that holds the record, and the scores of examples by split."""
+def written(
+    root: Path,
+    record: dict[str, Any],
+    scores: dict[str, dict[int, float]] | None = None,
+    nll: dict[str, dict[int, float]] | None = None,
+) -> Path:
+    """The folder of a run that holds the record, and by split the scores and nll of examples."""
     folder = root / f"{record['name']}-{record['identity']}"
     while folder.exists():
         folder = folder.with_name(f"{folder.name}-2")
@@ -100,7 +105,9 @@ def written(root: Path, record: dict[str, Any], scores: dict[str, dict[int, floa
     keeper = object.__new__(Record)
     keeper.folder = folder
     for split, values in (scores or {}).items():
+        likely = {i: {"nll": n, "tokens": 2} for i, n in (nll or {}).get(split, {}).items()}
+        answer = {"prediction": "a", "reference": "b"}
         keeper.examples(
-            split, [{"item": i, "prediction": "a", "reference": "b", "score": s} for i, s in values.items()]
+            split, [{"item": i, **answer, "score": s, **likely.get(i, {})} for i, s in values.items()]
         )
     return folder

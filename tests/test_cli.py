@@ -30,6 +30,12 @@ FEW = (
     "threads=1",
 )  # fmt: skip
 
+SHORT = (
+    "rank=4", "steps=4", "batch_size=2", "task.sizes={train: 8, validation: 2, test: 2}", "threads=1",
+    "task.max_new_tokens=2", "eval_before_training=false", "eval_splits=[test]", "tracking=none",
+)  # fmt: skip
+"""A run of each variant: what is particular to one is its YAML, its training and its record."""
+
 
 def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
@@ -58,6 +64,9 @@ def test_the_front_door(tmp_path: Path) -> None:
     assert len(outcomes) == 30
     mean = sum(o["score"] for o in outcomes) / 30
     assert mean == pytest.approx(result["metrics"]["test"]["exact_match"])
+    mean = sum(o["nll"] for o in outcomes) / 30
+    assert mean == pytest.approx(result["likelihood"]["test"]["nll"])
+    assert set(result["likelihood"]) == set(result["zero_shot_likelihood"]) == {"validation", "test"}
     assert len(result["updates"]) == result["parameters"]["adapted"] == 8
     assert all(u["stable_rank"] > 0 for u in result["updates"])
     assert [e["step"] for e in result["history"] if "loss" in e] == [2, 4]
@@ -107,9 +116,7 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
     names = list(VARIANTS)
-    ended = wrapper(
-        "-m", f"+variant={','.join(names)}", "rank=4", "tracking=none", *FEW, at=tmp_path
-    )  # fmt: skip
+    ended = wrapper("-m", f"+variant={','.join(names)}", *SHORT, at=tmp_path)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)
     assert sorted(r["variant"]["name"] for r in found) == sorted(names)
@@ -118,9 +125,7 @@ def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-")
     assert not list(tmp_path.rglob("wandb"))
-    again = wrapper(
-        "-m", "+variant=lora", "rank=4", "seed=0,1", "resume=false", "tracking=none", *FEW, at=tmp_path
-    )
+    again = wrapper("-m", "+variant=lora", "seed=0,1", "resume=false", *SHORT, at=tmp_path)
     assert again.returncode == 0
     losses, count = {}, 0
     for result in results(tmp_path):

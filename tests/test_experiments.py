@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.config import choices, command_line, compose, experiments
 from lora_zoo.config.groups import options
-from lora_zoo.config.schema import Model, register
+from lora_zoo.config.schema import Model, Settings, register
 from lora_zoo.core.init import Factors, init_names, initial_factors
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
-from lora_zoo.tasks.forgetting import HeldOutLoss
+from lora_zoo.pocket import HUB
+from lora_zoo.tasks.forgetting import HeldOutLoss, held_out, is_measured
+from lora_zoo.training.experiment import Experiment
 from tests.processes import run as wrapper
 from tests.test_training import collate, examples, model, trainer
 
@@ -229,6 +232,41 @@ def test_retention_is_the_models_own_loss_on_the_same_blocks(pocket: tuple, tmp_
         each = [cross_entropy(net(row[None]).logits[0, :-1], row[1:], reduction="none") for row in ids_NL]
     assert retention.loss(net) == pytest.approx(float(torch.cat(each).mean()), rel=1e-5)
     assert retention.tokens == sum(len(row) for row in each)
+
+
+def test_the_text_of_the_pocket_is_known_and_no_others(pocket: tuple) -> None:
+    decoder = SimpleNamespace(auto_class="AutoModelForCausalLM")
+    assert held_out("auto", str(HUB), decoder, pocket[1]).source == "pocket"
+    assert held_out("auto", str(HUB), decoder, pocket[1]).tokens == 32 * 128
+    with pytest.raises(
+        ValueError, match="no text that a-model was pretrained on is known; give forgetting_te"
+    ):
+        held_out("auto", "someone/a-model", decoder, pocket[1])
+    other = SimpleNamespace(auto_class="AutoModelForMaskedLM", task=SimpleNamespace(name="mine", type="x"))
+    with pytest.raises(ValueError, match="another kind of model"):
+        held_out("auto", str(HUB), other, pocket[1])
+
+
+def test_forgetting_is_measured_unless_it_cannot_be_or_must_not() -> None:
+    """By default of a run's settings: measured, refused without an error and with a reason, or left out."""
+    decoder = SimpleNamespace(auto_class="AutoModelForCausalLM")
+    tokenizer = load_tokenizer(Model(name="pocket", path="pocket"))
+    data = SimpleNamespace(kind=decoder, tokenizer=tokenizer)
+
+    def told(text: str | None, path: str) -> tuple[bool, dict]:
+        record = SimpleNamespace(content={})
+        record.update = record.content.update
+        settings = SimpleNamespace(forgetting_text=text, model=Model(name="m", path=path))
+        mine = SimpleNamespace(settings=settings, record=record)
+        return Experiment._held_out(mine, data) is not None, record.content
+
+    assert told(Settings().forgetting_text, "pocket") == (True, {})
+    measured, record = told("auto", "someone/a-model")
+    assert not measured and record["retention"]["of"] is None and "give forgetting_text" in str(record)
+    assert not is_measured(record) and is_measured({"retention": {"before": 1.0, "after": 2.0}})
+    assert told(None, "pocket") == (False, {})
+    with pytest.raises(ValueError, match="No such file"):
+        told("no-such.txt", "someone/a-model")
 
 
 @pytest.mark.parametrize(

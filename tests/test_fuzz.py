@@ -1,8 +1,11 @@
 """Random command lines: whatever is typed ends well, or in one line with exit code 2.
 
-LORA_ZOO_FUZZ=5000 tries that many random command lines instead of the few that are always the same.
+LORA_ZOO_FUZZ=5000 tries that many random command lines, and as many whole runs of two steps, instead of the
+few that are always the same.
 """
 
+import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -120,7 +123,7 @@ def checked(words: list[str], *, multirun: bool) -> list[Settings] | str:
     return line
 
 
-@tries(700, 1.0)
+@tries(700)
 @example(words=["rank=1", "~rank"], multirun=False)
 @example(words=["hydra.sweep.dir=${nope}"], multirun=True)
 @example(words=["rank=range(1,1e300)"], multirun=True)
@@ -183,13 +186,30 @@ settings_of_runs = st.one_of(
 )
 runs = st.lists(settings_of_runs, min_size=1, max_size=3, unique_by=lambda pair: pair[0])
 DONE, DIVERGED, MISTAKE = 0, 1, 2
+SHORT = {
+    **{"steps": "2", "batch_size": "4", "task.max_new_tokens": "4", "eval_before_training": "false"},
+    **{"task.sizes.train": "8", "task.sizes.validation": "2", "task.sizes.test": "2"},
+}
+
+
+@functools.cache
+def settled() -> None:
+    """Import what a run needs: the collector of garbage, which each run calls, goes through it no more."""
+    from tests.test_mistakes import ended
+
+    ended(" ".join(f"{key}={value}" for key, value in SHORT.items()))
+    gc.collect()
+    gc.freeze()
 
 
 def ending(pairs: list[tuple[str, str]], *more: str) -> None:
     from tests.test_mistakes import ended
 
-    typed = [f"{key}={value}" for key, value in pairs]
-    end = ended(" ".join([*typed, *more]))
+    settled()
+    typed = SHORT | dict(pairs)
+    if typed.get("epochs", "null") != "null":
+        del typed["steps"]
+    end = ended(" ".join([*(f"{key}={value}" for key, value in typed.items()), *more]))
     assert "Traceback" not in end.text, end.text
     if end.code == MISTAKE:
         assert end.steps == 0, end.text
@@ -207,7 +227,8 @@ def test_any_dry_run_lists_or_refuses(pairs: list[tuple[str, str]]) -> None:
     ending([p for p in pairs if p[0] != "variant" or p[1] != "zero_shot"], "dry_run=true")
 
 
-@tries(25, 0.1)
+@tries(25)
+@example(pairs=[("epochs", "1e30")])
 @given(pairs=runs)
 def test_any_run_ends_well_or_before_its_first_step(pairs: list[tuple[str, str]]) -> None:
     ending(pairs)

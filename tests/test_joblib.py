@@ -24,18 +24,27 @@ from tests.processes import Running, start
 pytestmark = pytest.mark.xdist_group("joblib")  # one after the other: each takes all cores
 QUICK = (
     "batch_size=4", "tracking=none", "task.sizes={train: 24, validation: 6, test: 6}",
-    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]",
+    "task.max_new_tokens=4", "eval_before_training=false", "eval_splits=[test]", "forgetting_text=null",
 )  # fmt: skip
 SIDE_BY_SIDE = "hydra/launcher=joblib"
+FORKED = (
+    "import warnings\n"
+    "from joblib.externals.loky.backend import context\n"
+    "warnings.filterwarnings('ignore', '.fork. start method')\n"
+    "context.set_start_method('fork', force=True)\n"
+)
+"""Workers as forks of the front. New interpreters, which take six CPU seconds each, are those of two tests.
+
+What OMP_WAIT_POLICY decides needs one.
+"""
 
 
 def begin(*arguments: str, at: Path, **env: str) -> Running:
-    """Begin a sweep: its front is forked where `env` allows it, its workers are new interpreters."""
     return start("-m", *arguments, *QUICK, at=at, merged=True, **env)
 
 
-def sweep(*arguments: str, at: Path) -> tuple[int, str]:
-    process = begin(*arguments, at=at)
+def sweep(*arguments: str, at: Path, **env: str) -> tuple[int, str]:
+    process = begin(*arguments, at=at, **env)
     said, _ = process.communicate()
     return process.wait(), said
 
@@ -107,8 +116,8 @@ def test_workers_share_the_cores(
     assert found == [expected]
 
 
-def holding(folder: Path, *steps: int, first: str = "") -> str:
-    """A folder for PYTHONPATH: workers mark that they are in one of the steps, and wait there for `go`."""
+def holding(folder: Path, *steps: int, first: str = FORKED) -> str:
+    """A folder for PYTHONPATH: workers mark that they are in one of the steps, and wait for `go`."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(
         f"{first}\n"
@@ -140,9 +149,11 @@ def let_go(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_told_to_stop_every_worker_saves_and_leaves(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal's group; the third run never begins."""
-    profile = "import os; os.environ['OMP_NUM_THREADS'] = '3'"  # as a machine's profile says
+    profile = "import torch; torch.set_num_threads(3)"  # as a machine's profile says
     words = ("+variant=lora", "seed=0,1,2", "steps=4000", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 3, first=profile))
+    process = begin(
+        SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 3, first=FORKED + profile)
+    )
     wait_for(lambda: len(held(tmp_path)) == 2)
     os.killpg(process.pid, signal.SIGINT)
     let_go(tmp_path)
@@ -163,7 +174,7 @@ def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
     let_go(tmp_path)
     stopped = has_stopped(process, 143, tmp_path)
     assert [r["state"] for r in stopped.values()] == ["interrupted"] * 2
-    assert sweep(SIDE_BY_SIDE, two, *words, at=tmp_path)[0] == 0
+    assert sweep(SIDE_BY_SIDE, two, *words, at=tmp_path, PYTHONPATH=str(tmp_path / "site"))[0] == 0
     whole = tmp_path / "whole"
     whole.mkdir()
     assert sweep(*words, at=whole)[0] == 0
@@ -215,7 +226,7 @@ def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # more threads than cores, which wait without spinning
     words = ("+variant=lora", "seed=0,1", "steps=4000", "threads=2", "hydra.launcher.n_jobs=2")
-    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 2))
+    process = begin(SIDE_BY_SIDE, *words, at=tmp_path, PYTHONPATH=holding(tmp_path, 2, first=""))
     wait_for(lambda: len(held(tmp_path)) == 2)
     assert [r["environment"]["threads"] for r in results(tmp_path).values()] == [2] * 2, "as told"
     worker = next(tmp_path.rglob(".worker-*"))

@@ -16,7 +16,7 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from lora_zoo.conformance.cases import fitting, perturb, settings
+from lora_zoo.conformance.cases import fitting, on_models, perturb, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection, inject
@@ -110,7 +110,7 @@ def adapter_folder(
     return save_adapter(adapted, folder, **said | about), adapted
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, base_folder(request.param, tmp_path_factory.mktemp("base") / request.param)
 
@@ -130,7 +130,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*tie")
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "base"), on_models(KINDS), indirect=["base"])
 def test_every_variant_merges_and_loads_as_the_model_that_was_adapted(
     name: str, base: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -67,6 +67,8 @@ def test_numbers_agree_with_their_library(
         ("rouge_l", ["the cat sat"], ["the cat"], 2 * (2 / 3) * 1 / (2 / 3 + 1)),
         ("rouge_l", ["a b c d", "x"], ["a c d e", "y"], (3 / 4 + 0) / 2),
         ("rouge_l", ["a b"], [["c d", "a b"]], 1.0),
+        ("word_f1", ["in june b a", "x"], ["a b in may", "y"], (2 * 3 / 8 + 0) / 2),
+        ("word_f1", ["a a b"], [["c d", "b a"]], 2 * 2 / 5),
     ],
 )
 def test_values_by_hand(name: str, predictions: list, references: list, expected: float) -> None:

@@ -132,6 +132,7 @@ def test_a_key_is_accepted_exactly_where_the_schema_has_it(part: str, name: str)
         "+experiment.foo=1",
         "task=pocket-sql task.data_dir=.",
         "task=pocket-nli task.splits={test:x}",
+        "task=pocket-sql +task.options.difficulty=2",
         "task=classification task.dataset=csv task.data_dir=no-such-folder",
     ],
 )

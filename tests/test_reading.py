@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -29,7 +29,7 @@ from lora_zoo.pocket import HUB
 from lora_zoo.tasks.cutting import IGNORED, continued, fitted, least
 from lora_zoo.tasks.data import load_splits
 from lora_zoo.tasks.generating import before_end
-from lora_zoo.tasks.reading import Reading, findings, of_predictions, read_judged, read_train
+from lora_zoo.tasks.reading import Reading, findings, read_judged, read_train
 from lora_zoo.training.evaluation import check_inputs, check_references, positions_of
 
 POCKET = AutoTokenizer.from_pretrained(HUB)
@@ -117,11 +117,13 @@ def test_f1_counts_the_second_label_or_the_one_that_is_named() -> None:
 
 
 WRITTEN = ["007", "NA", "null", "12", "1e5", "True", "None", "2020-01-01", "nan", " x "]
+ALIKE = (["007", "12", "1e5"], ["True", "False"], ["2020-01-01", "2020-01-02"])
 
 
+@pytest.mark.parametrize("written", [WRITTEN, *ALIKE], ids=lambda texts: texts[0])
 @pytest.mark.parametrize("engine", ["c", "python"])
-def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> None:
-    lines = [f"{text},{text.strip()}" for text in WRITTEN]
+def test_a_text_column_is_what_the_file_says(engine: str, written: list[str], tmp_path: Path) -> None:
+    lines = [f"{text},{text.strip()}" for text in written]
     (tmp_path / "train.csv").write_text("\n".join(["prompt,label", *lines]))
     mine = task(
         "multiple_choice",
@@ -131,11 +133,15 @@ def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> Non
     )
     splits = load_splits(mine)
     rows = [row for data in splits.values() for row in data]
-    assert sorted(row["prompt"] for row in rows) == sorted(WRITTEN)
-    assert {row["label"] for row in rows} == {text.strip() for text in WRITTEN}
+    assert sorted(row["prompt"] for row in rows) == sorted(written)
+    assert {row["label"] for row in rows} == {text.strip() for text in written}
+    assert splits.left_out == {}
+    few = load_splits(dataclasses.replace(mine, sizes={"train": 1}))
+    assert few.left_out == ({"train": len(splits["train"]) - 1} if len(splits["train"]) > 1 else {})
 
 
 @settings(deadline=None, max_examples=40)
+@example(asked=0, said=40, limit=10, type_="causal_lm")  # the target alone is cut
 @given(
     st.integers(0, 40),
     st.integers(0, 40),
@@ -145,11 +151,11 @@ def test_a_text_column_is_what_the_file_says(engine: str, tmp_path: Path) -> Non
 def test_what_is_cut_is_the_prompts_start_and_the_end_stays(
     asked: int, said: int, limit: int, type_: str
 ) -> None:
-    prompt, body = " ".join(["cat"] * asked + ["who"]), [9] * said
+    prompt, body = " ".join(["cat"] * asked + ["who"]), list(range(9, 9 + said))
     whole = POCKET(prompt)["input_ids"]
     made, cut = continued(POCKET, prompt, body, (2,), limit=limit)
     ids, target = made["input_ids"], [t for t in made["labels"] if t != IGNORED]
-    assert len(ids) == len(made["labels"]) <= limit and target[-1] == 2
+    assert len(ids) == len(made["labels"]) <= limit and target == [*body[: len(target) - 1], 2]
     assert ids[0] == whole[0] and ids[len(ids) - len(target) - 1] == whole[-1]  # <s> and the question stay
     assert cut == (len(whole) + said + 1 > limit)
     assert cut or ids == [*whole, *body, 2]
@@ -371,9 +377,6 @@ def test_what_a_reader_has_to_know_is_told() -> None:
         "test holds one label alone, no: it tells no two models apart",
         "1 of 2 examples of test were cut to task.max_length",
     ]
-    assert of_predictions("test", [1, 1], made.labels) == ["all 2 answers on test are 'yes'"]
-    assert of_predictions("test", ["", ""], None) == ["all 2 answers on test are empty"]
-    assert of_predictions("test", ["", "x"], None) == []
     with pytest.raises(ValueError, match="its labels are all 3; there is nothing to tell apart"):
         kind(task("regression"), {"train": {"label": [3.0, 3.0]}})
 

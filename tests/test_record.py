@@ -48,10 +48,23 @@ def test_whatever_can_change_a_result_changes_the_identity(override: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "override", ["out=elsewhere", "tracking=none", "threads=1", "merge=true", "eval_before_training=false"]
+    "override",
+    [
+        *("out=elsewhere", "tracking=none", "threads=1", "merge=true", "eval_before_training=false"),
+        "forgetting_text=null",
+    ],
 )
 def test_what_cannot_change_a_result_leaves_the_identity(override: str) -> None:
     assert identity(settings(), LORA) == identity(settings(override), LORA)
+
+
+def test_a_run_that_was_recorded_before_tasks_were_learned_by_heart_is_the_same_run() -> None:
+    today = asdict(settings())
+    older = {**today, "task": {k: v for k, v in today["task"].items() if k != "by_heart"}}
+    del older["forgetting_text"]
+    assert identified(older, LORA) == identified(today, LORA)
+    facts = [settings("task=pocket-facts", *more) for more in ((), ("task.by_heart=false",))]
+    assert identity(facts[0], LORA) != identity(facts[1], LORA)
 
 
 def test_a_key_that_a_variant_has_no_use_for_leaves_its_identity() -> None:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_zoo.conformance.cases import representatives
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import Init, init_names
 from lora_zoo.core.variants import VARIANTS
@@ -24,15 +26,14 @@ from tests.processes import run as process
 from tests.test_training import TRAINED, model, small, trainer
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
-STEPS, SAVED, EPOCH = (
-    40,
-    (7, 24, 31),
-    12,
-)  # 48 examples, 4 a step: in the first epoch, at an end, in the third
+STEPS, SAVED = 34, (7, 24, 31)  # 48 examples, 4 a step: in the first epoch, at an end, in the third
 
 
 def starts(name: str) -> list[str]:
-    """The starts of a variant, a residual one among them; one word for those that have none."""
+    """A start of the variant, a residual one where it takes any; of a representative three.
+
+    One word for a variant that has none.
+    """
 
     def accepted(init: Init) -> bool:
         return VARIANTS[name].accepts_init(init) and not (
@@ -40,7 +41,15 @@ def starts(name: str) -> list[str]:
         )
 
     known = init_names(accepted)
-    return list(dict.fromkeys([*known[:1], *known[-2:]])) or ["-"]
+    chosen = [*known[:1], *known[-2:]] if name in representatives() else known[-1:]
+    residual = init_names(lambda init: accepted(init) and init.residual)[-1:]
+    return list(dict.fromkeys([*residual, *chosen][: len(chosen)])) or ["-"]
+
+
+def steps(name: str) -> tuple[int, ...]:
+    """Where it is saved: at all three where the method acts while it trains, else at one, by turns."""
+    turn = TRAINED.index(name) % len(SAVED)
+    return SAVED if VARIANTS[name].hooks is not AdapterHooks else SAVED[turn : turn + 1]
 
 
 CASES = [(name, init) for name in TRAINED for init in starts(name)]
@@ -85,7 +94,7 @@ def finish(folder: Path) -> None:
     torch.set_num_threads(1)
     for case in sorted(folder.iterdir()):
         name, init = json.loads((case / "case.json").read_text())
-        for step in SAVED:
+        for step in steps(name):
             unsettle()
             at = run(case, name, init)
             unsettle()
@@ -126,7 +135,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         (case / "case.json").write_text(json.dumps([name, init]))
         unsettle()
         at = run(case, name, init, save_strategy="steps", save_steps=1)
-        at.add_callback(Chosen())
+        at.add_callback(Chosen(steps(name)))
         at.train()
         whole[case.name] = (state(at), json.loads(json.dumps(logs(at))))
     ended = process(str(folder), at=folder, module="tests.test_resumption")
@@ -137,17 +146,21 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 class Chosen:
     """Saves at the chosen steps alone."""
 
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        self.steps = steps
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("on_"):
             return lambda *_, **__: None
         raise AttributeError(name)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_save = state.global_step in SAVED
+        control.should_save = state.global_step in self.steps
 
 
-@pytest.mark.parametrize("step", SAVED)
-@pytest.mark.parametrize(("name", "init"), CASES)
+@pytest.mark.parametrize(
+    ("name", "init", "step"), [(name, init, step) for name, init in CASES for step in steps(name)]
+)
 def test_a_new_process_goes_on_to_the_bit(restored: Any, name: str, init: str, step: int) -> None:
     folder, whole = restored
     expected, history = whole[f"{name}-{init}"]
@@ -161,7 +174,8 @@ def test_a_new_process_goes_on_to_the_bit(restored: Any, name: str, init: str, s
 def test_what_was_saved_is_whole(restored: Any) -> None:
     for case in restored[0].iterdir():
         last = newest(case)
-        assert last is not None and last.name == f"checkpoint-{SAVED[-1]}"
+        name, _ = json.loads((case / "case.json").read_text())
+        assert last is not None and last.name == f"checkpoint-{steps(name)[-1]}"
 
 
 if __name__ == "__main__":

@@ -66,14 +66,35 @@ def test_a_closed_terminal_is_as_sigterm() -> None:
     assert signal.SIGHUP in SIGNALS and signal.SIGTERM in SIGNALS
 
 
-def test_a_worker_goes_with_its_front() -> None:
+STOPPED = """
+import os, signal, time
+from lora_zoo.training import watchdog
+from lora_zoo.training.signals import SignalHandler, Stopped, live_on
+watchdog.WITHIN = 3.0
+try:
+    with SignalHandler().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(9)
+except Stopped:
+    {then}
+time.sleep(4)
+"""
+
+
+@pytest.mark.parametrize(("then", "code"), [("live_on()", 0), ("pass", 128 + signal.SIGTERM)])
+def test_a_worker_lives_on_after_a_run_that_was_stopped(then: str, code: int) -> None:
+    assert subprocess.call([sys.executable, "-c", STOPPED.format(then=then)]) == code
+
+
+def test_a_worker_goes_with_its_front(tmp_path: Path) -> None:
     worker = (
-        "import os, threading, time\n"
+        "import os, pathlib, time\n"
         "from lora_zoo.launchers import joblib\n"
         "joblib.WITHIN = 0.2\n"
-        "front = str(os.getppid())\n"
+        "os.environ[joblib.FRONT] = str(os.getppid())\n"
+        f"joblib.Joblib(pathlib.Path({str(tmp_path)!r}))._enter(1)\n"
         "print(os.getpid(), flush=True)\n"
-        "joblib._outlive_no_front(front)\n"
+        "time.sleep(60)\n"
     )
     front = (
         "import subprocess, sys, time\n"

@@ -14,6 +14,8 @@ from torch import Tensor
 from lora_zoo import inject
 from lora_zoo.core.init import Factors, initial_factors
 from lora_zoo.inits import cache, svd
+from tests.processes import Running
+from tests.processes import start as process
 
 STARTS = ("pissa", "milora", "olora", "pissa_niter_4", "pissa_halko_2")
 RANK = 4
@@ -184,12 +186,12 @@ def test_the_key_knows_content_shape_dtype_and_what_is_done(home, monkeypatch):
 
 
 def test_equal_matrices_have_equal_keys_in_another_process(home):
-    code = (
+    (home.parents[1] / "other.py").write_text(
         "import torch; from lora_zoo.inits import cache; torch.set_num_threads(1); "
         "print(cache.key(torch.arange(12.).view(3, 4), 'exact'))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == cache.key(torch.arange(12.0).view(3, 4), "exact")
+    said = process(at=home.parents[1], module="other").communicate()[0]
+    assert said.strip() == cache.key(torch.arange(12.0).view(3, 4), "exact")
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "bit", "header", "foreign"])
@@ -260,8 +262,8 @@ def test_it_lies_where_other_libraries_keep_theirs(monkeypatch):
     assert cache.folder() == Path("~/.cache/lora_zoo/svd").expanduser()
 
 
-def crowd(home: Path, count: int) -> Iterator[subprocess.Popen[str]]:
-    code = (
+def crowd(home: Path, count: int) -> Iterator[Running]:
+    (home.parents[1] / "crowd.py").write_text(
         "import torch; from lora_zoo.core.init import initial_factors; torch.set_num_threads(1)\n"
         "for n in range(30):\n"
         "    W = torch.randn(40, 30 + n % 5, generator=torch.Generator().manual_seed(n % 5))\n"
@@ -269,12 +271,12 @@ def crowd(home: Path, count: int) -> Iterator[subprocess.Popen[str]]:
         "    print(float((A * 3).sum() + B.sum()).hex())"
     )
     for _ in range(count):
-        yield subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        yield process(at=home.parents[1], module="crowd")
 
 
 def test_processes_side_by_side_read_and_write_whole_entries(home, monkeypatch):
     monkeypatch.setenv(cache.LIMIT, "0.00004")  # three entries: they are let go of all the time
-    said = {process.communicate()[0] for process in list(crowd(home, 3))}
+    said = {member.communicate()[0] for member in list(crowd(home, 3))}
     assert len(said) == 1
     assert len(next(iter(said)).splitlines()) == 30
     assert not list(home.glob(".*")), "a part was left"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from transformers import (
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.models import from_scratch
+from lora_zoo.tasks import causal_lm
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.tasks.data import fingerprint, load_splits
 from lora_zoo.tasks.labels import check_numbers
+from lora_zoo.tasks.likelihood import summary
 
 ROWS = [
     {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
@@ -151,6 +154,9 @@ def test_classification_answers_each_example_as_the_model_does_alone(folder: Pat
         assert (outcome["item"], outcome["prediction"]) == (row["item"], alone)
         assert outcome["reference"] == ["no", "yes"].index(row["label"])
         assert outcome["score"] == float(outcome["prediction"] == outcome["reference"])
+        logits = model(**tokenizer(row["text"], row["text_pair"], return_tensors="pt")).logits[0]
+        log_p = logits.softmax(0).log().tolist()
+        assert (outcome["nll"], outcome["tokens"]) == (pytest.approx(-log_p[outcome["reference"]]), 1)
 
 
 def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
@@ -162,6 +168,7 @@ def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
     outcomes = kind.outcomes(BertForSequenceClassification(bert[0]).eval(), splits["test"])
     assert [o["reference"] for o in outcomes] == [float(r["score"]) for r in ROWS]
     assert all(o["score"] == -((o["prediction"] - o["reference"]) ** 2) for o in outcomes)
+    assert summary(outcomes) == {}, "the scale of a Gaussian is not given"
 
 
 def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) -> None:
@@ -180,6 +187,9 @@ def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) ->
             log_p = model(torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
             likelihood.append(sum(log_p[len(prompt) - 1 + i, t].item() for i, t in enumerate(tail)))
         assert outcome["prediction"] == likelihood.index(max(likelihood))
+        of_both = math.log(sum(map(math.exp, likelihood)))
+        right = likelihood[("no", "yes").index(row["label"])]
+        assert (outcome["nll"], outcome["tokens"]) == (pytest.approx(of_both - right, rel=1e-4), 1)
 
 
 def generation(folder: Path, **changes: Any) -> Task:
@@ -219,6 +229,69 @@ def test_examples_of_one_prompt_are_references_of_one_item(folder: Path, llama: 
     outcomes = TASK_TYPES["causal_lm"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
     assert len(outcomes) == 3
     assert sorted(set(outcomes[1]["reference"])) == ["a cat", "a dog"]
+    apart = TASK_TYPES["causal_lm"](generation(folder), llama[1], splits).outcomes(llama[0], splits["test"])
+    found = [one for row, one in zip(splits["test"], apart, strict=True) if row["prompt"] == "a dog runs"]
+    for key in ("nll", "tokens"):
+        each = [one[key] for one in found]
+        assert outcomes[1][key] == pytest.approx(sum(each) / 10) and len(each) == 10
+
+
+@pytest.mark.parametrize("max_length", [256, 7])
+def test_the_likelihood_of_a_target_is_that_of_its_tokens_alone(
+    folder: Path, llama: Any, max_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand and by transformers' loss, without padding; in batches of any size; as in training."""
+    model, tokenizer = llama
+    mine = generation(folder, template="{prompt} =>", max_length=max_length)
+    splits = load_splits(mine)
+    kind = TASK_TYPES["causal_lm"](mine, tokenizer, splits)
+    rows = kind.items(splits["test"])
+    outcomes = kind.outcomes(model, splits["test"])
+    assert len({outcome["tokens"] for outcome in outcomes}) > 1 or max_length == 7
+    for row, outcome in zip(rows[:4], outcomes, strict=False):
+        prompt = tokenizer(f"{row['prompt']} =>")["input_ids"]
+        target = tokenizer(f" {row['target']}", add_special_tokens=False)["input_ids"]
+        target = [*target, tokenizer.eos_token_id]
+        if max_length == 7:
+            inputs, cut = kind.fitted(row)
+            target = [label for label in inputs["labels"] if label != IGNORED]
+            prompt = inputs["input_ids"][: -len(target)]
+            assert cut
+        ids = torch.tensor([prompt + target])
+        log_p = model(ids).logits[0].log_softmax(-1)
+        by_hand = -sum(log_p[len(prompt) - 1 + i, t].item() for i, t in enumerate(target))
+        labels = torch.tensor([[IGNORED] * len(prompt) + target])
+        by_loss = model(ids, labels=labels).loss.item() * len(target)
+        assert outcome["tokens"] == len(target)
+        assert outcome["nll"] == pytest.approx(by_hand, rel=1e-5) == pytest.approx(by_loss, rel=1e-5)
+    told = summary(outcomes)
+    loss = model(**kind.collate(kind.encoded(splits["test"]))).loss.item()
+    assert told["nats_per_token"] == pytest.approx(loss, rel=1e-5)
+    assert told["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-5)
+    assert told["nll"] * 20 == pytest.approx(loss * told["tokens"], rel=1e-5) and told["items"] == 20
+    kind.has_likelihood = False
+    without = [{k: v for k, v in one.items() if k not in ("nll", "tokens")} for one in outcomes]
+    assert kind.outcomes(model, splits["test"]) == without
+    monkeypatch.setattr(causal_lm, "LOGITS", 1)  # one by one
+    alone = kind.likelihoods(model, rows)
+    assert [one["nll"] for one in alone] == pytest.approx([one["nll"] for one in outcomes], rel=1e-6)
+
+
+def test_a_reference_without_a_likelihood_is_refused(
+    folder: Path, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = llama
+    mine = generation(folder)
+    kind = TASK_TYPES["causal_lm"](mine, tokenizer, load_splits(mine))
+    rows = [{"prompt": "a dog runs", "target": "a cat", "item": 0}]
+    for broken in (math.nan, -math.inf):
+        logits = torch.zeros(1, 40, len(tokenizer))
+        logits[..., tokenizer.eos_token_id] = broken
+        monkeypatch.setattr(
+            kind, "_forced", lambda _, batch, z=logits: (z[:, : batch["labels"].shape[1]], batch["labels"])
+        )
+        with pytest.raises(ValueError, match="the likelihood NaN or 0; there is nothing to judge"):
+            kind.likelihoods(model, rows)
 
 
 def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
@@ -234,7 +307,15 @@ def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
     assert encoded["labels"][-1] == llama[1].eos_token_id
     loss = model(**kind.collate(kind.encoded(splits["train"]))).loss
     assert loss.isfinite()
-    assert len(kind.outcomes(model, splits["test"])) == 20
+    outcomes = kind.outcomes(model, splits["test"])
+    assert len(outcomes) == 20
+    loss = model(**kind.collate(kind.encoded(splits["test"]))).loss
+    assert summary(outcomes)["nats_per_token"] == pytest.approx(loss.item(), rel=1e-5)
+    for row, outcome in zip(list(splits["test"])[:4], outcomes, strict=False):
+        alone = kind.collate([kind.encode(row)])
+        tokens = alone["labels"].numel()
+        assert outcome["tokens"] == tokens
+        assert outcome["nll"] == pytest.approx(model(**alone).loss.item() * tokens, rel=1e-5)
 
 
 @pytest.mark.parametrize("label", ["x", None, "nan", float("inf")])

@@ -8,8 +8,8 @@ and so on down to two; every rung costs the same. A run of a rung trains *the wh
 steps*: one that is cut off at a third of a cosine has not annealed, and would flatter small rates.
 
 Where the best of a rung is the least or the greatest rate tried, the rate beyond it takes the place of the
-worst that would have gone on: the number of runs and their steps stay the same for all cells. Scores are those
-of validation; a run that diverged has none, and is worse than any that has.
+worst that would have gone on: the number of runs and their steps stay the same for all cells. Scores are
+those of validation; a run that diverged has none, and is worse than any that has.
 """
 
 import math

@@ -98,12 +98,13 @@ def _doubts(frame: pd.DataFrame, counted: pd.DataFrame, value: str, tuned: bool)
     found = []
     if len(counted) < len(frame):
         found.append(f"{len(frame) - len(counted)} of {len(frame)} runs are not counted; findings say why")
-    if tuned and value == "validation":
-        found.append("tuned axes were chosen by the very scores that are compared, which flatters them")
-    size = f"data.{value}.size"
+    split = value.removesuffix("_nll")
+    if tuned and split == "validation":
+        found.append("tuned axes were chosen on the very examples that are compared, which flatters them")
+    size = f"data.{split}.size"
     items = counted[size].min() if size in counted else SMALL
     if items < SMALL:
-        found.append(f"the {value} set has {items:.0f} items: one of them moves a score by {1 / items:.2g}")
+        found.append(f"the {split} set has {items:.0f} items: one of them moves a score by {1 / items:.2g}")
     return found
 
 

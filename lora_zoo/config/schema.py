@@ -21,6 +21,7 @@ INERT = (
     "seeds",  # the plan of a sweep with seed=auto: see config/auto.py
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
+INERT_TASK = ("likelihood",)
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
@@ -69,11 +70,16 @@ class Model:
 class Task:
     name: str = key(MISSING, "how runs call the task")
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
-    dataset: str = key(MISSING, "csv, json, parquet, text, a name on the Hub, pocket-sql or pocket-nli")
+    dataset: str = key(
+        MISSING, "csv, json, parquet, text, a name on the Hub, or one that is generated (pocket-sql, …)"
+    )
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")
     data_files: dict[str, str] = key({}, "split: file, for local data")
-    options: dict[str, Any] = key({}, "further arguments of datasets.load_dataset (delimiter, …)")
+    options: dict[str, Any] = key(
+        {},
+        "further arguments: of datasets.load_dataset (delimiter, …), or of a generated data set (difficulty)",
+    )
     splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
@@ -84,10 +90,16 @@ class Task:
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )
+    by_heart: bool = key(
+        False, "learned by heart: judged on the train split itself, which stands for all others"
+    )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
     metric_arguments: dict[str, Any] = key({}, "metric: its own arguments (f1: {average: macro})")
+    likelihood: bool = key(
+        True, "also the likelihood of references; false saves a task that generates one pass of each example"
+    )
     max_length: int = key(
         256,
         "tokens of input and target; of more, a prompt loses its start, a text or target its end",
@@ -98,7 +110,9 @@ class Task:
     num_beams: int = key(1, "beams of the search that generates", least=1, most=1000)
     lr: float = key(MISSING, "learning rate that suits LoRA on this task", above=0)
     steps: int | None = key(None, "default number of optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "default number of epochs, where steps is not given", above=0)
+    epochs: float | None = key(
+        None, "default number of epochs, where steps is not given", above=0, most=_COUNT
+    )
     batch_size: int = key(16, "default batch size", least=1, most=_COUNT)
     eval_batch_size: int = key(64, "batch size of evaluation and generation", least=1, most=_COUNT)
 
@@ -154,7 +168,7 @@ class Settings:
     modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
-    epochs: float | None = key(None, "epochs, instead of steps", above=0)
+    epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
@@ -162,7 +176,9 @@ class Settings:
         ["validation", "test"], "splits that are evaluated at the end", among=SPLITS, filled=True
     )
     forgetting_text: str | None = key(
-        None, "also measure the loss on another text before and after training: pocket, or a text file"
+        "auto",
+        "loss on another text, before and after training: pocket (its own), a text file, null (none), or "
+        "auto: that of the pocket model, whose text is known",
     )
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(

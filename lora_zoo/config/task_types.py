@@ -6,6 +6,3 @@ from lora_zoo.core.registry import Registry
 
 TASK_TYPES: Registry[Any] = Registry("task type", "lora_zoo.tasks", attribute="name")
 """Subclasses of `lora_zoo.tasks.base.TaskType`, a room above this one."""
-
-POCKET = ("pocket-sql", "pocket-nli")
-"""Data sets that are generated here."""

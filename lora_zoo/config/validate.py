@@ -14,17 +14,17 @@ from omegaconf import OmegaConf
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
 from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
-from lora_zoo.config.task_types import POCKET
 from lora_zoo.config.template import check_template
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, fits
 from lora_zoo.core.program import complete_program
 from lora_zoo.core.user_files import run_files
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.budget import parameters
 
-_OF_FILES = ("data_dir", "data_files", "options", "splits", "config_name")
+_OF_FILES = ("data_dir", "data_files", "splits", "config_name")
 _LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
 _NAME = re.compile(r"[\w.-]+")
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -158,6 +158,10 @@ def _check_task(task: Task) -> None:
         for split in getattr(task, key):
             if split not in SPLITS:
                 raise ValueError(unknown(f"split in task.{key}", split, SPLITS))
+    if task.by_heart and (idle := [split for split in task.sizes if split != "train"]):
+        raise ValueError(
+            f"task.sizes.{idle[0]} has no effect: task.by_heart=true judges on the train split; drop it"
+        )
     _check_arguments(task)
     _check_columns(task.columns)
     check_template(task.template)
@@ -192,8 +196,8 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 def _check_files(task: Task) -> None:
     local = task.dataset in ("csv", "json", "parquet", "text")
-    if task.dataset in POCKET and (idle := [key for key in _OF_FILES if getattr(task, key)]):
-        raise ValueError(f"task.{idle[0]} has no effect: task.dataset={task.dataset} is generated; drop it")
+    if task.dataset in GENERATORS:
+        _check_generated(task)
     if local and task.data_dir and not Path(task.data_dir).expanduser().is_dir():
         raise ValueError(f"task {task.name}: task.data_dir={task.data_dir} is no folder")
     if local and not (task.data_files or task.data_dir):
@@ -209,6 +213,12 @@ def _check_files(task: Task) -> None:
             f"task.data_dir={task.data_dir}" if task.data_dir else "the working folder; give task.data_dir"
         )
         raise ValueError(f"task {task.name}: its {split} file {name} is not in {folder}")
+
+
+def _check_generated(task: Task) -> None:
+    if idle := [key for key in _OF_FILES if getattr(task, key)]:
+        raise ValueError(f"task.{idle[0]} has no effect: task.dataset={task.dataset} is generated; drop it")
+    complete_options(task.dataset, task.options)
 
 
 def check_folder(key: str, given: str) -> None:

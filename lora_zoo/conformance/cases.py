@@ -202,12 +202,16 @@ UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  
 
 def representatives():
     """The first variant of each abstract base, forward pass and kernel: others meet a layer as it does."""
-    variants, first = {VARIANTS[name] for name in MATRIX}, {}
+    first = {}
     for name in MATRIX:
         cls = VARIANTS[name]
-        base = next(base for base in cls.__mro__ if base not in variants)
-        first.setdefault((base, cls.forward, cls.kernel), name)
+        first.setdefault((_abstract_base(name), cls.forward, cls.kernel), name)
     return list(first.values())
+
+
+def _abstract_base(name):
+    variants = {VARIANTS[name] for name in MATRIX}
+    return next(base for base in VARIANTS[name].__mro__ if base not in variants)
 
 
 def cases(among=tuple(MATRIX)):
@@ -218,6 +222,30 @@ def cases(among=tuple(MATRIX)):
     whole = set(representatives())
     every = [(name, kind) for name in among for kind in (KINDS if name in whole else EVERYWHERE)]
     return [(name, kind) for name, kind in every if takes(name, kind)]
+
+
+def few_cases(among=tuple(MATRIX)):
+    """(variant, kind of layer), for rules that a variant's tensors and a layer's keep each by themselves.
+
+    Every variant on the first kind that it takes, the representatives on `EVERYWHERE`, and the first of each
+    abstract base on every kind.
+    """
+    whole = representatives()
+    bases = {_abstract_base(name): name for name in reversed(whole)}.values()
+    found = [(name, next(kind for kind in KINDS if takes(name, kind))) for name in among]
+    for name in (name for name in whole if name in among):
+        found += [(name, kind) for kind in (KINDS if name in bases else EVERYWHERE) if takes(name, kind)]
+    return sorted(set(found))
+
+
+def on_models(kinds):
+    """(variant, kind of model): representatives and what adapts no matrix on all kinds, others on the first.
+
+    What differs between models are their layers, which `cases` has.
+    """
+    others = set(MATRIX) - set(representatives())
+    kinds = list(kinds)
+    return [(name, kind) for name in VARIANTS for kind in (kinds[:1] if name in others else kinds)]
 
 
 @functools.cache
@@ -428,8 +456,8 @@ def _gpt2():
 
 
 MODELS = {
-    "gpt2": (_gpt2, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "llama": (_llama, {"target_modules": ["q", "v"], "modules_to_save": []}),
+    "gpt2": (_gpt2, {"target_modules": ["q", "v"], "modules_to_save": []}),
     "bert": (_bert, {"target_modules": ["q", "v"], "modules_to_save": ["classifier"]}),
 }
 

@@ -32,12 +32,14 @@ from lora_zoo.conformance.cases import (
     adapt,
     cases,
     effective_bias,
+    few_cases,
     inputs,
     lone,
     nearest_rank,
     only,
     perturb,
     readable,
+    representatives,
     seen,
     settings,
     stored_in,
@@ -99,6 +101,14 @@ def test_every_variant_and_every_layer_are_among_the_cases():
     bases = [cls for cls in (Adapter, *descendants(Adapter)) if inspect.isabstract(cls)]
     used = [base for base in bases if any(base in VARIANTS[name].__bases__ for name in MATRIX)]
     assert used and all(any(base in VARIANTS[name].__bases__ for name in everywhere) for base in used)
+
+
+def test_the_few_cases_have_every_variant_every_layer_and_all_pairs_of_representatives():
+    pairs = few_cases()
+    assert len(set(pairs)) == len(pairs) < len(cases()) and set(pairs) <= set(cases())
+    assert {name for name, _ in pairs} == set(MATRIX)
+    assert {kind for _, kind in pairs} == set(KINDS)
+    assert {(n, k) for n in representatives() for k in EVERYWHERE if takes(n, k)} <= set(pairs)
 
 
 def descendants(cls):

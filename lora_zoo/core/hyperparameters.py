@@ -69,11 +69,17 @@ def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str,
     return checked(cls.name, hyperparameters(cls), given)
 
 
-def checked(name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(
+    name: str,
+    known: Mapping[str, inspect.Parameter],
+    given: Mapping[str, Any],
+    *,
+    kind: str = "hyperparameter",
+) -> dict[str, Any]:
     """`given` completed with the defaults of the `known` arguments of `name`. ValueError as above."""
     for key, value in given.items():
         if key not in known:
-            raise ValueError(f"{name}: " + unknown("hyperparameter", key, known))
+            raise ValueError(f"{name}: " + unknown(kind, key, known))
         if not fits(value, known[key].annotation):
             raise ValueError(f"{name}: {key} must be {type_words(known[key].annotation)}; got {value!r}")
     missing = [key for key, p in known.items() if p.default is p.empty and key not in given]

@@ -26,10 +26,15 @@ class Kernel(ABC):
         """The layer's output (..., O) for x (..., I); the adapter's branch sees x through `mask`."""
 
 
+GLOBAL = ("forward", "forward_pre", "backward", "backward_pre")
+"""Kinds of hooks that torch can run for every module."""
+
+
 def hooked(module: nn.Module) -> bool:
-    """True if a call of `module` runs hooks of its own."""
+    """True if a call of `module` runs hooks, its own or every module's."""
     return bool(
-        module._forward_hooks
+        any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in GLOBAL)
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

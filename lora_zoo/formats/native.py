@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from lora_zoo.core import init
@@ -20,6 +20,7 @@ from lora_zoo.formats.folders import adapter_digest
 from lora_zoo.formats.loralib import from_loralib
 from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.formats.peft.read import from_peft, is_peft
+from lora_zoo.formats.safe_files import tensors_in
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters, own_names
 from lora_zoo.injection.inject import Injection
@@ -36,6 +37,7 @@ def save_adapter(injection: Injection, folder: str | Path, **about: Any) -> Path
     base lacks: factors, magnitudes, initial factors, fully trained heads; frozen tensors drawn from a seed
     are not stored. The adapters that it was trained on lie in `prior/NAME/`, and are loaded with it.
     """
+    injection.statistics.warn()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -77,7 +79,11 @@ def load_adapter(
     `enable`, the roles of a fused layer's adapted parts. Raises FileNotFoundError where there is no adapter,
     ValueError where it does not fit the model, which is then as it was.
     """
-    return inject_saved(model, read_adapter(model, folder, alpha=alpha, enable=enable), name)
+    saved = read_adapter(model, folder, alpha=alpha, enable=enable)
+    for tensor_name, tensor in saved.state.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder}: {tensor_name} holds NaN or inf: its training has diverged")
+    return inject_saved(model, saved, name)
 
 
 def read_adapter(
@@ -93,7 +99,7 @@ def read_adapter(
         return from_peft(model, folder)
     description = read_description(folder)
     description = _in_own_names(model, description)
-    plan, state = _plan(model, description, folder), own_names(model, load_file(folder / WEIGHTS))
+    plan, state = _plan(model, description, folder), own_names(model, tensors_in(folder / WEIGHTS))
     name, seed = description.get("name", "default"), description["seed"]
     return SavedAdapter(plan, state, folder, name, seed, prior=_priors(model, description, folder))
 

@@ -99,7 +99,7 @@ def _randomised(W_OI: Tensor, width: int, iterations: int, seed: int) -> Triplet
     Q = _orthonormal(start.T @ A.T)
     for _ in range(iterations):
         Q = _orthonormal(_orthonormal(Q @ A) @ A.T)
-    P_QQ, S_Q, Vh = torch.linalg.svd(Q @ A, full_matrices=False)
+    P_QQ, S_Q, Vh = _lapack(Q @ A)
     U = (P_QQ.T @ Q).T
     return Triplets(U, S_Q, Vh) if tall else Triplets(Vh.T, S_Q, U.T)
 
@@ -226,7 +226,12 @@ def _ends(found: Triplets, width: int) -> Triplets:
 
 
 def _lapack(W_OI: Tensor) -> Triplets:
-    return Triplets(*torch.linalg.svd(W_OI, full_matrices=False))
+    try:
+        return Triplets(*torch.linalg.svd(W_OI, full_matrices=False))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"a weight {tuple(W_OI.shape)} that holds NaN or inf has no singular values"
+        ) from error
 
 
 __all__ = ["Triplets", "block", "leading", "randomised", "trailing"]

@@ -19,7 +19,7 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.batched import RowGroup
-from lora_zoo.injection.compose import NamedAdapter, Original, check_compatible, merge_wrappers
+from lora_zoo.injection.compose import LayerParameters, NamedAdapter, check_compatible, merged_parameters
 from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.parametrized import make_wrapper
 from lora_zoo.injection.save_guard import guard, unguard
@@ -41,7 +41,7 @@ class AdapterSet(Mapping[str, A]):
         self.composition = composition_of("sum", (), {})
         self._by_name: dict[str, A] = {}
         self._wrappers: dict[str, AdapterWrapper] = {}
-        self._merged: dict[str, Original] | None = None
+        self._merged: dict[str, LayerParameters] | None = None
         self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
         self._tying = Tying(model)
 
@@ -200,16 +200,25 @@ class AdapterSet(Mapping[str, A]):
         """Write the active adapters' effective weights and biases into their layers, which become plain ones.
 
         The original parameters are kept, so that `unmerge` is exact, until `remove`. Raises ValueError where
-        an active adapter is no function of the weight.
+        an active adapter is no function of the weight. Where anything fails, the model is as it was.
         """
         if self._merged is not None:
             return
         for name in self.active:
             self._by_name[name].variant.require_weight("merged")
-        originals: dict[str, Original] = {}
-        merge_wrappers(self.model, self._wrappers, originals)
-        self._merged = originals
-        self._tying.update()
+        merged = merged_parameters(self.model, self._wrappers)
+        self._merged = {}
+        try:
+            for key, parameters in merged.items():
+                wrapper = self._wrappers[key]
+                original = LayerParameters(wrapper.stored, wrapper.stored_bias)
+                wrapper.uninstall(self.model)
+                self._merged[key] = original
+                wrapper.store(*parameters)
+            self._tying.update()
+        except BaseException:
+            self.unmerge()
+            raise
 
     def unmerge(self) -> None:
         """Undo `merge`, to the bit."""

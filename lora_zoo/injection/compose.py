@@ -33,8 +33,8 @@ class NamedAdapter(Protocol):
     def forget(self) -> None: ...
 
 
-class Original(NamedTuple):
-    """The parameters of a layer before a merge: `bias` is None where there is none within reach."""
+class LayerParameters(NamedTuple):
+    """The parameters of a layer, before a merge or after: `bias` is None where there is none within reach."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -69,27 +69,26 @@ def _check_composed(injection: NamedAdapter, composition: Composition) -> None:
         )
 
 
-def merge_wrappers(
-    model: nn.Module, wrappers: Mapping[str, AdapterWrapper], originals: dict[str, Original]
-) -> None:
-    """Replace each wrapper by its plain layer with the effective weight and bias.
+def merged_parameters(model: nn.Module, wrappers: Mapping[str, AdapterWrapper]) -> dict[str, LayerParameters]:
+    """The weight and bias that each wrapper's plain layer holds once it is merged; the model stays as it is.
 
-    `originals` keeps the parameters. ValueError, before any change, for a layer that holds no merged weight.
+    ValueError for a layer that holds no merged weight.
     """
     for key, wrapper in wrappers.items():
         for host, _ in (entry for entries in wrapper.live.values() for entry in entries):
             if host.unmergeable:
                 raise ValueError(f"{key} cannot be merged, a {host.kind}: {host.unmergeable}")
     names = names_by_parameter(model)
+    merged = {}
     for key, wrapper in wrappers.items():
-        weight, bias = originals[key] = Original(wrapper.stored, wrapper.stored_bias)
+        weight, bias = wrapper.stored, wrapper.stored_bias
         new_weight = wrapper.effective(weight) if wrapper.live else weight
         new_bias = wrapper.effective_bias()
-        wrapper.uninstall(model)
         for old, new in ((weight, new_weight), (bias, new_bias)):
             if old is not None and new is not old:
                 warn_if_tied(key, old, names)
-        wrapper.store(_frozen(new_weight), None if new_bias is None else _frozen(new_bias))
+        merged[key] = LayerParameters(_frozen(new_weight), None if new_bias is None else _frozen(new_bias))
+    return merged
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

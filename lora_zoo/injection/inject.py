@@ -40,7 +40,7 @@ from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
 from lora_zoo.injection.tied_weights import untie
-from lora_zoo.injection.trained_buffers import TrainedBuffers, names_of_buffers
+from lora_zoo.injection.trained_buffers import FrozenStatistics, TrainedBuffers, names_of_buffers
 
 
 class Update(NamedTuple):
@@ -87,6 +87,7 @@ class Injection:
             self.trained = untie(model, plan.fully_trained, state or ())
             self.originals = {name: every[name] for name in self.trained}
             self.buffers = TrainedBuffers(model, names_of_buffers(model, self.trained))
+            self.statistics = FrozenStatistics(model, self.buffers.own())
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         if state is not None:
             self.load_state_dict({**self.state_dict(), **state} if partial else state)
@@ -246,7 +247,7 @@ class Injection:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in. ValueError where a tensor is missing, left over or of another shape."""
+        """Copy `state` in. ValueError where a tensor is missing, left over, of another shape or kind."""
         mine = self.state_dict()
         for name in mine.keys() ^ state.keys():
             raise ValueError(f"adapter state: {name!r} is {'missing' if name in mine else 'not expected'}")
@@ -255,6 +256,9 @@ class Injection:
                 raise ValueError(
                     f"adapter state: {name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
                 )
+            if tensor.is_floating_point() != state[name].is_floating_point():
+                raise ValueError(f"adapter state: {name} is {state[name].dtype}, not {tensor.dtype}")
+        for name, tensor in mine.items():
             tensor.copy_(state[name])
 
     def scales(self) -> list[float]:

@@ -79,6 +79,7 @@ def plan_injection(
     A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
     """
     refuse_quantised(model)
+    refuse_adapted(model)
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
@@ -116,6 +117,16 @@ def refuse_quantised(model: nn.Module) -> None:
             f"the model is quantised ({found[0]}), and quantised layers cannot be adapted yet: take it from "
             "before its quantisation, or a dequantised copy"
         )
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raise ValueError for a model that PEFT has adapted: its layers are not the base's own."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("peft."):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__} of PEFT's: take its adapter out first "
+                "with unload(), or keep it with merge_and_unload()"
+            )
 
 
 def refuse_unfit(plan: InjectionPlan) -> None:

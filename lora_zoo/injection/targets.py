@@ -15,6 +15,7 @@ from lora_zoo.core.expressions import matches
 from lora_zoo.injection.base_model import base_parameters, named_base_modules
 from lora_zoo.injection.layers import in_layers
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.module_names import base_name
 from lora_zoo.injection.roles import ROLES, fused, of_head, role_of
 
 Names = str | Sequence[str]
@@ -74,6 +75,7 @@ def matching(known: list[TargetMatrix], target: str, key: str = "target_modules"
     if target in ROLES:
         return [p for p in known if p.role == target]
     if re.fullmatch(r"[\w.]+", target):
+        target = base_name(target, {p.name.partition(".")[0] for p in known})
         exact = [p for p in known if _ends(p.name, target) or (not p.whole and _ends(p.tensor, target))]
         within = re.compile(rf"(?:.*\.)?{re.escape(target)}\..*")
         return exact or [p for p in known if not p.whole and within.fullmatch(p.name)]
@@ -152,14 +154,18 @@ def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     names, every = [n for n, _ in named_base_modules(model)], base_parameters(model)
-    for module in modules:
+    for given in modules:
+        module = base_name(given, {n.partition(".")[0] for n in names})
         owners = [n for n in names if n and _ends(n, module)]
         itself = [p for p in every if _ends(p, module)]
         if not owners and not itself:
             raise ValueError(
-                "modules_to_save: " + unknown("module", module, [n for n in names if n and "." not in n])
+                "modules_to_save: " + unknown("module", given, [n for n in names if n and "." not in n])
             )
-        found += [*itself, *(p for n in owners for p in every if p.startswith(f"{n}."))]
+        held = [*itself, *(p for n in owners for p in every if p.startswith(f"{n}."))]
+        if not held:
+            raise ValueError(f"modules_to_save: {given} holds no parameter that could train")
+        found += held
     return list(dict.fromkeys(found))
 
 

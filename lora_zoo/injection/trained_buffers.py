@@ -1,7 +1,12 @@
-"""Buffers that go with fully trained parameters (BatchNorm's running statistics): an adapter has its own."""
+"""Buffers that training changes, BatchNorm's running statistics above all.
 
+An adapter has its own copies of those that go with fully trained parameters, and lacks the others.
+"""
+
+import warnings
 from collections.abc import Collection, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from lora_zoo.injection.base_model import base_buffers, base_parameters
@@ -47,3 +52,27 @@ class TrainedBuffers:
         """The adapter's own tensors, which training changes."""
         every = base_buffers(self.model) if self.shown and self._aside else {}
         return {name: every.get(name, tensor) for name, tensor in self._aside.items()}
+
+
+class FrozenStatistics:
+    """The running statistics of a base's frozen modules as an adapter met them."""
+
+    def __init__(self, model: nn.Module, own: Collection[str]) -> None:
+        self.model = model
+        self._met = {
+            name: tensor.clone()
+            for name, tensor in base_buffers(model).items()
+            if name.endswith(("running_mean", "running_var")) and name not in own
+        }
+
+    def warn(self) -> None:
+        """Warn where they have changed: what is saved of the adapter works with the former ones."""
+        now = base_buffers(self.model)
+        moved = [name for name, met in self._met.items() if not torch.equal(now[name], met.to(now[name]))]
+        if moved:
+            module = moved[0].rpartition(".")[0]
+            warnings.warn(
+                f"{moved[0]} has changed since the adapter entered, and is not saved with it: "
+                f"modules_to_save=[{module}] trains and keeps it, {module}.eval() leaves it as it is",
+                stacklevel=3,
+            )

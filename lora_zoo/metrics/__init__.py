@@ -10,6 +10,8 @@ A new metric is a folder `<name>/<name>.py` here, or an entry point `lora_zoo.me
         higher_is_better = True
         range = (0.0, 1.0)
 
+A metric with `reads = "nll"` is given, as predictions, the negative log-likelihood of each reference.
+
 A module that is loaded by its path or from the Hub declares the same two on its class, without registering.
 """
 
@@ -72,6 +74,11 @@ def facts(name: str) -> MetricFacts:
 def declared(metric: Any) -> MetricFacts:
     """The facts that a metric, or its class, declares."""
     return MetricFacts.of({key: getattr(metric, key, None) for key in MetricFacts._fields})
+
+
+def reads(metric: Any) -> str:
+    """The part of each outcome that a metric is given: its `prediction`, or the `nll` of its reference."""
+    return str(getattr(metric, "reads", "prediction"))
 
 
 @functools.cache
@@ -154,4 +161,14 @@ def _is_elsewhere(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith(".py") or Path(name, f"{name}.py").is_file()
 
 
-__all__ = ["METRICS", "Metric", "MetricFacts", "check_values", "declared", "facts", "load", "try_out"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "MetricFacts",
+    "check_values",
+    "declared",
+    "facts",
+    "load",
+    "reads",
+    "try_out",
+]

@@ -41,15 +41,17 @@ class Base(NamedTuple):
     """mean and std of a regression's labels, where the adapter's head knows standardised ones."""
 
 
-def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool = False) -> Base:
-    """The base of the adapter in `folder`, or `model` instead.
+def base_of(
+    folder: Path, model: str | None = None, *, auto_class: str = "", trust_remote_code: bool = False
+) -> Base:
+    """The base of the adapter in `folder`, or `model` instead; `auto_class` instead of theirs.
 
     Raises FileNotFoundError where there is no adapter, ValueError where the files are unusable or unsafe.
     """
     about = _about(folder)
     if "model" not in about and model is None:
         raise ValueError(f"{folder} does not say which model it adapts; give --model")
-    auto_class, head, unit = about.get("auto_class", ""), about.get("head", {}), None
+    auto_class, head, unit = auto_class or about.get("auto_class", ""), about.get("head", {}), None
     if not isinstance(auto_class, str) or not re.fullmatch(r"(AutoModel(For\w+)?)?", auto_class):
         raise ValueError(f"{folder}: {auto_class!r} is no class that loads a model")
     if not isinstance(head, Mapping):
@@ -63,7 +65,7 @@ def base_of(folder: Path, model: str | None = None, *, trust_remote_code: bool =
         raise ValueError(f"{folder}: the mean and std of its labels cannot be read")
     settings = _settings(folder, about.get("model", {}), model)
     known = Model(**settings, trust_remote_code=trust_remote_code)
-    return Base(known, auto_class or own_class(known), dict(head), unit)
+    return Base(known, auto_class or own_class(known, about.get("held", ())), dict(head), unit)
 
 
 def warn_of_another_base(folder: Path, model: Model) -> None:
@@ -127,9 +129,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _head(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The number of labels of a classifier's head among `tensors`."""
+    """The names of `tensors`, and the number of labels of a classifier's head among them."""
     rows = [len(t) for name, t in tensors.items() if _LABELS.fullmatch(name) and t.ndim == 2]
-    return {"head": {"num_labels": rows[0]}} if rows else {}
+    return {"held": list(tensors)} | ({"head": {"num_labels": rows[0]}} if rows else {})
 
 
 __all__ = ["Base", "adapter_in", "base_of", "warn_of_another_base"]

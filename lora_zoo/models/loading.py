@@ -8,6 +8,8 @@ import transformers
 from torch import nn
 
 from lora_zoo.config.schema import Model
+from lora_zoo.formats.peft.layers import NAMES
+from lora_zoo.injection.base_model import own_names
 from lora_zoo.models.classes import TASKS
 from lora_zoo.pocket import HUB
 
@@ -72,7 +74,26 @@ def load_model(
     return Loaded(model.eval(), missing)
 
 
-def own_class(settings: Model) -> str:
+def own_class(settings: Model, held: Collection[str] = ()) -> str:
+    """The class that loads the base of an adapter which says none; `held`: the names of its tensors.
+
+    It has every module that the names tell of: the class of the architecture that the base's configuration
+    names where it does, else the only one. Raises ValueError where several have. Where none has, it is the
+    configuration's, or a causal one; loading tells what does not fit.
+    """
+    usual = _named_class(settings)
+    if not held or _has_modules(settings, usual, held):
+        return usual
+    fits = [auto_class for auto_class in TASKS if _has_modules(settings, auto_class, held)]
+    if len(fits) > 1:
+        raise ValueError(
+            f"model.path={settings.path}: the adapter fits {', '.join(fits)}, and nothing says which; "
+            "python -m lora_zoo.load … --auto-class CLASS makes an adapter that does"
+        )
+    return fits[0] if fits else usual
+
+
+def _named_class(settings: Model) -> str:
     """The class that loads the architecture that the base's configuration names; a causal one if none."""
     try:
         config = transformers.AutoConfig.from_pretrained(source(settings), **_where(settings))
@@ -86,6 +107,19 @@ def own_class(settings: Model) -> str:
     except Exception:  # a damaged configuration raises what it pleases; loading the model tells
         return next(iter(TASKS))
     return next(iter(TASKS))
+
+
+def _has_modules(settings: Model, auto_class: str, held: Collection[str]) -> bool:
+    """True where each name is a parameter's or a buffer's, or that of an adapter's tensor at a module."""
+    try:
+        model = outline(settings, auto_class, {})
+    except ValueError:
+        return False
+    modules, kept = {name for name, _ in model.named_modules()}, model.state_dict().keys()
+    names = own_names(model, dict.fromkeys(name.removeprefix("base_model.model.") for name in held))
+    return all(
+        name in kept or any(name.removesuffix(f".{own}") in modules for own in NAMES) for name in names
+    )
 
 
 def outline(settings: Model, auto_class: str, head: Mapping[str, Any]) -> nn.Module:

@@ -17,6 +17,10 @@ class Happening:
     event: statements.Event
     negated: bool
 
+    @property
+    def who(self) -> str:
+        return self.event.who
+
     def claim(self, rng: random.Random) -> Statement:
         return self.event.claim(rng, self.negated)
 

@@ -16,6 +16,7 @@ from lora_zoo.report.subspace_pairs import subspace_pairs
 from lora_zoo.runs.curves import deltas, histories, updates
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
+OF_SIZE = ("rank", "budget")  # by which runs differ in their number of parameters
 GRIDS = 4  # the fullest
 SPECTRA = 24  # settings
 CURVES = {"loss": "training loss", "grad_norm": "gradient norm"}
@@ -65,8 +66,10 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
         for r, c in _pairs(runs, own)
     }
     found.add("Two settings at once", "settings", pairs)
+    _add_bits(found, runs, by)
     costs = {axis_of(cost).label: partial(figures.pareto, runs, cost, by, value=value) for cost in COSTS}
     found.add("Outcome against cost", "cost", costs)
+    found.add("Learning and forgetting", "by", {"all": partial(figures.forgetting, runs, by, value=value)})
     profiles = {name[axis]: partial(figures.profiles, runs, axis, by, value=value) for axis in own}
     found.add("Performance profiles", "by", profiles)
     _add_updates(found, runs, by)
@@ -87,6 +90,20 @@ def _add_curves(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
         for x, unit in (("step", "steps"), ("seconds", "seconds"))
     }
     found.add("Training", "curve", makers)
+
+
+def _add_bits(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
+    """Bits, and bits a parameter, where a task counts them."""
+    if "bits" not in runs or runs["bits"].isna().all():
+        return
+    sizes = [axis for axis in ("rank", "steps") if axis in by and _numbers(runs[axis]) > 1]
+    apart = [axis for axis in by if axis not in OF_SIZE] or ["variant"]
+    makers = {
+        f"{axis_of(value).label}, {axis_of(x).label}": partial(figures.learned, runs, x, series, value=value)
+        for value in ("bits", "bits_per_parameter")
+        for x, series in (*((size, by) for size in sizes), ("trainable", apart))
+    }
+    found.add("Bits learned", "against", makers)
 
 
 def _numbers(column: pd.Series) -> int:

@@ -105,12 +105,13 @@ def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
 
 
 def _number_format(found: Sequence[Cell], quoted: Sequence[Mapping[str, Any]], grid: bool) -> NumberFormat:
-    """Percent where the paper's numbers are; three digits that differ; n in each cell where it is unequal."""
+    """Percent where the paper's numbers are; three digits of the greatest; n in each cell if it differs."""
     top = max((abs(cell.mean) for cell in found if cell.n), default=0.0)
     n_shown = grid and len({cell.n for cell in found}) > 1
     if top <= 1 and any(quote["value"] > SHARES for quote in quoted):
         return NumberFormat(100.0, 1, n_shown)
-    return NumberFormat(1.0, 3 if top < 10 else 1 if top < 1000 else 0, n_shown)
+    further = min(int(-math.log10(top)), 6) if 0 < top < 1 else 0
+    return NumberFormat(1.0, 3 + further if top < 10 else 1 if top < 1000 else 0, n_shown)
 
 
 def _words(key: Mapping[str, Any], axes: Sequence[str]) -> Words:

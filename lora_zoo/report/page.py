@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 
 import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lora_zoo.claims import show
@@ -33,20 +33,18 @@ def html(report: Report) -> str:
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]
     drawn = {"config": CONFIG | {"background": "transparent"}, "charts": charts}
     script, library = _template("page.js"), _library()
-    environment = Environment(
-        loader=PackageLoader("lora_zoo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals |= {"effect": show.effect, "totals": show.totals}
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
+        effect=show.effect,
+        totals=show.totals,
         report=report,
         figures=figures,
         printed=_printed(figures),
         buttons=BUTTONS,
-        policy=_policy(library, script),
+        policy=policy(library, script),
         library=_packed(library),
         charts=_packed(json.dumps(drawn, allow_nan=False, separators=(",", ":"))),
         script=Markup(script),
-        style=Markup(_template("page.css")),
+        style=style(),
         tables=[_scrolling(table.html()) for table in report.tables],
     )
 
@@ -78,10 +76,23 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def _policy(*scripts: str) -> str:
+def template(name: str) -> Template:
+    """A page's template; whatever it shows is escaped."""
+    loader = PackageLoader("lora_zoo.report")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template(name)
+
+
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup(_template("page.css"))
+
+
+def policy(*scripts: str) -> str:
     """No request to anywhere; no script but these, whatever a result may hold."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    own = " ".join(f"'sha256-{digest}'" for digest in digests)
+    own = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
         f"default-src 'none'; script-src {own}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

@@ -29,6 +29,8 @@ COSTS = {
     "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
     "retention_before": ("held-out LM loss, before", "{:.3f}"),
     "retention_after": ("held-out LM loss, after", "{:.3f}"),
+    "data.train.information": ("bits there are", "{:,.0f}"),
+    "bits_per_parameter": ("bits a parameter", "{:.3f}"),
     "step_seconds": ("s/step", "{:.3f}"),
 }
 

@@ -1,7 +1,7 @@
 """Archives of runs: one gzipped JSON line a run, small enough to commit, and free of places on a machine.
 
-An archive holds the records; histories are thinned, spectra and curves rounded, scores of examples packed.
-The same runs give the same bytes; `runs.load` reads archives as it reads folders.
+An archive holds the records; histories are thinned, spectra, curves and nll of examples rounded, and their
+scores packed. The same runs give the same bytes; `runs.load` reads archives as it reads folders.
 """
 
 import gzip
@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.runs.curves import packed_scores, scores_of
+from lora_zoo.runs.curves import kept_of, packed_scores
 from lora_zoo.runs.loading import PACKED, order
 from lora_zoo.runs.record import write_atomically
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
-_DIGITS, _OF_SPECTRA = 6, 4
+_DIGITS, _OF_SPECTRA, _OF_NLL = 6, 4, 4
 _WITH_PLACES = ("error", "packed", "environment", "prior")
 _PATH = re.compile(r"""(?<![\w.~:/…-])/(?:[^\s/'"{},]+/)+(?P<name>[^\s/'"{},:]*)""")
 
@@ -48,6 +48,8 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     """
     config = {key: value for key, value in record["config"].items() if key != "out"}
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
+    examples = kept_of(record, folder)
+    nll = {split: packed_scores(_rounded(of, _OF_NLL)) for split, of in examples["nll"].items() if of}
     kept |= {
         "config": without_places(config),
         "command": portable(record.get("command", "")),
@@ -59,7 +61,8 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
         "history": thinned(record.get("history", [])),
         "updates": [_rounded_update(row) for row in record.get("updates", [])],
         **{key: _rounded(record[key], _OF_SPECTRA) for key in ("deltas",) if key in record},
-        "scores": {split: packed_scores(scores) for split, scores in scores_of(record, folder).items()},
+        "scores": {split: packed_scores(scores) for split, scores in examples["score"].items()},
+        **({"nll": nll} if nll else {}),
     }
     if kept["config"] != config:
         kept["moved"] = True

@@ -64,31 +64,48 @@ def deltas(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def examples(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Scores, items x runs (their identities), of the runs that kept them. ValueError where none did."""
+def examples(frame: pd.DataFrame, split: str = "test", of: str = "score") -> pd.DataFrame:
+    """Scores, items x runs (their identities), of the runs that kept them; `of="nll"` gives nats instead.
+
+    ValueError where none kept any, and for another `of`.
+    """
+    if of not in KEPT:
+        raise ValueError(f"examples keep their {' and '.join(KEPT)}; got of={of!r}")
     series = []
     for run, folder, record in zip(frame["run"], frame["folder"], frame["record"], strict=True):
-        scores = scores_of(record, folder).get(split)
-        if scores is not None:
-            series.append(pd.Series(scores, name=run, dtype=float))
+        values = kept_of(record, folder)[of].get(split)
+        if values:
+            series.append(pd.Series(values, name=run, dtype=float))
     if not series:
-        raise ValueError(f"none of the {len(frame)} runs kept its examples of the split {split!r}")
+        raise ValueError(f"none of the {len(frame)} runs kept the {of} of examples of the split {split!r}")
     table = pd.concat(series, axis=1).sort_index()
     return table.rename_axis(index="item", columns="run")
 
 
-def scores_of(record: Mapping[str, Any], folder: Any) -> dict[str, dict[int, float]]:
-    """Split: {item: score}, from an archive's record or the run's folder."""
+KEPT = {"score": "scores", "nll": "nll"}
+"""What is kept of an example -> the key of an archive's record under which it stands."""
+Kept = dict[str, dict[int, float]]
+"""Split: {item: number}."""
+
+
+def kept_of(record: Mapping[str, Any], folder: Any) -> dict[str, Kept]:
+    """For each of KEPT what is known, from an archive's record or the run's folder."""
     if "scores" in record:
-        return {split: _unpacked(packed) for split, packed in record["scores"].items()}
-    if not isinstance(folder, str):
-        return {}
-    files = sorted(Path(folder).glob("examples-*.jsonl"))
-    return {file.stem.removeprefix("examples-"): dict(_scores(file)) for file in files}
+        packed = {of: record.get(key, {}) for of, key in KEPT.items()}
+        return {of: {split: _unpacked(one) for split, one in splits.items()} for of, splits in packed.items()}
+    files = sorted(Path(folder).glob("examples-*.jsonl")) if isinstance(folder, str) else []
+    read = {file.stem.removeprefix("examples-"): [*_outcomes(file)] for file in files}
+    return {
+        of: {
+            split: {item: outcome[of] for item, outcome in found if of in outcome}
+            for split, found in read.items()
+        }
+        for of in KEPT
+    }
 
 
 def packed_scores(scores: Mapping[int, float]) -> dict[str, Any]:
-    """Scores that are 0 or 1 as bits, others as they are; items where they do not count from 0."""
+    """Scores (or nll) that are 0 or 1 as bits, others as they are; items where they do not count from 0."""
     counted = list(scores) == list(range(len(scores)))
     items = {} if counted else {"items": list(scores)}
     values = list(scores.values())
@@ -107,10 +124,11 @@ def _unpacked(packed: Mapping[str, Any]) -> dict[int, float]:
     return dict(zip(packed.get("items", range(len(values))), values, strict=True))
 
 
-def _scores(file: Path) -> Iterator[tuple[int, float]]:
+def _outcomes(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each item, and the numbers that are kept of it."""
     for line in file.read_text(encoding="utf-8").splitlines():
         outcome = parse_json(line)
-        yield outcome["item"], float(outcome["score"])
+        yield outcome["item"], {of: float(outcome[of]) for of in KEPT if of in outcome}
 
 
 def _each(frame: pd.DataFrame, what: str) -> Iterator[tuple[str, Any]]:

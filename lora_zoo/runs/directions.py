@@ -10,13 +10,14 @@ from lora_zoo.runs.frame import PATHS
 
 HIGHER_IS_BETTER = dict.fromkeys(
     (
-        *("loss", "train_loss", "eval_loss", "retention_before", "retention_after"),
+        *("loss", "train_loss", "eval_loss", "eval_nll", "retention_before", "retention_after", "forgetting"),
+        *(f"{of}{split}_nll" for of in ("", "zero_shot_") for split in ("validation", "test")),
         *("trainable", "total", "adapter_bytes", "saved_bytes", "peak_memory"),
         *("step_seconds", "train_seconds", "total_seconds"),
     ),
     False,
 )
-HIGHER_IS_BETTER["cpu_share"] = True
+HIGHER_IS_BETTER |= dict.fromkeys(("cpu_share", "bits", "bits_per_parameter"), True)
 _JUDGED = tuple(f"{of}{split}" for of in ("", "zero_shot_", "majority_") for split in ("validation", "test"))
 
 
@@ -43,6 +44,8 @@ def higher_is_better(frame: pd.DataFrame, column: str) -> bool | None:
         names = sorted(set(frame["metric"].dropna())) if "metric" in frame else []
     elif column.startswith(("metrics.", "zero_shot.", "majority.")):
         names = [column.split(".", 2)[-1]]
+    elif column.startswith(("likelihood.", "zero_shot_likelihood.")):
+        return None if column.endswith((".items", ".tokens")) else False
     else:
         return HIGHER_IS_BETTER.get(next((c for c, path in PATHS.items() if path == column), column))
     found = {metric_facts(frame, name).higher_is_better for name in names}

@@ -13,6 +13,7 @@ _TEXTS = ("name", "identity", "state", "command", "started", "ended", "metric", 
 _OBJECTS = (
     *("config", "metrics", "zero_shot", "parameters", "timings", "memory", "environment", "adapter", "data"),
     *("variant", "made_of", "error", "metric_facts", "deltas", "scores", "retention", "diverged", "packed"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll"),
 )
 _ROWS = ("history", "updates", "stages", "resumed")
 _BELOW: dict[str, type] = {
@@ -55,7 +56,7 @@ def _check_rows(record: Mapping[str, Any]) -> None:
     for key in _ROWS:
         if not all(isinstance(row, Mapping) for row in record.get(key) or []):
             raise ValueError(f"{key} must hold objects")
-    for key in ("metrics", "zero_shot", "data", "scores"):
+    for key in ("metrics", "zero_shot", "likelihood", "zero_shot_likelihood", "data", "scores", "nll"):
         if not all(isinstance(row, Mapping) for row in (record.get(key) or {}).values()):
             raise ValueError(f"{key} must hold an object for each split")
     if not all(isinstance(table, list) for table in (record.get("deltas") or {}).values()):

@@ -18,6 +18,7 @@ import pandas as pd
 from lora_zoo.core.errors import in_one_line
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.budget import parameters
+from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import degenerate
 from lora_zoo.runs.loading import Found, found
 from lora_zoo.runs.provenance import contradiction, stale
@@ -42,6 +43,10 @@ PATHS = {
     "step_seconds": "timings.step_median",
     "train_seconds": "timings.train",
     "total_seconds": "timings.total",
+    "validation_nll": "likelihood.validation.nll",
+    "test_nll": "likelihood.test.nll",
+    "zero_shot_validation_nll": "zero_shot_likelihood.validation.nll",
+    "zero_shot_test_nll": "zero_shot_likelihood.test.nll",
     "retention_before": "retention.before",
     "retention_after": "retention.after",
     "commit": "environment.commit",
@@ -55,6 +60,7 @@ SETTINGS = (
 )
 OUTCOMES = (
     *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
+    *("validation_nll", "test_nll", "zero_shot_validation_nll", "zero_shot_test_nll"),
     "loss",
     *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
     *(
@@ -65,6 +71,9 @@ OUTCOMES = (
         "peak_memory",
         "retention_before",
         "retention_after",
+        "forgetting",
+        "bits",
+        "bits_per_parameter",
     ),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
@@ -73,7 +82,7 @@ LEFT_OUT = "lora_zoo: left out"
 _WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "moved", "stale", "contradiction")
+_UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "nll", "moved", "stale", "contradiction")
 
 
 def load(*sources: str | Path) -> pd.DataFrame:
@@ -136,6 +145,8 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
         "cpu_share": _ratio(record.get("timings", {}), "train_cpu", "train_wall"),
         "saved_bytes": _difference(record.get("memory", {}), "saved", "saved_frozen"),
         "peak_memory": _value_at(record, "memory.peak_cuda") or _value_at(record, "memory.peak_rss"),
+        "forgetting": _difference(record.get("retention", {}), "after", "before"),
+        **learned(record),
         **_of_adapters(record),
     }
 
@@ -193,7 +204,8 @@ def _ratio(seconds: Mapping[str, Any], a: str, b: str) -> Any:
 
 
 def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
-    return sizes[a] - sizes[b] if a in sizes and b in sizes else None
+    first, second = sizes.get(a), sizes.get(b)
+    return None if first is None or second is None else first - second
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +227,10 @@ def _text(value: Any) -> str:
 
 _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
-_MEASURED = ("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention")
+_MEASURED = (
+    *("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood"),
+)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,10 @@ Times are seconds, sizes bytes.
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
-| answers | split: items, different predictions (distinct) and references, the commonest class (common) |
+| likelihood, zero_shot_likelihood | split: of its references nll (nats an item, mean), nats_per_token, |
+| | bits_per_example, bits_per_token, items, tokens; absent for regression; view_likelihood: by view |
+| answers | split: items, different predictions (distinct) and references, the commonest class (common), |
+| | only: the one answer where all are alike |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
@@ -27,13 +30,14 @@ Times are seconds, sizes bytes.
 | | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |
 | packed | jobs: so many trained side by side, a step of `timings` is all of theirs; alone: why by itself |
 | memory | peak_rss, and peak_cuda on a GPU; saved, saved_frozen: kept for backward, adapters on and off |
-| retention | of (the text), tokens; before, after: loss on it, nats a token |
+| retention | of (the text), tokens; before, after: loss on it, nats a token; or why it was not measured |
 | stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
 | data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
-| | the number of examples that are cut, also_in_train, or have task.stop within their target |
-| findings | sentences: what a reader of the numbers has to know of data and answers |
+| | information (bits, of all answers, where the data say it of each), and the number of examples that are |
+| | cut, also_in_train (of a task learned by_heart that), or have task.stop within their target |
+| findings | sentences: what a reader of the numbers has to know of the data |
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 | diverged | step, layers: where the numbers stopped being any |
@@ -41,9 +45,10 @@ Times are seconds, sizes bytes.
 
 A result that says running, and whose folder no process holds, is of a run that was killed.
 
-Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score), `config.yaml`, `adapter/`, `run.log`,
-`checkpoints/` while the run is not over, and `deltas.json`, where `python -m lora_zoo.spectra --record` or an
-experiment made it: tables of `lora_zoo.updates`, rows as objects; archives keep it under `deltas`.
+Beside it: `examples-SPLIT.jsonl` (item, prediction, reference, score; nll and tokens of the reference),
+`config.yaml`, `adapter/`, `run.log`, `checkpoints/` while the run is not over, and `deltas.json`, where
+`python -m lora_zoo.spectra --record` or an experiment made it: tables of `lora_zoo.updates`, rows as objects;
+archives keep it under `deltas`.
 """
 
 import contextlib

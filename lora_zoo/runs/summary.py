@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
 from lora_zoo.runs.loading import SEEDS
 from lora_zoo.runs.record import RESULT, Record, read_record
@@ -37,8 +38,12 @@ def print_run(record: Record, console: Console) -> None:
 def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parameters, timings, memory = result["parameters"], result["timings"], result["memory"]
     rows = [(f"{result['metric']} ({split})", _against(result, split)) for split in result["metrics"]]
+    if likelihood := result.get("likelihood"):
+        split = next(reversed(likelihood))
+        rows.append((f"nll ({split})", _nll(result, split)))
     for view, splits in result.get("views", {}).items():
         rows += [(f"  {view} ({split})", _value(result, values)) for split, values in splits.items()]
+    rows += _learned_and_forgotten(result)
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
@@ -60,9 +65,35 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     return [*rows, ("tracking", result["tracking"])] if result.get("tracking") else rows
 
 
+def _learned_and_forgotten(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Bits of all that there are, and a parameter, of a task that counts them; the loss on held-out text."""
+    found, rows = learned(result), list[tuple[str, str]]()
+    if (bits := found["bits"]) is not None:
+        total = result.get("data", {}).get("train", {}).get("information")
+        each = found["bits_per_parameter"]
+        of = "" if total is None else f" of {total:,.0f}"
+        rows.append(
+            ("learned", f"{bits:,.0f} bits{of}" + ("" if each is None else f", {each:.3g} a parameter"))
+        )
+    text = result.get("retention", {})
+    if "before" in text:
+        before, after = float(text["before"]), float(text["after"])
+        rows.append(("held-out text", f"{after:.4g} nats a token (before training: {before:.4g})"))
+    elif "why" in text:
+        rows.append(("held-out text", text["why"]))
+    return rows
+
+
 def _against(result: dict[str, Any], split: str) -> str:
     after, before = result["metrics"][split], result.get("zero_shot", {}).get(split)
     return _value(result, after) + (f"   (before training: {_value(result, before)})" if before else "")
+
+
+def _nll(result: dict[str, Any], split: str) -> str:
+    """Of the references, by item and by token, which are one where classes are judged."""
+    told, before = result["likelihood"][split], result.get("zero_shot_likelihood", {}).get(split)
+    text = f"{told['nll']:.4g} nats, {told['bits_per_token']:.4g} bits a token"
+    return text + (f"   (before training: {before['nll']:.4g} nats)" if before else "")
 
 
 def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:

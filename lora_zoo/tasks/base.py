@@ -1,7 +1,8 @@
 """Task types: examples as tensors, the model that they need, and the model's answers.
 
-Every type gives `outcomes`: one record per example (item, prediction, reference, score), so that two variants
-can be compared on the same items; a metric is computed from the same records.
+Every type gives `outcomes`: one record per example (item, prediction, reference, score and, but for
+regression, nll and tokens: see `likelihood`), so that two variants can be compared on the same items; a
+metric is computed from the same records.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lora_zoo.config.schema import Task
 from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, least
 from lora_zoo.tasks.labels import Classes
+from lora_zoo.tasks.likelihood import of_class
 
 Outcome = dict[str, Any]
 
@@ -29,6 +31,8 @@ class TaskType(ABC):
     """The columns that it cannot do without."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
+    has_likelihood = True
+    """True if its outcomes have an nll."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
     end: tuple[int, ...] = ()
@@ -77,7 +81,7 @@ class TaskType(ABC):
 
     @abstractmethod
     def answers(self, model: nn.Module, rows: list[Example]) -> Iterable[Outcome]:
-        """Prediction, reference and score of each row of a batch."""
+        """Prediction, reference, score and, where there is a likelihood, nll and tokens of a batch's rows."""
 
     @abstractmethod
     def references(self, rows: list[Example]) -> list[Any]:
@@ -147,9 +151,11 @@ class LabelledTask(TaskType, ABC):
         """The id of a cell's class."""
         return self.classes.id(label)
 
-    def judged(self, prediction: int, label: Any) -> Outcome:
-        reference = self.target(label)
-        return {"prediction": prediction, "reference": reference, "score": float(prediction == reference)}
+    def judged(self, logits_C: Tensor, label: Any) -> Outcome:
+        """The outcome of an example, of whose classes these are the logits."""
+        prediction, reference = int(logits_C.argmax()), self.target(label)
+        found = {"prediction": prediction, "reference": reference, "score": float(prediction == reference)}
+        return found | of_class(logits_C, reference)
 
     def metric_arguments(self, metric: str) -> dict[str, Any]:
         """The same; classes are named in the task, and are ids to a metric."""

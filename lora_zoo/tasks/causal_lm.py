@@ -1,6 +1,7 @@
 """Generation by a causal language model."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.tasks.base import Outcome, TaskType, on_device
 from lora_zoo.tasks.cutting import Example, Fitted, continuation, continued, fitted
 from lora_zoo.tasks.generating import AllNumbers, EndsWith, before_end
+from lora_zoo.tasks.likelihood import LOGITS, mean, of_targets
 
 
 @TASK_TYPES.register("causal_lm")
@@ -22,6 +24,7 @@ class CausalLM(TaskType):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer, self.generated = task, tokenizer, task.max_new_tokens
+        self.has_likelihood = task.likelihood
         if not (task.stop or tokenizer.eos_token):
             raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
         self.stop = task.stop or tokenizer.eos_token
@@ -65,11 +68,34 @@ class CausalLM(TaskType):
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         judged = zip(self._texts(model, rows), self.references(rows), strict=True)
-        return [self._judged(text, reference) for text, reference in judged]
+        likelihoods = self.likelihoods(model, rows) if self.has_likelihood else [{}] * len(rows)
+        return [self._judged(*one) | nll for one, nll in zip(judged, likelihoods, strict=True)]
 
     def _judged(self, text: str, reference: str | list[str]) -> Outcome:
         right = text == reference if isinstance(reference, str) else text in reference
         return {"prediction": text, "reference": reference, "score": float(right)}
+
+    @torch.inference_mode()
+    def likelihoods(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
+        """nll and tokens of each row's reference after its prompt, both encoded as for training.
+
+        Of several references, their means. ValueError for NaN or inf.
+        """
+        targets = [row["target"] if self.task.group_references else [row["target"]] for row in rows]
+        pairs = zip(rows, targets, strict=True)
+        examples = [self.encode(row | {"target": target}) for row, own in pairs for target in own]
+        longest = max(len(example["labels"]) for example in examples)
+        most = LOGITS // (longest * len(self.tokenizer))
+        size = min(max(most, 1), self.task.eval_batch_size)
+        batches = [self.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
+        found = iter([nll for batch in batches for nll in of_targets(*self._forced(model, batch))])
+        return [mean(list(islice(found, len(own)))) for own in targets]
+
+    def _forced(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (N, L, V) of each next token, and the labels (N, L) that they are of."""
+        inputs = on_device(batch, model)
+        labels = inputs.pop("labels")
+        return model(**inputs).logits[:, :-1], labels[:, 1:]
 
     def references(self, rows: list[Example]) -> list[Any]:
         targets = [row["target"] for row in rows]

@@ -52,4 +52,4 @@ class Classification(LabelledTask, HeadTask):
         return {"num_labels": len(task.labels)} if task.labels else {}
 
     def answer(self, logits: Tensor, label: Any) -> Outcome:
-        return self.judged(int(logits.argmax()), label)
+        return self.judged(logits, label)

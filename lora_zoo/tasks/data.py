@@ -1,6 +1,6 @@
 """The splits of a task as `datasets.Dataset`s with the columns that its type works on.
 
-Local files, Hub data sets and the generated pocket tasks all come out alike: `prompt` and `target`, or `text`
+Local files, Hub data sets and the generated data sets all come out alike: `prompt` and `target`, or `text`
 (with `text_pair`) and `label`; every split has an `item` column, the example's number.
 """
 
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_zoo.config.schema import SPLITS, Task, file_of
-from lora_zoo.config.task_types import POCKET, TASK_TYPES
+from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.config.template import check_template, fields_of
 from lora_zoo.core.errors import reason, unknown
+from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.tasks.labels import is_finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # One data set for every run and seed: what differs between seeds is the order in which it is seen.
-_POCKET_SEED = 0
+_DATA_SEED = 0
 
 
 class Splits(dict[str, "Dataset"]):
@@ -36,15 +37,18 @@ class Splits(dict[str, "Dataset"]):
 def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
     """Every split that the task has; train and those that are `judged` are checked.
 
-    Raises ValueError for a missing column, an empty split or an empty cell.
+    Of a task that is learned `by_heart` each of them is the train split. Raises ValueError for a missing
+    column, an empty split or an empty cell.
     """
     _check_names(task)
-    raw = _pocket(task) if task.dataset in POCKET else _load(task)
+    raw = _generated(task) if task.dataset in GENERATORS else _load(task)
     if "train" not in raw:
         has = ", ".join(raw) or "none"
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
+    if task.by_heart:
+        raw = dict.fromkeys(SPLITS, raw["train"])
     checked = {"train", *judged}
     named = {name: _by_role(task, name, data, name in checked) for name, data in raw.items()}
     for name in checked & named.keys():
@@ -79,14 +83,12 @@ def _held_out(task: Task, train: Dataset) -> dict[str, Dataset]:
     return {"train": train.select(rows["train"]), "validation": train.select(rows["test"])}
 
 
-def _pocket(task: Task) -> dict[str, Dataset]:
+def _generated(task: Task) -> dict[str, Dataset]:
     from datasets import Dataset
 
-    from lora_zoo.pocket import nli, sql
-
-    make = {"pocket-sql": sql.examples, "pocket-nli": nli.examples}[task.dataset]
+    make, options = GENERATORS.find(task.dataset), complete_options(task.dataset, task.options)
     sizes = {name: task.sizes[name] for name in SPLITS if name in task.sizes}
-    return {name: Dataset.from_list(make(name, size, _POCKET_SEED)) for name, size in sizes.items()}
+    return {name: Dataset.from_list(make(name, size, _DATA_SEED, **options)) for name, size in sizes.items()}
 
 
 def _load(task: Task) -> dict[str, Dataset]:
@@ -184,7 +186,7 @@ def _optional(task: Task) -> set[str]:
 
 
 def _sized(task: Task, split: str, data: Dataset) -> Dataset:
-    size = task.sizes.get(split)
+    size = task.sizes.get("train" if task.by_heart else split)
     data = data.select(range(min(size, len(data)))) if size else data
     return data.add_column("item", list(range(len(data))))
 

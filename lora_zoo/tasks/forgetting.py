@@ -1,6 +1,6 @@
 """Forgetting: a causal model's loss on held-out text (nats a token), before fine-tuning and after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
-from lora_zoo.pocket import HELD_OUT
-from lora_zoo.tasks.base import on_device
+from lora_zoo.pocket import HELD_OUT, HUB
+from lora_zoo.tasks.base import TaskType, on_device
 
 POCKET = "pocket"
-BLOCKS, LENGTH, BATCH = 128, 128, 32
+AUTO = "auto"
+"""The text that the model was pretrained on, as far as it is known."""
+BLOCKS, LENGTH, BATCH = 32, 128, 32
 """The number of blocks at most, tokens of each, and blocks in one pass."""
 
 
@@ -53,6 +55,28 @@ class HeldOutLoss:
         return about | {"before": before, "after": self.loss(injection.model)}
 
 
+def held_out(asked: str, model: str, kind: TaskType, tokenizer: Any) -> HeldOutLoss:
+    """The text that is `asked` for, AUTO among them, for the model of this source.
+
+    ValueError where the model predicts no next token, its text is not known, or the text cannot be read.
+    """
+    if kind.auto_class != "AutoModelForCausalLM":
+        raise ValueError(
+            f"forgetting_text={asked} asks how well a decoder predicts a text, and "
+            f"task={kind.task.name} ({kind.task.type}) loads another kind of model"
+        )
+    if asked == AUTO and model != str(HUB):
+        raise ValueError(
+            f"no text that {Path(model).name} was pretrained on is known; give forgetting_text=FILE"
+        )
+    return HeldOutLoss(POCKET if asked == AUTO else asked, tokenizer)
+
+
+def is_measured(record: Mapping[str, Any]) -> bool:
+    """True if a run's record holds the loss before and after; it may say why it does not."""
+    return "before" in record.get("retention", {})
+
+
 def _summed(model: nn.Module, ids_NL: Tensor) -> Tensor:
     inputs = on_device({"input_ids": ids_NL, "attention_mask": torch.ones_like(ids_NL)}, model)
     logits_NLV = model(**inputs).logits[:, :-1].float()
@@ -84,4 +108,4 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
     return chain.from_iterable(lines)
 
 
-__all__ = ["HeldOutLoss"]
+__all__ = ["AUTO", "POCKET", "HeldOutLoss", "held_out", "is_measured"]

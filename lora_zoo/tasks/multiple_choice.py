@@ -14,7 +14,10 @@ from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, continuation, conti
 
 @TASK_TYPES.register("multiple_choice")
 class MultipleChoice(LabelledTask):
-    """A decoder chooses among label words: the one whose tokens are likeliest after the prompt."""
+    """A decoder chooses among label words: the one whose tokens are likeliest after the prompt.
+
+    nll is of the right word among the label words, whose probabilities are scaled to add up to 1.
+    """
 
     columns = ("prompt", "label")
     auto_class = "AutoModelForCausalLM"
@@ -47,9 +50,9 @@ class MultipleChoice(LabelledTask):
         return self._continued(example, max(self.words, key=len))
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
-        scores = torch.stack([self._likelihood(model, rows, word) for word in self.words], dim=1)
-        chosen = check_finite(scores).argmax(dim=1).tolist()
-        return [self.judged(one, row["label"]) for one, row in zip(chosen, rows, strict=True)]
+        scores_NC = torch.stack([self._likelihood(model, rows, word) for word in self.words], dim=1)
+        judged = zip(check_finite(scores_NC), rows, strict=True)
+        return [self.judged(scores_C, row["label"]) for scores_C, row in judged]
 
     def _likelihood(self, model: nn.Module, rows: list[Example], word: list[int]) -> Tensor:
         """Log-probability of `word` after each row's prompt, (rows,)."""

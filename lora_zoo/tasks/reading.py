@@ -1,6 +1,6 @@
 """Account for how a split was read: what it holds, what of it was cut, and what it needs of a model."""
 
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -47,7 +47,8 @@ def read_judged(kind: TaskType, data: Any, in_train: set[Any]) -> Reading:
     rows = kind.items(data)
     fitted = [kind.fitted_input(row) for row in rows]
     again = sum(kind.asks(kind.task, row) in in_train for row in rows)
-    about = kind.described(rows) | ({"also_in_train": again} if again else {})
+    known = "by_heart" if kind.task.by_heart else "also_in_train"
+    about = kind.described(rows) | ({known: again} if again else {})
     about |= {"items": len(rows)} if len(rows) < len(data) else {}
     return _reading(kind, rows, fitted, about, kind.generated)
 
@@ -67,6 +68,7 @@ def _reading(
     labels = [i["labels"] for i in inputs if isinstance(i.get("labels"), list)]
     tokens = {"least": min(lengths), "median": median(lengths), "most": max(lengths)}
     cut = sum(f.cut for f in fitted)
+    about = {**_information(rows), **about}
     return Reading(
         {"tokens": tokens, **about, "cut": cut},
         max(*(max(i["input_ids"]) for i in inputs), *(max(label) for label in labels), 0),
@@ -74,6 +76,13 @@ def _reading(
         generated,
         max(map(len, labels), default=0),
     )
+
+
+def _information(rows: Sequence[Example]) -> dict[str, float]:
+    """The bits that all answers hold together, where the data say it of each."""
+    told = [row.get("information") for row in rows]
+    numbers = [bits for bits in told if isinstance(bits, float)]
+    return {"information": math.fsum(numbers)} if len(numbers) == len(told) else {}
 
 
 def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
@@ -86,7 +95,10 @@ def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
         parts.append(f"labels {labels['least']:.4g} to {labels['most']:.4g}")
     if "items" in about:
         parts.append(f"{about['items']:,} items")
+    if "information" in about:
+        parts.append(f"{about['information']:,.0f} bits")
     words = {"cut": "cut", "left_out": "left out by task.sizes", "also_in_train": "also in train"}
+    words |= {"by_heart": "learned by heart"}
     parts += [f"{about[key]:,} {text}" for key, text in words.items() if about.get(key)]
     return f"{split} {size:,} ({', '.join(parts)})"
 
@@ -110,12 +122,3 @@ def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
     if about.get("stop_within"):
         found.append(f"{about['stop_within']} targets of {split} hold task.stop before their end")
     return found
-
-
-def of_predictions(split: str, predictions: Sequence[Any], names: Sequence[str] | None) -> list[str]:
-    """Sentences on a model's answers that a reader has to know: all are empty, or all the same."""
-    most, count = Counter(map(str, predictions)).most_common(1)[0]
-    if count < len(predictions) or count < 2:
-        return []
-    said = names[int(most)] if names else most
-    return [f"all {count} answers on {split} are {'empty' if said == '' else repr(said)}"]

@@ -22,6 +22,7 @@ class Regression(HeadTask):
     """
 
     numbers = ("label",)
+    has_likelihood = False
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         super().__init__(task, tokenizer, splits)

@@ -1,8 +1,9 @@
 """Generation by an encoder-decoder."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.tasks.base import on_device
 from lora_zoo.tasks.causal_lm import CausalLM
 from lora_zoo.tasks.cutting import Example, Fitted, fitted_target
 
@@ -23,6 +24,10 @@ class Seq2Seq(CausalLM):
         body = ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
         target, short = fitted_target(body, self.end, self.task.max_length)
         return Fitted(inputs | {"labels": target}, cut or short)
+
+    def _forced(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = on_device(batch, model)
+        return model(**inputs).logits, inputs["labels"]  # from the labels it makes the decoder's inputs
 
     def _texts(self, model: nn.Module, rows: list[Example]) -> list[str]:
         batch = self.collate([self.fitted_input(row).inputs for row in rows])

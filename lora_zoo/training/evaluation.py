@@ -1,22 +1,35 @@
 """Evaluate a run on its splits; check before training that the model and the metrics can take them."""
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
-from lora_zoo.metrics import check_values, try_out
+from lora_zoo.metrics import check_values, reads, try_out
 from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
-from lora_zoo.tasks.reading import Reading, of_predictions
+from lora_zoo.tasks import likelihood
+from lora_zoo.tasks.base import TaskType
+from lora_zoo.tasks.reading import Reading
 from lora_zoo.training.resources import TaskData
 
 TRIED = 200
 """Texts of a split on which a metric is tried before training: of 4,693 it would take seconds."""
+
+
+class Evaluation(NamedTuple):
+    """The metrics of each split, and the likelihood of its references, of splits that have one."""
+
+    metrics: dict[str, dict[str, float]]
+    likelihood: dict[str, dict[str, float]]
+
+    def under(self, metrics: str, likelihood: str) -> dict[str, Any]:
+        """Entries of a record with these keys."""
+        return {metrics: self.metrics} | ({likelihood: self.likelihood} if self.likelihood else {})
 
 
 class Evaluator:
@@ -34,9 +47,11 @@ class Evaluator:
         self.injection, self.data, self.metrics = injection, data, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
 
-    def evaluate(self, *, keep: bool) -> dict[str, dict[str, float]]:
-        """Compute metrics by split; `keep` writes the outcome of every example to the run's folder."""
-        return {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
+    def evaluate(self, *, keep: bool) -> Evaluation:
+        """Judge every split; `keep` writes the outcome of every example to the run's folder."""
+        found = {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
+        likelihoods = {split: nll for split, (_, nll) in found.items() if nll}
+        return Evaluation({split: values for split, (values, _) in found.items()}, likelihoods)
 
     def missing_views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         """The views of the trained model that no process has judged on every split."""
@@ -45,14 +60,18 @@ class Evaluator:
         return {name: view for name, view in every.items() if not splits <= set(known.get(name, {}))}
 
     def judge_views(self) -> None:
-        """Record the metrics of each of them, one after the other, so that none is judged twice."""
+        """Record what each of them reaches, one after the other, so that none is judged twice."""
         for name, view in self.missing_views().items():
             with view:
-                values = self.evaluate(keep=False)
-            self.record.update(views=self.record.content.get("views", {}) | {name: values})
+                found = self.evaluate(keep=False).under("views", "view_likelihood")
+            known = self.record.content
+            self.record.update(**{key: known.get(key, {}) | {name: of} for key, of in found.items()})
 
-    def evaluate_split(self, split: str, *, keep: bool = False) -> dict[str, float]:
-        """ValueError for a metric that is NaN or inf, or answers of which none can be had."""
+    def evaluate_split(self, split: str, *, keep: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+        """The metrics of a split, and the likelihood of its references, {} where there is none.
+
+        ValueError for a metric that is NaN or inf, or answers of which none can be had.
+        """
         model = self.injection.model
         try:
             with in_mode(model, training=False):
@@ -64,23 +83,28 @@ class Evaluator:
         if keep:
             self.record.examples(split, outcomes)
             self._tell(split, predictions, references)
-        return self._values(split, predictions, references)
+        return self._values(split, outcomes), likelihood.summary(outcomes)
 
-    def _values(self, split: str, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    def _values(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The metrics of these outcomes, of those that they hold what it needs for."""
         values: dict[str, float] = {}
+        references = [outcome["reference"] for outcome in outcomes]
         for name, metric in self.metrics.items():
-            given = self.data.kind.metric_arguments(name)
-            values |= metric.compute(predictions=predictions, references=references, **given)
+            if (read := reads(metric)) in outcomes[0]:
+                given = self.data.kind.metric_arguments(name)
+                predictions = [outcome[read] for outcome in outcomes]
+                values |= metric.compute(predictions=predictions, references=references, **given)
         check_values(values, split)
         return values
 
     def _tell(self, split: str, predictions: list[Any], references: list[Any]) -> None:
         """Record how many answers differ, and what the commonest class alone would reach."""
-        self.record.tell(*of_predictions(split, predictions, getattr(self.data.kind, "labels", None)))
-        told, record = answers(predictions, references), self.record.content
+        told = answers(predictions, references, getattr(self.data.kind, "labels", None))
+        record = self.record.content
         record_of = {"answers": record.get("answers", {}) | {split: told}}
         if told["common"] is not None:
-            values = self._values(split, [told["common"]] * len(references), references)
+            of_it = [{"prediction": told["common"], "reference": reference} for reference in references]
+            values = self._values(split, of_it)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
 
@@ -98,7 +122,18 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
         right = [reference[0] if isinstance(reference, list) else reference for reference in references]
         for name, metric in metrics.items():
             what = f"{split} ({len(right)} items)"
-            try_out(name, metric, right, references, what, **kind.metric_arguments(name))
+            best = perfect(name, metric, right, kind)
+            try_out(name, metric, best, references, what, **kind.metric_arguments(name))
+
+
+def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[Any]:
+    """The input of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
+    if reads(metric) == "prediction":
+        return right
+    if not kind.has_likelihood:
+        asked = f"type={kind.task.type}, task.likelihood={str(kind.task.likelihood).lower()}"
+        raise ValueError(f"metric {name!r} is of likelihoods, and {asked} gives none")
+    return [0.0] * len(right)
 
 
 def check_inputs(model: nn.Module, readings: Mapping[str, Reading]) -> None:

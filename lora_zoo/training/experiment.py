@@ -19,16 +19,16 @@ from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.models.base import warn_of_another_base
-from lora_zoo.models.loading import Loaded
+from lora_zoo.models.loading import Loaded, source
 from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
-from lora_zoo.tasks.forgetting import HeldOutLoss
+from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured
 from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references, perfect
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -77,7 +77,7 @@ class Experiment:
 
     def run(self) -> None:
         evaluator, session = self._prepare()
-        held_out = self._held_out(evaluator.data)
+        text = self._held_out(evaluator.data)
         self._tell(evaluator.data)
         if (
             self.settings.eval_before_training
@@ -85,7 +85,8 @@ class Experiment:
             and not self._evaluated("zero_shot", evaluator)
         ):
             with self.timer.stage("zero_shot"):
-                self.record.update(zero_shot=evaluator.evaluate(keep=False))
+                judged = evaluator.evaluate(keep=False)
+                self.record.update(**judged.under("zero_shot", "zero_shot_likelihood"))
         with self._tracker() as tracker:
             self.record.update(tracking=tracker.where)
             try:
@@ -96,13 +97,15 @@ class Experiment:
                 raise
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
-                    self.record.update(metrics=evaluator.evaluate(keep=True))
+                    judged = evaluator.evaluate(keep=True)
+                    self.record.update(**judged.under("metrics", "likelihood"))
             if evaluator.missing_views():
                 with self.timer.stage("views"):
                     evaluator.judge_views()
             injection = evaluator.injection
-            if held_out is not None and "retention" not in self.record.content:
-                self.record.update(retention=held_out.before_and_after(injection))
+            if text is not None and not is_measured(self.record.content):
+                with self.timer.stage("forgetting"):
+                    self.record.update(retention=text.before_and_after(injection))
             self._keep(injection)
             own = len(injection) or injection.shared is not None
             adapter = self.record.folder / "adapter" if own else None  # a whole model stays here
@@ -162,7 +165,8 @@ class Experiment:
         predictions, references = kind.made_up()
         for name, metric in metrics.items():
             given, of = kind.metric_arguments(name), f"type={task.type}"
-            found = try_out(name, metric, predictions, references, of, **given)
+            best = perfect(name, metric, predictions, kind)
+            found = try_out(name, metric, best, references, of, **given)
             if twice := facts.keys() & found:
                 raise ValueError(
                     f"task.metrics: {name} gives {min(twice)!r}, as another one does; take one out"
@@ -241,19 +245,18 @@ class Experiment:
         return injection
 
     def _held_out(self, data: TaskData) -> HeldOutLoss | None:
-        """The held-out text, if one is set.
+        """The held-out text that is set or, of "auto", known; where there is none, the record says why.
 
-        ValueError where the run's model predicts no next token, or the text cannot be read.
+        ValueError where one is set and cannot be used.
         """
-        source = self.settings.forgetting_text
-        if source is None:
+        asked, of = self.settings.forgetting_text, self.settings.model
+        try:
+            return held_out(asked, source(of), data.kind, data.tokenizer) if asked else None
+        except ValueError as reason:
+            if asked != AUTO:
+                raise
+            self.record.update(retention={"of": None, "why": str(reason)})
             return None
-        if data.kind.auto_class != "AutoModelForCausalLM":
-            raise ValueError(
-                f"forgetting_text={source} asks how well a decoder predicts a text, and "
-                f"task={self.settings.task.name} ({self.settings.task.type}) loads another kind of model"
-            )
-        return HeldOutLoss(source, data.tokenizer)
 
     def _keep(self, injection: Injection) -> None:
         """Record the summary of the updates and save the merged model, if set."""

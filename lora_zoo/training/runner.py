@@ -31,6 +31,7 @@ from lora_zoo.runs.record import (
     write_atomically,
 )
 from lora_zoo.runs.redact import redacted
+from lora_zoo.tasks.forgetting import AUTO, is_measured
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
 from lora_zoo.training.experiment import Experiment
@@ -122,7 +123,7 @@ def _asks_for_more(settings: Settings, claim: FolderClaim) -> bool:
     """True if a finished run lacks something that its settings now ask for and that changes no result."""
     judged = set(claim.before.get("metrics", {}))
     present = {split for split in settings.eval_splits if split in claim.before.get("data", {})}
-    unmeasured = settings.forgetting_text is not None and "retention" not in claim.before
+    unmeasured = settings.forgetting_text not in (None, AUTO) and not is_measured(claim.before)
     unmerged = settings.merge and not (claim.folder / "merged").is_dir()
     return claim.before["state"] == "done" and (not present <= judged or unmerged or unmeasured)
 

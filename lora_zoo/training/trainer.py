@@ -189,9 +189,10 @@ class ZooTrainer(Trainer):
         super().log(logs, *rest, **more)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Compute the task's metrics on the validation split, in the middle of training."""
-        values = self.evaluator.evaluate_split("validation")
-        metrics = {f"eval_{name}": value for name, value in values.items()}
+        """Compute the task's metrics and nll on the validation split, in the middle of training."""
+        values, likelihood = self.evaluator.evaluate_split("validation")
+        told = {"nll": likelihood["nll"]} if likelihood else {}
+        metrics = {f"eval_{name}": value for name, value in (told | values).items()}
         self.log(metrics)
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)

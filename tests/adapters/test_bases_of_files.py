@@ -108,6 +108,39 @@ def test_a_classifier_of_loralib_s_is_loaded_merged_and_read_at_the_command_line
     spectra_main([str(file), *given])
 
 
+@pytest.mark.parametrize("kind", ["loralib", "PEFT"])
+def test_the_names_of_the_tensors_tell_the_class_of_a_masked_base(tmp_path, kind):
+    model = tf.RobertaForMaskedLM(tf.RobertaConfig(**SIZES, id2label=NAMES))
+    base = saved(tmp_path / "roberta", model)
+    given = ["--model", str(base)]
+    if kind == "loralib":
+        file, theirs = of_loralib(tmp_path, base)
+        given += ["--alpha", "16"]
+    else:
+        file, network = tmp_path / "peft", tf.AutoModelForSequenceClassification.from_pretrained(base)
+        options = {"target_modules": ["query"], "modules_to_save": ["classifier"], "init_lora_weights": False}
+        adapted = peft.get_peft_model(network, peft.LoraConfig(r=2, **options)).eval()
+        adapted.save_pretrained(file)
+        theirs = logits(adapted, batch(network))
+    load_main([str(file), str(tmp_path / "ours"), *given])
+    merge_main([str(file), str(tmp_path / "merged"), *given])
+    merged = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert (logits(merged) - theirs).abs().max() <= 1e-5
+    spectra_main([str(file), *given])
+
+
+def test_a_class_that_the_names_leave_open_is_asked_for(tmp_path):
+    base = saved(tmp_path / "bert", tf.BertForMaskedLM(tf.BertConfig(**SIZES)))
+    pair = {"lora_A": torch.ones(2, 16), "lora_B": torch.ones(16, 2)}
+    name = "bert.encoder.layer.0.attention.self.query"
+    torch.save({f"{name}.{last}": tensor for last, tensor in pair.items()}, tmp_path / "l.pt")
+    with pytest.raises(ValueError, match=r"TokenClassification, .* --auto-class"):
+        merge(tmp_path / "l.pt", tmp_path / "merged", model=str(base), alpha=2.0)
+    token = "AutoModelForTokenClassification"
+    load(tmp_path / "l.pt", tmp_path / "ours", model=str(base), alpha=2.0, auto_class=token)
+    assert base_of(tmp_path / "ours").auto_class == token
+
+
 def test_the_labels_of_a_file_fit_a_base_without_a_head(tmp_path):
     whole = saved(
         tmp_path / "whole", tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZES, num_labels=4))
@@ -120,8 +153,7 @@ def test_the_labels_of_a_file_fit_a_base_without_a_head(tmp_path):
     kept = torch.load(file)
     dense = tf.AutoModelForSequenceClassification.from_pretrained(whole).classifier.dense.state_dict()
     torch.save(kept | {f"classifier.dense.{name}": tensor for name, tensor in dense.items()}, file)
-    task = ["--auto-class", "AutoModelForSequenceClassification"]
-    load_main([str(file), str(tmp_path / "o"), "--model", str(tmp_path / "base"), "--alpha", "16", *task])
+    load_main([str(file), str(tmp_path / "o"), "--model", str(tmp_path / "base"), "--alpha", "16"])
     assert merge(tmp_path / "o", tmp_path / "merged").explained
     merged = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert (logits(merged) - theirs).abs().max() <= 1e-5

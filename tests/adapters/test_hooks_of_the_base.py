@@ -109,3 +109,19 @@ def test_a_hook_that_raises_leaves_the_layer_as_it_was():
     assert "forward" not in vars(layer)
     handle.remove()
     assert model(X).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_hooks_of_every_module_see_the_layer(kind):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
+    seen = []
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    hook = register(lambda module, *_: seen.append(module) if isinstance(module, nn.Linear) else None)
+    layer = model[0]
+    try:
+        inject(model, "lora", rank=2, target_modules=["0"])
+        model(x)
+    finally:
+        hook.remove()
+    assert seen == [layer]

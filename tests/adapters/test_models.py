@@ -6,15 +6,24 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import MATRIX, MODELS, batch, fresh, logits, perturb, settings, train
+from lora_zoo.conformance.cases import (
+    MATRIX,
+    MODELS,
+    batch,
+    fresh,
+    logits,
+    on_models,
+    perturb,
+    settings,
+    train,
+)
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.matrices import find_matrices
 
 pytestmark = [
-    pytest.mark.parametrize("kind", MODELS),
-    pytest.mark.parametrize("name", VARIANTS),
+    pytest.mark.parametrize(("name", "kind"), on_models(MODELS)),
     pytest.mark.filterwarnings("ignore:.*tied.*"),
 ]
 

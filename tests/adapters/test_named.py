@@ -14,8 +14,8 @@ from lora_zoo.conformance.cases import (
     MATRIX,
     POINTWISE,
     batch,
-    cases,
     effective_bias,
+    few_cases,
     fresh,
     inputs,
     logits,
@@ -36,8 +36,8 @@ from lora_zoo.injection.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_pair = pytest.mark.parametrize(("name", "kind"), cases())
-pointwise_pairs = pytest.mark.parametrize(("name", "kind"), cases(POINTWISE))
+every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
 
 
 def two(name, kind):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_zoo import adapters_of, inject, load_adapter, save_adapter
@@ -58,17 +59,24 @@ STEPS = [
 ]
 
 
+def prepared(beside):
+    """A model, and where it is said one with an adapter, at half its weight or merged."""
+    model = Net()
+    if beside != "alone":
+        perturb(inject(model, "lora", rank=2, target_modules=["layers"], name="old"))
+        adapters_of(model).activate("old", weights=[0.5])
+    if "merged" in beside:
+        adapters_of(model)["old"].merge()
+    return model
+
+
 @pytest.mark.parametrize("beside", ["alone", "beside another", "beside a merged one"])
 @pytest.mark.parametrize(("owner", "step"), STEPS, ids=lambda given: getattr(given, "__name__", given))
 def test_a_step_that_raises_leaves_the_model_as_it_was(owner, step, beside, monkeypatch, tmp_path):
     saved = inject(Net(), "lora", rank=2, name="new", **WHERE)
     save_adapter(saved, tmp_path)
     for call in range(3):
-        model = Net()
-        if beside != "alone":
-            perturb(inject(model, "lora", rank=2, target_modules=["layers"], name="old"))
-        if "merged" in beside:
-            adapters_of(model)["old"].merge()
+        model = prepared(beside)
         before, expected, counted = state(model), model.eval()(X), [0]
         plain = getattr(owner, step)
 
@@ -89,9 +97,54 @@ def test_a_step_that_raises_leaves_the_model_as_it_was(owner, step, beside, monk
             else:
                 continue
         assert state(model)[2:] == before[2:]
-        assert [n for n, _ in state(model)[0].items()] == [n for n, _ in before[0].items()]
+        after = {n: (kind, hooks) for n, (kind, _, hooks) in state(model)[0].items()}
+        assert after == {n: (kind, hooks) for n, (kind, _, hooks) in before[0].items()}
         assert torch.equal(model(X), expected)
         load_adapter(model, tmp_path)
+
+
+MERGE_STEPS = [
+    (wrappers.AdapterWrapper, "effective"),
+    (wrappers.AdapterWrapper, "effective_bias"),
+    (wrappers.LayerWrapper, "uninstall"),
+    (wrappers.LayerWrapper, "store"),
+    (parametrized.ParametrizedWeight, "uninstall"),
+    (parametrized.ParametrizedWeight, "store"),
+    (tied_weights.Tying, "update"),
+]
+
+
+@pytest.mark.parametrize(("owner", "step"), MERGE_STEPS, ids=lambda given: getattr(given, "__name__", given))
+def test_a_step_of_merging_that_raises_leaves_the_model_as_it_was(owner, step, monkeypatch):
+    plain = getattr(owner, step)
+    for call in range(3):
+        model = Net()
+        injection = inject(model, "lora", rank=2, **WHERE)
+        perturb(injection)
+        before, expected, left = state(model), model.eval()(X), [call]
+
+        def failing(*given, left=left, **named):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return plain(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, failing)
+            try:
+                injection.merge()
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert call
+                continue
+        assert not injection._adapter_set.merged
+        assert torch.equal(model(X), expected)
+        assert state(model)[2:] == before[2:]
+        injection.merge()
+        torch.testing.assert_close(model(X), expected)
+        injection.unmerge()
+        assert torch.equal(model(X), expected)
 
 
 def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
@@ -127,3 +180,34 @@ def test_offloaded_bases_are_refused_and_whole_meta_models_are_not():
         with pytest.raises(ValueError, match=r"not in memory \(offloaded"):
             inject(model, "lora", rank=2, target_modules=["layers"])
     inject(Net().to("meta"), "lora", rank=2, target_modules=["layers"])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "codes", "cut off"])
+def test_a_file_of_no_numbers_changes_nothing(wrong, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    injection = inject(model, "lora", rank=2, target_modules=["0"])
+    file = save_adapter(injection, tmp_path) / "adapter.safetensors"
+    state = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    last = list(state)[-1]
+    state[last] = state[last].to(torch.int8) if isinstance(wrong, str) else state[last].fill_(wrong)
+    save_file(state, file)
+    if wrong == "codes":
+        met = {name: tensor.clone() for name, tensor in injection.state_dict().items()}
+        with pytest.raises(ValueError, match=r"is torch.int8, not torch.float32"):
+            injection.load_state_dict(state)
+        assert all(torch.equal(t, met[name]) for name, t in injection.state_dict().items())
+    if wrong == "cut off":
+        file.write_bytes(file.read_bytes()[:-4])
+    base = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"holds NaN or inf|is torch.int8|is no safetensors file"):
+        load_adapter(base, tmp_path)
+    assert type(base[0]) is nn.Linear and base[0].weight.requires_grad and not adapters_of(base)
+
+
+@pytest.mark.parametrize("init", ["pissa", "milora"])
+def test_singular_values_of_no_numbers_are_refused(init):
+    model = nn.Sequential(nn.Linear(4, 4))
+    torch.nn.init.constant_(model[0].weight, float("nan"))
+    with pytest.raises(ValueError, match="NaN or inf has no singular values"):
+        inject(model, init, rank=2, target_modules=["0"])
+    assert type(model[0]) is nn.Linear and model[0].weight.requires_grad

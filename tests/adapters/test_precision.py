@@ -20,17 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lora_zoo.conformance.cases import (
+    EVERYWHERE,
     MATRIX,
     MODELS,
     POINTWISE,
     adapt,
     batch,
-    cases,
+    few_cases,
     fresh,
     inputs,
     logits,
     lone,
     merge,
+    on_models,
     only,
     perturb,
     randomise,
@@ -50,14 +52,12 @@ from lora_zoo.injection.inject import inject
 
 EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
-SOME = ["linear", "embedding", "convolution_2d_grouped_strided", "fused_by_head", "attention"]
+SOME = [*EVERYWHERE, "fused_by_head"]
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_pair = pytest.mark.parametrize(("name", "kind"), cases())
-pointwise_pairs = pytest.mark.parametrize(("name", "kind"), cases(POINTWISE))
-some_pairs = pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in MATRIX for kind in SOME if takes(name, kind)]
-)
-every_model = pytest.mark.parametrize("kind", MODELS)
+every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
+some_pairs = pytest.mark.parametrize(("name", "kind"), [pair for pair in few_cases() if pair[1] in SOME])
+every_variant_in_a_model = pytest.mark.parametrize(("name", "kind"), on_models(MODELS))
 pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*", "ignore:There is a performance drop")
 
 
@@ -241,8 +241,7 @@ def trained(model, injection, kind, seed=5):
     return loss.detach(), found
 
 
-@every_model
-@pytest.mark.parametrize("name", VARIANTS)
+@every_variant_in_a_model
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
     model, injection = dropped(whole, name, kind)
@@ -445,8 +444,7 @@ def test_adapters_come_back_to_the_device_of_their_layer(name, kind):
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
-@every_model
-@pytest.mark.parametrize("name", VARIANTS)
+@every_variant_in_a_model
 @pytest.mark.parametrize("merged", [False, True])
 def test_what_is_out_of_the_model_follows_when_it_is_cast(name, kind, merged):
     """The parameters behind those that train in full, and those behind merged ones."""
@@ -478,8 +476,7 @@ def addresses(tensors):
     return {t.data_ptr() for t in tensors}
 
 
-@every_model
-@pytest.mark.parametrize("name", VARIANTS)
+@every_variant_in_a_model
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_file])
 def test_a_copied_model_has_adapters_of_its_own(name, kind, copied):
     model, injection = dropped(whole, name, kind)

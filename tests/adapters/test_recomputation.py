@@ -41,6 +41,12 @@ def one_pass(model, injection):
     loss(model, IDS[0]).backward()
 
 
+def seeded_anew(model, injection):
+    """Each step begins with the same seed, and so with the same state of torch's stream."""
+    torch.manual_seed(7)
+    one_pass(model, injection)
+
+
 def reference(model, injection):
     """A step of DPO: the policy, then the model without its adapter, then backward."""
     policy = loss(model, IDS[0])
@@ -80,6 +86,7 @@ def entry_point_below_the_top(model, injection):
 
 FLOWS = [
     one_pass,
+    seeded_anew,
     reference,
     pair,
     same_batch_twice,
@@ -126,10 +133,10 @@ def test_checkpoints_within_checkpoints_know_their_pass():
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def masks(targets, entry=lambda model: model):
-    """What `v` of the last layer drops in three calls."""
+def masks(targets, entry=lambda model: model, site="model.layers.1.self_attn.v_proj"):
+    """What a site, `v` of the last layer, drops in three calls."""
     model, injection = adapted(targets=targets)
-    seen, drop = [], injection.adapters["model.layers.1.self_attn.v_proj"].dropout
+    seen, drop = [], injection.adapters[site].dropout
     mask = drop.mask
     drop.mask = lambda x: seen.append(mask(x)) or seen[-1]
     for ids in (*IDS, IDS[0]):
@@ -140,8 +147,18 @@ def masks(targets, entry=lambda model: model):
 def test_masks_depend_on_their_site_and_call_alone():
     expected = masks(("q", "v"))
     assert len(expected) == 3 and not torch.equal(expected[0], expected[2])
+    for site in ("model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"):
+        assert not torch.equal(masks(("q", "v"), site=site)[0], expected[0])
     for other in (masks(("q", "k", "v", "up")), masks(("q", "v"), lambda model: model.model)):
         assert all(torch.equal(a, b) for a, b in zip(other, expected, strict=True))
+
+
+def test_counts_of_calls_are_kept_by_site():
+    """What a checkpoint of training holds, where sites were not called equally often."""
+    counter = adapted()[1].counter
+    counts = {name: 3 * number for number, name in enumerate(counter.counts)}
+    counter.counts = counts
+    assert counter.counts == counts and len(counts) == 4
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -1,6 +1,7 @@
 """Buffers go with the parameters that train in full: in activation, files, exchange and removal."""
 
 import copy
+import warnings
 
 import peft
 import pytest
@@ -109,3 +110,21 @@ def test_full_fine_tuning_restores_every_statistic():
     model.train()(X)
     injection.remove()
     assert torch.equal(model.eval()(X), net()(X))
+
+
+def test_statistics_of_a_frozen_module_that_moved_are_told(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    injection = inject(model, "lora", target_modules=["0"], rank=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(injection, tmp_path / "met")
+    model(torch.randn(8, 4) + 3)
+    for write in (save_adapter, save_peft):
+        with pytest.warns(UserWarning, match=r"1.running_mean has changed .* modules_to_save=\[1\]"):
+            write(injection, tmp_path / write.__name__)
+
+
+def test_a_module_without_parameters_cannot_be_saved_as_trained():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False))
+    with pytest.raises(ValueError, match="modules_to_save: 1 holds no parameter"):
+        inject(model, "lora", target_modules=["0"], rank=2, modules_to_save=["1"])

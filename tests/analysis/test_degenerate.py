@@ -25,6 +25,7 @@ ONE_CLASS = {
     "answers": {"test": SPLIT},
     "majority": {"test": {"exact_match": 0.56}},
 }
+BELOW_ROUNDING = update("q", 3e-30) | {"norm": 3e-30, "relative_norm": 5e-30}
 STILL = {"updates": [update("q", 0.0) | {"norm": 0.0}]}
 
 
@@ -38,6 +39,7 @@ STILL = {"updates": [update("q", 0.0) | {"norm": 0.0}]}
             "one answer for",
         ),
         (STILL, "nothing moved", "ΔW is 0 in every matrix"),
+        ({"updates": [BELOW_ROUNDING]}, "nothing moved", "to W's rounding"),
         ({"test": "nan"}, "no number", "exact_match of validation is NaN or inf"),
         ({"test": float("inf")}, "no number", "is NaN or inf"),
     ],
@@ -68,7 +70,23 @@ def test_answers_are_counted_for_any_classes() -> None:
         told = answers(predictions, references)
         assert told["distinct"] == len(set(predictions)) and told["references"] == len(set(references))
         assert references.count(told["common"]) == max(map(references.count, references))
-    assert answers(["a", "a"], ["b", "c"]) == {"items": 2, "distinct": 1, "references": 2, "common": None}
+    same = {"items": 2, "distinct": 1, "references": 2, "common": None, "only": "a"}
+    assert answers(["a", "a"], ["b", "c"]) == same
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "says"),
+    [
+        ([1, 1], [0, 1], "one class for all 2 items of test, 'yes'"),
+        ([0, 0], [1, 1], "one class for all 2 items of test, 'no'"),  # references that agree hide nothing
+        (["", ""], ["a", "a"], "one answer for all 2 items of test, ''"),
+        (["", "x"], ["a", "a"], ""),
+    ],
+)
+def test_the_one_answer_is_named(predictions: list[Any], references: list[Any], says: str) -> None:
+    names = ["no", "yes"] if isinstance(references[0], int) else None
+    told = answers(predictions, references, names)
+    assert degenerate({"answers": {"test": told}}).get("one answer", "") == says
 
 
 def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) -> None:
@@ -80,11 +98,12 @@ def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) 
     judge = Evaluator(
         SimpleNamespace(model=nn.Linear(1, 1)), data, metrics, record=record, eval_splits=["test"]
     )
-    assert judge.evaluate(keep=False) == {"test": {"accuracy": 0.75}} and "answers" not in record.content
-    record.update(metrics=judge.evaluate(keep=True), updates=[])
+    assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {})
+    assert "answers" not in record.content
+    record.update(**judge.evaluate(keep=True).under("metrics", "likelihood"), updates=[])
     record.end("done")
     assert record.content["majority"] == {"test": {"accuracy": 0.75}}
-    assert degenerate(record.content) == {"one answer": "one class for all 4 items of test"}
+    assert degenerate(record.content) == {"one answer": "one class for all 4 items of test, '0'"}
 
 
 def test_two_that_predict_one_class_lead_nowhere(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from synthetic import delta_tables, sweep
 
 from lora_zoo import runs as results
 from lora_zoo.report import figures
+from lora_zoo.report.figure_list import figure_list
 from lora_zoo.report.figures import Axis, Chart, Nothing, line, series_styles
 from lora_zoo.report.figures.groups import MOST
 from lora_zoo.report.figures.heat import MANY, Heat
@@ -35,6 +36,15 @@ def curves(runs: pd.DataFrame = RUNS, **options: str) -> Chart:
     return figures.curves(runs, results.histories(runs), ["variant", "rank"], **options)
 
 
+def memory(information: float = 6000.0) -> pd.DataFrame:
+    """Runs that count bits, 1,000 a doubling of the rank, and forget a tenth of a nat for each of them."""
+    runs = sweep(ranks=(1, 2, 8))
+    bits = 1000 * (1 + np.log2(runs["rank"])) + 10 * runs["seed"]
+    about = {"metric": "bits", "test": bits, "bits": bits, "zero_shot_test": -500.0}
+    about |= {"bits_per_parameter": bits / runs["trainable"], "data.train.information": information}
+    return runs.assign(**about, forgetting=bits / 10_000)
+
+
 CHARTS: dict[str, Callable[[], Chart]] = {
     "curves": curves,
     "seconds": lambda: curves(against="seconds"),
@@ -42,6 +52,11 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "grid": lambda: figures.grid(RUNS, "target_modules", "rank", BY),
     "pareto": lambda: figures.pareto(RUNS, "trainable", ["variant", "rank"]),
     "pareto of one task": lambda: figures.pareto(sweep(), "trainable", ["variant"]),
+    "bits": lambda: figures.learned(memory(), "rank", ["variant", "rank"]),
+    "bits a parameter": lambda: figures.learned(
+        memory(), "trainable", ["variant"], value="bits_per_parameter"
+    ),
+    "forgetting": lambda: figures.forgetting(memory(), ["variant", "rank"]),
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
@@ -244,6 +259,41 @@ def test_points_are_means_with_t_intervals_along_the_sorted_axis() -> None:
     low, high = stats.t.interval(0.95, 2, scores["test"].mean(), stats.sem(scores["test"]))
     assert tuple(rows.iloc[2][["y", "low", "high"]]) == pytest.approx((scores["test"].mean(), low, high))
     assert panel.y.title == "accuracy, test (share)"
+
+
+def test_bits_are_drawn_below_all_that_there_are() -> None:
+    chart = figures.learned(memory(), "rank", ["variant", "rank"])
+    (panel,) = chart.panels
+    assert list(panel.of("lora").y) == pytest.approx([1010, 2010, 4010])
+    assert list(panel.of("all there is").y) == [6000, 6000] and list(panel.of("all there is").x) == [1, 8]
+    uneven = memory(pd.Series([1.0, 2.0] * 9))
+    assert figures.learned(uneven, "rank", ["variant", "rank"]).panels[0].baselines.empty
+    with pytest.raises(Nothing, match="no bits"):
+        figures.learned(sweep(), "rank", ["variant"])
+
+
+def test_bits_are_drawn_by_whatever_draws_a_sweep_that_counts_them() -> None:
+    views = {view.heading: view for view in figure_list(memory(), ["variant", "rank"]).views}
+    assert list(views["Bits learned"].charts) == [
+        f"{what}, {of}" for what in ("bits learned", "bits learned a trainable parameter")
+        for of in ("rank r", "trainable parameters")
+    ]  # fmt: skip
+    assert "Learning and forgetting" in views
+    found = figure_list(sweep(), ["variant", "rank"])
+    assert "Bits learned" not in {view.heading for view in found.views}
+    assert any(line.startswith("Learning and forgetting") for line in found.absent)
+
+
+def test_gain_and_forgetting_have_their_intervals() -> None:
+    (panel,) = figures.forgetting(memory(), ["variant", "rank"]).panels
+    row = panel.rows[(panel.rows["series"] == "lora") & (panel.rows["note"] == "r8")].iloc[0]
+    bits = np.array([4000.0, 4010.0, 4020.0])
+    low, high = stats.t.interval(0.95, 2, bits.mean(), stats.sem(bits))
+    assert tuple(row[["y", "low", "high"]]) == pytest.approx((4510, low + 500, high + 500))
+    assert tuple(row[["x", "left", "right"]]) == pytest.approx((0.401, low / 10_000, high / 10_000))
+    assert panel.y.title == "gain in bits, test"
+    (alone,) = figures.forgetting(memory().drop(columns="zero_shot_test"), ["variant", "rank"]).panels
+    assert alone.y.title == "bits, test" and alone.rows["y"].max() == pytest.approx(4010)
 
 
 def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:

@@ -67,6 +67,7 @@ def save_peft(
             f"the adapter was trained on {', '.join(injection.prior)} and means nothing alone, and PEFT's "
             "files hold one adapter: merge it with its priors instead (python -m lora_zoo.merge)"
         )
+    injection.statistics.warn()
     written = Written(Path(folder), {})
     with adapters_of(injection.model).disabled():
         content = _content(injection, form, rank, written)

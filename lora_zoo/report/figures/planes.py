@@ -71,6 +71,18 @@ class Points(Plane):
 
 @final
 @dataclass(frozen=True)
+class Crosses(Plane):
+    """Points with intervals both ways: that of x goes from `left` to `right`, columns of the rows."""
+
+    shows: ClassVar[str] = "points"
+
+    def layers(self) -> list[Spec]:
+        words = [LAYERS["notes"]] if len(self.rows) <= FEW else []
+        return [LAYERS["arms"], LAYERS["across"], LAYERS["points"], *words]
+
+
+@final
+@dataclass(frozen=True)
 class Front(Plane):
     """Points, and the staircase through those that none of the others beats on both axes.
 

@@ -1,0 +1,154 @@
+"""Verdicts in words: the sentences with which the page and the terminal begin."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from lora_zoo.analysis.power import MOST
+from lora_zoo.analysis.sequential import Decision
+from lora_zoo.analysis.statistics import Interval
+from lora_zoo.compare.contenders import Comparison
+from lora_zoo.compare.judging import FEWEST, CellRuns, Family, Ruling, Standing, more_seeds
+
+
+def verdict(ruling: Ruling) -> str:
+    """better, worse or not distinguishable, by how much, at which size: one sentence."""
+    mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
+    head = f"{size(ruling)}, "
+    if ruling.finding == Standing.NONE:
+        so_far = f"; so far {_scores(ruling)}, {_difference(ruling)}" if ruling.difference.n else ""
+        return f"{head}there is no verdict on {mine} against {other}: {'; '.join(ruling.reasons)}{so_far}."
+    if ruling.finding == Standing.OPEN:
+        beside = f" ({'; '.join(ruling.reasons)})" if ruling.reasons else ""
+        return (
+            f"{head}{mine} is not distinguishable from {other}: {_scores(ruling)}, "
+            f"{_difference(ruling)}{beside}."
+        )
+    return f"{head}{mine} is {ruling.finding} than {other}: {_scores(ruling)}, {_difference(ruling)}."
+
+
+def size(ruling: Ruling) -> str:
+    """`At equal rank (8)`, or what the two have instead."""
+    mine, other = ruling.candidate.cell, ruling.reference.cell
+    if ruling.at == "rank":
+        if mine.rank == other.rank is not None:
+            return f"At equal rank ({mine.rank})"
+        return f"At their own ranks ({_rank(ruling.candidate)}, {_rank(ruling.reference)})"
+    if mine.adapter == other.adapter:
+        return f"At equal parameters ({mine.adapter:,})"
+    share = mine.adapter / other.adapter - 1
+    count = f"{mine.label} {mine.adapter:,}, {other.label} {other.adapter:,}: {share:+.1%}"
+    return f"At parameters as equal as whole ranks allow ({count})"
+
+
+def _rank(side: CellRuns) -> str:
+    return f"{side.cell.label} {'has none' if side.cell.rank is None else side.cell.rank}"
+
+
+def _scores(ruling: Ruling) -> str:
+    runs = ruling.candidate.runs if len(ruling.candidate.runs) else ruling.reference.runs
+    metric = str(runs["metric"].iloc[0]) if len(runs) and "metric" in runs else "score"
+    common = ruling.candidate.scores.index.intersection(ruling.reference.scores.index)
+    mine, other = (side.scores.loc[common].mean() for side in (ruling.candidate, ruling.reference))
+    return f"{metric} {mine:.4f} against {other:.4f}"
+
+
+def _difference(ruling: Ruling) -> str:
+    return f"a difference of {amount(ruling.difference)}"
+
+
+def amount(found: Decision) -> str:
+    """An estimate with its interval, where there is one."""
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    bounds = f" [{found.low:+.4f}, {found.high:+.4f}]" if known else ""
+    return f"{found.estimate:+.4f}{bounds}"
+
+
+def likelihood(ruling: Ruling) -> str:
+    """The second score in one sentence; "" where runs keep none."""
+    found = ruling.likelihood
+    if ruling.finding == Standing.NONE or found.n < FEWEST:
+        return ""
+    word = "not distinguishable" if found.is_open else found.verdict
+    return (
+        f"By the likelihood of the test references {ruling.candidate.cell.label} is {word}: "
+        f"{amount(found)} nats a reference (less is better)."
+    )
+
+
+def cost(ruling: Ruling) -> str:
+    """Time and memory as ratios: one sentence."""
+    mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
+    parts = []
+    if not math.isnan(ruling.time.estimate):
+        doubt = f" ({ruling.busy})" if ruling.busy else ""
+        parts.append(f"{ratio(ruling.time)} times the time of {other} a step{doubt}")
+    if not math.isnan(ruling.memory):
+        parts.append(f"{ruling.memory:.2f} times the memory")
+    return f"{mine} takes {' and '.join(parts)}." if parts else ""
+
+
+def ratio(found: Interval) -> str:
+    bounds = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.estimate:.2f}{bounds}"
+
+
+def sureness(rulings: Sequence[Ruling], family: Family) -> str:
+    """Level, correction, seeds, items and tuning: two sentences for the page."""
+    seeds = sorted({r.difference.n for r in rulings})
+    tries = sorted({len(side.tried) for r in rulings for side in (r.candidate, r.reference)})
+    several = f", so that all {family.number} verdicts hold together with 95 %" if family.number > 1 else ""
+    again = (
+        f"; the hours were changed after a look, {family.plans} plans share the error"
+        if family.plans > 1
+        else ""
+    )
+    return (
+        f"Intervals are of paired differences over {_range(seeds)} common seeds of at most {family.most}, at "
+        f"{100 * (1 - family.level):.4g} %{several}, and hold whenever one stops{again}{_items(rulings[0])}. "
+        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test."
+    )
+
+
+def _items(ruling: Ruling) -> str:
+    runs = ruling.candidate.runs
+    if "data.test.size" not in runs or runs["data.test.size"].isna().all():
+        return ""
+    return f"; each score is over {runs['data.test.size'].iloc[0]:,.0f} test items"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def to_know(ruling: Ruling, pair_seconds: float) -> str:
+    """The seeds and hours that an open comparison would take; "" for one that is decided.
+
+    `pair_seconds` are those of a seed of both on this machine.
+    """
+    if ruling.finding in (Standing.BETTER, Standing.WORSE):
+        return ""
+    wanted, least = more_seeds(ruling)
+    d = ruling.difference
+    if math.isnan(least):
+        return (
+            "The differences do not vary over these seeds, so that nothing can be foretold."
+            if d.n > 1
+            else ""
+        )
+    sees = f"{d.n} seeds see a difference of {least:.4f} with 80 % power"
+    if wanted is None:
+        return f"{sees}; one as small as the measured takes more than {MOST:,} seeds."
+    if wanted <= d.n:
+        return f"{sees}."
+    hours = (wanted - d.n) * pair_seconds / 3600
+    return (
+        f"{sees}; if the true difference is the measured {abs(d.estimate):.4f}, about {wanted} seeds would "
+        f"show it, some {hours:.1f} hours more on this machine."
+    )
+
+
+def absences(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Sentences on contenders that cannot be had at a size."""
+    for comparison in comparisons:
+        for said in comparison.absent:
+            yield f"Not compared at equal {comparison.at}: {said}."
