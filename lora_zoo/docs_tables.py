@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants and hosts."""
+"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants, hosts and tasks."""
 
 import argparse
 import inspect
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lora_zoo.config.groups import option_file, options
+from lora_zoo.core.generators import GENERATORS
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import init_names
 from lora_zoo.core.variants import VARIANTS
@@ -54,7 +56,19 @@ def _refuses(cls: Any, host: Any) -> bool:
     return cls.refusal(host.kind, (1024, 1024), hyper) is not None
 
 
-TABLES = {"variants": variants_table, "hosts": hosts_table}
+def tasks_table() -> str:
+    """One Markdown row a task of `conf/task`: what it says of itself, and its generator's options."""
+    rows = ["| `task=` | about | `task.options` |", "|---|---|---|"]
+    for name, about in options("task").items():
+        held = option_file("task", name)[1]
+        given = held.get("options", {}) if held["dataset"] in GENERATORS else {}
+        escaped = about.replace("|", "\\|")
+        shown = ", ".join(f"`{key}={value}`" for key, value in given.items()) or "-"
+        rows.append(f"| `{name}` | {escaped} | {shown} |")
+    return "\n".join(rows)
+
+
+TABLES = {"variants": variants_table, "hosts": hosts_table, "tasks": tasks_table}
 
 
 def _link(paper: str) -> str:

@@ -1,13 +1,18 @@
 """Built before `tests.processes` forks: what libraries and the project build at their first use."""
 
 import os
+from importlib import import_module
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import register
 from lora_zoo.runs.identity import specify
 
 os.fsync = lambda fd: None
+for module in ("merge", "report.writing", "run", "spectra", "training.dry_run", "training.runner"):
+    import_module(f"lora_zoo.{module}")
 get_checkpoint_conversion_mapping("llama")  # a thousand regular expressions for all architectures
+register()
 for settings in compose.check(command_line.rewritten(["variant=lora"]), multirun=False):
     specify(settings)  # the digests of the sources, and Hydra's plugins

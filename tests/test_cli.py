@@ -64,6 +64,9 @@ def test_the_front_door(tmp_path: Path) -> None:
     assert len(outcomes) == 30
     mean = sum(o["score"] for o in outcomes) / 30
     assert mean == pytest.approx(result["metrics"]["test"]["exact_match"])
+    mean = sum(o["nll"] for o in outcomes) / 30
+    assert mean == pytest.approx(result["likelihood"]["test"]["nll"])
+    assert set(result["likelihood"]) == set(result["zero_shot_likelihood"]) == {"validation", "test"}
     assert len(result["updates"]) == result["parameters"]["adapted"] == 8
     assert all(u["stable_rank"] > 0 for u in result["updates"])
     assert [e["step"] for e in result["history"] if "loss" in e] == [2, 4]

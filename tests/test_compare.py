@@ -19,9 +19,9 @@ from lora_zoo import __main__ as words_of
 from lora_zoo.analysis.sequential import decide
 from lora_zoo.compare import page, words
 from lora_zoo.compare.carrying import Work, state_of
-from lora_zoo.compare.contenders import Cell, check_contenders, overrides_of, split_names
+from lora_zoo.compare.contenders import Contender, check_contenders, overrides_of, split_names
 from lora_zoo.compare.costs import Cost, cost_of
-from lora_zoo.compare.judging import Family, Finding, Ruling, best_rate, cell_runs, more_seeds, rulings
+from lora_zoo.compare.judging import Family, Ruling, Standing, best_rate, cell_runs, more_seeds, rulings
 from lora_zoo.compare.planning import FACTORS, WISHES, Design, beyond, fitting, least, needed, rates_of
 from tests.recorded import recorded, written
 
@@ -127,7 +127,7 @@ def test_a_trial_that_fails_is_told() -> None:
 SEEDS = 8
 ALONE = Family(1, SEEDS)
 CELLS = {
-    name: Cell(name, (f"+variant={name}",), f"{name:0>8}", 0.02, 8, 16_384, 16_384, 200)
+    name: Contender(name, (f"+variant={name}",), f"{name:0>8}", 0.02, 8, 16_384, 16_384, 200)
     for name in ("mine", "lora")
 }
 
@@ -159,12 +159,12 @@ def judged(mine: pd.DataFrame, lora: pd.DataFrame, family: Family = ALONE) -> Ru
 @pytest.mark.parametrize(
     ("gain", "finding", "said"),
     [
-        (0.1, Finding.BETTER, "mine is better than lora"),
-        (-0.1, Finding.WORSE, "mine is worse than lora"),
-        (0.001, Finding.OPEN, "mine is not distinguishable from lora"),
+        (0.1, Standing.BETTER, "mine is better than lora"),
+        (-0.1, Standing.WORSE, "mine is worse than lora"),
+        (0.001, Standing.OPEN, "mine is not distinguishable from lora"),
     ],
 )
-def test_a_verdict_says_first_what_is_known(gain: float, finding: Finding, said: str) -> None:
+def test_a_verdict_says_first_what_is_known(gain: float, finding: Standing, said: str) -> None:
     ruling = judged(frame(gain), frame())
     assert ruling.finding == finding
     sentence = words.verdict(ruling)
@@ -173,16 +173,16 @@ def test_a_verdict_says_first_what_is_known(gain: float, finding: Finding, said:
     difference = ruling.difference
     found = [round(x, 4) for x in (difference.estimate, difference.low, difference.high)]
     assert [estimate, low, high] == found
-    assert (low <= 0 <= high) == (finding == Finding.OPEN)
+    assert (low <= 0 <= high) == (finding == Standing.OPEN)
     assert difference.n == SEEDS
-    assert ("80 % power" in words.to_know(ruling, 60.0)) == (finding == Finding.OPEN)
+    assert ("80 % power" in words.to_know(ruling, 60.0)) == (finding == Standing.OPEN)
 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
     facts = {"perplexity": {"higher_is_better": False, "range": [1.0, 9.0]}}
     columns = {"metric": "perplexity", "record": [{"metric_facts": facts}] * (3 * SEEDS)}
     lower, higher = (frame(gain, **columns) for gain in (0.0, 0.3))
-    assert judged(higher, lower).finding == Finding.WORSE
+    assert judged(higher, lower).difference.verdict == "worse"
     assert cell_runs(CELLS["mine"], lower, [0.01, 0.02, 0.04], 2).chosen != 0.02  # the least is the best
 
 
@@ -201,10 +201,10 @@ def test_divergence_at_the_chosen_rate_allows_no_verdict() -> None:
     lora = frame()
     lora.loc[(lora["lr"] == 0.02) & (lora["seed"] == 5), "state"] = "diverged"
     ruling = judged(frame(0.1), lora)
-    assert ruling.finding == Finding.NONE
+    assert ruling.finding == Standing.NONE
     assert "there is no verdict on mine against lora: lora diverged in 1 of 8 runs" in words.verdict(ruling)
     lost = judged(frame(0.1).assign(state="diverged"), frame())
-    assert lost.finding == Finding.NONE
+    assert lost.finding == Standing.NONE
     assert "mine has no rate whose runs all ended well" in words.verdict(lost)
     assert "nan" not in words.verdict(lost) + words.cost(lost) + words.to_know(lost, 1.0)
 
@@ -227,15 +227,15 @@ def test_divergence_at_the_chosen_rate_allows_no_verdict() -> None:
 def test_a_doubtful_cell_allows_no_verdict(wrong: pd.DataFrame, part: str) -> None:
     for mine, lora in ((frame(0.1), wrong), (wrong, frame(0.1))):
         ruling = judged(mine, lora)
-        assert ruling.finding == Finding.NONE
+        assert ruling.finding == Standing.NONE
         assert part.replace("lora", "mine" if mine is wrong else "lora") in words.verdict(ruling)
 
 
 def test_a_loser_at_the_edge_of_its_rates_has_not_lost_and_a_winner_has_won() -> None:
     edge = frame()[lambda runs: runs["lr"] <= 0.02]
-    assert judged(frame(0.1), edge).finding == Finding.NONE
+    assert judged(frame(0.1), edge).finding == Standing.NONE
     assert "lora is best at the edge of the rates tried (0.02)" in words.verdict(judged(frame(0.1), edge))
-    assert judged(frame(0.1)[lambda runs: runs["lr"] <= 0.02], frame()).finding == Finding.BETTER
+    assert judged(frame(0.1)[lambda runs: runs["lr"] <= 0.02], frame()).finding == Standing.BETTER
 
 
 def test_several_verdicts_widen_the_intervals() -> None:
@@ -250,7 +250,10 @@ def test_several_verdicts_widen_the_intervals() -> None:
 def test_a_verdict_is_that_of_the_sequential_rule() -> None:
     ruling = judged(frame(0.01), frame(), Family(3, 20))
     common = ruling.candidate.scores - ruling.reference.scores
-    assert ruling.difference == decide(list(common), level=0.05 / 3, most=20)
+    expected = decide(list(common), level=0.05 / 3, most=20)
+    assert (ruling.difference.verdict, ruling.difference.n) == (expected.verdict, expected.n)
+    assert ruling.difference.low == pytest.approx(expected.low)
+    assert ruling.difference.high == pytest.approx(expected.high)
 
 
 def test_the_likelihood_is_said_beside_the_verdict() -> None:
@@ -258,7 +261,7 @@ def test_the_likelihood_is_said_beside_the_verdict() -> None:
     assert words.likelihood(judged(mine, lora)) == ""
     mine, lora = (runs.assign(test_nll=1 + sign * runs["test"]) for runs, sign in ((mine, 0.1), (lora, 1)))
     ruling = judged(mine, lora)
-    assert ruling.finding == Finding.OPEN
+    assert ruling.finding == Standing.OPEN
     assert "mine is better: -0.6" in words.likelihood(ruling)
     assert "nats a reference (less is better)" in words.likelihood(ruling)
 

@@ -1,7 +1,7 @@
 """Random command lines: whatever is typed ends well, or in one line with exit code 2.
 
 LORA_ZOO_FUZZ=5000 tries that many random command lines, and as many whole runs of two steps, instead of the
-few that are always the same: of a run 0.4 seconds on one core, of a refusal 0.1.
+few that are always the same.
 """
 
 import functools

@@ -49,6 +49,8 @@ class Ending(NamedTuple):
 def given(words: str) -> list[str]:
     """The words as typed, and what keeps a run that is wrongly let through short."""
     typed = words.split(" ")
+    if typed[0] == "compare":
+        return typed
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
     usual = QUIET if keys.isdisjoint({"steps", "epochs"}) else QUIET[:2]
     small = SMALL if "task" not in keys and "task.sizes.test" not in keys else ()
@@ -60,6 +62,7 @@ def ended(words: str) -> Ending:
     """Run the command in this process, from the present folder."""
     import transformers
 
+    from lora_zoo import __main__ as front
     from lora_zoo import run
 
     steps, out = [0], io.StringIO()
@@ -74,7 +77,8 @@ def ended(words: str) -> Ending:
     run.OUTCOMES.clear()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            run.main(given(words))
+            sys.argv = ["lora-zoo", *given(words)]
+            front.main()
     except SystemExit as end:
         code = end.code
     finally:

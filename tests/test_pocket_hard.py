@@ -178,6 +178,12 @@ def test_a_prompt_has_one_right_answer_which_its_text_alone_tells(name: str, lev
         assert not wrong, wrong[:3]
 
 
+@pytest.mark.parametrize("name", ["pocket-nli", "pocket-sql"])
+def test_so_has_a_prompt_of_the_tasks_without_a_difficulty(name: str) -> None:
+    for e in GENERATORS[name]("test", 100, 0):
+        assert SOLVERS[f"{name}-hard"](e["prompt"]) == answer(e), e
+
+
 @every_case
 def test_no_prompt_is_in_two_splits_or_twice_in_one(name: str, level: int) -> None:
     one, other = (

@@ -70,14 +70,14 @@ STOPPED = """
 import os, signal, time
 from lora_zoo.training import watchdog
 from lora_zoo.training.signals import SignalHandler, Stopped, live_on
-watchdog.WITHIN = 0.5
+watchdog.WITHIN = 3.0
 try:
     with SignalHandler().listening():
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        time.sleep(9)
 except Stopped:
     {then}
-time.sleep(1.5)
+time.sleep(4)
 """
 
 

@@ -269,6 +269,9 @@ def test_the_likelihood_of_a_target_is_that_of_its_tokens_alone(
     assert told["nats_per_token"] == pytest.approx(loss, rel=1e-5)
     assert told["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-5)
     assert told["nll"] * 20 == pytest.approx(loss * told["tokens"], rel=1e-5) and told["items"] == 20
+    kind.has_likelihood = False
+    without = [{k: v for k, v in one.items() if k not in ("nll", "tokens")} for one in outcomes]
+    assert kind.outcomes(model, splits["test"]) == without
     monkeypatch.setattr(causal_lm, "LOGITS", 1)  # one by one
     alone = kind.likelihoods(model, rows)
     assert [one["nll"] for one in alone] == pytest.approx([one["nll"] for one in outcomes], rel=1e-6)

@@ -8,6 +8,7 @@ request cannot be run as given; 128 + n stopped by signal n, the same command go
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,12 +25,17 @@ class _OneLine(argparse.ArgumentParser):
     """A parser whose refusals are ValueErrors."""
 
     def error(self, message: str) -> NoReturn:
+        if strange := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
+            raise ValueError(unknown("flag", strange[1], sorted(self._option_string_actions)))
         raise ValueError(message)
 
 
 def parser() -> argparse.ArgumentParser:
     made = _OneLine(
-        prog="lora-zoo compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="lora-zoo compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     made.add_argument("candidate", help="FILE.py[:NAME], a variant's name, init=NAME, or 'dora init=NAME'")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the run that hold for all")
@@ -58,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         given = parser().parse_intermixed_args(arguments)
         fields = _request(given)
         from lora_zoo.compare.comparing import Request, run
-        from lora_zoo.compare.judging import Finding
+        from lora_zoo.compare.judging import Standing
 
         found = run(Request(**fields))
     except (ValueError, OSError) as mistake:
@@ -67,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         say("stopped; the same command goes on")
         sys.exit(getattr(stop, "code", 130))
-    sys.exit(int(any(ruling.finding == Finding.NONE for ruling in found)))
+    sys.exit(int(any(ruling.finding == Standing.NONE for ruling in found)))
 
 
 def _request(given: argparse.Namespace) -> dict[str, Any]:
@@ -80,9 +86,6 @@ def _request(given: argparse.Namespace) -> dict[str, Any]:
     for key, value in keys.items():
         if value is not None and any(w.lstrip("+").startswith(f"{key}=") for w in given.overrides):
             raise ValueError(f"--{key} and {key}= are given; give one of them")
-    flags = [word for word in given.overrides if word.startswith("-")]
-    if flags:
-        raise ValueError(unknown("flag", flags[0], sorted(parser()._option_string_actions)))
     found: dict[str, Any] = {
         "candidate": given.candidate,
         "references": tuple(split_names(given.against)),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from lora_zoo import runs
-from lora_zoo.compare.contenders import Cell, Comparison
+from lora_zoo.compare.contenders import Comparison, Contender
 from lora_zoo.compare.costs import Front
 from lora_zoo.compare.judging import CellRuns, Family, Ruling, best_rate, cell_runs, rulings
 from lora_zoo.compare.planning import Design, beyond, rates_of
@@ -49,14 +49,14 @@ class Work:
     _measured: dict[str, CellRuns] = field(default_factory=dict)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Contender]:
         """Each cell once, also where it takes part at both sizes."""
         return unique(cell for comparison in self.comparisons for cell in comparison.cells)
 
     def carry_out(self) -> None:
         """Tune every cell, then add seeds in rounds until all are made or the hours are over."""
-        for _ in range(1 + self.design.spare):
-            for cell in self.cells:
+        for cell in self.cells * (1 + self.design.spare):
+            if self.spent <= self.limit or not len(self.frame(cell)):
                 self._make(cell, self.tried(cell), range(self.design.tuning))
         step = max(self.jobs, 2)
         for upto in (*range(FIRST, self.design.seeds, step), self.design.seeds):
@@ -68,7 +68,7 @@ class Work:
             for cell in lacking.values():
                 self._make(cell, [self.chosen(cell) or 0.0], range(upto))
 
-    def tried(self, cell: Cell) -> list[float]:
+    def tried(self, cell: Contender) -> list[float]:
         """The planned rates, and those beyond an edge at which the best lay, as far as its runs are there."""
         rates, frame = rates_of(cell.lr, self.factors[: self.design.rates]), self.frame(cell)
         for _ in range(self.design.spare):
@@ -80,12 +80,12 @@ class Work:
                 break
         return rates
 
-    def chosen(self, cell: Cell) -> float | None:
+    def chosen(self, cell: Contender) -> float | None:
         """The rate that validation chooses of those whose runs are there."""
         frame = self.frame(cell)
         return best_rate(frame[frame["lr"].isin(self.tried(cell))], self.design.tuning)
 
-    def measured(self, cell: Cell) -> CellRuns:
+    def measured(self, cell: Contender) -> CellRuns:
         """The runs of the cell that are there and may count."""
         if cell.identity not in self._measured:
             frame = self.frame(cell)
@@ -100,7 +100,7 @@ class Work:
         number = sum(len(comparison.references) for comparison in self.comparisons)
         return Family(number, self.design.seeds, self.plans)
 
-    def _open_cells(self) -> list[Cell]:
+    def _open_cells(self) -> list[Contender]:
         """The cells of comparisons that further seeds might decide."""
         found = [r for r in self.rulings() if r.difference.is_open]
         return unique(side.cell for ruling in found for side in (ruling.candidate, ruling.reference))
@@ -114,17 +114,17 @@ class Work:
             found += rulings(comparison.at, candidate, others, self.family)
         return found
 
-    def frame(self, cell: Cell) -> pd.DataFrame:
+    def frame(self, cell: Contender) -> pd.DataFrame:
         """The finished runs in the cell's folder, less stale ones; no rows where there are none."""
         if cell.identity not in self._frames:
             self._frames[cell.identity] = _over(self.place(cell))
         return self._frames[cell.identity]
 
-    def place(self, cell: Cell) -> Path:
+    def place(self, cell: Contender) -> Path:
         """The cell's folder."""
         return self.out / f"tuned-{file_name(cell.label)}-{cell.identity}"
 
-    def _lacks(self, cell: Cell, upto: int) -> bool:
+    def _lacks(self, cell: Contender, upto: int) -> bool:
         chosen, frame = self.chosen(cell), self.frame(cell)
         return chosen is not None and len(set(frame["seed"][frame["lr"] == chosen]) & {*range(upto)}) < upto
 
@@ -132,7 +132,7 @@ class Work:
         """True where a further round of seeds of these cells is foretold to end within the hours."""
         return self.spent + sum(step * self.seconds[cell] for cell in cells) / self.jobs <= self.limit
 
-    def _make(self, cell: Cell, rates: Sequence[float], seeds: Iterable[int]) -> None:
+    def _make(self, cell: Contender, rates: Sequence[float], seeds: Iterable[int]) -> None:
         """Make the runs of the cell that are missing; the front door leaves alone what is there."""
         frame, wanted = self.frame(cell), list(seeds)
         there = set(zip(frame["lr"], frame["seed"], strict=True))
@@ -191,7 +191,7 @@ def state_of(folder: Path) -> State | None:
         return None
 
 
-def unique(cells: Iterable[Cell]) -> list[Cell]:
+def unique(cells: Iterable[Contender]) -> list[Contender]:
     return list({cell.identity: cell for cell in cells}.values())
 
 

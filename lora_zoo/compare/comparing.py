@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +26,7 @@ SIZES = ("rank", "parameters")
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare with what, in how many hours; `factors` multiply each contender's own default rate."""
+    """The contenders, the task and the hours; `factors` multiply each contender's own default rate."""
 
     candidate: str
     references: tuple[str, ...]
@@ -86,7 +86,7 @@ def run(request: Request, console: Console | None = None) -> list[Ruling]:
 
 
 def _planned(request: Request, comparisons: list[Comparison], console: Console) -> Work:
-    jobs = request.jobs or torch.cuda.device_count() or os.cpu_count() or 1
+    jobs = request.jobs or torch.cuda.device_count() or cpu_count()
     cells = unique(cell for comparison in comparisons for cell in comparison.cells)
     front = _front(jobs)
     console.print(f"measuring the cost of a run: {len(cells)} cells, {jobs} at a time …", highlight=False)
@@ -127,7 +127,7 @@ def _up(hours: float) -> float:
 
 def _front(jobs: int) -> Front:
     joblib = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
-    threads = [] if torch.cuda.is_available() else [f"threads={max(1, (os.cpu_count() or 1) // jobs)}"]
+    threads = [] if torch.cuda.is_available() else [f"threads={max(1, cpu_count() // jobs)}"]
     own = ["-m", "hydra/hydra_logging=none", *joblib, *threads]
 
     def sweep(words: Sequence[str]) -> int:
@@ -157,8 +157,8 @@ def _show_plan(work: Work, console: Console) -> None:
         )
     console.print(table)
     total = needed(design, list(work.seconds.values()), [], work.jobs) / 3600
-    within = f"at most {total:.2f} of {work.limit / 3600:g} hours, {work.jobs} runs at a time"
-    text = f"every cell: {design}; {within}"
+    limit = f"at most {total:.2f} of {work.limit / 3600:.2g} hours, {work.jobs} runs at a time"
+    text = f"every cell: {design}; {limit}"
     console.print(text, highlight=False, soft_wrap=True)
     for comparison in work.comparisons:
         for said in comparison.absent:

@@ -29,7 +29,7 @@ USUAL = ("eval_before_training=false", "tracking=none")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Contender:
     """One contender at one size, and all that its runs share but rate and seed."""
 
     label: str
@@ -52,13 +52,13 @@ class Comparison:
     """The candidate against references at one size; `at` is rank or parameters."""
 
     at: str
-    candidate: Cell
-    references: tuple[Cell, ...]
+    candidate: Contender
+    references: tuple[Contender, ...]
     absent: tuple[str, ...] = ()
     """Sentences on references that cannot be had at this size."""
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[Contender, ...]:
         return (self.candidate, *self.references)
 
 
@@ -117,18 +117,21 @@ def check_contenders(
         if cell.label in labels[:position] or cell.identity in [c.identity for c in at_rank[:position]]:
             other = next(c for c in at_rank if cell.label == c.label or c.identity == cell.identity)
             raise ValueError(f"{cell.label} and {other.label} are one and the same run; compare two things")
-    return [*_comparisons(texts, at_rank, common, sizes)]
+    found = [*_comparisons(texts, at_rank, common, sizes)]
+    if not any(comparison.references for comparison in found):
+        raise ValueError(f"nothing to compare at equal parameters: {'; '.join(found[0].absent)}")
+    return found
 
 
 def _comparisons(
-    texts: Sequence[str], at_rank: list[Cell], common: Sequence[str], sizes: Sequence[str]
+    texts: Sequence[str], at_rank: list[Contender], common: Sequence[str], sizes: Sequence[str]
 ) -> Iterator[Comparison]:
     if "rank" in sizes:
         yield Comparison("rank", at_rank[0], tuple(at_rank[1:]))
     if "parameters" not in sizes:
         return
     wanted, absent = at_rank[1].adapter, list[str]()
-    found: list[Cell] = []
+    found: list[Contender] = []
     for text, cell in zip(texts, at_rank, strict=True):
         try:
             found.append(cell if cell.adapter == wanted else _sized(text, common, wanted))
@@ -140,12 +143,12 @@ def _comparisons(
         yield Comparison("parameters", at_rank[0], (), tuple(absent))
 
 
-def _sized(text: str, common: Sequence[str], wanted: int) -> Cell:
+def _sized(text: str, common: Sequence[str], wanted: int) -> Contender:
     kept = [word for word in common if word.lstrip("+").partition("=")[0] != "rank"]
     return _cell(text, [*kept, f"budget={wanted}"])
 
 
-def _cell(text: str, common: Sequence[str]) -> Cell:
+def _cell(text: str, common: Sequence[str]) -> Contender:
     own = overrides_of(text)
     try:
         spec = specified([*own, *common])
@@ -157,7 +160,7 @@ def _cell(text: str, common: Sequence[str]) -> Cell:
     settings = spec.settings
     epochs = None if settings.steps else (settings.epochs or settings.task.epochs)
     steps = None if epochs else (settings.steps or settings.task.steps)
-    return Cell(
+    return Contender(
         label=" ".join([spec.variant.name, *(w.lstrip("+") for w in own if not _names_variant(w))]),
         overrides=(*own, *common),
         identity=spec.identity,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_zoo.compare.contenders import Cell
+from lora_zoo.compare.contenders import Contender
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.record import made, read_record, write_atomically
 
@@ -41,7 +41,7 @@ class Cost:
         return self.rest + self.step * steps
 
 
-def costs(cells: Sequence[Cell], jobs: int, out: Path, front: Front) -> dict[str, Cost]:
+def costs(cells: Sequence[Contender], jobs: int, out: Path, front: Front) -> dict[str, Cost]:
     """The cost of a run of each cell, by its identity. ValueError where a trial fails."""
     kept = _kept(out / FILE)
     for cell in cells:
@@ -52,7 +52,7 @@ def costs(cells: Sequence[Cell], jobs: int, out: Path, front: Front) -> dict[str
     return {cell.identity: Cost(**kept[_key(cell, jobs)]) for cell in cells}
 
 
-def steps_of(cell: Cell, cost: Cost, batch: int) -> int:
+def steps_of(cell: Contender, cost: Cost, batch: int) -> int:
     """The optimiser steps of a run of the cell; of epochs by the number of training examples."""
     if cell.steps is not None:
         return cell.steps
@@ -65,16 +65,17 @@ def _kept(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     fields = set(Cost.__dataclass_fields__)
-    known = content.items() if isinstance(content, dict) else ()
-    return {key: value for key, value in known if isinstance(value, dict) and value.keys() == fields}
+    if not isinstance(content, dict):
+        return {}
+    return {k: v for k, v in content.items() if isinstance(v, dict) and v.keys() == fields}
 
 
-def _key(cell: Cell, jobs: int) -> str:
+def _key(cell: Contender, jobs: int) -> str:
     text = f"{cell.identity} {jobs} {platform.node()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _trial(cell: Cell, jobs: int, front: Front) -> Cost:
+def _trial(cell: Contender, jobs: int, front: Front) -> Cost:
     with tempfile.TemporaryDirectory(prefix="lora-zoo-trial-") as nowhere:
         kept = [w for w in cell.overrides if w.lstrip("+").partition("=")[0] not in ("steps", "epochs")]
         seeds = ",".join(map(str, range(jobs)))

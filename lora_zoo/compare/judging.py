@@ -23,14 +23,14 @@ from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.sequential import Decision, decide
 from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.claims.doubts import IDLE, rises
-from lora_zoo.compare.contenders import Cell
+from lora_zoo.compare.contenders import Contender
 from lora_zoo.compare.planning import beyond
 
 LEVEL = 0.95
 FEWEST = 3
 
 
-class Finding(StrEnum):
+class Standing(StrEnum):
     """The outcome of one comparison."""
 
     BETTER = "better"
@@ -43,7 +43,7 @@ class Finding(StrEnum):
 class CellRuns:
     """A cell's runs that count: `tried` rates on the tuning seeds, `runs` of the `chosen` one, by seed."""
 
-    cell: Cell
+    cell: Contender
     every: pd.DataFrame
     tried: tuple[float, ...]
     chosen: float | None
@@ -79,7 +79,7 @@ class Ruling:
     at: str
     candidate: CellRuns
     reference: CellRuns
-    finding: Finding
+    finding: Standing
     difference: Decision
     likelihood: Decision
     """Of the nats of a test reference, the candidate's minus the other's: less is better."""
@@ -110,13 +110,13 @@ def best_rate(frame: pd.DataFrame, tuning: int) -> float | None:
     return float(means.idxmax() if better(trials, "validation") == "higher" else means.idxmin())
 
 
-def cell_runs(cell: Cell, frame: pd.DataFrame, tried: Sequence[float], tuning: int) -> CellRuns:
+def cell_runs(cell: Contender, frame: pd.DataFrame, tried: Sequence[float], tuning: int) -> CellRuns:
     """The runs of a cell out of all in its folder: `tried` rates on `tuning` seeds, and all of the best."""
     frame = frame[frame["lr"].isin(tried)]
     chosen = best_rate(frame, tuning) if len(frame) else None
     if chosen is None:
-        none = f"{cell.label} has no rate whose runs all ended well: every one diverged or failed"
-        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], (none,))
+        doubt = f"{cell.label} has no rate whose runs all ended well: every one diverged or failed"
+        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], (doubt,))
     own = frame[frame["lr"] == chosen]
     runs = sound(own)
     runs = runs[runs["state"] == "done"]
@@ -181,20 +181,20 @@ def _direction(*sides: CellRuns) -> str:
     return better(frames[0], "test") if frames else "higher"
 
 
-def _finding(candidate: CellRuns, reference: CellRuns, difference: Decision) -> tuple[Finding, list[str]]:
+def _finding(candidate: CellRuns, reference: CellRuns, difference: Decision) -> tuple[Standing, list[str]]:
     reasons = [*candidate.doubts, *reference.doubts]
     if difference.n < FEWEST:
         reasons.append(f"{difference.n} seeds in common; a verdict takes {FEWEST}")
     if reasons:
-        return Finding.NONE, reasons
-    finding = {"better": Finding.BETTER, "worse": Finding.WORSE}.get(difference.verdict, Finding.OPEN)
-    loser = {Finding.BETTER: [reference], Finding.WORSE: [candidate]}.get(finding, [candidate, reference])
+        return Standing.NONE, reasons
+    finding = {"better": Standing.BETTER, "worse": Standing.WORSE}.get(difference.verdict, Standing.OPEN)
+    loser = {Standing.BETTER: [reference], Standing.WORSE: [candidate]}.get(finding, [candidate, reference])
     edges = [side for side in loser if side.edge]
     reasons = [
         f"{side.cell.label} is best at the edge of the rates tried ({side.chosen:g}): it may be better beyond"
         for side in edges
     ]
-    return (Finding.NONE if edges and finding != Finding.OPEN else finding), reasons
+    return (Standing.NONE if edges and finding != Standing.OPEN else finding), reasons
 
 
 def _ratio(candidate: CellRuns, reference: CellRuns, column: str) -> Interval:

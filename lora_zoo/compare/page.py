@@ -106,7 +106,7 @@ def answer(ruling: Ruling, work: Work) -> Answer:
 def _part(comparison: Comparison, sides: list[CellRuns]) -> Part:
     heading = f"At equal {comparison.at}"
     columns = ["contender", "rank", "trainable", "learning rate", "tries", "seeds"]
-    columns += ["test, mean [95 %]", "validation", "seconds a step", "kept for backward"]
+    columns += ["test, mean [95 %]", "validation", "seconds a step", "kept for backward", "forgotten"]
     return Part(heading, TextTable(columns, [_row(side) for side in sides]), list(_charts(sides)))
 
 
@@ -118,13 +118,21 @@ def _row(side: CellRuns) -> list[str]:
         *(cell.label, "-" if cell.rank is None else str(cell.rank), f"{cell.trainable:,}"),
         *("-" if side.chosen is None else f"{side.chosen:g}", str(len(side.tried)), str(len(frame))),
         "-" if pd.isna(score.estimate) else f"{score.estimate:.4f}{bounds}",
-        _median(frame, "validation", "{:.4f}", "mean"),
-        _median(frame, "step_seconds", "{:.3g}"),
-        _median(frame, "memory.saved", "{:,.0f} bytes"),
+        _value(frame, "validation", "{:.4f}", "mean"),
+        _value(frame, "step_seconds", "{:.3g}"),
+        _value(frame, "memory.saved", "{:,.0f} bytes"),
+        _value(_with_forgotten(frame), "forgotten", "{:+.3f} nats a token", "mean"),
     ]
 
 
-def _median(frame: pd.DataFrame, column: str, form: str, how: str = "median") -> str:
+def _with_forgotten(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the loss on held-out text after training, less the loss before it."""
+    if not {"retention_before", "retention_after"} <= {*frame}:
+        return frame
+    return frame.assign(forgotten=frame["retention_after"] - frame["retention_before"])
+
+
+def _value(frame: pd.DataFrame, column: str, form: str, how: str = "median") -> str:
     value = frame[column].agg(how) if column in frame and len(frame) else float("nan")
     return "-" if pd.isna(value) else form.format(value)
 
@@ -162,7 +170,7 @@ def _made(work: Work, sides: dict[str, CellRuns]) -> TextTable:
     for cell in work.cells:
         side = sides[cell.identity]
         states = side.every["state"]
-        foretold, took = work.seconds[cell.identity], _median(side.every, "total_seconds", "{:.3g}")
+        foretold, took = work.seconds[cell.identity], _value(side.every, "total_seconds", "{:.3g}")
         rates = ", ".join(f"{rate:g}" for rate in sorted(side.tried))
         counts = [str(len(side.every)), str(int((states == "diverged").sum()))]
         rows.append([cell.label, f"{cell.trainable:,}", rates, *counts, f"{foretold:.3g}, {took}"])

@@ -17,7 +17,7 @@ SLACK = 1.15
 
 @dataclass(frozen=True)
 class Design:
-    """What every cell gets: `rates` and up to `spare` more at the edges, on `tuning` seeds; then `seeds`."""
+    """The share of each cell: `rates`, and up to `spare` more at the edges, on `tuning` seeds; `seeds` then."""
 
     rates: int
     spare: int

@@ -7,17 +7,17 @@ from lora_zoo.analysis.power import MOST
 from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval
 from lora_zoo.compare.contenders import Comparison
-from lora_zoo.compare.judging import FEWEST, CellRuns, Family, Finding, Ruling, more_seeds
+from lora_zoo.compare.judging import FEWEST, CellRuns, Family, Ruling, Standing, more_seeds
 
 
 def verdict(ruling: Ruling) -> str:
     """better, worse or not distinguishable, by how much, at which size: one sentence."""
     mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
     head = f"{size(ruling)}, "
-    if ruling.finding == Finding.NONE:
+    if ruling.finding == Standing.NONE:
         so_far = f"; so far {_scores(ruling)}, {_difference(ruling)}" if ruling.difference.n else ""
         return f"{head}there is no verdict on {mine} against {other}: {'; '.join(ruling.reasons)}{so_far}."
-    if ruling.finding == Finding.OPEN:
+    if ruling.finding == Standing.OPEN:
         beside = f" ({'; '.join(ruling.reasons)})" if ruling.reasons else ""
         return (
             f"{head}{mine} is not distinguishable from {other}: {_scores(ruling)}, "
@@ -66,7 +66,7 @@ def amount(found: Decision) -> str:
 def likelihood(ruling: Ruling) -> str:
     """The second score in one sentence; "" where runs keep none."""
     found = ruling.likelihood
-    if ruling.finding == Finding.NONE or found.n < FEWEST:
+    if ruling.finding == Standing.NONE or found.n < FEWEST:
         return ""
     word = "not distinguishable" if found.is_open else found.verdict
     return (
@@ -125,7 +125,7 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
 
     `pair_seconds` are those of a seed of both on this machine.
     """
-    if ruling.finding in (Finding.BETTER, Finding.WORSE):
+    if ruling.finding in (Standing.BETTER, Standing.WORSE):
         return ""
     wanted, least = more_seeds(ruling)
     d = ruling.difference

@@ -20,6 +20,7 @@ INERT = (
     *("resume", "save_minutes", "forgetting_text", "experiment"),
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
+INERT_TASK = ("likelihood",)
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
@@ -95,6 +96,9 @@ class Task:
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
     metric_arguments: dict[str, Any] = key({}, "metric: its own arguments (f1: {average: macro})")
+    likelihood: bool = key(
+        True, "also the likelihood of references; false saves a task that generates one pass of each example"
+    )
     max_length: int = key(
         256,
         "tokens of input and target; of more, a prompt loses its start, a text or target its end",

@@ -30,6 +30,9 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     strange = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
     if strange is not None:
         raise ValueError(f"{path}: {str(strange)[:80]!r} is no tensor")
+    for name, tensor in found.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(f"{path}: {str(name)[:80]!r} is sparse, quantised or without numbers")
     return {str(name): tensor.detach() for name, tensor in found.items()}
 
 

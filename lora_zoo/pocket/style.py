@@ -20,7 +20,7 @@ STYLES = {
 after the thing. A style is called by a word that means nothing of this to the base."""
 
 
-def told(event: statements.Event, wording: int, rules: set[str]) -> str:
+def sentence(event: statements.Event, wording: int, rules: set[str]) -> str:
     """The event as one sentence; no rules make the plain sentence."""
     who = " ".join(reversed(event.who.split())) if "name" in rules else event.who
     verb = grammar.VERBS[event.verb][wording ^ ("verb" in rules)][0]
@@ -60,5 +60,5 @@ def examples(
 def _draw(rng: random.Random, split: str, styles: int) -> tuple[str, str]:
     event, wording = statements.event(rng, split), rng.randrange(2)
     style = rng.choice(list(STYLES)[:styles])
-    plain, other = told(event, wording, set()), told(event, wording, STYLES[style])
+    plain, other = sentence(event, wording, set()), sentence(event, wording, STYLES[style])
     return f"{plain} . {style} style :", f"{other} ;"

@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+ROUNDING = 2.0**-24
+"""Half of the distance from 1 to the next number in float32."""
+
 
 def answers(
     predictions: Sequence[Any], references: Sequence[Any], names: Sequence[str] | None = None
@@ -40,12 +43,16 @@ def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             what = "one answer" if told["common"] is None else "one class"
             which = f", {told['only']!r}" if "only" in told else ""
             yield "one answer", f"{what} for all {told['items']} items of {split}{which}"
-    norms = [_number(row.get("norm")) for row in record.get("updates") or []]
-    if norms and not any(norms) and record.get("parameters", {}).get("trainable"):
-        yield "nothing moved", "ΔW is 0 in every matrix after training"
+    updates = record.get("updates") or []
+    if updates and all(map(_rests, updates)) and record.get("parameters", {}).get("trainable"):
+        yield "nothing moved", "ΔW is 0 in every matrix after training, to W's rounding"
     for split, values in sorted(record.get("metrics", {}).items()):
         if lost := [name for name, value in sorted(values.items()) if not math.isfinite(_number(value))]:
             yield "no number", f"{', '.join(lost)} of {split} is NaN or inf"
+
+
+def _rests(row: Mapping[str, Any]) -> bool:
+    return _number(row.get("norm")) == 0 or _number(row.get("relative_norm")) < ROUNDING
 
 
 def _number(value: Any) -> float:

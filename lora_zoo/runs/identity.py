@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.aliases import modern, original
-from lora_zoo.config.schema import INERT, INERT_TRAINER, Settings, Task, file_of
+from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
@@ -93,7 +93,8 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
     chosen.pop("prior", None)  # their content counts, not where they lie
-    chosen["task"] = {k: v for k, v in chosen["task"].items() if v or k not in _YOUNGER}
+    told = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
+    chosen["task"] = {k: v for k, v in told.items() if v or k not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 

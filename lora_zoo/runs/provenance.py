@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_zoo.config.schema import INERT, INERT_TRAINER
+from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.init import known_init
@@ -61,7 +61,8 @@ def _data_is_here(record: Mapping[str, Any]) -> bool:
 def changes_results(key: str) -> bool:
     """True if a dotted key of the configuration (`trainer.warmup_steps`) can change a result; seeds do."""
     first, _, rest = key.partition(".")
-    return first not in INERT and not (first == "trainer" and rest in INERT_TRAINER)
+    inert_below: dict[str, tuple[str, ...]] = {"trainer": INERT_TRAINER, "task": INERT_TASK}
+    return first not in INERT and rest not in inert_below.get(first, ())
 
 
 def contradiction(record: Mapping[str, Any], folder: Path | None = None) -> str:

@@ -31,7 +31,7 @@ class TaskType(ABC):
     """The columns that it cannot do without."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
-    has_likelihood: ClassVar[bool] = True
+    has_likelihood = True
     """True if its outcomes have an nll."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""

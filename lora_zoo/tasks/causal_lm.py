@@ -24,6 +24,7 @@ class CausalLM(TaskType):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer, self.generated = task, tokenizer, task.max_new_tokens
+        self.has_likelihood = task.likelihood
         if not (task.stop or tokenizer.eos_token):
             raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
         self.stop = task.stop or tokenizer.eos_token
@@ -67,7 +68,7 @@ class CausalLM(TaskType):
 
     def answers(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         judged = zip(self._texts(model, rows), self.references(rows), strict=True)
-        likelihoods = self.likelihoods(model, rows)
+        likelihoods = self.likelihoods(model, rows) if self.has_likelihood else [{}] * len(rows)
         return [self._judged(*one) | nll for one, nll in zip(judged, likelihoods, strict=True)]
 
     def _judged(self, text: str, reference: str | list[str]) -> Outcome:

@@ -131,7 +131,8 @@ def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[An
     if reads(metric) == "prediction":
         return right
     if not kind.has_likelihood:
-        raise ValueError(f"metric {name!r} is of likelihoods, and type={kind.task.type} gives none")
+        asked = f"type={kind.task.type}, task.likelihood={str(kind.task.likelihood).lower()}"
+        raise ValueError(f"metric {name!r} is of likelihoods, and {asked} gives none")
     return [0.0] * len(right)
 
 

@@ -226,3 +226,19 @@ def test_whatever_stands_at_any_place_it_is_read_or_refused(seed: int, adapter: 
                 with contextlib.suppress(ValueError):
                     read(file.parent)
             file.write_text(whole)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantised", "meta", "nan"])
+def test_a_tensor_of_no_plain_numbers_is_one_line(kind: str, tmp_path: Path) -> None:
+    A = torch.ones(2, 8)
+    made = {
+        "sparse": A.to_sparse(),
+        "quantised": torch.quantize_per_tensor(A, 0.1, 0, torch.qint8),
+        "meta": A.to("meta"),
+        "nan": A * float("nan"),
+    }
+    torch.save({"0.lora_A": made[kind], "0.lora_B": torch.ones(8, 2)}, tmp_path / "l.pt")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=r"is sparse, quantised or without numbers|holds NaN or inf"):
+        load_adapter(model, tmp_path / "l.pt", alpha=2.0)
+    assert type(model[0]) is torch.nn.Linear and model[0].weight.requires_grad

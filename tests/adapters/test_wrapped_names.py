@@ -52,7 +52,7 @@ class Sharded(nn.Module):
         return self._fsdp_wrapped_module(x)
 
 
-class Ours(nn.DataParallel):
+class OwnParallel(nn.DataParallel):
     pass
 
 
@@ -61,7 +61,7 @@ WRAPS = {
     "compiled": lambda: compiled(Net()),
     "averaged": lambda: AveragedModel(Net()),
     "parallel": lambda: nn.DataParallel(Net()),
-    "parallel by a class of one's own": lambda: Ours(Net()),
+    "parallel by a class of one's own": lambda: OwnParallel(Net()),
     "twice": lambda: nn.DataParallel(AveragedModel(Net())),
     "inner compiled": lambda: inner(compiled),
     "inner checkpointed": lambda: inner(checkpoint_wrapper),

@@ -25,6 +25,7 @@ ONE_CLASS = {
     "answers": {"test": SPLIT},
     "majority": {"test": {"exact_match": 0.56}},
 }
+BELOW_ROUNDING = update("q", 3e-30) | {"norm": 3e-30, "relative_norm": 5e-30}
 STILL = {"updates": [update("q", 0.0) | {"norm": 0.0}]}
 
 
@@ -38,6 +39,7 @@ STILL = {"updates": [update("q", 0.0) | {"norm": 0.0}]}
             "one answer for",
         ),
         (STILL, "nothing moved", "ΔW is 0 in every matrix"),
+        ({"updates": [BELOW_ROUNDING]}, "nothing moved", "to W's rounding"),
         ({"test": "nan"}, "no number", "exact_match of validation is NaN or inf"),
         ({"test": float("inf")}, "no number", "is NaN or inf"),
     ],

@@ -67,6 +67,12 @@ def test_a_preset_finds_the_run_of_its_variant(tmp_path: Path, trained: list[str
     assert run_in(tmp_path / "second", "variant=pissa") == 0 and trained == []
 
 
+def test_a_folder_is_not_believed_by_its_name(tmp_path: Path) -> None:
+    folder, other = written(tmp_path / "first", "rank=2"), spec_of("rank=4").identity
+    folder.rename(folder.with_name(f"renamed-{other}"))
+    assert finished(tmp_path, other) is None
+
+
 @pytest.mark.parametrize("state", ["failed", "interrupted", "running"])
 def test_what_is_not_finished_serves_nobody_else(tmp_path: Path, trained: list[str], state: str) -> None:
     folder = written(tmp_path / "first", "rank=2", state=state)

@@ -126,3 +126,11 @@ def test_a_run_ends_with_one_row_of_it(tmp_path: Path) -> None:
     row = "0.5 nats, 0.3607 bits a token   (before training: 0.5 nats)"
     assert dict(_rows(judged, tmp_path))["nll (test)"] == row
     assert not any("nll" in name for name, _ in _rows(recorded(), tmp_path))
+
+
+def test_the_switch_changes_no_identity_and_is_no_axis(tmp_path: Path) -> None:
+    for number, word in enumerate(("true", "false")):
+        written(tmp_path, recorded(f"task.likelihood={word}", f"data_seed={number}"))
+    assert runs.axes(runs.load(tmp_path)) == []
+    one, other = (recorded(f"task.likelihood={word}") for word in ("true", "false"))
+    assert one["identity"] == other["identity"] and one["made_of"] == other["made_of"]
