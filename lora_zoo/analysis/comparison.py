@@ -125,7 +125,7 @@ class Cells:
         }
 
     def stops(self) -> list[str]:
-        """What stopped each cell, where the seeds were added while scores were looked at; else []."""
+        """The words for what stopped each cell of a sweep with seed=auto; else []."""
         if self.plan is None or not self.better:
             return []
         rounds = Rounds([cell.key for cell in self.cells], self.plan)

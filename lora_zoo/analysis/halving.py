@@ -33,7 +33,7 @@ class Rung(NamedTuple):
 
 @final
 @dataclass
-class Found:
+class FoundRate:
     """The rate of one cell. `edge` is least or greatest where no further rate could be tried beyond it."""
 
     rate: float = math.nan
@@ -89,7 +89,7 @@ def halve(
     launch: Callable[[list[Trial]], object],
     read: Callable[[], Mapping[Trial, float]],
     better: str = "higher",
-) -> list[Found]:
+) -> list[FoundRate]:
     """Choose a rate for each of so many cells, with `budget` steps for each.
 
     `launch` runs trials, however it likes; `read` gives the validation scores of all that have ended, nan of
@@ -99,7 +99,7 @@ def halve(
     if len(rates) < 4:
         raise ValueError(f"halving needs at least 4 learning rates; got {len(rates)}")
     factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
-    found, current = [Found() for _ in range(cells)], [list(rates) for _ in range(cells)]
+    found, current = [FoundRate() for _ in range(cells)], [list(rates) for _ in range(cells)]
     plan = rungs(len(rates), budget)
     for number, rung in enumerate(plan):
         trials = [Trial(cell, rate, rung.steps) for cell in range(cells) for rate in current[cell]]
@@ -122,7 +122,7 @@ def halve(
 
 
 def _survivors(
-    found: Found, scores: Mapping[float, float], left: int, factor: float, better: str
+    found: FoundRate, scores: Mapping[float, float], left: int, factor: float, better: str
 ) -> list[float]:
     """The best rates of a rung; the worst of them gives way to one beyond the edge where that is the best."""
     sign = 1 if better == "higher" else -1
@@ -134,7 +134,7 @@ def _survivors(
     return kept
 
 
-def _edge(found: Found, rate: float) -> str:
+def _edge(found: FoundRate, rate: float) -> str:
     tried = {rate for rate, _ in found.scores}
     return "least" if rate == min(tried) else "greatest" if rate == max(tried) else ""
 
