@@ -106,7 +106,7 @@ def answer(ruling: Ruling, work: Work) -> Answer:
 def _part(comparison: Comparison, sides: list[CellRuns]) -> Part:
     heading = f"At equal {comparison.at}"
     columns = ["contender", "rank", "trainable", "learning rate", "tries", "seeds"]
-    columns += ["test, mean [95 %]", "validation", "seconds a step", "kept for backward", "forgotten"]
+    columns += ["test, mean [95 %]", "validation", "s a step", "kept, bytes", "forgotten, nats a token"]
     return Part(heading, TextTable(columns, [_row(side) for side in sides]), list(_charts(sides)))
 
 
@@ -120,8 +120,8 @@ def _row(side: CellRuns) -> list[str]:
         "-" if pd.isna(score.estimate) else f"{score.estimate:.4f}{bounds}",
         _value(frame, "validation", "{:.4f}", "mean"),
         _value(frame, "step_seconds", "{:.3g}"),
-        _value(frame, "memory.saved", "{:,.0f} bytes"),
-        _value(_with_forgotten(frame), "forgotten", "{:+.3f} nats a token", "mean"),
+        _value(frame, "memory.saved", "{:,.0f}"),
+        _value(_with_forgotten(frame), "forgotten", "{:+.3f}", "mean"),
     ]
 
 
@@ -158,9 +158,9 @@ def _labelled(parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def _plan(work: Work) -> Iterator[str]:
-    hours = f"{work.limit / 3600:.2g} hours, {work.jobs} runs at a time"
-    yield f"Planned for {hours}: the same for every cell, {work.design}."
-    made = f"Spent so far: {work.spent / 3600:.2g} hours of runs."
+    within = f"{words.duration(work.limit)}, {work.jobs} at a time"
+    yield f"Planned for {within}: the same for every cell, {work.design}."
+    made = f"Spent on runs: {words.duration(work.spent)}."
     yield f"{made} Stopped early: {work.stopped}." if work.stopped else made
 
 

@@ -17,7 +17,7 @@ SLACK = 1.15
 
 @dataclass(frozen=True)
 class Design:
-    """The share of each cell: `rates`, and up to `spare` more at the edges, on `tuning` seeds; `seeds` then."""
+    """The share of each cell: `rates`, `spare` more at the edges, on `tuning` seeds; then `seeds`."""
 
     rates: int
     spare: int

@@ -81,10 +81,10 @@ def cost(ruling: Ruling) -> str:
     parts = []
     if not math.isnan(ruling.time.estimate):
         doubt = f" ({ruling.busy})" if ruling.busy else ""
-        parts.append(f"{ratio(ruling.time)} times the time of {other} a step{doubt}")
+        parts.append(f"a step takes {ratio(ruling.time)} times as long{doubt}")
     if not math.isnan(ruling.memory):
-        parts.append(f"{ruling.memory:.2f} times the memory")
-    return f"{mine} takes {' and '.join(parts)}." if parts else ""
+        parts.append(f"training keeps {ruling.memory:.2f} times the memory")
+    return f"Cost of {mine} against {other}: {', and '.join(parts)}." if parts else ""
 
 
 def ratio(found: Interval) -> str:
@@ -105,7 +105,8 @@ def sureness(rulings: Sequence[Ruling], family: Family) -> str:
     return (
         f"Intervals are of paired differences over {_range(seeds)} common seeds of at most {family.most}, at "
         f"{100 * (1 - family.level):.4g} %{several}, and hold whenever one stops{again}{_items(rulings[0])}. "
-        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test."
+        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test; all "
+        "had the same rates, and the same allowance beyond an edge."
     )
 
 
@@ -131,7 +132,7 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
     d = ruling.difference
     if math.isnan(least):
         return (
-            "The differences do not vary over these seeds, so that nothing can be foretold."
+            "The difference is the same in every seed, so that nothing can be foretold of more."
             if d.n > 1
             else ""
         )
@@ -140,11 +141,16 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
         return f"{sees}; one as small as the measured takes more than {MOST:,} seeds."
     if wanted <= d.n:
         return f"{sees}."
-    hours = (wanted - d.n) * pair_seconds / 3600
+    more = duration((wanted - d.n) * pair_seconds)
     return (
         f"{sees}; if the true difference is the measured {abs(d.estimate):.4f}, about {wanted} seeds would "
-        f"show it, some {hours:.1f} hours more on this machine."
+        f"show it, some {more} more on this machine."
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: minutes below two hours."""
+    return f"{seconds / 60:.2g} minutes" if seconds < 7200 else f"{seconds / 3600:.2g} hours"
 
 
 def absences(comparisons: Sequence[Comparison]) -> Iterator[str]:
