@@ -138,7 +138,7 @@ class Cells:
             ends = rounds.ends(Seen(values, {}, self.better), self.plan.halted)
         except ValueError:  # of these cells no two compare
             return []
-        return [f"{self.cells[end.cell]}: {end.described(self.cells)}" for end in ends]
+        return [f"{self.cells[end.cell]}: {end.words(self.cells)}" for end in ends]
 
     def tied(self, level: float = 0.05) -> list[Cell]:
         """The best cell and those that cannot be told from it, one seed's cells among them."""

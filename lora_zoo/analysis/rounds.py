@@ -90,7 +90,7 @@ class End(NamedTuple):
     reference: int | None = None
     decision: Decision | None = None
 
-    def described(self, names: Sequence[object]) -> str:
+    def words(self, names: Sequence[object]) -> str:
         """The end in words, its interval that of the sequential procedure."""
         if self.decision is None or self.reference is None:
             return f"{self.seeds} seeds, {self.stopped}"

@@ -83,7 +83,7 @@ class SeedSweep:
         ends = Rounds(self.keys, self.plan).run(launch_round, self._seen, spent=clock())
         halted = next((end.stopped for end in ends if end.stopped.startswith("open: ")), "")
         names = [*map(format_key, self.keys)]
-        stops = [f"{names[end.cell]}: {end.described(names)}" for end in ends]
+        stops = [f"{names[end.cell]}: {end.words(names)}" for end in ends]
         self._keep(halted=halted.removeprefix("open: "), stops=stops)
         return ends
 
