@@ -442,7 +442,8 @@ def test_a_tiny_comparison_from_file_to_page(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     Path("mixer.py").write_text(MIXER)
     sizes = "task.sizes={train: 32, validation: 4, test: 4}"
-    given = ("./mixer.py", ["lora"], sizes, "steps=2", "task.max_new_tokens=2", "rank=2")
+    short = ("steps=2", "task.max_new_tokens=2", "forgetting_text=null")
+    given = ("./mixer.py", ["lora"], sizes, *short, "rank=2")
     settings = {"jobs": 1, "seeds": 3, "sizes": ("rank",), "factors": (1.0,)}
     with pytest.raises(ValueError, match=r"is too short: the least plan, 2 cells of"):
         lora_zoo.compare(*given, hours=1e-6, **settings)
