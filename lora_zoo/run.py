@@ -8,8 +8,9 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lora_zoo.config import command_line, compose, help_text, schema
+from lora_zoo.config import auto, command_line, compose, help_text, schema
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
@@ -55,16 +56,18 @@ def _run(given: list[str]) -> int:
     try:
         refuse_several()
         _refuse_secrets(given)
+        given, seeds = auto.taken(given)
         flags, ready = command_line.parse(given), command_line.rewritten(given)
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
     overrides = command_line.overrides(ready)
     jobs = compose.check(overrides, multirun=flags.multirun)
+    plan = _planned(seeds, overrides, flags.multirun, jobs[0].experiment) if seeds else []
     if flags.cfg or flags.info or flags.hydra_help or flags.resolve:
         _hydra(ready)
         return 0
     if flags.multirun:
-        return _sweep(ready, jobs)
+        return _sweep(ready, jobs, plan)
     if any(override.lstrip("+").startswith("hydra") for override in overrides):
         _hydra(ready)
         return max(OUTCOMES, default=0)
@@ -85,6 +88,26 @@ def _refuse_secrets(given: list[str]) -> None:
             )
 
 
+def _planned(
+    seeds: auto.Seeds, overrides: list[str], multirun: bool, experiment: Mapping[str, Any]
+) -> list[str]:
+    """The overrides that give Hydra's sweeper the plan of seed=auto. Mistake where there is nothing to do."""
+    from lora_zoo.analysis.rounds import families
+    from lora_zoo.sweeps.seeds import grouped, keys_of
+
+    tune = experiment.get("tune") or []
+    seeds.value = seeds.value or experiment.get("value") or "test"
+    try:
+        auto.check_sweep(overrides, multirun=multirun)
+        keys = keys_of(compose.combinations(overrides))
+        families([dict(key) for key in grouped(keys, tune)], seeds.against)
+    except ValueError as error:
+        raise compose.Mistake(str(error)) from error
+    plan = {name: "null" if value is None else f"'{value}'" for name, value in asdict(seeds).items()}
+    plan["tune"] = f"[{','.join(tune)}]"
+    return ["hydra/sweeper=seeds", *(f"hydra.sweeper.{name}={value}" for name, value in plan.items())]
+
+
 def sweep(given: list[str]) -> int:
     """Run the sweep of a command line that another command has made, and return its greatest exit code.
 
@@ -96,17 +119,18 @@ def sweep(given: list[str]) -> int:
     return max(_swept(ready, _sweep_folder(ready, jobs[0])), default=0)
 
 
-def _sweep(ready: list[str], jobs: list[Settings]) -> int:
+def _sweep(ready: list[str], jobs: list[Settings], plan: list[str]) -> int:
     _check_sweep(ready, jobs)
     if all(settings.dry_run for settings in jobs):
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
             return max(_swept(ready, Path(nowhere)), default=0)
-    sweep = _sweep_folder(ready, jobs[0])
-    codes = _swept(ready, sweep)
-    if codes:
-        from lora_zoo.runs.summary import print_sweep
+    sweep = _sweep_folder([*ready, *(["seed=auto"] if plan else [])], jobs[0])
+    codes = _swept([*ready, *plan], sweep)
+    if codes or plan:
+        from lora_zoo.runs.summary import print_seeds, print_sweep
 
         print_sweep(sweep)
+        print_seeds(sweep)
         if jobs[0].experiment:
             _conclude(sweep)
     return int(any(codes))

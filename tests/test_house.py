@@ -23,7 +23,7 @@ ROOMS = (
     {"training"},
     {"launchers"},
     {"analysis"},
-    {"claims"},
+    {"claims", "sweeps"},
     {"report"},
     {"bench"},
     {"conformance"},

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
-
-if TYPE_CHECKING:
-    from lora_zoo.config.spec import RunSpec
 
 
 @dataclass
@@ -37,13 +34,14 @@ class PackedLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lora_zoo.launchers.base import spec_of
         from lora_zoo.launchers.packed.launch import launch
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         configs = [self._config(n, own) for n, own in enumerate(job_overrides, start=initial_job_idx)]
-        specs = [_spec(config, own) for config, own in zip(configs, job_overrides, strict=True)]
+        specs = [spec_of(config, own) for config, own in zip(configs, job_overrides, strict=True)]
 
         def start(number: int, **shared: Any) -> JobReturn:
             shared["spec"] = specs[number]
@@ -62,17 +60,3 @@ class PackedLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         return config
-
-
-def _spec(config: DictConfig, overrides: Sequence[str]) -> "RunSpec | None":
-    """The run of a job, None where it cannot be run as given: the job itself complains."""
-    from lora_zoo.config.compose import settings_of
-    from lora_zoo.runs.identity import specify
-
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
-    try:
-        return specify(settings_of(own, overrides), overrides)
-    except ValueError:
-        return None

@@ -11,6 +11,8 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_key, join_names
 from lora_zoo.analysis.power import MOST, seeds_needed
+from lora_zoo.analysis.rounds import Job, Plan, Rounds, Seen
+from lora_zoo.analysis.sequential import decide_all, interval_at_stop
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
 
 FEWEST = 3
@@ -29,6 +31,8 @@ class Cell:
     chosen: dict[str, Any] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     trainable: float = math.nan
+    plan: Plan | None = None
+    """The plan by which its seeds were added, where they are as many as a look at scores asked for."""
 
     @property
     def n(self) -> int:
@@ -41,7 +45,7 @@ class Cell:
 
     @cached_property
     def interval(self) -> Interval:
-        return interval(self.values)
+        return interval_at_stop(self.values, self.plan.most) if self.plan else interval(self.values)
 
     @property
     def mean(self) -> float:
@@ -68,6 +72,7 @@ class Cells:
     better: str  # higher, lower, or "" where nothing declares it
     rule: str
     noted: tuple[str, ...] = ()
+    plan: Plan | None = None
 
     def within(self, axis: str) -> dict[Any, "Cells"]:
         """The cells apart for each value of `axis`, each a family of comparisons of its own."""
@@ -95,6 +100,8 @@ class Cells:
     def _against(self) -> dict[Cell, Difference]:
         best = self.best()
         pairs = list(itertools.combinations(self.cells, 2))
+        if self.plan:
+            return self._at_stop(best, pairs, self.plan)
         level = 1 - 0.05 / max(len(pairs), 1)
         raw = {pair: paired(pair[1].values, pair[0].values, level) for pair in pairs}
         p = dict(zip(raw, holm([difference.p for difference in raw.values()]), strict=True))
@@ -105,6 +112,33 @@ class Cells:
                 seen = difference if other is pair[1] else difference.reversed()
                 found[other] = seen.corrected(p[pair], f"Holm over {len(pairs)} pairs")
         return {cell: found[cell] for cell in self.cells if cell in found}
+
+    def _at_stop(self, best: Cell, pairs: list[tuple[Cell, Cell]], plan: Plan) -> dict[Cell, Difference]:
+        """The same where the seeds were added while scores were looked at."""
+        raw = {pair: (pair[1].values - pair[0].values).sort_index() for pair in pairs}
+        found = decide_all(raw, level=plan.level, most=plan.most)
+        seen = {pair: decision.difference() for pair, decision in found.items() if best in pair}
+        return {
+            other: seen[best, other] if (best, other) in seen else seen[other, best].reversed()
+            for other in self.cells
+            if other is not best
+        }
+
+    def stops(self) -> list[str]:
+        """The words for what stopped each cell of a sweep with seed=auto; else []."""
+        if self.plan is None or not self.better:
+            return []
+        rounds = Rounds([cell.key for cell in self.cells], self.plan)
+        values: dict[Job, float] = {}
+        for i, cell in enumerate(self.cells):
+            own = {int(seed): float(value) for seed, value in cell.values.items()}
+            # a seed in between that is not there ended without a value
+            values |= {(i, seed): own.get(seed, math.nan) for seed in range(max(own, default=-1) + 1)}
+        try:
+            ends = rounds.ends(Seen(values, {}, self.better), self.plan.halted)
+        except ValueError:  # of these cells no two compare
+            return []
+        return [f"{self.cells[end.cell]}: {end.words(self.cells)}" for end in ends]
 
     def tied(self, level: float = 0.05) -> list[Cell]:
         """The best cell and those that cannot be told from it, one seed's cells among them."""
@@ -121,7 +155,7 @@ class Cells:
                 f"fewer than {FEWEST} seeds: {join_names(few)}; no statement about new seeds is safe"
             )
         counts = {cell.n for cell in self.cells}
-        if len(counts) > 1:
+        if len(counts) > 1 and not self.plan:
             said = join_names([f"{cell}: {cell.n}" for cell in self.cells])
             found.append(f"unequal numbers of seeds ({said}); comparisons take the common ones")
         return found + self._of_tuning() + self._of_noise()

@@ -31,10 +31,12 @@ class Difference:
     items: int | None
     how: str
     level: float = 0.95
+    resolved: bool | None = None
+    """The verdict of a procedure that gives no p, at its own level."""
 
     def is_resolved(self, level: float = 0.05) -> bool:
         """True if p, as corrected, is below `level`; a p that is not known resolves nothing."""
-        return bool(self.p < level)
+        return bool(self.p < level) if self.resolved is None else self.resolved
 
     def reversed(self) -> "Difference":
         """The second minus the first."""

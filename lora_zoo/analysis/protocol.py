@@ -7,7 +7,8 @@ A cell is one configuration over several seeds. Tuned axes are chosen for each c
 score and by nothing else; every try has to have all seeds of the cell, so that no survivor is chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 
 import pandas as pd
 
@@ -22,6 +23,9 @@ from lora_zoo.analysis.columns import (
 )
 from lora_zoo.analysis.comparison import Cell, Cells, undeclared
 from lora_zoo.analysis.integrity import sound
+from lora_zoo.analysis.rounds import Plan
+from lora_zoo.analysis.sequential import interval_at_stop
+from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.runs.directions import higher_is_better
 from lora_zoo.runs.keys import column
 
@@ -56,10 +60,36 @@ def cells(
             notes.append(f"{absent} done runs have no {value} and are not counted")
         noted += [f"{format_key(key)}: {note}" for note in notes]
         found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
-    return Cells(found, list(axes), value, _direction(counted, value), _rule(value, tuned), tuple(noted))
+    plan = plan_of(counted, axes)
+    found = [replace(cell, plan=plan) for cell in found]
+    rule = _rule(value, tuned, plan)
+    return Cells(found, list(axes), value, _direction(counted, value), rule, tuple(noted), plan)
+
+
+def plan_of(frame: pd.DataFrame, axes: Mapping[str, str] | None = None) -> Plan | None:
+    """The plan by which a sweep with seed=auto added the seeds of these runs, None where it did not.
+
+    Of several, the one of most seeds. `axes` are a table's: axis: column.
+    """
+    columns = {f.name: f"{_PLAN}{f.name}" for f in fields(Plan) if f"{_PLAN}{f.name}" in frame}
+    known = frame[frame[f"{_PLAN}most"].notna()] if "most" in columns else frame.iloc[:0]
+    if known.empty:
+        return None
+    row = known.sort_values(f"{_PLAN}most").iloc[-1]
+    plan = Plan(**{name: plain(row[column_]) for name, column_ in columns.items()})
+    axis, is_, value = plan.against.partition("=")
+    own = [name for name, of in (axes or {}).items() if is_ and of == column(frame, axis)]
+    return replace(plan, against=f"{own[0]}={value}" if own else plan.against)
+
+
+def interval_of(runs: pd.DataFrame, value: str, level: float = 0.95) -> Interval:
+    """The interval for the mean over seeds, by the plan of the runs where they have one."""
+    values, plan = runs[value].astype(float), plan_of(runs)
+    return interval_at_stop(values, plan.most, level) if plan else interval(values, level)
 
 
 _REPLICATE = "replicate"
+_PLAN = "config.seeds."
 SMALL = 100
 """Below so many test items, a warning says how far one of them moves a score."""
 
@@ -151,8 +181,15 @@ def _direction(frame: pd.DataFrame, value: str) -> str:
     return {True: "higher", False: "lower", None: ""}[higher_is_better(frame, column(frame, value))]
 
 
-def _rule(value: str, tuned: dict[str, str]) -> str:
+def _rule(value: str, tuned: dict[str, str], plan: Plan | None) -> str:
     tuning = f"{', '.join(tuned)} chosen for each cell by its mean validation over seeds, never by test; "
+    if plan:
+        return (
+            f"mean {value} over seeds, of which seed=auto added up to {plan.most} until comparisons were "
+            f"decided; ± is the sequential 95 % interval, which holds at any stop; "
+            f"{tuning if tuned else ''}compared by the sequential t boundary over common seeds, corrected by "
+            "Bonferroni for all pairs"
+        )
     return (
         f"mean {value} over seeds with the 95 % t interval; {tuning if tuned else ''}compared by the paired "
         "t test over common seeds, p corrected by Holm for all pairs"

@@ -16,17 +16,18 @@ level. The experiment's page shows what bounded, tied and skewed scores do to th
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, final
 
 import numpy as np
 
 from lora_zoo.analysis.boundaries import FIRST, critical
-from lora_zoo.analysis.estimates import NAN
+from lora_zoo.analysis.estimates import NAN, Difference, Interval
 
 Verdict = Literal["better", "worse", "same", "open"]
 Key = TypeVar("Key", bound=Hashable)
 _EQUAL = 1e-12
+_REVERSED: dict[str, Verdict] = {"better": "worse", "worse": "better"}
 
 
 @final
@@ -49,6 +50,13 @@ class Decision:
     most: int
     rule: str
 
+    def difference(self) -> Difference:
+        """The same for a table; its margin does not count there."""
+        resolved = self.low > 0 or self.high < 0 or (math.isinf(self.low) and not self.is_open)
+        how = f"{self.rule}; holds at any stop"
+        low, high = (x if math.isfinite(x) else NAN for x in (self.low, self.high))
+        return Difference(self.estimate, low, high, NAN, self.n, None, how, 1 - self.level, resolved)
+
     @property
     def is_open(self) -> bool:
         return self.verdict == "open"
@@ -57,6 +65,11 @@ class Decision:
     def is_spent(self) -> bool:
         """Open for good: the greatest number of seeds has been looked at."""
         return self.is_open and self.n >= self.most
+
+    def reversed(self) -> "Decision":
+        """The same of the second minus the first."""
+        verdict = _REVERSED.get(self.verdict, self.verdict)
+        return replace(self, verdict=verdict, estimate=-self.estimate, low=-self.high, high=-self.low)
 
     def __str__(self) -> str:
         if self.after is not None:
@@ -108,6 +121,17 @@ def decide_all(
     return {
         key: decide(d, margin=margin, level=each, most=most, better=better) for key, d in differences.items()
     }
+
+
+def interval_at_stop(values: Sequence[float], most: int, level: float = 0.95) -> Interval:
+    """The interval for a mean over seeds that were stopped by a look at scores: `critical` instead of t."""
+    x = np.asarray(values, dtype=float)
+    x = x[np.isfinite(x)]
+    mean = float(x.mean()) if len(x) else NAN
+    if len(x) < FIRST:
+        return Interval(mean, NAN, NAN, len(x), level)
+    half = critical(1 - level, most)[min(len(x), most) - FIRST] * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Interval(mean, mean - half, mean + half, len(x), level)
 
 
 def _looked_at(x: np.ndarray, margin: float, level: float, most: int) -> tuple[float, float, int | None]:

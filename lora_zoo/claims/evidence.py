@@ -16,7 +16,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, settings, varying
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.protocol import cells
+from lora_zoo.analysis.protocol import cells, plan_of
 from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rises
 from lora_zoo.runs import column
 from lora_zoo.runs.frame import COLUMNS
@@ -105,6 +105,12 @@ class Runs:
         """One point of the metric: 0.01 where it lies in 0..1, 1 where it counts to 100."""
         scores = self._numbers(self.frame, "test").abs()
         return 1.0 if scores.max() > 1 else 0.01
+
+    @cached_property
+    def most(self) -> int | None:
+        """The greatest number of seeds where seed=auto added them; None where they were given."""
+        plan = plan_of(self.frame)
+        return plan.most if plan else None
 
     @property
     def metric(self) -> str:

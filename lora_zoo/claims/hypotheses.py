@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import pandas as pd
 from scipy import stats
 
-from lora_zoo.analysis.statistics import Interval, interval
+from lora_zoo.analysis.boundaries import FIRST, critical
+from lora_zoo.analysis.estimates import Interval
 
 
 class Range(NamedTuple):
@@ -65,10 +66,19 @@ class Hypothesis(ABC):
     values: pd.Series
     claimed: Range
     unit: str
+    most: int | None = field(default=None, kw_only=True)
+    """The greatest number of seeds where they were added while scores were looked at (seed=auto)."""
 
     @abstractmethod
     def interval(self, level: float) -> Interval:
         """The quantity's confidence interval over seeds, in `unit`."""
+
+    def quantile(self, level: float) -> float:
+        """The standard errors from the mean to the end of its interval; nan for a single seed."""
+        n = len(self.values)
+        if self.most and n >= FIRST:
+            return critical(1 - level, self.most)[min(n, self.most) - FIRST]
+        return float(stats.t.ppf((1 + level) / 2, n - 1)) if n > 1 and not self.most else math.nan
 
     @abstractmethod
     def p_value(self) -> float:
@@ -78,14 +88,15 @@ class Hypothesis(ABC):
 @final
 @dataclass(frozen=True)
 class Sampled(Hypothesis):
-    """A quantity that varies from seed to seed: Student's t interval of its mean on `scale`."""
+    """A quantity that varies from seed to seed: the t interval of its mean on `scale`."""
 
     scale: Scale = PLAIN
 
     def interval(self, level: float) -> Interval:
-        made = interval(self._scaled(), level)
-        estimate, low, high = (self.scale.back(x) for x in (made.estimate, made.low, made.high))
-        return Interval(estimate, low, high, made.n, level)
+        scaled = self._scaled()
+        mean, half = float(scaled.mean()), self.quantile(level) * float(scaled.sem())
+        estimate, low, high = map(self.scale.back, (mean, mean - half, mean + half))
+        return Interval(estimate, low, high, len(scaled), level)
 
     def p_value(self) -> float:
         scaled = self._scaled()
@@ -109,7 +120,7 @@ class OnGrid(Hypothesis):
 
     def interval(self, level: float) -> Interval:
         n, mean = len(self.values), float(self.values.mean())
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * self._error() if n > 1 else math.nan
+        half = self.quantile(level) * self._error() if n > 1 else math.nan
         return Interval(mean, mean - half, mean + half, n, level)
 
     def p_value(self) -> float:

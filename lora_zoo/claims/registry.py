@@ -73,7 +73,8 @@ class Measured(Claim):
             try:
                 for form in self.tests:
                     for hypothesis in form(runs):  # what was tested before a gap counts
-                        hypotheses.append(replace(hypothesis, label=runs.prefixed(hypothesis.label)))
+                        label = runs.prefixed(hypothesis.label)
+                        hypotheses.append(replace(hypothesis, label=label, most=runs.most))
             except Missing as gap:
                 missing.append(runs.prefixed(str(gap)))
             doubts |= {runs.prefixed(sentence): kind for sentence, kind in runs.doubts.items()}

@@ -17,9 +17,10 @@ alike" (TOST, each of its two tests at half of 1 - level), (m, ∞) for "the siz
   on seconds from a machine that did other work (or may have) **busy machine**: neither counts as a verdict.
 * Every model and task in the results makes its own hypotheses; none are averaged.
 * Runs are paired by seed: intervals are Student's t of the differences, of logarithms for ratios and of
-  Fisher's z for correlations. A quantity that is read off a grid (the best of six ratios) has the rounding's
-  variance, step²/12, besides. Equal values in all seeds leave no spread to judge by and stay open, unless the
-  quantity is counted and not sampled (bytes, ranks); a counted one holds or fails as all of its runs do.
+  Fisher's z for correlations, and the sequential ones of `lora_zoo.analysis.boundaries` where seed=auto added
+  the seeds. A quantity that is read off a grid (the best of six ratios) has the rounding's variance besides,
+  step²/12. Equal values in all seeds leave no spread to judge by and stay open, unless the quantity is
+  counted and not sampled (bytes, ranks); a counted one holds or fails as all of its runs do.
 """
 
 import math
@@ -137,6 +138,8 @@ def verdict(hypotheses: Sequence[Hypothesis], missing: Sequence[str] = (), rule:
     reasons = [*map(str, results), *missing]
     if not results:
         return Verdict(Status.INCONCLUSIVE, "; ".join(reasons) or "nothing to compare")
+    if any(hypothesis.most for hypothesis in hypotheses):
+        reasons.append("seeds were added by seed=auto: the intervals are sequential and hold at any stop")
     n = min(len(hypothesis.values) for hypothesis in hypotheses)
     if n < SEEDS:
         reasons.append(f"fewer than {SEEDS} seeds decide nothing")

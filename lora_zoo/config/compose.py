@@ -3,6 +3,7 @@
 What Hydra and OmegaConf report over many lines becomes one line that names the nearest match.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence, Set
@@ -59,6 +60,13 @@ def check(overrides: Sequence[str], *, multirun: bool) -> list[Settings]:
             _CHECKED[tuple(job)] = settings = _compose(job)
             _check_budget(settings, given)
         return [_CHECKED[tuple(job)] for job in jobs]
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """All jobs of a sweep that `check` has let through, as Hydra's sweeper writes them."""
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        columns = {o.get_key_element(): _values(o) for o in _parse(overrides) if not o.is_hydra_override()}
+    return [list(job) for job in itertools.product(*columns.values())]
 
 
 def _check_budget(settings: Settings, given: Set[str]) -> None:

@@ -18,6 +18,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
+    "seeds",  # the plan of a sweep with seed=auto: see config/auto.py
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TASK = ("likelihood",)

@@ -50,10 +50,10 @@ def resolved(config: Any) -> Settings:
 
 def check(settings: Settings) -> None:
     """Raises ValueError with the key, its value and what would do."""
-    _check_group(settings)
-    _check_group(settings.model, "model.")
-    _check_group(settings.task, "task.")
-    _check_group(settings.tracking, "tracking.")
+    check_group(settings)
+    check_group(settings.model, "model.")
+    check_group(settings.task, "task.")
+    check_group(settings.tracking, "tracking.")
     if settings.steps is not None and settings.epochs is not None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
     if settings.budget is not None:
@@ -84,7 +84,7 @@ def _check_program(settings: Settings) -> None:
         )
 
 
-def _check_group(group: Any, prefix: str = "") -> None:
+def check_group(group: Any, prefix: str = "") -> None:
     """Each key by what the schema says of it."""
     for f in fields(group):
         key, value = f"{prefix}{f.name}", getattr(group, f.name)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_value
+from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.report.layout import Layout, Words
@@ -75,7 +76,12 @@ def main_table(frame: pd.DataFrame) -> Table:
         headers=(*map(_label, rows), *(("",) if columns and layout.quoted else ())),
         columns=tuple(names),
         rows=tuple(body),
-        notes=(*_legend(layout), *dict.fromkeys([*found.warnings, *doubts(frame)]), *origin(counted)),
+        notes=(
+            *_legend(layout),
+            *_stops(found),
+            *dict.fromkeys([*found.warnings, *doubts(frame)]),
+            *origin(counted),
+        ),
         command=command(counted, about),
         records=tuple(_records(layout)),
     )
@@ -179,6 +185,13 @@ def _legend(layout: Layout) -> Iterator[str]:
     metrics = layout.runs.groupby("task")["metric"].first()
     if metrics.nunique() > 1 and layout.found.value in ("test", "validation"):
         yield "; ".join(f"{task}: {metric}" for task, metric in metrics.items())
+
+
+def _stops(found: Cells) -> Iterator[str]:
+    """The rule that stopped each cell of a sweep with seed=auto."""
+    parts = found.within("task").values() if "task" in found.by else [found]
+    if stops := [stop for part in parts for stop in part.stops()]:
+        yield f"seeds: {'; '.join(stops)}"
 
 
 def _records(layout: Layout) -> Iterator[dict[str, Any]]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.runs.curves import kept_of, packed_scores
+from lora_zoo.runs.curves import kept_of, packed_nll, packed_scores
 from lora_zoo.runs.loading import PACKED, order
 from lora_zoo.runs.record import write_atomically
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
-_DIGITS, _OF_SPECTRA, _OF_NLL = 6, 4, 4
+_DIGITS, _OF_SPECTRA = 6, 4
 _WITH_PLACES = ("error", "packed", "environment", "prior")
 _PATH = re.compile(r"""(?<![\w.~:/…-])/(?:[^\s/'"{},]+/)+(?P<name>[^\s/'"{},:]*)""")
 
@@ -49,7 +49,7 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     config = {key: value for key, value in record["config"].items() if key != "out"}
     kept = {key: value for key, value in record.items() if key != "tracking"}  # its folder
     examples = kept_of(record, folder)
-    nll = {split: packed_scores(_rounded(of, _OF_NLL)) for split, of in examples["nll"].items() if of}
+    nll = {split: packed_nll(of) for split, of in examples["nll"].items() if of}
     kept |= {
         "config": without_places(config),
         "command": portable(record.get("command", "")),

@@ -105,20 +105,33 @@ def kept_of(record: Mapping[str, Any], folder: Any) -> dict[str, Kept]:
 
 
 def packed_scores(scores: Mapping[int, float]) -> dict[str, Any]:
-    """Scores (or nll) that are 0 or 1 as bits, others as they are; items where they do not count from 0."""
-    counted = list(scores) == list(range(len(scores)))
-    items = {} if counted else {"items": list(scores)}
-    values = list(scores.values())
+    """Scores that are 0 or 1 as bits, others as they are; items where they do not count from 0."""
+    items, values = _items(scores), list(scores.values())
     if not set(values) <= {0.0, 1.0}:
         return items | {"values": values}
     bits = np.packbits(np.array(values, dtype=bool)).tobytes()
     return items | {"n": len(values), "bits": base64.b64encode(bits).decode()}
 
 
+def packed_nll(nll: Mapping[int, float]) -> dict[str, Any]:
+    """Nats in 16 bits each (float16: to 0.05 %, or 3e-8), as they are where one is too great for them."""
+    with np.errstate(over="ignore"):
+        halves = np.array(list(nll.values()), dtype=float).astype("<f2")
+    if not np.isfinite(halves).all():
+        return _items(nll) | {"values": list(nll.values())}
+    return _items(nll) | {"halves": base64.b64encode(halves.tobytes()).decode()}
+
+
+def _items(values: Mapping[int, float]) -> dict[str, list[int]]:
+    return {} if list(values) == list(range(len(values))) else {"items": list(values)}
+
+
 def _unpacked(packed: Mapping[str, Any]) -> dict[int, float]:
     if "bits" in packed:
         raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
         values = np.unpackbits(raw, count=packed["n"]).astype(float).tolist()
+    elif "halves" in packed:
+        values = np.frombuffer(base64.b64decode(packed["halves"]), dtype="<f2").astype(float).tolist()
     else:
         values = packed["values"]
     return dict(zip(packed.get("items", range(len(values))), values, strict=True))

@@ -21,6 +21,9 @@ RENAMED = {"touched": "overlap"}
 PACKED = ".jsonl.gz"
 EXPERIMENT = ".experiment.json"
 """What the experiment of a sweep says, in the folder of one that refers to runs of other sweeps."""
+SEEDS = ".seeds.json"
+"""The plan by which a sweep with seed=auto added its seeds, in the sweep's folder."""
+_OF_SWEEP = ("seconds", "stops")  # of that file, what says nothing of a single run
 MOST, DAMAGED = 1 << 32, 100
 """Of one archive: bytes of text, and damaged lines after which it is not read on."""
 _log = logging.getLogger("lora_zoo")
@@ -87,6 +90,9 @@ def _read(file: Path, place: Path) -> Iterator[Found | str]:
             if place.is_symlink() and (place.parent / EXPERIMENT).is_file():
                 about = read_json(place.parent / EXPERIMENT)
                 record["config"] = record["config"] | {"experiment": about}
+            if (place.parent / SEEDS).is_file():
+                plan = {k: v for k, v in read_json(place.parent / SEEDS).items() if k not in _OF_SWEEP}
+                record["config"] = record["config"] | {"seeds": plan}
             yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
         else:
             yield from _lines(file)

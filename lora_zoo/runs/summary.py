@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
+from lora_zoo.runs.loading import SEEDS
 from lora_zoo.runs.record import RESULT, Record, read_record
 
 
@@ -161,6 +163,20 @@ def print_sweep(folder: Path) -> None:
     if not any(run.get("config", {}).get("experiment") for run in runs):
         line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_seeds(folder: Path) -> None:
+    """The rule that stopped each cell of a sweep with seed=auto, with its difference from the reference."""
+    if not (folder / SEEDS).is_file():
+        return
+    plan = read_json(folder / SEEDS)
+    rule = f"sequential t boundary, up to {plan['most']} seeds, level {plan['level']:g} for all of a family"
+    console = Console()
+    for line in plan.get("stops", []):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    rule = f"up to {plan['most']} seeds, level {plan['level']:g} for all comparisons of a task"
+    line = f"seed=auto: sequential t boundary, {rule}; its intervals hold at whatever seed a cell stopped"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def differing(overrides: list[dict[str, str]]) -> list[str]:

@@ -17,6 +17,7 @@ from lora_zoo.analysis.protocol import cells
 from lora_zoo.analysis.statistics import paired_items
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.report.tables import main_table
+from lora_zoo.runs.curves import kept_of, packed_nll
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.summary import _rows
 from lora_zoo.training.evaluation import Evaluator
@@ -72,11 +73,13 @@ def test_examples_give_their_nll_items_by_runs(frame: pd.DataFrame, tmp_path: Pa
     assert (difference.estimate, difference.n) == (pytest.approx(sum(VALUES.values()) / 3), 3)
     kept = runs.archive(frame, tmp_path / "a.jsonl.gz")
     again = runs.load(kept)
-    pd.testing.assert_frame_equal(runs.examples(again, of="nll"), found, rtol=5e-4, atol=0)
+    pd.testing.assert_frame_equal(runs.examples(again, of="nll"), found, rtol=5e-4, atol=3e-8)
     pd.testing.assert_frame_equal(runs.examples(again), runs.examples(frame))
     records = [json.loads(line) for line in gzip.decompress(kept.read_bytes()).splitlines()]
     assert sum("nll" in record for record in records) == 6, "an older record is as it was"
     assert runs.archive(again, tmp_path / "b.jsonl.gz").read_bytes() == kept.read_bytes()
+    great = {"nll": {"test": packed_nll({4: 1e6, 1: 0.5})}, "scores": {}}
+    assert kept_of(great, None)["nll"]["test"] == {4: 1e6, 1: 0.5}
     with pytest.raises(ValueError, match="none of the 1 runs kept the nll of examples of the split 'test'"):
         runs.examples(frame[frame["variant"] == "pissa"], of="nll")
     with pytest.raises(ValueError, match="score and nll; got of='bits'"):

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.aggregates import profile
-from lora_zoo.analysis.protocol import better
-from lora_zoo.analysis.statistics import interval
+from lora_zoo.analysis.protocol import better, interval_of
 from lora_zoo.report.figures.axes import Axis, axis_of, spanning, value_axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import MOST, Group, Nothing, done, groups, needs, split
@@ -18,7 +17,7 @@ from lora_zoo.report.figures.style import series_styles
 
 POINTS = 100  # of a curve; more than a figure's width can show
 LEVELS = 16  # each is a bootstrap
-INTERVAL = "mean over seeds with its 95 % t interval (none for a single seed)"
+INTERVAL = "mean over seeds with its 95 % interval (none for a single seed)"
 
 
 def curves(
@@ -125,7 +124,7 @@ def _direction(runs: pd.DataFrame, value: str) -> str:
 
 
 def _point(group: Group, cost: str, value: str) -> pd.DataFrame:
-    mean = interval(group.runs[value].astype(float))
+    mean = interval_of(group.runs, value)
     at = float(pd.to_numeric(group.runs[cost]).median())
     return line(group.head, [at], mean.estimate, mean.low, mean.high, note=group.member)
 

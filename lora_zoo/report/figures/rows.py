@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lora_zoo.analysis.statistics import interval
+from lora_zoo.analysis.protocol import interval_of
 from lora_zoo.report.figures.groups import Group, grouped, needs
 
 COLUMNS = ("series", "x", "y", "low", "high", "note")
@@ -30,7 +30,7 @@ def means(found: Iterable[Group], x: str, value: str) -> pd.DataFrame:
 
 
 def _means(group: Group, x: str, value: str) -> pd.DataFrame:
-    parts = [(float(key[0]), interval(part[value].astype(float))) for key, part in grouped(group.runs, [x])]
+    parts = [(float(key[0]), interval_of(part, value)) for key, part in grouped(group.runs, [x])]
     numbers = [(at, i.estimate, i.low, i.high) for at, i in parts]
     notes = [f"n = {i.n}" for _, i in parts]
     return line(group.name, *map(list, zip(*numbers, strict=True)), note=notes)

@@ -1,0 +1,1 @@
+"""Sweeps that look at their own runs: seeds are added where they decide."""

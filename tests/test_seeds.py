@@ -1,0 +1,136 @@
+"""`seed=auto`: a sweep's folder, its tables and claims with made-up runs, and one sweep as typed."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_zoo.analysis.boundaries import critical
+from lora_zoo.analysis.protocol import cells
+from lora_zoo.analysis.rounds import Plan
+from lora_zoo.claims.evidence import Evidence
+from lora_zoo.claims.forms import difference
+from lora_zoo.claims.hypotheses import Sampled, above
+from lora_zoo.config import auto
+from lora_zoo.report.tables import tables
+from lora_zoo.runs import load
+from lora_zoo.runs.archives import archive
+from lora_zoo.sweeps.seeds import SeedSweep, kept
+from tests.processes import run as typed
+from tests.recorded import recorded
+
+LEVELS = {"lora": 0.5, "dora": 0.9, "pissa": 0.52}
+CELLS = [[f"variant={name}", "seed=0"] for name in LEVELS]
+PLAN = Plan(most=5, against="variant=lora")
+
+
+def identity(job) -> str:
+    return recorded(*job)["identity"]
+
+
+class MadeUp:
+    """A launcher that writes records and counts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.made = folder, []
+
+    def launch(self, jobs, first: int) -> None:
+        assert first == len(self.made)
+        for job in jobs:
+            given = dict(o.split("=") for o in job)
+            noise = np.random.default_rng([int(given["seed"]), *given["variant"].encode()]).normal(0, 0.02)
+            worse = 0.3 if given.get("task.lr") == "0.01" else 0.0
+            record = recorded(*job, test=LEVELS[given["variant"]] + noise - worse)
+            run = self.folder / f"{record['name']}-{record['identity']}"
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps(record))
+            self.made.append(job)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
+    made = MadeUp(folder)
+    ends = SeedSweep(folder, CELLS, PLAN).run(made.launch, identity)
+    assert ends[1].stopped == f"decided after {ends[1].seeds} seeds: better than variant=lora"
+    assert ends[2].stopped == "open at the greatest number of seeds (5)"
+    assert len(made.made) == sum(end.seeds for end in ends) < 15
+    return folder
+
+
+def test_a_finished_sweep_does_nothing_and_another_plan_is_refused(swept):
+    made = MadeUp(swept)
+    ends = SeedSweep(swept, CELLS, PLAN).run(made.launch, identity)
+    assert not made.made and kept(swept)["stops"][0].startswith("variant=lora: 5 seeds, open at")
+    assert [end.seeds for end in ends] == [5, ends[1].seeds, 5]
+    with pytest.raises(ValueError, match=r"seeds.most=9: .* was looked at with seeds.most=5"):
+        SeedSweep(swept, CELLS, Plan(most=9, against="variant=lora")).run(made.launch, identity)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_its_table_has_sequential_intervals_and_says_what_stopped_each_cell(swept, tmp_path, packed):
+    frame = load(archive(load(swept), tmp_path / "results.jsonl.gz") if packed else swept)
+    (table,) = tables(frame)
+    assert "± is the sequential 95 % interval" in table.rule and "t interval" not in table.rule
+    (stops,) = [note for note in table.notes if note.startswith("seeds: ")]
+    assert "variant=pissa: 5 seeds, open at the greatest number of seeds (5)" in stops
+    assert "better than variant=lora" in stops
+    found = cells(frame, ["variant"])
+    for cell in found.cells:
+        half = critical(0.05, 5)[cell.n - 3] * cell.values.std() / math.sqrt(cell.n)
+        assert cell.interval.high - cell.mean == pytest.approx(half)
+    assert found.best().key["variant"] == "dora"
+    how = {difference.how for difference in found.against_best().values()}
+    assert how == {"t boundary over 3 to 5 seeds, level 0.0167; holds at any stop"}
+    assert not any("unequal numbers of seeds" in warning for warning in found.warnings)
+
+
+def test_its_claims_are_judged_by_sequential_intervals(swept):
+    (runs,) = Evidence(load(swept)).of("")
+    assert runs.most == 5
+    (hypothesis,) = difference(["pissa", "lora"], above(0))(runs)
+    assert hypothesis.most is None, "the registry gives it"
+    values = hypothesis.values
+    once, at_stop = (Sampled("", values, above(0), "", most=most).interval(0.95) for most in (None, 5))
+    ratio = (at_stop.high - at_stop.low) / (once.high - once.low)
+    assert ratio == pytest.approx(critical(0.05, 5)[len(values) - 3] / 2.776, rel=1e-3)
+
+
+def test_tuned_axes_are_chosen_on_the_first_seeds_and_only_then_are_seeds_added(tmp_path):
+    rates = [
+        [f"variant={name}", f"task.lr={lr}", "seed=0"] for name in ("lora", "pissa") for lr in (0.01, 0.02)
+    ]
+    made = MadeUp(tmp_path / "sweep")
+    plan = Plan(most=4, tune=("task.lr",))
+    ends = SeedSweep(made.folder, rates, plan).run(made.launch, identity)
+    assert [end.seeds for end in ends] == [4, 4]
+    tries = [dict(o.split("=") for o in job)["task.lr"] for job in made.made]
+    assert (tries.count("0.01"), tries.count("0.02")) == (6, 8)
+    found = cells(load(made.folder), ["variant"], tune=["task.lr"])
+    assert [cell.chosen["task.lr"] for cell in found.cells] == [0.02, 0.02]
+
+
+def test_the_plan_is_taken_from_the_command_line():
+    words = ["-m", "+variant=lora,dora", "seed=auto", "seeds.most=7", "seeds.hours=0.5", "seeds.margin=0.01"]
+    left, plan = auto.taken([*words, "seeds.against=variant=lora"])
+    assert left == ["-m", "+variant=lora,dora", "seed=0"]
+    assert plan == auto.Seeds(most=7, hours=0.5, margin=0.01, against="variant=lora")
+    assert auto.taken(["seed=0,1"]) == (["seed=0,1"], None)
+
+
+@pytest.mark.cli
+def test_as_typed(tmp_path):
+    words = (
+        *("-m", "+variant=lora,full", "seed=auto", "seeds.most=3", "steps=2", "threads=1", "batch_size=8"),
+        *("task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=4"),
+        *("eval_before_training=false", "tracking=none"),
+    )
+    ended = typed(*words, at=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "variant=full: 3 seeds, open at the greatest number of seeds (3)" in ended.stdout
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert len(list(sweep.glob("*/result.json"))) == 6
+    again = typed(*words, at=tmp_path)
+    assert again.returncode == 0 and "already" not in again.stdout and "done:" not in again.stdout
