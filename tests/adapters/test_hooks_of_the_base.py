@@ -125,3 +125,30 @@ def test_hooks_of_every_module_see_the_layer(kind):
     finally:
         hook.remove()
     assert seen == [layer]
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_of_the_base_are_called(register):
+    model, called = net(), []
+    getattr(model[0], register)(lambda *given: called.append(given[0]))
+    perturb(inject(model, "lora", rank=2, target_modules=["0"]))
+    model(X.clone().requires_grad_()).sum().backward()
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "vera"])
+def test_transforms_of_torch_func_give_the_gradients_of_backward(name):
+    model = net()
+    perturb(adapt(model, name, targets=["0"]))
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).square().sum()
+
+    loss({n: p for n, p in model.named_parameters() if p.requires_grad}, X).backward()
+    summed = torch.func.grad(loss)(trained, X)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(trained, X[:, None])
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert_close(summed[key], parameter.grad)
+            assert_close(each[key].sum(dim=0), parameter.grad)
