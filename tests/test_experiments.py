@@ -253,7 +253,7 @@ def test_forgetting_is_measured_unless_it_cannot_be_or_must_not() -> None:
     tokenizer = load_tokenizer(Model(name="pocket", path="pocket"))
     data = SimpleNamespace(kind=decoder, tokenizer=tokenizer)
 
-    def told(text: str | None, path: str) -> tuple[bool, dict]:
+    def told(text: str | None, path: str, data: SimpleNamespace = data) -> tuple[bool, dict]:
         record = SimpleNamespace(content={})
         record.update = record.content.update
         settings = SimpleNamespace(forgetting_text=text, model=Model(name="m", path=path))
@@ -265,6 +265,8 @@ def test_forgetting_is_measured_unless_it_cannot_be_or_must_not() -> None:
     assert not measured and record["retention"]["of"] is None and "give forgetting_text" in str(record)
     assert not is_measured(record) and is_measured({"retention": {"before": 1.0, "after": 2.0}})
     assert told(None, "pocket") == (False, {})
+    encoder = SimpleNamespace(auto_class="AutoModelForSequenceClassification")
+    assert told("auto", "pocket", SimpleNamespace(kind=encoder)) == (False, {})
     with pytest.raises(ValueError, match="No such file"):
         told("no-such.txt", "someone/a-model")
 

@@ -60,7 +60,7 @@ def held_out(asked: str, model: str, kind: TaskType, tokenizer: Any) -> HeldOutL
 
     ValueError where the model predicts no next token, its text is not known, or the text cannot be read.
     """
-    if kind.auto_class != "AutoModelForCausalLM":
+    if not reads_on(kind):
         raise ValueError(
             f"forgetting_text={asked} asks how well a decoder predicts a text, and "
             f"task={kind.task.name} ({kind.task.type}) loads another kind of model"
@@ -70,6 +70,11 @@ def held_out(asked: str, model: str, kind: TaskType, tokenizer: Any) -> HeldOutL
             f"no text that {Path(model).name} was pretrained on is known; give forgetting_text=FILE"
         )
     return HeldOutLoss(POCKET if asked == AUTO else asked, tokenizer)
+
+
+def reads_on(kind: TaskType) -> bool:
+    """True for a task whose model predicts the next token of a text."""
+    return kind.auto_class == "AutoModelForCausalLM"
 
 
 def is_measured(record: Mapping[str, Any]) -> bool:
@@ -108,4 +113,4 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
     return chain.from_iterable(lines)
 
 
-__all__ = ["AUTO", "POCKET", "HeldOutLoss", "held_out", "is_measured"]
+__all__ = ["AUTO", "POCKET", "HeldOutLoss", "held_out", "is_measured", "reads_on"]

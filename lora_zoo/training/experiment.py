@@ -23,7 +23,7 @@ from lora_zoo.models.loading import Loaded, source
 from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
-from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured
+from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured, reads_on
 from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
@@ -245,11 +245,13 @@ class Experiment:
         return injection
 
     def _held_out(self, data: TaskData) -> HeldOutLoss | None:
-        """The held-out text that is set or, of "auto", known; where there is none, the record says why.
+        """The held-out text that is set or, of "auto", known; where a decoder has none, the record says why.
 
         ValueError where one is set and cannot be used.
         """
         asked, of = self.settings.forgetting_text, self.settings.model
+        if asked == AUTO and not reads_on(data.kind):
+            return None
         try:
             return held_out(asked, source(of), data.kind, data.tokenizer) if asked else None
         except ValueError as reason:
