@@ -6,6 +6,7 @@ import warnings
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -76,6 +77,20 @@ def test_statistics_go_with_what_trains(case, tmp_path):
     assert_close(peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "theirs").eval()(X), expected)
     injection.remove()
     assert torch.equal(model(X), base(X))
+
+
+def test_counts_stay_counts_and_are_read_from_whole_floats(tmp_path):
+    injection = trained(net(), **CASES["a norm"])
+    key, state = "1.num_batches_tracked", injection.state_dict()
+    save_peft(injection, tmp_path)
+    (held,) = (t for n, t in load_file(tmp_path / "adapter_model.safetensors").items() if n.endswith(key))
+    assert held.dtype == torch.int64 and held == 3
+    other = inject(net(), "lora", target_modules=["0"], rank=2, **CASES["a norm"])
+    other.load_state_dict(state | {key: state[key].float()})
+    assert other.state_dict()[key] == 3
+    for wrong in (torch.tensor(2.5), torch.tensor(float("nan"))):
+        with pytest.raises(ValueError, match=r"is torch\.float32, not torch\.int64"):
+            other.load_state_dict(state | {key: wrong})
 
 
 def test_adapters_have_statistics_of_their_own_and_a_merge_keeps_them():

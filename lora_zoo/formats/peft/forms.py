@@ -168,8 +168,9 @@ def pick(module: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """A float32 copy on the CPU, as files hold it."""
-    return tensor.detach().to("cpu", torch.float32).contiguous().clone()
+    """A copy on the CPU, as files hold it: float32, counts as they are."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype).contiguous().clone()
 
 
 def number(value: float) -> float:
