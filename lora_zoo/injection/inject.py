@@ -331,7 +331,7 @@ def inject(
 
 
 def _of_one_kind(given: Tensor, tensor: Tensor) -> bool:
-    """True where both count or both measure; older files that lora_zoo made for PEFT count in whole floats."""
+    """True where both count or both measure; older files made for PEFT count in whole floats."""
     if given.is_floating_point() and not tensor.is_floating_point():
         return bool((given == given.round()).all())
     return given.is_floating_point() == tensor.is_floating_point()
