@@ -23,6 +23,7 @@ from lora_zoo.compare.contenders import Contender, check_contenders, overrides_o
 from lora_zoo.compare.costs import Cost, cost_of
 from lora_zoo.compare.judging import Family, Ruling, Standing, best_rate, cell_runs, more_seeds, rulings
 from lora_zoo.compare.planning import FACTORS, WISHES, Design, beyond, fitting, least, needed, rates_of
+from lora_zoo.core.variants import VARIANTS
 from tests.recorded import recorded, written
 
 DESIGN = Design(rates=3, spare=1, tuning=1, seeds=6)
@@ -438,8 +439,11 @@ class Mixer(Additive):
 
 
 @pytest.mark.cli
-def test_a_tiny_comparison_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_comparison_from_file_to_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
+    request.addfinalizer(lambda: VARIANTS._members.pop("mixer", None))  # other tests list what is registered
     Path("mixer.py").write_text(MIXER)
     sizes = "task.sizes={train: 32, validation: 4, test: 4}"
     short = ("steps=2", "task.max_new_tokens=2", "forgetting_text=null")
