@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_key, join_names
-from lora_zoo.analysis.power import MOST, seeds_needed
+from lora_zoo.analysis.power import MOST, seeds_for
 from lora_zoo.analysis.rounds import Job, Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import decide_all, interval_at_stop
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
@@ -211,10 +211,8 @@ def _noise(difference: Difference, best: Cell, other: Cell) -> str:
     gap = abs(difference.estimate)
     text = f"{gap:.3g} over {difference.n} seed{'' if difference.n == 1 else 's'}"
     sd = float((best.values - other.values).std(ddof=1))
-    if not (np.isfinite(sd) and sd > 0 and gap > 0):
+    seeds = seeds_for(gap, sd, 1 - difference.level)
+    if np.isnan(seeds) or not gap:
         return text
-    try:
-        needed = f"about {seeds_needed(gap, sd, level=1 - difference.level)} seeds"
-    except ValueError:
-        needed = f"more than {MOST} seeds"
+    needed = f"more than {MOST} seeds" if np.isinf(seeds) else f"about {seeds} seeds"
     return f"{text}; to see so little takes {needed}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lora_zoo.analysis.comparison import Cell
-from lora_zoo.analysis.power import seeds_needed
+from lora_zoo.analysis.power import seeds_for
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.analysis.statistics import paired, paired_items
 from lora_zoo.runs import examples, load
@@ -53,16 +53,7 @@ def _compared(one: Cell, other: Cell, kept: pd.DataFrame | None) -> dict[str, fl
     sd = float((one.values - other.values).std(ddof=1))
     items = math.nan if kept is None else paired_items(one.scores(kept), other.scores(kept)).p
     found = {"n": over_seeds.n, "difference": over_seeds.estimate, "sd": sd, "p": over_seeds.p}
-    return {**found, "p_items": items, "seeds": _needed(over_seeds.estimate, sd)}
-
-
-def _needed(difference: float, sd: float) -> float:
-    if not (sd > 0 and math.isfinite(difference)):
-        return math.nan
-    try:
-        return seeds_needed(difference, sd)
-    except ValueError:
-        return math.inf
+    return {**found, "p_items": items, "seeds": seeds_for(over_seeds.estimate, sd)}
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -39,6 +39,16 @@ def seeds_needed(difference: float, sd: float, power: float = 0.8, level: float 
     return many
 
 
+def seeds_for(difference: float, sd: float, level: float = 0.05) -> float:
+    """`seeds_needed` of what was measured: inf above 10,000, nan where nothing varies or is known."""
+    if not (sd > 0 and np.isfinite(sd) and np.isfinite(difference)):
+        return float("nan")
+    try:
+        return seeds_needed(difference, sd, level=level)
+    except ValueError:
+        return float("inf")
+
+
 def detectable(n: int, sd: float, power: float = 0.8, level: float = 0.05) -> float:
     """The smallest true difference that `n` seeds show with the chance `power`; infinite for one seed."""
     _check(sd, level, power)

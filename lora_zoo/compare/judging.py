@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.power import detectable, seeds_needed
+from lora_zoo.analysis.power import detectable, seeds_for
 from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.sequential import Decision, decide
 from lora_zoo.analysis.statistics import Interval, interval
@@ -230,17 +230,12 @@ def _busy(*sides: CellRuns) -> str:
     return ""
 
 
-def more_seeds(ruling: Ruling) -> tuple[int | None, float]:
+def more_seeds(ruling: Ruling) -> tuple[float, float]:
     """The seeds that would show a difference as large as the one measured, and the least that is seen now.
 
-    Both with 80 % power at the ruling's level; None for more than 10,000, or where nothing varies.
+    Both with 80 % power at the ruling's level; inf for more than 10,000, nan where nothing varies.
     """
-    sd, n = ruling.spread, ruling.difference.n
+    sd, found = ruling.spread, ruling.difference
     if not sd > 0:
-        return None, math.nan
-    alpha = ruling.difference.level
-    try:
-        wanted = seeds_needed(abs(ruling.difference.estimate), sd, level=alpha)
-    except ValueError:
-        wanted = None
-    return wanted, detectable(n, sd, level=alpha)
+        return math.nan, math.nan
+    return seeds_for(found.estimate, sd, found.level), detectable(found.n, sd, level=found.level)

@@ -121,15 +121,8 @@ def _row(side: CellRuns) -> list[str]:
         _value(frame, "validation", "{:.4f}", "mean"),
         _value(frame, "step_seconds", "{:.3g}"),
         _value(frame, "memory.saved", "{:,.0f}"),
-        _value(_with_forgotten(frame), "forgotten", "{:+.3f}", "mean"),
+        _value(frame, "forgetting", "{:+.3f}", "mean"),
     ]
-
-
-def _with_forgotten(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the loss on held-out text after training, less the loss before it."""
-    if not {"retention_before", "retention_after"} <= {*frame}:
-        return frame
-    return frame.assign(forgotten=frame["retention_after"] - frame["retention_before"])
 
 
 def _value(frame: pd.DataFrame, column: str, form: str, how: str = "median") -> str:

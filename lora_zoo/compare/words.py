@@ -137,7 +137,7 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
             else ""
         )
     sees = f"{d.n} seeds see a difference of {least:.4f} with 80 % power"
-    if wanted is None:
+    if math.isinf(wanted):
         return f"{sees}; one as small as the measured takes more than {MOST:,} seeds."
     if wanted <= d.n:
         return f"{sees}."

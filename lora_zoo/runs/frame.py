@@ -61,20 +61,9 @@ SETTINGS = (
 OUTCOMES = (
     *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
     *("validation_nll", "test_nll", "zero_shot_validation_nll", "zero_shot_test_nll"),
-    "loss",
-    *("trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
-    *(
-        "step_seconds",
-        "train_seconds",
-        "total_seconds",
-        "cpu_share",
-        "peak_memory",
-        "retention_before",
-        "retention_after",
-        "forgetting",
-        "bits",
-        "bits_per_parameter",
-    ),
+    *("loss", "trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
+    *("step_seconds", "train_seconds", "total_seconds", "cpu_share", "peak_memory"),
+    *("retention_before", "retention_after", "forgetting", "bits", "bits_per_parameter"),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")
 LEFT_OUT = "lora_zoo: left out"
