@@ -26,14 +26,15 @@ class Kernel(ABC):
         """The layer's output (..., O) for x (..., I); the adapter's branch sees x through `mask`."""
 
 
-GLOBAL = ("forward", "forward_pre", "backward", "backward_pre")
-"""Kinds of hooks that torch can run for every module."""
+_KINDS = ("forward", "forward_pre", "backward", "backward_pre")
+GLOBAL = tuple(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _KINDS)
+"""The tables in which torch keeps hooks that it runs for every module: looked at in each call of a layer."""
 
 
 def hooked(module: nn.Module) -> bool:
     """True if a call of `module` runs hooks, its own or every module's."""
     return bool(
-        any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in GLOBAL)
+        any(GLOBAL)
         or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
