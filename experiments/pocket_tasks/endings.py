@@ -24,7 +24,7 @@ FORMS = {
     "{P} . is it true that {H} ?": "as pretraining asks",
 }
 ASKED, _, ENDED = list(FORMS)[:3]
-TRAINED = [(ASKED, "v"), (ENDED, "v"), (ASKED, "q")]
+TRAINED = [(ASKED, "v"), (ENDED, "v"), (ASKED, "o"), (ENDED, "o"), (ASKED, "q")]
 STEPS, BATCH, WARMUP, LR = 150, 16, 15, 5e-3
 TOKENS = AutoTokenizer.from_pretrained(HUB)
 LABELS = TOKENS.convert_tokens_to_ids(list(nli.LABELS))
