@@ -7,11 +7,11 @@ from lora_zoo.core.generators import register
 from lora_zoo.pocket import drawing, grammar, statements
 
 STYLES = {
-    "press": {"time", "verb"},
     "musical": {"place", "color"},
     "legal": {"name", "time", "color"},
-    "research": {"verb", "place", "time"},
     "support": {"name", "place"},
+    "press": {"time", "verb"},
+    "research": {"verb", "place", "time"},
     "sales": {"verb", "color", "name"},
     "western": {"color", "time", "verb"},
     "design": {"name", "verb", "place", "color"},
