@@ -47,14 +47,14 @@ def _noun(event: statements.Event, color_last: bool) -> str:
 
 @register("pocket-style")
 def examples(
-    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 2
+    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4, 5, 6, 7] = 2
 ) -> list[dict[str, str]]:
-    """`size` different examples with `prompt` and `target`, in 2 · `difficulty` styles.
+    """`size` different examples with `prompt` and `target`, in 1 + `difficulty` styles.
 
     Every event is about people of its split, so no validation or test prompt occurs in another split.
     """
     rng = drawing.randomness("pocket-style", split, seed)
-    return drawing.targets(drawing.distinct(lambda: _draw(rng, split, 2 * difficulty), size))
+    return drawing.targets(drawing.distinct(lambda: _draw(rng, split, 1 + difficulty), size))
 
 
 def _draw(rng: random.Random, split: str, styles: int) -> tuple[str, str]:
