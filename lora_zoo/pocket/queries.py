@@ -1,6 +1,7 @@
 """Queries over one table, as SQL and as several questions with the same meaning."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_zoo.pocket.tables import Column
@@ -62,9 +63,11 @@ def condition(rng: random.Random, column: Column, split: str) -> Condition:
     return Condition(column, sign, column.kind(rng, split))
 
 
-def query(rng: random.Random, domain: str, columns: list[Column], split: str) -> Query:
-    """A query with one or two conditions; four in ten ask for an aggregate."""
-    target, *others = rng.sample(columns, 1 + rng.choice((1, 2)))
+def query(
+    rng: random.Random, domain: str, columns: list[Column], split: str, conditions: Sequence[int] = (1, 2)
+) -> Query:
+    """A query with as many conditions as one of `conditions`; four in ten ask for an aggregate."""
+    target, *others = rng.sample(columns, 1 + rng.choice(conditions))
     fitting = [name for name in AGGREGATES if name and (target.over or name not in ORDERED_ONLY)]
     aggregate = rng.choice(fitting) if rng.random() < 0.4 else ""
     return Query(domain, aggregate, target, tuple(condition(rng, column, split) for column in others))

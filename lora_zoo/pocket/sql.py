@@ -1,7 +1,7 @@
 """pocket-sql: translate a question about a table into SQL; scored by exact match of the greedy answer.
 
-pocket-sql-hard asks the same of tables whose header calls some columns by the other of their two names,
-while the question may use either.
+pocket-sql-hard asks the same, with more conditions, of tables whose header calls a column by either of its
+two names, while the question may use the other one.
 """
 
 import random
@@ -32,9 +32,9 @@ def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:
 def hard_examples(
     split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 2
 ) -> list[dict[str, str]]:
-    """The same under headers that call `difficulty` of their columns by the other of its two names."""
+    """The same with one to `difficulty` conditions under headers that use either name of a column."""
     rng = drawing.randomness("pocket-sql-hard", split, seed)
-    return _distinct(rng, split, size, partial(_draw_hard, others=difficulty))
+    return _distinct(rng, split, size, partial(_draw_hard, most=difficulty))
 
 
 def _distinct(rng: random.Random, split: str, size: int, draw: Draw) -> list[dict[str, str]]:
@@ -54,16 +54,16 @@ def _draw(rng: random.Random, split: str) -> tuple[str, str, bool]:
     return _asked(rng, domain, columns, queries.query(rng, domain, columns, split))
 
 
-def _draw_hard(rng: random.Random, split: str, others: int) -> tuple[str, str, bool]:
-    domain, columns = tables.table(rng)
-    for place in rng.sample(range(len(columns)), others):
-        columns[place] = _renamed(columns[place])
-    return _asked(rng, domain, columns, queries.query(rng, domain, columns, split))
+def _draw_hard(rng: random.Random, split: str, most: int) -> tuple[str, str, bool]:
+    domain = rng.choice(list(tables.DOMAINS))
+    columns = [_renamed(rng, column) for column in rng.sample(tables.DOMAINS[domain], 5)]
+    return _asked(rng, domain, columns, queries.query(rng, domain, columns, split, range(1, most + 1)))
 
 
-def _renamed(column: Column) -> Column:
-    """The column under the other of its names; the question may use both."""
-    return replace(column, name=column.synonym, synonym=column.name)
+def _renamed(rng: random.Random, column: Column) -> Column:
+    """The column under either of its names; the question may use both."""
+    turned = replace(column, name=column.synonym, synonym=column.name)
+    return rng.choice((column, turned))
 
 
 def _asked(
