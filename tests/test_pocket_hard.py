@@ -17,7 +17,7 @@ from lora_zoo.pocket import HUB, drawing, grammar, tables
 
 Examples = list[dict[str, str]]
 SIZES = {"train": 300, "validation": 60, "test": 90}
-LEVELS = {"pocket-lists": 3, "pocket-nli-hard": 4, "pocket-sql-hard": 4, "pocket-style": 4}
+LEVELS = {"pocket-lists": 3, "pocket-nli-hard": 4, "pocket-sql-hard": 4, "pocket-style": 7}
 CASES = [(name, level) for name, most in LEVELS.items() for level in range(1, most + 1)]
 every_case = pytest.mark.parametrize(("name", "level"), CASES)
 every_task = pytest.mark.parametrize("name", LEVELS)
@@ -211,7 +211,7 @@ HASHES = {
     "pocket-lists": "647bd87bd46cfcda",
     "pocket-nli-hard": "47365ff970407515",
     "pocket-sql-hard": "309ce4d3382808c0",
-    "pocket-style": "8bff82ed98dff231",
+    "pocket-style": "874086874b8e69a6",
 }
 
 

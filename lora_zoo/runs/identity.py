@@ -1,6 +1,7 @@
 """A run's identity: the hash of everything that can change its result."""
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import complete_program
 from lora_zoo.formats.folders import adapter_digest, adapter_in
@@ -59,11 +61,11 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     """The identity that a configuration has with today's source and data files, and what it is made of.
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
-    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file, each
-    metric of the user's own, each prior adapter and a local base model. What is masked is no part of it, nor
+    has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file or of
+    generated examples, each metric of the user's own, each prior adapter and a local base model. What is masked is no part of it, nor
     what the environment holds.
     """
-    data = _data(config) | _metrics(config) | _priors(config) | _base(config)
+    data = _data(config) | _generated(config["task"]) | _metrics(config) | _priors(config) | _base(config)
     identity, parts = _identified(config, variant, with_imports, data)
     return identity, {**parts, "covers": COVERS}
 
@@ -121,6 +123,23 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
     task = Task(data_dir=config["task"].get("data_dir"))
     files = {split: file_of(task, name) for split, name in config["task"].get("data_files", {}).items()}
     return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in files.items() if path.is_file()}
+
+
+def _generated(task: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of a few examples of a data set that is made by a function here."""
+    if task.get("dataset") not in GENERATORS:
+        return {}
+    try:
+        return {"generated examples": _sample(task["dataset"], json.dumps(dict(task.get("options") or {})))}
+    except ValueError:  # options that there are no more
+        return {}
+
+
+@functools.cache
+def _sample(name: str, options: str) -> str:
+    make, given = GENERATORS.find(name), complete_options(name, json.loads(options))
+    drawn = {split: make(split, 16, 0, **given) for split in ("train", "test")}
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
 def _metrics(config: Mapping[str, Any]) -> dict[str, str]:

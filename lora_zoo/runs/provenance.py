@@ -41,7 +41,7 @@ def stale(record: Mapping[str, Any]) -> str:
     if now["source"] != before["source"]:
         return f"the source of {variant.name} has changed since"
     changed = [s for s, digest in now["data"].items() if digest != before["data"].get(s, digest)]
-    return f"the data file of {', '.join(changed)} has changed since" if changed else ""
+    return f"the data have changed since: {', '.join(changed)}" if changed else ""
 
 
 def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:

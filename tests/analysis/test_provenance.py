@@ -98,7 +98,7 @@ def test_changed_data_are_stale_and_absent_data_accuse_nobody(tmp_path: Path) ->
     older = as_older(record)
     assert stale(record) == stale(older) == ""
     (tmp_path / "test.csv").write_text("prompt,target\na,c\n")
-    assert stale(record) == "the data file of test has changed since"
+    assert stale(record) == "the data have changed since: test"
     assert stale(older)
     (tmp_path / "test.csv").unlink()
     assert stale(record) == stale(older) == ""

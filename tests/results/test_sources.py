@@ -11,8 +11,11 @@ import pytest
 import lora_zoo
 from lora_zoo.config import command_line, compose, schema
 from lora_zoo.config.spec import variant_of
-from lora_zoo.runs import sources
+from lora_zoo.core.generators import GENERATORS
+from lora_zoo.pocket import lists
+from lora_zoo.runs import identity, sources
 from lora_zoo.runs.identity import identified, identified_as, specify
+from lora_zoo.runs.provenance import stale
 from lora_zoo.runs.sources import digest
 
 schema.register()
@@ -86,3 +89,20 @@ def test_a_record_without_the_word_is_held_to_the_files_alone() -> None:
     old, new = identified_as({"config": config, "made_of": {}}, variant), identified(config, variant)
     assert old[0] != new[0] and old[1]["settings"] == new[1]["settings"] and "covers" not in old[1]
     assert identified_as({"config": config, "made_of": json.loads(json.dumps(new[1]))}, variant) == new
+
+
+def test_other_generated_examples_make_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(*LORA, "task=pocket-lists")
+    variant = variant_of(schema.Settings(variant=config["variant"]))
+    first, parts = identified(config, variant)
+    record = {"config": config, "made_of": parts, "identity": first}
+    assert stale(record) == "" and identified(config_of(*LORA, "task=pocket-style"), variant)[0] != first
+
+    def without_edits(split: str, size: int, seed: int, *, difficulty: int = 1) -> list[dict[str, str]]:
+        return [e | {"target": "same ;"} for e in lists.examples(split, size, seed, difficulty=1)]
+
+    monkeypatch.setitem(GENERATORS._members, "pocket-lists", without_edits)
+    identity._sample.cache_clear()
+    assert identified(config, variant)[0] != first
+    assert stale(record) == "the data have changed since: generated examples"
+    identity._sample.cache_clear()
