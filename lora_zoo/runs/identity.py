@@ -62,8 +62,8 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
     has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file or of
-    generated examples, each metric of the user's own, each prior adapter and a local base model. What is masked is no part of it, nor
-    what the environment holds.
+    generated examples, each metric of the user's own, each prior adapter and a local base model. What is
+    masked is no part of it, nor what the environment holds.
     """
     data = _data(config) | _generated(config["task"]) | _metrics(config) | _priors(config) | _base(config)
     identity, parts = _identified(config, variant, with_imports, data)
