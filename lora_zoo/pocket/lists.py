@@ -32,7 +32,7 @@ def edited(words: Words, edits: Iterable[str]) -> Words:
 
 
 @register("pocket-lists")
-def examples(split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3] = 2) -> list[dict[str, str]]:
+def examples(split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3] = 1) -> list[dict[str, str]]:
     """`size` different examples with `prompt` and `target`; a list gets `difficulty` edits."""
     rng = drawing.randomness("pocket-lists", split, seed)
 

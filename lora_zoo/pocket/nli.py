@@ -27,7 +27,7 @@ def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:
 
 @register("pocket-nli-hard")
 def hard_examples(
-    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 2
+    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 1
 ) -> list[dict[str, str]]:
     """The same with `difficulty` sentences about other people, in any order, in the premise."""
     rng = drawing.randomness("pocket-nli-hard", split, seed)

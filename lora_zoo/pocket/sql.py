@@ -30,7 +30,7 @@ def examples(split: str, size: int, seed: int) -> list[dict[str, str]]:
 
 @register("pocket-sql-hard")
 def hard_examples(
-    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 2
+    split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3, 4] = 1
 ) -> list[dict[str, str]]:
     """The same with one to `difficulty` conditions under headers that use either name of a column."""
     rng = drawing.randomness("pocket-sql-hard", split, seed)
