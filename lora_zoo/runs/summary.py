@@ -133,7 +133,10 @@ def print_line(record: Record, console: Console) -> None:
     result = record.content
     split = next(reversed(result["metrics"]))
     reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
-    console.print(f"done: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
+    config, word = result["config"], "done"
+    if config["trial"]:
+        word, reached = "trial", f"lr {config['lr']:g}, {config['steps']} steps: {reached}"
+    console.print(f"{word}: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
     if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
