@@ -85,9 +85,7 @@ def load(*sources: str | Path, trials: bool = False) -> pd.DataFrame:
     return frame_of(read.runs, read.left_out, trials=trials)
 
 
-def frame_of(
-    runs: Sequence[Found], left_out: Sequence[str] = (), *, trials: bool = False
-) -> pd.DataFrame:
+def frame_of(runs: Sequence[Found], left_out: Sequence[str] = (), *, trials: bool = False) -> pd.DataFrame:
     """The frame of records that were read already; one that gives no row is left out, too."""
     made, unfit = [], []
     for run in (run for run in runs if bool(run.record["config"].get("trial")) == trials):
