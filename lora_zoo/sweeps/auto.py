@@ -68,7 +68,7 @@ def sweep(
 ) -> None:
     """Run the cells: at the rates that are found for them, over the seeds that are needed."""
     seeds, rates = plans["seeds"], plans["rates"]
-    found, spent, apart = list(cells), 0.0, ()
+    found, spent, apart = list(cells), 0.0, tuple[str, ...]()
     if rates:
         trials = RateSweep(folder, cells, RatePlan(**rates))
         rated = trials.run(launch, specify)

@@ -121,7 +121,7 @@ class _Cell:
     def identity(self, trial: Trial) -> str | None:
         if trial not in self.identities:
             spec = self.specify(self.job(trial))
-            self.identities[trial] = spec and spec.identity
+            self.identities[trial] = spec.identity if spec else None
         return self.identities[trial]
 
 

@@ -132,7 +132,7 @@ class SeedSweep:
                 job = (cell, seed)
                 if job not in self.identities:
                     spec = self.specify(with_keys(self.cells[cell], {"seed": seed}))
-                    self.identities[job] = spec and spec.identity
+                    self.identities[job] = spec.identity if spec else None
                 run = self.identities[job]
                 if run is None or run not in runs:
                     break
