@@ -115,6 +115,26 @@ def test_tuned_axes_are_chosen_on_the_first_seeds_and_only_then_are_seeds_added(
     assert [cell.chosen["task.lr"] for cell in found.cells] == [0.02, 0.02]
 
 
+def test_rates_are_chosen_by_the_likelihood_where_it_is_compared(tmp_path):
+    """The rate of the worse scores has the better likelihood."""
+
+    class Likely(MadeUp):
+        def launch(self, jobs) -> None:
+            super().launch(jobs)
+            for path in self.folder.glob("*/result.json"):
+                record = json.loads(path.read_text())
+                nll = {"nll": record["config"]["task"]["lr"] + record["seed"] / 1000}
+                likelihood = {"validation": nll, "test": nll}
+                path.write_text(json.dumps(record | {"likelihood": likelihood}))
+
+    rates = [[f"variant={n}", f"task.lr={lr}", "seed=0"] for n in ("lora", "pissa") for lr in (0.01, 0.02)]
+    made = Likely(tmp_path / "sweep")
+    plan = Plan(most=3, tune=("task.lr",), value="test_nll")
+    sweep = SeedSweep(made.folder, rates, plan)
+    sweep.run(made.launch, specify)
+    assert [cell[1] for cell in sweep.cells] == ["task.lr=0.01"] * 2
+
+
 def test_the_plan_is_taken_from_the_command_line():
     words = ["-m", "+variant=lora,dora", "seed=auto", "seeds.most=7", "seeds.hours=0.5", "seeds.margin=0.01"]
     left, plan = auto.taken([*words, "seeds.against=variant=lora"])
