@@ -218,7 +218,8 @@ class Rounds:
         elif open_:
             stopped = self._why_open(tried, halted)
         elif decision is None or reference is None:
-            stopped = f"decided against each of {len(mine)}" if mine else "not compared"
+            others = "the other" if len(mine) == 1 else f"each of {len(mine)} others"
+            stopped = f"decided against {others}" if mine else "not compared"
         else:
             words = "the same as" if decision.verdict == "same" else f"{decision.verdict} than"
             stopped = f"decided after {decision.after} seeds: {words} {format_key(self.keys[reference])}"

@@ -17,7 +17,7 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.protocol import cells
+from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
@@ -79,6 +79,7 @@ def main_table(frame: pd.DataFrame) -> Table:
         notes=(
             *_legend(layout),
             *_stops(found),
+            *_rates(counted),
             *dict.fromkeys([*found.warnings, *doubts(frame)]),
             *origin(counted),
         ),
@@ -107,7 +108,7 @@ def _list(layout: Layout) -> tuple[list[str], list[Row]]:
     if not layout.about:
         sign = {"lower": 1, "higher": -1, "": 0}[layout.found.better]
         keys.sort(key=lambda words: (layout.task(words), sign * layout.measured[words].mean))
-    costs = {**_chosen(layout), **_scales(layout), **_costs(layout)}
+    costs = {**_chosen(layout), **_found(layout), **_scales(layout), **_costs(layout)}
     paper = [_paper(filter(None, map(layout.quote, keys)))] if layout.quoted else []
     rows = []
     for words in keys:
@@ -132,6 +133,15 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
             own = found.setdefault(f"{_label(axis)} (n tried)", {})
             own[words] = f"{format_value(value)} ({cell.tries})"
     return found
+
+
+def _found(layout: Layout) -> dict[str, dict[Words, str]]:
+    """Title: {cell: the rate that lr=auto has found}, where it has."""
+    if not rates_of(layout.runs):
+        return {}
+    runs = layout.runs.set_index("run")
+    found = {words: runs.loc[cell.runs, "lr"].median() for words, cell in layout.measured.items()}
+    return {"lr (found)": {words: format_value(rate) for words, rate in found.items()}}
 
 
 def _scales(layout: Layout) -> dict[str, dict[Words, str]]:
@@ -192,6 +202,12 @@ def _stops(found: Cells) -> Iterator[str]:
     parts = found.within("task").values() if "task" in found.by else [found]
     if stops := [stop for part in parts for stop in part.stops()]:
         yield f"seeds: {'; '.join(stops)}"
+
+
+def _rates(counted: pd.DataFrame) -> Iterator[str]:
+    """The rates that lr=auto found, and what was spent on them."""
+    if rates := rates_of(counted):
+        yield from (f"{rates.key}: {found}" for found in rates.found)
 
 
 def _records(layout: Layout) -> Iterator[dict[str, Any]]:
