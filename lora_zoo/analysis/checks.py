@@ -178,14 +178,16 @@ def _code(frame: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _seeds(frame: pd.DataFrame) -> Iterator[Finding]:
-    """Configurations that lack seeds which others of the same task have."""
+    """Configurations that lack seeds which others of the same task have; with seed=auto, seeds in between."""
     axes = varying(frame)
     seed = replicates(frame)
     places = [c for c in ("task", "experiment") if c in frame]
     for _, runs in frame.groupby(texts(frame, places), sort=False):
         wanted = set(seed[runs.index])
         for _, group in runs.groupby(texts(runs, settings(runs)), sort=False):
-            missing = sorted(wanted - set(seed[group.index]), key=str)
+            own = set(seed[group.index])
+            ended = "config.seeds.most" in group and group["config.seeds.most"].notna().all()
+            missing = sorted((s for s in wanted - own if not (ended and s > max(own))), key=str)
             if missing:
                 key = {axis: plain(group[axis].iloc[0]) for axis in dict.fromkeys(("task", *axes))}
                 who = format_key(key)

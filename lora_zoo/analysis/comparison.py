@@ -128,7 +128,9 @@ class Cells:
         """The words for what stopped each cell of a sweep with seed=auto; else []."""
         if self.plan is None or not self.better:
             return []
-        rounds = Rounds([cell.key for cell in self.cells], self.plan)
+        differing = [axis for axis in self.by if len({cell.key[axis] for cell in self.cells}) > 1]
+        keys = [{axis: cell.key[axis] for axis in differing} for cell in self.cells]
+        rounds, names = Rounds(keys, self.plan), [*map(format_key, keys)]
         values: dict[Job, float] = {}
         for i, cell in enumerate(self.cells):
             own = {int(seed): float(value) for seed, value in cell.values.items()}
@@ -138,7 +140,7 @@ class Cells:
             ends = rounds.ends(Seen(values, {}, self.better), self.plan.halted)
         except ValueError:  # of these cells no two compare
             return []
-        return [f"{self.cells[end.cell]}: {end.words(self.cells)}" for end in ends]
+        return [f"{names[end.cell]}: {end.words(names)}" for end in ends]
 
     def tied(self, level: float = 0.05) -> list[Cell]:
         """The best cell and those that cannot be told from it, one seed's cells among them."""

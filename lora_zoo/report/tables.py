@@ -199,9 +199,10 @@ def _legend(layout: Layout) -> Iterator[str]:
 
 def _stops(found: Cells) -> Iterator[str]:
     """The rule that stopped each cell of a sweep with seed=auto."""
-    parts = found.within("task").values() if "task" in found.by else [found]
-    if stops := [stop for part in parts for stop in part.stops()]:
-        yield f"seeds: {'; '.join(stops)}"
+    parts = found.within("task") if "task" in found.by else {"": found}
+    for task, part in parts.items():
+        about = f"seeds of {task}" if len(parts) > 1 else "seeds"
+        yield from (f"{about}: {stop}" for stop in part.stops())
 
 
 def _rates(counted: pd.DataFrame) -> Iterator[str]:
