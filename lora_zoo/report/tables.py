@@ -8,7 +8,7 @@ marks all that are not significantly different from the best; the paper's own nu
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -153,6 +153,17 @@ def _scales(layout: Layout) -> dict[str, dict[Words, str]]:
     return {"scale": {words: _join(map(_short, s)) for words, s in known.items() if len(s)}}
 
 
+def _shared(values: Mapping[Words, str], by: Sequence[str]) -> str:
+    """What holds in every cell, or by the values of one axis, or else of each cell."""
+    if len(same := set(values.values())) == 1:
+        return f"{same.pop()} in every cell"
+    for place, axis in enumerate(by):
+        of_axis = {(words[place], value): None for words, value in values.items()}
+        if len(of_axis) == len({key for key, _ in of_axis}):
+            return "; ".join(f"{value} at {_label(axis)} {key}" for key, value in of_axis)
+    return "; ".join(f"{' '.join(words)}: {value}" for words, value in values.items())
+
+
 def _short(scale: Any) -> str:
     return scale if isinstance(scale, str) else f"{scale:.4g}"
 
@@ -184,9 +195,7 @@ def _legend(layout: Layout) -> Iterator[str]:
         for task, value in layout.runs.groupby("task")[majority].median().dropna().items():
             yield f"{task}: the commonest class alone reaches {layout.form.number(value)}"
     if layout.columns and (scales := _scales(layout).get("scale")):
-        each = "; ".join(f"{' '.join(words)}: {scale}" for words, scale in scales.items())
-        same = set(scales.values())
-        yield f"scale s of the updates: {same.pop() + ' in every cell' if len(same) == 1 else each}"
+        yield f"scale s of the updates: {_shared(scales, layout.by)}"
     if layout.form.scale != 1:
         yield "ours in percent, as the paper's"
     if layout.quoted:
