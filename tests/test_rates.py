@@ -19,6 +19,7 @@ from lora_zoo.sweeps.plans import kept
 from lora_zoo.sweeps.rates import RatePlan, RateSweep, score
 from tests.processes import run as typed
 from tests.recorded import recorded, settings
+from tests.test_mistakes import ended
 
 BEST = {"lora": 0.04, "full": 0.001}
 CELLS = [[f"variant={name}", f"seed={seed}"] for name in BEST for seed in (0, 1)]
@@ -99,7 +100,7 @@ def test_tables_count_no_trials_and_say_what_was_found_and_spent(swept, tmp_path
     frame = load(archive(load(swept), tmp_path / "results.jsonl.gz") if packed else swept)
     assert len(frame) == 4 and axes(frame) == ["variant"]
     (table,) = tables(frame)
-    assert "lr found for each cell by successive halving on validation, by lr=auto" in table.rule
+    assert "lr found for each cell by successive halving on validation; " in table.rule
     assert "lr (found)" in table.columns and "| lora | " in table.markdown() and "0.04" in table.markdown()
     (note,) = [note for note in table.notes if note.startswith("lr: ")]
     assert note.startswith("lr: 80 steps of trials for each cell: variant=lora: 0.04 of 5 rates from 0.005 ")
@@ -140,6 +141,13 @@ class MadeUpOnce:
 def test_a_trial_is_a_run_of_its_own_and_other_identities_stay_as_they_are():
     assert one(["variant=lora"]).identity == one(["variant=lora", "trial=false"]).identity
     assert one(["variant=lora"]).identity != one(["variant=lora", "trial=true"]).identity
+
+
+def test_a_trial_that_diverges_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for trial, code in (("false", 1), ("true", 0)):
+        end = ended(f"+variant=lora lr=1e30 steps=3 trial={trial} eval_before_training=false")
+        assert end.code == code and "diverged" in end.text, end.text
 
 
 def overrides(*words: str) -> tuple[list[str], auto.Plans, list[Settings]]:

@@ -96,7 +96,9 @@ class End(NamedTuple):
             return f"{self.seeds} seeds, {self.stopped}"
         d = self.decision
         known = f" ({d.low:.3g} to {d.high:.3g})" if math.isfinite(d.low) else ""
-        return f"{self.seeds} seeds, {self.stopped}; {d.estimate:+.3g}{known} from {names[self.reference]}"
+        return (
+            f"{self.seeds} seeds, {self.stopped}; {d.estimate + 0.0:+.3g}{known} from {names[self.reference]}"
+        )
 
 
 def families(keys: Sequence[Key], against: str = BEST) -> list[list[Job]]:
