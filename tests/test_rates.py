@@ -150,6 +150,14 @@ def test_a_trial_that_diverges_is_no_failure(tmp_path, monkeypatch):
         assert end.code == code and "diverged" in end.text, end.text
 
 
+def test_a_model_that_answers_with_nan_has_diverged(tmp_path, monkeypatch):
+    """Its last step broke it: no loss has told."""
+    monkeypatch.chdir(tmp_path)
+    small = "task.sizes.train=8 task.sizes.validation=2 task.sizes.test=2 batch_size=4 task.max_new_tokens=4"
+    end = ended(f"lr=1e30 init=olora steps=2 eval_before_training=false {small}")
+    assert end.code == 1 and "diverged: after 2 steps, validation: the model answers with NaN" in end.text
+
+
 def overrides(*words: str) -> tuple[list[str], auto.Plans, list[Settings]]:
     left, plans = auto.taken(command_line.rewritten(["-m", *words]))
     return command_line.overrides(left), plans, [settings(*(w for w in left if w[0] != "-" and "," not in w))]
