@@ -87,6 +87,7 @@ MISTAKES: dict[str, Cases] = {
         "-m +variant=lora,dora lr=auto rates.budget=20": "too small for 8 rates; give 24",
         "-m +variant=lora,dora lr=auto rates.budget=many": "could not be converted to Integer",
         "-m +variant=lora,dora lr=auto steps=100,200": "the runs are of [100, 200] steps: give rates.budget",
+        "-m +variant=lora,dora lr=auto trainer.warmup_steps=9": "give a share below 1",
         "-m +variant=lora,dora lr=auto epochs=2": "given in epochs: give rates.budget=STEPS",
         "-m +variant=lora,dora lr=auto hydra/sweeper=optuna": "lr=auto has a sweeper of its own",
     },

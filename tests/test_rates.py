@@ -19,6 +19,7 @@ from lora_zoo.sweeps.plans import kept
 from lora_zoo.sweeps.rates import RatePlan, RateSweep, score
 from tests.processes import run as typed
 from tests.recorded import recorded, settings
+from tests.test_mistakes import ended
 
 BEST = {"lora": 0.04, "full": 0.001}
 CELLS = [[f"variant={name}", f"seed={seed}"] for name in BEST for seed in (0, 1)]
@@ -99,7 +100,7 @@ def test_tables_count_no_trials_and_say_what_was_found_and_spent(swept, tmp_path
     frame = load(archive(load(swept), tmp_path / "results.jsonl.gz") if packed else swept)
     assert len(frame) == 4 and axes(frame) == ["variant"]
     (table,) = tables(frame)
-    assert "lr found for each cell by successive halving on validation, by lr=auto" in table.rule
+    assert "lr found for each cell by successive halving on validation; " in table.rule
     assert "lr (found)" in table.columns and "| lora | " in table.markdown() and "0.04" in table.markdown()
     (note,) = [note for note in table.notes if note.startswith("lr: ")]
     assert note.startswith("lr: 80 steps of trials for each cell: variant=lora: 0.04 of 5 rates from 0.005 ")
@@ -142,6 +143,21 @@ def test_a_trial_is_a_run_of_its_own_and_other_identities_stay_as_they_are():
     assert one(["variant=lora"]).identity != one(["variant=lora", "trial=true"]).identity
 
 
+def test_a_trial_that_diverges_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for trial, code in (("false", 1), ("true", 0)):
+        end = ended(f"+variant=lora lr=1e30 steps=3 trial={trial} eval_before_training=false")
+        assert end.code == code and "diverged" in end.text, end.text
+
+
+def test_a_model_that_answers_with_nan_has_diverged(tmp_path, monkeypatch):
+    """Its last step broke it: no loss has told."""
+    monkeypatch.chdir(tmp_path)
+    small = "task.sizes.train=8 task.sizes.validation=2 task.sizes.test=2 batch_size=4 task.max_new_tokens=4"
+    end = ended(f"lr=1e30 init=olora steps=2 eval_before_training=false {small}")
+    assert end.code == 1 and "diverged: after 2 steps, validation: the model answers with NaN" in end.text
+
+
 def overrides(*words: str) -> tuple[list[str], auto.Plans, list[Settings]]:
     left, plans = auto.taken(command_line.rewritten(["-m", *words]))
     return command_line.overrides(left), plans, [settings(*(w for w in left if w[0] != "-" and "," not in w))]
@@ -171,16 +187,15 @@ def test_an_experiment_s_grid_may_hold_auto_and_its_plans(tmp_path):
 @pytest.mark.cli
 def test_as_typed(tmp_path):
     words = (
-        *("-m", "+variant=lora", "lr=auto", "seed=0,1", "rates.count=4", "rates.budget=8", "steps=2"),
+        *("-m", "+variant=lora", "lr=auto", "rates.count=4", "rates.budget=8", "steps=2"),
         *("threads=1", "batch_size=8", "task.sizes={train: 64, validation: 4, test: 6}", "tracking=none"),
         *("task.max_new_tokens=4", "eval_before_training=false"),
     )
     ended = typed(*words, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "2 runs, and 6 trials of learning rates" in ended.stdout
+    assert "1 runs, and 6 trials of learning rates" in ended.stdout
     assert "lr=auto: successive halving on validation, 8 steps of trials for each cell" in ended.stdout
     assert "steps in 6 runs" in ended.stdout
     (folder,) = (tmp_path / "runs").iterdir()
-    assert len(load(folder)) == 2 and load(folder)["lr"].nunique() == 1
-    again = typed(*words, at=tmp_path)
-    assert again.returncode == 0 and "trial:" not in again.stdout
+    (run,) = load(folder).to_dict("records")
+    assert f"all runs: {run['lr']:g} of" in ended.stdout and (run["seed"], run["steps"]) == (0, 2)

@@ -95,11 +95,8 @@ class End(NamedTuple):
         if self.decision is None or self.reference is None:
             return f"{self.seeds} seeds, {self.stopped}"
         d = self.decision
-        found = (
-            f"{d.estimate:+.3g} ({d.low:.3g} to {d.high:.3g})"
-            if math.isfinite(d.low)
-            else f"{d.estimate:+.3g}"
-        )
+        known = f" ({d.low:.3g} to {d.high:.3g})" if math.isfinite(d.low) else ""
+        found = f"{d.estimate + 0.0:+.3g}{known}"
         told = f"; {found} from {names[self.reference]}" if d.is_open else f", {found}"
         many = "" if f"after {self.seeds} seeds" in self.stopped else f"{self.seeds} seeds, "
         return f"{many}{self.stopped}{told}"

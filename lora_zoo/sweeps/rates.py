@@ -18,7 +18,7 @@ from typing import final
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_key
-from lora_zoo.analysis.halving import FoundRate, Score, Trial, grid, halve, rungs
+from lora_zoo.analysis.halving import FoundRate, Score, Trial, Unended, grid, halve, rungs
 from lora_zoo.analysis.protocol import better, chosen_by
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.runs import load
@@ -67,6 +67,7 @@ class RateSweep:
         ValueError where the folder holds another plan, or trials have no score to choose by.
         """
         check_plan(self.folder, RATES, "rates", asdict(self.plan))
+        keep(self.folder, RATES, asdict(self.plan))
         began, spent = time.monotonic(), float(kept(self.folder, RATES).get("seconds", 0.0))
         names = map(format_key, keys_of([list(group) for group in self.groups]))
         known = {group: specify(self.cells[own[0]]) for group, own in self.groups.items()}
@@ -83,12 +84,12 @@ class RateSweep:
                 launch=trials.launch,
                 read=trials.read,
             )
-        except RuntimeError as open_:
+        except Unended as open_:
             say(f"lr=auto: {open_}; the same command goes on")
             return None
         finally:
             self.seconds = spent + time.monotonic() - began
-            keep(self.folder, RATES, asdict(self.plan) | {"seconds": self.seconds})
+            keep(self.folder, RATES, {"seconds": self.seconds})
         rates = {cell.group: one for cell, one in zip(able, found, strict=True)}
         told = {name: rates[g] for name, g in zip(names, self.groups, strict=True) if g in rates}
         keep(self.folder, RATES, {"found": "; ".join(f"{name}: {one}" for name, one in told.items())})

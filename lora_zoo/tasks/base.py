@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.config.schema import Task
 from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, least
+from lora_zoo.tasks.judgeable import NotFinite
 from lora_zoo.tasks.labels import Classes
 from lora_zoo.tasks.likelihood import of_class
 
@@ -177,7 +178,7 @@ class LabelledTask(TaskType, ABC):
 def check_finite(logits: Tensor) -> Tensor:
     """The logits. ValueError where they hold NaN or inf, of which an argmax would make an answer."""
     if not bool(logits.isfinite().all()):
-        raise ValueError("the model answers with NaN or inf; there is nothing to judge")
+        raise NotFinite("the model answers with NaN or inf; there is nothing to judge")
     return logits
 
 

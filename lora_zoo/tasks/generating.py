@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from lora_zoo.tasks.judgeable import NotFinite
+
 
 class EndsWith(StoppingCriteria):
     """Stops a row once what it has written from position `start` on ends with these tokens."""
@@ -34,7 +36,7 @@ class AllNumbers(LogitsProcessor):
     def check(self) -> None:
         """ValueError where there was one."""
         if bool(self.broken):
-            raise ValueError("the model answers with NaN; there is nothing to judge")
+            raise NotFinite("the model answers with NaN; there is nothing to judge")
 
 
 def before_end(ids: list[int], end: Sequence[int]) -> list[int]:

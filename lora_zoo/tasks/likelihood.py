@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lora_zoo.tasks.cutting import IGNORED
+from lora_zoo.tasks.judgeable import NotFinite
 
 LOGITS = 1 << 28
 """The logits of one pass at most, so that a large vocabulary takes no more memory than training does."""
@@ -31,7 +32,7 @@ def of_targets(logits_NLV: Tensor, labels_NL: Tensor) -> list[dict[str, Any]]:
     counted_NL = labels_NL != IGNORED
     nll_T = cross_entropy(logits_NLV[counted_NL].float(), labels_NL[counted_NL], reduction="none").double()
     if not bool(nll_T.isfinite().all()):
-        raise ValueError("the model gives a reference the likelihood NaN or 0; there is nothing to judge")
+        raise NotFinite("the model gives a reference the likelihood NaN or 0; there is nothing to judge")
     tokens_N = counted_NL.sum(dim=1).tolist()
     return [{"nll": float(own.sum()), "tokens": len(own)} for own in nll_T.cpu().split(tokens_N)]
 

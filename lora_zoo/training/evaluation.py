@@ -14,6 +14,7 @@ from lora_zoo.runs.degenerate import answers
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks import likelihood
 from lora_zoo.tasks.base import TaskType
+from lora_zoo.tasks.judgeable import NotFinite
 from lora_zoo.tasks.reading import Reading
 from lora_zoo.training.resources import TaskData
 
@@ -76,6 +77,8 @@ class Evaluator:
         try:
             with in_mode(model, training=False):
                 outcomes = self.data.kind.outcomes(model, self.data.splits[split])
+        except NotFinite as broken:
+            raise NotFinite(f"{split}: {broken}") from broken
         except ValueError as broken:
             raise ValueError(f"{split}: {broken}") from broken
         predictions = [o["prediction"] for o in outcomes]

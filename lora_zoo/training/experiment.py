@@ -24,6 +24,7 @@ from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured, reads_on
+from lora_zoo.tasks.judgeable import NotFinite
 from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
@@ -90,15 +91,11 @@ class Experiment:
         with self._tracker() as tracker:
             self.record.update(tracking=tracker.where)
             try:
-                session.run(tracker, self.timer)
+                self._train(session, evaluator, tracker)
             except Diverged as divergence:
                 self.record.update(diverged=divergence.about)
                 tracker.finish(self.record.content | {"state": "diverged"}, None, [])
                 raise
-            if not self._evaluated("metrics", evaluator):
-                with self.timer.stage("evaluate"):
-                    judged = evaluator.evaluate(keep=True)
-                    self.record.update(**judged.under("metrics", "likelihood"))
             if evaluator.missing_views():
                 with self.timer.stage("views"):
                     evaluator.judge_views()
@@ -110,6 +107,20 @@ class Experiment:
             own = len(injection) or injection.shared is not None
             adapter = self.record.folder / "adapter" if own else None  # a whole model stays here
             tracker.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
+
+    def _train(
+        self, session: TrainingSession | StagedTraining, evaluator: Evaluator, tracker: Tracker
+    ) -> None:
+        """Train and judge. Raises Diverged, too, where the trained model has no answers but NaN and inf."""
+        try:
+            session.run(tracker, self.timer)
+            if not self._evaluated("metrics", evaluator):
+                with self.timer.stage("evaluate"):
+                    judged = evaluator.evaluate(keep=True)
+                    self.record.update(**judged.under("metrics", "likelihood"))
+        except NotFinite as broken:
+            steps = int(self.record.content.get("timings", {}).get("steps", 0))
+            raise Diverged(f"after {steps} steps, {broken}", step=steps, layers=[]) from broken
 
     def _prepare(self) -> tuple[Evaluator, TrainingSession | StagedTraining]:
         """Load, adapt and check all that the run needs."""
