@@ -96,8 +96,8 @@ def halve(
     those that diverged. What `read` knows is not launched. RuntimeError where trials come to no end.
     """
     rates = sorted(set(rates))
-    if len(rates) < 4:
-        raise ValueError(f"halving needs at least 4 learning rates; got {len(rates)}")
+    if len(rates) < 3:
+        raise ValueError(f"halving needs at least 3 learning rates; got {len(rates)}")
     factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
     found, current = [FoundRate() for _ in range(cells)], [list(rates) for _ in range(cells)]
     plan = rungs(len(rates), budget)
@@ -124,9 +124,14 @@ def halve(
 def _survivors(
     found: FoundRate, scores: Mapping[float, float], left: int, factor: float, better: str
 ) -> list[float]:
-    """The best rates of a rung; the worst of them gives way to one beyond the edge where that is the best."""
-    sign = 1 if better == "higher" else -1
-    ranked = sorted(sorted(scores), key=lambda rate: _merit(sign * scores[rate]), reverse=True)
+    """The best rates of a rung, of equal ones those next to the middle, of diverged ones the least.
+
+    The worst of them gives way to one beyond the edge where that is the best.
+    """
+    sign, tried = 1 if better == "higher" else -1, sorted({rate for rate, _ in found.scores})
+    far = {rate: abs(math.log(rate / tried[len(tried) // 2])) for rate in scores}
+    equal = sorted(scores, key=lambda rate: rate if math.isnan(scores[rate]) else far[rate])
+    ranked = sorted(equal, key=lambda rate: _merit(sign * scores[rate]), reverse=True)
     kept, edge = ranked[:left], _edge(found, ranked[0])
     if left > 1 and edge:
         beyond = ranked[0] / factor if edge == "least" else ranked[0] * factor

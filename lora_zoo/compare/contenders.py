@@ -22,7 +22,7 @@ from lora_zoo.training.dry_run import previewed
 OWN = re.compile(r"(?:variant|init|alpha|lora_dropout|program|calibration_examples)$|(?:variant|program)\.")
 """Keys that a contender may have to itself."""
 KEPT = re.compile(
-    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads)$|hydra"
+    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads|eval_splits)$|hydra"
 )
 """Keys that the comparison gives itself."""
 USUAL = ("eval_before_training=false", "tracking=none")
@@ -185,6 +185,12 @@ def specified(overrides: Sequence[str]) -> RunSpec:
     """The run of these overrides. ValueError (a Mistake) where they cannot be run."""
     ready = command_line.overrides(command_line.rewritten(with_usual(overrides)))
     return specify(compose.check(ready, multirun=False)[0], ready)
+
+
+def of_steps(overrides: Sequence[str], steps: int) -> list[str]:
+    """The overrides of a run that is as long as `steps`."""
+    kept = (w for w in overrides if w.lstrip("+").partition("=")[0] not in ("steps", "epochs"))
+    return [*kept, f"steps={steps}"]
 
 
 def with_usual(overrides: Sequence[str]) -> list[str]:
