@@ -79,6 +79,7 @@ class Work:
     """The rate of each cell, by identity, once it is chosen."""
     _launched: dict[str, set[tuple[float, int, int]]] = field(default_factory=dict)
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _measured: dict[str, CellRuns] = field(default_factory=dict)
 
     @cached_property
     def every(self) -> list[Contender]:
@@ -158,11 +159,13 @@ class Work:
 
     def measured(self, cell: Contender) -> CellRuns:
         """The runs of the cell that are there and may count."""
-        found, frame = self.found[cell.identity], self.frame(cell)
-        chosen = (frame["lr"] == found.rate) & (frame["steps"] == self.steps)
-        chosen &= frame["seed"] < self.plan.most
-        tuning = _among(frame, found.scores) & (frame["seed"] < self.design.tuning)
-        return cell_runs(cell, frame[chosen | tuning], found, self.steps)
+        if cell.identity not in self._measured:
+            found, frame = self.found[cell.identity], self.frame(cell)
+            chosen = (frame["lr"] == found.rate) & (frame["steps"] == self.steps)
+            chosen &= frame["seed"] < self.plan.most
+            tuning = _among(frame, found.scores) & (frame["seed"] < self.design.tuning)
+            self._measured[cell.identity] = cell_runs(cell, frame[chosen | tuning], found, self.steps)
+        return self._measured[cell.identity]
 
     def rulings(self) -> list[Ruling]:
         """Every verdict, as the runs are now."""
@@ -195,7 +198,8 @@ class Work:
         try:
             self.front(words)
         finally:
-            self._frames.pop(cell.identity, None)
+            for known in (self._frames, self._measured):
+                known.pop(cell.identity, None)
             self.state.spent += time.monotonic() - began
             self.state.save(self.folder)
 
