@@ -8,9 +8,8 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,18 +55,18 @@ def _run(given: list[str]) -> int:
     try:
         refuse_several()
         _refuse_secrets(given)
-        given, seeds = auto.taken(given)
-        flags, ready = command_line.parse(given), command_line.rewritten(given)
+        flags = command_line.parse(given)
+        ready, plans = auto.taken(command_line.rewritten(given))
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
     overrides = command_line.overrides(ready)
     jobs = compose.check(overrides, multirun=flags.multirun)
-    plan = _planned(seeds, overrides, flags.multirun, jobs[0].experiment) if seeds else []
+    plan = _planned(plans, overrides, jobs, multirun=flags.multirun) if plans.asked else []
     if flags.cfg or flags.info or flags.hydra_help or flags.resolve:
         _hydra(ready)
         return 0
     if flags.multirun:
-        return _sweep(ready, jobs, plan)
+        return _sweep(ready, jobs, plan, plans.asked)
     if any(override.lstrip("+").startswith("hydra") for override in overrides):
         _hydra(ready)
         return max(OUTCOMES, default=0)
@@ -88,24 +87,14 @@ def _refuse_secrets(given: list[str]) -> None:
             )
 
 
-def _planned(
-    seeds: auto.Seeds, overrides: list[str], multirun: bool, experiment: Mapping[str, Any]
-) -> list[str]:
-    """The overrides that give Hydra's sweeper the plan of seed=auto. Mistake where there is nothing to do."""
-    from lora_zoo.analysis.rounds import families
-    from lora_zoo.sweeps.seeds import grouped, keys_of
+def _planned(plans: auto.Plans, overrides: list[str], jobs: list[Settings], *, multirun: bool) -> list[str]:
+    """The overrides that give Hydra's sweeper the plans. Mistake where there is nothing to do."""
+    from lora_zoo.sweeps.auto import planned  # it needs pandas
 
-    tune = experiment.get("tune") or []
-    seeds.value = seeds.value or experiment.get("value") or "test"
     try:
-        auto.check_sweep(overrides, multirun=multirun)
-        keys = keys_of(compose.combinations(overrides))
-        families([dict(key) for key in grouped(keys, tune)], seeds.against)
+        return planned(plans, overrides, jobs, multirun=multirun)
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
-    plan = {name: "null" if value is None else f"'{value}'" for name, value in asdict(seeds).items()}
-    plan["tune"] = f"[{','.join(tune)}]"
-    return ["hydra/sweeper=seeds", *(f"hydra.sweeper.{name}={value}" for name, value in plan.items())]
 
 
 def sweep(given: list[str]) -> int:
@@ -119,18 +108,18 @@ def sweep(given: list[str]) -> int:
     return max(_swept(ready, _sweep_folder(ready, jobs[0])), default=0)
 
 
-def _sweep(ready: list[str], jobs: list[Settings], plan: list[str]) -> int:
+def _sweep(ready: list[str], jobs: list[Settings], plan: list[str], asked: Sequence[str]) -> int:
     _check_sweep(ready, jobs)
     if all(settings.dry_run for settings in jobs):
         with tempfile.TemporaryDirectory() as nowhere:  # Hydra writes a sweep's overrides to its folder
             return max(_swept(ready, Path(nowhere)), default=0)
-    sweep = _sweep_folder([*ready, *(["seed=auto"] if plan else [])], jobs[0])
+    sweep = _sweep_folder([*ready, *asked], jobs[0])
     codes = _swept([*ready, *plan], sweep)
     if codes or plan:
-        from lora_zoo.runs.summary import print_seeds, print_sweep
+        from lora_zoo.runs.summary import print_plans, print_sweep
 
         print_sweep(sweep)
-        print_seeds(sweep)
+        print_plans(sweep)
         if jobs[0].experiment:
             _conclude(sweep)
     return int(any(codes))

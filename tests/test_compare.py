@@ -344,7 +344,7 @@ class FakeFront:
         given = dict(word.lstrip("+").split("=", 1) for word in sweep)
         name, steps = given["variant"], given.get("steps")
         self.calls.append(f"{name} {steps or 'all'} {given['lr']} {given['seed']}")
-        assert ("eval_splits" in given) == ("steps" in given)
+        assert ("trial" in given) == ("eval_splits" in given) == ("steps" in given)
         if len(self.calls) == self.stop:
             raise KeyboardInterrupt
         base = self.bases.setdefault(name, recorded(f"+variant={name}"))
@@ -362,6 +362,7 @@ class FakeFront:
         score = 0.5 - 0.1 * abs(math.log2(lr / best[name])) + seed % 3 / 100
         made = copy.deepcopy(base) | {"seed": seed, "data_seed": seed, "command": "made up"}
         made["config"] |= {"lr": lr, "seed": seed, "data_seed": seed, "steps": steps}
+        made["config"] |= {"trial": bool(steps)}
         made |= {"name": f"{base['name'][:-1]}{seed}", "identity": identity, "made_of": None}
         made["metrics"] = {split: {"exact_match": score} for split in ("validation", "test")}
         made["history"] = [{"loss": 1 / (step + 1 + seed / 7 + lr), "step": step} for step in range(6)]
@@ -471,7 +472,7 @@ def test_the_page_says_first_what_is_known_and_asks_for_nothing(done: Work) -> N
     assert html.index("At equal rank (8), ") < html.index("<table")
     assert html.count("<figure>") == 2
     assert "800 steps to choose the rate by halving (3 x 133 steps, 2 x 200 steps)" in html
-    assert "0.08 of 4 rates from 0.01 to 0.08; 799 steps in 5 runs; the greatest rate tried" in html
+    assert "0.08 of 4 rates from 0.01 to 0.08, 799 steps in 5 runs, the greatest rate tried" in html
 
 
 def test_the_command_of_the_page_is_the_whole_of_it() -> None:

@@ -1,6 +1,6 @@
 """Learning rates by successive halving, at one total budget of steps for every cell.
 
-    found = halve(2, grid(0.02), budget=6000, launch=launch, read=read)
+    found = halve([grid(0.02), grid(0.002)], budget=6000, launch=launch, read=read)
     found[0].rate; found[0].steps; str(found[0])
 
 Successive halving (Jamieson & Talwalkar 2016): all rates with few steps, the better half with twice as many,
@@ -8,8 +8,9 @@ and so on down to two; every rung costs the same. A run of a rung trains *the wh
 steps*: one that is cut off at a third of a cosine has not annealed, and would flatter small rates.
 
 Where the best of a rung is the least or the greatest rate tried, the rate beyond it takes the place of the
-worst that would have gone on: the number of runs and their steps stay the same for all cells. Scores are
-those of validation; a run that diverged has none, and is worse than any that has.
+worst that would have gone on: the number of runs and their steps stay the same for all cells. A score is
+a tuple of numbers of which more is better, each one deciding where those before are equal; that of a run
+that diverged is (), less than any.
 """
 
 import math
@@ -26,6 +27,9 @@ class Trial(NamedTuple):
     steps: int
 
 
+Score = tuple[float, ...]
+
+
 class Rung(NamedTuple):
     runs: int
     steps: int
@@ -34,12 +38,15 @@ class Rung(NamedTuple):
 @final
 @dataclass
 class FoundRate:
-    """The rate of one cell. `edge` is least or greatest where no further rate could be tried beyond it."""
+    """The rate of one cell, nan where a trial failed.
+
+    `edge` is least or greatest where no further rate could be tried beyond it.
+    """
 
     rate: float = math.nan
     edge: str = ""
-    scores: dict[tuple[float, int], float] = field(default_factory=dict)
-    """(rate, steps): the score on validation, nan where the run diverged."""
+    scores: dict[tuple[float, int], Score] = field(default_factory=dict)
+    """(rate, steps): the score on validation, () where the run diverged."""
 
     @property
     def steps(self) -> int:
@@ -47,13 +54,14 @@ class FoundRate:
         return sum(steps for _, steps in self.scores)
 
     def __str__(self) -> str:
-        tried = sorted({rate for rate, _ in self.scores})
-        lost = sum(math.isnan(score) for score in self.scores.values())
+        if math.isnan(self.rate):
+            return "none: a trial failed"
+        tried, lost = sorted({rate for rate, _ in self.scores}), list(self.scores.values()).count(())
         parts = [f"{self.rate:g} of {len(tried)} rates from {tried[0]:g} to {tried[-1]:g}"]
         parts.append(f"{self.steps:,} steps in {len(self.scores)} runs")
         parts += [f"{lost} diverged"] if lost else []
         parts += [f"the {self.edge} rate tried: a better may lie beyond"] if self.edge else []
-        return "; ".join(parts)
+        return ", ".join(parts)
 
 
 def grid(middle: float, count: int = 8, factor: float = 2.0) -> list[float]:
@@ -82,56 +90,57 @@ def rungs(count: int, budget: int) -> list[Rung]:
 
 
 def halve(
-    cells: int,
-    rates: Sequence[float],
+    grids: Sequence[Sequence[float]],
     budget: int,
     *,
     launch: Callable[[list[Trial]], object],
-    read: Callable[[], Mapping[Trial, float]],
-    better: str = "higher",
+    read: Callable[[list[Trial]], Mapping[Trial, Score | None]],
 ) -> list[FoundRate]:
-    """Choose a rate for each of so many cells, with `budget` steps for each.
+    """Choose a rate for each cell, out of a grid of its own, with `budget` steps for each.
 
-    `launch` runs trials, however it likes; `read` gives the validation scores of all that have ended, nan of
-    those that diverged. What `read` knows is not launched. RuntimeError where trials come to no end.
+    `launch` runs trials, however it likes; `read` gives the scores of those that have ended, None of those
+    that failed: their cell is left without a rate. What `read` knows is not launched. ValueError for grids of
+    different sizes, RuntimeError where trials come to no end.
     """
-    rates = sorted(set(rates))
-    if len(rates) < 3:
-        raise ValueError(f"halving needs at least 3 learning rates; got {len(rates)}")
-    factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
-    found, current = [FoundRate() for _ in range(cells)], [list(rates) for _ in range(cells)]
-    plan = rungs(len(rates), budget)
+    current = [sorted(set(rates)) for rates in grids]
+    sizes = {len(rates) for rates in current}
+    if len(sizes) > 1 or min(sizes, default=3) < 3:
+        raise ValueError(f"halving needs as many learning rates for each cell, at least 3; got {sizes}")
+    factors = [(rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) for rates in current]
+    found, plan = [FoundRate() for _ in grids], rungs(max(sizes, default=4), budget)
     for number, rung in enumerate(plan):
-        trials = [Trial(cell, rate, rung.steps) for cell in range(cells) for rate in current[cell]]
-        known = read()
-        if missing := [trial for trial in trials if trial not in known]:
-            launch(missing)
-            known = read()
-        if lost := [trial for trial in trials if trial not in known]:
-            raise RuntimeError(f"{len(lost)} of {len(trials)} runs came to no end, the first {lost[0]}")
-        for trial in trials:
-            found[trial.cell].scores[trial.rate, trial.steps] = known[trial]
+        trials = [Trial(cell, rate, rung.steps) for cell, rates in enumerate(current) for rate in rates]
+        known = _ended(trials, launch, read)
         left = plan[number + 1].runs if number + 1 < len(plan) else 1
-        for cell in range(cells):
+        for cell, rates in enumerate(current):
             scores = {t.rate: known[t] for t in trials if t.cell == cell}
-            current[cell] = _survivors(found[cell], scores, left, factor, better)
-    for cell, one in enumerate(found):
-        one.rate = current[cell][0]
-        one.edge = _edge(one, one.rate)
+            whole = {rate: score for rate, score in scores.items() if score is not None}
+            found[cell].scores |= {(rate, rung.steps): score for rate, score in whole.items()}
+            sound = len(whole) == len(rates) > 0
+            current[cell] = _survivors(found[cell], whole, left, factors[cell]) if sound else []
+    for one, rates in zip(found, current, strict=True):
+        if rates:
+            one.rate, one.edge = rates[0], _edge(one, rates[0])
     return found
 
 
-def _survivors(
-    found: FoundRate, scores: Mapping[float, float], left: int, factor: float, better: str
-) -> list[float]:
-    """The best rates of a rung, of equal ones those next to the middle, of diverged ones the least.
+def _ended(
+    trials: list[Trial],
+    launch: Callable[[list[Trial]], object],
+    read: Callable[[list[Trial]], Mapping[Trial, Score | None]],
+) -> Mapping[Trial, Score | None]:
+    known = read(trials)
+    if missing := [trial for trial in trials if trial not in known]:
+        launch(missing)
+        known = read(trials)
+    if lost := [trial for trial in trials if trial not in known]:
+        raise RuntimeError(f"{len(lost)} of {len(trials)} runs came to no end, the first {lost[0]}")
+    return known
 
-    The worst of them gives way to one beyond the edge where that is the best.
-    """
-    sign, tried = 1 if better == "higher" else -1, sorted({rate for rate, _ in found.scores})
-    far = {rate: abs(math.log(rate / tried[len(tried) // 2])) for rate in scores}
-    equal = sorted(scores, key=lambda rate: rate if math.isnan(scores[rate]) else far[rate])
-    ranked = sorted(equal, key=lambda rate: _merit(sign * scores[rate]), reverse=True)
+
+def _survivors(found: FoundRate, scores: Mapping[float, Score], left: int, factor: float) -> list[float]:
+    """The best rates of a rung; the worst of them gives way to one beyond the edge where that is the best."""
+    ranked = sorted(sorted(scores), key=lambda rate: scores[rate], reverse=True)
     kept, edge = ranked[:left], _edge(found, ranked[0])
     if left > 1 and edge:
         beyond = ranked[0] / factor if edge == "least" else ranked[0] * factor
@@ -142,7 +151,3 @@ def _survivors(
 def _edge(found: FoundRate, rate: float) -> str:
     tried = {rate for rate, _ in found.scores}
     return "least" if rate == min(tried) else "greatest" if rate == max(tried) else ""
-
-
-def _merit(score: float) -> float:
-    return -math.inf if math.isnan(score) else score

@@ -4,11 +4,13 @@
     table.rule; table.warnings; [(str(cell), cell.mean, cell.n) for cell in table.tied()]
 
 A cell is one configuration over several seeds. Tuned axes are chosen for each cell by its mean validation
-score and by nothing else; every try has to have all seeds of the cell, so that no survivor is chosen.
+score and by nothing else (its likelihood, where that is compared); every try has to have all seeds of the
+cell, so that no survivor is chosen. Learning rates that lr=auto has found are no axes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -27,7 +29,7 @@ from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.sequential import interval_at_stop
 from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.runs.directions import higher_is_better
-from lora_zoo.runs.keys import column
+from lora_zoo.runs.keys import RATES, column
 
 
 def cells(
@@ -35,14 +37,18 @@ def cells(
     by: Sequence[str],
     value: str = "test",
     tune: Sequence[str] = (),
+    judge: str = "",
 ) -> Cells:
     """The cells of `frame` by the axes `by`, compared in the column `value`.
 
-    An axis is a column or a key of the command line. ValueError for an axis that is not there, and where runs
-    of one cell differ in an axis that is named in neither `by` nor `tune`: their mean would be of two things.
+    An axis is a column or a key of the command line; `judge` is the column that tuned ones are chosen by,
+    where it does not follow from `value`. ValueError for an axis that is not there, and where runs of one
+    cell differ in an axis that is named in neither `by` nor `tune`: their mean would be of two things.
     """
     axes, tuned = {a: column(frame, a) for a in by}, {a: column(frame, a) for a in tune}
     judged, counted = column(frame, value), sound(frame)
+    judge, rates = judge or chosen_by(counted, value), rates_of(counted)
+    tuned = {axis: name for axis, name in tuned.items() if not (rates and name in RATES)}
     counted = counted.assign(**{_REPLICATE: replicates(counted)})
     tries = pd.concat([counted, frame[frame["state"] == "diverged"]])
     found, noted = [], _doubts(frame, counted, value, bool(tuned))
@@ -51,7 +57,7 @@ def cells(
         if group.empty:
             noted.append(f"{format_key(key)}: every run diverged, so that it has no cell")
             continue
-        chosen, runs, notes = _chosen(group, mine, tuned)
+        chosen, runs, notes = _chosen(group, mine, tuned, judge)
         _one_configuration(key, runs)
         lost = _like(mine[mine["state"] == "diverged"], chosen, tuned)
         if len(lost):
@@ -62,7 +68,7 @@ def cells(
         found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
     plan = plan_of(counted, axes)
     found = [replace(cell, plan=plan) for cell in found]
-    rule = _rule(value, tuned, plan)
+    rule = _rule(value, tuned, plan, judge, rates)
     return Cells(found, list(axes), value, _direction(counted, value), rule, tuple(noted), plan)
 
 
@@ -80,6 +86,30 @@ def plan_of(frame: pd.DataFrame, axes: Mapping[str, str] | None = None) -> Plan 
     axis, is_, value = plan.against.partition("=")
     own = [name for name, of in (axes or {}).items() if is_ and of == column(frame, axis)]
     return replace(plan, against=f"{own[0]}={value}" if own else plan.against)
+
+
+class FoundRates(NamedTuple):
+    """The learning rates that lr=auto has found: the key that it set, and words for each sweep's cells."""
+
+    key: str
+    found: tuple[str, ...]
+
+
+def rates_of(frame: pd.DataFrame) -> FoundRates | None:
+    """The rates that lr=auto has found for these runs; None where any of them was given its rate."""
+    names = [f"config.rates.{name}" for name in ("key", "budget", "found")]
+    if frame.empty or names[0] not in frame or frame[names[0]].isna().any():
+        return None
+    plans = frame[names].drop_duplicates().itertuples(index=False)
+    told = tuple(f"{budget:,.0f} steps of trials for each cell: {found}" for _, budget, found in plans)
+    return FoundRates(", ".join(frame[names[0]].unique()), told)
+
+
+def chosen_by(frame: pd.DataFrame, value: str) -> str:
+    """The column that settings are chosen by where `value` is compared: what it is on validation."""
+    name = "validation_nll"
+    kept = value.endswith("nll") and name in frame and frame[name].notna().all()
+    return name if kept else "validation"
 
 
 def interval_of(runs: pd.DataFrame, value: str, level: float = 0.95) -> Interval:
@@ -121,18 +151,18 @@ def _groups(frame: pd.DataFrame, axes: dict[str, str]) -> Iterator[tuple[dict, p
 
 
 def _chosen(
-    group: pd.DataFrame, tries: pd.DataFrame, tuned: dict[str, str]
+    group: pd.DataFrame, tries: pd.DataFrame, tuned: dict[str, str], judge: str
 ) -> tuple[dict, pd.DataFrame, list[str]]:
     """The setting of the tuned axes with the best mean validation score, its runs, and doubts about it."""
     if not tuned:
         return {}, group, []
-    if "validation" not in group or group["validation"].isna().all():
+    if judge not in group or group[judge].isna().all():
         raise ValueError(f"tuning {', '.join(tuned)} needs validation scores; evaluate with eval_splits")
     settings = list(_groups(group, tuned))
-    seeds = [int(runs["validation"].notna().sum()) for _, runs in settings]
+    seeds = [int(runs[judge].notna().sum()) for _, runs in settings]
     whole = [one for one, n in zip(settings, seeds, strict=True) if n == max(seeds)]
-    sign = 1 if better(group, "validation") == "higher" else -1
-    key, runs = max(whole, key=lambda one: sign * one[1]["validation"].mean())
+    sign = 1 if better(group, judge) == "higher" else -1
+    key, runs = max(whole, key=lambda one: sign * one[1][judge].mean())
     partial = [f"{format_key(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
     notes = [f"not eligible, for want of all {max(seeds)} seeds: {join_names(partial)}"] if partial else []
     return key, runs, [*notes, *_edges(key, tries, tuned)]
@@ -181,16 +211,20 @@ def _direction(frame: pd.DataFrame, value: str) -> str:
     return {True: "higher", False: "lower", None: ""}[higher_is_better(frame, column(frame, value))]
 
 
-def _rule(value: str, tuned: dict[str, str], plan: Plan | None) -> str:
-    tuning = f"{', '.join(tuned)} chosen for each cell by its mean validation over seeds, never by test; "
+def _rule(value: str, tuned: dict[str, str], plan: Plan | None, judge: str, rates: FoundRates | None) -> str:
+    how = [f"{', '.join(tuned)} chosen for each cell by its mean {judge} over seeds, never by test; "]
+    how = how if tuned else []
+    if rates:
+        how.append(f"{rates.key} found for each cell by successive halving on validation, by lr=auto; ")
+    tuning = "".join(how)
     if plan:
         return (
             f"mean {value} over seeds, of which seed=auto added up to {plan.most} until comparisons were "
             f"decided; ± is the sequential 95 % interval, which holds at any stop; "
-            f"{tuning if tuned else ''}compared by the sequential t boundary over common seeds, corrected by "
+            f"{tuning}compared by the sequential t boundary over common seeds, corrected by "
             "Bonferroni for all pairs"
         )
     return (
-        f"mean {value} over seeds with the 95 % t interval; {tuning if tuned else ''}compared by the paired "
+        f"mean {value} over seeds with the 95 % t interval; {tuning}compared by the paired "
         "t test over common seeds, p corrected by Holm for all pairs"
     )

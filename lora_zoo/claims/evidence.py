@@ -16,7 +16,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, settings, varying
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.protocol import cells, plan_of
+from lora_zoo.analysis.protocol import cells, chosen_by, plan_of, rates_of
 from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rises
 from lora_zoo.runs import column
 from lora_zoo.runs.frame import COLUMNS
@@ -121,7 +121,7 @@ class Runs:
         """The reasons why the runs of a cell do not decide a claim about `value`."""
         if value in TIMES:
             yield from of_the_machine(_words(where), rows)
-        elif value not in FIXED and LR not in where and self._rates(where) < 2:
+        elif value not in FIXED and LR not in where and not rates_of(rows) and self._rates(where) < 2:
             lost, rising = len(self._matching(self.diverged, where)), int(rows.apply(rises, axis=1).sum())
             if lost + rising > (lost + len(rows)) / 2:
                 rate = f", {format_value(rows[LR].iloc[0])}" if LR in rows else ""
@@ -150,7 +150,8 @@ class Runs:
         chosen = chosen.assign(measured=self._measured(chosen, value), cell=words)
         chosen = chosen.drop(columns=self._constant.difference(axes))
         try:
-            table = cells(chosen, by=["cell"], value="measured", tune=axes).cells
+            judge = chosen_by(chosen, value if isinstance(value, str) else "")
+            table = cells(chosen, by=["cell"], value="measured", tune=axes, judge=judge).cells
         except ValueError as refusal:
             raise Missing(f"{words}: {refusal}") from refusal
         values = table[0].values if table else pd.Series(dtype=float)

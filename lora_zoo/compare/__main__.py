@@ -79,12 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _request(given: argparse.Namespace) -> dict[str, Any]:
     """The request's fields. ValueError for what the flags contradict."""
     from lora_zoo.compare.contenders import split_names
+    from lora_zoo.sweeps.cells import key_of
 
     if given.quick and given.hours is not None:
         raise ValueError("--quick means ten minutes, and --hours something else; give one of them")
     keys = {"task": given.task, "model": given.model, "rank": given.rank}
     for key, value in keys.items():
-        if value is not None and any(w.lstrip("+").startswith(f"{key}=") for w in given.overrides):
+        if value is not None and key in map(key_of, given.overrides):
             raise ValueError(f"--{key} and {key}= are given; give one of them")
     found: dict[str, Any] = {
         "candidate": given.candidate,

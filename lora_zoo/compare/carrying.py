@@ -6,10 +6,10 @@ cell, finds them there. `STATE` in the comparison's own folder holds the design 
 
 import itertools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +19,19 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo import runs
-from lora_zoo.analysis.halving import FoundRate, Trial, halve
-from lora_zoo.analysis.protocol import better
+from lora_zoo.analysis.halving import FoundRate, Score, Trial, halve
 from lora_zoo.analysis.rounds import Job, Plan, Seen, first_jobs, launched
-from lora_zoo.compare.contenders import Comparison, Contender, of_steps
+from lora_zoo.compare.contenders import Comparison, Contender
 from lora_zoo.compare.costs import Cost, Front
 from lora_zoo.compare.judging import FEWEST, CellRuns, Ruling, cell_runs, rounds_of, rulings, seen_of
 from lora_zoo.compare.planning import Design, rates_of
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.record import write_atomically
+from lora_zoo.sweeps.cells import with_keys
+from lora_zoo.sweeps.rates import TRIAL, score
+from lora_zoo.sweeps.seeds import ENDED
 
 STATE = "plan.json"
-EPSILON = 1e-9
-"""Of a score, a nat of the references: it counts where scores are equal."""
-ENDED = ("done", "diverged", "failed")
 
 
 @dataclass
@@ -120,25 +119,19 @@ class Work:
 
         rates = rates_of(cell.lr, self.factors[: self.design.rates])
         budget = self.design.budget(self.steps)
-        return halve(1, rates, budget, launch=launch, read=lambda: self._trials(cell))[0]
+        return halve([rates], budget, launch=launch, read=lambda _: self._trials(cell))[0]
 
-    def _trials(self, cell: Contender) -> dict[Trial, float]:
-        """The mean validation of each rate and number of steps, so signed that higher is better.
-
-        Equal scores, such as 0 of short runs, are told apart by the likelihood of the references.
-        """
-        lost = {Trial(0, rate, steps): math.nan for rate, steps, _ in self._launched.get(cell.identity, ())}
+    def _trials(self, cell: Contender) -> dict[Trial, Score]:
+        """The scores of rates and steps, means over the tuning seeds; () where a run diverged or failed."""
+        known = self._launched.get(cell.identity, ())
+        found: dict[Trial, Score] = {Trial(0, rate, steps): () for rate, steps, _ in known}
         frame = self.frame(cell)
-        frame = frame[frame["seed"] < self.design.tuning]
-        done = frame["state"] == "done"
-        sign = -1 if done.any() and better(frame[done], "validation") == "lower" else 1
-        scores = (sign * frame["validation"] - EPSILON * frame["validation_nll"].fillna(0)).where(done)
-        groups = scores.groupby([frame["lr"], frame["steps"]])
-        return lost | {
-            Trial(0, float(rate), int(steps)): float(own.mean(skipna=False))
-            for (rate, steps), own in groups
-            if len(own) == self.design.tuning
-        }
+        for (rate, steps), own in frame[frame["seed"] < self.design.tuning].groupby(["lr", "steps"]):
+            if len(own) == self.design.tuning:
+                scores = [score(own.loc[[i]], "test") for i in own.index if own["state"][i] == "done"]
+                mean = tuple(float(x) for x in np.mean(scores, axis=0)) if len(scores) == len(own) else ()
+                found[Trial(0, float(rate), int(steps))] = mean
+        return found
 
     def _launch(self, jobs: list[Job]) -> None:
         """Launch runs of the chosen rates, once where a cell takes part at both sizes."""
@@ -187,10 +180,9 @@ class Work:
         """Make runs of the cell; the front door leaves alone what is there."""
         began, seeds = time.monotonic(), list(seeds)
         lr, seed = ",".join(f"{rate:g}" for rate in rates), ",".join(map(str, seeds))
-        short = steps != self.steps
+        short = {} if steps == self.steps else {**TRIAL, "epochs": "null", "steps": steps}
         words = [
-            *(of_steps(cell.overrides, steps) if short else cell.overrides),
-            *(["eval_splits=[validation]"] if short else []),
+            *with_keys(cell.overrides, short),
             *(f"lr={lr}", f"seed={seed}", f"out={self.out}", f"hydra.sweep.dir={self.place(cell)}"),
         ]
         self.say(f"{cell.label}: {steps:,} steps at lr {lr}, seed {seed}")
@@ -205,13 +197,15 @@ class Work:
 
 
 def _over(folder: Path, steps: int) -> pd.DataFrame:
-    """The runs that ended; `steps` are those of runs that give none of their own."""
-    try:
-        frame = runs.load(folder)
-    except (ValueError, OSError):
-        columns = ("lr", "steps", "seed", "state", "validation", "validation_nll", "total_seconds")
-        return pd.DataFrame({name: pd.Series(dtype=float) for name in columns})
-    frame["steps"] = pd.to_numeric(frame["config.steps"]).fillna(steps).astype(int)
+    """The runs that ended, trials among them; `steps` are those of runs that are none."""
+    parts = []
+    for trials in (False, True):
+        with suppress(ValueError, OSError):
+            part = runs.load(folder, trials=trials)
+            parts.append(part if trials else part.assign(steps=steps))
+    if not parts:
+        return pd.DataFrame(columns=["lr", "steps", "seed", "state", "total_seconds"])
+    frame = pd.concat(parts, ignore_index=True)
     sound = (frame["stale"] == "") & (frame["contradiction"] == "")
     return frame[frame["state"].isin(ENDED) & sound]
 

@@ -22,6 +22,7 @@ from lora_zoo.compare.costs import Cost, Front, costs, steps_of
 from lora_zoo.compare.judging import Ruling
 from lora_zoo.compare.planning import FACTORS, MOST, Design, fitting, needed, rates_of, seconds_of, wishes
 from lora_zoo.runs.record import made
+from lora_zoo.sweeps.cells import key_of
 
 SIZES = ("rank", "parameters")
 
@@ -179,5 +180,5 @@ def _concluded(request: Request, work: Work) -> list[Ruling]:
 
 
 def _chosen(overrides: Sequence[str], key: str) -> str:
-    found = [word.partition("=")[2] for word in overrides if word.lstrip("+").partition("=")[0] == key]
+    found = [word.partition("=")[2] for word in overrides if key_of(word) == key]
     return found[-1] if found else {"task": "pocket-sql", "model": "pocket"}[key]

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_zoo.compare.contenders import Contender, of_steps
+from lora_zoo.compare.contenders import Contender
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs.record import made, read_record, write_atomically
+from lora_zoo.sweeps.cells import with_keys
 
 STEPS = 20
 """Of a trial: enough for a median step."""
@@ -79,7 +80,7 @@ def _trial(cell: Contender, jobs: int, front: Front) -> Cost:
     with tempfile.TemporaryDirectory(prefix="lora-zoo-trial-") as nowhere:
         seeds = ",".join(map(str, range(jobs)))
         own = [f"seed={seeds}", f"out={nowhere}", f"hydra.sweep.dir={nowhere}/trial"]
-        front([*of_steps(cell.overrides, STEPS), *own])
+        front([*with_keys(cell.overrides, {"epochs": "null", "steps": STEPS}), *own])
         records = [read_record(folder) for folder in sorted(Path(nowhere, "trial").glob("*-*"))]
         return cost_of(cell.label, [record for record in records if record])
 

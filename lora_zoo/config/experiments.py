@@ -5,7 +5,9 @@ Beside settings of the run, which Hydra merges, the file holds under `experiment
 | key | holds |
 |---|---|
 | title, question, paper | one line each; the paper's arXiv number and table or figure |
-| grid | key: values, each swept unless the command line gives the key; $rank is a job's own rank |
+| grid | key: values, each swept unless the command line gives the key; $rank is a job's own rank; |
+| | seed, lr and task.lr may be auto |
+| seeds, rates | keys of the plans of seed=auto and lr=auto, unless the command line gives the key |
 | rows, columns | the keys by which the main table is laid out |
 | value | the column that is compared; `test` where nothing is said |
 | tune | keys that are chosen for each cell, by the mean over seeds on validation |
@@ -20,19 +22,21 @@ from itertools import chain
 from typing import Any
 
 from lora_zoo.config.aliases import modern_key, modern_word, renamed
+from lora_zoo.config.auto import AUTO
 from lora_zoo.config.groups import GROUPS, option_file, options
 from lora_zoo.config.outside import check_key, check_keys
 from lora_zoo.core.errors import unknown
 
 KEYS = (
     *("name", "title", "question", "paper", "grid", "rows", "columns", "value", "tune", "reference"),
-    *("deltas", "adapters"),
+    *("deltas", "adapters", "seeds", "rates"),
 )
 DELTAS = ("spectra", "changes", "amplification", "overlap", "intruders", "evolution")
 NEEDED = ("title", "question", "grid", "rows")
 _FORMS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("rows", "columns", "tune", "deltas", "reference"), (list, "a list")),
     **dict.fromkeys(("name", "title", "question", "paper", "value"), (str, "a text")),
+    **dict.fromkeys(("seeds", "rates"), (dict, "keys and values")),
     "adapters": (bool, "true or false"),
 }
 
@@ -84,10 +88,10 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_cells(grid: Any, reference: list[Any]) -> Iterator[str]:
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+    if not isinstance(grid, dict) or not all(_values(grid).values()):
         yield "experiment.grid must give each key a list of values"
         return
-    for key, values in grid.items():
+    for key, values in _values(grid).items():
         try:
             check_key(str(key), values)
         except ValueError as wrong:
@@ -108,14 +112,24 @@ def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
     value = asked[-1].partition("=")[2]
     if len(asked) > 1 or "," in value:
         raise ValueError(f"{' '.join(asked)}: a sweep is one experiment; run them one after the other")
-    left = _not_given(read(value)["experiment"]["grid"], overrides)
+    about = read(value)["experiment"]
+    left = _not_given(_values(about["grid"]), overrides)
     if any(len(values) > 1 for values in left.values()) and not multirun:
         raise ValueError(
             f"experiment={value} is a sweep over {', '.join(left)}: add -m, or give each of them one value"
         )
     place = overrides.index(asked[-1])
+    groups = [AUTO[key] for key, values in left.items() if key in AUTO and values == ["auto"]]
+    plans = {f"{group}.{key}": [held] for group in groups for key, held in about.get(group, {}).items()}
+    left |= _not_given(plans, overrides)
     swept = [f"{key}={','.join(map(_typed, values))}" for key, values in left.items()]
     return [*overrides[:place], *swept, *overrides[place:]]
+
+
+def _values(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each key of a grid; none where they are no list, nor auto where that may stand."""
+    listed = {key: ["auto"] if key in AUTO and held == "auto" else held for key, held in grid.items()}
+    return {str(key): held if isinstance(held, list) else [] for key, held in listed.items()}
 
 
 def _not_given(grid: Mapping[str, list[Any]], overrides: list[str]) -> dict[str, list[Any]]:

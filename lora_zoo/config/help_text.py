@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, fields
 
-from lora_zoo.config.auto import Seeds
+from lora_zoo.config.auto import Rates, Seeds
 from lora_zoo.config.groups import options
 from lora_zoo.config.schema import Settings
 
@@ -10,6 +10,7 @@ _EXAMPLES = """\
   python -m lora_zoo.run +variant=dora rank=8
   python -m lora_zoo.run -m +variant=lora,dora,pissa rank=2,8 seed=0,1,2
   python -m lora_zoo.run -m +variant=lora,dora,pissa seed=auto seeds.most=20 seeds.hours=2
+  python -m lora_zoo.run -m +variant=lora,dora,full lr=auto seed=auto
   python -m lora_zoo.run +variant=lora init=olora target_modules=[q,k,v,o] task=pocket-nli
   python -m lora_zoo.run +variant=lora model=FOLDER_OR_HUB_NAME task=sick task.data_dir=FOLDER epochs=3
   python -m lora_zoo.run -m +experiment=lora_table5
@@ -31,6 +32,11 @@ def text() -> str:
         "",
         "Keys of a sweep with seed=auto",
         *_rows({f"seeds.{f.name}": _about(f) for f in fields(Seeds)}),
+    ]
+    parts += [
+        "",
+        "Keys of a sweep with lr=auto (or task.lr=auto)",
+        *_rows({f"rates.{f.name}": _about(f) for f in fields(Rates)}),
     ]
     parts += ["", "Hydra's own flags (-m, --cfg, --info, --resolve, hydra.*) work as always."]
     return "\n".join(parts)

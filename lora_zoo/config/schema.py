@@ -18,7 +18,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
-    "seeds",  # the plan of a sweep with seed=auto: see config/auto.py
+    *("seeds", "rates"),  # the plans of a sweep with seed=auto and lr=auto: see config/auto.py
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TASK = ("likelihood",)
@@ -189,6 +189,7 @@ class Settings:
     on_nonfinite: str = key(
         "stop", "when loss or gradients are NaN or inf: stop, or skip the step", among=("stop", "skip")
     )
+    trial: bool = key(False, "a run to choose settings by, as lr=auto makes them: no table counts it")
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")
     threads: int | None = key(None, "CPU threads; default: by the work of a step", least=1, most=1024)

@@ -17,7 +17,7 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.protocol import cells
+from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
@@ -79,6 +79,7 @@ def main_table(frame: pd.DataFrame) -> Table:
         notes=(
             *_legend(layout),
             *_stops(found),
+            *_rates(counted),
             *dict.fromkeys([*found.warnings, *doubts(frame)]),
             *origin(counted),
         ),
@@ -192,6 +193,12 @@ def _stops(found: Cells) -> Iterator[str]:
     parts = found.within("task").values() if "task" in found.by else [found]
     if stops := [stop for part in parts for stop in part.stops()]:
         yield f"seeds: {'; '.join(stops)}"
+
+
+def _rates(counted: pd.DataFrame) -> Iterator[str]:
+    """The rates that lr=auto found, and what was spent on them."""
+    if rates := rates_of(counted):
+        yield from (f"{rates.key}: {found}" for found in rates.found)
 
 
 def _records(layout: Layout) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ frame.groupby(runs.axes(frame))["test"].agg(["mean", "std", "count"])
 First come the columns of `COLUMNS`, then every scalar of the records by its dotted path (`config.…`,
 `metrics.test.rouge_l`), then the objects `history`, `updates`, `experiment_about` (what conf/experiment/ says
 of the sweep) and `record` (the whole of it). What a run lacks is NaN or None. Times are seconds, sizes bytes.
+
+Trials, runs that settings were chosen by (lr=auto), are no rows: they are shorter, or of other seeds.
 """
 
 import math
@@ -74,19 +76,19 @@ _OBJECTS = ("history", "updates")
 _UNSCALAR = (*_OBJECTS, "stages", "deltas", "scores", "nll", "moved", "stale", "contradiction")
 
 
-def load(*sources: str | Path) -> pd.DataFrame:
-    """Every run of the sources, ordered by name. ValueError where there is none.
+def load(*sources: str | Path, trials: bool = False) -> pd.DataFrame:
+    """Every run of the sources, or every trial, ordered by name. ValueError where there is none.
 
     Files that are no record are left out, and named in `attrs[LEFT_OUT]` and in every report.
     """
     read = found(sources)
-    return frame_of(read.runs, read.left_out)
+    return frame_of(read.runs, read.left_out, trials=trials)
 
 
-def frame_of(runs: Sequence[Found], left_out: Sequence[str] = ()) -> pd.DataFrame:
+def frame_of(runs: Sequence[Found], left_out: Sequence[str] = (), *, trials: bool = False) -> pd.DataFrame:
     """The frame of records that were read already; one that gives no row is left out, too."""
     made, unfit = [], []
-    for run in runs:
+    for run in (run for run in runs if bool(run.record["config"].get("trial")) == trials):
         try:
             record = _numbers(run.record)
             made.append((run, record, _row(record, run)))
@@ -200,7 +202,7 @@ def _difference(sizes: Mapping[str, Any], a: str, b: str) -> Any:
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without its long objects, lists as text."""
     kept = {key: value for key, value in record.items() if key not in _UNSCALAR}
-    config = {key: value for key, value in record["config"].items() if key != "experiment"}
+    config = {key: value for key, value in record["config"].items() if key not in ("experiment", "trial")}
     return _with_texts(kept | {"config": config})
 
 

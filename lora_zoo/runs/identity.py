@@ -20,8 +20,8 @@ from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
 from lora_zoo.runs.weights import model_digest
 
-_YOUNGER = ("metric_arguments", "by_heart")
-"""Keys of a task that the first identities lack: unset, they are no part of one."""
+_YOUNGER = ("program", "trial", "task.metric_arguments", "task.by_heart")
+"""Keys that the first identities lack: unset, they are no part of one."""
 COVERS = "with imports"
 """Says in `made_of` what its source covers; older records, without the word, cover `own_files`."""
 
@@ -91,10 +91,10 @@ def _identified(
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
-    chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k != "program")}
+    chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k not in _YOUNGER)}
     chosen.pop("prior", None)  # their content counts, not where they lie
     told = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
-    chosen["task"] = {k: v for k, v in told.items() if v or k not in _YOUNGER}
+    chosen["task"] = {k: v for k, v in told.items() if v or f"task.{k}" not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 

@@ -13,6 +13,8 @@ _KEYS = {"trainer.weight_decay": "weight_decay"} | {
     for column, path in PATHS.items()
     if (key := path.removeprefix("config.")) != path and column in SETTINGS
 }
+RATES = ("lr", "task_lr")
+"""The columns of learning rates, which are no axes of runs for which lr=auto has found them."""
 # What the axes of a comparison are looked for in first: what follows from an earlier one is none.
 _AXES = (
     *("task", "model", "variant", "program", "target_modules", "layers", "budget", "rank", "alpha", "init"),
@@ -42,7 +44,9 @@ def axes(frame: pd.DataFrame) -> list[str]:
     """
     done = frame[frame["state"] == "done"] if (frame["state"] == "done").any() else frame
     chosen: list[str] = []
-    known = [name for name in _AXES if name in frame]  # an older table lacks the newer ones
+    found = "config.rates.key" in done and done["config.rates.key"].notna().all()
+    left_out = RATES if found else ()
+    known = [name for name in _AXES if name in frame and name not in left_out]  # an older one lacks some
     for name in (*known, *_further(frame.columns)):
         values = done[name].astype(str)
         groups = values.groupby([done[c].astype(str) for c in chosen]) if chosen else values

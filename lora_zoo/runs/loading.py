@@ -23,7 +23,10 @@ EXPERIMENT = ".experiment.json"
 """What the experiment of a sweep says, in the folder of one that refers to runs of other sweeps."""
 SEEDS = ".seeds.json"
 """The plan by which a sweep with seed=auto added its seeds, in the sweep's folder."""
-_OF_SWEEP = ("seconds", "stops")  # of that file, what says nothing of a single run
+RATES = ".rates.json"
+"""The plan by which a sweep with lr=auto chose its learning rates, and the rates, likewise."""
+_PLANS = {"seeds": SEEDS, "rates": RATES}
+_OF_SWEEP = ("seconds", "stops")  # of these files, what says nothing of a single run
 MOST, DAMAGED = 1 << 32, 100
 """Of one archive: bytes of text, and damaged lines after which it is not read on."""
 _log = logging.getLogger("lora_zoo")
@@ -90,9 +93,7 @@ def _read(file: Path, place: Path) -> Iterator[Found | str]:
             if place.is_symlink() and (place.parent / EXPERIMENT).is_file():
                 about = read_json(place.parent / EXPERIMENT)
                 record["config"] = record["config"] | {"experiment": about}
-            if (place.parent / SEEDS).is_file():
-                plan = {k: v for k, v in read_json(place.parent / SEEDS).items() if k not in _OF_SWEEP}
-                record["config"] = record["config"] | {"seeds": plan}
+            record["config"] = record["config"] | _plans(place.parent)
             yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
         else:
             yield from _lines(file)
@@ -100,6 +101,12 @@ def _read(file: Path, place: Path) -> Iterator[Found | str]:
         yield f"{file} cannot be read: {in_one_line(error)}"
     except ValueError as error:
         yield str(error) if str(file) in str(error) else f"{file} is no record of a run: {error}"
+
+
+def _plans(sweep: Path) -> dict[str, Any]:
+    """The plans that a sweep's folder holds, by the key of a run's configuration."""
+    known = {key: read_json(sweep / name) for key, name in _PLANS.items() if (sweep / name).is_file()}
+    return {key: {k: v for k, v in plan.items() if k not in _OF_SWEEP} for key, plan in known.items()}
 
 
 def _lines(file: Path) -> Iterator[Found | str]:

@@ -15,7 +15,7 @@ from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
-from lora_zoo.runs.loading import SEEDS
+from lora_zoo.runs.loading import RATES, SEEDS
 from lora_zoo.runs.record import RESULT, Record, read_record
 
 
@@ -133,7 +133,10 @@ def print_line(record: Record, console: Console) -> None:
     result = record.content
     split = next(reversed(result["metrics"]))
     reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
-    console.print(f"done: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
+    config, word = result["config"], "done"
+    if config["trial"]:
+        word, reached = "trial", f"lr {config['lr']:g}, {config['steps']} steps: {reached}"
+    console.print(f"{word}: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
     if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -141,9 +144,11 @@ def print_line(record: Record, console: Console) -> None:
 def print_sweep(folder: Path) -> None:
     """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
     console = Console()
-    runs = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
+    found = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
+    runs = [run for run in found if not run.get("config", {}).get("trial")]
     keys = differing([overrides_of(run["command"]) for run in runs])
-    table = Table(title=f"{folder.name}: {len(runs)} runs", title_justify="left")
+    trials = f", and {len(found) - len(runs)} trials of learning rates" if len(found) > len(runs) else ""
+    table = Table(title=f"{folder.name}: {len(runs)} runs{trials}", title_justify="left")
     numbers = ("value", "trainable", "scale", "s/step")
     for column in (*keys, "state", "metric", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left")
@@ -165,18 +170,33 @@ def print_sweep(folder: Path) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_seeds(folder: Path) -> None:
-    """The rule that stopped each cell of a sweep with seed=auto, with its difference from the reference."""
-    if not (folder / SEEDS).is_file():
-        return
-    plan = read_json(folder / SEEDS)
-    rule = f"sequential t boundary, up to {plan['most']} seeds, level {plan['level']:g} for all of a family"
+def print_plans(folder: Path) -> None:
+    """What seed=auto and lr=auto have done: the rates found, and the rule that stopped each cell."""
     console = Console()
-    for line in plan.get("stops", []):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for lines in (_of_rates(folder), _of_seeds(folder)):
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _of_rates(folder: Path) -> list[str]:
+    if not (folder / RATES).is_file():
+        return []
+    plan = read_json(folder / RATES)
+    rule = f"successive halving on validation, {plan['budget']:,} steps of trials for each cell"
+    found = plan.get("found")
+    return [
+        *(found.split("; ") if found else []),
+        f"{plan['key']}=auto: {rule if found else 'not found yet'}",
+    ]
+
+
+def _of_seeds(folder: Path) -> list[str]:
+    if not (folder / SEEDS).is_file():
+        return []
+    plan = read_json(folder / SEEDS)
     rule = f"up to {plan['most']} seeds, level {plan['level']:g} for all comparisons of a task"
     line = f"seed=auto: sequential t boundary, {rule}; its intervals hold at whatever seed a cell stopped"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return [*plan.get("stops", []), line]
 
 
 def differing(overrides: list[dict[str, str]]) -> list[str]:

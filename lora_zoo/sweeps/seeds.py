@@ -5,7 +5,6 @@ that the number of seeds followed from the scores. All of it but `hours`, `step`
 the first look: a sweep that has begun goes on with the same plan, or not at all.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,32 +14,17 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_key
-from lora_zoo.analysis.protocol import better
+from lora_zoo.analysis.protocol import better, chosen_by
 from lora_zoo.analysis.rounds import End, Job, Plan, Rounds, Seen, chosen, first_jobs, launched
-from lora_zoo.core.bounded_json import read_json
 from lora_zoo.runs import load
 from lora_zoo.runs.keys import column
 from lora_zoo.runs.loading import SEEDS
-from lora_zoo.runs.record import made, plain, write_atomically
+from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys
+from lora_zoo.sweeps.plans import check_plan, keep, kept
 
 ENDED = ("done", "diverged", "failed")
 CHOSEN = ("most", "against", "margin", "value", "level")
 """Of a plan: what may not change once runs have been looked at."""
-Overrides = Sequence[str]
-Launch = Callable[[list[Overrides], int], None]
-"""Runs jobs by their overrides; the second argument is the number of the first of them."""
-
-
-def keys_of(cells: Sequence[Overrides]) -> list[dict[str, str]]:
-    """The overrides in which the cells differ, the seed aside."""
-    given = [dict(o.lstrip("+").split("=", 1) for o in cell) for cell in cells]
-    names = [n for n in dict.fromkeys(n for one in given for n in one) if n != "seed"]
-    differing = [name for name in names if len({one.get(name) for one in given}) > 1]
-    return [{name: one[name] for name in differing if name in one} for one in given]
-
-
-def with_seed(cell: Overrides, seed: int) -> list[str]:
-    return [f"seed={seed}" if o.startswith("seed=") else o for o in cell]
 
 
 def grouped(
@@ -54,28 +38,34 @@ def grouped(
 
 
 class SeedSweep:
-    """The sweep in `folder`, of cells by their overrides, one of which is its seed."""
+    """The sweep in `folder`, of cells by their overrides, one of which is its seed.
 
-    def __init__(self, folder: Path, cells: Sequence[Overrides], plan: Plan) -> None:
+    `apart` are the keys that a cell was given by another plan, and is not known by.
+    """
+
+    def __init__(
+        self, folder: Path, cells: Sequence[Overrides], plan: Plan, apart: Sequence[str] = ()
+    ) -> None:
         self.folder, self.cells, self.plan = folder, cells, plan
-        self.keys = keys_of(cells)
+        self.keys = keys_of(cells, apart)
         self.identities: dict[Job, str | None] = {}
-        self.launched = 0
 
-    def run(self, launch: Launch, identity: Callable[[Overrides], str | None]) -> list[End]:
-        """Launch rounds until the plan is done. ValueError where the folder holds another plan."""
-        check_plan(self.folder, self.plan)
-        self.identity = identity
-        spent, began = float(kept(self.folder).get("seconds", 0.0)), time.monotonic()
+    def run(self, launch: Launch, specify: Specify, spent: float = 0.0) -> list[End]:
+        """Launch rounds until the plan is done; `spent` are seconds that count, of what came before.
+
+        ValueError where the folder holds another plan.
+        """
+        check_plan(self.folder, SEEDS, "seeds", {name: getattr(self.plan, name) for name in CHOSEN})
+        self.specify, before, began = specify, spent, time.monotonic()
+        spent += float(kept(self.folder, SEEDS).get("seconds", 0.0))
 
         def clock() -> float:
             return spent + time.monotonic() - began
 
         def launch_round(jobs: list[Job]) -> None:
-            first, self.launched = self.launched, self.launched + len(jobs)
-            self._keep(seconds=clock(), halted="interrupted")
-            launch([with_seed(self.cells[cell], seed) for cell, seed in jobs], first)
-            self._keep(seconds=clock(), halted="interrupted")
+            self._keep(seconds=clock() - before, halted="interrupted")
+            launch([with_keys(self.cells[cell], {"seed": seed}) for cell, seed in jobs])
+            self._keep(seconds=clock() - before, halted="interrupted")
 
         if self.plan.tune and (halted := self._choose(launch_round, clock)):
             self._keep(halted=halted, stops=[f"{', '.join(self.plan.tune)} not chosen yet: {halted}"])
@@ -105,8 +95,7 @@ class SeedSweep:
         return halted
 
     def _keep(self, **more: Any) -> None:
-        content = kept(self.folder) | asdict(self.plan) | more
-        write_atomically(made(self.folder) / SEEDS, json.dumps(plain(content), indent=1) + "\n")
+        keep(self.folder, SEEDS, asdict(self.plan) | more)
 
     def _seen(self) -> Seen:
         try:
@@ -130,8 +119,9 @@ class SeedSweep:
         )
         if not self.plan.tune:
             return seen
-        validation = mine["validation"].astype(float).where(mine["state"] == "done").tolist()
-        direction = better(mine.reset_index(), "validation")
+        judge = chosen_by(mine[mine["state"] == "done"], self.plan.value)
+        validation = mine[judge].astype(float).where(mine["state"] == "done").tolist()
+        direction = better(mine.reset_index(), judge)
         return replace(seen, validation=dict(zip(jobs, validation, strict=True)), better_validation=direction)
 
     def _known(self, runs: set[str]) -> dict[Job, str]:
@@ -141,7 +131,8 @@ class SeedSweep:
             for seed in range(self.plan.most):
                 job = (cell, seed)
                 if job not in self.identities:
-                    self.identities[job] = self.identity(with_seed(self.cells[cell], seed))
+                    spec = self.specify(with_keys(self.cells[cell], {"seed": seed}))
+                    self.identities[job] = spec and spec.identity
                 run = self.identities[job]
                 if run is None or run not in runs:
                     break
@@ -152,21 +143,3 @@ class SeedSweep:
         """The column that is compared; validation where no run was judged on test, as in tables."""
         judged = column(runs, self.plan.value)
         return "validation" if judged == "test" and runs["test"].isna().all() else judged
-
-
-def kept(folder: Path) -> dict[str, Any]:
-    """The plan that a sweep's folder holds, {} where it has none."""
-    path = folder / SEEDS
-    return dict(read_json(path)) if path.is_file() else {}
-
-
-def check_plan(folder: Path, plan: Plan) -> None:
-    """Raise ValueError where the folder's runs were looked at by another plan."""
-    before, now = kept(folder), asdict(plan)
-    changed = [name for name in CHOSEN if name in before and before[name] != now[name]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"seeds.{name}={now[name]}: {folder} was looked at with seeds.{name}={before[name]}; "
-            "a plan that is changed after looking spends its error twice, so go on with that one"
-        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.errors import reason, unknown
@@ -89,19 +89,52 @@ def _check_names(given: Mapping[str, Any]) -> None:
 
 
 def _try_out(arguments: TrainingArguments) -> None:
-    """Make optimiser and schedule once, for one number, so that an error in them comes before training."""
+    """Make the optimiser once, and the schedule where the steps are known, before anything is read."""
+    optimizer = _optimizer(arguments)
+    if arguments.max_steps > 0:
+        _follow(arguments, optimizer, arguments.max_steps)
+
+
+def check_schedule(arguments: TrainingArguments, steps: int) -> None:
+    """Raise ValueError where the learning rate's schedule breaks over so many steps."""
+    try:
+        _follow(arguments, _optimizer(arguments), steps)
+    except Exception as error:
+        raise ValueError(f"trainer: {reason(error)}") from error
+
+
+def _optimizer(arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimiser, of one number."""
     cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
     options = {k: v for k, v in options.items() if k not in ("params", "model", "optimizer_dict")}
-    optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **options)
-    get_scheduler(
-        arguments.lr_scheduler_type,
+    made: torch.optim.Optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **options)
+    return made
+
+
+def _follow(arguments: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Follow the schedule from its first rate to the one after the last step, in `_LOOKS` strides if long."""
+    name, warmup = SchedulerType(arguments.lr_scheduler_type).value, arguments.get_warmup_steps(steps)
+    schedule = get_scheduler(
+        name,
         optimizer=optimizer,
-        num_warmup_steps=1,
-        num_training_steps=10,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
         scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {},
     )
+    looks = {steps * look // _LOOKS for look in range(_LOOKS + 1)} | {warmup - 1, warmup, warmup + 1}
+    for factor in getattr(schedule, "lr_lambdas", ()):  # those that watch a metric have none
+        for step in sorted(step for step in looks if 0 <= step <= steps):
+            try:
+                if not 0 <= factor(step) < math.inf:
+                    raise ValueError(f"a factor of {factor(step):.4g}")
+            except Exception as error:
+                raise ValueError(
+                    f"lr_scheduler_type={name} gives no rate after step {step} of {steps}, of which {warmup} "
+                    f"are warm-up ({reason(error)}); change steps, warmup_steps, or the schedule"
+                ) from error
 
 
+_LOOKS = 1000
 _RANGES: dict[str, tuple[float, float]] = {
     "gradient_accumulation_steps": (1, 2**31),
     "logging_steps": (1e-9, 2**31),

@@ -131,7 +131,12 @@ def _asks_for_more(settings: Settings, claim: FolderClaim) -> bool:
 def _finished_before(claim: FolderClaim, console: Console) -> int:
     state = claim.before["state"]
     console.print(f"{state} already: {claim.folder}", markup=False, highlight=False, soft_wrap=True)
-    return int(state != "done")
+    return _code(state, trial=claim.before["config"].get("trial", False))
+
+
+def _code(state: str, *, trial: bool) -> int:
+    """The exit code of what has ended: that a trial diverged is what it was made to find out."""
+    return int(state != "done" and not (trial and state == "diverged"))
 
 
 def _kept(experiment: Experiment) -> int:
@@ -177,7 +182,7 @@ def _outcome(experiment: Experiment) -> Outcome:
     try:
         experiment.run()
     except Diverged as divergence:
-        return Outcome("diverged", 1, divergence)
+        return Outcome("diverged", _code("diverged", trial=experiment.settings.trial), divergence)
     except ValueError as mistake:
         return Outcome("failed", 1 if experiment.underway else 2, mistake)
     except Exception as failure:

@@ -10,6 +10,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
+from lora_zoo.core.errors import unknown
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
@@ -80,6 +81,10 @@ class TrainingSession:
             raise ValueError(
                 "trainer.label_smoothing_factor is for classes and texts; numbers have none: use 0"
             )
+        watched = arguments.metric_for_best_model
+        known = [*evaluator.record.content["metric_facts"], *(["nll"] if kind.has_likelihood else [])]
+        if watched and watched.removeprefix("eval_") not in known:
+            raise ValueError(unknown("trainer.metric_for_best_model", watched, known))
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"

@@ -18,6 +18,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
+from lora_zoo.training.arguments import check_schedule
 from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.state import TrainState
 
@@ -112,7 +113,7 @@ class ZooTrainer(Trainer):
         return parts.TurnSampler(self.parts, due, self.args, self._train_batch_size, self._order_seed)
 
     def check_schedule(self) -> None:
-        """Let the hooks check their schedule. ValueError where it does not fit the length of the run.
+        """Follow the schedules of rate and hooks. ValueError where one does not fit the length of the run.
 
         ValueError too where the loader gives no batch, so that nothing would be trained.
         """
@@ -122,7 +123,9 @@ class ZooTrainer(Trainer):
                 f"trainer.dataloader_drop_last=true leaves no batch: there are {len(self.train_dataset)} "
                 f"examples, and batch_size={self.args.per_device_train_batch_size}"
             )
-        self.injection.hooks.on_train_begin(self.set_initial_training_values(self.args, batches)[-1])
+        steps = self.set_initial_training_values(self.args, batches)[-1]
+        check_schedule(self.args, steps)
+        self.injection.hooks.on_train_begin(steps)
 
     def saved_bytes(self) -> dict[str, int] | None:
         """Bytes that autograd saves for the backward pass of the first batch, adapters on and off.

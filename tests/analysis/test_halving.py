@@ -19,10 +19,10 @@ class Curves:
         self.rounds.append(trials)
         for t in trials:
             score = 1 - abs(math.log2(t.rate / self.peaks[t.cell])) / 10 - 1 / t.steps
-            self.known[t] = math.nan if t.rate > self.limit else score
+            self.known[t] = () if t.rate > self.limit else (score,)
 
-    def halve(self, budget: int = 2400, **how):
-        return halve(len(self.peaks), RATES, budget, launch=self.launch, read=lambda: self.known, **how)
+    def halve(self, budget: int = 2400):
+        return halve([RATES] * len(self.peaks), budget, launch=self.launch, read=lambda trials: self.known)
 
 
 def test_every_cell_spends_the_same_steps_and_finds_its_own_rate():
@@ -39,24 +39,36 @@ def test_the_edges_are_extended_on_both_sides_and_the_last_is_said():
     assert low.rate == pytest.approx(min(RATES) / 4) and low.edge == "least"
     assert "the least rate tried: a better may lie beyond" in str(low)
     assert high.rate == pytest.approx(max(RATES) * 2) and high.edge == ""
-    assert "from 0.00125 to 0.64; 2,400 steps in 14 runs" in str(high)
+    assert "from 0.00125 to 0.64, 2,400 steps in 14 runs" in str(high)
 
 
 def test_divergence_is_the_worst_score():
     (one,) = Curves(10.0, limit=0.03).halve()
     assert one.rate == 0.02 and "diverged" in str(one)
-    assert all(math.isnan(score) == (rate > 0.03) for (rate, _), score in one.scores.items())
+    assert all((score == ()) == (rate > 0.03) for (rate, _), score in one.scores.items())
     (dead,) = Curves(0.02, limit=0).halve()
     assert dead.rate < min(RATES), "where all diverge, smaller ones are tried"
 
 
-def test_less_is_better_where_that_is_said():
-    scores = {}
-    found = halve(
-        1, RATES, 2400, launch=lambda ts: scores.update({t: (math.log(t.rate / 0.08)) ** 2 for t in ts}),
-        read=lambda: scores, better="lower",
-    )  # fmt: skip
-    assert found[0].rate == 0.08
+def test_cells_have_grids_of_their_own_and_equals_are_told_apart_by_the_next_number():
+    made = Curves(0.02, 0.002)
+
+    def read(trials):
+        return {t: (0.0, *score) for t, score in made.known.items()}
+
+    found = halve([RATES, grid(0.002)], 2400, launch=made.launch, read=read)
+    assert [one.rate for one in found] == [0.02, 0.002]
+
+
+def test_a_cell_of_which_a_trial_failed_has_no_rate_and_the_others_go_on():
+    made = Curves(0.02, 0.02)
+
+    def read(trials):
+        return {t: None if t.cell == 1 and t.rate == 0.08 else score for t, score in made.known.items()}
+
+    one, lost = halve([RATES, RATES], 2400, launch=made.launch, read=read)
+    assert one.rate == 0.02 and math.isnan(lost.rate) and str(lost) == "none: a trial failed"
+    assert [len(trials) for trials in made.rounds] == [16, 4, 2]
 
 
 def test_what_has_ended_is_not_run_again_and_what_never_ends_is_told():
@@ -65,13 +77,13 @@ def test_what_has_ended_is_not_run_again_and_what_never_ends_is_told():
     made.rounds.clear()
     assert made.halve() == first and not made.rounds
     with pytest.raises(RuntimeError, match="8 of 8 runs came to no end"):
-        halve(1, RATES, 2400, launch=lambda trials: None, read=dict)
+        halve([RATES], 2400, launch=lambda trials: None, read=lambda trials: {})
 
 
 def test_mistakes():
     with pytest.raises(ValueError, match="a budget of 20 steps is too small for 8 rates; give 24"):
         rungs(8, 20)
-    with pytest.raises(ValueError, match="at least 3 learning rates; got 2"):
-        halve(1, [0.1, 0.2], 100, launch=print, read=dict)
+    with pytest.raises(ValueError, match=r"at least 3; got \{2\}"):
+        halve([[0.1, 0.2]], 100, launch=print, read=print)
     with pytest.raises(ValueError, match="a grid needs a middle above 0"):
         grid(0.0)

@@ -1,0 +1,32 @@
+"""The cells of a sweep, by their overrides."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lora_zoo.config.spec import RunSpec
+
+Overrides = Sequence[str]
+Launch = Callable[[list[Overrides]], None]
+"""Runs jobs by their overrides."""
+Specify = Callable[[Overrides], RunSpec | None]
+"""A job's run; None where it cannot be run as given."""
+
+
+def keys_of(cells: Sequence[Overrides], apart: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The overrides in which the cells differ, the seed and the keys `apart` aside."""
+    given = [{key_of(o): o.partition("=")[2] for o in cell} for cell in cells]
+    names = [n for n in dict.fromkeys(n for one in given for n in one) if n not in ("seed", *apart)]
+    differing = [name for name in names if len({one.get(name) for one in given}) > 1]
+    return [{name: one[name] for name in differing if name in one} for one in given]
+
+
+def with_keys(cell: Overrides, given: Mapping[str, object]) -> list[str]:
+    """The cell with these keys, each in the place of what it gives for them."""
+    return [*without_keys(cell, given), *(f"{key}={value}" for key, value in given.items())]
+
+
+def without_keys(cell: Overrides, keys: Mapping[str, object] | Sequence[str]) -> list[str]:
+    return [o for o in cell if key_of(o) not in keys]
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
