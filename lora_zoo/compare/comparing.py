@@ -18,7 +18,7 @@ from lora_zoo import run as front_door
 from lora_zoo.compare import page, words
 from lora_zoo.compare.carrying import State, Work, file_name, state_of, unique
 from lora_zoo.compare.contenders import Comparison, check_contenders, specified, with_usual
-from lora_zoo.compare.costs import Cost, Front, costs, steps_of
+from lora_zoo.compare.costs import FILE, Cost, Front, costs, steps_of
 from lora_zoo.compare.judging import Ruling
 from lora_zoo.compare.planning import FACTORS, MOST, Design, fitting, needed, rates_of, seconds_of, wishes
 from lora_zoo.runs.record import made
@@ -120,8 +120,9 @@ def _design(request: Request, known: Sequence[Cost], steps: int, jobs: int) -> D
         hours = _up(needed(wishes(rates, most)[-1], known, steps, jobs) / 3600)
         mean = sum(cost.seconds(steps) for cost in known) / len(known)
         raise ValueError(
-            f"--hours {request.hours:g} is too short: the least plan, {len(known)} cells of {mean:.0f} s a "
-            f"run, takes {hours:g}; give --hours {hours:g}, fewer references, --at rank, or fewer steps"
+            f"{request.hours:.2g} hours are too short: the least plan, {len(known)} cells of {mean:.0f} s a "
+            f"run, takes {hours:g}; give --hours {hours:g}, fewer references, --at rank, or fewer steps (the "
+            f"costs are kept in {request.out / FILE}; without it they are measured again)"
         )
     return design
 

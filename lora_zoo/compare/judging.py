@@ -26,7 +26,7 @@ from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.rounds import Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval, interval
-from lora_zoo.claims.doubts import IDLE, rises
+from lora_zoo.claims.doubts import of_the_machine, rises
 from lora_zoo.compare.contenders import Comparison, Contender
 
 FEWEST = 3
@@ -70,17 +70,65 @@ class Ruling:
     at: str
     candidate: CellRuns
     reference: CellRuns
-    finding: Standing
     difference: Decision
     likelihood: Decision
     """Of the nats of a test reference, the candidate's minus the other's: less is better."""
-    reasons: tuple[str, ...]
-    time: Interval
-    """Ratio of the seconds of a step; nan where it is not known."""
-    memory: float
-    """Ratio of the bytes kept for the backward pass, or of the peak on a GPU."""
-    busy: str
-    """The sentence that says why times are not to be trusted; "" where they are."""
+
+    @property
+    def finding(self) -> Standing:
+        if self._lacks or (self._edges and not self.difference.is_open):
+            return Standing.NONE
+        return {"better": Standing.BETTER, "worse": Standing.WORSE}.get(
+            self.difference.verdict, Standing.OPEN
+        )
+
+    @property
+    def reasons(self) -> list[str]:
+        """Sentences: why there is no verdict, or what is to be known beside it."""
+        return self._lacks or [
+            f"{side.cell.label} is best at the {side.found.edge} rate tried ({side.found.rate:g}): it may be "
+            "better beyond"
+            for side in self._edges
+        ]
+
+    @property
+    def _lacks(self) -> list[str]:
+        n = self.difference.n
+        few = [f"{n} seeds in common; a verdict takes {FEWEST}"] if n < FEWEST else []
+        return [*self.candidate.doubts, *self.reference.doubts, *few]
+
+    @property
+    def _edges(self) -> list[CellRuns]:
+        """The sides that might do better at a rate that was not tried, the winner aside."""
+        loser = {"better": [self.reference], "worse": [self.candidate]}
+        both = [self.candidate, self.reference]
+        return [side for side in loser.get(self.difference.verdict, both) if side.found.edge]
+
+    @property
+    def time(self) -> Interval:
+        """Ratio of the seconds of a step: the geometric mean over common seeds; nan where it is not known."""
+        mine, other = (
+            np.log(side.runs["step_seconds"].astype(float)) for side in (self.candidate, self.reference)
+        )
+        found = interval((mine - other).dropna())
+        low, mean, high = (math.exp(x) for x in (found.low, found.estimate, found.high))
+        return replace(found, estimate=mean, low=low, high=high)
+
+    @property
+    def memory(self) -> float:
+        """Ratio of medians: on a GPU of torch's peak, else of the bytes kept for the backward pass."""
+        mine, other = self.candidate.runs, self.reference.runs
+        for column in ("memory.peak_cuda", "memory.saved"):
+            if all(column in runs and runs[column].notna().any() for runs in (mine, other)):
+                return float(mine[column].median() / other[column].median())
+        return math.nan
+
+    @property
+    def busy(self) -> str:
+        """The words that say why times are not to be trusted; "" where they are."""
+        sides = (self.candidate, self.reference)
+        found = dict.fromkeys(text for side in sides for text, _ in of_the_machine("a step", side.runs))
+        return next(iter(found), "")
 
     @property
     def spread(self) -> float:
@@ -125,89 +173,16 @@ def seen_of(sides: Sequence[CellRuns], column: str = "test", better: str = "") -
 def rulings(comparisons: Sequence[Comparison], sides: Sequence[CellRuns], plan: Plan) -> list[Ruling]:
     """The candidate against each reference at each size; `sides` are the cells in their order."""
     rounds = rounds_of(comparisons, plan)
-    tests = rounds.decisions(seen_of(sides))
     likely = rounds.decisions(seen_of(sides, "test_nll", "lower"))
     return [
-        _ruling(
-            str(rounds.keys[i]["at"]), sides[candidate], sides[i], tests[i, candidate], likely[i, candidate]
-        )
-        for i, candidate in tests
+        Ruling(str(rounds.keys[i]["at"]), sides[j], sides[i], d.reversed(), likely[i, j].reversed())
+        for (i, j), d in rounds.decisions(seen_of(sides)).items()
     ]
-
-
-def _ruling(
-    at: str, candidate: CellRuns, reference: CellRuns, difference: Decision, likelihood: Decision
-) -> Ruling:
-    """The decisions are of the reference minus the candidate."""
-    difference = difference.reversed()
-    finding, reasons = _finding(candidate, reference, difference)
-    return Ruling(
-        at=at,
-        candidate=candidate,
-        reference=reference,
-        finding=finding,
-        difference=difference,
-        likelihood=likelihood.reversed(),
-        reasons=tuple(reasons),
-        time=_ratio(candidate, reference, "step_seconds"),
-        memory=_memory(candidate, reference),
-        busy=_busy(candidate, reference),
-    )
 
 
 def _direction(sides: Sequence[CellRuns]) -> str:
     frames = [side.runs for side in sides if len(side.runs)]
     return better(frames[0], "test") if frames else "higher"
-
-
-def _finding(candidate: CellRuns, reference: CellRuns, difference: Decision) -> tuple[Standing, list[str]]:
-    reasons = [*candidate.doubts, *reference.doubts]
-    if difference.n < FEWEST:
-        reasons.append(f"{difference.n} seeds in common; a verdict takes {FEWEST}")
-    if reasons:
-        return Standing.NONE, reasons
-    finding = {"better": Standing.BETTER, "worse": Standing.WORSE}.get(difference.verdict, Standing.OPEN)
-    loser = {Standing.BETTER: [reference], Standing.WORSE: [candidate]}.get(finding, [candidate, reference])
-    edges = [side for side in loser if side.found.edge]
-    reasons = [
-        f"{side.cell.label} is best at the {side.found.edge} rate tried ({side.found.rate:g}): it may be "
-        "better beyond"
-        for side in edges
-    ]
-    return (Standing.NONE if edges and finding != Standing.OPEN else finding), reasons
-
-
-def _ratio(candidate: CellRuns, reference: CellRuns, column: str) -> Interval:
-    """The geometric mean over common seeds of candidate over reference, with its 95 % interval."""
-    if column not in candidate.runs or column not in reference.runs:
-        return interval([])
-    logs = np.log(candidate.runs[column].astype(float)) - np.log(reference.runs[column].astype(float))
-    found = interval(logs.dropna())
-    low, mean, high = (math.exp(x) for x in (found.low, found.estimate, found.high))
-    return replace(found, estimate=mean, low=low, high=high)
-
-
-def _memory(candidate: CellRuns, reference: CellRuns) -> float:
-    """The ratio of medians; on a GPU of torch's peak, else of the bytes that autograd keeps."""
-    for column in ("memory.peak_cuda", "memory.saved"):
-        if all(column in side.runs and side.runs[column].notna().any() for side in (candidate, reference)):
-            return float(candidate.runs[column].median() / reference.runs[column].median())
-    return math.nan
-
-
-def _busy(*sides: CellRuns) -> str:
-    shares = pd.concat(
-        [side.runs["cpu_share"] for side in sides if "cpu_share" in side.runs] or [pd.Series()]
-    )
-    known = pd.to_numeric(shares, errors="coerce").dropna()
-    if len(known) < len(shares) or known.empty:
-        return "it is not known that the machine did nothing else, so that times are not to be trusted"
-    if known.min() < IDLE:
-        return (
-            f"busy machine: in one run the process had {known.min():.0%} of a core, so that times are not to "
-            "be trusted"
-        )
-    return ""
 
 
 def more_seeds(ruling: Ruling) -> tuple[float, float]:

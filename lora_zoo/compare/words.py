@@ -13,17 +13,15 @@ from lora_zoo.compare.judging import FEWEST, CellRuns, Ruling, Standing, more_se
 def verdict(ruling: Ruling) -> str:
     """better, worse or not distinguishable, by how much, at which size: one sentence."""
     mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
-    head = f"{size(ruling)}, "
+    numbers, reasons = (
+        f"{_scores(ruling)}, a difference of {amount(ruling.difference)}",
+        "; ".join(ruling.reasons),
+    )
     if ruling.finding == Standing.NONE:
-        so_far = f"; so far {_scores(ruling)}, {_difference(ruling)}" if ruling.difference.n else ""
-        return f"{head}there is no verdict on {mine} against {other}: {'; '.join(ruling.reasons)}{so_far}."
-    if ruling.finding == Standing.OPEN:
-        beside = f" ({'; '.join(ruling.reasons)})" if ruling.reasons else ""
-        return (
-            f"{head}{mine} is not distinguishable from {other}: {_scores(ruling)}, "
-            f"{_difference(ruling)}{beside}."
-        )
-    return f"{head}{mine} is {ruling.finding} than {other}: {_scores(ruling)}, {_difference(ruling)}."
+        so_far = f"; so far {numbers}" if ruling.difference.n else ""
+        return f"{size(ruling)}, there is no verdict on {mine} against {other}: {reasons}{so_far}."
+    found = f"{ruling.finding} {'from' if ruling.finding == Standing.OPEN else 'than'} {other}"
+    return f"{size(ruling)}, {mine} is {found}: {numbers}{f' ({reasons})' if reasons else ''}."
 
 
 def size(ruling: Ruling) -> str:
@@ -52,10 +50,6 @@ def _scores(ruling: Ruling) -> str:
     return f"{metric} {mine:.4f} against {other:.4f}"
 
 
-def _difference(ruling: Ruling) -> str:
-    return f"a difference of {amount(ruling.difference)}"
-
-
 def amount(found: Decision) -> str:
     """An estimate with its interval, where there is one."""
     known = math.isfinite(found.low) and math.isfinite(found.high)
@@ -80,7 +74,7 @@ def cost(ruling: Ruling) -> str:
     mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
     parts = []
     if not math.isnan(ruling.time.estimate):
-        doubt = f" ({ruling.busy})" if ruling.busy else ""
+        doubt = f" (not to be trusted; {ruling.busy})" if ruling.busy else ""
         parts.append(f"a step takes {ratio(ruling.time)} times as long{doubt}")
     if not math.isnan(ruling.memory):
         parts.append(f"training keeps {ruling.memory:.2f} times the memory")
