@@ -91,6 +91,8 @@ def run(request: Request, console: Console | None = None) -> list[Ruling]:
 def _planned(request: Request, comparisons: list[Comparison], say: Callable[[Any], None]) -> Work:
     jobs = request.jobs or torch.cuda.device_count() or cpu_count()
     cells = unique(cell for comparison in comparisons for cell in comparison.cells)
+    if cells[0].steps is not None:
+        wishes(len(request.factors))[0].rungs(cells[0].steps)  # before anything is measured
     front = _front(jobs)
     say(f"measuring the cost of a run: {len(cells)} cells, {jobs} at a time …")
     known = costs(cells, jobs, request.out, front)
