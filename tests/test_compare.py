@@ -23,12 +23,22 @@ from lora_zoo.analysis.halving import FoundRate
 from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.sequential import decide
 from lora_zoo.compare import page, words
-from lora_zoo.compare.carrying import State, Work, state_of
+from lora_zoo.compare.carrying import Work
 from lora_zoo.compare.comparing import Request, _state
 from lora_zoo.compare.contenders import Comparison, Contender, check_contenders, overrides_of, split_names
 from lora_zoo.compare.costs import Cost, cost_of
 from lora_zoo.compare.judging import Ruling, Standing, cell_runs, more_seeds, rulings
-from lora_zoo.compare.planning import FACTORS, WISHES, Design, fitting, needed, rates_of, wishes
+from lora_zoo.compare.planning import (
+    FACTORS,
+    WISHES,
+    Design,
+    State,
+    fitting,
+    needed,
+    rates_of,
+    state_of,
+    wishes,
+)
 from lora_zoo.core.variants import VARIANTS
 from tests.recorded import recorded, written
 
@@ -303,8 +313,8 @@ def test_costs_are_ratios_and_those_of_a_busy_machine_are_not_to_be_trusted() ->
         "Cost of mine against lora: a step takes 1.50 [1.50, 1.50] times as long, and training keeps 1.50 "
         "times the memory."
     )
-    assert "had 70 % of a core" in words.cost(judged(frame(cpu_share=0.7), frame()))
-    assert "it is not known" in words.cost(judged(frame(cpu_share=math.nan), frame()))
+    assert "had 70% of a core" in words.cost(judged(frame(cpu_share=0.7), frame()))
+    assert "not known to be idle" in words.cost(judged(frame(cpu_share=math.nan), frame()))
 
 
 def test_what_it_would_take_is_in_seeds_and_hours() -> None:

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
         "--at", choices=("rank", "parameters", "both"), default="both", help="equal rank or parameters"
     )
     made.add_argument("--jobs", type=int, help="workers; default: one a GPU, else one a core")
-    made.add_argument("--rates", help="3 or more factors of each contender's default rate; default: 1,2,0.5,4,0.25")
+    made.add_argument(
+        "--rates", help="3 or more factors of each contender's default rate; default: 1,2,0.5,4,0.25"
+    )
     made.add_argument("--seeds", type=int, help="the greatest number of seeds; default: 30")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs; default: runs")
     made.add_argument("--plan", action="store_true", help="only show the plan")

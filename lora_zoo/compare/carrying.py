@@ -1,16 +1,15 @@
 """A plan carried out: rates by halving, then seeds in rounds, as sweeps of the front door.
 
 Every cell's runs lie in `OUT/tuned-LABEL-IDENTITY/`; a second call, and any later comparison with the same
-cell, finds them there. `STATE` in the comparison's own folder holds the design and the seconds spent.
+cell, finds them there. The comparison's own folder holds its state.
 """
 
 import itertools
-import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,10 @@ from lora_zoo.analysis.rounds import Job, Plan, Seen, first_jobs, launched
 from lora_zoo.compare.contenders import Comparison, Contender
 from lora_zoo.compare.costs import Cost, Front
 from lora_zoo.compare.judging import FEWEST, CellRuns, Ruling, cell_runs, rounds_of, rulings, seen_of
-from lora_zoo.compare.planning import Design, rates_of
-from lora_zoo.core.bounded_json import read_json
-from lora_zoo.runs.record import write_atomically
+from lora_zoo.compare.planning import Design, State, rates_of
 from lora_zoo.sweeps.cells import with_keys
 from lora_zoo.sweeps.rates import TRIAL, score
 from lora_zoo.sweeps.seeds import ENDED
-
-STATE = "plan.json"
-
-
-@dataclass
-class State:
-    """The design, for the seconds and the greatest number of seeds that were asked for, and what is spent."""
-
-    design: Design
-    limit: float
-    asked: int
-    spent: float = 0.0
-    plans: int = 1
-
-    def save(self, folder: Path) -> None:
-        write_atomically(folder / STATE, json.dumps(asdict(self), indent=1))
-
-
-def state_of(folder: Path) -> State | None:
-    """The state in which an earlier call left the folder; None without one."""
-    try:
-        content = read_json(folder / STATE)
-        return State(**content | {"design": Design(**content["design"])})
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 @dataclass
@@ -156,7 +128,7 @@ class Work:
             found, frame = self.found[cell.identity], self.frame(cell)
             chosen = (frame["lr"] == found.rate) & (frame["steps"] == self.steps)
             chosen &= frame["seed"] < self.plan.most
-            tuning = _among(frame, found.scores) & (frame["seed"] < self.design.tuning)
+            tuning = frame["trial"].isin(list(found.scores)) & (frame["seed"] < self.design.tuning)
             self._measured[cell.identity] = cell_runs(cell, frame[chosen | tuning], found, self.steps)
         return self._measured[cell.identity]
 
@@ -168,7 +140,7 @@ class Work:
         """The cell's runs that ended, less stale ones; a failed one counts in the call that made it."""
         if cell.identity not in self._frames:
             frame = _over(self.place(cell), self.steps)
-            mine = _among(frame, self._launched.get(cell.identity, ()), "seed")
+            mine = frame["job"].isin(list(self._launched.get(cell.identity, ())))
             self._frames[cell.identity] = frame[(frame["state"] != "failed") | mine]
         return self._frames[cell.identity]
 
@@ -204,16 +176,12 @@ def _over(folder: Path, steps: int) -> pd.DataFrame:
             part = runs.load(folder, trials=trials)
             parts.append(part if trials else part.assign(steps=steps))
     if not parts:
-        return pd.DataFrame(columns=["lr", "steps", "seed", "state", "total_seconds"])
+        return pd.DataFrame(columns=["lr", "steps", "seed", "state", "total_seconds", "trial", "job"])
     frame = pd.concat(parts, ignore_index=True)
+    frame["trial"] = [*zip(frame["lr"], frame["steps"], strict=True)]
+    frame["job"] = [*zip(frame["lr"], frame["steps"], frame["seed"], strict=True)]
     sound = (frame["stale"] == "") & (frame["contradiction"] == "")
     return frame[frame["state"].isin(ENDED) & sound]
-
-
-def _among(frame: pd.DataFrame, keys: Collection[tuple[float, ...]], *more: str) -> np.ndarray:
-    """True for each run whose rate and steps, and what `more` names, are one of `keys`."""
-    columns = (frame[name] for name in ("lr", "steps", *more))
-    return np.array([key in keys for key in zip(*columns, strict=True)], dtype=bool)
 
 
 def unique(cells: Iterable[Contender]) -> list[Contender]:

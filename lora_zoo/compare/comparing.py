@@ -16,11 +16,22 @@ from rich.table import Table
 
 from lora_zoo import run as front_door
 from lora_zoo.compare import page, words
-from lora_zoo.compare.carrying import State, Work, file_name, state_of, unique
+from lora_zoo.compare.carrying import Work, file_name, unique
 from lora_zoo.compare.contenders import Comparison, check_contenders, specified, with_usual
 from lora_zoo.compare.costs import FILE, Cost, Front, costs, steps_of
 from lora_zoo.compare.judging import Ruling
-from lora_zoo.compare.planning import FACTORS, MOST, Design, fitting, needed, rates_of, seconds_of, wishes
+from lora_zoo.compare.planning import (
+    FACTORS,
+    MOST,
+    Design,
+    State,
+    fitting,
+    needed,
+    rates_of,
+    seconds_of,
+    state_of,
+    wishes,
+)
 from lora_zoo.runs.record import made
 from lora_zoo.sweeps.cells import key_of
 

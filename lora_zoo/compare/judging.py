@@ -26,7 +26,7 @@ from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.rounds import Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval, interval
-from lora_zoo.claims.doubts import of_the_machine, rises
+from lora_zoo.claims.doubts import IDLE, rises
 from lora_zoo.compare.contenders import Comparison, Contender
 
 FEWEST = 3
@@ -126,9 +126,12 @@ class Ruling:
     @property
     def busy(self) -> str:
         """The words that say why times are not to be trusted; "" where they are."""
-        sides = (self.candidate, self.reference)
-        found = dict.fromkeys(text for side in sides for text, _ in of_the_machine("a step", side.runs))
-        return next(iter(found), "")
+        shares = [side.runs["cpu_share"].astype(float) for side in (self.candidate, self.reference)]
+        least = pd.concat(shares).min(skipna=False)
+        if least >= IDLE:
+            return ""
+        known = f"busy: in one run the process had {least:.0%} of a core"
+        return f"not to be trusted, the machine was {'not known to be idle' if pd.isna(least) else known}"
 
     @property
     def spread(self) -> float:

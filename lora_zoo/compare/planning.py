@@ -1,13 +1,18 @@
 """The plan of a comparison: the same steps for every cell to choose its rate, then seeds within the hours."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 
 from lora_zoo.analysis.halving import Rung, rungs
 from lora_zoo.compare.costs import Cost
+from lora_zoo.core.bounded_json import read_json
+from lora_zoo.runs.record import write_atomically
 
+STATE = "plan.json"
 FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25)
 """Rates that are tried, as multiples of a contender's own default, in the order in which hours are spent."""
 MOST = 30
@@ -48,6 +53,29 @@ class Design:
             f"{self.budget(steps) * self.tuning:,} steps to choose the rate by halving ({parts}{seeds}), "
             f"then the best at {steps:,} steps on {self.seeds} seeds or as many as decide"
         )
+
+
+@dataclass
+class State:
+    """The design, for the seconds and the greatest number of seeds that were asked for, and what is spent."""
+
+    design: Design
+    limit: float
+    asked: int
+    spent: float = 0.0
+    plans: int = 1
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / STATE, json.dumps(asdict(self), indent=1))
+
+
+def state_of(folder: Path) -> State | None:
+    """The state in which an earlier call left the folder; None without one."""
+    try:
+        content = read_json(folder / STATE)
+        return State(**content | {"design": Design(**content["design"])})
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 WISHES = (Design(5, 3, 8), Design(5, 2, 5), Design(5, 1, 5), Design(4, 1, 4), Design(4, 1, 3))

@@ -74,7 +74,7 @@ def cost(ruling: Ruling) -> str:
     mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
     parts = []
     if not math.isnan(ruling.time.estimate):
-        doubt = f" (not to be trusted; {ruling.busy})" if ruling.busy else ""
+        doubt = f" ({ruling.busy})" if ruling.busy else ""
         parts.append(f"a step takes {ratio(ruling.time)} times as long{doubt}")
     if not math.isnan(ruling.memory):
         parts.append(f"training keeps {ruling.memory:.2f} times the memory")
