@@ -178,8 +178,9 @@ def _over(folder: Path, steps: int) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["lr", "steps", "seed", "state", "total_seconds", "trial", "job"])
     frame = pd.concat(parts, ignore_index=True)
-    frame["trial"] = [*zip(frame["lr"], frame["steps"], strict=True)]
-    frame["job"] = [*zip(frame["lr"], frame["steps"], frame["seed"], strict=True)]
+    jobs = [*zip(frame["lr"], frame["steps"], frame["seed"], strict=True)]
+    keys = pd.DataFrame({"trial": [job[:2] for job in jobs], "job": jobs})
+    frame = pd.concat([frame, keys], axis=1)
     sound = (frame["stale"] == "") & (frame["contradiction"] == "")
     return frame[frame["state"].isin(ENDED) & sound]
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -82,7 +83,11 @@ def _trial(cell: Contender, jobs: int, front: Front) -> Cost:
         own = [f"seed={seeds}", f"out={nowhere}", f"hydra.sweep.dir={nowhere}/trial"]
         front([*with_keys(cell.overrides, {"epochs": "null", "steps": STEPS}), *own])
         records = [read_record(folder) for folder in sorted(Path(nowhere, "trial").glob("*-*"))]
-        return cost_of(cell.label, [record for record in records if record])
+        try:
+            return cost_of(cell.label, [record for record in records if record])
+        except ValueError as refusal:
+            alone = shlex.join(["lora-zoo", *with_keys(cell.overrides, {"steps": STEPS})])
+            raise ValueError(f"{refusal}; alone: {alone}") from refusal
 
 
 def cost_of(label: str, records: Sequence[Mapping[str, Any]]) -> Cost:
