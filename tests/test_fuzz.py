@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lora_zoo.config import command_line, compose
+from lora_zoo.config import auto, command_line, compose
 from lora_zoo.config.groups import GROUPS, options
 from lora_zoo.config.schema import Model, Settings, Task, Tracking, register
+from lora_zoo.sweeps.auto import planned
 
 register()
 LONG = int(os.environ.get("LORA_ZOO_FUZZ", "0"))
@@ -41,6 +42,7 @@ INNER += [
     "task.sizes.train",
     "task.x.y",
 ]
+INNER += [f"seeds.{f.name}" for f in fields(auto.Seeds)] + [f"rates.{f.name}" for f in fields(auto.Rates)]
 INNER += ["task.columns.prompt", "rank_pattern.q", "alpha_pattern.v", "hydra.job.name", "hydra.verbose"]
 INNER += [
     "hydra.run.dir",
@@ -108,14 +110,18 @@ def _elsewhere(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def checked(words: list[str], *, multirun: bool) -> list[Settings] | str:
     """What the front door does before anything runs: the settings, or the one line."""
     try:
-        ready = command_line.rewritten(words)
+        ready, plans = auto.taken(command_line.rewritten(words))
     except ValueError as error:
         line = str(compose.Mistake(str(error)))
     else:
         try:
-            return compose.check(command_line.overrides(ready), multirun=multirun)
-        except compose.Mistake as mistake:
-            line = str(mistake)
+            overrides = command_line.overrides(ready)
+            found = compose.check(overrides, multirun=multirun)
+            if plans.asked:
+                planned(plans, overrides, found, multirun=multirun)
+            return found
+        except ValueError as mistake:
+            line = str(compose.Mistake(str(mistake)))
     assert line.strip()
     assert len(line.splitlines()) == 1
     assert "Traceback" not in line
@@ -127,6 +133,7 @@ def checked(words: list[str], *, multirun: bool) -> list[Settings] | str:
 @example(words=["rank=1", "~rank"], multirun=False)
 @example(words=["hydra.sweep.dir=${nope}"], multirun=True)
 @example(words=["rank=range(1,1e300)"], multirun=True)
+@example(words=["variant=lora,dora", "seed=auto", "lr=auto", "seeds.against=a'b\\"], multirun=True)
 @given(words=lines, multirun=st.booleans())
 def test_any_command_line_is_taken_or_refused_in_one_line(words: list[str], multirun: bool) -> None:
     checked(words, multirun=multirun)
@@ -170,7 +177,20 @@ words_of_runs = {
     "model.dtype": ["float32", "bfloat16", "auto", "float16", "x"],
     "eval_splits": ["[test]", "[]", "[x]", "[train]"],
     "trainer.optim": ["sgd", "adamw_torch", "adafactor", "lomo", "x", "3"],
-    "trainer.lr_scheduler_type": ["cosine", "constant", "polynomial", "x", "reduce_lr_on_plateau", "null"],
+    "trainer.lr_scheduler_type": [
+        *("cosine", "constant", "polynomial", "x", "reduce_lr_on_plateau", "null", "inverse_sqrt", "greedy"),
+        *("warmup_stable_decay", "cosine_with_restarts", "cosine_with_min_lr", "constant_with_warmup"),
+    ],
+    "trainer.lr_scheduler_kwargs": [
+        "{min_lr:0.001}",
+        "{num_decay_steps:1}",
+        "{power:-1}",
+        "{x:1}",
+        "null",
+        "3",
+    ],
+    "trainer.metric_for_best_model": ["nll", "exact_match", "eval_nll", "x", "null"],
+    "trial": ["true", "x"],
     "trainer.max_grad_norm": ["0", "-1", "abc", "nan"],
     "trainer.warmup_steps": ["0.5", "3", "-1", "abc", "1e300"],
     "trainer.eval_steps": ["1", "-1", "0.5", "null"],

@@ -82,11 +82,11 @@ def test_a_long_schedule_is_followed_at_once() -> None:
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("epochs=0.5 trainer.lr_scheduler_type=polynomial trainer.warmup_steps=1", "after step 1 of 1, of which 1 are warm-up"),
+        ("epochs=0.5 trainer.lr_scheduler_type=polynomial", "after step 1 of 1, of which 1 are warm-up"),
         ("steps=4 trainer.lr_scheduler_type=polynomial trainer.warmup_steps=4", "change steps, warmup_steps"),
         ("steps=2 trainer.lr_scheduler_type=greedy trainer.eval_steps=1", "Choices: exact_match, nll"),
     ],
-)  # fmt: skip
+)
 def test_as_typed(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     end = ended(f"+variant=lora {words} batch_size=64")

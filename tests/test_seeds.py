@@ -14,20 +14,24 @@ from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.forms import difference
 from lora_zoo.claims.hypotheses import Sampled, above
 from lora_zoo.config import auto
+from lora_zoo.config.spec import RunSpec
 from lora_zoo.report.tables import tables
 from lora_zoo.runs import load
 from lora_zoo.runs.archives import archive
-from lora_zoo.sweeps.seeds import SeedSweep, kept
+from lora_zoo.runs.identity import specify as specified
+from lora_zoo.runs.loading import SEEDS
+from lora_zoo.sweeps.plans import kept
+from lora_zoo.sweeps.seeds import SeedSweep
 from tests.processes import run as typed
-from tests.recorded import recorded
+from tests.recorded import recorded, settings
 
 LEVELS = {"lora": 0.5, "dora": 0.9, "pissa": 0.52}
 CELLS = [[f"variant={name}", "seed=0"] for name in LEVELS]
 PLAN = Plan(most=5, against="variant=lora")
 
 
-def identity(job) -> str:
-    return recorded(*job)["identity"]
+def specify(job) -> RunSpec:
+    return specified(settings(*job))
 
 
 class MadeUp:
@@ -36,8 +40,7 @@ class MadeUp:
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, []
 
-    def launch(self, jobs, first: int) -> None:
-        assert first == len(self.made)
+    def launch(self, jobs) -> None:
         for job in jobs:
             given = dict(o.split("=") for o in job)
             noise = np.random.default_rng([int(given["seed"]), *given["variant"].encode()]).normal(0, 0.02)
@@ -53,7 +56,7 @@ class MadeUp:
 def swept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "sweep"
     made = MadeUp(folder)
-    ends = SeedSweep(folder, CELLS, PLAN).run(made.launch, identity)
+    ends = SeedSweep(folder, CELLS, PLAN).run(made.launch, specify)
     assert ends[1].stopped == f"decided after {ends[1].seeds} seeds: better than variant=lora"
     assert ends[2].stopped == "open at the greatest number of seeds (5)"
     assert len(made.made) == sum(end.seeds for end in ends) < 15
@@ -62,11 +65,11 @@ def swept(tmp_path_factory) -> Path:
 
 def test_a_finished_sweep_does_nothing_and_another_plan_is_refused(swept):
     made = MadeUp(swept)
-    ends = SeedSweep(swept, CELLS, PLAN).run(made.launch, identity)
-    assert not made.made and kept(swept)["stops"][0].startswith("variant=lora: 5 seeds, open at")
+    ends = SeedSweep(swept, CELLS, PLAN).run(made.launch, specify)
+    assert not made.made and kept(swept, SEEDS)["stops"][0].startswith("variant=lora: 5 seeds, open at")
     assert [end.seeds for end in ends] == [5, ends[1].seeds, 5]
     with pytest.raises(ValueError, match=r"seeds.most=9: .* was looked at with seeds.most=5"):
-        SeedSweep(swept, CELLS, Plan(most=9, against="variant=lora")).run(made.launch, identity)
+        SeedSweep(swept, CELLS, Plan(most=9, against="variant=lora")).run(made.launch, specify)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -104,7 +107,7 @@ def test_tuned_axes_are_chosen_on_the_first_seeds_and_only_then_are_seeds_added(
     ]
     made = MadeUp(tmp_path / "sweep")
     plan = Plan(most=4, tune=("task.lr",))
-    ends = SeedSweep(made.folder, rates, plan).run(made.launch, identity)
+    ends = SeedSweep(made.folder, rates, plan).run(made.launch, specify)
     assert [end.seeds for end in ends] == [4, 4]
     tries = [dict(o.split("=") for o in job)["task.lr"] for job in made.made]
     assert (tries.count("0.01"), tries.count("0.02")) == (6, 8)
@@ -112,12 +115,32 @@ def test_tuned_axes_are_chosen_on_the_first_seeds_and_only_then_are_seeds_added(
     assert [cell.chosen["task.lr"] for cell in found.cells] == [0.02, 0.02]
 
 
+def test_rates_are_chosen_by_the_likelihood_where_it_is_compared(tmp_path):
+    """The rate of the worse scores has the better likelihood."""
+
+    class Likely(MadeUp):
+        def launch(self, jobs) -> None:
+            super().launch(jobs)
+            for path in self.folder.glob("*/result.json"):
+                record = json.loads(path.read_text())
+                nll = {"nll": record["config"]["task"]["lr"] + record["seed"] / 1000}
+                likelihood = {"validation": nll, "test": nll}
+                path.write_text(json.dumps(record | {"likelihood": likelihood}))
+
+    rates = [[f"variant={n}", f"task.lr={lr}", "seed=0"] for n in ("lora", "pissa") for lr in (0.01, 0.02)]
+    made = Likely(tmp_path / "sweep")
+    plan = Plan(most=3, tune=("task.lr",), value="test_nll")
+    sweep = SeedSweep(made.folder, rates, plan)
+    sweep.run(made.launch, specify)
+    assert [cell[1] for cell in sweep.cells] == ["task.lr=0.01"] * 2
+
+
 def test_the_plan_is_taken_from_the_command_line():
     words = ["-m", "+variant=lora,dora", "seed=auto", "seeds.most=7", "seeds.hours=0.5", "seeds.margin=0.01"]
     left, plan = auto.taken([*words, "seeds.against=variant=lora"])
     assert left == ["-m", "+variant=lora,dora", "seed=0"]
-    assert plan == auto.Seeds(most=7, hours=0.5, margin=0.01, against="variant=lora")
-    assert auto.taken(["seed=0,1"]) == (["seed=0,1"], None)
+    assert plan == auto.Plans(auto.Seeds(most=7, hours=0.5, margin=0.01, against="variant=lora"))
+    assert auto.taken(["seed=0,1"]) == (["seed=0,1"], auto.Plans())
 
 
 @pytest.mark.cli

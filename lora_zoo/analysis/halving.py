@@ -30,6 +30,10 @@ class Trial(NamedTuple):
 Score = tuple[float, ...]
 
 
+class Unended(RuntimeError):
+    """Trials that were launched have come to no end."""
+
+
 class Rung(NamedTuple):
     runs: int
     steps: int
@@ -100,7 +104,7 @@ def halve(
 
     `launch` runs trials, however it likes; `read` gives the scores of those that have ended, None of those
     that failed: their cell is left without a rate. What `read` knows is not launched. ValueError for grids of
-    different sizes, RuntimeError where trials come to no end.
+    different sizes; Unended where trials come to no end.
     """
     current = [sorted(set(rates)) for rates in grids]
     sizes = {len(rates) for rates in current}
@@ -134,7 +138,7 @@ def _ended(
         launch(missing)
         known = read(trials)
     if lost := [trial for trial in trials if trial not in known]:
-        raise RuntimeError(f"{len(lost)} of {len(trials)} runs came to no end, the first {lost[0]}")
+        raise Unended(f"{len(lost)} of {len(trials)} runs came to no end, the first {lost[0]}")
     return known
 
 

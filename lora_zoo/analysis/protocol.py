@@ -215,7 +215,7 @@ def _rule(value: str, tuned: dict[str, str], plan: Plan | None, judge: str, rate
     how = [f"{', '.join(tuned)} chosen for each cell by its mean {judge} over seeds, never by test; "]
     how = how if tuned else []
     if rates:
-        how.append(f"{rates.key} found for each cell by successive halving on validation, by lr=auto; ")
+        how.append(f"{rates.key} found for each cell by successive halving on validation; ")
     tuning = "".join(how)
     if plan:
         return (

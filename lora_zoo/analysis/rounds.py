@@ -96,7 +96,9 @@ class End(NamedTuple):
             return f"{self.seeds} seeds, {self.stopped}"
         d = self.decision
         known = f" ({d.low:.3g} to {d.high:.3g})" if math.isfinite(d.low) else ""
-        return f"{self.seeds} seeds, {self.stopped}; {d.estimate:+.3g}{known} from {names[self.reference]}"
+        return (
+            f"{self.seeds} seeds, {self.stopped}; {d.estimate + 0.0:+.3g}{known} from {names[self.reference]}"
+        )
 
 
 def families(keys: Sequence[Key], against: str = BEST) -> list[list[Job]]:
@@ -218,7 +220,8 @@ class Rounds:
         elif open_:
             stopped = self._why_open(tried, halted)
         elif decision is None or reference is None:
-            stopped = f"decided against each of {len(mine)}" if mine else "not compared"
+            others = "the other" if len(mine) == 1 else f"each of {len(mine)} others"
+            stopped = f"decided against {others}" if mine else "not compared"
         else:
             words = "the same as" if decision.verdict == "same" else f"{decision.verdict} than"
             stopped = f"decided after {decision.after} seeds: {words} {format_key(self.keys[reference])}"

@@ -63,7 +63,7 @@ class Plans(NamedTuple):
 
     @property
     def asked(self) -> list[str]:
-        """What stood on the command line: seed=auto, lr=auto."""
+        """The words of the command line that ask for plans: seed=auto, lr=auto."""
         return [*(["seed=auto"] if self.seeds else []), *([f"{self.rate}=auto"] if self.rates else [])]
 
 

@@ -88,10 +88,10 @@ def _wrong(about: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_cells(grid: Any, reference: list[Any]) -> Iterator[str]:
-    if not isinstance(grid, dict) or not all(_values(grid).values()):
+    if not isinstance(grid, dict) or not all(grid_values(grid).values()):
         yield "experiment.grid must give each key a list of values"
         return
-    for key, values in _values(grid).items():
+    for key, values in grid_values(grid).items():
         try:
             check_key(str(key), values)
         except ValueError as wrong:
@@ -113,7 +113,7 @@ def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
     if len(asked) > 1 or "," in value:
         raise ValueError(f"{' '.join(asked)}: a sweep is one experiment; run them one after the other")
     about = read(value)["experiment"]
-    left = _not_given(_values(about["grid"]), overrides)
+    left = _not_given(grid_values(about["grid"]), overrides)
     if any(len(values) > 1 for values in left.values()) and not multirun:
         raise ValueError(
             f"experiment={value} is a sweep over {', '.join(left)}: add -m, or give each of them one value"
@@ -126,7 +126,7 @@ def expanded(overrides: list[str], *, multirun: bool) -> list[str]:
     return [*overrides[:place], *swept, *overrides[place:]]
 
 
-def _values(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+def grid_values(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values of each key of a grid; none where they are no list, nor auto where that may stand."""
     listed = {key: ["auto"] if key in AUTO and held == "auto" else held for key, held in grid.items()}
     return {str(key): held if isinstance(held, list) else [] for key, held in listed.items()}

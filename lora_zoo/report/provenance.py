@@ -10,6 +10,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, join_names
 from lora_zoo.analysis.integrity import findings, unread
+from lora_zoo.config.experiments import grid_values
 from lora_zoo.runs.archives import portable
 from lora_zoo.runs.summary import overrides_of
 
@@ -44,15 +45,34 @@ def origin(counted: pd.DataFrame) -> list[str]:
 def command(counted: pd.DataFrame, about: Mapping[str, Any]) -> str:
     """The sweep that makes the runs again; where they are no whole product of values, the first run."""
     told = [portable(line) for line in counted.get("command", ()) if isinstance(line, str)]
-    runs = [overrides_of(line) for line in told]
+    asked = _asked(counted)
+    runs = [overrides_of(line) | asked for line in told]
     values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for run in runs for key in run}
     if about.get("name"):
-        grid = {key: {str(value) for value in given} for key, given in about.get("grid", {}).items()}
+        grid = {key: set(map(str, given)) for key, given in grid_values(about.get("grid", {})).items()}
         own = {key: given for key, given in values.items() if set(map(_in_yaml, given)) != grid.get(key)}
         return _sweep({"+experiment": [about["name"]]} | {k: v for k, v in own.items() if k != "experiment"})
-    if len({*told}) == 1 or math.prod(map(len, values.values())) != len({*told}):
+    different = {tuple(sorted(run.items())) for run in runs}
+    if len({*told}) == 1 or math.prod(map(len, values.values())) != len(different):
         return next(iter(told), "")
     return _sweep(values)
+
+
+_PLANS = {"seeds": ("most", "against"), "rates": ("key", "count", "budget")}
+"""The keys of the plans of seed=auto and lr=auto by which a sweep is made again."""
+
+
+def _asked(counted: pd.DataFrame) -> dict[str, str]:
+    """The overrides that ask for the plans of the runs, where all have one and the same."""
+    found: dict[str, str] = {}
+    for group, names in _PLANS.items():
+        columns = [f"config.{group}.{name}" for name in names]
+        if counted.empty or not {*columns} <= {*counted} or counted[columns].isna().any(axis=None):
+            continue
+        if len(plans := counted[columns].drop_duplicates()) == 1:
+            told = {c.removeprefix("config."): format_value(plans[c].iloc[0]) for c in columns}
+            found |= {told.pop("rates.key", "seed"): "auto"} | told
+    return found
 
 
 def _in_yaml(value: str) -> str:

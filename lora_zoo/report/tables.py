@@ -108,7 +108,7 @@ def _list(layout: Layout) -> tuple[list[str], list[Row]]:
     if not layout.about:
         sign = {"lower": 1, "higher": -1, "": 0}[layout.found.better]
         keys.sort(key=lambda words: (layout.task(words), sign * layout.measured[words].mean))
-    costs = {**_chosen(layout), **_scales(layout), **_costs(layout)}
+    costs = {**_chosen(layout), **_found(layout), **_scales(layout), **_costs(layout)}
     paper = [_paper(filter(None, map(layout.quote, keys)))] if layout.quoted else []
     rows = []
     for words in keys:
@@ -133,6 +133,15 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
             own = found.setdefault(f"{_label(axis)} (n tried)", {})
             own[words] = f"{format_value(value)} ({cell.tries})"
     return found
+
+
+def _found(layout: Layout) -> dict[str, dict[Words, str]]:
+    """Title: {cell: the rate that lr=auto has found}, where it has."""
+    if not rates_of(layout.runs):
+        return {}
+    runs = layout.runs.set_index("run")
+    found = {words: runs.loc[cell.runs, "lr"].median() for words, cell in layout.measured.items()}
+    return {"lr (found)": {words: format_value(rate) for words, rate in found.items()}}
 
 
 def _scales(layout: Layout) -> dict[str, dict[Words, str]]:

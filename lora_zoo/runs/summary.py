@@ -171,7 +171,7 @@ def print_sweep(folder: Path) -> None:
 
 
 def print_plans(folder: Path) -> None:
-    """What seed=auto and lr=auto have done: the rates found, and the rule that stopped each cell."""
+    """Print the rates that lr=auto found, and the rule by which seed=auto stopped each cell."""
     console = Console()
     for lines in (_of_rates(folder), _of_seeds(folder)):
         for line in lines:

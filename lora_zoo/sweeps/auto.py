@@ -26,6 +26,7 @@ def planned(plans: Plans, overrides: Sequence[str], jobs: Sequence[Settings], *,
     if plans.rates:
         budget = plans.rates.budget or _budget(jobs)
         rungs(plans.rates.count, budget)
+        _check_warm_up(jobs)
         found["rates"] = asdict(plans.rates) | {"budget": budget, "key": plans.rate, "value": value}
     if plans.seeds:
         tune = [t for t in experiment.get("tune") or [] if not (plans.rates and AUTO.get(t) == "rates")]
@@ -48,6 +49,15 @@ def _budget(jobs: Sequence[Settings]) -> int:
     return TIMES * steps
 
 
+def _check_warm_up(jobs: Sequence[Settings]) -> None:
+    """ValueError for a warm-up of so many steps, which would be a greater part of a trial than of a run."""
+    for job in jobs:
+        steps = job.trainer.get("warmup_steps", 0)
+        if isinstance(steps, (int, float)) and steps >= 1:
+            said = f"trainer.warmup_steps={steps} is a number of steps, and the trials of lr=auto are shorter"
+            raise ValueError(f"{said} than runs: give a share below 1")
+
+
 def _written(value: Any) -> str:
     """A value as Hydra's grammar has it."""
     if isinstance(value, Mapping):
@@ -68,7 +78,7 @@ def sweep(
 ) -> None:
     """Run the cells: at the rates that are found for them, over the seeds that are needed."""
     seeds, rates = plans["seeds"], plans["rates"]
-    found, spent, apart = list(cells), 0.0, ()
+    found, spent, apart = list(cells), 0.0, tuple[str, ...]()
     if rates:
         trials = RateSweep(folder, cells, RatePlan(**rates))
         rated = trials.run(launch, specify)

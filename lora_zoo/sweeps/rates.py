@@ -3,6 +3,9 @@
 The plan stands in `.rates.json`, with what was found, from where `lora_zoo.runs.load` gives it to each run.
 Cells that differ in seeds alone have one rate. A trial is a run of the sweep's folder that is shorter and of
 another seed, judged on validation alone; it is marked, so that no table counts it as a result.
+
+Short runs are judged by the likelihood of the references, since hardly any whole answer is right yet; the
+last rung by the metric.
 """
 
 import math
@@ -15,7 +18,7 @@ from typing import final
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_key
-from lora_zoo.analysis.halving import FoundRate, Score, Trial, grid, halve
+from lora_zoo.analysis.halving import FoundRate, Score, Trial, Unended, grid, halve, rungs
 from lora_zoo.analysis.protocol import better, chosen_by
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.runs import load
@@ -64,6 +67,7 @@ class RateSweep:
         ValueError where the folder holds another plan, or trials have no score to choose by.
         """
         check_plan(self.folder, RATES, "rates", asdict(self.plan))
+        keep(self.folder, RATES, asdict(self.plan))
         began, spent = time.monotonic(), float(kept(self.folder, RATES).get("seconds", 0.0))
         names = map(format_key, keys_of([list(group) for group in self.groups]))
         known = {group: specify(self.cells[own[0]]) for group, own in self.groups.items()}
@@ -72,7 +76,7 @@ class RateSweep:
             for group, spec in known.items()
             if spec is not None  # a cell that cannot be run complains as a job
         ]
-        trials = _Trials(self.folder, able, launch, self.plan.value)
+        trials = _Trials(self.folder, able, launch, self.plan)
         try:
             found = halve(
                 [grid(cell.middle, self.plan.count) for cell in able],
@@ -80,12 +84,12 @@ class RateSweep:
                 launch=trials.launch,
                 read=trials.read,
             )
-        except RuntimeError as open_:
+        except Unended as open_:
             say(f"lr=auto: {open_}; the same command goes on")
             return None
         finally:
             self.seconds = spent + time.monotonic() - began
-            keep(self.folder, RATES, asdict(self.plan) | {"seconds": self.seconds})
+            keep(self.folder, RATES, {"seconds": self.seconds})
         rates = {cell.group: one for cell, one in zip(able, found, strict=True)}
         told = {name: rates[g] for name, g in zip(names, self.groups, strict=True) if g in rates}
         keep(self.folder, RATES, {"found": "; ".join(f"{name}: {one}" for name, one in told.items())})
@@ -118,15 +122,16 @@ class _Cell:
     def identity(self, trial: Trial) -> str | None:
         if trial not in self.identities:
             spec = self.specify(self.job(trial))
-            self.identities[trial] = spec and spec.identity
+            self.identities[trial] = spec.identity if spec else None
         return self.identities[trial]
 
 
 class _Trials:
     """The trials of all cells: launched, and read from the sweep's folder."""
 
-    def __init__(self, folder: Path, cells: Sequence[_Cell], run: Launch, value: str) -> None:
-        self.folder, self.cells, self.run, self.value = folder, cells, run, value
+    def __init__(self, folder: Path, cells: Sequence[_Cell], run: Launch, plan: RatePlan) -> None:
+        self.folder, self.cells, self.run, self.value = folder, cells, run, plan.value
+        self.longest = rungs(plan.count, plan.budget)[-1].steps
         self.launched: set[Trial] = set()
 
     def launch(self, trials: list[Trial]) -> None:
@@ -144,21 +149,22 @@ class _Trials:
             run = frame[frame["run"] == self.cells[trial.cell].identity(trial)]
             state = "" if run.empty else run["state"].iloc[0]
             if state in ("done", "diverged"):
-                found[trial] = score(run, self.value) if state == "done" else ()
+                last = trial.steps == self.longest
+                found[trial] = score(run, self.value, last=last) if state == "done" else ()
             elif state == "failed" and trial in self.launched:
                 found[trial] = None
         return found
 
 
-def score(run: pd.DataFrame, value: str) -> Score:
-    """The validation score of a run, more being better; equal ones are told apart by the likelihood.
+def score(run: pd.DataFrame, value: str, *, last: bool) -> Score:
+    """The validation score of a run, more being better: the likelihood before the metric, in the `last` rung
+    after it, or alone where `value`, which tables compare, is one.
 
-    ValueError where it has none.
+    ValueError where the run has none.
     """
-    names = dict.fromkeys([chosen_by(run, value), "validation_nll"])
-    values = {name: float(run[name].iloc[0]) for name in names if name in run}
-    first = next(iter(names))
-    if math.isnan(values.get(first, math.nan)):
+    names = [chosen_by(run, value), "validation_nll"]
+    values = {n: float(run[n].iloc[0]) for n in (names if last else reversed(names)) if n in run}
+    values = {name: number for name, number in values.items() if not math.isnan(number)}
+    if not values:
         raise ValueError(f"lr=auto chooses by validation scores, and {run['name'].iloc[0]} has none")
-    signs = {name: 1 if better(run, name) == "higher" else -1 for name in values}
-    return tuple(signs[name] * number for name, number in values.items() if not math.isnan(number))
+    return tuple(number if better(run, name) == "higher" else -number for name, number in values.items())

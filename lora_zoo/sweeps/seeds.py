@@ -102,26 +102,28 @@ class SeedSweep:
             frame = load(self.folder)
         except ValueError:  # no run yet
             return Seen()
-        frame = frame[frame["state"].isin(ENDED)].drop_duplicates("run", keep="last").set_index("run")
+        frame = (
+            frame[frame["state"].isin(ENDED)].drop_duplicates("run", keep="last").set_index("run", drop=False)
+        )
         jobs = {job: run for job, run in self._known(set(frame.index)).items()}
         if not jobs:
             return Seen()
         mine = frame.loc[list(jobs.values())]
-        judged = self._judged(mine.reset_index())
+        judged = self._judged(mine)
         values = mine[judged].astype(float).where(mine["state"] == "done").tolist()
         seconds = mine["total_seconds"].astype(float).fillna(0.0).tolist()
         links = {path.name[-8:] for path in self.folder.iterdir() if path.is_symlink()}
         seen = Seen(
             dict(zip(jobs, values, strict=True)),
             dict(zip(jobs, seconds, strict=True)),
-            better(mine.reset_index(), judged),
+            better(mine, judged),
             found={job for job, run in jobs.items() if run in links},
         )
         if not self.plan.tune:
             return seen
         judge = chosen_by(mine[mine["state"] == "done"], self.plan.value)
         validation = mine[judge].astype(float).where(mine["state"] == "done").tolist()
-        direction = better(mine.reset_index(), judge)
+        direction = better(mine, judge)
         return replace(seen, validation=dict(zip(jobs, validation, strict=True)), better_validation=direction)
 
     def _known(self, runs: set[str]) -> dict[Job, str]:
@@ -132,7 +134,7 @@ class SeedSweep:
                 job = (cell, seed)
                 if job not in self.identities:
                     spec = self.specify(with_keys(self.cells[cell], {"seed": seed}))
-                    self.identities[job] = spec and spec.identity
+                    self.identities[job] = spec.identity if spec else None
                 run = self.identities[job]
                 if run is None or run not in runs:
                     break

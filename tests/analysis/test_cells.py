@@ -11,6 +11,7 @@ from scipy import stats
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.analysis.protocol import better, cells
 from lora_zoo.analysis.statistics import holm, paired_items
+from lora_zoo.claims.evidence import Evidence
 from tests.analysis.made_frames import run, study, tuned
 
 
@@ -208,6 +209,33 @@ def test_tuning_without_validation_is_refused() -> None:
     frame = tuned(CHOICES).assign(validation=math.nan)
     with pytest.raises(ValueError, match="needs validation scores"):
         cells(frame, by=["variant"], tune=["lr"])
+
+
+def with_likelihood() -> pd.DataFrame:
+    """Three rates, of which the second has the best score and the first the best likelihood."""
+    frame = tuned(CHOICES)
+    return frame.assign(validation_nll=10 * frame["lr"] + frame["validation"], test_nll=frame["test"])
+
+
+def test_where_likelihoods_are_compared_they_choose_and_less_is_better() -> None:
+    frame = with_likelihood()
+    (cell,) = cells(frame, by=["variant"], value="test_nll", tune=["lr"]).cells
+    assert cell.chosen == {"lr": 0.01}
+    table = cells(frame, by=["variant"], value="test", tune=["lr"])
+    assert table.cells[0].chosen == {"lr": 0.02} and "by its mean validation over seeds" in table.rule
+    rule = cells(frame, by=["variant"], value="test_nll", tune=["lr"]).rule
+    assert "chosen for each cell by its mean validation_nll over seeds, never by test" in rule
+    frame.loc[0, "validation_nll"] = math.nan
+    (old,) = cells(frame, by=["variant"], value="test_nll", tune=["lr"]).cells
+    assert old.chosen == {"lr": 0.02}, "not where runs lack it"
+
+
+def test_a_claim_about_likelihoods_chooses_by_them() -> None:
+    frame = with_likelihood().assign(steps=200, batch_size=16, experiment="")
+    (found,) = Evidence(frame).of("")
+    one = found.by_seed({"variant": "lora"}, "test_nll", ["lr"])
+    other = found.by_seed({"variant": "lora"}, "test", ["lr"])
+    assert (one > 0.8).all() and (other < 0.8).all()
 
 
 def test_an_axis_that_nobody_named_is_no_average() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lora_zoo.analysis.halving import Trial, grid, halve, rungs
+from lora_zoo.analysis.halving import Trial, Unended, grid, halve, rungs
 
 RATES = grid(0.02)
 
@@ -76,7 +76,7 @@ def test_what_has_ended_is_not_run_again_and_what_never_ends_is_told():
     first = made.halve()
     made.rounds.clear()
     assert made.halve() == first and not made.rounds
-    with pytest.raises(RuntimeError, match="8 of 8 runs came to no end"):
+    with pytest.raises(Unended, match="8 of 8 runs came to no end"):
         halve([RATES], 2400, launch=lambda trials: None, read=lambda trials: {})
 
 

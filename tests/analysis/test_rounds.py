@@ -50,7 +50,7 @@ def test_seeds_go_where_a_comparison_is_open():
 def test_each_is_compared_with_the_best_and_the_best_with_all():
     machine = Machine(0.0, 6.0, 3.0)
     one, best, two = machine.run(variants("a", "b", "c"), Plan())
-    assert best.stopped == "decided against each of 2" and best.reference is None
+    assert best.stopped == "decided against each of 2 others" and best.reference is None
     assert [one.reference, two.reference] == [1, 1]
     assert one.stopped.endswith("worse than variant=b") and one.decision.high < 0
     assert one.decision.level == pytest.approx(0.05 / 3), "the best is chosen by the scores: all pairs"
@@ -59,7 +59,7 @@ def test_each_is_compared_with_the_best_and_the_best_with_all():
 def test_less_is_better_where_the_metric_says_so():
     machine = Machine(0.0, 6.0, better="lower")
     best, other = machine.run(variants("a", "b"), Plan())
-    assert best.stopped == "decided against each of 1"
+    assert best.stopped == "decided against the other"
     assert other.stopped.endswith("worse than variant=a") and other.decision.low > 0
 
 
