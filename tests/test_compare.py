@@ -151,17 +151,19 @@ def test_a_cost_is_the_slowest_trials() -> None:
     trial: dict = {"state": "done", "data": data}
     times = {"step_median": 0.1, "total": 12.0, "train": 3.0, "load": 4.0, "evaluate": 2.0}
     slow = trial | {"timings": times | {"step_median": 0.2}}
-    cost = cost_of("x", [trial | {"timings": times}, slow])
+    cost = cost_of(CELLS["mine"], [trial | {"timings": times}, slow])
     assert cost == Cost(step=0.2, rest=5.0, test=1.5, load=4.0, examples=6400)
     assert cost.seconds(200) == pytest.approx(45.0)
     assert cost.seconds(50, test=False) == pytest.approx(13.5)
 
 
 def test_a_trial_that_fails_is_told() -> None:
-    with pytest.raises(ValueError, match="mine: a trial of 20 steps failed: shapes do not fit"):
-        cost_of("mine", [{"state": "failed", "error": {"message": "shapes do not fit"}}])
+    with pytest.raises(
+        ValueError, match="mine: a trial of 20 steps failed: shapes do not fit; alone: lora-zoo"
+    ):
+        cost_of(CELLS["mine"], [{"state": "failed", "error": {"message": "shapes do not fit"}}])
     with pytest.raises(ValueError, match="the task has no split test"):
-        cost_of("mine", [{"state": "done", "timings": {}, "data": {"train": {}, "validation": {}}}])
+        cost_of(CELLS["mine"], [{"state": "done", "timings": {}, "data": {"train": {}, "validation": {}}}])
 
 
 # Verdicts ------------------------------------------------------------------------------------------------

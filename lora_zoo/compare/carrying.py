@@ -100,7 +100,8 @@ class Work:
         frame = self.frame(cell)
         for (rate, steps), own in frame[frame["seed"] < self.design.tuning].groupby(["lr", "steps"]):
             if len(own) == self.design.tuning:
-                scores = [score(own.loc[[i]], "test") for i in own.index if own["state"][i] == "done"]
+                done = [own.loc[[i]] for i in own.index if own["state"][i] == "done"]
+                scores = [score(run, "test", last=steps == self.steps) for run in done]
                 mean = tuple(float(x) for x in np.mean(scores, axis=0)) if len(scores) == len(own) else ()
                 found[Trial(0, float(rate), int(steps))] = mean
         return found

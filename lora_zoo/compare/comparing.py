@@ -33,7 +33,6 @@ from lora_zoo.compare.planning import (
     wishes,
 )
 from lora_zoo.runs.record import made
-from lora_zoo.sweeps.cells import key_of
 
 SIZES = ("rank", "parameters")
 
@@ -183,16 +182,12 @@ def _show_plan(work: Work) -> None:
 
 def _concluded(request: Request, work: Work) -> list[Ruling]:
     rulings = work.rulings()
-    task, model = (_chosen(request.overrides, key) for key in ("task", "model"))
-    about = f"{task} on {model}: which is better, by how much, at what cost, and how sure is that?"
+    settings = specified([*work.cells[0].overrides]).settings
+    of = f"{settings.task.name} on {settings.model.name}"
+    about = f"{of}: which is better, by how much, at what cost, and how sure is that?"
     content = page.content_of(work, rulings, request.command, about)
     answers = [sentence for _, sentences in content["answers"] for sentence in ("", *sentences)]
     path = page.write(content, work.folder)
     for sentence in [*answers, "", *content["notes"], *content["plan"], f"page: {path}"]:
         work.say(sentence)
     return rulings
-
-
-def _chosen(overrides: Sequence[str], key: str) -> str:
-    found = [word.partition("=")[2] for word in overrides if key_of(word) == key]
-    return found[-1] if found else {"task": "pocket-sql", "model": "pocket"}[key]

@@ -83,19 +83,16 @@ def _trial(cell: Contender, jobs: int, front: Front) -> Cost:
         own = [f"seed={seeds}", f"out={nowhere}", f"hydra.sweep.dir={nowhere}/trial"]
         front([*with_keys(cell.overrides, {"epochs": "null", "steps": STEPS}), *own])
         records = [read_record(folder) for folder in sorted(Path(nowhere, "trial").glob("*-*"))]
-        try:
-            return cost_of(cell.label, [record for record in records if record])
-        except ValueError as refusal:
-            alone = shlex.join(["lora-zoo", *with_keys(cell.overrides, {"steps": STEPS})])
-            raise ValueError(f"{refusal}; alone: {alone}") from refusal
+        return cost_of(cell, [record for record in records if record])
 
 
-def cost_of(label: str, records: Sequence[Mapping[str, Any]]) -> Cost:
+def cost_of(cell: Contender, records: Sequence[Mapping[str, Any]]) -> Cost:
     """The cost by the records of its trials, the slowest of each part. ValueError where one has failed."""
     broken = [record for record in records if record["state"] not in ("done", "diverged")]
     if broken or not records:
         why = broken[0].get("error", {}).get("message", broken[0]["state"]) if broken else "it left no record"
-        raise ValueError(f"{label}: a trial of {STEPS} steps failed: {why}")
+        alone = shlex.join(["lora-zoo", *cell.overrides, f"steps={STEPS}"])
+        raise ValueError(f"{cell.label}: a trial of {STEPS} steps failed: {why}; alone: {alone}")
     times, data = [record["timings"] for record in records], records[0]["data"]
     if lacking := [split for split in ("validation", "test") if split not in data]:
         raise ValueError(
