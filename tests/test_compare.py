@@ -22,7 +22,7 @@ from lora_zoo import __main__ as words_of
 from lora_zoo.analysis.halving import FoundRate
 from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.sequential import decide
-from lora_zoo.compare import page, words
+from lora_zoo.compare import page, planning, words
 from lora_zoo.compare.carrying import Work
 from lora_zoo.compare.comparing import Request, _state
 from lora_zoo.compare.contenders import Comparison, Contender, check_contenders, overrides_of, split_names
@@ -560,6 +560,7 @@ def test_a_tiny_comparison_from_file_to_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning, "WISHES", WISHES[2:3])  # one seed of tuning
     request.addfinalizer(lambda: VARIANTS._members.pop("mixer", None))  # other tests list what is registered
     Path("mixer.py").write_text(MIXER)
     sizes = "task.sizes={train: 32, validation: 4, test: 4}"
