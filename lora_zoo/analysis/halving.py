@@ -108,8 +108,8 @@ def halve(
     """
     current = [sorted(set(rates)) for rates in grids]
     sizes = {len(rates) for rates in current}
-    if len(sizes) > 1 or min(sizes, default=4) < 4:
-        raise ValueError(f"halving needs as many learning rates for each cell, at least 4; got {sizes}")
+    if len(sizes) > 1 or min(sizes, default=3) < 3:
+        raise ValueError(f"halving needs as many learning rates for each cell, at least 3; got {sizes}")
     factors = [(rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) for rates in current]
     found, plan = [FoundRate() for _ in grids], rungs(max(sizes, default=4), budget)
     for number, rung in enumerate(plan):

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
         "--at", choices=("rank", "parameters", "both"), default="both", help="equal rank or parameters"
     )
     made.add_argument("--jobs", type=int, help="workers; default: one a GPU, else one a core")
-    made.add_argument("--rates", help="factors of each contender's own default rate; default: 1,2,0.5,4,0.25")
+    made.add_argument(
+        "--rates", help="3 or more factors of each contender's default rate; default: 1,2,0.5,4,0.25"
+    )
     made.add_argument("--seeds", type=int, help="the greatest number of seeds; default: 30")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs; default: runs")
     made.add_argument("--plan", action="store_true", help="only show the plan")
@@ -79,12 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _request(given: argparse.Namespace) -> dict[str, Any]:
     """The request's fields. ValueError for what the flags contradict."""
     from lora_zoo.compare.contenders import split_names
+    from lora_zoo.sweeps.cells import key_of
 
     if given.quick and given.hours is not None:
         raise ValueError("--quick means ten minutes, and --hours something else; give one of them")
     keys = {"task": given.task, "model": given.model, "rank": given.rank}
     for key, value in keys.items():
-        if value is not None and any(w.lstrip("+").startswith(f"{key}=") for w in given.overrides):
+        if value is not None and key in map(key_of, given.overrides):
             raise ValueError(f"--{key} and {key}= are given; give one of them")
     found: dict[str, Any] = {
         "candidate": given.candidate,

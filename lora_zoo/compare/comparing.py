@@ -3,9 +3,11 @@
 import hashlib
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from joblib import cpu_count
@@ -13,12 +15,23 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_zoo import run as front_door
-from lora_zoo.compare import page
-from lora_zoo.compare.carrying import Work, file_name, state_of, unique
+from lora_zoo.compare import page, words
+from lora_zoo.compare.carrying import Work, file_name, unique
 from lora_zoo.compare.contenders import Comparison, check_contenders, specified, with_usual
-from lora_zoo.compare.costs import Cost, Front, costs, steps_of
+from lora_zoo.compare.costs import FILE, Cost, Front, costs, steps_of
 from lora_zoo.compare.judging import Ruling
-from lora_zoo.compare.planning import FACTORS, MOST, Design, fitting, least, needed, rates_of
+from lora_zoo.compare.planning import (
+    FACTORS,
+    MOST,
+    Design,
+    State,
+    fitting,
+    needed,
+    rates_of,
+    seconds_of,
+    state_of,
+    wishes,
+)
 from lora_zoo.runs.record import made
 
 SIZES = ("rank", "parameters")
@@ -48,23 +61,24 @@ class Request:
             raise ValueError(f"--jobs {self.jobs}: give 1 or more")
         if self.seeds < 3:
             raise ValueError(f"--seeds {self.seeds}: a verdict takes at least 3")
-        if not self.factors or not all(math.isfinite(f) and f > 0 for f in self.factors):
-            raise ValueError("--rates must be factors above 0, such as 1,2,0.5")
+        if len(self.factors) < 3 or not all(math.isfinite(f) and f > 0 for f in self.factors):
+            raise ValueError("--rates must be three or more factors above 0, such as 1,2,0.5")
         if len(set(self.factors)) < len(self.factors):
             raise ValueError("--rates names a factor twice")
 
     @property
     def command(self) -> str:
-        words = [
-            "lora-zoo",
-            "compare",
-            self.candidate,
-            *self.overrides,
-            "--against",
-            ",".join(self.references),
-        ]
-        words += ["--hours", f"{self.hours:g}"]
-        return shlex.join(words)
+        flags = {
+            "--against": ",".join(self.references),
+            "--hours": f"{self.hours:g}",
+            "--at": self.sizes[0] if len(self.sizes) == 1 else None,
+            "--rates": ",".join(f"{f:g}" for f in self.factors) if self.factors != FACTORS else None,
+            "--seeds": self.seeds if self.seeds != MOST else None,
+            "--jobs": self.jobs,
+            "--out": self.out if self.out != Path("runs") else None,
+        }
+        given = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+        return shlex.join(["lora-zoo", "compare", self.candidate, *self.overrides, *given])
 
 
 def run(request: Request, console: Console | None = None) -> list[Ruling]:
@@ -72,49 +86,55 @@ def run(request: Request, console: Console | None = None) -> list[Ruling]:
 
     ValueError, before any step of a run, where something cannot be run as given or does not fit the hours.
     """
-    console = console or Console()
+    say = partial((console or Console()).print, markup=False, highlight=False, soft_wrap=True)
     request.check()
     comparisons = check_contenders(request.candidate, request.references, request.overrides, request.sizes)
-    work = _planned(request, comparisons, console)
-    _show_plan(work, console)
+    work = _planned(request, comparisons, say)
+    _show_plan(work)
     if request.plan_only:
         return []
-    made(work.folder)
-    work.save()
+    work.state.save(made(work.folder))
     work.carry_out()
-    return _concluded(request, work, console)
+    return _concluded(request, work)
 
 
-def _planned(request: Request, comparisons: list[Comparison], console: Console) -> Work:
+def _planned(request: Request, comparisons: list[Comparison], say: Callable[[Any], None]) -> Work:
     jobs = request.jobs or torch.cuda.device_count() or cpu_count()
     cells = unique(cell for comparison in comparisons for cell in comparison.cells)
+    if cells[0].steps is not None:
+        wishes(len(request.factors))[0].rungs(cells[0].steps)  # before anything is measured
     front = _front(jobs)
-    console.print(f"measuring the cost of a run: {len(cells)} cells, {jobs} at a time …", highlight=False)
+    say(f"measuring the cost of a run: {len(cells)} cells, {jobs} at a time …")
     known = costs(cells, jobs, request.out, front)
     batch = specified([*cells[0].overrides]).settings.batch_size
-    seconds = {c.identity: known[c.identity].seconds(steps_of(c, known[c.identity], batch)) for c in cells}
+    steps = steps_of(cells[0], known[cells[0].identity], batch)
     folder = request.out / _name(request, comparisons)
-    before = state_of(folder)
-    limit = 3600 * request.hours
-    same = before is not None and before.limit == limit
-    design = before.design if before and same else _design(request, seconds, known, jobs)
-    return Work(
-        comparisons, design, request.factors, seconds, limit, jobs, request.out, folder, front,
-        say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-        spent=before.spent if before else 0.0, plans=before.plans + (not same) if before else 1,
-    )  # fmt: skip
+    state = _state(request, folder, list(known.values()), steps, jobs)
+    return Work(comparisons, state, request.factors, known, steps, jobs, request.out, folder, front, say)
 
 
-def _design(request: Request, seconds: dict[str, float], known: dict[str, Cost], jobs: int) -> Design:
-    runs, loads = list(seconds.values()), [cost.load for cost in known.values()]
-    limit = 3600 * request.hours
-    design = fitting(limit, runs, loads, jobs=jobs, rates=len(request.factors), most=request.seeds)
+def _state(request: Request, folder: Path, known: Sequence[Cost], steps: int, jobs: int) -> State:
+    """The state from before, with a new design where other hours or seeds are asked for."""
+    limit, before = 3600 * request.hours, state_of(folder)
+    if before and (before.limit, before.asked) == (limit, request.seeds):
+        return before
+    design = _design(request, known, steps, jobs)
+    if before is None:
+        return State(design, limit, request.seeds)
+    plans = before.plans + (design != before.design)
+    return State(design, limit, request.seeds, before.spent, plans)
+
+
+def _design(request: Request, known: Sequence[Cost], steps: int, jobs: int) -> Design:
+    rates, most = len(request.factors), request.seeds
+    design = fitting(3600 * request.hours, known, steps, jobs=jobs, rates=rates, most=most)
     if design is None:
-        hours = least(runs, loads, jobs) / 3600
+        hours = _up(needed(wishes(rates, most)[-1], known, steps, jobs) / 3600)
+        mean = sum(cost.seconds(steps) for cost in known) / len(known)
         raise ValueError(
-            f"--hours {request.hours:g} is too short: the least plan, {len(runs)} cells of "
-            f"{sum(runs) / len(runs):.0f} s a run, takes {_up(hours):g}; give --hours {_up(hours):g}, fewer "
-            "references, --at rank, or fewer steps"
+            f"{request.hours:.2g} hours are too short: the least plan, {len(known)} cells of {mean:.0f} s a "
+            f"run, takes {hours:g}; give --hours {hours:g}, fewer references, --at rank, or fewer steps (the "
+            f"costs are kept in {request.out / FILE}; without it they are measured again)"
         )
     return design
 
@@ -142,47 +162,32 @@ def _name(request: Request, comparisons: Sequence[Comparison]) -> str:
     return f"compare-{file_name(comparisons[0].candidate.label)}-{digest}"
 
 
-def _show_plan(work: Work, console: Console) -> None:
-    design = work.design
+def _show_plan(work: Work) -> None:
+    design, known = work.design, work.costs
     table = Table(title="plan", title_justify="left")
     for name in ("cell", "rank", "parameters", "rates", "s a run", "runs", "hours"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for cell in work.cells:
-        seconds = work.seconds[cell.identity]
-        rates = ", ".join(f"{rate:g}" for rate in rates_of(cell.lr, work.factors[: design.rates]))
-        hours = f"{design.runs * seconds / work.jobs / 3600:.2f}"
+        rates = ", ".join(f"{rate:g}" for rate in sorted(rates_of(cell.lr, work.factors[: design.rates])))
+        hours = f"{seconds_of(design, known[cell.identity], work.steps, work.jobs) / 3600:.2f}"
         rank = "-" if cell.rank is None else str(cell.rank)
-        table.add_row(
-            cell.label, rank, f"{cell.trainable:,}", rates, f"{seconds:.3g}", str(design.runs), hours
-        )
-    console.print(table)
-    total = needed(design, list(work.seconds.values()), [], work.jobs) / 3600
-    limit = f"at most {total:.2f} of {work.limit / 3600:.2g} hours, {work.jobs} runs at a time"
-    text = f"every cell: {design}; {limit}"
-    console.print(text, highlight=False, soft_wrap=True)
-    for comparison in work.comparisons:
-        for said in comparison.absent:
-            line = f"not compared at equal {comparison.at}: {said}"
-            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        seconds = f"{work.seconds(cell):.3g}"
+        table.add_row(cell.label, rank, f"{cell.trainable:,}", rates, seconds, str(design.runs), hours)
+    work.say(table)
+    total = needed(design, list(known.values()), work.steps, work.jobs) / 3600
+    limit = f"at most {total:.2f} of {work.state.limit / 3600:.2g} hours, {work.jobs} runs at a time"
+    for line in (f"every cell: {design.words(work.steps)}; {limit}", *words.absences(work.comparisons)):
+        work.say(line)
 
 
-def _concluded(request: Request, work: Work, console: Console) -> list[Ruling]:
+def _concluded(request: Request, work: Work) -> list[Ruling]:
     rulings = work.rulings()
-    task, model = (_chosen(request.overrides, key) for key in ("task", "model"))
-    about = f"{task} on {model}: which is better, by how much, at what cost, and how sure is that?"
-    made_page = page.page_of(work, rulings, request.command, about)
-    console.print()
-    for answer in made_page.answers:
-        for sentence in answer.sentences:
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-        console.print()
-    for sentence in [*made_page.notes, *made_page.plan]:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    path = page.write(made_page, work.folder)
-    console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
+    settings = specified([*work.cells[0].overrides]).settings
+    of = f"{settings.task.name} on {settings.model.name}"
+    about = f"{of}: which is better, by how much, at what cost, and how sure is that?"
+    content = page.content_of(work, rulings, request.command, about)
+    answers = [sentence for _, sentences in content["answers"] for sentence in ("", *sentences)]
+    path = page.write(content, work.folder)
+    for sentence in [*answers, "", *content["notes"], *content["plan"], f"page: {path}"]:
+        work.say(sentence)
     return rulings
-
-
-def _chosen(overrides: Sequence[str], key: str) -> str:
-    found = [word.partition("=")[2] for word in overrides if word.lstrip("+").partition("=")[0] == key]
-    return found[-1] if found else {"task": "pocket-sql", "model": "pocket"}[key]

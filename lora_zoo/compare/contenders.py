@@ -17,12 +17,13 @@ from lora_zoo.core.init import INITS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.preview import Preview
 from lora_zoo.runs.identity import specify
+from lora_zoo.sweeps.cells import key_of, without_keys
 from lora_zoo.training.dry_run import previewed
 
 OWN = re.compile(r"(?:variant|init|alpha|lora_dropout|program|calibration_examples)$|(?:variant|program)\.")
 """Keys that a contender may have to itself."""
 KEPT = re.compile(
-    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads)$|hydra"
+    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads|eval_splits)$|hydra"
 )
 """Keys that the comparison gives itself."""
 USUAL = ("eval_before_training=false", "tracking=none")
@@ -78,7 +79,7 @@ def overrides_of(text: str) -> list[str]:
         raise ValueError(f"{first} is an initialisation: write init={first}, or 'dora init={first}'")
     own = [*more] if named else words
     for word in own:
-        if not OWN.match(word.lstrip("+").partition("=")[0]):
+        if not OWN.match(key_of(word)):
             raise ValueError(
                 f"{text!r}: {word} is none of a contender's own keys (variant, init, alpha, lora_dropout, "
                 "variant.KEY, program); what all contenders share stands after the candidate"
@@ -144,8 +145,7 @@ def _comparisons(
 
 
 def _sized(text: str, common: Sequence[str], wanted: int) -> Contender:
-    kept = [word for word in common if word.lstrip("+").partition("=")[0] != "rank"]
-    return _cell(text, [*kept, f"budget={wanted}"])
+    return _cell(text, [*without_keys(common, ["rank"]), f"budget={wanted}"])
 
 
 def _cell(text: str, common: Sequence[str]) -> Contender:
@@ -161,7 +161,7 @@ def _cell(text: str, common: Sequence[str]) -> Contender:
     epochs = None if settings.steps else (settings.epochs or settings.task.epochs)
     steps = None if epochs else (settings.steps or settings.task.steps)
     return Contender(
-        label=" ".join([spec.variant.name, *(w.lstrip("+") for w in own if not _names_variant(w))]),
+        label=" ".join([spec.variant.name, *(w.lstrip("+") for w in own if key_of(w) != "variant")]),
         overrides=(*own, *common),
         identity=spec.identity,
         lr=settings.lr,
@@ -171,10 +171,6 @@ def _cell(text: str, common: Sequence[str]) -> Contender:
         steps=steps,
         epochs=epochs,
     )
-
-
-def _names_variant(word: str) -> bool:
-    return word.lstrip("+").startswith("variant=")
 
 
 def _adapter(found: Preview) -> int:
@@ -189,5 +185,4 @@ def specified(overrides: Sequence[str]) -> RunSpec:
 
 def with_usual(overrides: Sequence[str]) -> list[str]:
     """The overrides, after those that a comparison gives where they do not."""
-    given = {word.lstrip("+").partition("=")[0] for word in overrides}
-    return [*(word for word in USUAL if word.partition("=")[0] not in given), *overrides]
+    return [*without_keys(USUAL, [key_of(word) for word in overrides]), *overrides]

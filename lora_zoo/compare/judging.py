@@ -1,12 +1,14 @@
 """Verdicts of a comparison, from the frames of its runs: pure functions that train nothing.
 
-The rate of a cell is chosen by its mean validation over the tuning seeds; test is compared over the seeds of
-the chosen rate, paired by seed, by `lora_zoo.analysis.sequential`: the error holds though the seeds end as
-soon as all is decided. With m verdicts each is at the level 1 - 0.05 / m (Bonferroni), so that all hold
-together with 95 %, and a verdict is *better* or *worse* where its interval lies on one side of 0.
+Test is compared over the seeds of each cell's chosen rate, paired by seed, by `Rounds`: the error of all
+verdicts together is that of its plan, though the seeds end as soon as all is decided. A verdict is *better*
+or *worse* where its interval lies on one side of 0.
 
 The negative log-likelihood of the test references, where runs keep it, is judged alike as a second score
-with less noise; it is said beside the verdict and makes none.
+with less noise; it is said beside the verdict and makes none. Its interval is over seeds alone, not over
+items x seeds: critical values that hold at any stop come from the law of one t statistic whose sample grows
+by a seed (`analysis.boundaries`). A test set is the same at every look, so that its part of the error neither
+shrinks nor is drawn anew, and no such law is known for the two together.
 """
 
 import math
@@ -17,16 +19,16 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
+from lora_zoo.analysis.halving import FoundRate
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.power import detectable, seeds_for
 from lora_zoo.analysis.protocol import better
-from lora_zoo.analysis.sequential import Decision, decide
+from lora_zoo.analysis.rounds import Plan, Rounds, Seen
+from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.claims.doubts import IDLE, rises
-from lora_zoo.compare.contenders import Contender
-from lora_zoo.compare.planning import beyond
+from lora_zoo.compare.contenders import Comparison, Contender
 
-LEVEL = 0.95
 FEWEST = 3
 
 
@@ -41,35 +43,24 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class CellRuns:
-    """A cell's runs that count: `tried` rates on the tuning seeds, `runs` of the `chosen` one, by seed."""
+    """A cell's runs that count: `every`, `ended` those of the found rate and all steps, `runs` those done."""
 
     cell: Contender
     every: pd.DataFrame
-    tried: tuple[float, ...]
-    chosen: float | None
+    found: FoundRate
+    ended: pd.DataFrame
     runs: pd.DataFrame
     doubts: tuple[str, ...]
     """Reasons why no verdict may rest on it."""
-    edge: bool = False
-    """True where the chosen rate is the least or the greatest of those tried."""
+
+    def values(self, column: str) -> dict[int, float]:
+        """The score of each seed; nan of one that has none, as it diverged or failed."""
+        known = self.runs.get(column, {})
+        return {int(seed): float(known.get(seed, math.nan)) for seed in self.ended["seed"]}
 
     @property
     def scores(self) -> pd.Series:
-        return self.runs["test"].astype(float) if "test" in self.runs else pd.Series(dtype=float)
-
-
-@dataclass(frozen=True)
-class Family:
-    """The verdicts that hold together: `number` of them, on at most `most` seeds, planned `plans` times."""
-
-    number: int
-    most: int
-    plans: int = 1
-
-    @property
-    def level(self) -> float:
-        """The error of one verdict; a plan that was made anew after a look spends it again."""
-        return (1 - LEVEL) / (max(self.number, 1) * max(self.plans, 1))
+        return pd.Series(self.values("test"), dtype=float).dropna()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,155 +70,122 @@ class Ruling:
     at: str
     candidate: CellRuns
     reference: CellRuns
-    finding: Standing
     difference: Decision
     likelihood: Decision
     """Of the nats of a test reference, the candidate's minus the other's: less is better."""
-    reasons: tuple[str, ...]
-    time: Interval
-    """Ratio of the seconds of a step; nan where it is not known."""
-    memory: float
-    """Ratio of the bytes kept for the backward pass, or of the peak on a GPU."""
-    busy: str
-    """The sentence that says why times are not to be trusted; "" where they are."""
+
+    @property
+    def finding(self) -> Standing:
+        if self._lacks or (self._edges and not self.difference.is_open):
+            return Standing.NONE
+        return {"better": Standing.BETTER, "worse": Standing.WORSE}.get(
+            self.difference.verdict, Standing.OPEN
+        )
+
+    @property
+    def reasons(self) -> list[str]:
+        """Sentences: why there is no verdict, or what is to be known beside it."""
+        return self._lacks or [
+            f"{side.cell.label} is best at the {side.found.edge} rate tried ({side.found.rate:g}): it may be "
+            "better beyond"
+            for side in self._edges
+        ]
+
+    @property
+    def _lacks(self) -> list[str]:
+        n = self.difference.n
+        few = [f"{n} seeds in common; a verdict takes {FEWEST}"] if n < FEWEST else []
+        return [*self.candidate.doubts, *self.reference.doubts, *few]
+
+    @property
+    def _edges(self) -> list[CellRuns]:
+        """The sides that might do better at a rate that was not tried, the winner aside."""
+        loser = {"better": [self.reference], "worse": [self.candidate]}
+        both = [self.candidate, self.reference]
+        return [side for side in loser.get(self.difference.verdict, both) if side.found.edge]
+
+    @property
+    def time(self) -> Interval:
+        """Ratio of the seconds of a step: the geometric mean over common seeds; nan where it is not known."""
+        mine, other = (
+            np.log(side.runs["step_seconds"].astype(float)) for side in (self.candidate, self.reference)
+        )
+        found = interval((mine - other).dropna())
+        low, mean, high = (math.exp(x) for x in (found.low, found.estimate, found.high))
+        return replace(found, estimate=mean, low=low, high=high)
+
+    @property
+    def memory(self) -> float:
+        """Ratio of medians: on a GPU of torch's peak, else of the bytes kept for the backward pass."""
+        mine, other = self.candidate.runs, self.reference.runs
+        for column in ("memory.peak_cuda", "memory.saved"):
+            if all(column in runs and runs[column].notna().any() for runs in (mine, other)):
+                return float(mine[column].median() / other[column].median())
+        return math.nan
+
+    @property
+    def busy(self) -> str:
+        """The words that say why times are not to be trusted; "" where they are."""
+        shares = [side.runs["cpu_share"].astype(float) for side in (self.candidate, self.reference)]
+        least = pd.concat(shares).min(skipna=False)
+        if least >= IDLE:
+            return ""
+        known = f"busy: in one run the process had {least:.0%} of a core"
+        return f"not to be trusted, the machine was {'not known to be idle' if pd.isna(least) else known}"
 
     @property
     def spread(self) -> float:
         """The standard deviation of the paired differences over seeds."""
-        common = _differences(self.candidate, self.reference, "test")
+        common = self.candidate.scores.sub(self.reference.scores).dropna()
         return float(common.std(ddof=1)) if len(common) > 1 else math.nan
 
 
-def best_rate(frame: pd.DataFrame, tuning: int) -> float | None:
-    """The rate of the best mean validation over the tuning seeds; None where no rate has them all."""
-    trials = frame[(frame["state"] == "done") & (frame["seed"] < tuning)]
-    if trials.empty or trials["validation"].isna().all():
-        return None
-    means = trials.groupby("lr")["validation"].agg(["mean", "count"])
-    means = means["mean"][means["count"] == tuning]
-    if means.empty:
-        return None
-    return float(means.idxmax() if better(trials, "validation") == "higher" else means.idxmin())
-
-
-def cell_runs(cell: Contender, frame: pd.DataFrame, tried: Sequence[float], tuning: int) -> CellRuns:
-    """The runs of a cell out of all in its folder: `tried` rates on `tuning` seeds, and all of the best."""
-    frame = frame[frame["lr"].isin(tried)]
-    chosen = best_rate(frame, tuning) if len(frame) else None
-    if chosen is None:
-        doubt = f"{cell.label} has no rate whose runs all ended well on the tuning seeds"
-        return CellRuns(cell, frame, tuple(tried), None, frame.iloc[:0], (doubt,))
-    own = frame[frame["lr"] == chosen]
-    runs = sound(own)
+def cell_runs(cell: Contender, every: pd.DataFrame, found: FoundRate, steps: int) -> CellRuns:
+    """The runs of a cell out of `every` one in its folder that ended; `steps` are those of a whole run."""
+    ended = every[(every["lr"] == found.rate) & (every["steps"] == steps)]
+    runs = sound(ended)
     runs = runs[runs["state"] == "done"]
     runs = runs.set_index(pd.Index(runs["seed"].astype(int), name="seed")).sort_index()
-    doubts = tuple(_doubts(cell.label, own, runs, tried))
-    return CellRuns(cell, frame, tuple(tried), chosen, runs, doubts, beyond(chosen, tried) is not None)
+    return CellRuns(cell, every, found, ended, runs, tuple(_doubts(cell.label, ended, runs)))
 
 
-def _doubts(label: str, own: pd.DataFrame, runs: pd.DataFrame, tried: Sequence[float]) -> Iterator[str]:
+def _doubts(label: str, ended: pd.DataFrame, runs: pd.DataFrame) -> Iterator[str]:
     """Sentences on a cell that allow no verdict."""
-    if lost := int((own["state"] == "diverged").sum()):
-        yield f"{label} diverged in {lost} of {len(own)} runs at its chosen rate"
+    for state in ("diverged", "failed"):
+        if len(lost := ended[ended["state"] == state]):
+            why = f" ({lost['error.message'].iloc[0]})" if state == "failed" else ""
+            yield f"{label} {state} in {len(lost)} of {len(ended)} runs at its chosen rate{why}"
     if "degenerate" in runs and (said := [text for text in runs["degenerate"] if text]):
         yield f"{label} has a degenerate result in {len(said)} of {len(runs)} runs ({said[0]})"
-    if len(tried) < 2:
-        yield f"{label} is untuned: one rate was tried"
     if len(runs) and runs.apply(rises, axis=1).any():
         yield f"the training loss of {label} ends above its first value"
 
 
-def rulings(at: str, candidate: CellRuns, references: Sequence[CellRuns], family: Family) -> list[Ruling]:
-    """The candidate against each reference, as verdicts of a family."""
-    return [_ruling(at, candidate, reference, family) for reference in references]
+def rounds_of(comparisons: Sequence[Comparison], plan: Plan) -> Rounds:
+    """The rounds over the cells of all comparisons, in their order: the references against the candidate."""
+    keys = [{"at": c.at, "contender": cell.label} for c in comparisons for cell in c.cells]
+    return Rounds(keys, replace(plan, against=f"contender={comparisons[0].candidate.label}"))
 
 
-def _ruling(at: str, candidate: CellRuns, reference: CellRuns, family: Family) -> Ruling:
-    direction = _direction(candidate, reference)
-    difference = _decided(candidate, reference, "test", direction, family)
-    finding, reasons = _finding(candidate, reference, difference)
-    return Ruling(
-        at=at,
-        candidate=candidate,
-        reference=reference,
-        finding=finding,
-        difference=difference,
-        likelihood=_decided(candidate, reference, "test_nll", "lower", family),
-        reasons=tuple(reasons),
-        time=_ratio(candidate, reference, "step_seconds"),
-        memory=_memory(candidate, reference),
-        busy=_busy(candidate, reference),
-    )
+def seen_of(sides: Sequence[CellRuns], column: str = "test", better: str = "") -> Seen:
+    """The scores of cells, in the order of `rounds_of`."""
+    values = {(i, seed): x for i, side in enumerate(sides) for seed, x in side.values(column).items()}
+    return Seen(values, better=better or _direction(sides))
 
 
-def _decided(
-    candidate: CellRuns, reference: CellRuns, column: str, direction: str, family: Family
-) -> Decision:
-    common = _differences(candidate, reference, column)
-    return decide(list(common), level=family.level, most=max(family.most, FEWEST), better=direction)
+def rulings(comparisons: Sequence[Comparison], sides: Sequence[CellRuns], plan: Plan) -> list[Ruling]:
+    """The candidate against each reference at each size; `sides` are the cells in their order."""
+    rounds = rounds_of(comparisons, plan)
+    likely = rounds.decisions(seen_of(sides, "test_nll", "lower"))
+    return [
+        Ruling(str(rounds.keys[i]["at"]), sides[j], sides[i], d.reversed(), likely[i, j].reversed())
+        for (i, j), d in rounds.decisions(seen_of(sides)).items()
+    ]
 
 
-def _differences(candidate: CellRuns, reference: CellRuns, column: str) -> pd.Series:
-    """Candidate minus reference over the seeds that both have, in their order."""
-    if column not in candidate.runs or column not in reference.runs:
-        return pd.Series(dtype=float)
-    return (
-        candidate.runs[column].astype(float).sub(reference.runs[column].astype(float)).dropna().sort_index()
-    )
-
-
-def _direction(*sides: CellRuns) -> str:
+def _direction(sides: Sequence[CellRuns]) -> str:
     frames = [side.runs for side in sides if len(side.runs)]
     return better(frames[0], "test") if frames else "higher"
-
-
-def _finding(candidate: CellRuns, reference: CellRuns, difference: Decision) -> tuple[Standing, list[str]]:
-    reasons = [*candidate.doubts, *reference.doubts]
-    if difference.n < FEWEST:
-        reasons.append(f"{difference.n} seeds in common; a verdict takes {FEWEST}")
-    if reasons:
-        return Standing.NONE, reasons
-    finding = {"better": Standing.BETTER, "worse": Standing.WORSE}.get(difference.verdict, Standing.OPEN)
-    loser = {Standing.BETTER: [reference], Standing.WORSE: [candidate]}.get(finding, [candidate, reference])
-    edges = [side for side in loser if side.edge]
-    reasons = [
-        f"{side.cell.label} is best at the edge of the rates tried ({side.chosen:g}): it may be better beyond"
-        for side in edges
-    ]
-    return (Standing.NONE if edges and finding != Standing.OPEN else finding), reasons
-
-
-def _ratio(candidate: CellRuns, reference: CellRuns, column: str) -> Interval:
-    """The geometric mean over common seeds of candidate over reference, with its 95 % interval."""
-    if column not in candidate.runs or column not in reference.runs:
-        return interval([])
-    logs = np.log(candidate.runs[column].astype(float)) - np.log(reference.runs[column].astype(float))
-    found = interval(logs.dropna())
-    low, mean, high = (math.exp(x) for x in (found.low, found.estimate, found.high))
-    return replace(found, estimate=mean, low=low, high=high)
-
-
-def _memory(candidate: CellRuns, reference: CellRuns) -> float:
-    """The ratio of medians; on a GPU of torch's peak, else of the bytes that autograd keeps."""
-    for column in ("memory.peak_cuda", "memory.saved"):
-        if all(column in side.runs and side.runs[column].notna().any() for side in (candidate, reference)):
-            return float(candidate.runs[column].median() / reference.runs[column].median())
-    return math.nan
-
-
-def _busy(*sides: CellRuns) -> str:
-    shares = pd.concat(
-        [side.runs["cpu_share"] for side in sides if "cpu_share" in side.runs] or [pd.Series()]
-    )
-    known = pd.to_numeric(shares, errors="coerce").dropna()
-    if len(known) < len(shares) or known.empty:
-        return "it is not known that the machine did nothing else, so that times are not to be trusted"
-    if known.min() < IDLE:
-        return (
-            f"busy machine: in one run the process had {known.min():.0%} of a core, so that times are not to "
-            "be trusted"
-        )
-    return ""
 
 
 def more_seeds(ruling: Ruling) -> tuple[float, float]:

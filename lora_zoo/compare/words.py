@@ -7,23 +7,21 @@ from lora_zoo.analysis.power import MOST
 from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval
 from lora_zoo.compare.contenders import Comparison
-from lora_zoo.compare.judging import FEWEST, CellRuns, Family, Ruling, Standing, more_seeds
+from lora_zoo.compare.judging import FEWEST, CellRuns, Ruling, Standing, more_seeds
 
 
 def verdict(ruling: Ruling) -> str:
     """better, worse or not distinguishable, by how much, at which size: one sentence."""
     mine, other = ruling.candidate.cell.label, ruling.reference.cell.label
-    head = f"{size(ruling)}, "
+    numbers, reasons = (
+        f"{_scores(ruling)}, a difference of {amount(ruling.difference)}",
+        "; ".join(ruling.reasons),
+    )
     if ruling.finding == Standing.NONE:
-        so_far = f"; so far {_scores(ruling)}, {_difference(ruling)}" if ruling.difference.n else ""
-        return f"{head}there is no verdict on {mine} against {other}: {'; '.join(ruling.reasons)}{so_far}."
-    if ruling.finding == Standing.OPEN:
-        beside = f" ({'; '.join(ruling.reasons)})" if ruling.reasons else ""
-        return (
-            f"{head}{mine} is not distinguishable from {other}: {_scores(ruling)}, "
-            f"{_difference(ruling)}{beside}."
-        )
-    return f"{head}{mine} is {ruling.finding} than {other}: {_scores(ruling)}, {_difference(ruling)}."
+        so_far = f"; so far {numbers}" if ruling.difference.n else ""
+        return f"{size(ruling)}, there is no verdict on {mine} against {other}: {reasons}{so_far}."
+    found = f"{ruling.finding} {'from' if ruling.finding == Standing.OPEN else 'than'} {other}"
+    return f"{size(ruling)}, {mine} is {found}: {numbers}{f' ({reasons})' if reasons else ''}."
 
 
 def size(ruling: Ruling) -> str:
@@ -52,15 +50,11 @@ def _scores(ruling: Ruling) -> str:
     return f"{metric} {mine:.4f} against {other:.4f}"
 
 
-def _difference(ruling: Ruling) -> str:
-    return f"a difference of {amount(ruling.difference)}"
-
-
 def amount(found: Decision) -> str:
     """An estimate with its interval, where there is one."""
     known = math.isfinite(found.low) and math.isfinite(found.high)
-    bounds = f" [{found.low:+.4f}, {found.high:+.4f}]" if known else ""
-    return f"{found.estimate:+.4f}{bounds}"
+    bounds = f" [{found.low:+z.4f}, {found.high:+z.4f}]" if known else ""
+    return f"{found.estimate:+z.4f}{bounds}"
 
 
 def likelihood(ruling: Ruling) -> str:
@@ -92,21 +86,16 @@ def ratio(found: Interval) -> str:
     return f"{found.estimate:.2f}{bounds}"
 
 
-def sureness(rulings: Sequence[Ruling], family: Family) -> str:
+def sureness(rulings: Sequence[Ruling], plans: int) -> str:
     """Level, correction, seeds, items and tuning: two sentences for the page."""
-    seeds = sorted({r.difference.n for r in rulings})
-    tries = sorted({len(side.tried) for r in rulings for side in (r.candidate, r.reference)})
-    several = f", so that all {family.number} verdicts hold together with 95 %" if family.number > 1 else ""
-    again = (
-        f"; the hours were changed after a look, {family.plans} plans share the error"
-        if family.plans > 1
-        else ""
-    )
+    seeds, first = sorted({r.difference.n for r in rulings}), rulings[0]
+    several = f", so that all {len(rulings)} verdicts hold together with 95 %" if len(rulings) > 1 else ""
+    again = f"; the plan was changed after a look, {plans} plans share the error" if plans > 1 else ""
     return (
-        f"Intervals are of paired differences over {_range(seeds)} common seeds of at most {family.most}, at "
-        f"{100 * (1 - family.level):.4g} %{several}, and hold whenever one stops{again}{_items(rulings[0])}. "
-        f"The learning rate of each was chosen by validation among {_range(tries)} tries, never by test; all "
-        "had the same rates, and the same allowance beyond an edge."
+        f"Intervals are of paired differences over {_range(seeds)} common seeds of at most "
+        f"{first.difference.most}, at {100 * (1 - first.difference.level):.4g} %{several}, and hold whenever "
+        f"one stops{again}{_items(first)}. "
+        "The learning rate of each was chosen by validation, never by test, in the same steps for all."
     )
 
 

@@ -83,7 +83,7 @@ def test_what_has_ended_is_not_run_again_and_what_never_ends_is_told():
 def test_mistakes():
     with pytest.raises(ValueError, match="a budget of 20 steps is too small for 8 rates; give 24"):
         rungs(8, 20)
-    with pytest.raises(ValueError, match=r"at least 4; got \{2\}"):
+    with pytest.raises(ValueError, match=r"at least 3; got \{2\}"):
         halve([[0.1, 0.2]], 100, launch=print, read=print)
     with pytest.raises(ValueError, match="a grid needs a middle above 0"):
         grid(0.0)
