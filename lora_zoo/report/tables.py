@@ -154,7 +154,7 @@ def _scales(layout: Layout) -> dict[str, dict[Words, str]]:
 
 
 def _shared(values: Mapping[Words, str], by: Sequence[str]) -> str:
-    """What holds in every cell, or by the values of one axis, or else of each cell."""
+    """Values as one for all cells, or by those of the one axis that decides them, or else of each cell."""
     if len(same := set(values.values())) == 1:
         return f"{same.pop()} in every cell"
     for place, axis in enumerate(by):
