@@ -158,14 +158,15 @@ def _chosen(
         return {}, group, []
     if judge not in group or group[judge].isna().all():
         raise ValueError(f"tuning {', '.join(tuned)} needs validation scores; evaluate with eval_splits")
-    settings = list(_groups(group, tuned))
+    plan = plan_of(group)
+    settings = list(_groups(group[group["seed"] < plan.first] if plan else group, tuned))
     seeds = [int(runs[judge].notna().sum()) for _, runs in settings]
     whole = [one for one, n in zip(settings, seeds, strict=True) if n == max(seeds)]
     sign = 1 if better(group, judge) == "higher" else -1
-    key, runs = max(whole, key=lambda one: sign * one[1][judge].mean())
+    key, _ = max(whole, key=lambda one: sign * one[1][judge].mean())
     partial = [f"{format_key(k)} ({n})" for (k, _), n in zip(settings, seeds, strict=True) if n < max(seeds)]
     notes = [f"not eligible, for want of all {max(seeds)} seeds: {join_names(partial)}"] if partial else []
-    return key, runs, [*notes, *_edges(key, tries, tuned)]
+    return key, _like(group, key, tuned), [*notes, *_edges(key, tries, tuned)]
 
 
 def _edges(chosen: dict, tries: pd.DataFrame, tuned: dict[str, str]) -> Iterator[str]:
@@ -212,7 +213,8 @@ def _direction(frame: pd.DataFrame, value: str) -> str:
 
 
 def _rule(value: str, tuned: dict[str, str], plan: Plan | None, judge: str, rates: FoundRates | None) -> str:
-    how = [f"{', '.join(tuned)} chosen for each cell by its mean {judge} over seeds, never by test; "]
+    over = f"its first {plan.first} seeds" if plan else "seeds"
+    how = [f"{', '.join(tuned)} chosen for each cell by its mean {judge} over {over}, never by test; "]
     how = how if tuned else []
     if rates:
         how.append(f"{rates.key} found for each cell by successive halving on validation; ")

@@ -158,9 +158,10 @@ def _shared(values: Mapping[Words, str], by: Sequence[str]) -> str:
     if len(same := set(values.values())) == 1:
         return f"{same.pop()} in every cell"
     for place, axis in enumerate(by):
-        of_axis = {(words[place], value): None for words, value in values.items()}
+        of_axis = dict.fromkeys((words[place], value) for words, value in values.items())
         if len(of_axis) == len({key for key, _ in of_axis}):
-            return "; ".join(f"{value} at {_label(axis)} {key}" for key, value in of_axis)
+            at = {value: [key for key, its in of_axis if its == value] for _, value in of_axis}
+            return "; ".join(f"{value} at {_label(axis)} {_join(keys)}" for value, keys in at.items())
     return "; ".join(f"{' '.join(words)}: {value}" for words, value in values.items())
 
 

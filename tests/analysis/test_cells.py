@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from scipy import stats
 
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.analysis.protocol import better, cells
+from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.statistics import holm, paired_items
 from lora_zoo.claims.evidence import Evidence
 from tests.analysis.made_frames import run, study, tuned
@@ -191,6 +193,17 @@ def test_a_try_that_some_seeds_did_not_survive_is_not_chosen() -> None:
     table = cells(frame, by=["variant"], tune=["lr"])
     assert table.cells[0].chosen == {"lr": 0.01} and table.cells[0].tries == 3
     assert any("not eligible, for want of all 3 seeds: lr=0.02 (2)" in w for w in table.warnings)
+
+
+def test_with_seed_auto_a_rate_is_chosen_by_the_first_seeds_as_the_sweep_chose_it() -> None:
+    frame = tuned({"lora": {0.01: (0.6, 0.6), 0.02: (0.7, 0.8), 0.04: (0.5, 0.5)}}, seeds=range(6))
+    frame.loc[(frame["lr"] == 0.02) & (frame["seed"] >= 3), "validation"] = 0.1
+    frame = frame[(frame["lr"] == 0.02) | (frame["seed"] < 3)]
+    plan = {f"config.seeds.{name}": [value] for name, value in asdict(Plan(first=3, most=6)).items()}
+    planned = frame.assign(**{name: value * len(frame) for name, value in plan.items()})
+    (cell,) = (table := cells(planned, by=["variant"], tune=["lr"])).cells
+    assert cell.chosen == {"lr": 0.02} and cell.n == 6 and "over its first 3 seeds" in table.rule
+    assert not any("not eligible" in w for w in table.warnings)
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_said() -> None:
