@@ -233,7 +233,7 @@ def test_a_metric_by_its_path_counts_with_its_content(tmp_path: Path) -> None:
     first = asked(f"task.metrics=[{metric}]")
     metric.write_text("two")
     assert asked(f"task.metrics=[{metric}]").identity != first.identity
-    assert list(first.made_of["data"]) == ["metric mine.py"]
+    assert list(first.made_of["data"]) == ["generated examples", "metric mine.py"]
 
 
 MISTAKES: dict[str, tuple[str, str]] = {

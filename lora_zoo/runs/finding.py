@@ -82,7 +82,7 @@ def _differing(record: Mapping[str, Any], spec: RunSpec) -> Iterator[str]:
         yield f"the source of {spec.variant.name} has changed"
     files, before = today["data"], made.get("data", today["data"])
     for name in (name for name in files if files[name] != before.get(name)):
-        yield f"{name}: the content of its files has changed"
+        yield f"{name}: {'the content has changed' if name in before else 'not recorded by that run'}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

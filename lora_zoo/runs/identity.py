@@ -65,7 +65,13 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     generated examples, each metric of the user's own, each prior adapter and a local base model. What is
     masked is no part of it, nor what the environment holds.
     """
-    data = _data(config) | _generated(config["task"]) | _metrics(config) | _priors(config) | _base(config)
+    data = (
+        _data(config)
+        | _generated(modern(config)["task"])
+        | _metrics(config)
+        | _priors(config)
+        | _base(config)
+    )
     identity, parts = _identified(config, variant, with_imports, data)
     return identity, {**parts, "covers": COVERS}
 

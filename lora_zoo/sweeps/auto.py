@@ -24,9 +24,9 @@ def planned(plans: Plans, overrides: Sequence[str], jobs: Sequence[Settings], *,
     experiment, found = jobs[0].experiment, dict[str, dict[str, Any]]()
     value = (plans.seeds and plans.seeds.value) or experiment.get("value") or "test"
     if plans.rates:
+        _check_warm_up(jobs)
         budget = plans.rates.budget or _budget(jobs)
         rungs(plans.rates.count, budget)
-        _check_warm_up(jobs)
         found["rates"] = asdict(plans.rates) | {"budget": budget, "key": plans.rate, "value": value}
     if plans.seeds:
         tune = [t for t in experiment.get("tune") or [] if not (plans.rates and AUTO.get(t) == "rates")]

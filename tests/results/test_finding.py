@@ -108,7 +108,7 @@ def test_changed_source_and_data_are_reasons(tmp_path: Path) -> None:
     made = spec.made_of | {"source": "another", "data": {"train": "a"}}
     written(tmp_path, "rank=2", made_of=made)
     told = why_anew(tmp_path, RunSpec(**vars(spec) | {"made_of": spec.made_of | {"data": {"train": "b"}}}))
-    assert "the source of lora has changed" in told and "train: the content of its files" in told
+    assert "the source of lora has changed" in told and "train: the content has changed" in told
 
 
 def base_model(folder: Path) -> Path:
@@ -130,7 +130,7 @@ def test_a_base_that_is_written_anew_makes_another_run(tmp_path: Path) -> None:
     os.utime(weights, ns=(1, 1))
     second = spec_of(f"model={base}")
     assert second.identity != first.identity
-    assert second.made_of["data"].keys() == {"the base model"}
+    assert second.made_of["data"].keys() == {"generated examples", "the base model"}
 
 
 def test_an_identity_does_not_hang_on_what_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
