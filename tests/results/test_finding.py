@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.runs.finding import finished, link, why_anew
 from lora_zoo.runs.identity import specify
 from lora_zoo.runs.provenance import contradiction
-from lora_zoo.runs.record import RESULT
+from lora_zoo.runs.record import RESULT, write_atomically
 from lora_zoo.runs.weights import model_digest
 from lora_zoo.training import runner
 from tests.recorded import recorded
@@ -140,3 +141,13 @@ def test_an_identity_does_not_hang_on_what_is_masked(monkeypatch: pytest.MonkeyP
     masked = recorded("rank=2")
     masked["config"]["task"]["metrics"] = ["***"]
     assert contradiction(masked) == ""
+
+
+def test_a_file_that_many_write_at_once_is_always_whole(tmp_path: Path) -> None:
+    """Workers of a sweep that find their runs elsewhere all write the sweep's experiment."""
+    path = tmp_path / ".experiment.json"
+    contents = [json.dumps({"name": str(n) * 500}) for n in range(4)]
+    with ThreadPoolExecutor(4) as workers:
+        for _ in workers.map(lambda n: write_atomically(path, contents[n % 4]), range(60)):
+            assert path.read_text() in contents
+    assert [*tmp_path.iterdir()] == [path]
