@@ -156,6 +156,13 @@ def start(
     )  # fmt: skip
 
 
+SHORT = (
+    *("steps=2", "threads=1", "batch_size=8", "eval_before_training=false", "tracking=none"),
+    *("task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=4"),
+)
+"""The overrides of runs of two steps, to be typed."""
+
+
 def run(
     *arguments: str, at: Path, module: str = "lora_zoo.run", **env: str
 ) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from lora_zoo.runs.loading import RATES
 from lora_zoo.sweeps.auto import planned, sweep
 from lora_zoo.sweeps.plans import kept
 from lora_zoo.sweeps.rates import RatePlan, RateSweep, score
+from tests.processes import SHORT
 from tests.processes import run as typed
 from tests.recorded import recorded, settings
 from tests.test_mistakes import ended
@@ -186,12 +187,7 @@ def test_an_experiment_s_grid_may_hold_auto_and_its_plans(tmp_path):
 
 @pytest.mark.cli
 def test_as_typed(tmp_path):
-    words = (
-        *("-m", "+variant=lora", "lr=auto", "rates.count=4", "rates.budget=8", "steps=2"),
-        *("threads=1", "batch_size=8", "task.sizes={train: 64, validation: 4, test: 6}", "tracking=none"),
-        *("task.max_new_tokens=4", "eval_before_training=false"),
-    )
-    ended = typed(*words, at=tmp_path)
+    ended = typed("-m", "+variant=lora", "lr=auto", "rates.count=4", "rates.budget=8", *SHORT, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "1 runs, and 6 trials of learning rates" in ended.stdout
     assert "lr=auto: successive halving on validation, 8 steps of trials for each cell" in ended.stdout

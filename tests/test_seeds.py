@@ -22,6 +22,7 @@ from lora_zoo.runs.identity import specify as specified
 from lora_zoo.runs.loading import SEEDS
 from lora_zoo.sweeps.plans import kept
 from lora_zoo.sweeps.seeds import SeedSweep
+from tests.processes import SHORT
 from tests.processes import run as typed
 from tests.recorded import recorded, settings
 
@@ -149,11 +150,7 @@ def test_the_plan_is_taken_from_the_command_line():
 
 @pytest.mark.cli
 def test_as_typed(tmp_path):
-    words = (
-        *("-m", "+variant=lora,full", "seed=auto", "seeds.most=3", "steps=2", "threads=1", "batch_size=8"),
-        *("task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=4"),
-        *("eval_before_training=false", "tracking=none"),
-    )
+    words = ("-m", "+variant=lora,full", "seed=auto", "seeds.most=3", *SHORT)
     ended = typed(*words, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "variant=full: 3 seeds, open at the greatest number of seeds (3)" in ended.stdout

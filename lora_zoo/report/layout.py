@@ -40,7 +40,7 @@ class Layout:
     def __post_init__(self) -> None:
         self.by = [*self.rows, *self.columns]
         tasks = {*self.runs["task"]}
-        self.quoted = [q for q in self.about.get("reference", []) if q.get("task", None) in {None, *tasks}]
+        self.quoted = [q for q in self.about.get("reference", []) if q.get("task") in {None, *tasks}]
         self.marks = dict(_marks(self.found))
         self.measured = {_words(cell.key, self.by): cell for cell in self.found.cells}
         told = self.runs.set_index("run").get("degenerate", pd.Series(dtype=object))

@@ -1,10 +1,11 @@
 """Read records: from run folders at any depth, and from archives of runs."""
 
+import functools
 import gzip
 import itertools
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ def found(sources: Iterable[str | Path]) -> FoundRuns:
     files: dict[Path, Path] = {}
     for file in (file for source in sources for file in _files(Path(source))):
         files.setdefault(file.resolve(), file)
-    read = [run for real, file in files.items() for run in _read(real, file.parent)]
+    plans = functools.cache(_plans)  # of a sweep, once for all its runs
+    read = [run for real, file in files.items() for run in _read(real, file.parent, plans)]
     left_out = [run for run in read if isinstance(run, str)]
     runs = sorted((run for run in read if isinstance(run, Found)), key=lambda run: order(run.record))
     if not runs:
@@ -82,7 +84,7 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, place: Path) -> Iterator[Found | str]:
+def _read(file: Path, place: Path, plans: Callable[[Path], dict[str, Any]]) -> Iterator[Found | str]:
     """The runs of a file; in the place of what is none, the sentence that says so.
 
     `place` is where it was found: a link where a sweep refers to a run of another.
@@ -93,7 +95,7 @@ def _read(file: Path, place: Path) -> Iterator[Found | str]:
             if place.is_symlink() and (place.parent / EXPERIMENT).is_file():
                 about = read_json(place.parent / EXPERIMENT)
                 record["config"] = record["config"] | {"experiment": about}
-            record["config"] = record["config"] | _plans(place.parent)
+            record["config"] = record["config"] | plans(place.parent)
             yield Found(record | recorded(file.parent), file.parent, _adapter(file.parent / "adapter"))
         else:
             yield from _lines(file)
