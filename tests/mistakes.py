@@ -72,7 +72,9 @@ MISTAKES: dict[str, Cases] = {
         "-m +variant=lora,dora seed=auto seeds.margin=nan": "seeds.margin must be a finite number",
         "-m +variant=lora,dora seed=auto seeds.hours=0": "seeds.hours must be above 0; got 0.0",
         "-m +variant=lora,dora seed=auto seeds.against=variant=pissa": "no cell has variant=pissa",
-        "-m +variant=lora,dora seed=auto seeds.against=lora": "give best, all or one of these KEY=VALUE",
+        "-m +variant=lora,dora seed=auto seeds.against=lora": "give best, all, claim:ID or one of",
+        "-m +variant=lora,dora seed=auto seeds.against=claim:rslora/rank-pay": "Did you mean",
+        "-m +variant=lora,dora seed=auto seeds.against=claim:rslora/rank-pays": "+experiment=rslora_ranks",
         "-m +variant=lora,dora seed=auto hydra/sweeper=optuna": "seed=auto has a sweeper of its own",
     },
     "Learning rates that are found": {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lora_zoo.analysis.rounds import Plan
 from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.forms import difference
 from lora_zoo.claims.hypotheses import Sampled, above
+from lora_zoo.claims.registry import Measured
 from lora_zoo.config import auto
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.report.tables import tables
@@ -22,6 +24,7 @@ from lora_zoo.runs.identity import specify as specified
 from lora_zoo.runs.loading import SEEDS
 from lora_zoo.sweeps.plans import kept
 from lora_zoo.sweeps.seeds import SeedSweep
+from lora_zoo.sweeps.until_claim import check_claim
 from tests.processes import SHORT
 from tests.processes import run as typed
 from tests.recorded import recorded, settings
@@ -104,6 +107,47 @@ def test_its_claims_are_judged_by_sequential_intervals(swept):
     once, at_stop = (Sampled("", values, above(0), "", most=most).interval(0.95) for most in (None, 5))
     ratio = (at_stop.high - at_stop.low) / (once.high - once.low)
     assert ratio == pytest.approx(critical(0.05, 5)[len(values) - 3] / 2.776, rel=1e-3)
+
+
+def a_claim(monkeypatch, cells, claimed, **more) -> Plan:
+    """The plan for a claim that one variant of `cells` differs from the other by what is claimed."""
+    claim = Measured("a/b", "none", tests=(difference(cells, claimed),), **{"sweep": "+variant=lora", **more})
+    monkeypatch.setattr("lora_zoo.sweeps.until_claim.claims", lambda: {claim.id: claim})
+    return Plan(most=6, against="claim:a/b")
+
+
+@pytest.mark.parametrize(
+    ("cells_", "claimed", "end", "seeds"),
+    [
+        (["dora", "lora"], above(0.1), "a/b is supported", [3, 3, 3]),
+        (["lora", "dora"], above(0), "a/b is not supported", [3, 3, 3]),
+        (["pissa", "lora"], above(0.02), "open at the greatest number of seeds (6)", [6, 3, 6]),
+        (["pissa", "vera"], above(0), "no runs with variant=vera", [3, 3, 3]),
+    ],
+    ids=["supported", "not supported", "open", "missing"],
+)
+def test_seeds_are_added_to_the_cells_of_a_claim_until_it_is_decided(
+    tmp_path, monkeypatch, cells_, claimed, end, seeds
+):
+    plan = a_claim(monkeypatch, cells_, claimed)
+    made = MadeUp(tmp_path / "sweep")
+    ends = SeedSweep(made.folder, CELLS, plan).run(made.launch, specify)
+    assert [e.seeds for e in ends] == seeds and len(made.made) == sum(seeds)
+    assert any(end in e.stopped for e in ends), [e.stopped for e in ends]
+    others = {name for name, n in zip(LEVELS, seeds, strict=True) if n < max(seeds)}
+    told = {name for name, e in zip(LEVELS, ends, strict=True) if e.stopped == "not asked for by claim:a/b"}
+    assert told >= others
+    (table,) = tables(load(made.folder))
+    assert any("of claim:a/b got seeds until it was decided, up to 6" in note for note in table.notes)
+
+
+def test_a_claim_is_about_runs_that_the_sweep_makes_and_has_its_own_margin(monkeypatch):
+    plan = a_claim(monkeypatch, ["dora", "lora"], above(0), sweep="", experiment="bakeoff_rank")
+    check_claim(plan, "bakeoff_rank")
+    with pytest.raises(ValueError, match=r"the runs of \+experiment=bakeoff_rank; the sweep has no exp"):
+        check_claim(plan, "")
+    with pytest.raises(ValueError, match=r"seeds.margin=0.1: claim:a/b has a margin of its own"):
+        check_claim(replace(plan, margin=0.1), "bakeoff_rank")
 
 
 def test_tuned_axes_are_chosen_on_the_first_seeds_and_only_then_are_seeds_added(tmp_path):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_key, join_names
 from lora_zoo.analysis.power import MOST, seeds_for
-from lora_zoo.analysis.rounds import Job, Plan, Rounds, Seen
+from lora_zoo.analysis.rounds import CLAIM, Job, Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import decide_all, interval_at_stop
 from lora_zoo.analysis.statistics import Difference, Interval, holm, interval, paired
 
@@ -128,6 +128,9 @@ class Cells:
         """The words for what stopped each cell of a sweep with seed=auto; else []."""
         if self.plan is None or not self.better:
             return []
+        if self.plan.against.startswith(CLAIM):
+            said = f"the cells of {self.plan.against} got seeds until it was decided, up to {self.plan.most}"
+            return [f"{said}; {self.plan.halted} ended it" if self.plan.halted else said]
         differing = [axis for axis in self.by if len({cell.key[axis] for cell in self.cells}) > 1]
         keys = [{axis: cell.key[axis] for axis in differing} for cell in self.cells]
         rounds, names = Rounds(keys, self.plan), [*map(format_key, keys)]

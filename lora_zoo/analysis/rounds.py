@@ -27,7 +27,7 @@ Job = tuple[int, int]
 """The number of a cell, and a seed."""
 APART = ("task", "model")
 """Axes whose values are never compared with each other."""
-BEST, ALL = "best", "all"
+BEST, ALL, CLAIM = "best", "all", "claim:"
 
 
 @final
@@ -35,7 +35,8 @@ BEST, ALL = "best", "all"
 class Plan:
     """The rules by which seeds are added; chosen before the first look, but for `hours` and `step`.
 
-    `against` is best (each cell with the best one), all (every pair) or KEY=VALUE, the cells of reference.
+    `against` is best (each cell with the best one), all (every pair), KEY=VALUE, the cells of reference, or
+    claim:ID, a claim of the ledger.
     """
 
     first: int = 3
@@ -126,7 +127,9 @@ def _with_reference(keys: Sequence[Key], group: Sequence[int], against: str) -> 
     if _word(value) not in map(_word, known):
         axes = list(dict.fromkeys(a for cell in group for a in keys[cell]))
         values = f"{axis} is {', '.join(known)}" if known else f"the sweep is over {', '.join(axes)}"
-        raise ValueError(f"no cell has {against}: {values}; give best, all or one of these KEY=VALUE")
+        raise ValueError(
+            f"no cell has {against}: {values}; give best, all, claim:ID or one of these KEY=VALUE"
+        )
     rest = {cell: {k: v for k, v in keys[cell].items() if k != axis} for cell in group}
     references = [cell for cell in group if _word(keys[cell].get(axis)) == _word(value)]
     return [

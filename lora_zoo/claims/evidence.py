@@ -47,14 +47,17 @@ class Runs:
     diverged: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
     doubts: dict[str, Doubt] = field(default_factory=dict, repr=False, compare=False)
     """What was found of the cells that were asked for: a sentence, and its kind."""
-    _known: dict[Any, tuple[pd.Series, dict[str, Doubt]]] = field(
+    asked: set[str] = field(default_factory=set, repr=False, compare=False)
+    """The runs of these cells, by their names."""
+    _known: dict[Any, tuple[pd.Series, dict[str, Doubt], set[str]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
     def of_one_claim(self) -> "Runs":
-        """The same runs, with the doubts of the cells that one claim asks for."""
+        """The same runs, with the doubts and the names of those that one claim asks for."""
         made = copy.copy(self)
         object.__setattr__(made, "doubts", {})
+        object.__setattr__(made, "asked", set())
         return made
 
     def prefixed(self, text: str) -> str:
@@ -72,9 +75,10 @@ class Runs:
         key = (frozenset(where.items()), value, tune if tune is None else tuple(tune))
         if key not in self._known:
             values, rows = self._cell(where, value, tune)
-            self._known[key] = values, dict(self._doubts(where, value, rows))
-        values, doubts = self._known[key]
+            self._known[key] = values, dict(self._doubts(where, value, rows)), set(rows["run"])
+        values, doubts, names = self._known[key]
         self.doubts.update(doubts)
+        self.asked.update(names)
         return values
 
     def run_by_seed(self, where: Axes) -> dict[Any, pd.Series]:
@@ -83,6 +87,7 @@ class Runs:
         if chosen["seed"].duplicated().any():
             raise Missing(f"several runs of one seed with {_words(where)}")
         self.doubts.update(self._doubts(where, "", chosen))
+        self.asked.update(chosen["run"])
         return {run["seed"]: run for _, run in chosen.sort_values("seed").iterrows()}
 
     def difference(

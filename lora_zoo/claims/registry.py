@@ -42,6 +42,16 @@ class Claim(ABC):
         """The verdict that `evidence`, of any runs at all, gives."""
 
 
+@dataclass
+class Tested:
+    """The hypotheses of a claim, what is missing for others, doubts (sentence: status), and its runs."""
+
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    doubts: dict[str, str] = field(default_factory=dict)
+    runs: set[str] = field(default_factory=set)
+
+
 @dataclass(frozen=True)
 class Measured(Claim):
     """A claim about runs: of an `experiment`, or of a `sweep` of its own."""
@@ -65,23 +75,30 @@ class Measured(Claim):
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """Not run without runs of the experiment; every model and task makes hypotheses of its own."""
-        hypotheses: list[Hypothesis] = []
-        missing: list[str] = []
-        doubts: dict[str, str] = {}
+        return self.of(self.tested(evidence))
+
+    def of(self, tested: Tested) -> Verdict:
+        hypotheses, missing = tested.hypotheses, tested.missing
+        if not hypotheses and (self.sweep or not missing):
+            why = f" ({missing[0]})" if missing else ""
+            return Verdict(Status.NOT_RUN, f"run: {self.command}{why}")
+        return verdict(hypotheses, missing, self.rule).doubted(tested.doubts)
+
+    def tested(self, evidence: Evidence) -> Tested:
+        """The hypotheses that these runs make, and what they rest on."""
+        found = Tested()
         for every_claim in evidence.of(self.experiment):
             runs = every_claim.of_one_claim()
             try:
                 for form in self.tests:
                     for hypothesis in form(runs):  # what was tested before a gap counts
                         label = runs.prefixed(hypothesis.label)
-                        hypotheses.append(replace(hypothesis, label=label, most=runs.most))
+                        found.hypotheses.append(replace(hypothesis, label=label, most=runs.most))
             except Missing as gap:
-                missing.append(runs.prefixed(str(gap)))
-            doubts |= {runs.prefixed(sentence): kind for sentence, kind in runs.doubts.items()}
-        if not hypotheses and (self.sweep or not missing):
-            why = f" ({missing[0]})" if missing else ""
-            return Verdict(Status.NOT_RUN, f"run: {self.command}{why}")
-        return verdict(hypotheses, missing, self.rule).doubted(doubts)
+                found.missing.append(runs.prefixed(str(gap)))
+            found.doubts |= {runs.prefixed(sentence): kind for sentence, kind in runs.doubts.items()}
+            found.runs |= runs.asked
+        return found
 
 
 Compute = Callable[[], Verdict]

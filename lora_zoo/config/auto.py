@@ -25,7 +25,7 @@ class Seeds:
     )
     hours: float | None = key(None, "begin no round that would not end within so many hours", above=0)
     against: str = key(
-        "best", "best (each cell with the best one), all (every pair) or KEY=VALUE, the reference"
+        "best", "best (each cell with the best one), all (every pair), KEY=VALUE, the reference, or claim:ID"
     )
     margin: float = key(0.0, "differences within ± margin are decided to be the same", least=0)
     step: int = key(1, "seeds that are added at a time to each side of an open comparison", least=1)

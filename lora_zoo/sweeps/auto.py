@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.analysis.halving import rungs
-from lora_zoo.analysis.rounds import Plan, families
+from lora_zoo.analysis.rounds import CLAIM, Plan, families
 from lora_zoo.config import auto, compose
 from lora_zoo.config.auto import AUTO, Plans
 from lora_zoo.config.schema import Settings
 from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of
 from lora_zoo.sweeps.rates import RatePlan, RateSweep
 from lora_zoo.sweeps.seeds import SeedSweep, grouped
+from lora_zoo.sweeps.until_claim import check_claim
 
 TIMES = 3
 """The budget of a cell's trials where none is given, in lengths of one of its runs."""
@@ -31,8 +32,12 @@ def planned(plans: Plans, overrides: Sequence[str], jobs: Sequence[Settings], *,
     if plans.seeds:
         tune = [t for t in experiment.get("tune") or [] if not (plans.rates and AUTO.get(t) == "rates")]
         keys = keys_of(compose.combinations(overrides))
-        families([dict(key) for key in grouped(keys, tune)], plans.seeds.against)
-        found["seeds"] = asdict(plans.seeds) | {"value": value, "tune": tune}
+        plan = asdict(plans.seeds) | {"value": value, "tune": tune}
+        if plans.seeds.against.startswith(CLAIM):
+            check_claim(Plan(**plan), experiment.get("name", ""))
+        else:
+            families([dict(key) for key in grouped(keys, tune)], plans.seeds.against)
+        found["seeds"] = plan
     return ["hydra/sweeper=auto", *(f"++hydra.sweeper.{group}={_written(p)}" for group, p in found.items())]
 
 

@@ -15,12 +15,14 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_key
 from lora_zoo.analysis.protocol import better, chosen_by
-from lora_zoo.analysis.rounds import End, Job, Plan, Rounds, Seen, chosen, first_jobs, launched
+from lora_zoo.analysis.rounds import CLAIM, End, Job, Plan, Rounds, Seen, chosen, first_jobs, launched
+from lora_zoo.claims.evidence import Evidence
 from lora_zoo.runs import load
 from lora_zoo.runs.keys import column
 from lora_zoo.runs.loading import SEEDS
 from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys
 from lora_zoo.sweeps.plans import check_plan, keep, kept
+from lora_zoo.sweeps.until_claim import ClaimRounds, Look, look
 
 ENDED = ("done", "diverged", "failed")
 CHOSEN = ("most", "against", "margin", "value", "level")
@@ -70,7 +72,7 @@ class SeedSweep:
         if self.plan.tune and (halted := self._choose(launch_round, clock)):
             self._keep(halted=halted, stops=[f"{', '.join(self.plan.tune)} not chosen yet: {halted}"])
             return []
-        ends = Rounds(self.keys, self.plan).run(launch_round, self._seen, spent=clock())
+        ends = self._rounds().run(launch_round, self._seen, spent=clock())
         halted = next((end.stopped for end in ends if end.stopped.startswith("open: ")), "")
         names = [*map(format_key, self.keys)]
         stops = [f"{names[end.cell]}: {end.words(names)}" for end in ends]
@@ -93,6 +95,16 @@ class SeedSweep:
             self.cells, self.identities = [self.cells[cell] for cell in kept_cells], {}
             self.keys = [dict(key) for key in groups]
         return halted
+
+    def _rounds(self) -> Rounds | ClaimRounds:
+        against = self.plan.against
+        if not against.startswith(CLAIM):
+            return Rounds(self.keys, self.plan)
+
+        def look_now() -> Look:
+            return look(against, Evidence(load(self.folder)), self.identities)
+
+        return ClaimRounds(len(self.cells), self.plan, look_now)
 
     def _keep(self, **more: Any) -> None:
         keep(self.folder, SEEDS, asdict(self.plan) | more)
