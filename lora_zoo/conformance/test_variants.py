@@ -521,7 +521,15 @@ def statistics_of(W_OI):
 
 
 # The right factor of LoRA-GA is the second half of the singular vectors: another half for another rank.
-NESTED = init_names(lambda init: not init.control and init.name[-1] != "4" and "gradient" not in init.needs)
+# The halves of an orthogonal pair are of all its rank.
+NESTED = init_names(
+    lambda init: (
+        not init.control
+        and init.name[-1] != "4"
+        and "gradient" not in init.needs
+        and init.name != "orthogonal_pair"
+    )
+)
 
 
 @pytest.mark.parametrize("init", NESTED)
@@ -831,7 +839,7 @@ def test_what_the_hooks_keep_computes_the_same_in_memory_and_from_its_file(name,
 
 # --- starts ------------------------------------------------------------------------------------------------
 
-STARTS = init_names(lambda init: not init.control and not init.needs)
+STARTS = init_names(lambda init: not (init.control or init.moves or init.needs))
 
 
 @pytest.mark.parametrize("init", STARTS)

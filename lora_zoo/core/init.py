@@ -53,8 +53,8 @@ Refusal = Callable[[tuple[int, int], int], str]
 class Init:
     """One initialisation.
 
-    `zero` names the factors that begin at zero ("A", "B", "AB" or none), `source` is the paper. A `control`
-    is what an initialisation must not be, to see why: one changes the model at step 0, one never learns.
+    `zero` names the factors that begin at zero ("A", "B", "AB" or none), `source` is the paper. One that
+    `moves` leaves W' away from W at step 0. A `control` is what an initialisation must not be, to see why.
     `needs` are the statistics of data that it looks at, from which `allot` may also give other ranks.
     """
 
@@ -63,6 +63,7 @@ class Init:
     source: str
     residual: bool = False
     zero: str = ""
+    moves: bool = False
     control: bool = False
     iterations: int = 0
     needs: tuple[str, ...] = ()
@@ -100,6 +101,7 @@ def register(
     *,
     residual: bool = False,
     zero: str = "",
+    moves: bool = False,
     control: bool = False,
     needs: Iterable[str] = (),
     allot: Allot | None = None,
@@ -114,6 +116,7 @@ def register(
             source,
             residual,
             zero,
+            moves,
             control,
             needs=check_needs(needs),
             allot=allot,

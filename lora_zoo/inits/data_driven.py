@@ -17,6 +17,10 @@ RHO = 2
 """EVA §3.3: a matrix gets at most ρ times the rank that it was given."""
 GAMMA = 16
 """LoRA-GA's stable scale γ, as in the official code."""
+GAMMA_ONE = 128
+"""LoRA-One's γ, as in the official code."""
+DAMPING = 0.01
+"""CorDA's share of the moment's mean diagonal that is added to it, as in the official code."""
 
 
 def covariance(statistics: Statistics) -> Tensor:
@@ -88,3 +92,50 @@ def lora_ga(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Fact
     U, _, Vh = svd.leading(G_OI, 2 * rank)
     width = W_OI.shape[0] ** 0.25 / GAMMA**0.5
     return Factors(width * Vh[:rank], width * U[:, rank : 2 * rank])
+
+
+@register(
+    "lora_one",
+    "LoRA-One (2502.01235) alg. 1: s B A = the best rank-R step along -gradient, √(S/S₁)/√γ each, γ = 128",
+    moves=True,
+    needs=("gradient",),
+)
+def lora_one(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    U_OR, S_R, Vh_RI = svd.leading(source.statistics["gradient"].to(W_OI.dtype), rank)
+    share_R = (S_R / (GAMMA_ONE * S_R[0].clamp_min(torch.finfo(S_R.dtype).tiny))).sqrt()
+    return Factors(share_R[:, None] * Vh_RI, -U_OR * share_R)
+
+
+def _oriented(W_OI: Tensor, rank: int, scale: float, statistics: Statistics, *, least: bool) -> Factors:
+    """CorDA's factors: R singular triplets of W C for the inputs' moment C, the right ones by C⁻¹.
+
+    The factors share √S, of which the unit of C decides the balance: here it is that of E[x xᵀ]. The
+    official code divides each sample by its greatest entry, and sums over its positions.
+    """
+    C_II = statistics["input_moment"].double()
+    mean = C_II.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    C_II = C_II + DAMPING * mean * torch.eye(len(C_II), dtype=C_II.dtype, device=C_II.device)
+    triplets = (svd.trailing if least else svd.leading)(W_OI.double() @ C_II, rank)
+    root_R = (triplets.S_R / scale).sqrt()
+    Vh_RI = torch.linalg.solve(C_II, triplets.Vh_RI, left=False)
+    return Factors(root_R[:, None] * Vh_RI, triplets.U_OR * root_R)
+
+
+@register(
+    "corda_kpm",
+    "CorDA (2406.05223) §3.3, knowledge-preserved: the R least components of W C, C = E[x xᵀ], by C⁻¹",
+    residual=True,
+    needs=("input_moment",),
+)
+def corda_kpm(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    return _oriented(W_OI, rank, scale, source.statistics, least=True)
+
+
+@register(
+    "corda_ipm",
+    "CorDA (2406.05223) §3.3, instruction-previewed: the R greatest components of W C, C = E[x xᵀ], by C⁻¹",
+    residual=True,
+    needs=("input_moment",),
+)
+def corda_ipm(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    return _oriented(W_OI, rank, scale, source.statistics, least=False)

@@ -24,6 +24,41 @@ def gaussian(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Fac
     return Factors(normal(rank, I, 1 / rank, source.A), torch.zeros(O, rank))
 
 
+@register("init_a", "Init[A] (2406.08447) §3: A ~ N(0, 1/I), B = 0", zero="B")
+def init_a(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    O, I = W_OI.shape
+    return Factors(normal(rank, I, I**-0.5, source.A), torch.zeros(O, rank))
+
+
+@register("init_b", "Init[B] (2406.08447) §3: A = 0, B ~ N(0, 1/R)", zero="A")
+def init_b(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    O, I = W_OI.shape
+    return Factors(torch.zeros(rank, I), normal(rank, O, rank**-0.5, source.B).T)
+
+
+@register("init_ab", "Init[AB] (2505.23194): A ~ N(0, 1/I), B ~ N(0, 1/O), nothing subtracted", moves=True)
+def init_ab(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    """Entries of the order of 1/√width in both, of which β = 1 multiples are taken."""
+    O, _ = W_OI.shape
+    return Factors(init_a(W_OI, rank, scale, source).A_RI, normal(rank, O, O**-0.5, source.B).T)
+
+
+def _odd(shape: tuple[int, int], rank: int) -> str:
+    return f"its factors are orthogonal in pairs, so that rank must be even; got {rank}" if rank % 2 else ""
+
+
+@register(
+    "orthogonal_pair",
+    "PEFT's init_lora_weights='orthogonal': A, B ≠ 0 in orthogonal halves of the rank, so that B A = 0",
+    refusal=_odd,
+)
+def orthogonal_pair(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    (O, I), half = W_OI.shape, rank // 2
+    Q_RR = torch.linalg.qr(normal(rank, rank, 1.0, source.A).double())[0]
+    G_IP, G_OP = (normal(half, side, 0.1, s).T for side, s in ((I, source.A), (O, source.B)))
+    return Factors((G_IP.double() @ Q_RR[0::2]).T, G_OP.double() @ Q_RR[1::2])
+
+
 @register("orthogonal", "AsLoRA (2402.16842): A has orthonormal rows, B = 0", zero="B")
 def orthogonal(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     O, I = W_OI.shape
@@ -50,7 +85,7 @@ def symmetric(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Fa
     return Factors(A_RI, uniform(rank, O, kaiming_bound(O, 1 / math.sqrt(3)), source.B).T)
 
 
-@register("both_random", "control: A ~ U(±1/√I), B ~ U(±1/√R): W' is not W at step 0", control=True)
+@register("both_random", "control: A ~ U(±1/√I), B ~ U(±1/√R)", moves=True, control=True)
 def both_random(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
     return Factors(kaiming(W_OI, rank, scale, source).A_RI, zero_a(W_OI, rank, scale, source).B_OR)
 

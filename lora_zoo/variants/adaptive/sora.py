@@ -78,7 +78,7 @@ class SoRA(Additive):
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
-        return not init.residual
+        return bool(init.zero) or init.moves  # the gate is random, so that B A = 0 is not enough
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         return FactorPair(self.scale * self.B_OR * self.g_R, self.A_RI), None
