@@ -1,5 +1,6 @@
 """Optimisers that a variant's hooks wrap or choose, in the Trainer and over what trains in full."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch.optim import Optimizer
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.training.arguments import training_arguments
+from lora_zoo.training.optimizers import _by_dimension, split_optim
 from lora_zoo.training.trainer import ZooTrainer
+from tests.recorded import settings
 from tests.test_training import model, trainer
 
 RANK = 2
+LR = 0.01
 
 
 class ProjectedMomentum(Optimizer):
@@ -198,3 +203,90 @@ def test_sora_is_the_plain_optimiser_and_a_proximal_step_of_its_rate() -> None:
     after = walked(injection, torch.optim.SGD, (1.0,) * 4)
     for name, g_R in expected.items():
         torch.testing.assert_close(after[f"{name}.g_R"], g_R)
+
+
+# --- optimisers of pytorch_optimizer ---------------------------------------------------------------------
+
+
+def library(folder: Path, name: str, options: str = "", **more: Any) -> ZooTrainer:
+    """LoRA with an optimiser of the library, at a constant rate."""
+    arguments = {"learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 1}
+    own = split_optim({"optim": name, "optim_args": options, **arguments, **more})
+    network = model()
+    if name == "sophiah":
+        network.set_attn_implementation("eager")
+    injection = inject(network, "lora", target_modules=["q", "v"], rank=RANK, seed=5)
+    return trainer(folder, injection, **own)
+
+
+def moved(run: ZooTrainer) -> dict[str, Tensor]:
+    before = {key: tensor.clone() for key, tensor in run.injection.state_dict().items()}
+    run.train()
+    return {key: tensor - before[key] for key, tensor in run.injection.state_dict().items()}
+
+
+def test_lion_steps_by_the_sign_of_the_gradient(tmp_path: Path) -> None:
+    """2302.06675, alg. 2: the first step is lr sign(g), of every entry with a gradient: B alone, as B = 0."""
+    steps = moved(library(tmp_path, "lion", weight_decay=0.0))
+    of_B = [step for key, step in steps.items() if key.endswith("B_OR")]
+    assert of_B and all(torch.allclose(step.abs(), torch.full_like(step, LR)) for step in of_B)
+    assert not any(step.any() for key, step in steps.items() if key.endswith("A_RI"))
+
+
+def test_muon_takes_matrices_by_orthogonal_steps_and_vectors_by_adamws(tmp_path: Path) -> None:
+    """The first step of a matrix is lr U Vᵀ, as near as five Newton-Schulz iterations come."""
+    steps = moved(library(tmp_path, "muon", weight_decay=0.0))
+    for key, step in steps.items():
+        if key.endswith("B_OR"):
+            values = torch.linalg.svdvals(step) / LR
+            assert values.min() > 0.5 and values.max() / values.min() < 2, values
+    groups = _by_dimension(_Recorded, [{"params": [torch.zeros(2, 3), torch.zeros(3)], "lr": 0.5}], lr=0.1)
+    assert [(g["use_muon"], g["lr"], g["params"][0].ndim) for g in groups.seen] == [
+        (True, 0.5, 2),
+        (False, 0.5, 1),
+    ]
+
+
+class _Recorded:
+    def __init__(self, groups: Any, **_: Any) -> None:
+        self.seen = groups
+
+
+@pytest.mark.parametrize("name", ["sophiah", "galore", "adopt"])
+def test_others_learn_and_resume_to_the_bit(tmp_path: Path, name: str) -> None:
+    options = "rank=2,update_proj_gap=3,scale=1.0,projection_type=std" if name == "galore" else ""
+    often = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    whole = library(tmp_path / "whole", name, options, **often)
+    assert any(step.any() for step in moved(whole).values())
+    resumed = library(tmp_path / "resumed", name, options, **often)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for key, tensor in whole.injection.state_dict().items():
+        assert torch.equal(tensor, resumed.injection.state_dict()[key]), key
+
+
+def test_attention_that_has_no_second_derivative_is_refused(tmp_path: Path) -> None:
+    own = split_optim({"optim": "adahessian"})
+    run = trainer(tmp_path, inject(model(), "lora", target_modules=["q"], rank=RANK), **own)
+    with pytest.raises(ValueError, match=r"attention by sdpa .*give model.attn_implementation=eager"):
+        run.create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optim": "gallore"}, "unknown optim 'gallore'. Did you mean 'galore'?"),
+        ({"optim": "lion", "adam_beta1": 0.8}, "adam_beta1 is AdamW's; optim=lion takes its own"),
+        ({"optim": "lion", "optim_args": "betaz=(0.9,0.9)"}, "unknown option of optim=lion 'betaz'"),
+        ({"optim": "lion", "optim_args": "betas=(0.9"}, "is not KEY=VALUE,KEY=VALUE"),
+        ({"optim": "lion", "optim_args": "0.9"}, "optim_args='0.9' is not KEY=VALUE,KEY=VALUE"),
+        ({"optim": "lbfgs"}, "LBFGS"),
+        ({"optim": "alig"}, "closure"),
+    ],
+    ids=lambda case: next(iter(case.values())) if isinstance(case, dict) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(given: Any, said: str, tmp_path: Path) -> None:
+    words = [
+        f"+trainer.{key}={value if key != 'optim_args' else repr(value)}" for key, value in given.items()
+    ]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        training_arguments(settings("+variant=lora", *words), tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from lora_zoo.bench.paths import takes_dropout
 from lora_zoo.core.hooks import AdapterHooks, Progress
@@ -18,6 +18,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training import divergence
 from lora_zoo.training.checkpoints import newest, seal
+from lora_zoo.training.optimizers import RunArguments
 from lora_zoo.training.state import REQUIRED, TrainState
 from lora_zoo.training.trainer import ZooTrainer
 
@@ -72,7 +73,7 @@ def trainer(
         injection,
         evaluator=seen,
         skip=skip,
-        args=TrainingArguments(**(usual | changes)),
+        args=RunArguments(**(usual | changes)),
         data_collator=seen.collate,
         train_dataset=examples(),
     )

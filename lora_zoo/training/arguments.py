@@ -1,6 +1,7 @@
 """transformers.TrainingArguments from the settings: flat keys where they exist, `trainer.` keys elsewhere."""
 
 import difflib
+import io
 import logging
 import math
 import types
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.errors import reason, unknown
 from lora_zoo.core.hyperparameters import fits, type_words
+from lora_zoo.training.optimizers import RunArguments, needs_graph, optimizer_of, split_optim
 
 _log = logging.getLogger("lora_zoo")
 _FLAT = {
@@ -38,7 +40,7 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     for event in ("eval", "save"):
         ours |= _every(event, given.pop(f"{event}_steps", 0))
     try:
-        arguments = TrainingArguments(**(ours | given))
+        arguments = RunArguments(**split_optim(ours | given))
         _try_out(arguments)
     except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
         raise ValueError(f"trainer: {reason(error)}") from error
@@ -88,9 +90,11 @@ def _check_names(given: Mapping[str, Any]) -> None:
             raise ValueError(unknown("key of trainer", name, near) + ", … (transformers.TrainingArguments)")
 
 
-def _try_out(arguments: TrainingArguments) -> None:
+def _try_out(arguments: RunArguments) -> None:
     """Make the optimiser once, and the schedule where the steps are known, before anything is read."""
     optimizer = _optimizer(arguments)
+    if arguments.library_optim:
+        _step(optimizer, graph=needs_graph(arguments))
     if arguments.max_steps > 0:
         _follow(arguments, optimizer, arguments.max_steps)
 
@@ -104,11 +108,30 @@ def check_schedule(arguments: TrainingArguments, steps: int) -> None:
 
 
 def _optimizer(arguments: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimiser, of one number."""
-    cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
+    """The optimiser, of a matrix and a vector."""
+    cls, options = optimizer_of(arguments, torch.nn.Linear(1, 1))
     options = {k: v for k, v in options.items() if k not in ("params", "model", "optimizer_dict")}
-    made: torch.optim.Optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **options)
+    groups = [{"params": [torch.nn.Parameter(torch.ones(shape))]} for shape in ((2, 3), (2,))]
+    made: torch.optim.Optimizer = cls(groups, **options)
     return made
+
+
+def _step(optimizer: torch.optim.Optimizer, *, graph: bool) -> None:
+    """Take one step, and write and read the state: some optimisers fail only there."""
+    stream = torch.get_rng_state()
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.stack([p.square().sum() for p in held]).sum().backward(create_graph=graph)
+    optimizer.step()
+    optimizer.zero_grad()
+    torch.set_rng_state(stream)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    try:
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
+    except Exception as error:
+        kind = type(optimizer).__name__
+        raise ValueError(f"{kind} keeps a state that no checkpoint gives back; choose another") from error
 
 
 def _follow(arguments: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> None:

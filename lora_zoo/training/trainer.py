@@ -20,6 +20,7 @@ from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.arguments import check_schedule
 from lora_zoo.training.callbacks import HookCallback, progress_of
+from lora_zoo.training.optimizers import needs_graph, optimizer_of
 from lora_zoo.training.state import TrainState
 
 _log = logging.getLogger("lora_zoo")
@@ -87,7 +88,9 @@ class ZooTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
-            cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            cls, arguments = optimizer_of(self.args, self.model)
+            if needs_graph(self.args, self.injection.model):
+                self.accelerator.backward = partial(self.accelerator.backward, create_graph=True)
             self.optimizer = self.injection.optimizer(
                 partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
             )
