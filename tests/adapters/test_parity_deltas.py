@@ -1,0 +1,240 @@
+"""Other forms of ΔW, which PEFT lacks: their papers' equations, numbers by hand, what they reduce to, ranks.
+
+Shapes: O out, I in, R rank; layers of one matrix in double precision.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lora_zoo.conformance.cases import inputs, lone, only, train
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.inject import inject
+from tests.adapters.test_parity_wider import adapted
+
+F64 = torch.float64
+
+
+def entries(spec: str, *tensors: Tensor) -> Tensor:
+    """Einstein's sum, which names every axis: another way to the numbers than the members' own products."""
+    return torch.einsum(spec, *(t.detach() for t in tensors))
+
+
+def svd(W_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    U, S, Vh = torch.linalg.svd(W_OI, full_matrices=False)
+    return U, S, Vh
+
+
+def spectral(W_OI: Tensor, values: Tensor) -> Tensor:
+    U, _, Vh = svd(W_OI)
+    return entries("ok,k,ki->oi", U, values, Vh)
+
+
+def blocks(a: Any) -> Tensor:
+    """MELoRA's ΔW of (10, 14), block by block, from its concatenation of outputs."""
+    dW_OI = torch.zeros(10, 14, dtype=F64)
+    for n in range(2):
+        rows, columns = slice(5 * n, 5 * n + 5), slice(7 * n, 7 * n + 7)
+        dW_OI[rows, columns] = entries("or,ri->oi", a.B_OR[rows], a.A_RI[:, columns])
+    return dW_OI
+
+
+class Case(NamedTuple):
+    """A member of (10, 14) with these hyperparameters: its W' by the paper's equation, and ΔW's rank."""
+
+    hyper: dict[str, Any]
+    effective: Callable[[Any, Tensor], Tensor]
+    rank: int
+
+
+CASES = {
+    "moslora": Case(
+        {"rank": 3, "alpha": 6.0},
+        lambda a, W: W + 2 * entries("or,rs,si->oi", a.B_OR, a.M_RR, a.A_RI),
+        rank=3,
+    ),
+    "flora_core": Case(
+        {"rank": 3, "alpha": 6.0},
+        lambda a, W: W + 2 * entries("or,rs,si->oi", a.B_OR, a.E_RR, a.A_RI),
+        rank=3,
+    ),
+    "trilora": Case(
+        {"rank": 3, "alpha": 6.0},
+        lambda a, W: W + 2 * entries("or,r,ri->oi", a.B_OR, a.e_R, a.A_RI),
+        rank=3,
+    ),
+    "melora": Case({"rank": 3, "alpha": 6.0}, lambda a, W: W + 2 * blocks(a), rank=2 * 3),
+    "ssl": Case({}, lambda a, W: entries("oi,i->oi", W, a.c_I), rank=10),
+    "ssb": Case({}, lambda a, W: entries("o,oi,i->oi", a.o_O, W, a.c_I), rank=10),
+    "svdiff": Case({}, lambda a, W: spectral(W, (svd(W)[1] + a.d_K.detach()).clamp_min(0)), rank=10),
+    "sam_parser": Case({}, lambda a, W: spectral(W, a.s_K), rank=10),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_effective_weight_is_the_paper_s_equation(name: str) -> None:
+    adapter, W_OI = adapted(name, **CASES[name].hyper)
+    effective_OI = adapter.weight(W_OI).detach()
+    assert_close(effective_OI, CASES[name].effective(adapter, W_OI))
+    assert torch.linalg.matrix_rank(effective_OI - W_OI) == CASES[name].rank
+
+
+# (variant, hyperparameters, W, tensors, W'), worked out by hand.
+KNOWN: list[tuple[str, dict[str, Any], list[Any], dict[str, list[Any]], list[Any]]] = [
+    (
+        "moslora",  # B M = [[0, 1], [3, 2]], B M A = [[0, 1, 1], [3, 2, 8]], s = 4 / 2
+        {"rank": 2, "alpha": 4.0},
+        [[1, 0, 0], [0, 1, 0]],
+        {"B_OR": [[1, 0], [2, 1]], "M_RR": [[0, 1], [3, 0]], "A_RI": [[1, 0, 2], [0, 1, 1]]},
+        [[1, 2, 2], [6, 5, 16]],
+    ),
+    (
+        "flora_core",  # the same product; with alpha = r, s = 1
+        {"rank": 2},
+        [[1, 0, 0], [0, 1, 0]],
+        {"B_OR": [[1, 0], [2, 1]], "E_RR": [[0, 1], [3, 0]], "A_RI": [[1, 0, 2], [0, 1, 1]]},
+        [[1, 1, 1], [3, 3, 8]],
+    ),
+    (
+        "trilora",  # 3 (1, 2)ᵀ (1, 0, 2) - (0, 1)ᵀ (0, 1, 1)
+        {"rank": 2},
+        [[1, 0, 0], [0, 1, 0]],
+        {"B_OR": [[1, 0], [2, 1]], "e_R": [3, -1], "A_RI": [[1, 0, 2], [0, 1, 1]]},
+        [[4, 0, 6], [6, 0, 11]],
+    ),
+    (
+        "melora",  # (1, 2) moves row 0 of columns 0 and 1 three times, (5, 6) row 1 of the others
+        {"rank": 1, "alpha": 1.0},
+        [[1, 1, 1, 1], [1, 1, 1, 1]],
+        {"B_OR": [[3], [1]], "A_RI": [[1, 2, 5, 6]]},
+        [[4, 7, 1, 1], [1, 1, 6, 7]],
+    ),
+    ("ssl", {}, [[1, 2], [3, 4]], {"c_I": [10, -1]}, [[10, -2], [30, -4]]),
+    ("ssb", {}, [[1, 2], [3, 4]], {"c_I": [10, -1], "o_O": [1, 2]}, [[10, -2], [60, -8]]),
+    # Singular values 3 and 2 on the axes: the first becomes 5, the second 2 - 7 < 0.
+    ("svdiff", {}, [[0, 3], [2, 0]], {"d_K": [2, -7]}, [[0, 5], [0, 0]]),
+    ("sam_parser", {}, [[0, 3], [2, 0]], {"s_K": [5, -7]}, [[0, 5], [-7, 0]]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "W", "tensors", "expected"), KNOWN, ids=[case[0] for case in KNOWN]
+)
+def test_a_case_that_is_worked_out_by_hand(
+    name: str, hyper: dict[str, Any], W: list[Any], tensors: dict[str, list[Any]], expected: list[Any]
+) -> None:
+    model = lone("linear", len(W), len(W[0]))
+    W_OI = torch.tensor(W, dtype=F64)
+    with torch.no_grad():
+        model.layer.weight.copy_(W_OI)
+        adapter, _ = only(inject(model, name, target_modules="layer", **hyper))
+        assert tensors.keys() == dict(adapter.named_parameters()).keys()
+        for of, values in tensors.items():
+            adapter.get_parameter(of).copy_(torch.tensor(values, dtype=F64))
+    assert_close(adapter.weight(W_OI).detach(), torch.tensor(expected, dtype=F64))
+
+
+def test_every_case_is_also_worked_out_by_hand() -> None:
+    assert CASES.keys() == {name for name, *_ in KNOWN} and CASES.keys() <= set(VARIANTS)
+
+
+# --- reductions to LoRA -------------------------------------------------------------------------------------
+
+
+def walked(name: str, frozen: dict[str, Tensor], **hyper: Any) -> tuple[Tensor, ...]:
+    """The output, A and B after five steps of AdamW from LoRA's start; `frozen` tensors stay as they are."""
+    model, x = lone("linear"), inputs("linear")
+    lora = only(inject(lone("linear"), "lora", target_modules="layer", rank=3))[0]
+    injection = inject(model, name, target_modules="layer", rank=3, **hyper)
+    adapter, _ = only(injection)
+    with torch.no_grad():
+        adapter.A_RI.copy_(lora.A_RI)
+        adapter.B_OR.copy_(lora.B_OR)
+        for of, values in frozen.items():
+            adapter.get_parameter(of).copy_(values).requires_grad_(False)
+    train(injection, lambda: (model(x) - 1).square().mean(), steps=5)
+    return model(x).detach(), adapter.A_RI.detach(), adapter.B_OR.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "hyper"),
+    [
+        ("moslora", {"M_RR": torch.eye(3)}, {"mixer": "identity"}),
+        ("flora_core", {"E_RR": torch.eye(3)}, {}),
+        ("trilora", {"e_R": torch.ones(3)}, {}),
+        ("melora", {}, {"num_mini": 1}),
+    ],
+)
+def test_in_the_neutral_setting_a_member_walks_as_lora_does(
+    name: str, frozen: dict[str, Tensor], hyper: dict[str, Any]
+) -> None:
+    assert_close(walked(name, frozen, **hyper), walked("lora", {}))
+
+
+@pytest.mark.parametrize("name", ["moslora", "flora_core", "trilora"])
+def test_a_core_has_the_start_that_sets_its_paper_apart(name: str) -> None:
+    """MoSLoRA's zeros are in B, so that B moves first; the others' in the core, which then does."""
+    model, x = lone("linear"), inputs("linear")
+    adapter, _ = only(inject(model, name, target_modules="layer", rank=3))
+    (model(x) - 1).square().mean().backward()
+    moved = {of for of, p in adapter.named_parameters() if p.grad.any()}
+    zero = {of for of, p in adapter.named_parameters() if not p.any()}
+    assert moved == zero == {{"moslora": "B_OR", "flora_core": "E_RR", "trilora": "e_R"}[name]}
+
+
+# --- starts and refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", ["kaiming", "orthogonal", "identity"])
+def test_moslora_s_mixer_begins_as_it_says(mixer: str) -> None:
+    adapter, _ = only(inject(lone("linear", 80, 80), "moslora", target_modules="layer", rank=64, mixer=mixer))
+    M_RR = adapter.M_RR.detach()
+    if mixer == "kaiming":  # U(±1/8) of 4096 numbers
+        assert 0.98 < float(M_RR.abs().max()) * 8 <= 1 and abs(float(M_RR.std()) * 8 * 3**0.5 - 1) < 0.05
+    else:
+        assert_close(M_RR @ M_RR.T, torch.eye(64, dtype=F64))
+        assert (mixer == "identity") == torch.equal(M_RR, torch.eye(64, dtype=F64))
+
+
+def test_flora_s_factors_have_the_authors_width() -> None:
+    adapter, _ = only(inject(lone("linear", 300, 400), "flora_core", target_modules="layer", rank=8))
+    for factor in (adapter.A_RI, adapter.B_OR):
+        assert float(factor.detach().std()) == pytest.approx(0.02, rel=0.06)
+
+
+def test_a_mini_draws_for_its_own_number_of_inputs() -> None:
+    adapter, _ = only(inject(lone("linear", 300, 400), "melora", target_modules="layer", num_mini=4))
+    for A_RI in adapter.A_RI.detach().chunk(4, dim=1):
+        assert 0.98 < float(A_RI.abs().max()) * 100**0.5 <= 1
+    assert not torch.equal(*adapter.A_RI.detach().chunk(4, dim=1)[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "hyper", "words"),
+    [
+        ("melora", "linear", {"num_mini": 4}, r"num_mini must divide both sides; got 4"),
+        ("melora", "linear", {"num_mini": 0}, r"num_mini must divide both sides; got 0"),
+        (
+            "melora",
+            "linear",
+            {"rank": 6},
+            r"rank must lie between 1 and the smaller side|between 1 and 5; got 6",
+        ),
+        ("flora_core", "convolution_2d", {}, r"FLoRA's core of a convolution is no matrix"),
+        ("moslora", "linear", {"mixer": "zero"}, r"moslora: mixer must be 'kaiming' or .*; got 'zero'"),
+        ("moslora", "linear", {"init": "pissa"}, r"moslora cannot start from init=pissa"),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, kind: str, hyper: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        inject(lone(kind), name, target_modules="layer", **({"rank": 3} | hyper))
+
+
+@pytest.mark.parametrize("name", ["ssl", "ssb", "sam_parser"])
+def test_gains_and_singular_values_do_not_decay_to_zero(name: str) -> None:
+    injection = inject(lone("linear"), name, target_modules="layer")
+    assert [group["weight_decay"] for group in injection.param_groups(lr=0.1, weight_decay=0.5)] == [0.0]
