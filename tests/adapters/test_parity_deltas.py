@@ -43,6 +43,28 @@ def blocks(a: Any) -> Tensor:
     return dW_OI
 
 
+def top(a: Any, W_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The top triplets of W, as many as the adapter has and with its signs, from torch's own SVD."""
+    (U, S, Vh), R = svd(W_OI), len(a.S_R)
+    U, S, Vh = U[:, :R], S[:R], Vh[:R]
+    sign = (U * a.U_OR).sum(0).sign()
+    return U * sign, S, Vh * sign[:, None]
+
+
+def added(a: Any, W_OI: Tensor) -> Tensor:
+    U, S, Vh = top(a, W_OI)
+    moved = entries("or,r,ri->oi", U + a.A_OR, S, Vh + a.B_RI)
+    return W_OI - entries("or,r,ri->oi", U, S, Vh) + moved
+
+
+def turned(a: Any, W_OI: Tensor) -> Tensor:
+    """Cayley's map with an inverse, as the official code has it."""
+    U, S, Vh = top(a, W_OI)
+    one, skew = torch.eye(len(S), dtype=F64), [(P - P.T).detach() / 2 for P in (a.P_RR, a.Q_RR)]
+    R_U, R_V = ((one - K) @ torch.linalg.inv(one + K) for K in skew)
+    return W_OI + entries("or,rs,s,ts,ti->oi", U, R_U, S, R_V, Vh) - entries("or,r,ri->oi", U, S, Vh)
+
+
 class Case(NamedTuple):
     """A member of (10, 14) with these hyperparameters: its W' by the paper's equation, and ΔW's rank."""
 
@@ -72,6 +94,18 @@ CASES = {
     "ssb": Case({}, lambda a, W: entries("o,oi,i->oi", a.o_O, W, a.c_I), rank=10),
     "svdiff": Case({}, lambda a, W: spectral(W, (svd(W)[1] + a.d_K.detach()).clamp_min(0)), rank=10),
     "sam_parser": Case({}, lambda a, W: spectral(W, a.s_K), rank=10),
+    "spectral_adapter_a": Case({"rank": 3}, added, rank=2 * 3),
+    "spectral_adapter_r": Case({"rank": 3}, turned, rank=3),
+    "abba": Case(
+        {"rank": 3, "alpha": 2.0},
+        lambda a, W: W + 2 * entries("or,ri,os,si->oi", a.B_OR, a.A_RI, a.B2_OR, a.A2_RI),
+        rank=3 * 3,
+    ),
+    "deep_lora": Case(
+        {"rank": 3, "depth": 4},
+        lambda a, W: W + entries("or,rs,st,ti->oi", a.B_OR, a.inner_DRR[1], a.inner_DRR[0], a.A_RI),
+        rank=3,
+    ),
 }
 
 
@@ -118,6 +152,34 @@ KNOWN: list[tuple[str, dict[str, Any], list[Any], dict[str, list[Any]], list[Any
     # Singular values 3 and 2 on the axes: the first becomes 5, the second 2 - 7 < 0.
     ("svdiff", {}, [[0, 3], [2, 0]], {"d_K": [2, -7]}, [[0, 5], [0, 0]]),
     ("sam_parser", {}, [[0, 3], [2, 0]], {"s_K": [5, -7]}, [[0, 5], [-7, 0]]),
+    (
+        "spectral_adapter_a",  # u = (1, 0) and v = (0, 1) become (2, 2) and (4, 6), σ = 3
+        {"rank": 1},
+        [[0, 3], [2, 0]],
+        {"A_OR": [[1], [2]], "B_RI": [[4, 5]]},
+        [[24, 36], [26, 36]],
+    ),
+    (
+        "spectral_adapter_r",  # K = [[0, 1], [-1, 0]] turns (u₁, u₂) into (u₂, -u₁)
+        {"rank": 2},
+        [[0, 3], [2, 0]],
+        {"P_RR": [[0, 2], [0, 0]], "Q_RR": [[0, 0], [0, 0]]},
+        [[-2, 0], [0, 3]],
+    ),
+    (
+        "abba",  # [[1, 2], [1, 2]] ⊙ [[0, 5], [0, 0]], s = α
+        {"rank": 1, "alpha": 2.0},
+        [[0, 3], [2, 0]],
+        {"B_OR": [[1], [1]], "A_RI": [[1, 2]], "B2_OR": [[1], [0]], "A2_RI": [[0, 5]]},
+        [[0, 23], [2, 0]],
+    ),
+    (
+        "deep_lora",
+        {"rank": 1},
+        [[1, 1], [1, 1]],
+        {"B_OR": [[2], [1]], "inner_DRR": [[[3]]], "A_RI": [[1, -1]]},
+        [[7, -5], [4, -2]],
+    ),
 ]
 
 
@@ -213,9 +275,25 @@ def test_a_mini_draws_for_its_own_number_of_inputs() -> None:
     assert not torch.equal(*adapter.A_RI.detach().chunk(4, dim=1)[:2])
 
 
+def test_abba_s_second_pair_begins_as_the_best_approximation_of_w() -> None:
+    adapter, host = only(inject(lone("linear"), "abba", target_modules="layer", rank=3))
+    U, S, Vh = svd(host.matrix().detach())
+    assert_close((adapter.B2_OR @ adapter.A2_RI).detach(), U[:, :3] * S[:3] @ Vh[:3])
+
+
+def test_deep_lora_begins_with_three_small_orthogonal_factors() -> None:
+    """ΔW's singular values are ε³ = 1e-9, all of them."""
+    adapter, _ = only(inject(lone("linear"), "deep_lora", target_modules="layer", rank=3))
+    B_OR, A_RI = adapter.factors()
+    assert_close(1e9 * torch.linalg.svdvals((B_OR @ A_RI).detach())[:3], torch.ones(3, dtype=F64))
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "hyper", "words"),
     [
+        ("deep_lora", "linear", {"depth": 2}, r"depth must be at least 3 .*got depth=2 and init_scale=0.001"),
+        ("spectral_adapter_r", "linear", {"rank": 1}, r"rank must be at least 2, as one vector cannot turn"),
+        ("spectral_adapter_a", "linear", {"rank": 11}, r"between 1 and the smaller side; got 11"),
         ("melora", "linear", {"num_mini": 4}, r"num_mini must divide both sides; got 4"),
         ("melora", "linear", {"num_mini": 0}, r"num_mini must divide both sides; got 0"),
         (
