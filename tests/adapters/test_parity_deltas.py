@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import inputs, lone, only, train
+from lora_zoo.conformance.cases import inputs, lone, only, perturb, settings, train
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
+from tests.adapters.test_parity_shared import stacked
 from tests.adapters.test_parity_wider import adapted
 
 F64 = torch.float64
@@ -65,6 +66,25 @@ def turned(a: Any, W_OI: Tensor) -> Tensor:
     return W_OI + entries("or,rs,s,ts,ti->oi", U, R_U, S, R_V, Vh) - entries("or,r,ri->oi", U, S, Vh)
 
 
+def trains(a: Any) -> Tensor:
+    """LoRETTA's B A: 14 = 2 · 7 inputs and then 3 ranks, 3 ranks and then 10 = 2 · 5 outputs."""
+    A_IR = entries("aib,bjc,crd->ijr", *a.A).reshape(14, 3)
+    B_RO = entries("arb,bic,cjd->rij", *a.B).reshape(3, 10)
+    return entries("ro,ir->oi", B_RO, A_IR)
+
+
+def stacked_blocks(a: Any) -> Tensor:
+    """Fastfood's P θ, with Sylvester's matrix H and permutation matrices written out."""
+    H, theta = torch.ones(1, 1, dtype=F64), torch.zeros(8, dtype=F64)
+    theta[:5] = a.subspace.theta_d.detach()
+    for _ in range(3):
+        H = torch.kron(H, torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=F64))
+    rows = []
+    for signs, order, gauss in zip(a.signs_NF, a.order_NF, a.gauss_NF, strict=True):
+        rows.append(H @ gauss.diag() @ torch.eye(8, dtype=F64)[order] @ H @ signs.diag() @ theta)
+    return torch.cat(rows)[:140].view(10, 14)
+
+
 class Case(NamedTuple):
     """A member of (10, 14) with these hyperparameters: its W' by the paper's equation, and ΔW's rank."""
 
@@ -101,6 +121,13 @@ CASES = {
         lambda a, W: W + 2 * entries("or,ri,os,si->oi", a.B_OR, a.A_RI, a.B2_OR, a.A2_RI),
         rank=3 * 3,
     ),
+    "lotr": Case(
+        {"rank": 3, "alpha": 6.0},
+        lambda a, W: W + 2 * entries("or,rs,si->oi", a.pair.B_OR, a.M_RR, a.pair.A_RI),
+        rank=3,
+    ),
+    "loretta_rep": Case({"rank": 3, "alpha": 6.0}, lambda a, W: W + 2 * trains(a), rank=3),
+    "intrinsic_dimension": Case({"dimension": 5}, lambda a, W: W + stacked_blocks(a), rank=10),
     "deep_lora": Case(
         {"rank": 3, "depth": 4},
         lambda a, W: W + entries("or,rs,st,ti->oi", a.B_OR, a.inner_DRR[1], a.inner_DRR[0], a.A_RI),
@@ -180,6 +207,41 @@ KNOWN: list[tuple[str, dict[str, Any], list[Any], dict[str, list[Any]], list[Any
         {"B_OR": [[2], [1]], "inner_DRR": [[[3]]], "A_RI": [[1, -1]]},
         [[7, -5], [4, -2]],
     ),
+    (
+        "lotr",
+        {"rank": 1},
+        [[1, 1, 1], [1, 1, 1]],
+        {"pair.B_OR": [[1], [2]], "M_RR": [[3]], "pair.A_RI": [[1, 0, -1]]},
+        [[4, 1, -2], [7, 1, -5]],
+    ),
+    (
+        "loretta_rep",  # A = (1, 10) x (1, 2), the later core's index the faster
+        {"rank": 1, "alpha": 1.0, "tensor_rank": 1},
+        [[0, 0, 0, 0], [0, 0, 0, 0]],
+        {
+            **{"A.0": [[[1], [10]]], "A.1": [[[1], [2]]], "A.2": [[[1]]]},
+            **{"B.0": [[[1]]], "B.1": [[[1], [-1]]]},
+        },
+        [[1, 2, 10, 20], [-1, -2, -10, -20]],
+    ),
+    (
+        "intrinsic_dimension",
+        {"dimension": 2, "projection": "dense", "structured": True},
+        [[1, 2], [3, 4]],
+        {"subspace.theta_d": [5, 1.5], "gain": 2, "P_Dd": [[1, 0], [0, 1], [1, 1], [2, -1]]},
+        [[11, 5], [16, 21]],
+    ),
+    (
+        # Block 1: B (3, -1), H (2, 4), Π (4, 2), G (4, 4), H (8, 0). Block 2: (3, 1), (4, 2), (4, 0), (4, 4)
+        "intrinsic_dimension",
+        {"dimension": 2},
+        [[0, 0], [0, 0]],
+        {
+            "subspace.theta_d": [3, 1],
+            **{"signs_NF": [[1, -1], [1, 1]], "order_NF": [[1, 0], [0, 1]], "gauss_NF": [[1, 2], [1, 0]]},
+        },
+        [[8, 0], [4, 4]],
+    ),
 ]
 
 
@@ -194,9 +256,10 @@ def test_a_case_that_is_worked_out_by_hand(
     with torch.no_grad():
         model.layer.weight.copy_(W_OI)
         adapter, _ = only(inject(model, name, target_modules="layer", **hyper))
-        assert tensors.keys() == dict(adapter.named_parameters()).keys()
+        held = dict(adapter.named_parameters()) | dict(adapter.named_buffers())
+        assert tensors.keys() >= dict(adapter.named_parameters()).keys()
         for of, values in tensors.items():
-            adapter.get_parameter(of).copy_(torch.tensor(values, dtype=F64))
+            held[of].copy_(torch.tensor(values, dtype=F64))
     assert_close(adapter.weight(W_OI).detach(), torch.tensor(expected, dtype=F64))
 
 
@@ -288,9 +351,64 @@ def test_deep_lora_begins_with_three_small_orthogonal_factors() -> None:
     assert_close(1e9 * torch.linalg.svdvals((B_OR @ A_RI).detach())[:3], torch.ones(3, dtype=F64))
 
 
+def test_the_trains_of_loretta_begin_at_zero_with_the_official_width() -> None:
+    """A's entries have the variance 1 / (I + R), of which B is spared."""
+    adapter, _ = only(inject(lone("linear", 96, 768), "loretta_rep", target_modules="layer", rank=8))
+    assert [tuple(core.shape) for core in adapter.A] == [(1, 8, 5), (5, 8, 5), (5, 12, 5), (5, 8, 1)]
+    assert [tuple(core.shape) for core in adapter.B] == [(1, 8, 5), (5, 4, 5), (5, 4, 5), (5, 6, 1)]
+    B_OR, A_RI = adapter.factors()
+    assert not B_OR.any() and float(A_RI.detach().std()) == pytest.approx(776**-0.5, rel=0.3)
+
+
+def test_one_core_of_lotr_moves_one_matrix_and_all_have_one_tucker_rank() -> None:
+    _, injection, _ = stacked("lotr", rank=2)
+    injection.hooks.law()
+    updates = [dW_OI for _, _, dW_OI in injection][:3]
+    assert all(torch.linalg.matrix_rank(dW_OI) == 2 for dW_OI in updates)
+    assert (
+        torch.linalg.matrix_rank(torch.cat(updates)) == torch.linalg.matrix_rank(torch.cat(updates, 1)) == 2
+    )
+    assert injection.trainable() == 4 * 2 * 2 + 2 * (6 + 6) + 2 * (4 + 6)
+    with torch.no_grad():
+        injection.adapters["layers.1"].M_RR.zero_()
+    assert [bool(dW_OI.any()) for _, _, dW_OI in injection] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("projection", ["dense", "fastfood"])
+def test_columns_of_the_projection_have_length_1_and_no_correlation(projection: str) -> None:
+    hyper = {"dimension": 20, "projection": projection}
+    adapter, _ = only(inject(lone("linear", 90, 100), "intrinsic_dimension", target_modules="layer", **hyper))
+    columns = []
+    for one_d in torch.eye(20, dtype=F64):
+        adapter.subspace.theta_d.data.copy_(one_d)
+        columns.append(adapter.moved().detach()[:9000])
+    gram = torch.stack(columns) @ torch.stack(columns).T
+    assert_close(gram, torch.eye(20, dtype=F64), rtol=0, atol=0.15 if projection == "dense" else 0.3)
+
+
+@pytest.mark.parametrize(("structured", "count"), [(False, 7), (True, 7 + 4)])
+def test_one_subspace_holds_all_matrices(structured: bool, count: int) -> None:
+    _, injection, _ = stacked("intrinsic_dimension", dimension=7, structured=structured)
+    assert injection.trainable() == count
+    directions = [torch.cat([dW_OI.flatten() for _, _, dW_OI in injection])]
+    for seed in range(2, 12):
+        perturb(injection, seed=seed)
+        directions.append(torch.cat([dW_OI.flatten() for _, _, dW_OI in injection]))
+    rank = int(torch.linalg.matrix_rank(torch.stack(directions)))
+    assert rank > 7 if structured else rank == 7
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "hyper", "words"),
     [
+        ("loretta_rep", "linear", {"tensor_rank": 0}, r"tensor_rank must be at least 1; got 0"),
+        ("intrinsic_dimension", "linear", {"dimension": 0}, r"dimension must be at least 1; got 0"),
+        (
+            "intrinsic_dimension",
+            "linear",
+            {"dimension": 2**22, "projection": "dense"},
+            r"a dense P would hold 140 x 4,194,304 numbers, more than 536,870,912; use projection=fastfood",
+        ),
         ("deep_lora", "linear", {"depth": 2}, r"depth must be at least 3 .*got depth=2 and init_scale=0.001"),
         ("spectral_adapter_r", "linear", {"rank": 1}, r"rank must be at least 2, as one vector cannot turn"),
         ("spectral_adapter_a", "linear", {"rank": 11}, r"between 1 and the smaller side; got 11"),
@@ -309,7 +427,7 @@ def test_deep_lora_begins_with_three_small_orthogonal_factors() -> None:
 )
 def test_what_cannot_be_is_refused(name: str, kind: str, hyper: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        inject(lone(kind), name, target_modules="layer", **({"rank": 3} | hyper))
+        inject(lone(kind), name, target_modules="layer", **(settings(name, 3) | hyper))
 
 
 @pytest.mark.parametrize("name", ["ssl", "ssb", "sam_parser"])
