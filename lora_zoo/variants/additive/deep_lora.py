@@ -57,7 +57,7 @@ class DeepLoRA(Product):
         return f"depth must be at least 3 and init_scale above 0; got {given}"
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        B_OR = self.B_OR
+        B_OR: Tensor = self.B_OR
         for inner_RR in self.inner_DRR.flip(0):
             B_OR = product(B_OR, inner_RR)
         return B_OR, self.A_RI
@@ -65,7 +65,7 @@ class DeepLoRA(Product):
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
         """ΔW is of the depth-th degree: with all matrices doubled it is 2^depth times as large."""
-        depth, product_OI = len(self.inner_DRR) + 2, self.B_OR
+        depth, product_OI = len(self.inner_DRR) + 2, self.B_OR.detach()
         for inner_RR in self.inner_DRR.flip(0):
             product_OI = product_OI @ (2 * inner_RR)
         doubled_OI = 2 * product_OI @ (2 * self.A_RI)

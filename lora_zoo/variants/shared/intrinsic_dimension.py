@@ -49,6 +49,10 @@ class IntrinsicDimension(Adapter):
     count = "1 if structured else 0"
     sized_by = "dimension"
     hooks = SubspaceHooks
+    P_Dd: Tensor
+    signs_NF: Tensor
+    order_NF: Tensor
+    gauss_NF: Tensor
 
     def __init__(
         self,
