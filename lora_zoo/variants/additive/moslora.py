@@ -49,6 +49,10 @@ class MoSLoRA(Additive):
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         return FactorPair(product(self.scale * self.B_OR, self.M_RR), self.A_RI), None
 
+    def components(self) -> int:
+        """0: M mixes every column of B with every row of A, so that none of them is alone."""
+        return 0
+
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
         """ΔW is the sum of all pairs of subspaces, each with its weight in M."""
