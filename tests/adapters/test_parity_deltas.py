@@ -174,6 +174,13 @@ KNOWN: list[tuple[str, dict[str, Any], list[Any], dict[str, list[Any]], list[Any
         {"B_OR": [[3], [1]], "A_RI": [[1, 2, 5, 6]]},
         [[4, 7, 1, 1], [1, 1, 6, 7]],
     ),
+    (
+        "melora",  # two rows of three columns, one row of two
+        {"rank": 1, "alpha": 1.0},
+        [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+        {"B_OR": [[1], [2], [3]], "A_RI": [[1, 2, 3, 4, 5]]},
+        [[1, 2, 3, 0, 0], [2, 4, 6, 0, 0], [0, 0, 0, 12, 15]],
+    ),
     ("ssl", {}, [[1, 2], [3, 4]], {"c_I": [10, -1]}, [[10, -2], [30, -4]]),
     ("ssb", {}, [[1, 2], [3, 4]], {"c_I": [10, -1], "o_O": [1, 2]}, [[10, -2], [60, -8]]),
     # Singular values 3 and 2 on the axes: the first becomes 5, the second 2 - 7 < 0.
@@ -412,13 +419,13 @@ def test_one_subspace_holds_all_matrices(structured: bool, count: int) -> None:
         ("deep_lora", "linear", {"depth": 2}, r"depth must be at least 3 .*got depth=2 and init_scale=0.001"),
         ("spectral_adapter_r", "linear", {"rank": 1}, r"rank must be at least 2, as one vector cannot turn"),
         ("spectral_adapter_a", "linear", {"rank": 11}, r"between 1 and the smaller side; got 11"),
-        ("melora", "linear", {"num_mini": 4}, r"num_mini must divide both sides; got 4"),
-        ("melora", "linear", {"num_mini": 0}, r"num_mini must divide both sides; got 0"),
+        ("melora", "linear", {"num_mini": 4}, r"rank must lie between 1 and 2; got 3"),
+        ("melora", "linear", {"num_mini": 0}, r"num_mini must lie between 1 and 10; got 0"),
         (
             "melora",
             "linear",
             {"rank": 6},
-            r"rank must lie between 1 and the smaller side|between 1 and 5; got 6",
+            r"rank must lie between 1 and 5; got 6",
         ),
         ("flora_core", "convolution_2d", {}, r"FLoRA's core of a convolution is no matrix"),
         ("moslora", "linear", {"mixer": "zero"}, r"moslora: mixer must be 'kaiming' or .*; got 'zero'"),

@@ -18,7 +18,8 @@ class MELoRA(Product, Scaled):
     """§3.2: n mini LoRAs, each on its own n-th of the inputs and of the outputs: ΔW is block-diagonal.
 
     Its rank is up to n r with the parameters of LoRA's rank r. `rank` and the scale are those of a mini, as
-    in the official code; with `num_mini=1` it is LoRA, to the bit.
+    in the official code; with `num_mini=1` it is LoRA, to the bit. Sides that n does not divide, which fail
+    in that code, are cut as evenly as can be.
     """
 
     paper = "arXiv:2402.17263"
@@ -37,13 +38,11 @@ class MELoRA(Product, Scaled):
     ) -> None:
         super().__init__(context)
         self.scale, self.minis = self.scale_of(alpha, rank), num_mini
-        W_OI, made = context.host.matrix(), []
-        rows, columns = W_OI.shape[0] // num_mini, W_OI.shape[1] // num_mini
-        for n in range(num_mini):
-            block = W_OI[n * rows : (n + 1) * rows, n * columns : (n + 1) * columns]
+        made, sizes = [], dict[str, Any](rank=rank, scale=self.scale, seed=context.seed)
+        for n, rows in enumerate(context.host.matrix().tensor_split(num_mini)):
             name = f"{context.name} mini {n}" if n else context.name
-            sizes: dict[str, Any] = {"rank": rank, "scale": self.scale}
-            made.append(initial_factors(init, block, seed=context.seed, matrix=name, **sizes)[0])
+            block = rows.tensor_split(num_mini, dim=1)[n]
+            made.append(initial_factors(init, block, matrix=name, **sizes)[0])
         self.A_RI = nn.Parameter(torch.cat([first.A_RI for first in made], dim=1))
         self.B_OR = nn.Parameter(torch.cat([first.B_OR for first in made]))
         self.dropout = context.dropout(lora_dropout)
@@ -56,9 +55,7 @@ class MELoRA(Product, Scaled):
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
         n = hyper["num_mini"]
-        if n >= 1 and not any(side % n for side in shape):
-            return None
-        return f"num_mini must divide both sides; got {n}"
+        return None if 1 <= n <= min(shape) else f"num_mini must lie between 1 and {min(shape)}; got {n}"
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
@@ -66,15 +63,17 @@ class MELoRA(Product, Scaled):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Block-diagonal B (O, n R) and A (n R, I)."""
-        B, A = (self.scale * self.B_OR).chunk(self.minis), self.A_RI.chunk(self.minis, dim=1)
+        B, A = self.blocks()
         return torch.block_diag(*B), torch.block_diag(*A)
+
+    def blocks(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Each mini's s B (O / n, R), and its A (R, I / n)."""
+        return (self.scale * self.B_OR).tensor_split(self.minis), self.A_RI.tensor_split(self.minis, dim=1)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
         """A mini sees its own inputs and moves its own outputs: beside the blocks ΔW is zero."""
-        dW_OI = self.weight(W_OI) - W_OI
-        rows = zip(dW_OI.chunk(self.minis), self.B_OR.chunk(self.minis), strict=True)
-        for n, (of_mini, B_OR) in enumerate(rows):
-            for m, block in enumerate(of_mini.chunk(self.minis, dim=1)):
-                expected = self.scale * B_OR @ self.A_RI.chunk(self.minis, dim=1)[m] * (n == m)
-                torch.testing.assert_close(block, expected, rtol=1e-4, atol=1e-5)
+        B, A = self.blocks()
+        for n, rows in enumerate((self.weight(W_OI) - W_OI).tensor_split(self.minis)):
+            for m, block in enumerate(rows.tensor_split(self.minis, dim=1)):
+                torch.testing.assert_close(block, B[n] @ A[m] * (n == m), rtol=1e-4, atol=1e-5)

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.variants import register
-from lora_zoo.inits import svd
 from lora_zoo.variants.low_rank import Product
+from lora_zoo.variants.spectral.singular_space import singular_space
 from lora_zoo.variants.undecayed import Undecayed
 
 
 class SingularValues(Product, ABC):
     """W' = U diag(σ') Vᵀ with W's own singular vectors; ΔW is computed from σ' - σ, so that step 0 is exact.
 
-    U and V are not saved: they are computed again from W, in double precision, as each u vᵀ has no sign.
+    U, σ and V are saved, so that the files are larger than W's; the papers compute them again when they load.
     """
 
     U_OK: Tensor
@@ -28,10 +27,9 @@ class SingularValues(Product, ABC):
 
     def __init__(self, context: LayerContext, *, lora_dropout: float = 0.0) -> None:
         super().__init__(context)
-        W_OI = context.host.matrix().detach()
-        triplets = svd.leading(W_OI.double(), min(W_OI.shape))
-        for name, found in zip(("U_OK", "S_K", "Vh_KI"), triplets, strict=True):
-            self.register_buffer(name, found.to(at_least_float32(W_OI.dtype)), persistent=False)
+        found = singular_space(context, "pissa", min(context.shape))
+        for name, part in zip(("U_OK", "S_K", "Vh_KI"), found, strict=True):
+            self.register_buffer(name, part)
         self.dropout = context.dropout(lora_dropout)
 
     @abstractmethod
