@@ -249,9 +249,9 @@ def on_models(kinds):
 
 
 @functools.cache
-def takes(name, kind):
-    """True if the variant called `name` can adapt this kind of layer, as its class says."""
-    cls, model = VARIANTS[name], lone(kind)
+def takes(name, kind, O=10, I=14):
+    """True if the variant called `name` can adapt this kind of layer of this shape, as its class says."""
+    cls, model = VARIANTS[name], lone(kind, O, I)
     host = next(matrix.host for matrix in find_matrices(model) if matrix.name == model.target)
     hyper = complete_hyperparameters(cls, settings(name))
     return not cls.unfit(host, hyper) and (cls.pointwise or host.sees_input)
@@ -377,14 +377,14 @@ def adapt(model, name, rank=4, seed=0, targets=(), **more):
 
 
 def nearest_rank(name, model, rank, targets=()):
-    """The least rank from `rank` on that the variant does not refuse where `adapt` would put it."""
+    """The rank nearest to `rank` that fits where `adapt` would put it; a greater one, if there is one."""
     cls = VARIANTS[name]
     matrices = resolve(model, targets or (model.target,)) if cls.adapts else []
-    for taken in range(rank, 2 * rank + 1):
+    for taken in (*range(rank, 2 * rank + 1), *range(rank - 1, 0, -1)):
         hyper = cls.complete(check_hyperparameters(cls, settings(name, taken)))
-        if not any(cls.refusal(m.host.kind, m.shape, hyper) for m in matrices):
+        if not any(cls.unfit(m.host, hyper) for m in matrices):
             return taken
-    raise AssertionError(f"{name} refuses every rank from {rank} to {2 * rank}")
+    raise AssertionError(f"{name} refuses every rank from 1 to {2 * rank}")
 
 
 def only(injection):

@@ -124,8 +124,8 @@ def test_function_is_unchanged_at_step_0(name, kind):
     assert_close(model(x), before, **near(name))
     if VARIANTS[name].pointwise:
         assert_close(adapter.weight(W_OI), W_OI, **near(name))
-        said = VARIANTS[name].identity_at_start
-        assert torch.allclose(adapter.weight(W_OI), W_OI, **CLOSE) == said
+        same = torch.allclose(adapter.weight(W_OI), W_OI, rtol=1e-12, atol=1e-12)
+        assert VARIANTS[name].identity_at_start or not same
 
 
 @every_variant
@@ -165,8 +165,8 @@ def test_only_declared_parameters_train_and_each_gets_a_gradient(name, kind):
 )
 def test_trainable_count_is_the_stated_formula(name, O, I, rank, kind):
     cls = VARIANTS[name]
-    assume(takes(name, kind))
     assume(kind != "attention_apart" or O != I)  # of one width, torch keeps its projections in one tensor
+    assume(takes(name, kind, O, I))
     rank = nearest_rank(name, lone(kind, O, I), rank)
     hyper = check_hyperparameters(cls, settings(name, rank))
     injection = adapt(lone(kind, O, I), name, rank)
@@ -199,7 +199,7 @@ def test_forward_is_the_layer_with_the_effective_weight_and_bias_in_value_and_gr
 def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data):
     kind = data.draw(st.sampled_from(sorted(KINDS)))
     O, I, rank = data.draw(st.tuples(st.integers(6, 19), st.integers(6, 19), st.integers(1, 4)))
-    assume(takes(name, kind) and (kind != "attention_apart" or O != I))
+    assume((kind != "attention_apart" or O != I) and takes(name, kind, O, I))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 2e-4)]))
     shape = data.draw(st.sampled_from([(), (5,), (2, 3), (2, 1, 3)]))
     model = lone(kind, O, I, dtype)
@@ -393,7 +393,7 @@ class Constants(TorchFunctionMode):
 
 @every_pair
 def test_gradients_are_those_of_finite_differences(name, kind):
-    model = lone(kind, O=5, I=6)
+    model = lone(kind, O=4, I=6)
     injection = adapt(model, name, rank=2)
     perturb(injection)
     x, constants = inputs(kind, 6, batch=(3,)), Constants()

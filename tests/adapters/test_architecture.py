@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from abc import ABC
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import lora_zoo
 from lora_zoo.conformance.cases import MATRIX, adapt, lone
 from lora_zoo.core.adapter import Adapter, Baseline, Variant
 from lora_zoo.core.variants import VARIANTS, register
-from lora_zoo.variants.low_rank import Additive, LowRank, Product, Scaled
 
 FOLDER = Path(lora_zoo.__file__).parent
 VARIANT_FILES = {
@@ -35,7 +35,7 @@ def test_no_variant_subclasses_another(name):
     others = [other for other in VARIANTS.values() if other is not cls and issubclass(cls, other)]
     assert others == ([VARIANTS[cls.preset_of]] if cls.preset_of else [])
     bases = {base for base in cls.__mro__[1:] if issubclass(base, Variant)} - set(others)
-    assert bases <= {Variant, Adapter, Scaled, Product, LowRank, Additive, Baseline}
+    assert all(ABC in base.__bases__ for base in bases - {Adapter})
 
 
 @pytest.mark.parametrize("name", [name for name, cls in VARIANTS.items() if cls.preset_of])

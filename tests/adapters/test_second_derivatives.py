@@ -12,13 +12,13 @@ from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 
 KERNELS = [name for name in MATRIX if VARIANTS[name].kernel]
-X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def net(name, p=0.0, plain=False):
     """Two adapted layers: the second one's input depends on the first one's parameters."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh()).double().train()
+    model = nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 8), nn.Tanh()).double().train()
     injection = adapt(model, name, targets=["0", "2"], **({"lora_dropout": p} if p else {}))
     perturb(injection)
     for adapter in injection.adapters.values() if plain else ():

@@ -10,8 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.conformance.cases import LOW_RANK, batch, fresh, logits, perturb, settings, train
-from lora_zoo.core.variants import VARIANTS
+from lora_zoo.conformance.cases import (
+    LOW_RANK,
+    adapt,
+    batch,
+    fresh,
+    logits,
+    lone,
+    only,
+    perturb,
+    settings,
+    train,
+)
 from lora_zoo.formats.description import WEIGHTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import CONFIG, save_peft
@@ -19,8 +29,7 @@ from lora_zoo.injection.inject import Injection, inject
 
 RANK = 4
 LEFT = {"q_proj": [1, 2], "v_proj": [0, 2, 3]}
-RESIDUAL = [name for name in LOW_RANK if VARIANTS[name].defaults.get("init") in ("pissa", "milora", "olora")]
-PLAIN = [name for name in LOW_RANK if name not in RESIDUAL]
+PLAIN = [name for name in LOW_RANK if only(adapt(lone("linear"), name))[0].components()]
 
 
 def adapted(name: str, **more: Any) -> tuple[nn.Module, Injection]:

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import product
-from lora_zoo.core.init import initial_factors
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Product, Scaled
+from lora_zoo.variants.spectral.singular_space import singular_space
 
 
 @register("lora_xs")
@@ -39,14 +39,9 @@ class LoRAXS(Product, Scaled):
     ) -> None:
         super().__init__(context)
         self.scale = self.scale_of(alpha, rank)
-        W_OI = context.host.matrix()
-        balanced, _ = initial_factors(
-            init, W_OI, rank=rank, scale=1.0, seed=context.seed, matrix=context.name
-        )
-        root_R = balanced.B_OR.norm(dim=0)  # √σ, which both factors share
-        tiny = torch.finfo(root_R.dtype).tiny
-        self.register_buffer("U_OR", balanced.B_OR / root_R.clamp_min(tiny))
-        self.register_buffer("A_RI", root_R[:, None] * balanced.A_RI)
+        U_OR, S_R, Vh_RI = singular_space(context, init, rank)
+        self.register_buffer("U_OR", U_OR)
+        self.register_buffer("A_RI", S_R[:, None] * Vh_RI)
         self.R_RR = nn.Parameter(context.full((rank, rank)))
         self.dropout = context.dropout(lora_dropout)
 

@@ -9,20 +9,10 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.hooks import AdapterHooks
-from lora_zoo.core.init import Init, initial_factors
+from lora_zoo.core.init import Factors, Init, initial_factors
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Product, Scaled
-
-
-class TiedPair(nn.Module):
-    """The trained A (R, I) and B (O, R) of all matrices of one shape."""
-
-    def __init__(self, shape: tuple[int, int], like: Tensor, *, rank: int, init: str, seed: int) -> None:
-        super().__init__()
-        first, _ = initial_factors(
-            init, like.new_zeros(()).expand(shape), rank=rank, scale=1.0, seed=seed, matrix=_key(shape)
-        )
-        self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
+from lora_zoo.variants.shared.pairs_by_shape import SharedPair, pairs_by_shape, pairs_count, shape_key
 
 
 class TiedFactors(AdapterHooks):
@@ -31,11 +21,12 @@ class TiedFactors(AdapterHooks):
         cls, shapes: Mapping[str, tuple[int, int]], like: Tensor, *, seed: int, **hyper: Any
     ) -> nn.ModuleDict:
         """A pair for each shape, of the greatest rank; a matrix of a smaller one takes its first rows."""
-        rank, init = hyper["rank"], hyper["init"]
-        pairs = {
-            _key(shape): TiedPair(shape, like, rank=rank, init=init, seed=seed) for shape in shapes.values()
-        }
-        return nn.ModuleDict(pairs)
+
+        def draw(shape: tuple[int, int]) -> Factors:
+            W_OI, sizes = like.new_zeros(()).expand(shape), {"rank": hyper["rank"], "scale": 1.0}
+            return initial_factors(hyper["init"], W_OI, seed=seed, matrix=shape_key(shape), **sizes)[0]
+
+        return pairs_by_shape(shapes.values(), draw)
 
     @torch.no_grad()
     def law(self) -> None:
@@ -43,7 +34,7 @@ class TiedFactors(AdapterHooks):
         by_shape = dict[str, list[Tensor]]()
         for adapter in self.adapters.values():
             B_OR, A_RI = adapter.factors()
-            by_shape.setdefault(_key((len(B_OR), A_RI.shape[1])), []).append(B_OR @ A_RI)
+            by_shape.setdefault(shape_key((len(B_OR), A_RI.shape[1])), []).append(B_OR @ A_RI)
         for key, updates in by_shape.items():
             rank = max(a.rank for a in self.adapters.values() if a.key == key)
             assert int(torch.linalg.matrix_rank(torch.cat(updates), rtol=1e-5)) <= rank
@@ -72,9 +63,9 @@ class TiedLoRA(Product, Scaled):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        self.rank, self.key = rank, _key(context.shape)
+        self.rank, self.key = rank, shape_key(context.shape)
         self.scale = self.scale_of(alpha, rank)
-        self.pair: TiedPair = context.shared[self.key]  # type: ignore[index]
+        self.pair: SharedPair = context.shared[self.key]  # type: ignore[index]
         learns = scales == "trained"
         self.u_R = nn.Parameter(context.full((rank,), 1.0), learns)
         self.v_O = nn.Parameter(context.full(context.shape[:1], 1.0), learns)
@@ -87,12 +78,10 @@ class TiedLoRA(Product, Scaled):
 
     @classmethod
     def trainable_count(cls, matrices: Sequence[tuple[tuple[int, int], Mapping[str, Any]]]) -> int:
-        rank = max(hyper["rank"] for _, hyper in matrices)
-        pairs = sum(rank * (O + I) for O, I in {shape for shape, _ in matrices})
-        return super().trainable_count(matrices) + pairs
+        return super().trainable_count(matrices) + pairs_count(matrices)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        B_OR, A_RI = self.pair.B_OR[:, : self.rank], self.pair.A_RI[: self.rank]
+        B_OR, A_RI = self.pair.leading(self.rank)
         return self.scale * self.v_O[:, None] * B_OR * self.u_R, A_RI
 
     @torch.no_grad()
@@ -102,7 +91,3 @@ class TiedLoRA(Product, Scaled):
         A_RI, vB_OR = self.pair.A_RI[: self.rank], self.v_O[:, None] * self.pair.B_OR[:, : self.rank]
         for inside_OI in (dW_OI @ torch.linalg.pinv(A_RI) @ A_RI, vB_OR @ torch.linalg.pinv(vB_OR) @ dW_OI):
             torch.testing.assert_close(inside_OI, dW_OI, rtol=1e-4, atol=1e-5)
-
-
-def _key(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
