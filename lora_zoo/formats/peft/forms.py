@@ -97,6 +97,12 @@ class PeftFormat(ABC):
         """The fields of the configuration that are read, beside those of every method."""
         return ()
 
+    def in_full(
+        self, folder: "PeftFolder", rest: Mapping[str, Tensor]
+    ) -> tuple["PeftFolder", dict[str, Tensor]]:
+        """The folder and the tensors beside adapters, with modules that train in full in `modules_to_save`."""
+        return folder, dict(rest)
+
     @abstractmethod
     def to_peft(self, injection: Injection) -> PeftContent:
         """Convert to PEFT's format. Unfit where that cannot hold this adapter."""

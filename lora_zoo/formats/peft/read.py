@@ -37,13 +37,13 @@ def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
     config = object_in(path)
     try:
         check_options(config)
-        names = reader_of(config)[1].names
+        form = reader_of(config)[1]
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} holds no weights: {' or '.join(FILES)} is expected there")
-    tensor_of = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, names))})")
+    tensor_of = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, form.names))})")
     found, rest = PeftFolder(weights, config, {}), {}
     for key, tensor in tensors_in(weights).items():
         if not key.startswith("base_model."):
@@ -55,7 +55,7 @@ def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
             rest[name] = tensor
         else:
             found.shared[key.removeprefix("base_model.")] = tensor
-    return found, rest
+    return form.in_full(found, rest)
 
 
 def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
@@ -76,7 +76,7 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
         fully_trained = _trained(model, folder, rest)
     except ValueError as mistake:
         raise ValueError(f"{folder.file}: {mistake}") from None
-    if not parsed.matrices:
+    if not parsed.matrices and cls.adapts:
         cls = VARIANTS.find("linear_probe")
     hyper, every = complete_hyperparameters(cls, parsed.hyper), base_parameters(model)
     names = [name for name in every if name in fully_trained]
