@@ -100,7 +100,7 @@ class PeftFormat(ABC):
     def in_full(
         self, folder: "PeftFolder", rest: Mapping[str, Tensor]
     ) -> tuple["PeftFolder", dict[str, Tensor]]:
-        """The folder and the tensors beside adapters, with modules that train in full in `modules_to_save`."""
+        """The folder, its `modules_to_save` complete, and the tensors beside adapters by their own names."""
         return folder, dict(rest)
 
     @abstractmethod

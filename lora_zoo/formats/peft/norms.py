@@ -16,9 +16,7 @@ class LNTuningFormat(PeftFormat):
 
     peft_type, names = "LN_TUNING", ()
 
-    def in_full(
-        self, folder: PeftFolder, rest: Mapping[str, Tensor]
-    ) -> tuple[PeftFolder, dict[str, Tensor]]:
+    def in_full(self, folder: PeftFolder, rest: Mapping[str, Tensor]) -> tuple[PeftFolder, dict[str, Tensor]]:
         trained = {name.partition(COPY)[0] for name in rest if COPY in name}
         also = [*trained, *(folder.config.get("modules_to_save") or [])]
         config = {**folder.config, "modules_to_save": sorted(also), "target_modules": None}

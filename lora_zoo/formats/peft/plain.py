@@ -45,11 +45,23 @@ class PlainFormat(DenseFormat):
             raise Unfit(f"PEFT's {self.method} does not adapt a Conv1D")
         if not self.conv1d:
             del content.config["fan_in_fan_out"]
+        if "alpha" not in self.fields and set(injection.scales()) - {1.0}:
+            raise Unfit(f"PEFT's {self.method} has no alpha but that of scale 1")
         return content
 
     def config(self, injection: Injection) -> dict[str, Any]:
-        hyper = injection.hyper
-        return {theirs: tidy(hyper[ours]) for ours, (theirs, _) in self.fields.items()} | dict(self.fixed)
+        return {theirs: self._value(injection, ours) for ours, (theirs, _) in self.fields.items()} | dict(
+            self.fixed
+        )
+
+    def _value(self, injection: Injection, ours: str) -> Any:
+        """A setting as PEFT's fields are typed; of one that is `auto`, what all adapters have made of it."""
+        value = injection.hyper[ours]
+        if value == "auto":
+            value, *others = {getattr(adapter, ours) for adapter in injection.adapters.values()}
+            if others:
+                raise Unfit(f"PEFT's {self.method} has one value of {ours} for all layers")
+        return number(value) if isinstance(value, float) else value
 
     def tensors(self, adapter: Any) -> dict[str, Tensor]:
         state: dict[str, Tensor] = adapter.state_dict()
@@ -69,8 +81,3 @@ class PlainFormat(DenseFormat):
         }
         values = {name: folder.config.get(key, default) for name, (key, default) in self.fields.items()}
         return values, state
-
-
-def tidy(value: Any) -> Any:
-    """A number as PEFT's fields are typed, anything else as it is."""
-    return number(value) if isinstance(value, float) else value
