@@ -36,6 +36,37 @@ CASES = {
         functools.partial(peft.MissConfig, r=4, init_weights="mini", mini_r=2),
     ),
     "bone": ("bone", {"block_size": 2}, functools.partial(peft.MissConfig, r=2, init_weights="bat")),
+    "oft": (
+        "oft",
+        {"block_size": 2},
+        functools.partial(peft.OFTConfig, oft_block_size=2, use_cayley_neumann=False),
+    ),
+    "oft by series": (
+        "oft",
+        {"block_size": 2, "num_cayley_neumann_terms": 6},
+        functools.partial(peft.OFTConfig, oft_block_size=2, num_cayley_neumann_terms=6),
+    ),
+    "boft": (
+        "boft",
+        {"block_size": 2, "n_butterfly_factor": 1},
+        functools.partial(peft.BOFTConfig, boft_block_size=2),
+    ),
+    "lokr": ("lokr", {"rank": 2, "alpha": 3.0}, functools.partial(peft.LoKrConfig, r=2, alpha=3)),
+    "lokr, both in full": (
+        "lokr",
+        {"rank": 8, "alpha": 8.0},
+        functools.partial(peft.LoKrConfig, r=8, alpha=8),
+    ),
+    "lokr, both thin": (
+        "lokr",
+        {"rank": 1, "alpha": 1.0, "decompose_both": True, "decompose_factor": 4},
+        functools.partial(peft.LoKrConfig, r=1, alpha=1, decompose_both=True, decompose_factor=4),
+    ),
+    "delora": (
+        "delora",
+        {"rank": 4, "delora_lambda": 3.0, "start": "zero"},
+        functools.partial(peft.DeloraConfig, r=4, delora_lambda=3),
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -116,6 +147,34 @@ KNOWN = {
         {"D_KBB": [[[2]], [[3]]]},
         [[5, 8], [15, 19]],
     ),
+    "oft: q = 1 turns each pair of inputs by a quarter": (
+        "oft",
+        {"block_size": 2},
+        [[1, 2, 3, 4]],
+        {"Q_NE": [[1], [-1]]},
+        [[-2, 1, 4, -3]],
+    ),
+    "boft: at its second level inputs 1 and 3, 2 and 4 are pairs; then the gain": (
+        "boft",
+        {"block_size": 2, "n_butterfly_factor": 2},
+        [[1, 2, 3, 4]],
+        {"A_MNBB": [[[[0, 0], [0, 0]]] * 2, [[[0, 1], [-1, 0]], [[0, 0], [0, 0]]]], "s_O1": [[10]]},
+        [[-30, 20, 10, 40]],
+    ),
+    "lokr: entry of C times the larger matrix": (
+        "lokr",
+        {"rank": 1, "alpha": 2.0},
+        [[0] * 4] * 4,
+        {"C_LM": [[1, 2], [0, -1]], "D_KN": [[1, 3], [0, 5]]},
+        [[2, 6, 4, 12], [0, 10, 0, 20], [0, 0, -2, -6], [0, 0, 0, -10]],
+    ),
+    "delora: b and a of any length, λ, and the norms of W's columns": (
+        "delora",
+        {"rank": 1, "start": "zero"},
+        [[3, 0], [4, 1]],
+        {"A_RI": [[0.6, 0.8]], "B_OR": [[0], [7]], "strength": [10]},
+        [[3, 0], [34, 9]],
+    ),
 }
 
 
@@ -144,6 +203,11 @@ RANKS = {
     "hira": ("hira", {"rank": 2}, 10),
     "miss": ("miss", {"rank": 4}, 4),
     "bone": ("bone", {}, 10),
+    "oft": ("oft", {"block_size": 2}, 10),
+    "boft": ("boft", {}, 10),
+    "lokr: of C's rank 2 and r": ("lokr", {"rank": 3}, 6),
+    "delora": ("delora", {"rank": 3, "start": "zero"}, 3),
+    "delora less its start": ("delora", {"rank": 3}, 6),
     "fourierft, one wave is two products": ("fourierft", {"n_frequency": 1, "random_loc_seed": 2}, 2),
     "fourierft": ("fourierft", {"n_frequency": 3, "random_loc_seed": 2}, 6),
 }
@@ -181,6 +245,18 @@ def test_a_coefficient_of_fourierft_is_one_cosine_over_the_matrix():
         ("miss", {"mini_r": -5}, "mini_r must divide its 10 outputs"),
         ("bone", {"block_size": 5}, "block_size=5 must divide both sides"),
         ("bone", {"block_size": 0}, "block_size=0 must divide both sides"),
+        ("oft", {"block_size": 5}, "block_size=5 must be 2 or more and divide its 14 inputs"),
+        ("oft", {"block_size": 1}, "block_size=1 must be 2 or more"),
+        ("oft", {"num_cayley_neumann_terms": 3}, r"must be 0 \(exact\), or 4 or more; got 3"),
+        ("boft", {"block_size": 3}, "block_size=3 must be 2 or more and divide its 14 inputs"),
+        (
+            "boft",
+            {"block_size": 2, "n_butterfly_factor": 2},
+            "n_butterfly_factor must lie between 1 and 1 for blocks of 2; got 2",
+        ),
+        ("lokr", {"decompose_factor": 0}, "decompose_factor must be above 0, or -1; got 0"),
+        ("lokr", {"rank": 11}, "rank must lie between 1 and the smaller side; got 11"),
+        ("delora", {"rank": 11}, "rank must lie between 1 and the smaller side; got 11"),
         ("fourierft", {"n_frequency": 141}, "n_frequency must lie between 1 and its 140 entries; got 141"),
         ("fourierft", {"n_frequency": 0}, "n_frequency must lie between 1 and"),
     ],
@@ -188,6 +264,43 @@ def test_a_coefficient_of_fourierft_is_one_cosine_over_the_matrix():
 def test_what_a_matrix_cannot_take_is_refused_by_name(name, hyper, said):
     with pytest.raises(ValueError, match=f"{name} cannot adapt layer.*{said}"):
         inject(lone("linear"), name, target_modules="layer", **hyper)
+
+
+def test_a_butterfly_of_several_factors_is_the_product_of_peft_s_matrices():
+    """PEFT multiplies more than one on a GPU alone, by permutations and Cayley maps that it has here, too."""
+    adapter, _ = set_to(lone("linear", 6, 16), "boft", {}, block_size=2, n_butterfly_factor=3)
+    randomise([adapter.A_MNBB, adapter.s_O1], 0.4)
+    layer = quietly(peft.get_peft_model, lone("linear", 6, 16), peft.BOFTConfig(target_modules=["layer"]))
+    layer, rotation_II = layer.base_model.model.layer, torch.eye(16, dtype=torch.float64)
+    for level, A_NBB in enumerate(adapter.A_MNBB.detach()):
+        P_II = layer.perm2mat(layer.block_butterfly_perm(16, 8 // 2**level, 1, 2)).double()
+        rotation_II = P_II @ torch.block_diag(*layer.cayley_batch(A_NBB)) @ P_II.T @ rotation_II
+    W_OI = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_close(adapter.weight(W_OI), adapter.s_O1 * (W_OI @ rotation_II.T))
+
+
+@pytest.mark.parametrize("name", ["oft", "boft"])
+def test_auto_takes_the_smallest_block_that_divides_and_all_factors_that_fit(name):
+    adapter, _ = only(inject(lone("linear", 10, 96), name, target_modules="layer"))
+    assert adapter.block_size == {"oft": 32, "boft": 4}[name]
+    assert name == "oft" or adapter.n_butterfly_factor == 4
+    narrow, _ = only(inject(lone("linear", 10, 26), name, target_modules="layer"))
+    assert narrow.block_size == {"oft": 26, "boft": 13}[name]
+
+
+def test_delora_s_update_does_not_see_the_lengths_of_a_and_b():
+    adapter, W_OI = adapted("delora", rank=3)
+    before = adapter.weight(W_OI).detach()
+    with torch.no_grad():
+        adapter.A_RI.mul_(torch.tensor([[2.0], [0.3], [9.0]])), adapter.B_OR.mul_(5)
+    assert_close(adapter.weight(W_OI), before)
+
+
+def test_gains_of_boft_do_not_decay():
+    injection = inject(lone("linear"), "boft", target_modules="layer")
+    rotations, gains = injection.param_groups(lr=0.1, weight_decay=0.5)
+    assert (rotations["weight_decay"], gains["weight_decay"]) == (0.5, 0.0)
+    assert [tuple(p.shape) for p in gains["params"]] == [(10, 1)]
 
 
 # --- LN-tuning ----------------------------------------------------------------------------------------------

@@ -475,7 +475,9 @@ def test_writing_reading_and_writing_gives_the_same_bytes(data):
     model = nn.Sequential(*(nn.Linear(I, O) for O, I in shapes)).to(dtype)
     known = settings(name, rank, alpha=alpha)
     more = {f"{key}_pattern": own for key, own in {"rank": ranks, "alpha": alphas}.items() if key in known}
-    if not data.draw(st.booleans()) or name == "vera":  # its files know the greatest rank's gain, which rounds
+    if (
+        not data.draw(st.booleans()) or name == "vera"
+    ):  # its files know the greatest rank's gain, which rounds
         more = {}
     base, cls = copy.deepcopy(model), VARIANTS[name]
     own = [{"rank": ranks[n]} if more and "rank" in known else {} for n in ranks]

@@ -75,6 +75,8 @@ class SavedAdapter(NamedTuple):
 class PeftFormat(ABC):
     """A format of PEFT's: writes adapters and reads them back."""
 
+    fixed: Mapping[str, Any] = {}
+    """Fields of the configuration that have this value, and no other."""
     reads: bool = True
     """False where adapters of this form become another variant when they are read."""
     biases: ClassVar[bool] = False

@@ -1,10 +1,10 @@
-"""PEFT's OFT, which takes blocks of the nearest size that divides a layer's inputs."""
+"""PEFT's OFT, which takes blocks of the nearest size that divides a layer's inputs, and its BOFT."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_zoo.formats.peft.forms import HyperAndState, PeftFolder
+from lora_zoo.formats.peft.forms import HyperAndState, PeftFolder, Unfit
 from lora_zoo.formats.peft.plain import PlainFormat
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.matrices import TargetMatrix
@@ -32,3 +32,19 @@ class OFTFormat(PlainFormat):
             raise ValueError(f"its layers have blocks of {sorted(sizes)}; only one size for all is supported")
         terms = config.get(TERMS, 5) if config.get(NEUMANN, True) else 0
         return hyper | {"block_size": sizes.pop(), TERMS: terms}, state
+
+
+@dataclass(frozen=True)
+class BOFTFormat(PlainFormat):
+    """BOFT of one factor: of more PEFT makes one wherever its CUDA extension is not, whatever a file says."""
+
+    def config(self, injection: Injection) -> dict[str, Any]:
+        config = super().config(injection)
+        if config["boft_n_butterfly_factor"] > 1:
+            raise Unfit("PEFT's BOFT has several factors with a CUDA extension alone")
+        return config
+
+    def parse(self, folder: PeftFolder, known: Mapping[str, TargetMatrix]) -> HyperAndState:
+        hyper, state = super().parse(folder, known)
+        factors = {len(tensor) for name, tensor in state.items() if tensor.ndim == 4}
+        return hyper | {"n_butterfly_factor": max(factors, default=1)}, state

@@ -16,13 +16,14 @@ class PlainFormat(DenseFormat):
     """A format that is three tables: the names of tensors, the fields of settings, and fixed fields.
 
     `tensor_names` and `fields` map ours to PEFT's, a field with PEFT's default; an adapter has some of the
-    tensors. `fixed` fields are written as they are. `conv1d`: PEFT adapts transformers' Conv1D as well.
+    tensors. `implied` are our settings that every file means. `conv1d`: PEFT adapts a Conv1D as well.
     """
 
     method: str
     tensor_names: Mapping[str, str]
     fields: Mapping[str, tuple[str, Any]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)
     conv1d: bool = False
 
     @property
@@ -80,4 +81,4 @@ class PlainFormat(DenseFormat):
             for name, tensor in tensors.items()
         }
         values = {name: folder.config.get(key, default) for name, (key, default) in self.fields.items()}
-        return values, state
+        return values | dict(self.implied), state

@@ -31,8 +31,12 @@ class DeLoRA(Product):
     peft = PlainFormat(
         "DeLoRA",
         {"A_RI": "delora_A", "B_OR": "delora_B", "strength": "delora_lambda", "norm_I": "delora_w_norm"},
-        {"rank": ("r", 8), "delora_lambda": ("delora_lambda", 15)},
-        {"module_dropout": 0.0},
+        {
+            "rank": ("r", 8),
+            "delora_lambda": ("delora_lambda", 15.0),
+            "lora_dropout": ("module_dropout", 0.0),
+        },
+        implied={"start": "zero"},
     )
     norm_I: Tensor
     A0_RI: Tensor | None
@@ -45,6 +49,7 @@ class DeLoRA(Product):
         rank: int = 8,
         delora_lambda: float = 15.0,
         start: Literal["residual", "zero"] = "residual",
+        lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
         (O, I), residual, third = context.shape, start == "residual", 3**-0.5
@@ -54,6 +59,7 @@ class DeLoRA(Product):
         self.strength = nn.Parameter(context.full((1,), float(delora_lambda)))
         norm_I = context.host.matrix().detach().to(self.A_RI.dtype).norm(dim=0)
         self.register_buffer("norm_I", norm_I)
+        self.dropout = context.dropout(lora_dropout)
         self.register_buffer("A0_RI", self.A_RI.detach().clone() if residual else None)
         self.register_buffer("B0_OR", self.B_OR.detach().clone() if residual else None)
 

@@ -56,11 +56,8 @@ class LoKr(Scaled):
         self.scale = self.scale_of(alpha, rank)
         hyper = {"rank": rank, "decompose_both": decompose_both, "decompose_factor": decompose_factor}
         for name, shape in factor_shapes(context.shape, hyper).items():
-            zero = name in ("C_LM", "C_LR")
-            fan_in = kaiming_bound(shape[1], 3**-0.5)
-            self.register_parameter(
-                name, nn.Parameter(context.full(shape) if zero else context.uniform(name, shape, fan_in))
-            )
+            start = context.full(shape) if name in ("C_LM", "C_LR") else drawn(context, name, shape)
+            self.register_parameter(name, nn.Parameter(start))
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
@@ -90,6 +87,13 @@ class LoKr(Scaled):
         for row, own in zip(dW_OI.split(K), C_LM, strict=True):
             for block, c in zip(row.split(N, 1), own, strict=True):
                 torch.testing.assert_close(block, c * D_KN, rtol=1e-4, atol=1e-5)
+
+
+def drawn(context: LayerContext, name: str, shape: tuple[int, int]) -> Tensor:
+    """torch's default start of a linear layer, in which the first of more ranks are the same numbers."""
+    bound, columns = kaiming_bound(shape[1], 3**-0.5), name.endswith("R")
+    found = context.uniform(name, shape[::-1] if columns else shape, bound)
+    return found.T.contiguous() if columns else found
 
 
 def factor_shapes(shape: tuple[int, int], hyper: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

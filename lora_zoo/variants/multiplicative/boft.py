@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Groups, split
 from lora_zoo.core.variants import register
-from lora_zoo.formats.peft.plain import PlainFormat
+from lora_zoo.formats.peft.oft import BOFTFormat
 from lora_zoo.variants.multiplicative.rotations import cayley, divisor_from, turned
 
 MOST, USUAL = 4, 4
@@ -39,7 +39,7 @@ class BOFT(Adapter):
     count = "n_butterfly_factor * I * block_size + O"
     sized_by = "block_size"
     hooks = UndecayedGains
-    peft = PlainFormat(
+    peft = BOFTFormat(
         "BOFT",
         {"A_MNBB": "boft_R", "s_O1": "boft_s"},
         {"block_size": ("boft_block_size", 4), "n_butterfly_factor": ("boft_n_butterfly_factor", 1)},
