@@ -62,6 +62,11 @@ CASES = {
         {"rank": 1, "alpha": 1.0, "decompose_both": True, "decompose_factor": 4},
         functools.partial(peft.LoKrConfig, r=1, alpha=1, decompose_both=True, decompose_factor=4),
     ),
+    "randlora": (
+        "randlora",
+        {"rank": 4, "alpha": 6.0, "projection": "peft", "projection_prng_key": 7},
+        functools.partial(peft.RandLoraConfig, r=4, randlora_alpha=6, projection_prng_key=7),
+    ),
     "delora": (
         "delora",
         {"rank": 4, "delora_lambda": 3.0, "start": "zero"},
@@ -286,6 +291,27 @@ def test_auto_takes_the_smallest_block_that_divides_and_all_factors_that_fit(nam
     assert name == "oft" or adapter.n_butterfly_factor == 4
     narrow, _ = only(inject(lone("linear", 10, 26), name, target_modules="layer"))
     assert narrow.block_size == {"oft": 26, "boft": 13}[name]
+
+
+@pytest.mark.parametrize("sides", [(10, 14), (14, 10)])
+def test_randlora_is_a_sum_of_random_products_on_the_shorter_side(sides):
+    """§3.2 with five bases of rank 2; the columns of the B's are numbered as PEFT pairs them."""
+    adapter, W_OI = set_to(lone("linear", *sides), "randlora", {}, rank=2, alpha=3.0)
+    randomise(adapter.parameters(), 0.4)
+    A_RS, B_LRN = adapter.bases.A_RS.double(), adapter.bases.B_LNR.double().flatten(1).unflatten(1, (2, 5))
+    terms = [
+        B_LRN[:, :, n] @ torch.diag(adapter.lambda_RN[:, n]) @ A_RS @ torch.diag(adapter.gamma_NS[n])
+        for n in range(5)
+    ]
+    expected_LS = 1.5 * sum(terms)
+    assert_close(adapter.weight(W_OI) - W_OI, expected_LS if sides == (14, 10) else expected_LS.T)
+    assert torch.linalg.matrix_rank(expected_LS.detach()) == 10
+    assert A_RS.std() == pytest.approx(1, rel=0.3) and B_LRN.std() == pytest.approx(1, rel=0.1)
+
+
+def test_randlora_refuses_a_budget_as_its_parameters_fall_with_the_rank():
+    with pytest.raises(ValueError, match="randlora has fewer parameters the greater its rank: give rank="):
+        inject(lone("linear"), "randlora", target_modules="layer", budget=100)
 
 
 def test_delora_s_update_does_not_see_the_lengths_of_a_and_b():

@@ -49,12 +49,12 @@ def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
         if not key.startswith("base_model."):
             raise ValueError(f"{weights}: {key} does not start with {PREFIX}")
         name = key.removeprefix(PREFIX)
-        if match := tensor_of.fullmatch(name):
-            found.modules.setdefault(match["module"], {})[match["name"]] = tensor
-        elif key.startswith(PREFIX):
-            rest[name] = tensor
-        else:
+        if not key.startswith(PREFIX):
             found.shared[key.removeprefix("base_model.")] = tensor
+        elif match := tensor_of.fullmatch(name):
+            found.modules.setdefault(match["module"], {})[match["name"]] = tensor
+        else:
+            rest[name] = tensor
     return form.in_full(found, rest)
 
 
