@@ -48,14 +48,9 @@ def rank_within(
         complete = (cls.complete({**hyper, key: size, **own}) for _, own in sizes)
         return any(map(cls.refusal, kinds, (shape for shape, _ in sizes), complete))
 
-    if needed(1) > limit:
-        raise ValueError(
-            f"budget={budget}: {cls.name} at {key} 1 has {needed(1):,} trainable parameters here"
-        )
     bounds = [cls.largest_rank(shape, hyper) for shape, own in sizes if key not in own]
     most = min((bound for bound in bounds if bound is not None), default=limit)
-    if most > 1 and needed(most) == needed(1):
-        raise ValueError(f"budget={budget}: {cls.name} has {needed(1):,} parameters here, whatever its {key}")
+    _check_grows(f"budget={budget}: {cls.name}", key, limit, needed(1), needed(most) if most > 1 else None)
     low, high = 1, min(most, limit) + 1  # needed(low) fits; rank `high` is too much or impossible
     while high - low > 1:
         middle = (low + high) // 2
@@ -66,3 +61,13 @@ def rank_within(
             stacklevel=3,
         )
     return next((size for size in range(low, 0, -1) if not refused(size)), low)
+
+
+def _check_grows(who: str, key: str, limit: int, least: int, greatest: int | None) -> None:
+    """Raise ValueError where size 1 is too much, or the number of parameters does not grow with the size."""
+    if greatest is not None and greatest < least:
+        raise ValueError(f"{who} has fewer parameters the greater its {key}: give {key}= instead")
+    if least > limit:
+        raise ValueError(f"{who} at {key} 1 has {least:,} trainable parameters here")
+    if greatest == least:
+        raise ValueError(f"{who} has {least:,} parameters here, whatever its {key}")

@@ -22,6 +22,7 @@ from torch import nn
 from lora_zoo.conformance.cases import POINTWISE, batch, fresh, logits, perturb, randomise, settings, train
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.formats.peft.forms import Unfit
 from lora_zoo.formats.peft.write import CONFIG, WEIGHTS, save_peft
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.plan import complete_hyperparameters
@@ -100,9 +101,25 @@ def test_biases_that_lora_cannot_hold_are_refused(tmp_path, way, name):
     assert not (tmp_path / "out").exists()
 
 
+def written_if_it_can_be(way, name, folder, dtype=torch.float32):
+    """As `written`; None where PEFT's form lacks such an adapter, and LoRA as well for its full rank."""
+    try:
+        return written(way, name, folder, dtype)
+    except ValueError as refusal:
+        assert "which is no LoRA" in str(refusal)
+    _, _, injection = adapted(way, name, dtype)
+    if injection.variant.peft:
+        with pytest.raises(Unfit):
+            injection.variant.peft.to_peft(injection)
+    assert any(torch.linalg.matrix_rank(dW_OI) == min(dW_OI.shape) for _, _, dW_OI in injection)
+    return None
+
+
 @pytest.mark.parametrize(("way", "name"), [(w, n) for w in WAYS for n in POINTWISE if (w, n) not in BIASED])
 def test_peft_computes_what_we_wrote(tmp_path, way, name):
-    theirs, again, change = written(way, name, tmp_path)
+    if not (differences := written_if_it_can_be(way, name, tmp_path)):
+        return
+    theirs, again, change = differences
     assert change > 1e-2
     assert theirs <= LIMIT
     assert again <= LIMIT
@@ -110,7 +127,9 @@ def test_peft_computes_what_we_wrote(tmp_path, way, name):
 
 @pytest.mark.parametrize("name", [name for name in POINTWISE if name not in ADDING])
 def test_a_bfloat16_base_gets_float32_tensors_and_the_same_logits_to_its_rounding(tmp_path, name):
-    theirs, again, change = written("llama", name, tmp_path, torch.bfloat16)
+    if not (differences := written_if_it_can_be("llama", name, tmp_path, torch.bfloat16)):
+        return
+    theirs, again, change = differences
     assert {t.dtype for t in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
     assert theirs <= change / 10 and theirs < 0.05
     assert again <= change / 10 and again < 0.05
@@ -456,7 +475,9 @@ def test_writing_reading_and_writing_gives_the_same_bytes(data):
     model = nn.Sequential(*(nn.Linear(I, O) for O, I in shapes)).to(dtype)
     known = settings(name, rank, alpha=alpha)
     more = {f"{key}_pattern": own for key, own in {"rank": ranks, "alpha": alphas}.items() if key in known}
-    if not data.draw(st.booleans()):
+    if (
+        not data.draw(st.booleans()) or name == "vera"
+    ):  # its files know the greatest rank's gain, which rounds
         more = {}
     base, cls = copy.deepcopy(model), VARIANTS[name]
     own = [{"rank": ranks[n]} if more and "rank" in known else {} for n in ranks]
@@ -465,7 +486,11 @@ def test_writing_reading_and_writing_gives_the_same_bytes(data):
     injection = inject(model, name, target_modules=list(ranks), **more, **known)
     perturb(injection)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        save_peft(injection, first, base="some/model")
+        try:
+            save_peft(injection, first, base="some/model")
+        except ValueError as refusal:
+            assert "which is no LoRA" in str(refusal)
+            return
         again = load_adapter(base, first)
         save_peft(again, second, base="some/model")
         assert contents(first) == contents(second)
@@ -512,7 +537,7 @@ OPTIONS = {
     "kasa_config": {"beta": 1},
     "something_new": "on",
     "init_lora_weights": "loftq",
-    "peft_type": "LOHA",
+    "peft_type": "POLY",
     "r": "8",
     "lora_alpha": None,
     "rank_pattern": {"query": "2"},

@@ -34,6 +34,8 @@ class AdaLoraFormat(DenseFormat):
     """Triplets that were pruned are written with λ = 0: PEFT's scale counts as many in every layer."""
 
     peft_type, method = "ADALORA", "AdaLoRA"
+    names = ("lora_A", "lora_B", "lora_E")
+    options = ("r", "init_r", "init_lora_weights", "rank_pattern", "alpha_pattern", *_SAME)
 
     def config(self, injection: Injection) -> dict[str, Any]:
         adapters: list[Any] = list(injection.adapters.values())

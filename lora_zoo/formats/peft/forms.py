@@ -1,7 +1,7 @@
 """PEFT's form of a variant: the class attribute `peft`. A variant without one is written by its factors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -75,13 +75,35 @@ class SavedAdapter(NamedTuple):
 class PeftFormat(ABC):
     """A format of PEFT's: writes adapters and reads them back."""
 
-    peft_type: ClassVar[str]
+    fixed: Mapping[str, Any] = {}
+    """Fields of the configuration that have this value, and no other."""
     reads: bool = True
     """False where adapters of this form become another variant when they are read."""
     biases: ClassVar[bool] = False
     """True if its files hold what a variant does to biases."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of tensors that belong to the model and not to one of its layers."""
+
+    @property
+    @abstractmethod
+    def peft_type(self) -> str:
+        """The name of the method in PEFT's configuration."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """The names of an adapted module's tensors."""
+
+    @property
+    def options(self) -> Collection[str]:
+        """The fields of the configuration that are read, beside those of every method."""
+        return ()
+
+    def in_full(
+        self, folder: "PeftFolder", rest: Mapping[str, Tensor]
+    ) -> tuple["PeftFolder", dict[str, Tensor]]:
+        """The folder, its `modules_to_save` complete, and the tensors beside adapters by their own names."""
+        return folder, dict(rest)
 
     @abstractmethod
     def to_peft(self, injection: Injection) -> PeftContent:
@@ -99,7 +121,7 @@ class PeftFormat(ABC):
 class DenseFormat(PeftFormat):
     """A method that PEFT has for whole linear layers alone."""
 
-    method: ClassVar[str]
+    method: str
 
     @abstractmethod
     def config(self, injection: Injection) -> dict[str, Any]:
@@ -139,17 +161,22 @@ class DenseFormat(PeftFormat):
         return ParsedAdapter(hyper, {}, [known[module] for module in folder.modules], state)
 
 
+def readers() -> list[tuple[type[Variant], PeftFormat]]:
+    """The formats that are read, each with the variant that its adapters become."""
+    return [(cls, cls.peft) for cls in VARIANTS.values() if cls.peft and cls.peft.reads and not cls.preset_of]
+
+
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:
     """The variant that adapters of PEFT's configuration `config` become."""
-    for cls in VARIANTS.values():
-        if cls.peft and cls.peft.reads and not cls.preset_of and cls.peft.accepts(config):
-            return cls, cls.peft
+    for cls, form in readers():
+        if form.accepts(config):
+            return cls, form
     raise ValueError(f"no variant reads PEFT's {config['peft_type']} with these options")
 
 
 def peft_types() -> list[str]:
     """The `peft_type`s that are read."""
-    return sorted({cls.peft.peft_type for cls in VARIANTS.values() if cls.peft and cls.peft.reads})
+    return sorted({form.peft_type for _, form in readers()})
 
 
 def whole_dense(matrix: TargetMatrix) -> bool:

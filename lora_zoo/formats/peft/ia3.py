@@ -15,6 +15,7 @@ class IA3Format(DenseFormat):
     """PEFT's (IA)³, which names the layers whose inputs are multiplied; ours names their roles."""
 
     peft_type, method, biases = "IA3", "(IA)³", True
+    names, options = ("ia3_l",), ("feedforward_modules",)
 
     def config(self, injection: Injection) -> dict[str, Any]:
         adapters: dict[str, Any] = injection.adapters

@@ -20,14 +20,8 @@ NAMES = (
     "lora_embedding_B",
     MAGNITUDE,
     f"{MAGNITUDE}.weight",
-    "lora_A",
-    "lora_B",
-    "lora_E",
-    "vera_lambda_b",
-    "vera_lambda_d",
-    "ia3_l",
 )
-"""The tensors of an adapted module in PEFT's files."""
+"""The tensors of a module that LoRA adapts in PEFT's files."""
 
 
 class LayerFactors(NamedTuple):

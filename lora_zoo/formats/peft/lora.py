@@ -7,7 +7,7 @@ Shapes: O out, I in, R rank.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ from lora_zoo.injection.plan import hyperparameters_at
 
 RESIDUAL = ("pissa", "olora")
 """PEFT's initialisations that change the base again whenever an adapter is loaded."""
+OPTIONS = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
+    *("init_lora_weights", "target_parameters"),
+)
 
 
 class PeftModule(NamedTuple):
@@ -48,7 +52,7 @@ class PeftModule(NamedTuple):
 class LoraFormat(PeftFormat):
     """`root`: the scale is α/√r; `magnitude`: our name of DoRA's vector, "" where there is none."""
 
-    peft_type: ClassVar[str] = "LORA"
+    peft_type, names, options = "LORA", layers.NAMES, OPTIONS
     root: bool = False
     magnitude: str = ""
     reads: bool = True

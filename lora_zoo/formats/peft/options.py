@@ -4,17 +4,13 @@ Options that may change the function and are not known here are refused by name,
 """
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from lora_zoo.core.errors import unknown
-from lora_zoo.formats.peft.forms import peft_types
+from lora_zoo.formats.peft.forms import peft_types, readers
 
-_READ = """peft_type r lora_alpha rank_pattern alpha_pattern use_rslora use_dora lora_dropout
-    init_lora_weights
-    target_modules target_parameters exclude_modules layers_to_transform layers_pattern modules_to_save
-    target_r init_r beta1 beta2 deltaT orth_reg_weight
-    projection_prng_key save_projection vera_dropout d_initial
-    feedforward_modules"""
+_READ = """peft_type target_modules exclude_modules layers_to_transform layers_pattern modules_to_save"""
 _WITHOUT_EFFECT = """auto_mapping base_model_name_or_path revision task_type inference_mode peft_version
     fan_in_fan_out runtime_config ephemeral_gpu_offload loftq_config eva_config corda_config lora_ga_config
     qalora_group_size megatron_core init_weights init_ia3_weights tinit tfinal total_step"""
@@ -27,19 +23,21 @@ def check_options(config: dict[str, Any]) -> None:
         raise ValueError(unknown("peft_type", str(kind), peft_types()))
     if config.get("bias", "none") != "none":
         raise ValueError(f"bias={config['bias']!r} is not supported: biases would train beside the adapter")
+    forms = [form for _, form in readers() if form.peft_type == kind]
+    own = {field for form in forms for field in form.options}
     for key, value in sorted(config.items()):
-        if key not in _KNOWN | {"bias"} and value not in (None, False, 0, "", [], {}):
+        if key not in _KNOWN | own | {"bias"} and value not in (None, False, 0, "", [], {}):
             raise ValueError(
                 f"{key}={str(value)[:60]} is not supported: it may change what the adapter computes"
             )
-    _check_numbers(config)
+    _check_numbers(config, {field for form in forms for field in form.fixed})
     _check_layers(config)
     _check_names(config)
     _check_patterns(config, str(kind))
 
 
-def _check_numbers(config: dict[str, Any]) -> None:
-    for key in ("r", "init_r", "target_r"):
+def _check_numbers(config: dict[str, Any], fixed: Collection[str]) -> None:
+    for key in {"r", "init_r", "target_r"} - set(fixed):
         if key in config and (type(config[key]) is not int or config[key] < 1):
             raise ValueError(f"{key} must be a whole number above 0; got {config[key]!r}")
     for key in ("lora_alpha", "lora_dropout", "vera_dropout", "d_initial"):

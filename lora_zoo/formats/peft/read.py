@@ -13,7 +13,6 @@ from lora_zoo.formats.peft.attention import by_matrix
 from lora_zoo.formats.peft.embeddings import embeddings_of, tied_once, with_tied
 from lora_zoo.formats.peft.experts import resolve
 from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, SavedAdapter, reader_of
-from lora_zoo.formats.peft.layers import NAMES
 from lora_zoo.formats.peft.options import check_options
 from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
@@ -23,7 +22,6 @@ from lora_zoo.injection.matrices import find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_TENSOR = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, NAMES))})")
 
 
 def is_peft(folder: Path) -> bool:
@@ -39,23 +37,25 @@ def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
     config = object_in(path)
     try:
         check_options(config)
+        form = reader_of(config)[1]
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} holds no weights: {' or '.join(FILES)} is expected there")
+    tensor_of = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, form.names))})")
     found, rest = PeftFolder(weights, config, {}), {}
     for key, tensor in tensors_in(weights).items():
         if not key.startswith("base_model."):
             raise ValueError(f"{weights}: {key} does not start with {PREFIX}")
         name = key.removeprefix(PREFIX)
-        if match := _TENSOR.fullmatch(name):
-            found.modules.setdefault(match["module"], {})[match["name"]] = tensor
-        elif key.startswith(PREFIX):
-            rest[name] = tensor
-        else:
+        if not key.startswith(PREFIX):
             found.shared[key.removeprefix("base_model.")] = tensor
-    return found, rest
+        elif match := tensor_of.fullmatch(name):
+            found.modules.setdefault(match["module"], {})[match["name"]] = tensor
+        else:
+            rest[name] = tensor
+    return form.in_full(found, rest)
 
 
 def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
@@ -76,7 +76,7 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
         fully_trained = _trained(model, folder, rest)
     except ValueError as mistake:
         raise ValueError(f"{folder.file}: {mistake}") from None
-    if not parsed.matrices:
+    if not parsed.matrices and cls.adapts:
         cls = VARIANTS.find("linear_probe")
     hyper, every = complete_hyperparameters(cls, parsed.hyper), base_parameters(model)
     names = [name for name in every if name in fully_trained]

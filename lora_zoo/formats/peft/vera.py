@@ -19,6 +19,8 @@ class VeraFormat(DenseFormat):
 
     peft_type, method = "VERA", "VeRA"
     shared = ("vera_A", "vera_B")
+    names = ("vera_lambda_b", "vera_lambda_d")
+    options = ("r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial")
 
     def to_peft(self, injection: Injection) -> PeftContent:
         config, tensors = super().to_peft(injection)

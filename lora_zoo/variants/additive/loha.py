@@ -5,6 +5,7 @@ from torch import Tensor
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.plain import PlainFormat
 from lora_zoo.variants.hadamard import Hadamard
 
 
@@ -18,6 +19,11 @@ class LoHa(Hadamard):
     paper = "arXiv:2108.06098"
     equation = "W' = W + (α/r) (B₁ A₁) ⊙ (B₂ A₂)"
     count = "2 * R * (O + I)"
+    peft = PlainFormat(
+        "LoHa",
+        {"B_OR": "hada_w1_a", "A_RI": "hada_w1_b", "B2_OR": "hada_w2_a", "A2_RI": "hada_w2_b"},
+        {"rank": ("r", 8), "alpha": ("alpha", 8)},
+    )
 
     def second(self, context: LayerContext) -> tuple[Tensor, Tensor]:
         (O, I), third = context.shape, 3**-0.5

@@ -11,6 +11,7 @@ from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.plain import PlainFormat
 
 
 @register("hra")
@@ -24,6 +25,7 @@ class HRA(Adapter):
     paper = "arXiv:2405.17484"
     equation = "W' = W H₁ … H_r, H = 1 - 2 u uᵀ / ‖u‖²"
     count = "R * I"
+    peft = PlainFormat("HRA", {"U_IR": "hra_u"}, {"rank": ("r", 8)}, {"apply_GS": False})
 
     def __init__(self, context: LayerContext, *, rank: int = 8) -> None:
         super().__init__(context)

@@ -1,0 +1,35 @@
+"""LN-tuning: Tuning LayerNorm in Attention (Zhao et al., ICLR 2024); Qi et al. 2022 before them."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from lora_zoo.core.adapter import Baseline
+from lora_zoo.core.variants import register
+from lora_zoo.formats.peft.norms import LNTuningFormat
+from lora_zoo.injection.base_model import named_base_modules, own_parameters
+
+NORM = re.compile(r"(Layer|RMS)Norm")
+"""Found in the class names of the norms: torch's, and those of the models in transformers."""
+
+
+@register("ln_tuning")
+class LNTuning(Baseline):
+    """§3: the gains, and the biases where there are any, of all layer norms; everything else is frozen.
+
+    RMS norms count as layer norms, final ones and those of queries and keys as well; `modules_to_save` train
+    beside them.
+    """
+
+    paper = "arXiv:2312.11420"
+    equation = "y = γ (x - E[x]) / σ(x) + β, γ and β trained"
+    peft = LNTuningFormat()
+
+    @classmethod
+    def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
+        norms = [(name, m) for name, m in named_base_modules(model) if NORM.search(type(m).__name__)]
+        found = [f"{name}.{own}" if name else own for name, m in norms for own in own_parameters(m)]
+        if not found:
+            raise ValueError("ln_tuning: the model has no layer norm with a gain or a bias")
+        return list(dict.fromkeys([*found, *(modules_to_save or ())]))
