@@ -44,7 +44,7 @@ class MoSLoRA(Additive):
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
-        return not init.residual
+        return bool(init.zero) or init.moves  # M lies between, so that B A = 0 is not enough
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
         return FactorPair(product(self.scale * self.B_OR, self.M_RR), self.A_RI), None
