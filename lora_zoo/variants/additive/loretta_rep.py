@@ -32,7 +32,7 @@ class LoRETTARep(Product, Scaled):
 
     paper = "arXiv:2402.11417"
     equation = "W' = W + (α/r) B A, B and A tensor trains"
-    count = "0"
+    count = ""  # no formula: it depends on the factors of the sides
     paper_alpha = 16.0  # the code's; it stays fixed while the rank varies
 
     def __init__(
