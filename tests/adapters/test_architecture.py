@@ -55,7 +55,7 @@ def test_a_preset_is_its_variant_with_another_init(name):
 def test_a_variant_states_its_facts(name):
     cls = VARIANTS[name]
     assert cls.name == name
-    assert cls.paper == "-" or cls.paper.startswith("arXiv:")
+    assert cls.paper == "-" or cls.paper.startswith(("arXiv:", "https://openreview.net/forum?id="))
     assert cls.equation.startswith("W'")
     assert cls.__doc__ and inspect.getmodule(cls).__doc__
     assert inspect.getmodule(cls).__name__.startswith("lora_zoo.variants.")

@@ -122,6 +122,9 @@ def test_a_budget_is_met_as_closely_as_ranks_allow(name, budget):
     try:
         injection = sized(budget=budget)
     except ValueError as refusal:
+        if "has fewer parameters the greater" in str(refusal):
+            assert sized(**{key: 2}).trainable() < sized(**{key: 1}).trainable()
+            return
         assert f"budget={budget}: {name} at {key} 1 has" in str(refusal)
         assert sized(**{key: 1}).trainable() > budget
         return

@@ -73,7 +73,7 @@ class FourierFT(Adapter):
         *,
         n_frequency: int | Literal["auto"] = "auto",
         scaling: float = 150.0,
-        random_loc_seed: int = 777,
+        random_loc_seed: int = 0,
     ) -> None:
         super().__init__(context)
         (O, I), self.scaling = context.shape, scaling

@@ -23,7 +23,7 @@ class LNTuning(Baseline):
     """
 
     paper = "arXiv:2312.11420"
-    equation = "y = γ (x - E[x]) / σ(x) + β, γ and β trained"
+    equation = "W' = W, γ and β of all layer norms γ (x - E[x]) / σ(x) + β trained"
     peft = LNTuningFormat()
 
     @classmethod
