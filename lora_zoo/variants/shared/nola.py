@@ -16,7 +16,7 @@ from lora_zoo.inits.shared_projections import SharedProjections
 from lora_zoo.variants.low_rank import Product, Scaled
 
 
-class RandomBases(AdapterHooks):
+class NOLABases(AdapterHooks):
     """Makes one frozen set of bases for all layers: `num_basis` matrices of each factor's shape."""
 
     @classmethod
@@ -39,7 +39,7 @@ class NOLA(Product, Scaled):
     equation = "W' = W + (α/r) (Σ βⱼ Bⱼ) (A₀ + Σ αᵢ Aᵢ), A₀, Aᵢ, Bⱼ frozen and random"
     count = "2 * num_basis"
     sized_by = "num_basis"
-    hooks = RandomBases
+    hooks = NOLABases
     A0_RI: Tensor
 
     def __init__(
