@@ -37,7 +37,7 @@ def save_experiment(frame: pd.DataFrame, table: Table, tested: Sequence[LedgerEn
     archive(frame, folder / ARCHIVE)
     if about.get("adapters"):
         _keep_adapters(frame, folder)
-    begin, end = MARKERS[0].format(f"experiments/{names[0]}"), MARKERS[1]
+    begin, end = MARKERS[0].format(f"experiments/{folder.resolve().name}"), MARKERS[1]
     part = f"{begin}\n{measured(frame, table, tested)}\n{end}"
     path = folder / README
     if not path.is_file():

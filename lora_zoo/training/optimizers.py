@@ -65,7 +65,7 @@ def library_names() -> list[str]:
 
 
 def optimizer_of(arguments: TrainingArguments, model: nn.Module | None) -> tuple[Callable[..., Any], dict]:
-    """What makes the optimiser from parameter groups, and its keyword arguments."""
+    """The maker of the optimiser from parameter groups, and its keyword arguments."""
     name = getattr(arguments, "library_optim", "")
     if not name:
         return Trainer.get_optimizer_cls_and_kwargs(arguments, model)
