@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.dtypes import product
 from lora_zoo.core.hooks import AdapterHooks
+from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import register
 
@@ -97,9 +98,17 @@ class IntrinsicDimension(Adapter):
         mixed_NF = hadamard(self.signs_NF * nn.functional.pad(theta_d, (0, F - len(theta_d))))
         return hadamard(self.gauss_NF * mixed_NF.gather(1, self.order_NF)).flatten()
 
-    def weight(self, W_OI: Tensor) -> Tensor:
+    def update(self, W_OI: Tensor) -> Tensor:
+        """ΔW (O, I), in the dtype of θ."""
         moved_D = self.moved()[: W_OI.numel()]
-        return W_OI + (moved_D if self.gain is None else self.gain * moved_D).view(W_OI.shape)
+        return (moved_D if self.gain is None else self.gain * moved_D).view(W_OI.shape)
+
+    def weight(self, W_OI: Tensor) -> Tensor:
+        return W_OI + self.update(W_OI)
+
+    def forward(self, x: Tensor, host: LayerHost) -> Tensor:
+        y = host.base(x)  # apart from ΔW, which a narrow W would round
+        return y + host.times(x, self.update(host.matrix())).to(y.dtype)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
