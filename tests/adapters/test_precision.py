@@ -49,6 +49,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import inject
+from lora_zoo.variants.low_rank import LowRank
 
 EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
@@ -168,13 +169,17 @@ def test_the_effective_weight_is_not_less_exact_under_autocast(name, kind):
 
 @every_variant
 def test_a_narrow_base_rounds_each_output_for_itself(name):
-    """No output feature is scaled as a whole: over many tokens the noise averages out."""
+    """No output feature is scaled as a whole: over many tokens the noise averages out.
+
+    Where W' is made as one matrix, each of its entries is rounded once: by half a unit in the last place.
+    """
+    dense = VARIANTS[name].forward in (Adapter.forward, LowRank.forward)
     model, _, _ = adapted(name, "linear", torch.bfloat16)
     x = inputs("linear", dtype=torch.bfloat16, batch=(2048,))
     got, expected = model(x).double(), duplicate(model).double()(x.double())
     scale = (got * expected).sum(0) / expected.square().sum(0) - 1
     assert distance([got], [expected]) > 1e-3, "nothing is rounded"
-    assert float(scale.detach().square().mean().sqrt()) < 5e-4
+    assert float(scale.detach().square().mean().sqrt()) < (2**-9 if dense else 5e-4)
 
 
 class WeightProducts(TorchDispatchMode):

@@ -6,9 +6,12 @@ Shapes: O out, I in; N blocks of side B, W as (O, N, B).
 import torch
 from torch import Tensor
 
+from lora_zoo.core.dtypes import at_least_float32
+
 
 def cayley(Q_NBB: Tensor) -> Tensor:
-    """The rotations (1 - Q)(1 + Q)⁻¹ of skew-symmetric Q."""
+    """The rotations (1 - Q)(1 + Q)⁻¹ of skew-symmetric Q, in float32 or wider."""
+    Q_NBB = Q_NBB.to(at_least_float32(Q_NBB.dtype))
     one_BB = torch.eye(Q_NBB.shape[-1], device=Q_NBB.device, dtype=Q_NBB.dtype)
     return torch.linalg.solve(one_BB + Q_NBB, one_BB - Q_NBB, left=False)
 
