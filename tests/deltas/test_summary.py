@@ -21,10 +21,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Linear(I, O), nn.Linear(O, O)
-        self.head = nn.Linear(O, 3)
+        self.norm, self.head = nn.LayerNorm(O), nn.Linear(O, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x).relu()).relu())
+        return self.head(self.norm(self.second(self.first(x).relu())).relu())
 
 
 def trained(variant: str, scale: float = 0.1, **hyper: object) -> Injection:
