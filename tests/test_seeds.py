@@ -111,7 +111,8 @@ def test_its_claims_are_judged_by_sequential_intervals(swept):
 
 def a_claim(monkeypatch, cells, claimed, **more) -> Plan:
     """The plan for a claim that one variant of `cells` differs from the other by what is claimed."""
-    claim = Measured("a/b", "none", tests=(difference(cells, claimed),), **{"sweep": "+variant=lora", **more})
+    usual = {"tests": (difference(cells, claimed),), "sweep": "+variant=lora"}
+    claim = Measured("a/b", "none", **usual | more)
     monkeypatch.setattr("lora_zoo.sweeps.until_claim.claims", lambda: {claim.id: claim})
     return Plan(most=6, against="claim:a/b")
 
@@ -139,6 +140,16 @@ def test_seeds_are_added_to_the_cells_of_a_claim_until_it_is_decided(
     assert told >= others
     (table,) = tables(load(made.folder))
     assert any("of claim:a/b got seeds until it was decided, up to 6" in note for note in table.notes)
+
+
+def test_an_open_claim_that_lacks_a_cell_gets_no_more_seeds(tmp_path, monkeypatch):
+    """More seeds cannot support what another cell is needed for."""
+    forms = difference(["pissa", "lora"], above(0.02)), difference(["pissa", "vera"], above(0))
+    plan = a_claim(monkeypatch, ["pissa", "lora"], above(0.02), tests=forms)
+    made = MadeUp(tmp_path / "sweep")
+    ends = SeedSweep(made.folder, CELLS, plan).run(made.launch, specify)
+    assert len(made.made) == 9
+    assert any("a/b is inconclusive" in e.stopped and "variant=vera" in e.stopped for e in ends)
 
 
 def test_a_claim_is_about_runs_that_the_sweep_makes_and_has_its_own_margin(monkeypatch):

@@ -114,8 +114,6 @@ def _by_dimension(cls: type, groups: Groups, **options: Any) -> torch.optim.Opti
         for of_matrices in (True, False):
             own = [p for p in group["params"] if (p.ndim >= 2) == of_matrices]
             if own:
-                split.append({**group, "params": own, "use_muon": of_matrices})
-    for group in split:
-        group.setdefault("lr", options["lr"])
+                split.append({"lr": options["lr"], **group, "params": own, "use_muon": of_matrices})
     made: torch.optim.Optimizer = cls(split, **options)
     return made
