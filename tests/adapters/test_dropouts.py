@@ -1,10 +1,13 @@
-"""Members that drop something while they train: LoRA Dropout's masks and its ensemble.
+"""Members that drop something while they train: LoRA Dropout's masks and its ensemble, R-Drop.
 
 Shapes: O out, I in, R rank.
 """
 
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -12,6 +15,7 @@ from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
 from lora_zoo.core.hooks import Progress
 from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.inject import inject
+from lora_zoo.variants.two_passes import jensen_shannon, symmetric_kl
 
 AT = Progress(1, 10)
 MASKS = "lora_dropout_masks"
@@ -166,3 +170,75 @@ def test_what_cannot_be_is_refused_before_training():
     ):
         with pytest.raises(ValueError, match=says):
             masked(**wrong)
+
+
+# --- R-Drop -------------------------------------------------------------------------------------------------
+
+
+def two_passes(kind, **hyper):
+    """(passes, loss, extra) of a training step of R-Drop whose only dropout is the adapters'."""
+    model = fresh(kind)[0].double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    injection = inject(model, "r_drop", target_modules=["q", "v"], rank=4, **hyper)
+    perturb(injection)
+    model.train()
+    passes = []
+
+    def once():
+        passes.append(model(**batch(kind)))
+        return passes[-1].loss, passes[-1]
+
+    with injection.hooks.forward_context(AT):
+        loss, outputs, extra = injection.hooks.objective(once, AT)
+    assert outputs is passes[0]
+    return passes, loss, extra
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_r_drop_is_the_loss_of_its_authors_code(kind):
+    """Their README: ½ (CE₁ + CE₂) + α (KL(q‖p) + KL(p‖q)) / 2, by torch's functions, here as means."""
+    passes, loss, extra = two_passes(kind, lora_dropout=0.4, kl_weight=0.7)
+    p, q = (run.logits if kind == "bert" else run.logits[:, :-1] for run in passes)
+    labels = batch(kind)["labels"] if kind == "bert" else batch(kind)["labels"][:, 1:]
+    ce = sum(F.cross_entropy(side.flatten(0, -2), labels.flatten()) for side in (p, q)) / 2
+    kl = F.kl_div(p.log_softmax(-1), q.softmax(-1), reduction="sum")
+    reverse = F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="sum")
+    assert_close(loss + extra, ce + 0.7 * (kl + reverse) / 2 / labels.numel())
+    assert float(extra.detach()) > 0
+
+
+def test_r_drop_without_dropout_has_no_kl_and_without_kl_one_pass():
+    """C-71."""
+    passes, loss, extra = two_passes("bert", kl_weight=0.7)
+    assert float(extra.detach()) == 0 and torch.equal(*(run.logits for run in passes))
+    assert torch.equal(loss, passes[0].loss)
+    passes, loss, extra = two_passes("bert", lora_dropout=0.4, kl_weight=0.0)
+    assert len(passes) == 1 and extra == 0 and loss is passes[0].loss
+
+
+def test_the_divergences_of_two_coins_by_hand():
+    """p = (½, ½), q = (9/10, 1/10), m = (7/10, 3/10): JS is m's entropy less the mean of theirs."""
+
+    def entropy(*shares):
+        return -sum(share * math.log(share) for share in shares)
+
+    p, q = (torch.tensor([shares], dtype=torch.float64).log() for shares in ([0.5, 0.5], [0.9, 0.1]))
+    js = entropy(0.7, 0.3) - (entropy(0.5, 0.5) + entropy(0.9, 0.1)) / 2
+    assert float(jensen_shannon(p + 3, q - 2)) == pytest.approx(js, rel=1e-12)
+    kl = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    reverse = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert float(symmetric_kl(p + 3, q - 2)) == pytest.approx((kl + reverse) / 2, rel=1e-12)
+    apart = torch.tensor([[800.0, 0.0]], requires_grad=True)
+    found = jensen_shannon(apart, -apart)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(math.log(2)), "the most there is"
+    assert apart.grad.isfinite().all()
+
+
+def test_js_is_declared():
+    _, _, extra = two_passes("bert", lora_dropout=0.4, divergence="js")
+    passes, _, kl = two_passes("bert", lora_dropout=0.4)
+    assert_close(extra, jensen_shannon(*(run.logits for run in passes)).mean())
+    assert extra < kl
