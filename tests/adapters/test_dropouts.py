@@ -147,6 +147,7 @@ def test_members_differ_and_the_ensemble_is_neither_merged_nor_exported_nor_cach
     assert all(abs(float((mask == 0).double().mean()) - 0.3) < 0.05 for mask in found)
     ids = batch("llama")["input_ids"]
     with injection.hooks.views()["ensemble=2"]:
+        model(ids)
         for action in (injection.merge, lambda: save_peft(injection, tmp_path / "x")):
             with pytest.raises(ValueError, match="averages its members' outputs, which no matrix does"):
                 action()

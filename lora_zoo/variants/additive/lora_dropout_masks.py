@@ -22,7 +22,7 @@ from lora_zoo.variants.low_rank import Additive
 
 Drop = Callable[[str, Tensor], Tensor]
 """From a factor's name and ones, (I,) for A and (O,) for B, to its mask."""
-ONE_S = ("past_key_values", "cache", "encoder_outputs")
+OF_ONE = ("past_key_values", "cache", "encoder_outputs")
 """Arguments of a pass that are of one member's earlier pass."""
 
 
@@ -95,7 +95,7 @@ class MaskedPasses(AdapterHooks):
             yield
 
     def _first_member(self, model: nn.Module, given: Any, named: dict[str, Any]) -> None:
-        for name in ONE_S:
+        for name in OF_ONE:
             if named.get(name) is not None:
                 raise ValueError(f"lora_dropout_masks: {name} is of one member, and the ensemble has more")
         self._drop(lambda site: partial(site.lasting, 0))
