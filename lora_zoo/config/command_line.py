@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
@@ -128,7 +129,8 @@ def _rewritten(argument: str) -> str:
 def _matching(group: str, value: str) -> list[str]:
     """The options that Hydra's glob(…) stands for, variants without a YAML among them. ValueError: none."""
     names = sorted(VARIANTS) if group == "variant" else [*options(group)]
-    found: list[str] = OverridesParser.create().parse_override(f"{group}={value}").value().filter(names)
+    pattern = OverridesParser.create().parse_override(f"{group}={value}").value()
+    found: list[str] = pattern.filter(names) if isinstance(pattern, Glob) else []
     if not found:
         raise ValueError(f"{group}={value} matches none of the choices: {', '.join(names)}")
     return found
