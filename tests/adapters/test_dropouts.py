@@ -153,6 +153,10 @@ def test_members_differ_and_the_ensemble_is_neither_merged_nor_exported_nor_cach
                 action()
         with pytest.raises(ValueError, match="past_key_values is of one member, and the ensemble has more"):
             model(ids, past_key_values=object())
+    injection.merge()
+    with injection.hooks.views()["ensemble=2"], pytest.raises(ValueError, match="are merged or idle"):
+        model(ids)
+    injection.unmerge()
     assert model(ids).logits.isfinite().all()
 
 

@@ -59,8 +59,8 @@ class MaskedPasses(AdapterHooks):
             yield
 
     def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
-        (loss, outputs), *others = [once() for _ in range(self.instances)]
-        return sum((other for other, _ in others), loss) / self.instances, outputs, 0.0
+        passes = [once() for _ in range(self.instances)]
+        return torch.stack([loss for loss, _ in passes]).mean(), passes[0][1], 0.0
 
     def views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         drops = self.ensemble and any(site.mask_dropout for site in self.adapters.values())
@@ -98,12 +98,22 @@ class MaskedPasses(AdapterHooks):
         for name in OF_ONE:
             if named.get(name) is not None:
                 raise ValueError(f"lora_dropout_masks: {name} is of one member, and the ensemble has more")
-        self._drop(lambda site: partial(site.lasting, 0))
+        self._become(0)
+
+    def _become(self, member: int) -> None:
+        self.asked = False
+        self._drop(lambda site: partial(self._asked_of, site, member))
+
+    def _asked_of(self, site: "LoRADropoutMasks", member: int, factor: str, ones: Tensor) -> Tensor:
+        self.asked = True
+        return site.lasting(member, factor, ones)
 
     def _mean(self, model: nn.Module, given: Any, named: dict[str, Any], first: Any) -> Any:
         total = _logits(first)
+        if not self.asked:
+            raise ValueError("lora_dropout_masks: the adapters are merged or idle: nothing is dropped")
         for member in range(1, self.ensemble):
-            self._drop(lambda site, member=member: partial(site.lasting, member))  # type: ignore[misc]
+            self._become(member)
             total = total + _logits(model.forward(*given, **named))
         self._drop(lambda _: _no_matrix)
         mean = total / self.ensemble
@@ -145,14 +155,8 @@ class LoRADropoutMasks(Additive):
             raise ValueError(f"lora_dropout_masks: mask_dropout must lie in [0, 1); got {mask_dropout}")
         self.mask_dropout, self.place = mask_dropout, (context.seed, context.name)
         self.drop: Drop | None = None
-        self.masks = nn.ModuleDict(
-            {
-                factor: Dropout(
-                    mask_dropout, seed=context.seed, name=f"{context.name}.{factor}", counter=context.counter
-                )
-                for factor in "AB"
-            }
-        )
+        dropout = partial(Dropout, mask_dropout, seed=context.seed, counter=context.counter)
+        self.masks = nn.ModuleDict({factor: dropout(name=f"{context.name}.{factor}") for factor in "AB"})
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
