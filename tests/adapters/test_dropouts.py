@@ -216,7 +216,7 @@ def test_r_drop_is_the_loss_of_its_authors_code(kind):
 
 def test_r_drop_without_dropout_has_no_kl_and_without_kl_one_pass():
     """C-71."""
-    passes, loss, extra = two_passes("bert", kl_weight=0.7)
+    passes, loss, extra = two_passes("bert", lora_dropout=0.0, kl_weight=0.7)
     assert float(extra.detach()) == 0 and torch.equal(*(run.logits for run in passes))
     assert torch.equal(loss, passes[0].loss)
     passes, loss, extra = two_passes("bert", lora_dropout=0.4, kl_weight=0.0)

@@ -1,5 +1,8 @@
 """R-Drop: R-Drop: Regularized Dropout for Neural Networks (Liang et al., NeurIPS 2021)."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Additive
 from lora_zoo.variants.two_passes import TwoPasses
@@ -17,3 +20,4 @@ class RDrop(Additive):
     equation = "W' = W + (α/r) B A, + α_KL KL of two passes, each with dropout of its own"
     count = "R * (O + I)"
     hooks = TwoPasses
+    defaults: ClassVar[Mapping[str, Any]] = {"lora_dropout": 0.1}
