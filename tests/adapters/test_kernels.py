@@ -237,7 +237,7 @@ def narrow(name, dtype, *, bias=True, size=0.05, **more):
 
 
 def allowed():
-    """The first variant of each kernel in each way that it takes, the others in two: operands are their own."""
+    """The first variant of each kernel in each way that it takes; others, of their own operands, in two."""
     firsts = {VARIANTS[name].kernel: name for name in reversed(FUSED)}.values()
     for name in FUSED:
         for more in WAYS if name in firsts else ({}, {"lora_dropout": 0.1}):
