@@ -122,15 +122,21 @@ def _dropped_weights(
         logits_BHQK = logits_BHQK.masked_fill(~mask, torch.finfo(logits_BHQK.dtype).min)
     else:
         logits_BHQK = logits_BHQK + mask
-    weights_BHQK = renormalised(logits_BHQK.softmax(-1, at_least_float32(query.dtype)), left_BHQK)
+    weights_BHQK = renormalised(logits_BHQK, left_BHQK)
     weights_BHQK = nn.functional.dropout(weights_BHQK.to(value.dtype), dropout)
     return (weights_BHQK @ value).transpose(1, 2).contiguous(), weights_BHQK
 
 
-def renormalised(weights_BHQK: Tensor, left_BHQK: Tensor) -> Tensor:
-    """The weights that are left over their sum, which gets no gradient (DropAttention, arXiv:1907.11065)."""
-    left_BHQK = weights_BHQK * left_BHQK
-    return left_BHQK / left_BHQK.sum(-1, keepdim=True).detach().clamp_min(torch.finfo(left_BHQK.dtype).tiny)
+def renormalised(logits_BHQK: Tensor, left_BHQK: Tensor) -> Tensor:
+    """The weights that are left over their sum, which gets no gradient (DropAttention, arXiv:1907.11065).
+
+    As the exponential of log w - log Σ w, so that no gradient is divided by a sum near 0.
+    """
+    left_BHQK = left_BHQK | ~left_BHQK.any(-1, keepdim=True)  # a query that sees nothing is padding
+    log_BHQK = logits_BHQK.log_softmax(-1, at_least_float32(logits_BHQK.dtype)).masked_fill(
+        ~left_BHQK, -torch.inf
+    )
+    return (log_BHQK - log_BHQK.detach().logsumexp(-1, keepdim=True)).exp()
 
 
 def _asked(

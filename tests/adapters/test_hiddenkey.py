@@ -123,15 +123,23 @@ def test_dropattention_is_dropkey_in_the_forward_pass(kind, structure):
 
 
 def test_dropattention_s_sum_gets_no_gradient():
-    """d/dg of m w / NoGrad(Σ m w), w = softmax(g): the Jacobian diag(u) - u wᵀ, where DropKey's has u uᵀ."""
+    """d/dg of u = m w / NoGrad(Σ m w), w = softmax(g): diag(u) - u wᵀ, where DropKey's has u uᵀ."""
     g_K = torch.tensor([0.3, -1.0, 0.7, 0.2], dtype=torch.float64)
     left_K = torch.tensor([True, False, True, True])
-    ours = torch.autograd.functional.jacobian(lambda g: renormalised(g.softmax(-1), left_K), g_K)
+    ours = torch.autograd.functional.jacobian(lambda g: renormalised(g, left_K), g_K)
     w_K = g_K.softmax(-1)
     u_K = w_K * left_K / (w_K * left_K).sum()
     assert_close(ours, u_K.diag() - torch.outer(u_K, w_K))
     assert_close(u_K[left_K], g_K[left_K].softmax(-1))
     assert float(ours[0, 1].abs()) > 0.02, "a dropped key's logit gets a gradient, which DropKey's does not"
+
+
+def test_dropattention_of_a_key_that_had_all_the_weight_has_a_finite_gradient():
+    """What is left sums to e^-200, which float32 does not hold."""
+    g_K = torch.tensor([0.0, 200.0, 0.0])
+    left_K = torch.tensor([True, False, True])
+    ours = torch.autograd.functional.jacobian(lambda g: renormalised(g, left_K), g_K)
+    assert_close(ours, torch.tensor([[0.5, -0.5, 0.0], [0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("structure", ["element", "span"])
