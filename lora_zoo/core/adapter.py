@@ -174,6 +174,16 @@ class Variant(ABC):
         return sum(counted(cls, shape, hyper) for shape, hyper in matrices)
 
     @classmethod
+    def trainable_beside(cls, model: nn.Module, hyper: Mapping[str, Any]) -> int:
+        """Trainable parameters that belong to no matrix, and depend on the model: a prompt's, say."""
+        return 0
+
+    @classmethod
+    def virtual_tokens(cls, hyper: Mapping[str, Any]) -> int:
+        """The positions of the model that it takes for itself, before those of the input."""
+        return 0
+
+    @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
         """The greatest value of `sized_by` that a matrix (O, I) takes; None where there is no such limit."""
         return None

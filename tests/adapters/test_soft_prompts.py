@@ -1,0 +1,263 @@
+"""Virtual tokens against PEFT and against a base that is given them by hand.
+
+Labels leave out the first token, which PEFT's loss has as well: its last virtual token foretells it.
+"""
+
+import json
+import warnings
+
+import peft
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import T5Config, T5ForConditionalGeneration
+
+from lora_zoo.conformance.cases import MODELS, batch, fresh, perturb
+from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.native import load_adapter
+from lora_zoo.formats.peft.write import save_peft
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.injection.plan import plan_injection
+from lora_zoo.injection.preview import preview
+from lora_zoo.tasks.reading import Reading
+from lora_zoo.training.evaluation import check_positions
+from lora_zoo.variants.soft.virtual_tokens import VirtualTokens
+
+VIRTUAL = [name for name, cls in VARIANTS.items() if issubclass(cls, VirtualTokens)]
+TRAINED = [("prompt_tuning", "llama", {"start": "normal"}), ("prompt_tuning", "bert", {})]
+FILES = [("prompt_tuning", "llama"), ("prompt_tuning", "bert")]
+READ = {"prompt_tuning": "prompt_tuning"}
+THEIRS = {"prompt_tuning": peft.PromptTuningConfig}
+TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "SEQ_CLS"}
+STARTS = ("vocabulary", "uniform", "normal")
+GENERATED = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": 99, "do_sample": False}
+pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*", "ignore:.*past_key_values.*")
+
+
+def adapted(kind, name, size=0.5, **hyper):
+    """(model, injection), the virtual tokens moved away from their start."""
+    model, where = fresh(kind)
+    injection = inject(model, name, modules_to_save=where["modules_to_save"], **{"rank": 3, **hyper})
+    perturb(injection, size)
+    return model, injection
+
+
+def given(kind):
+    """The batch, with a padded end, and without a label of the first token."""
+    inputs = batch(kind)
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, -2:] = 0
+    if kind != "bert":
+        inputs["labels"] = inputs["labels"].masked_fill(mask == 0, -100)
+        inputs["labels"][:, 0] = -100
+    return inputs | {"attention_mask": mask}
+
+
+@torch.no_grad()
+def twin(kind, name, injection, **hyper):
+    """PEFT's model of the same adapter, and the pairs of tensors that train in both."""
+    config = THEIRS[name](task_type=TASKS[kind], num_virtual_tokens=3, **hyper)
+    other = peft.get_peft_model(fresh(kind)[0], config).eval()
+    encoder = other.prompt_encoder["default"]
+    pairs = [(injection.shared.P, encoder.embedding.weight)]
+    if kind == "bert":
+        head = other.base_model.classifier.modules_to_save["default"]
+        pairs += [(injection.trained[f"classifier.{n}"], p) for n, p in head.named_parameters()]
+    for ours, theirs in pairs:
+        theirs.copy_(ours)
+    return other, pairs
+
+
+def logits_of(model, kind):
+    with torch.no_grad():
+        inputs = {key: value for key, value in given(kind).items() if key != "labels"}
+        return model(**inputs).logits[:, -6:]
+
+
+# --- against PEFT -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind", "hyper"), TRAINED)
+def test_ten_steps_are_pefts(name, kind, hyper):
+    """Losses, gradients and the tensors after ten steps of AdamW."""
+    model, injection = adapted(kind, name, **hyper)
+    other, pairs = twin(kind, name, injection)
+    assert {id(p) for p, _ in pairs} == {id(p) for p in injection.parameters()}
+    optimizers = [torch.optim.AdamW(own, lr=0.05) for own in zip(*pairs, strict=True)]
+    for _ in range(10):
+        losses = [m(**given(kind)).loss for m in (model, other)]
+        assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+        for ours, theirs in pairs:
+            assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for ours, theirs in pairs:
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert_close(logits_of(model, kind), logits_of(other, kind), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_files_go_both_ways(name, kind, tmp_path):
+    model, injection = adapted(kind, name)
+    save_peft(injection, tmp_path / "ours", task_type=TASKS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        other = peft.PeftModel.from_pretrained(fresh(kind)[0], tmp_path / "ours").eval()
+    assert_close(logits_of(other, kind), logits_of(model, kind))
+    other.save_pretrained(tmp_path / "theirs")
+    again = fresh(kind)[0]
+    read = load_adapter(again, tmp_path / "theirs")
+    assert torch.equal(logits_of(again, kind), logits_of(model, kind))
+    assert read.variant.name == READ[name] and read.hyper["rank"] == 3
+    for change in ({"num_virtual_tokens": 4}, {"num_virtual_tokens": 0}, {"num_transformer_submodules": 2}):
+        path = tmp_path / "theirs" / "adapter_config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(
+            ValueError, match=f"{'P|prompt_embeddings|' if 4 in change.values() else ''}{next(iter(change))}"
+        ):
+            load_adapter(fresh(kind)[0], tmp_path / "theirs")
+        path.write_text(json.dumps(config))
+
+
+# --- against the base ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_prompt_of_words_is_those_words(kind):
+    """tokens=[5, 7] three long is 5, 7, 5 before the input; an encoder's head reads the first of them."""
+    model, _ = adapted(kind, "prompt_tuning", 0.0, tokens=[5, 7])
+    inputs, plain = batch(kind), fresh(kind)[0]
+    ids = torch.cat([torch.tensor([5, 7, 5]).expand(3, -1), inputs["input_ids"]], dim=1)
+    found, expected = model(input_ids=inputs["input_ids"]).logits, plain(input_ids=ids).logits
+    assert found.shape == plain(input_ids=inputs["input_ids"]).logits.shape
+    assert_close(found, expected if kind == "bert" else expected[:, 3:])
+
+
+def test_every_argument_of_a_token_makes_room():
+    """Positions, token types, states and a plain tuple are those of the tokens that were sent."""
+    model, _ = adapted("bert", "prompt_tuning")
+    ids = batch("bert")["input_ids"]
+    places, types = torch.arange(6).expand(3, -1), torch.zeros_like(ids)
+    same = model(input_ids=ids, position_ids=places, token_type_ids=types).logits
+    assert_close(same, model(input_ids=ids).logits)
+    bare, _ = fresh("llama")
+    inject(bare.model, "prompt_tuning", rank=3)
+    seen = bare.model(input_ids=ids, output_hidden_states=True)
+    assert {state.shape[1] for state in (seen.last_hidden_state, *seen.hidden_states)} == {6}
+    assert_close(bare.model(ids, return_dict=False)[0], seen.last_hidden_state)
+    assert_close(
+        bare.model(inputs_embeds=bare.model.embed_tokens(ids)).last_hidden_state, seen.last_hidden_state
+    )
+
+
+def test_starts_differ_as_they_say():
+    of = {start: adapted("llama", "prompt_tuning", 0.0, start=start, rank=30)[1] for start in STARTS}
+    words = fresh("llama")[0].get_input_embeddings().weight
+    P = of["vocabulary"].shared.P
+    assert all(any(torch.equal(row, word) for word in words) for row in P) and len(set(P[:, 0].tolist())) > 9
+    assert 0.4 < of["uniform"].shared.P.abs().max() <= 0.5 and of["normal"].shared.P.abs().max() > 2
+    few = adapted("llama", "prompt_tuning", 0.0, rank=4)[1].shared.P
+    assert torch.equal(few, P[:4])
+
+
+# --- generation ---------------------------------------------------------------------------------------------
+
+
+def written(model, ids, mask, **more):
+    """The tokens that are written, and the logits (B, 5, V) that they were chosen from."""
+    asked = {**GENERATED, **more}
+    found = model.generate(
+        ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **asked
+    )
+    return found.sequences[:, -5:], torch.stack(found.logits, dim=1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_a_generation_is_the_same_with_a_cache_with_padding_and_step_by_step(name, kind):
+    model, injection = adapted(kind, name, 2.0)
+    ids = batch(kind)["input_ids"]
+    mask = torch.ones_like(ids)
+    tokens, logits = written(model, ids, mask)
+    whole = torch.cat([ids, tokens], dim=1)
+    with torch.no_grad():
+        assert_close(logits, model(input_ids=whole).logits[:, 5:-1])
+    assert_close(logits, written(model, ids, mask, use_cache=False)[1])
+    left = torch.zeros(3, 2, dtype=torch.long)
+    padded = [torch.cat([left, own], dim=1) for own in (ids, mask)]
+    assert_close(written(model, *padded)[1], logits)
+    beams = [written(model, ids, mask, num_beams=3, use_cache=use)[0] for use in (True, False)]
+    assert torch.equal(*beams)
+    with injection.disabled():
+        assert not torch.allclose(written(model, ids, mask)[1], logits)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_a_cache_or_a_mask_that_does_not_fit_is_refused(name):
+    model, injection = adapted("llama", name)
+    ids = batch("llama")["input_ids"]
+    with injection.disabled():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="attention mask is of 7 tokens; input and cache hold 4"):
+        model(input_ids=ids[:, :1], past_key_values=cache, attention_mask=torch.ones(3, 7))
+    with pytest.raises(ValueError, match="an attention mask of each token"):
+        model(input_ids=ids, attention_mask=torch.ones(3, 1, 6, 6))
+
+
+# --- what it is in a model and a run ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_it_is_counted_by_its_formula_and_meets_a_budget(name):
+    for kind in MODELS:
+        model = fresh(kind)[0]
+        seen, made = preview(model, name, rank=5), inject(model, name, rank=5)
+        assert seen.trainable == made.trainable() == VARIANTS[name].trainable_beside(model, made.hyper)
+        assert VARIANTS[name].virtual_tokens(made.hyper) == 5 and not seen.rows
+    most = VARIANTS[name].trainable_beside(model, made.hyper)
+    made.remove()
+    for budget, rank in ((most, 5), (most - 1, 4)):
+        assert plan_injection(model, name, budget=budget).hyperparameters["rank"] == rank
+    with pytest.raises(ValueError, match=f"{name} at rank 1 has .* trainable parameters here"):
+        plan_injection(model, name, budget=1)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_what_cannot_be_is_refused_in_one_line(name, tmp_path):
+    model, injection = adapted("llama", name)
+    with pytest.raises(ValueError, match=f"{name} has no effective weight.*cannot be merged"):
+        injection.merge()
+    with pytest.raises(ValueError, match=f"{name} has no effective weight.*format as LoRA"):
+        save_peft(injection, tmp_path, form="lora")
+    with pytest.raises(ValueError, match="'default' and 'two' both put virtual tokens before the input"):
+        inject(model, name, name="two")
+        adapters_of(model).activate("default", "two")
+    assert VARIANTS[name].hooks.not_packable() == "switch"
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=9, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2)
+    )
+    for other, words in ((t5, "has an encoder and a decoder"), (torch.nn.Linear(2, 2), "Linear is none")):
+        with pytest.raises(ValueError, match=words):
+            inject(other, name)
+    with pytest.raises(ValueError, match="rank must be at least 1; got 0"):
+        inject(model, name, name="none", rank=0)
+
+
+def test_a_prompts_words_must_be_words():
+    with pytest.raises(ValueError, match="tokens must lie between 0 and 36; got 37"):
+        inject(fresh("llama")[0], "prompt_tuning", tokens=[3, 37])
+    with pytest.raises(ValueError, match="start=normal takes none"):
+        inject(fresh("llama")[0], "prompt_tuning", tokens=[3], start="normal")
+
+
+def test_its_positions_count():
+    """Of 32 positions, 24 tokens leave no room for nine more."""
+    readings = {"test": Reading({}, 0, 20, 4, 0)}
+    check_positions(fresh("llama")[0], readings, 8)
+    with pytest.raises(ValueError, match="max_new_tokens=4 beside 9 virtual tokens needs 33 positions"):
+        check_positions(fresh("llama")[0], readings, 9)
