@@ -122,6 +122,9 @@ class Variant(ABC):
     adds_bias: ClassVar[bool] = False
     """True where `bias` makes something of nothing: a layer without a bias is merged into one that has it."""
 
+    not_recomputable: ClassVar[str] = ""
+    """What it does that rules out recomputed activations (gradient checkpointing); "" where nothing does."""
+
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
         """The names of the model's own parameters that train.

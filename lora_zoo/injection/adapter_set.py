@@ -273,7 +273,7 @@ class AdapterSet(Mapping[str, A]):
         return self.model
 
     def _adapted(self) -> str:
-        """What a saved folder would load with because of an adapter; "" where the model is a plain one."""
+        """The words for what a saved folder would load with or without; "" where the model is plain."""
         beside = next((key for key in self.model._modules if key.startswith(BESIDE)), "")
         if beside:
             return f"without {beside.removeprefix(BESIDE)!r}"

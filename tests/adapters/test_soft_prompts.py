@@ -22,13 +22,30 @@ from lora_zoo.injection.plan import plan_injection
 from lora_zoo.injection.preview import preview
 from lora_zoo.tasks.reading import Reading
 from lora_zoo.training.evaluation import check_positions
+from lora_zoo.variants.soft.prefix_tuning import of_words
 from lora_zoo.variants.soft.virtual_tokens import VirtualTokens
 
 VIRTUAL = [name for name, cls in VARIANTS.items() if issubclass(cls, VirtualTokens)]
-TRAINED = [("prompt_tuning", "llama", {"start": "normal"}), ("prompt_tuning", "bert", {})]
-FILES = [("prompt_tuning", "llama"), ("prompt_tuning", "bert")]
-READ = {"prompt_tuning": "prompt_tuning"}
-THEIRS = {"prompt_tuning": peft.PromptTuningConfig}
+TRAINED = [
+    ("prompt_tuning", "llama", {"start": "normal"}),
+    ("prompt_tuning", "bert", {}),
+    ("prefix_tuning", "llama", {}),
+    ("prefix_tuning", "gpt2", {"projection": True, "hidden": 5}),
+]
+FILES = [
+    ("prompt_tuning", "llama", {}),
+    ("prompt_tuning", "bert", {}),
+    ("prefix_tuning", "llama", {}),
+    ("prefix_tuning", "gpt2", {"projection": True}),
+]
+OF_PEFT = {
+    "prompt_tuning": (peft.PromptTuningConfig, {}),
+    "prefix_tuning": (
+        peft.PrefixTuningConfig,
+        {"projection": "prefix_projection", "hidden": "encoder_hidden_size"},
+    ),
+}
+READ = {"prompt_tuning": "prompt_tuning", "prefix_tuning": "prefix_tuning"}
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "SEQ_CLS"}
 STARTS = ("vocabulary", "uniform", "normal")
 GENERATED = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": 99, "do_sample": False}
@@ -55,12 +72,17 @@ def given(kind):
 
 
 @torch.no_grad()
-def twin(kind, name, injection, **hyper):
+def twin(kind, name, injection):
     """PEFT's model of the same adapter, and the pairs of tensors that train in both."""
-    config = THEIRS[name](task_type=TASKS[kind], num_virtual_tokens=3, **hyper)
-    other = peft.get_peft_model(fresh(kind)[0], config).eval()
+    make, fields = OF_PEFT[name]
+    own = {
+        theirs: injection.hyper[ours] for ours, theirs in fields.items() if injection.hyper[ours] != "auto"
+    }
+    other = peft.get_peft_model(
+        fresh(kind)[0], make(task_type=TASKS[kind], num_virtual_tokens=3, **own)
+    ).eval()
     encoder = other.prompt_encoder["default"]
-    pairs = [(injection.shared.P, encoder.embedding.weight)]
+    pairs = [*zip(injection.shared.parameters(), encoder.parameters(), strict=True)]
     if kind == "bert":
         head = other.base_model.classifier.modules_to_save["default"]
         pairs += [(injection.trained[f"classifier.{n}"], p) for n, p in head.named_parameters()]
@@ -100,9 +122,9 @@ def test_ten_steps_are_pefts(name, kind, hyper):
     assert_close(logits_of(model, kind), logits_of(other, kind), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "kind"), FILES)
-def test_files_go_both_ways(name, kind, tmp_path):
-    model, injection = adapted(kind, name)
+@pytest.mark.parametrize(("name", "kind", "hyper"), FILES)
+def test_files_go_both_ways(name, kind, hyper, tmp_path):
+    model, injection = adapted(kind, name, **hyper)
     save_peft(injection, tmp_path / "ours", task_type=TASKS[kind])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -136,6 +158,46 @@ def test_a_prompt_of_words_is_those_words(kind):
     found, expected = model(input_ids=inputs["input_ids"]).logits, plain(input_ids=ids).logits
     assert found.shape == plain(input_ids=inputs["input_ids"]).logits.shape
     assert_close(found, expected if kind == "bert" else expected[:, 3:])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_prefix_of_words_is_those_words(kind):
+    """What a decoder has in its cache after three words is those words before its input."""
+    model, injection = adapted(kind, "prefix_tuning", 0.0)
+    plain, ids = fresh(kind)[0], batch(kind)["input_ids"]
+    injection.shared.P.data.copy_(of_words(plain, torch.tensor([5, 7, 5])))
+    whole = torch.cat([torch.tensor([5, 7, 5]).expand(3, -1), ids], dim=1)
+    assert_close(model(input_ids=ids).logits, plain(input_ids=whole).logits[:, 3:])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_attention_is_over_the_prefix_and_the_tokens(kind):
+    """softmax(q [P_K; K]ᵀ / √d) [P_V; V] of each head, by hand, without the keys of padding."""
+    model, injection = adapted(kind, "prefix_tuning")
+    seen, inputs = {}, given(kind)
+    attentions = [m for m in model.modules() if type(m).__name__ in ("GPT2Attention", "BertSelfAttention")]
+    for layer, module in enumerate(attentions):
+        inside = module.c_proj if kind == "gpt2" else module
+        keep = lambda _, given, out, layer=layer: seen.update({layer: (given, out)})  # noqa: E731
+        inside.register_forward_hook(keep)
+        project = [module.c_attn] if kind == "gpt2" else [module.query, module.key, module.value]
+        for place, projection in enumerate(project):
+            take = lambda _, __, out, at=(layer, place): seen.update({at: out})  # noqa: E731
+            projection.register_forward_hook(take)
+    model(**inputs)
+    heads = model.config.num_attention_heads
+    both = injection.shared.P.view(3, 4, heads, -1).permute(1, 2, 0, 3)
+    hidden = torch.nn.functional.pad(inputs["attention_mask"], (3, 0), value=1)[:, None, None] == 0
+    if kind == "gpt2":
+        hidden = hidden | ~torch.ones(6, 9, dtype=torch.bool).tril(3)
+    for layer in range(2):
+        projected = seen[layer, 0].chunk(3, -1) if kind == "gpt2" else [seen[layer, i] for i in range(3)]
+        q, k, v = (t.view(3, 6, heads, -1).transpose(1, 2) for t in projected)
+        k, v = (torch.cat([both[2 * layer + i].expand(3, -1, -1, -1), t], 2) for i, t in enumerate((k, v)))
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1)
+        expected = (weights @ v).transpose(1, 2).flatten(2)
+        found = seen[layer][0][0] if kind == "gpt2" else seen[layer][1][0]
+        assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_every_argument_of_a_token_makes_room():

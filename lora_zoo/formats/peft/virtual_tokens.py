@@ -64,7 +64,7 @@ class VirtualTokenFormat(PeftFormat):
 
 
 def _value(injection: Injection, ours: str) -> Any:
-    """A setting as PEFT writes it; of one that is `auto`, what the module has made of it."""
+    """A setting as PEFT writes it; of one that is `auto`, what the module made of it, or None."""
     value = injection.hyper[ours]
-    value = getattr(injection.shared, ours) if value == "auto" else value
+    value = getattr(injection.shared, ours, None) if value == "auto" else value
     return value.upper() if isinstance(value, str) else value

@@ -9,7 +9,8 @@ from lora_zoo.core.init import is_blank
 from lora_zoo.core.seeding import generator, normal, uniform
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.virtual_tokens import VirtualTokenFormat
-from lora_zoo.variants.soft.virtual_tokens import Prompted, Stored, VirtualTokens, words
+from lora_zoo.variants.soft.prompted import Prompted
+from lora_zoo.variants.soft.virtual_tokens import Stored, VirtualTokens, words
 
 DRAWS = {"uniform": (uniform, 0.5), "normal": (normal, 1.0)}
 
