@@ -31,21 +31,22 @@ TRAINED = [
     ("prompt_tuning", "bert", {}),
     ("prefix_tuning", "llama", {}),
     ("prefix_tuning", "gpt2", {"projection": True, "hidden": 5}),
+    ("p_tuning", "llama", {"hidden": 5}),
+    ("p_tuning", "bert", {"encoder": "lstm", "hidden": 5}),
 ]
 FILES = [
     ("prompt_tuning", "llama", {}),
     ("prompt_tuning", "bert", {}),
     ("prefix_tuning", "llama", {}),
     ("prefix_tuning", "gpt2", {"projection": True}),
+    ("p_tuning", "llama", {"encoder": "lstm"}),
 ]
+_HIDDEN = {"hidden": "encoder_hidden_size"}
 OF_PEFT = {
     "prompt_tuning": (peft.PromptTuningConfig, {}),
-    "prefix_tuning": (
-        peft.PrefixTuningConfig,
-        {"projection": "prefix_projection", "hidden": "encoder_hidden_size"},
-    ),
+    "prefix_tuning": (peft.PrefixTuningConfig, {"projection": "prefix_projection", **_HIDDEN}),
+    "p_tuning": (peft.PromptEncoderConfig, {"encoder": "encoder_reparameterization_type", **_HIDDEN}),
 }
-READ = {"prompt_tuning": "prompt_tuning", "prefix_tuning": "prefix_tuning"}
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "SEQ_CLS"}
 STARTS = ("vocabulary", "uniform", "normal")
 GENERATED = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": 99, "do_sample": False}
@@ -75,12 +76,10 @@ def given(kind):
 def twin(kind, name, injection):
     """PEFT's model of the same adapter, and the pairs of tensors that train in both."""
     make, fields = OF_PEFT[name]
-    own = {
-        theirs: injection.hyper[ours] for ours, theirs in fields.items() if injection.hyper[ours] != "auto"
-    }
-    other = peft.get_peft_model(
-        fresh(kind)[0], make(task_type=TASKS[kind], num_virtual_tokens=3, **own)
-    ).eval()
+    given_ = {theirs: injection.hyper[ours] for ours, theirs in fields.items()}
+    own = {k: v.upper() if isinstance(v, str) else v for k, v in given_.items() if v != "auto"}
+    config = make(task_type=TASKS[kind], num_virtual_tokens=3, **own)
+    other = peft.get_peft_model(fresh(kind)[0], config).eval()
     encoder = other.prompt_encoder["default"]
     pairs = [*zip(injection.shared.parameters(), encoder.parameters(), strict=True)]
     if kind == "bert":
@@ -134,7 +133,7 @@ def test_files_go_both_ways(name, kind, hyper, tmp_path):
     again = fresh(kind)[0]
     read = load_adapter(again, tmp_path / "theirs")
     assert torch.equal(logits_of(again, kind), logits_of(model, kind))
-    assert read.variant.name == READ[name] and read.hyper["rank"] == 3
+    assert read.variant.name == VARIANTS[name].peft.read_as and read.hyper["rank"] == 3
     for change in ({"num_virtual_tokens": 4}, {"num_virtual_tokens": 0}, {"num_transformer_submodules": 2}):
         path = tmp_path / "theirs" / "adapter_config.json"
         config = json.loads(path.read_text())
