@@ -10,9 +10,9 @@ import peft
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
-from lora_zoo.conformance.cases import MODELS, batch, fresh, perturb
+from lora_zoo.conformance.cases import MODELS, SIZES, batch, fresh, perturb
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter
 from lora_zoo.formats.peft.write import save_peft
@@ -145,6 +145,17 @@ def test_files_go_both_ways(name, kind, hyper, tmp_path):
         path.write_text(json.dumps(config))
 
 
+def test_pefts_loss_has_the_first_token_as_well():
+    """Theirs is the mean of ours, over five tokens, and of what the last virtual token makes of the first."""
+    model, injection = adapted("llama", "prompt_tuning")
+    other, _ = twin("llama", "prompt_tuning", injection)
+    inputs = batch("llama")
+    with torch.no_grad():
+        ours, theirs = model(**inputs).loss, other(**inputs)
+    first = torch.nn.functional.cross_entropy(theirs.logits[:, 2], inputs["labels"][:, 0])
+    assert_close(theirs.loss, (5 * ours + first) / 6)
+
+
 # --- against the base ---------------------------------------------------------------------------------------
 
 
@@ -197,6 +208,37 @@ def test_attention_is_over_the_prefix_and_the_tokens(kind):
         expected = (weights @ v).transpose(1, 2).flatten(2)
         found = seen[layer][0][0] if kind == "gpt2" else seen[layer][1][0]
         assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_a_decoders_classifier_reads_the_last_token_that_was_sent(name):
+    """Padding after it changes nothing, as without virtual tokens."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3, pad_token_id=0)).eval()
+    perturb(inject(model, name, rank=3), 0.5)
+    ids = 1 + batch("llama")["input_ids"] % 36
+    padded = torch.nn.functional.pad(ids, (0, 2))
+    found = model(input_ids=padded, attention_mask=(padded > 0).long()).logits
+    assert_close(found, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_it_is_composed_with_adapters_of_matrices(name):
+    """The hybrid of LoRA on q, k, v, an adapter behind the feed-forward part and virtual tokens."""
+    model, soft = adapted("llama", name)
+    perturb(inject(model, "lora", name="lora", rank=2, target_modules=["q", "k", "v"]), 0.3)
+    perturb(inject(model, "bottleneck", name="ffn", rank=2, target_modules=["down"]), 0.3)
+    names, seen = ("default", "lora", "ffn"), []
+    for left_out in (None, *names):
+        adapters_of(model).activate(*(own for own in names if own != left_out))
+        seen.append(logits_of(model, "llama"))
+    assert all(not torch.allclose(one, two) for i, one in enumerate(seen) for two in seen[:i])
+    adapters_of(model).activate(*names)
+    soft.hooks.law()
+    with pytest.raises(ValueError, match="cannot be merged"):
+        adapters_of(model).merge()
+    adapters_of(model).remove()
+    assert torch.equal(logits_of(model, "llama"), logits_of(fresh("llama")[0], "llama"))
 
 
 def test_every_argument_of_a_token_makes_room():

@@ -102,8 +102,9 @@ class PrefixHooks(VirtualTokenHooks):
         if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
             raise ValueError(f"prefix_tuning {NOT_RECOMPUTABLE}")
         key, mask_BN = cache_key(self.backbone), named.get("attention_mask")
-        asked = named.get("use_cache") is not False and causal(self.backbone)
-        self.returned = asked or named.get(key) is not None
+        default = getattr(self.model.config, "use_cache", True)  # type: ignore[union-attr]
+        asked = default if named.get("use_cache") is None else named["use_cache"]
+        self.returned = (asked and causal(self.backbone)) or named.get(key) is not None
         self.cache = named[key] = filled(self.model, self.prefix(), len(x), named.get(key))
         if mask_BN is not None and not causal(self.backbone):
             weight: Any = self.model.get_input_embeddings().weight  # type: ignore[operator]
@@ -125,7 +126,7 @@ class PrefixHooks(VirtualTokenHooks):
         ids_BL = torch.arange(6, device=P.device).view(2, 3)
         found = self.backbone(input_ids=ids_BL).last_hidden_state
         self.switch(False)
-        cache = filled(self.model, P.flip(0), 2, None)
+        cache = filled(self.model, P.flip(0), 2)
         expected = self.backbone(input_ids=ids_BL, **{key: cache}).last_hidden_state
         self.switch(True)
         assert found.shape[1] == 3 and len(P) == self.rank
