@@ -79,7 +79,7 @@ class SpectralAdapterR(SpectralSpace):
     paper = "arXiv:2405.13952"
     equation = "W' = W + U R_U Σ R_Vᵀ Vᵀ - U Σ Vᵀ, R orthogonal, U Σ Vᵀ = top-r SVD of W"
     count = "2 * R * R"
-    kernel = None  # a kernel promises its dtypes' backward pass also under autocast, which a solve does not
+    kernel = ""  # one promises a backward pass in own dtypes also under autocast, which a solve does not
 
     def add_trained(self, context: LayerContext, rank: int) -> None:
         self.P_RR, self.Q_RR = (nn.Parameter(context.full((rank, rank))) for _ in "PQ")
