@@ -28,7 +28,7 @@ class VirtualTokenFormat(PeftFormat):
     """
 
     method: str
-    read_as: str  # type: ignore[misc]
+    read_as: str
     fields: Mapping[str, str] = field(default_factory=dict)
     idle: Collection[str] = ()
 

@@ -82,7 +82,7 @@ class PrefixHooks(VirtualTokenHooks):
         rank, wide, narrow = hyper["rank"], cls.width(model), cls.sizes(model)["token_dim"]
         P = like.new_zeros(rank, narrow if hyper["projection"] else wide)
         if not is_blank():
-            P.copy_(normal(*P.shape, 1.0, generator("init", seed, "shared", "P")))
+            P.copy_(normal(len(P), P.shape[1], 1.0, generator("init", seed, "shared", "P")))
         if hyper["projection"]:
             hidden = narrow if hyper["hidden"] == "auto" else hyper["hidden"]
             layers = nn.Linear(narrow, hidden, device="meta"), nn.Linear(hidden, wide, device="meta")
@@ -102,7 +102,7 @@ class PrefixHooks(VirtualTokenHooks):
         if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
             raise ValueError(f"prefix_tuning {NOT_RECOMPUTABLE}")
         key, mask_BN = cache_key(self.backbone), named.get("attention_mask")
-        default = getattr(self.model.config, "use_cache", True)  # type: ignore[union-attr]
+        default = getattr(self.model.config, "use_cache", True)
         asked = default if named.get("use_cache") is None else named["use_cache"]
         self.returned = (asked and causal(self.backbone)) or named.get(key) is not None
         self.cache = named[key] = filled(self.model, self.prefix(), len(x), named.get(key))

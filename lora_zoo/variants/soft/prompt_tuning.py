@@ -38,7 +38,7 @@ class PromptTuningHooks(Prompted):
         if start == "vocabulary":
             return Stored(P.copy_(model.get_input_embeddings()(words_R).detach()))
         draw, size = DRAWS[start]
-        return Stored(P.copy_(draw(*P.shape, size, generator("init", seed, "shared", "P"))))
+        return Stored(P.copy_(draw(len(P), P.shape[1], size, generator("init", seed, "shared", "P"))))
 
 
 @register("prompt_tuning")

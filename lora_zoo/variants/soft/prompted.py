@@ -29,7 +29,8 @@ class Prompted(VirtualTokenHooks):
         return int(model.get_input_embeddings().weight.shape[1])
 
     def place(self, named: dict[str, Any], x: Tensor) -> None:
-        words_BLD = self.model.get_input_embeddings()(x) if x.ndim == 2 else x  # type: ignore[operator]
+        model: Any = self.model
+        words_BLD = model.get_input_embeddings()(x) if x.ndim == 2 else x
         P_RD = self.prompt().to(words_BLD)
         named["inputs_embeds"] = torch.cat([P_RD.expand(len(x), -1, -1), words_BLD], dim=1)
         named["input_ids"] = None
