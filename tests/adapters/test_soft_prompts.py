@@ -10,7 +10,14 @@ import peft
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from lora_zoo.conformance.cases import MODELS, SIZES, batch, fresh, perturb
 from lora_zoo.core.variants import VARIANTS
@@ -27,8 +34,8 @@ from lora_zoo.variants.soft.virtual_tokens import VirtualTokens
 
 VIRTUAL = [name for name, cls in VARIANTS.items() if issubclass(cls, VirtualTokens)]
 TRAINED = [
-    ("prompt_tuning", "llama", {"start": "normal"}),
-    ("prompt_tuning", "bert", {}),
+    ("prompt_tuning", "llama", {}),
+    ("prompt_tuning", "bert", {"start": "vocabulary"}),
     ("prefix_tuning", "llama", {}),
     ("prefix_tuning", "gpt2", {"projection": True, "hidden": 5}),
     ("p_tuning", "llama", {"hidden": 5}),
@@ -162,12 +169,26 @@ def test_pefts_loss_has_the_first_token_as_well():
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_prompt_of_words_is_those_words(kind):
     """tokens=[5, 7] three long is 5, 7, 5 before the input; an encoder's head reads the first of them."""
-    model, _ = adapted(kind, "prompt_tuning", 0.0, tokens=[5, 7])
+    model, _ = adapted(kind, "prompt_tuning", 0.0, start="vocabulary", tokens=[5, 7])
     inputs, plain = batch(kind), fresh(kind)[0]
     ids = torch.cat([torch.tensor([5, 7, 5]).expand(3, -1), inputs["input_ids"]], dim=1)
     found, expected = model(input_ids=inputs["input_ids"]).logits, plain(input_ids=ids).logits
     assert found.shape == plain(input_ids=inputs["input_ids"]).logits.shape
     assert_close(found, expected if kind == "bert" else expected[:, 3:])
+
+
+def test_the_head_of_a_classifier_reads_the_first_position_as_in_peft():
+    """DistilBERT has its pooler beside the head; it takes no cache that a prefix could be in."""
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=37, dim=8, n_layers=1, n_heads=2, hidden_dim=8)
+    model = DistilBertForSequenceClassification(config).eval()
+    ids = batch("bert")["input_ids"]
+    whole = torch.cat([torch.tensor([5, 7]).expand(3, -1), ids], dim=1)
+    expected = model(input_ids=whole).logits
+    with pytest.raises(ValueError, match="a DistilBertModel takes no cache"):
+        inject(model, "prefix_tuning")
+    inject(model, "prompt_tuning", rank=2, start="vocabulary", tokens=[5, 7])
+    assert_close(model(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -264,7 +285,7 @@ def test_starts_differ_as_they_say():
     P = of["vocabulary"].shared.P
     assert all(any(torch.equal(row, word) for word in words) for row in P) and len(set(P[:, 0].tolist())) > 9
     assert 0.4 < of["uniform"].shared.P.abs().max() <= 0.5 and of["normal"].shared.P.abs().max() > 2
-    few = adapted("llama", "prompt_tuning", 0.0, rank=4)[1].shared.P
+    few = adapted("llama", "prompt_tuning", 0.0, start="vocabulary", rank=4)[1].shared.P
     assert torch.equal(few, P[:4])
 
 
@@ -353,9 +374,9 @@ def test_what_cannot_be_is_refused_in_one_line(name, tmp_path):
 
 def test_a_prompts_words_must_be_words():
     with pytest.raises(ValueError, match="tokens must lie between 0 and 36; got 37"):
-        inject(fresh("llama")[0], "prompt_tuning", tokens=[3, 37])
+        inject(fresh("llama")[0], "prompt_tuning", start="vocabulary", tokens=[3, 37])
     with pytest.raises(ValueError, match="start=normal takes none"):
-        inject(fresh("llama")[0], "prompt_tuning", tokens=[3], start="normal")
+        inject(fresh("llama")[0], "prompt_tuning", tokens=[3])
 
 
 def test_its_positions_count():

@@ -21,7 +21,7 @@ class PromptTuningHooks(Prompted):
         adapters: Mapping[str, Any],
         *,
         rank: int = 20,
-        start: Literal["vocabulary", "uniform", "normal"] = "vocabulary",
+        start: Literal["normal", "uniform", "vocabulary"] = "normal",
         tokens: Sequence[int] = (),
     ) -> None:
         super().__init__(adapters)
@@ -45,8 +45,8 @@ class PromptTuningHooks(Prompted):
 class PromptTuning(VirtualTokens):
     """§2: R = `rank` virtual tokens stand before the input, and their embeddings P train: R D parameters.
 
-    They start as those of words of the vocabulary (§2.1; the paper draws from the 5,000 most common ones), of
-    `tokens`, ids that are repeated as often as needed (PEFT's text), from U(-0.5, 0.5) or PEFT's N(0, 1).
+    They start from PEFT's N(0, 1), §2.1's U(-0.5, 0.5), or as words of the vocabulary (the paper draws from the
+    5,000 most common ones) or those of `tokens`, ids that are repeated as often as needed (PEFT's text).
     """
 
     paper = "arXiv:2104.08691"
