@@ -45,8 +45,8 @@ class PromptTuningHooks(Prompted):
 class PromptTuning(VirtualTokens):
     """§2: R = `rank` virtual tokens stand before the input, and their embeddings P train: R D parameters.
 
-    They start from PEFT's N(0, 1), §2.1's U(-0.5, 0.5), or as words of the vocabulary (the paper draws from the
-    5,000 most common ones) or those of `tokens`, ids that are repeated as often as needed (PEFT's text).
+    They start from PEFT's N(0, 1), §2.1's U(-0.5, 0.5), or as words: drawn from the whole vocabulary (in the
+    paper the 5,000 most common ones), or of `tokens`, ids that are repeated as often as needed (PEFT's text).
     """
 
     paper = "arXiv:2104.08691"
