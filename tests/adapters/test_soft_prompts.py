@@ -111,6 +111,8 @@ def test_ten_steps_are_pefts(name, kind, hyper):
     """Losses, gradients and the tensors after ten steps of AdamW."""
     model, injection = adapted(kind, name, **hyper)
     other, pairs = twin(kind, name, injection)
+    own = sum(p.numel() for p in injection.shared.parameters())
+    assert own == VARIANTS[name].trainable_beside(model, injection.hyper)
     assert {id(p) for p, _ in pairs} == {id(p) for p in injection.parameters()}
     optimizers = [torch.optim.AdamW(own, lr=0.05) for own in zip(*pairs, strict=True)]
     for _ in range(10):
