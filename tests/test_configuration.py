@@ -44,7 +44,7 @@ BAD = {
     "task.lrr=1": ["unknown key of task 'lrr'", "'lr'"],
     "budget=some": ["budget=some", "300k"],
     "budget=20k rank=4": ["budget=", "rank="],
-    "rank_pattern={q:x}": ["rank_pattern", "Integer"],
+    "rank_pattern={q:x}": ["rank_pattern.q", "an integer"],
     "alpha_pattern={q:x}": ["alpha_pattern.q", "a number above 0", "2r"],
     "dry_run=maybe": ["dry_run", "maybe"],
     "task=sick": ["task sick", "train.tsv", "task.data_dir"],
