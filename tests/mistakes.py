@@ -232,6 +232,7 @@ MISTAKES: dict[str, Cases] = {
         "layers=99": "layers=99: the model's layers are 0-3",
         "layers=[]": "layers is empty",
         "layers=abc": "'abc' is no layer",
+        "preset=qlra": "unknown preset 'qlra'. Did you mean 'qlora'?",
         "layers=true": "True is no layer",
         "layers=randm:2": "'randm:2' is no layer; write for example [0,2-5], 8-, -1 or random:4",
         "layers=random:5": "layers=random:5: the model's layers are 0-3",

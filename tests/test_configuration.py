@@ -156,6 +156,20 @@ def test_every_option_composes_and_says_what_it_is(group: str) -> None:
             compose("config", [f"{group}={name}"])
 
 
+def test_a_preset_is_its_keys_and_the_command_line_stands_over_it() -> None:
+    def composed(*words: str) -> Settings:
+        return precheck.check(command_line.rewritten(["variant=vera", *words]), multirun=False)[0]
+
+    keys = ("rank=8", "lora_dropout=0.05", "target_modules=[lora_query,lora_value]", "lr=3e-4")
+    trainer = ("lr_scheduler_type=cosine", "warmup_steps=100", "weight_decay=0.01")
+    by_hand = [*keys, "alpha=16", "batch_size=128", *(f"trainer.{word}" for word in trainer)]
+    for preset in ("preset=litgpt", "+preset=litgpt"):
+        assert composed(preset) == composed(*by_hand)
+    assert specify(composed("preset=litgpt")).identity == specify(composed(*by_hand)).identity
+    assert composed("preset=litgpt", "rank=4", "lr=1e-3").rank == 4
+    assert composed("lr=1e-3", "preset=litgpt").lr == 1e-3
+
+
 def test_alpha_can_be_an_interpolation() -> None:
     (settings,) = precheck.check(command_line.rewritten(["rank=4", "alpha=${mul:3,${rank}}"]), multirun=False)
     assert settings.alpha == "3r"

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
 from lora_zoo.config.choices import CHOSEN, OWN, choose, own_files, registered_name
-from lora_zoo.config.groups import OWN_FILES
+from lora_zoo.config.groups import GROUPS, OWN_FILES
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
 
@@ -113,7 +113,7 @@ def _rewritten(argument: str) -> str:
     plus, key, value = match.groups()
     if _OPEN.match(key):
         plus = "++"
-    elif key in KEYS:
+    elif key in KEYS or key in GROUPS:
         plus = ""
     if key in CHOSEN or key in OWN:
         choice = choose if key in CHOSEN else registered_name
