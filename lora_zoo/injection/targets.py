@@ -15,7 +15,7 @@ from torch import nn
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.expressions import matches
 from lora_zoo.core.ranks import Slope
-from lora_zoo.injection.base_model import base_parameters, named_base_modules
+from lora_zoo.injection.base_model import base_parameters, named_base_modules, own_parameters
 from lora_zoo.injection.layers import in_layers, ranks_by_depth
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.module_names import base_name
@@ -179,6 +179,16 @@ def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
             raise ValueError(f"modules_to_save: {given} holds no parameter that could train")
         found += held
     return list(dict.fromkeys(found))
+
+
+NORM = re.compile(r"(Layer|RMS)Norm")
+"""Found in the class names of layer norms: torch's, and those of the models in transformers."""
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """The names of gains and biases of all layer norms: RMS norms, final ones, of queries and keys too."""
+    norms = [(name, m) for name, m in named_base_modules(model) if NORM.search(type(m).__name__)]
+    return [f"{name}.{own}" if name else own for name, m in norms for own in own_parameters(m)]
 
 
 def head_names(model: nn.Module) -> list[str]:
