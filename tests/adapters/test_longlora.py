@@ -89,6 +89,14 @@ def rolled(q_BHTD, k_BHTD, v_BHTD, G, apart):
     return torch.cat([y_BHTD[:, : H // 2], y_BHTD[:, H // 2 :].roll(G // 2, 2)], 1)
 
 
+def test_lengths_that_groups_do_not_divide_and_one_group():
+    _, injection = adapted(group_size_ratio=0.25)
+    ones = torch.ones(()).expand(1, 2, 10, 10)
+    sizes = [found_TT.sum(-1).unique_consecutive().tolist() for found_TT in injection.hooks._grouped(ones)]
+    assert sizes == [[3, 1], [1, 3]], "groups of 3 3 3 1, and of 1 3 3 3"
+    assert together(2, 4, 4).all()
+
+
 @pytest.mark.parametrize("G", [4, 6, 12])
 def test_the_mask_is_the_papers_rolling_without_its_leak(G):
     B, H, T, D = 2, 4, 24, 3
@@ -154,6 +162,7 @@ def test_gradients_are_the_slope_of_the_loss_in_groups():
     assert_close(torch.tensor(slope), torch.tensor((ends[0] - ends[1]) / 2e-6), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("error:.*is tied to")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "pocket"])
 def test_embeddings_and_norms_train_and_are_counted_once(kind):
     model, injection = adapted(kind, rank=2)

@@ -27,7 +27,8 @@ class ShiftedSparseAttention(AdapterHooks):
     A group is `group_size_ratio` of the padded length, rounded up; one group is full attention. Groups of the
     later half of the heads begin half a group later, and the half groups at both ends stay apart, as in the
     official code with flash attention; its eager code joins them and lets the first tokens see the last
-    ones. The model's own mask holds within groups.
+    ones. The model's own mask holds within groups. What lies more than a group back cannot be learned to be
+    used: texts of a few tokens ask for a greater ratio.
     """
 
     def __init__(self, adapters: Mapping[str, "LongLoRA"], *, group_size_ratio: float = 0.25) -> None:
