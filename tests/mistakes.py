@@ -229,6 +229,7 @@ MISTAKES: dict[str, Cases] = {
         "exclude_modules=[q,v]": "nothing is left to adapt",
         "exclude_modules=null": "must be a name or a list of names",
         "modules_to_save=[nothing]": "unknown module 'nothing'",
+        "modules_to_save=[all-norm]": "Did you mean 'all-norms'?",
         "layers=99": "layers=99: the model's layers are 0-3",
         "layers=[]": "layers is empty",
         "layers=abc": "'abc' is no layer",

@@ -171,7 +171,9 @@ class Settings:
     prior: list[str] | None = key(
         None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True
     )
-    modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
+    modules_to_save: Any = key(
+        "auto", "fully trained modules; auto: heads that the checkpoint lacks; all-norms, all-embeddings"
+    )
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)

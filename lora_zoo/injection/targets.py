@@ -15,11 +15,12 @@ from torch import nn
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.expressions import matches
 from lora_zoo.core.ranks import Slope
-from lora_zoo.injection.base_model import base_parameters, named_base_modules, own_parameters
+from lora_zoo.injection.base_model import base_parameters, named_base_modules
 from lora_zoo.injection.layers import in_layers, ranks_by_depth
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.module_names import base_name
 from lora_zoo.injection.roles import PRESETS, ROLES, fused, of_head, role_of, roles_in
+from lora_zoo.injection.trained_kinds import KINDS
 
 Names = str | Sequence[str]
 Layers = int | str | Sequence[int | str]
@@ -162,33 +163,29 @@ def by_pattern(chosen: list[TargetMatrix], patterns: Mapping[str, Any], key: str
 def parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """The names of all parameters under `modules` (names, or the ends of names). ValueError for a miss.
 
-    A parameter may be named as well: `LayerNorm.bias`.
+    A parameter may be named as well, `LayerNorm.bias`, or a kind of `trained_kinds`.
     """
     found: list[str] = []
     names, every = [n for n, _ in named_base_modules(model)], base_parameters(model)
     for given in modules:
+        if given in KINDS:
+            if not (kind := KINDS[given](model)):
+                raise ValueError(f"modules_to_save: {given}: the model has none that are known")
+            found += kind
+            continue
         module = base_name(given, {n.partition(".")[0] for n in names})
         owners = [n for n in names if n and _ends(n, module)]
         itself = [p for p in every if _ends(p, module)]
         if not owners and not itself:
             raise ValueError(
-                "modules_to_save: " + unknown("module", given, [n for n in names if n and "." not in n])
+                "modules_to_save: "
+                + unknown("module", given, [*(n for n in names if n and "." not in n), *KINDS])
             )
         held = [*itself, *(p for n in owners for p in every if p.startswith(f"{n}."))]
         if not held:
             raise ValueError(f"modules_to_save: {given} holds no parameter that could train")
         found += held
     return list(dict.fromkeys(found))
-
-
-NORM = re.compile(r"(Layer|RMS)Norm")
-"""Found in the class names of layer norms: torch's, and those of the models in transformers."""
-
-
-def norm_names(model: nn.Module) -> list[str]:
-    """The names of gains and biases of all layer norms: RMS norms, final ones, of queries and keys too."""
-    norms = [(name, m) for name, m in named_base_modules(model) if NORM.search(type(m).__name__)]
-    return [f"{name}.{own}" if name else own for name, m in norms for own in own_parameters(m)]
 
 
 def head_names(model: nn.Module) -> list[str]:

@@ -59,10 +59,8 @@ def previewed(spec: RunSpec) -> Preview:
     kind = TASK_TYPES[settings.task.type]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
-    save = settings.modules_to_save
-    if save == "auto":
-        save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    arguments = target_arguments(settings, save)
+    heads = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
+    arguments = target_arguments(settings, heads)
     if not settings.program:
         return preview(model, spec.variant, **arguments, **spec.hyperparameters, seed=settings.seed)
     stage = _first_stage(spec)

@@ -10,14 +10,21 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
+from lora_zoo.config import command_line, compose
+from lora_zoo.config.schema import register
 from lora_zoo.conformance.cases import batch, fresh, perturb
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import inject
 from lora_zoo.pocket import HUB
+from lora_zoo.training.experiment import target_arguments
 from lora_zoo.variants.additive.longlora import together
 from tests.adapters.test_hiddenkey import flash, mamba, mpt
 
+register()
 AT = Progress(1, 10)
+
+
+LORA_PLUS = ["all-embeddings", "all-norms"]
 
 
 def adapted(kind="llama", attention="sdpa", **hyper):
@@ -27,7 +34,7 @@ def adapted(kind="llama", attention="sdpa", **hyper):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    injection = inject(model, "longlora", target_modules=["q", "v"], **hyper)
+    injection = inject(model, "longlora", target_modules=["q", "v"], modules_to_save=LORA_PLUS, **hyper)
     perturb(injection, 0.1)
     return model.train(), injection
 
@@ -180,6 +187,26 @@ def test_embeddings_and_norms_train_and_are_counted_once(kind):
     assert injection.trainable() == adapters + config.vocab_size * config.hidden_size + norms
     if config.tie_word_embeddings:
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_kinds_of_modules_to_save_mean_the_same_on_every_architecture(kind):
+    model = fresh(kind)[0]
+    injection = inject(model, "lora", target_modules="q", modules_to_save=["all-norms"])
+    norms = [n for n, m in model.named_modules() if "Norm" in type(m).__name__]
+    assert injection.fully_trained == [
+        f"{n}.{own}" for n in norms for own, _ in model.get_submodule(n).named_parameters()
+    ]
+    plain = nn.Sequential(nn.Linear(4, 4))
+    for word in LORA_PLUS:
+        with pytest.raises(ValueError, match=f"{word}: the model has none"):
+            inject(plain, "lora", target_modules=".*", modules_to_save=[word])
+
+
+def test_a_run_trains_them_beside_the_heads_that_the_checkpoint_lacks():
+    (settings,) = compose.check(command_line.rewritten(["variant=longlora"]), multirun=False)
+    assert target_arguments(settings, ["score"])["modules_to_save"] == ["score", *LORA_PLUS]
+    assert target_arguments(settings, [])["modules_to_save"] == LORA_PLUS
 
 
 def bart():

@@ -5,7 +5,7 @@ Shapes: H heads, Q queries, K keys (as many), G tokens of a group.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
 from lora_zoo.injection.attention import attentions, out_of_reach, with_kept_keys
-from lora_zoo.injection.base_model import base_parameters
-from lora_zoo.injection.roles import role_of
-from lora_zoo.injection.targets import norm_names
-from lora_zoo.injection.tied_weights import names_by_parameter
 from lora_zoo.variants.low_rank import Additive
 
 
@@ -85,22 +81,15 @@ def together(H: int, K: int, G: int) -> Tensor:
 
 @register("longlora")
 class LongLoRA(Additive):
-    """§3.3: LoRA (r = 8, α = 16) with trained embeddings and norms, the paper's LoRA⁺; full attention in use.
+    """§3.3: LoRA (r = 8, α = 16), in full attention when it is used, with trained embeddings and norms.
 
-    They train in full: V h numbers of embeddings, the head too where it is tied to them, and all norms.
-    Positions are left as they are: a longer context needs a model with scaled ones.
+    These are the paper's LoRA⁺, and `modules_to_save=[all-embeddings,all-norms]`, which is the default of a
+    run: V h numbers, and the norms' own. Positions stay as they are: a longer context needs scaled ones.
     """
 
     paper = "arXiv:2309.12307"
-    equation = "W' = W + (α/r) B A, embeddings and norms trained, S²-Attn in training"
+    equation = "W' = W + (α/r) B A, S²-Attn in training"
     count = "R * (O + I)"
     hooks = ShiftedSparseAttention
     targets = ("q", "k", "v", "o")
     paper_alpha = 16.0
-
-    @classmethod
-    def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
-        every, tied = base_parameters(model), names_by_parameter(model)
-        embeddings = [name for name in every if role_of(name.rpartition(".")[0]) == "embed"]
-        whole = [other for name in embeddings for other in tied[id(every[name])]]
-        return list(dict.fromkeys([*whole, *norm_names(model), *(modules_to_save or ())]))

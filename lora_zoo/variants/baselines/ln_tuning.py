@@ -7,7 +7,7 @@ from torch import nn
 from lora_zoo.core.adapter import Baseline
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.norms import LNTuningFormat
-from lora_zoo.injection.targets import norm_names
+from lora_zoo.injection.trained_kinds import norm_names
 
 
 @register("ln_tuning")
