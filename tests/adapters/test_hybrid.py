@@ -35,6 +35,10 @@ def test_each_part_is_what_it_is_alone_and_counts_add_up(kind):
     theirs = lora.named_parameters() | bottleneck.named_parameters()
     assert mine.keys() == theirs.keys()
     assert whole.trainable() == lora.trainable() + bottleneck.trainable()
+    sizes = [
+        (m.shape, {"role": m.role, "rank": 5 if m.role == "down" else 3}) for m in whole.matrices.values()
+    ]
+    assert whole.trainable() == whole.variant.trainable_count(sizes), "the stated formula"
     for name, parameter in theirs.items():
         parameter.data = mine[name].data.clone()
     given = batch(kind)
