@@ -29,9 +29,7 @@ class Hybrid(Scaled):
     """
 
     paper = "arXiv:2110.07577"
-    equation = (
-        "attention: W' = W + s B A; feed-forward: W' x = y + s (U φ(D y + a) + c), y = W x + b; s = α/r"
-    )
+    equation = "W' = W + s B A in attention; W' x = y + s (U φ(D y + a) + c) in the FFN, y = W x + b; s = α/r"
     count = "R * (2 * O + 1) + O if role in ('gate', 'up', 'down') else R * (O + I)"
     pointwise = False
     targets = ("q", "k", "v", "down")
@@ -60,7 +58,8 @@ class Hybrid(Scaled):
         return Bottleneck.refusal(kind, shape, hyper)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        return self.inner.output(x, host)
+        y: Tensor = self.inner(x, host)
+        return y
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
