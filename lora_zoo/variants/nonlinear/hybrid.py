@@ -12,10 +12,8 @@ from torch import Tensor
 from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.variants import register
-from lora_zoo.variants.additive.lora import LoRA
+from lora_zoo.core.variants import VARIANTS, register
 from lora_zoo.variants.low_rank import Scaled
-from lora_zoo.variants.nonlinear.bottleneck import Bottleneck
 
 
 @register("hybrid")
@@ -47,15 +45,17 @@ class Hybrid(Scaled):
         self.scale = self.scale_of(alpha, rank)
         self.inner: Adapter
         if context.role in ("gate", "up", "down"):
-            self.inner = Bottleneck(context, rank=rank, activation=activation, scale=self.scale)
+            bottleneck: Any = VARIANTS.find("bottleneck")
+            self.inner = bottleneck(context, rank=rank, activation=activation, scale=self.scale)
             self.dropout = context.dropout(0.0)
         else:
-            self.inner = LoRA(context, rank=rank, alpha=alpha, lora_dropout=lora_dropout)
+            lora: Any = VARIANTS.find("lora")
+            self.inner = lora(context, rank=rank, alpha=alpha, lora_dropout=lora_dropout)
             self.dropout = self.inner.dropout
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
-        return Bottleneck.refusal(kind, shape, hyper)
+        return VARIANTS.find("bottleneck").refusal(kind, shape, hyper)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         y: Tensor = self.inner(x, host)
