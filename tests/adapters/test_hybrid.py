@@ -5,9 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from lora_zoo.conformance.cases import batch, fresh, perturb
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
+from lora_zoo.runs.sources import with_imports
 
 KINDS = ["llama", "gpt2", "bert"]
 
@@ -71,6 +73,12 @@ def test_files_keep_it_and_its_nonlinear_part_refuses_a_merge(tmp_path):
     assert torch.equal(other(**batch("llama")).logits, model(**batch("llama")).logits)
     with pytest.raises(ValueError, match=r"hybrid has no effective weight.*merged"):
         injection.merge()
+
+
+def test_the_code_of_its_parts_is_a_part_of_a_runs_identity():
+    source = with_imports(VARIANTS.find("hybrid"), {"variant": {"name": "hybrid"}})
+    for name in ("nonlinear.hybrid", "nonlinear.bottleneck", "additive.lora"):
+        assert any(line.startswith(f"lora_zoo.variants.{name} ") for line in source.splitlines()), name
 
 
 def test_a_budget_sizes_both_parts():

@@ -30,6 +30,7 @@ class Hybrid(Scaled):
     equation = "W' = W + s B A in attention; W' x = y + s (U φ(D y + a) + c) in the FFN, y = W x + b; s = α/r"
     count = "R * (2 * O + 1) + O if role in ('gate', 'up', 'down') else R * (O + I)"
     pointwise = False
+    made_of = ("lora", "bottleneck")
     targets = ("q", "k", "v", "down")
 
     def __init__(
@@ -44,18 +45,21 @@ class Hybrid(Scaled):
         super().__init__(context)
         self.scale = self.scale_of(alpha, rank)
         self.inner: Adapter
+        lora, bottleneck = self._parts()
         if context.role in ("gate", "up", "down"):
-            bottleneck: Any = VARIANTS.find("bottleneck")
             self.inner = bottleneck(context, rank=rank, activation=activation, scale=self.scale)
             self.dropout = context.dropout(0.0)
         else:
-            lora: Any = VARIANTS.find("lora")
             self.inner = lora(context, rank=rank, alpha=alpha, lora_dropout=lora_dropout)
             self.dropout = self.inner.dropout
 
     @classmethod
+    def _parts(cls) -> list[Any]:
+        return [VARIANTS.find(name) for name in cls.made_of]
+
+    @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
-        return VARIANTS.find("bottleneck").refusal(kind, shape, hyper)
+        return next(filter(None, (part.refusal(kind, shape, hyper) for part in cls._parts())), None)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         y: Tensor = self.inner(x, host)
