@@ -258,9 +258,15 @@ def test_rounds_have_schedules_of_their_own_and_steps_go_on(relora: Path) -> Non
 
 
 @pytest.mark.endurance
-@pytest.mark.parametrize("step", [5, 7])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("program", ["relora", "lora_drop"])
+@pytest.mark.parametrize(  # all pairs of values
+    ("program", "step", "number"),
+    [
+        ("relora", 5, signal.SIGKILL),
+        ("relora", 7, signal.SIGTERM),
+        ("lora_drop", 5, signal.SIGTERM),
+        ("lora_drop", 7, signal.SIGKILL),
+    ],
+)
 def test_killed_in_its_second_stage_a_run_goes_on_to_the_bit(
     program: str, step: int, number: signal.Signals, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

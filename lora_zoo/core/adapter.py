@@ -112,6 +112,8 @@ class Variant(ABC):
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
     peft: ClassVar[Any] = None
     """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""
+    made_of: ClassVar[Sequence[str]] = ()
+    """The variants whose adapters this one holds, by name: their code is a part of a run's identity."""
     shared_form: ClassVar[str] = ""
     """The variant in which matrices share the factors that this one has in each; "" where there is none."""
     adapts: ClassVar[bool] = True
@@ -121,6 +123,9 @@ class Variant(ABC):
     """True where the class has a `weight`, a `bias` of its own: both follow from its methods, not stated."""
     adds_bias: ClassVar[bool] = False
     """True where `bias` makes something of nothing: a layer without a bias is merged into one that has it."""
+
+    not_recomputable: ClassVar[str] = ""
+    """What it does that rules out recomputed activations (gradient checkpointing); "" where nothing does."""
 
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
@@ -172,6 +177,16 @@ class Variant(ABC):
         By default the sum of `count`; a variant with shared tensors counts them once.
         """
         return sum(counted(cls, shape, hyper) for shape, hyper in matrices)
+
+    @classmethod
+    def trainable_beside(cls, model: nn.Module, hyper: Mapping[str, Any]) -> int:
+        """Trainable parameters that belong to no matrix, and depend on the model: a prompt's, say."""
+        return 0
+
+    @classmethod
+    def virtual_tokens(cls, hyper: Mapping[str, Any]) -> int:
+        """The positions of the model that it takes for itself, before those of the input."""
+        return 0
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:

@@ -50,17 +50,22 @@ Kept = Callable[[Tensor], Tensor]
 """From ones (B, H, Q, K) to what is kept of the keys, true, as (B, H, Q or 1, K)."""
 
 
+def with_kept_keys(
+    module: Any, given: tuple[Any, ...], named: dict[str, Any], kept: Kept
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention's forward with a mask that leaves out the keys that are not kept."""
+    call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
+    mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
+    call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
+    return call.args, call.kwargs
+
+
 @contextlib.contextmanager
-def with_kept_keys(module: Any, kept: Kept) -> Iterator[None]:
-    """Inside, an attention in training mode masks the logits of the keys that are not kept."""
+def dropping_keys(module: Any, kept: Kept) -> Iterator[None]:
+    """Inside, an attention in training mode masks the logits of the keys that are not kept (DropKey)."""
 
     def masked(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if not module.training:
-            return None
-        call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
-        mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
-        call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
-        return call.args, call.kwargs
+        return with_kept_keys(module, given, named, kept) if module.training else None
 
     with module.register_forward_pre_hook(masked, with_kwargs=True):
         yield
@@ -71,7 +76,7 @@ _DROPPING = "lora_zoo_dropped_weights"
 
 
 @contextlib.contextmanager
-def with_dropped_weights(module: Any, kept: Kept) -> Iterator[None]:
+def dropping_weights(module: Any, kept: Kept) -> Iterator[None]:
     """Inside, an attention in training mode loses the weights of the keys that are not kept (DropAttention).
 
     The others are divided by their sum, which gets no gradient.
@@ -182,9 +187,10 @@ def _visible(module: Any, mask: Tensor | None, x: Tensor, given: Mapping[str, An
 
 __all__ = [
     "attentions",
+    "dropping_keys",
+    "dropping_weights",
     "out_of_reach",
     "renormalised",
-    "with_dropped_weights",
     "with_kept_keys",
     "without_keys",
 ]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, statistics_needed
+from lora_zoo.core.ranks import Slope, rank_of
 from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.base_model import base_parameters
@@ -68,10 +70,11 @@ def plan_injection(
     exclude_modules: Names = (),
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
-    rank_pattern: Mapping[str, int] | None = None,
+    rank_pattern: Mapping[str, int | str] | None = None,
     alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
+    seed: int = 0,
     **hyper: Any,
 ) -> InjectionPlan:
     """Check everything that `inject` takes against `model`. ValueError for what does not exist or fit.
@@ -84,12 +87,12 @@ def plan_injection(
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
     wanted = cls.targets if target_modules == "auto" else target_modules
-    matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers))
+    matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers, seed))
     fully_trained = cls.fully_trained(model, to_save)
     given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
     patterns = pattern_values(cls, matrices, given)
-    if budget is not None and matrices:
-        key = cls.sized_by
+    key = cls.sized_by
+    if budget is not None and (matrices or (key in complete and not cls.adapts)):
         if key in hyper:
             raise ValueError(f"budget={budget} sets the {key}; {key}={hyper[key]} cannot be given as well")
         if complete.get("init") and find_init(complete["init"]).allot:
@@ -97,7 +100,9 @@ def plan_injection(
                 f"budget={budget} cannot be kept by init={complete['init']}, which moves rank across them"
             )
         sizes = [(m.shape, hyperparameters_at(m, {"role": m.role}, patterns)) for m in matrices]
-        complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
+        beside = partial(cls.trainable_beside, model)
+        kinds = [m.host.kind for m in matrices]
+        complete[key] = rank_within(budget, cls, sizes, complete, kinds, beside=beside)
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
     check_present(model, plan)
@@ -215,9 +220,11 @@ def pattern_values(
             continue
         if key not in hyperparameters(cls):
             raise ValueError(f"{key}_pattern: {cls.name} has no {key}")
-        for value in patterns.values():
-            complete_hyperparameters(cls, {key: value})
-        found[key] = by_pattern(chosen, dict(patterns), f"{key}_pattern")
+        values = {target: rank_of(value) for target, value in patterns.items()} if key == "rank" else patterns
+        for value in values.values():
+            for one in value if isinstance(value, Slope) else [value]:
+                complete_hyperparameters(cls, {key: one})
+        found[key] = by_pattern(chosen, values, f"{key}_pattern")
     return found
 
 

@@ -1,7 +1,7 @@
 """The stages of a run: data, model, adapter, training, evaluation, what is kept."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.folders import adapter_digest, prior_folders
 from lora_zoo.formats.native import load_adapter
+from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
@@ -29,7 +30,7 @@ from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references, perfect
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_positions, check_references, perfect
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -40,17 +41,18 @@ from lora_zoo.updates.summary import summary
 _log = logging.getLogger("lora_zoo")
 
 
-def target_arguments(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
-    """Arguments of `inject` from the settings of targets."""
+def target_arguments(settings: Settings, heads: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `inject` from the settings of targets; `heads` are what `auto` means to be trained."""
 
     def names(value: Any) -> list[str]:
         return [str(name) for name in (value if isinstance(value, (list, tuple)) else [value])]
 
+    save = [own for name in names(settings.modules_to_save) for own in (heads if name == "auto" else [name])]
     return {
         "target_modules": names(settings.target_modules),
         "exclude_modules": names(settings.exclude_modules),
         "layers": None if settings.layers is None else names(settings.layers),
-        "modules_to_save": names(modules_to_save),
+        "modules_to_save": save,
         "rank_pattern": settings.rank_pattern,
         "alpha_pattern": settings.alpha_pattern,
         "budget": settings.budget,
@@ -136,6 +138,9 @@ class Experiment:
             threads = choose_threads(settings, loaded.model, data.encoded)
             record.update(environment=record.content.get("environment", {}) | {"threads": threads})
             self.session = session = self._session(loaded, data)
+            active = adapters_of(loaded.model).values()
+            virtual = sum(own.variant.virtual_tokens(own.hyper) for own in active)
+            check_positions(loaded.model, data.readings, virtual)
         used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
         self.record.update(variant=about | used)  # with the budget's rank
         evaluator = Evaluator(
@@ -232,10 +237,8 @@ class Experiment:
         An adapter that has `trained` is as it ended.
         """
         settings, kind, resources = self.settings, data.kind, self.context.resources
-        save = settings.modules_to_save
-        if save == "auto":
-            save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
-        arguments = target_arguments(settings, save) | spec.hyperparameters | self.prior | dict(asked)
+        heads = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
+        arguments = target_arguments(settings, heads) | spec.hyperparameters | self.prior | dict(asked)
         injection = inject_calibrated(
             spec,
             loaded.model,
