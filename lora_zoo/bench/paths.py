@@ -87,7 +87,7 @@ def paths(
         ours = adapted(base, variant, lora_dropout=dropout, **wanted)
         found["fused", dropout] = fused(ours, batch)
         if ours.adapters and ours.variant.pointwise and not dropout:
-            found["plain", dropout] = plain(adapted(base, variant, **wanted), batch)
+            found["plain", dropout] = plain(adapted(base, variant, lora_dropout=dropout, **wanted), batch)
         if not own and peft.has(ours):
             found["peft", dropout] = in_peft(ours, shared_copy(base), batch)
     return found

@@ -365,9 +365,9 @@ def perturb(injection, size=0.3, seed=1):
 
 
 def settings(name, rank=4, **more):
-    """`rank` and `more` as far as the variant called `name` has such hyperparameters."""
-    known = hyperparameters(VARIANTS[name])
-    return {key: value for key, value in {"rank": rank, **more}.items() if key in known}
+    """`rank`, no dropout and `more`, as far as the variant called `name` has such hyperparameters."""
+    known, given = hyperparameters(VARIANTS[name]), {"rank": rank, "lora_dropout": 0.0, **more}
+    return {key: value for key, value in given.items() if key in known}
 
 
 def adapt(model, name, rank=4, seed=0, targets=(), **more):

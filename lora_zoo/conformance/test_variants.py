@@ -846,10 +846,13 @@ def test_a_view_is_a_model_of_its_own_and_leaves_the_whole_as_it_was(name):
         assert re.fullmatch(r"[\w=-]+", view)
         with context:
             judged = model(x)
-            if injection.variant.pointwise:
+            if injection.variant.pointwise and injection.hooks.pointwise_views:
                 injection.merge()
                 assert_close(model(x), judged, **CLOSE)
                 injection.unmerge()
+            elif injection.variant.pointwise:
+                with pytest.raises(ValueError, match="no matrix"):
+                    injection.merge()
         assert not torch.allclose(judged, whole), f"{view} is the whole model"
         with injection.hooks.views()[view]:
             assert torch.equal(model(x), judged), "a view differs from one use to the next"

@@ -155,3 +155,19 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class SpanDropout(Dropout):
+    """Drops ⌈p T⌉ neighbours of the last axis's T, their place drawn for each row; never all of them.
+
+    What is kept is scaled by T / (T - ⌈p T⌉).
+    """
+
+    @torch.compiler.disable
+    def _drawn(self, x: Tensor) -> Mask:
+        source = generator("dropout", self.seed, self.name, self.calls.number(), device=x.device)
+        T = x.shape[-1]
+        length = min(math.ceil(self.p * T), T - 1)
+        start = torch.randint(T - length + 1, (*x.shape[:-1], 1), generator=source, device=x.device)
+        place = torch.arange(T, device=x.device) - start
+        return DenseMask(((place < 0) | (place >= length)).flatten(), T / (T - length))

@@ -3,15 +3,19 @@
 Shapes: B samples, H heads, Q queries, K keys.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.injection.roles import fused, role_of
 
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _MASKED = ("eager", "sdpa")
 """The implementations that take a mask of each head, query and key."""
 
@@ -26,7 +30,7 @@ def _asks_the_interface(module: nn.Module) -> bool:
     if code is None:
         return False
     takes_mask = {"hidden_states", "attention_mask"} <= {*code.co_varnames}
-    return takes_mask and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    return takes_mask and _INTERFACE in code.co_names
 
 
 def out_of_reach(model: nn.Module) -> str:
@@ -42,19 +46,108 @@ def out_of_reach(model: nn.Module) -> str:
     return "" if reached else "the model has no attention of transformers'"
 
 
-def with_kept_keys(
-    module: Any, given: tuple[Any, ...], named: dict[str, Any], kept: Callable[[Tensor], Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an attention's forward with a mask that leaves out the keys that are not kept.
+Kept = Callable[[Tensor], Tensor]
+"""From ones (B, H, Q, K) to what is kept of the keys, true, as (B, H, Q or 1, K)."""
 
-    `kept` makes a boolean of an ones tensor (B, H, Q, K), of that shape or one that broadcasts to it.
+
+@contextlib.contextmanager
+def with_kept_keys(module: Any, kept: Kept) -> Iterator[None]:
+    """Inside, an attention in training mode masks the logits of the keys that are not kept."""
+
+    def masked(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not module.training:
+            return None
+        call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
+        mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
+        call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
+        return call.args, call.kwargs
+
+    with module.register_forward_pre_hook(masked, with_kwargs=True):
+        yield
+
+
+_DROPPING = "lora_zoo_dropped_weights"
+"""Our name among the functions of transformers' attention interface, while an attention runs."""
+
+
+@contextlib.contextmanager
+def with_dropped_weights(module: Any, kept: Kept) -> Iterator[None]:
+    """Inside, an attention in training mode loses the weights of the keys that are not kept (DropAttention).
+
+    The others are divided by their sum, which gets no gradient.
     """
+    functions = inspect.unwrap(type(module).forward).__globals__[_INTERFACE]
+    before: list[str] = []
+
+    def begin(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not module.training:
+            return None
+        call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
+        mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
+        call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, visible_BHQK, x)
+        functions[_DROPPING] = partial(_dropped_weights, _left(visible_BHQK, kept_BHQK))
+        before.append(module.config._attn_implementation)
+        module.config._attn_implementation = {"": _DROPPING}
+        return call.args, call.kwargs
+
+    def end(*_: Any) -> None:
+        if before:
+            module.config._attn_implementation = {"": before.pop()}  # of this configuration alone
+            del functions[_DROPPING]
+
+    with (
+        module.register_forward_pre_hook(begin, with_kwargs=True),
+        module.register_forward_hook(end, always_call=True),
+    ):
+        yield
+
+
+def _dropped_weights(
+    left_BHQK: Tensor,
+    module: nn.Module,
+    *given: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, Tensor]:
+    """transformers' attention interface: (B, H, Q, D) of each to (B, Q, H, D), and the weights."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if more.get(name) is not None:
+            raise ValueError(f"the weights of an attention with {name} are not written out here")
+    query, key, value, mask = given
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    logits_BHQK = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask.dtype == torch.bool:
+        logits_BHQK = logits_BHQK.masked_fill(~mask, torch.finfo(logits_BHQK.dtype).min)
+    else:
+        logits_BHQK = logits_BHQK + mask
+    weights_BHQK = renormalised(logits_BHQK.softmax(-1, at_least_float32(query.dtype)), left_BHQK)
+    weights_BHQK = nn.functional.dropout(weights_BHQK.to(value.dtype), dropout)
+    return (weights_BHQK @ value).transpose(1, 2).contiguous(), weights_BHQK
+
+
+def renormalised(weights_BHQK: Tensor, left_BHQK: Tensor) -> Tensor:
+    """The weights that are left over their sum, which gets no gradient (DropAttention, arXiv:1907.11065)."""
+    left_BHQK = weights_BHQK * left_BHQK
+    return left_BHQK / left_BHQK.sum(-1, keepdim=True).detach().clamp_min(torch.finfo(left_BHQK.dtype).tiny)
+
+
+def _asked(
+    module: Any, given: tuple[Any, ...], named: dict[str, Any], kept: Kept
+) -> tuple[inspect.BoundArguments, Tensor, Tensor]:
+    """An attention's call, what its queries see of the keys, and what is kept of them."""
     call = inspect.signature(module.forward).bind(*given, **named)
-    x, mask = call.arguments["hidden_states"], call.arguments.get("attention_mask")
-    visible_BHQK = _visible(module, mask, x, call.arguments)
-    ones_BHQK = x.new_ones(()).expand(len(x), module.config.num_attention_heads, *visible_BHQK.shape[-2:])
-    call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept(ones_BHQK), x)
-    return call.args, call.kwargs
+    x = call.arguments["hidden_states"]
+    visible_BHQK = _visible(module, call.arguments.get("attention_mask"), x, call.arguments)
+    shape = (len(x), module.config.num_attention_heads, x.shape[1], visible_BHQK.shape[-1])
+    return call, visible_BHQK, kept(x.new_ones(()).expand(shape))
+
+
+def _left(visible_BHQK: Tensor, kept_BHQK: Tensor) -> Tensor:
+    """The keys that a query still sees; all that it saw, where none would be left."""
+    left_BHQK = visible_BHQK & kept_BHQK
+    return torch.where(left_BHQK.any(-1, keepdim=True), left_BHQK, visible_BHQK)
 
 
 def without_keys(mask: Tensor | None, visible_BHQK: Tensor, kept_BHQK: Tensor, like: Tensor) -> Tensor:
@@ -62,8 +155,7 @@ def without_keys(mask: Tensor | None, visible_BHQK: Tensor, kept_BHQK: Tensor, l
 
     A query none of whose visible keys is kept sees all of them. A new mask is added, in the dtype of `like`.
     """
-    left_BHQK = visible_BHQK & kept_BHQK
-    left_BHQK = torch.where(left_BHQK.any(-1, keepdim=True), left_BHQK, visible_BHQK)
+    left_BHQK = _left(visible_BHQK, kept_BHQK)
     if mask is not None and mask.dtype == torch.bool:
         return left_BHQK
     added = like.new_zeros(()) if mask is None else mask
@@ -82,4 +174,11 @@ def _visible(module: Any, mask: Tensor | None, x: Tensor, given: Mapping[str, An
     return (visible_QK.tril() if causal and source is x else visible_QK)[None, None]
 
 
-__all__ = ["attentions", "out_of_reach", "with_kept_keys", "without_keys"]
+__all__ = [
+    "attentions",
+    "out_of_reach",
+    "renormalised",
+    "with_dropped_weights",
+    "with_kept_keys",
+    "without_keys",
+]

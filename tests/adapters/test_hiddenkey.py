@@ -24,6 +24,7 @@ from transformers import (
 
 from lora_zoo.conformance.cases import SIZES, batch, fresh, perturb
 from lora_zoo.core.hooks import Progress
+from lora_zoo.injection.attention import renormalised
 from lora_zoo.injection.inject import inject
 from lora_zoo.pocket import HUB
 from tests.test_cli import MINILM
@@ -92,14 +93,101 @@ PADDED = {"attention_mask": torch.tensor([[1] * 6, [0] * 2 + [1] * 4, [1] * 6])}
 @pytest.mark.parametrize("given", [{}, PACKED, PADDED], ids=["plain", "packed", "padded"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_sdpa_and_eager_drop_the_same_whatever_the_mask(kind, given):
+    """DropKey's logits, and DropAttention's weights, which have one output."""
     found = []
-    for attention in ("eager", "sdpa"):
-        model, injection = adapted(kind, attention, key_dropout=0.4)
+    for attention, position in (("eager", "logits"), ("sdpa", "logits"), ("sdpa", "weights")):
+        model, injection = adapted(kind, attention, key_dropout=0.4, key_position=position)
         with injection.hooks.forward_context(AT):
             found.append(model.float()(batch(kind)["input_ids"], **given).logits)  # eager needs float32 here
     seen = given.get("attention_mask", torch.ones(3, 6)).bool()
-    assert_close(found[0][seen], found[1][seen], rtol=1e-4, atol=1e-5)
-    assert found[0].isfinite().all()
+    for other in found[1:]:
+        assert_close(found[0][seen], other[seen], rtol=1e-4, atol=1e-5)
+        assert other.isfinite().all()
+
+
+@pytest.mark.parametrize("structure", ["element", "column", "span"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
+def test_dropattention_is_dropkey_in_the_forward_pass(kind, structure):
+    """C-54: weights that are left over their sum are the softmax of the logits that are left."""
+    found = {}
+    for position in ("logits", "weights"):
+        for attention in ("eager", "sdpa"):
+            hyper = {"key_position": position, "key_structure": structure, "hidden_dropout": 0.0}
+            model, injection = adapted(kind, attention, key_dropout=0.4, **hyper)
+            with injection.hooks.forward_context(AT):
+                found[position, attention] = model.float()(batch(kind)["input_ids"])[0]
+            assert model.config._attn_implementation == attention
+            assert not torch.allclose(model(batch(kind)["input_ids"])[0], found[position, attention])
+    for other in found.values():
+        assert_close(other, found["logits", "eager"], rtol=1e-4, atol=1e-5)
+
+
+def test_dropattention_s_sum_gets_no_gradient():
+    """d/dg of m w / NoGrad(Σ m w), w = softmax(g): the Jacobian diag(u) - u wᵀ, where DropKey's has u uᵀ."""
+    g_K = torch.tensor([0.3, -1.0, 0.7, 0.2], dtype=torch.float64)
+    left_K = torch.tensor([True, False, True, True])
+    ours = torch.autograd.functional.jacobian(lambda g: renormalised(g.softmax(-1), left_K), g_K)
+    w_K = g_K.softmax(-1)
+    u_K = w_K * left_K / (w_K * left_K).sum()
+    assert_close(ours, u_K.diag() - torch.outer(u_K, w_K))
+    assert_close(u_K[left_K], g_K[left_K].softmax(-1))
+    assert float(ours[0, 1].abs()) > 0.02, "a dropped key's logit gets a gradient, which DropKey's does not"
+
+
+@pytest.mark.parametrize("structure", ["element", "span"])
+def test_a_recomputed_layer_drops_the_same(structure):
+    found = []
+    for checkpointed in (False, True):
+        hyper = {"key_position": "weights", "key_structure": structure, "hidden_structure": structure}
+        model, injection = adapted("llama", key_dropout=0.4, hidden_dropout=0.4, **hyper)
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        with injection.hooks.forward_context(AT):
+            model(**batch("llama")).loss.backward()
+        assert model.config._attn_implementation == "sdpa"
+        found.append([p.grad for p in injection.parameters()])
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("position", ["logits", "weights"])
+@pytest.mark.parametrize(("structure", "of_queries"), [("element", True), ("column", False), ("span", False)])
+def test_the_structures_of_dropped_keys(position, structure, of_queries):
+    """In a bidirectional model a query sees all 6 keys: a span of ⌈0.4 · 6⌉ is 3 neighbours."""
+    hyper = {"key_dropout": 0.4, "key_structure": structure, "key_position": position}
+    _, found_BHQK = weights("bert", **hyper)
+    gone_BHQK = found_BHQK == 0
+    assert bool((gone_BHQK != gone_BHQK[:, :, :1]).any()) == of_queries
+    assert_close(found_BHQK.sum(-1), torch.ones_like(found_BHQK[..., 0]))
+    if structure == "span":
+        assert (gone_BHQK.sum(-1) == 3).all()
+        assert ((gone_BHQK[..., 1:] != gone_BHQK[..., :-1]).sum(-1) <= 2).all(), "not neighbours"
+        assert len({tuple(row) for row in gone_BHQK[:, :, 0].flatten(0, 1).tolist()}) > 1
+
+
+@pytest.mark.parametrize(("structure", "scale"), [("element", 1 / 0.7), ("column", 1 / 0.7), ("span", 6 / 4)])
+def test_the_structures_of_dropped_hidden_values(structure, scale):
+    """A span of ⌈0.3 · 6⌉ is 2 of the 6 tokens."""
+    model, injection = adapted("llama", key_dropout=0.0, hidden_dropout=0.3, hidden_structure=structure)
+    seen, down = [], model.model.layers[0].mlp.down_proj
+    down.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    model(batch("llama")["input_ids"])
+    with injection.hooks.forward_context(AT):
+        handle = down.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        for _ in range(60):
+            model(batch("llama")["input_ids"])
+        handle.remove()
+    plain_BTF, every = seen[0], torch.stack(seen[2::2])
+    kept = every != 0
+    assert_close(every, plain_BTF * kept * scale, rtol=1e-4, atol=1e-9)  # p is rounded to 16 bits
+    whole = {"element": kept, "column": kept[:, :, :1], "span": kept[..., :1]}[structure]
+    assert torch.equal(kept, whole.expand_as(kept))
+    assert abs(float((~kept).double().mean()) - (1 / 3 if structure == "span" else 0.3)) < 0.03
+    if structure == "span":
+        gone = ~kept[..., 0]
+        assert (gone.sum(-1) == 2).all() and ((gone[..., 1:] != gone[..., :-1]).sum(-1) <= 2).all()
+        assert gone.any(0).all() and len({tuple(row) for row in gone.flatten(0, 1).tolist()}) == 5
+    else:
+        assert not torch.equal(kept[:, 0], kept[:, 1]), "each sample has its own"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,20 +204,6 @@ def test_in_evaluation_and_after_a_step_nothing_is_dropped(kind):
         assert torch.equal(ask(), plain)
         model.train()
     assert torch.equal(ask(), plain)
-
-
-def test_hidden_elements_are_dropped_at_the_down_projection_and_the_rest_is_scaled():
-    model, injection = adapted("llama", key_dropout=0.0, hidden_dropout=0.25)
-    seen = []
-    down = model.model.layers[0].mlp.down_proj
-    with injection.hooks.forward_context(AT):
-        down.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
-        for _ in range(200):
-            model(batch("llama")["input_ids"])
-    every = torch.stack(seen)
-    plain = every.amax(0).where(every.amax(0) > 0, every.amin(0)) * 0.75
-    assert_close(every, torch.where(every == 0, 0, plain / 0.75).expand_as(every))
-    assert abs(float((every == 0).double().mean()) - 0.25) < 0.01
 
 
 def kl(logits, others):

@@ -289,7 +289,8 @@ def test_checkpointing_a_layer_changes_nothing(name, kind, reentrant):
         with autocast():
             loss = loss_of(call(x))
         loss.backward()
-        assert set(injection.counter.counts.values()) <= {6 + x.is_floating_point()}
+        counts = injection.counter.counts  # a method's own sites wait for its steps
+        assert {counts[site] for site in injection.adapters if site in counts} <= {6 + x.is_floating_point()}
         found.append([loss.detach(), *(p.grad for p in injection.parameters())])
         model.zero_grad()
     for got, expected in zip(*found, strict=True):

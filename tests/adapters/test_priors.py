@@ -38,7 +38,7 @@ def on_prior(name, kind="linear", variant="lora"):
     drops = "lora_dropout" in hyperparameters(VARIANTS[name]) and kind not in UNSEEN
     init = settings(name).get("init") or VARIANTS[name].defaults.get("init", "kaiming")
     dropout = {"lora_dropout": 0.5} if drops and not find_init(init).residual else {}
-    first = inject(model, name, target_modules=[model.target], name="a", **settings(name, 2), **dropout)
+    first = inject(model, name, target_modules=[model.target], name="a", **settings(name, 2, **dropout))
     perturb(first)
     second = inject(model, variant, target_modules=[model.target], rank=3, name="b", prior=["a"])
     return model, first, second

@@ -1,32 +1,44 @@
 """HiddenKey: LoRA Meets Dropout under a Unified Framework (Wang et al., Findings of ACL 2024).
 
-Shapes: N rows, C classes or tokens; B samples, H heads, Q queries, K keys.
+Shapes: B samples, H heads, Q queries, K keys, T tokens, F hidden units.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dropout import Dropout
-from lora_zoo.core.dtypes import at_least_float32
-from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
+from lora_zoo.core.dropout import Dropout, SpanDropout
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.variants import register
-from lora_zoo.injection.attention import attentions, out_of_reach, with_kept_keys, without_keys
+from lora_zoo.injection.attention import (
+    attentions,
+    out_of_reach,
+    with_dropped_weights,
+    with_kept_keys,
+    without_keys,
+)
 from lora_zoo.injection.roles import role_of
 from lora_zoo.variants.low_rank import Additive
+from lora_zoo.variants.two_passes import TwoPasses
 
-Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+Structure = Literal["element", "column", "span"]
+Reach = Callable[[nn.Module, Callable[[Tensor], Tensor]], contextlib.AbstractContextManager[Any]]
 
 
-class DroppedKeys(AdapterHooks):
-    """§3.2, eq. 11: key columns of the attention logits and elements of the FFN's hidden layer are dropped.
+class DroppedKeys(TwoPasses):
+    """§3.2, eq. 11: keys of the attention and parts of the FFN's hidden layer are dropped, with a KL.
 
-    A column goes for all queries of a sample and head; a query that would be left without any key keeps its
-    own. Two passes of a batch are drawn towards each other by `kl_weight` times their symmetric KL. The paper
-    searches all three; with `kl_weight=0` it is its HiddenKey⁻, of one pass.
+    `key_position`: `logits` is DropKey, `weights` DropAttention, which divides by the sum of the weights that
+    are left, without a gradient; both give one output. A query that would be left without any key keeps its
+    own. Hidden values are HiddenCut's place, and what is kept of them is scaled up.
+
+    Structures: `element` drops each number by itself; `column` a key for all queries of a sample and head,
+    or a hidden unit for all tokens of a sample; `span` ⌈p T⌉ neighbouring keys, or tokens of a sample, padded
+    ones among them. The paper searches p and `kl_weight`; with `kl_weight=0` this is its HiddenKey⁻, of one
+    pass, and with one of both p at 0 it is the other method alone.
     """
 
     def __init__(
@@ -35,29 +47,33 @@ class DroppedKeys(AdapterHooks):
         *,
         key_dropout: float = 0.1,
         hidden_dropout: float = 0.1,
-        kl_weight: float = 1.0,
+        key_position: Literal["logits", "weights"] = "logits",
+        key_structure: Structure = "column",
+        hidden_structure: Structure = "element",
+        **two_passes: Any,
     ) -> None:
-        super().__init__(adapters)
+        super().__init__(adapters, **two_passes)
         for name, p in (("key_dropout", key_dropout), ("hidden_dropout", hidden_dropout)):
             if not 0 <= p < 1:
                 raise ValueError(f"hiddenkey: {name} must lie in [0, 1); got {p}")
-        if kl_weight < 0:
-            raise ValueError(f"hiddenkey: kl_weight must be 0 or more; got {kl_weight}")
-        self.key_dropout, self.hidden_dropout, self.kl_weight = key_dropout, hidden_dropout, kl_weight
-        self.batch: dict[str, Any] = {}
+        self.key_dropout, self.hidden_dropout = key_dropout, hidden_dropout
+        self.key_structure, self.hidden_structure = key_structure, hidden_structure
+        self.reach: Reach = with_kept_keys if key_position == "logits" else with_dropped_weights
 
     def attach(self, model: nn.Module, matrices: Mapping[str, Any], **seen: Any) -> None:
         super().attach(model, matrices, **seen)
         hidden = [name for name, _ in model.named_modules() if role_of(name) == "down"]
-        self.of_keys, self.of_hidden = (
-            {n: Dropout(p, seed=self.seed, name=f"hiddenkey.{n}", counter=self.counter) for n in names if p}
-            for p, names in ((self.key_dropout, attentions(model)), (self.hidden_dropout, hidden))
-        )
+        self.of_keys = self._dropouts(attentions(model), self.key_dropout, self.key_structure)
+        self.of_hidden = self._dropouts(hidden, self.hidden_dropout, self.hidden_structure)
+
+    def _dropouts(self, names: Iterable[str], p: float, structure: Structure) -> dict[str, Dropout]:
+        kind = SpanDropout if structure == "span" else Dropout
+        return {n: kind(p, seed=self.seed, name=f"hiddenkey.{n}", counter=self.counter) for n in names if p}
 
     def on_train_begin(self, total: int) -> None:
         """ValueError for a model of transformers' in which one of the places cannot be reached."""
-        config = getattr(self.model, "config", None)
-        if not hasattr(config, "_attn_implementation"):
+        super().on_train_begin(total)
+        if not hasattr(getattr(self.model, "config", None), "_attn_implementation"):
             return  # no model of transformers': what is not found is not there
         if self.key_dropout and (reason := out_of_reach(self.model)):
             raise ValueError(f"hiddenkey cannot drop keys: {reason}; use variant.key_dropout=0")
@@ -66,43 +82,17 @@ class DroppedKeys(AdapterHooks):
                 "hiddenkey finds no layer with the role `down`, whose input is an FFN's hidden layer; "
                 "use variant.hidden_dropout=0"
             )
-        if self.kl_weight and getattr(config, "num_labels", 2) == 1:
-            raise ValueError("hiddenkey: a regression has no distribution; use variant.kl_weight=0")
 
     @contextlib.contextmanager
     def forward_context(self, progress: Progress) -> Iterator[None]:
         find = self.model.get_submodule
-        hooks: list[tuple[nn.Module, Hook]] = [(self.model, self._remember)]
-        hooks += [(find(name), _without_keys(dropout)) for name, dropout in self.of_keys.items()]
-        hooks += [(find(name), _without_inputs(dropout)) for name, dropout in self.of_hidden.items()]
-        with contextlib.ExitStack() as stack:
-            for module, hook in hooks:
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        with super().forward_context(progress), contextlib.ExitStack() as stack:
+            for name, dropout in self.of_keys.items():
+                stack.enter_context(self.reach(find(name), _kept_keys(dropout, self.key_structure)))
+            for name, dropout in self.of_hidden.items():
+                dropped = _dropped_inputs(dropout, self.hidden_structure)
+                stack.enter_context(find(name).register_forward_pre_hook(dropped, with_kwargs=True))
             yield
-        self.batch = {}
-
-    def _remember(self, model: nn.Module, given: Any, named: dict[str, Any]) -> None:
-        self.batch = named
-
-    def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
-        if not self.kl_weight:
-            return super().objective(once, progress)
-        (loss, outputs), (again, others) = once(), once()
-        apart_N = divergence(self._judged(outputs["logits"]), self._judged(others["logits"]))
-        return (loss + again) / 2, outputs, self.kl_weight * apart_N.sum() / max(len(apart_N), 1)
-
-    @property
-    def _causal(self) -> bool:
-        return getattr(self.model, "loss_type", None) in (None, "ForCausalLM")  # None: transformers' default
-
-    def _judged(self, logits: Tensor) -> Tensor:
-        """The logits (N, C) that the task's loss looks at: those of tokens with a label, or all."""
-        labels = self.batch.get("labels")
-        if logits.ndim != 3 or labels is None or labels.shape != logits.shape[:2]:
-            return logits.flatten(0, -2)
-        if self._causal:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        return logits[labels != -100]
 
     @torch.no_grad()
     def law(self) -> None:
@@ -126,20 +116,23 @@ class HiddenKey(Additive):
     paper_alpha = 16.0
 
 
-def _without_keys(dropout: Dropout) -> Hook:
-    return lambda module, given, named: (
-        with_kept_keys(module, given, named, lambda ones: dropout(ones[:, :, :1]) > 0)
-        if module.training
-        else None
-    )
+def _kept_keys(dropout: Dropout, structure: Structure) -> Callable[[Tensor], Tensor]:
+    """From ones (B, H, Q, K) to what is kept, true, as (B, H, Q or 1, K)."""
+    return lambda ones: dropout(ones if structure == "element" else ones[:, :, :1]) > 0
 
 
-def _without_inputs(dropout: Dropout) -> Hook:
-    return lambda module, given, named: ((dropout(given[0]), *given[1:]), named) if module.training else None
+def _dropped_inputs(dropout: Dropout, structure: Structure) -> Callable[..., Any]:
+    def scaled(x: Tensor) -> Tensor:
+        if structure == "element":
+            return dropout(x)
+        if x.ndim != 3:
+            raise ValueError(
+                f"hiddenkey: hidden_structure={structure} needs hidden layers (samples, tokens, units); got "
+                f"{tuple(x.shape)}; use variant.hidden_structure=element"
+            )
+        B, T, F = x.shape
+        if structure == "column":
+            return x * dropout(x.new_ones(B, 1, F))
+        return x * dropout(x.new_ones(B, T))[..., None]
 
-
-def divergence(logits_NC: Tensor, others_NC: Tensor) -> Tensor:
-    """½ (KL(p‖q) + KL(q‖p)) of each row (N,), in float32 or wider."""
-    dtype = at_least_float32(logits_NC.dtype)
-    log_p_NC, log_q_NC = logits_NC.log_softmax(-1, dtype), others_NC.log_softmax(-1, dtype)
-    return ((log_p_NC.exp() - log_q_NC.exp()) * (log_p_NC - log_q_NC)).sum(-1) / 2
+    return lambda module, given, named: ((scaled(given[0]), *given[1:]), named) if module.training else None
