@@ -31,7 +31,9 @@ def of_a_run(*overrides: str) -> Injection:
     """The adapter that a run with these overrides would put into Tiny."""
     (settings,) = precheck.check(command_line.rewritten(list(overrides)), multirun=False)
     spec = specify(settings)
-    return inject(Tiny(), spec.variant, **target_arguments(spec.settings, []) | spec.hyperparameters, seed=0)
+    there = {"target_modules": ["q", "v"], "modules_to_save": []}
+    arguments = target_arguments(spec.settings, []) | spec.hyperparameters | there
+    return inject(Tiny(), spec.variant, **arguments, seed=0)
 
 
 def used_ranks(injection: Injection) -> dict[str, int]:

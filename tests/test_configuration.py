@@ -44,7 +44,7 @@ BAD = {
     "task.lrr=1": ["unknown key of task 'lrr'", "'lr'"],
     "budget=some": ["budget=some", "300k"],
     "budget=20k rank=4": ["budget=", "rank="],
-    "rank_pattern={q:x}": ["rank_pattern", "Integer"],
+    "rank_pattern={q:x}": ["rank_pattern.q", "an integer"],
     "alpha_pattern={q:x}": ["alpha_pattern.q", "a number above 0", "2r"],
     "dry_run=maybe": ["dry_run", "maybe"],
     "task=sick": ["task sick", "train.tsv", "task.data_dir"],
@@ -154,6 +154,20 @@ def test_every_option_composes_and_says_what_it_is(group: str) -> None:
         assert about, f"{group}/{name} has no comment line"
         with initialize_config_dir(str(folder()), version_base="1.3"):
             compose("config", [f"{group}={name}"])
+
+
+def test_a_preset_is_its_keys_and_the_command_line_stands_over_it() -> None:
+    def composed(*words: str) -> Settings:
+        return precheck.check(command_line.rewritten(["variant=vera", *words]), multirun=False)[0]
+
+    keys = ("rank=8", "lora_dropout=0.05", "target_modules=[lora_query,lora_value]", "lr=3e-4")
+    trainer = ("lr_scheduler_type=cosine", "warmup_steps=100", "weight_decay=0.01")
+    by_hand = [*keys, "alpha=16", "batch_size=128", *(f"trainer.{word}" for word in trainer)]
+    for preset in ("preset=litgpt", "+preset=litgpt"):
+        assert composed(preset) == composed(*by_hand)
+    assert specify(composed("preset=litgpt")).identity == specify(composed(*by_hand)).identity
+    assert composed("preset=litgpt", "rank=4", "lr=1e-3").rank == 4
+    assert composed("lr=1e-3", "preset=litgpt").lr == 1e-3
 
 
 def test_alpha_can_be_an_interpolation() -> None:

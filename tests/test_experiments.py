@@ -20,6 +20,7 @@ from lora_zoo.config.groups import options
 from lora_zoo.config.schema import Model, Settings, register
 from lora_zoo.core.init import Factors, init_names, initial_factors
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.preview import preview
 from lora_zoo.models import activations
 from lora_zoo.models.loading import load_model, load_tokenizer
 from lora_zoo.pocket import HUB
@@ -131,6 +132,15 @@ def test_a_grid_may_name_another_key_of_the_job(tmp_path: Path) -> None:
         "each value once; a multiple of the rank waits"
     )
     assert {str(s.experiment["grid"]["alpha"]) for s in jobs} == {"[8, '$rank']"}
+
+
+def test_the_cells_of_table_5_have_the_papers_ranks_at_one_budget(pocket: tuple) -> None:
+    """LoRA, table 5: q, k, v or o alone at rank 8, two of them at 4, all four at 2, at equal parameters."""
+    held = experiments.read("lora_table5")
+    cells = [cell.strip("[]").split(",") for cell in held["experiment"]["grid"]["target_modules"]]
+    seen = [preview(pocket[0], "lora", target_modules=cell, budget=held["budget"]) for cell in cells]
+    assert [{row.rank for row in found.rows} for found in seen] == [{8}, {8}, {8}, {8}, {4}, {4}, {2}]
+    assert {found.trainable for found in seen} == {held["budget"]}
 
 
 def test_one_experiment_a_sweep() -> None:

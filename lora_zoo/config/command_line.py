@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Glob
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
 from lora_zoo.config.choices import CHOSEN, OWN, choose, own_files, registered_name
-from lora_zoo.config.groups import OWN_FILES, options
+from lora_zoo.config.groups import GROUPS, OWN_FILES, options
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.variants import VARIANTS
@@ -116,7 +116,7 @@ def _rewritten(argument: str) -> str:
     plus, key, value = match.groups()
     if _OPEN.match(key):
         plus = "++"
-    elif key in KEYS:
+    elif key in KEYS or key in GROUPS:
         plus = ""
     if key in CHOSEN and _GLOB.fullmatch(value):
         value = ",".join(_matching(key, value))

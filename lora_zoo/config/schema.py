@@ -150,22 +150,30 @@ class Settings:
     lora_dropout: float = key(0.0, "dropout on the adapter branch's input", least=0, below=1)
     target_modules: Any = key(
         "auto",
-        "roles (q k v o gate up down embed head), all-linear, names, a regex; auto: q, v or the paper's own",
+        "roles (q k v o gate up down embed head), all-linear, switches of LitGPT (lora_query, lora_mlp, …), "
+        "names, a regex; auto: q, v or the paper's own",
         filled=True,
     )
     exclude_modules: Any = key([], "targets that stay as they are, in the same words")
     layers: Any = key(
-        None, "layers to adapt: 3, 0-5, 8-, -1 (the last) or a list of these; default: all", filled=True
+        None,
+        "layers to adapt: 3, 0-5, 8-, -1 (the last), random:4 (drawn by seed), a list of these; default: all",
+        filled=True,
     )
-    rank_pattern: dict[str, int] = key(
-        {}, "target: a rank of its own, e.g. rank_pattern={q:4}", least=1, most=65536
+    rank_pattern: dict[str, Any] = key(
+        {},
+        "target: a rank of its own, e.g. rank_pattern={q:4}; 4-12: 4 in the first layer, 12 in the last",
+        least=1,
+        most=65536,
     )
     alpha_pattern: dict[str, Any] = key({}, "target: an alpha of its own", above=0)
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     prior: list[str] | None = key(
         None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True
     )
-    modules_to_save: Any = key("auto", "fully trained modules; auto: heads that the checkpoint lacks")
+    modules_to_save: Any = key(
+        "auto", "fully trained modules; auto: heads that the checkpoint lacks; all-norms, all-embeddings"
+    )
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)

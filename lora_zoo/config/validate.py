@@ -20,12 +20,13 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, fits
 from lora_zoo.core.program import complete_program
+from lora_zoo.core.ranks import Slope, rank_of
 from lora_zoo.core.user_files import run_files
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.budget import parameters
 
 _OF_FILES = ("data_dir", "data_files", "splits", "config_name")
-_LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}")
+_LAYERS = re.compile(r"-?\d{1,9}|\d{1,9}-\d{0,9}|random:[1-9]\d{0,8}")
 _NAME = re.compile(r"[\w.-]+")
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "least": (operator.ge, "at least"),
@@ -58,11 +59,9 @@ def check(settings: Settings) -> None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
     if settings.budget is not None:
         parameters(settings.budget)
-    for key, alpha in [("alpha", settings.alpha), *_leaves("alpha_pattern", settings.alpha_pattern)]:
-        if not fits(alpha, Alpha):
-            raise ValueError(
-                f"{key} must be a number above 0, a multiple of the rank (2r), or auto; got {alpha!r}"
-            )
+    _check_alphas(settings)
+    for target, rank in settings.rank_pattern.items():
+        _check_rank(f"rank_pattern.{target}", rank)
     _check_init(settings.init)
     for key in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         _check_names(key, getattr(settings, key))
@@ -123,6 +122,23 @@ def _check_leaf(where: str, value: Any, about: Mapping[str, Any]) -> None:
             raise ValueError(f"{where} must be {words} {limit:.10g}; got {value}")
 
 
+def _check_alphas(settings: Settings) -> None:
+    for key, alpha in [("alpha", settings.alpha), *_leaves("alpha_pattern", settings.alpha_pattern)]:
+        if not fits(alpha, Alpha):
+            raise ValueError(
+                f"{key} must be a number above 0, a multiple of the rank (2r), or auto; got {alpha!r}"
+            )
+
+
+def _check_rank(where: str, given: Any) -> None:
+    try:
+        rank = rank_of(given)
+    except ValueError as wrong:
+        raise ValueError(f"{where}: {wrong}") from wrong
+    for end in rank if isinstance(rank, Slope) else (rank,):
+        _check_leaf(where, end, Settings.__dataclass_fields__["rank_pattern"].metadata)
+
+
 def _check_init(init: str) -> None:
     iterated = re.fullmatch(r"pissa_(?:niter|halko)_(\d+)", init)
     if iterated and not 1 <= float(iterated[1]) <= 1000:
@@ -146,7 +162,7 @@ def _check_names(key: str, given: Any) -> None:
 def _check_layers(layers: Any) -> None:
     for item in [] if layers is None else layers if isinstance(layers, list) else [layers]:
         if isinstance(item, bool) or not _LAYERS.fullmatch(str(item)):
-            raise ValueError(f"layers: {item!r} is no layer; write for example [0,2-5], 8- or -1")
+            raise ValueError(f"layers: {item!r} is no layer; write for example [0,2-5], 8-, -1 or random:4")
 
 
 def _check_task(task: Task) -> None:

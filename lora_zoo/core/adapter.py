@@ -112,6 +112,8 @@ class Variant(ABC):
     hooks: ClassVar[type[AdapterHooks]] = AdapterHooks
     peft: ClassVar[Any] = None
     """The variant's own form in PEFT (`formats.peft.forms.PeftFormat`); None where it is written as LoRA."""
+    made_of: ClassVar[Sequence[str]] = ()
+    """The variants whose adapters this one holds, by name: their code is a part of a run's identity."""
     shared_form: ClassVar[str] = ""
     """The variant in which matrices share the factors that this one has in each; "" where there is none."""
     adapts: ClassVar[bool] = True

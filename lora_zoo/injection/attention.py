@@ -47,22 +47,22 @@ def with_kept_keys(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of an attention's forward with a mask that leaves out the keys that are not kept.
 
-    `kept` makes a boolean of an ones tensor (B, H, 1, K).
+    `kept` makes a boolean of an ones tensor (B, H, Q, K), of that shape or one that broadcasts to it.
     """
     call = inspect.signature(module.forward).bind(*given, **named)
     x, mask = call.arguments["hidden_states"], call.arguments.get("attention_mask")
     visible_BHQK = _visible(module, mask, x, call.arguments)
-    ones_BH1K = x.new_ones(len(x), module.config.num_attention_heads, 1, visible_BHQK.shape[-1])
-    call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept(ones_BH1K), x)
+    ones_BHQK = x.new_ones(()).expand(len(x), module.config.num_attention_heads, *visible_BHQK.shape[-2:])
+    call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept(ones_BHQK), x)
     return call.args, call.kwargs
 
 
-def without_keys(mask: Tensor | None, visible_BHQK: Tensor, kept_BH1K: Tensor, like: Tensor) -> Tensor:
+def without_keys(mask: Tensor | None, visible_BHQK: Tensor, kept_BHQK: Tensor, like: Tensor) -> Tensor:
     """The mask without the keys that are not kept: true where attended, or added to the logits.
 
     A query none of whose visible keys is kept sees all of them. A new mask is added, in the dtype of `like`.
     """
-    left_BHQK = visible_BHQK & kept_BH1K
+    left_BHQK = visible_BHQK & kept_BHQK
     left_BHQK = torch.where(left_BHQK.any(-1, keepdim=True), left_BHQK, visible_BHQK)
     if mask is not None and mask.dtype == torch.bool:
         return left_BHQK

@@ -285,7 +285,7 @@ def inject(
     exclude_modules: Names = (),
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
-    rank_pattern: Mapping[str, int] | None = None,
+    rank_pattern: Mapping[str, int | str] | None = None,
     alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
@@ -298,15 +298,15 @@ def inject(
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
 
     `target_modules="auto"` are the variant's own, q and v unless its class says otherwise; `layers` is a
-    number, a range "2-5" or a list of them; `rank_pattern` and `alpha_pattern` map targets to values of
-    their own, the first that fits counts; `patterns` holds such a map for any hyperparameter;
-    `budget` ("300k") finds the rank instead of taking one; `batches` are keyword arguments of the model,
-    labels included and without padding, on which an initialisation that looks at data (EVA, LoRA-GA)
-    collects its statistics; `prior` names adapters of the model that stay active and frozen under the new
-    one, whose ΔW is its own change alone; `hyper` are the variant's own keyword arguments (rank, alpha, init,
-    …), with the command line's defaults: alpha is the paper's for the rank that is used, or "2r", twice that
-    rank. Raises ValueError for a name, target, value or combination that does not exist, before anything is
-    changed.
+    number, a range "2-5", "random:4" (drawn by `seed`) or a list of them; `rank_pattern` and `alpha_pattern`
+    map targets to values of their own, the first that fits counts, where the rank "4-12" rises with depth;
+    `patterns` holds such a map for any hyperparameter; `budget` ("300k") finds the rank instead of taking
+    one; `batches` are keyword arguments of the model, labels included and without padding, on which an
+    initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `prior` names adapters of the
+    model that stay active and frozen under the new one, whose ΔW is its own change alone; `hyper` are the
+    variant's own keyword arguments (rank, alpha, init, …), with the command line's defaults: alpha is the
+    paper's for the rank that is used, or "2r", twice that rank. Raises ValueError for a name, target, value
+    or combination that does not exist, before anything is changed.
     """
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
@@ -321,6 +321,7 @@ def inject(
         alpha_pattern=alpha_pattern,
         patterns=patterns,
         budget=budget,
+        seed=seed,
         **hyper,
     )
     if plan.unmatched:

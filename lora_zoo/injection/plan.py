@@ -16,6 +16,7 @@ from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import accepted, check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, statistics_needed
+from lora_zoo.core.ranks import Slope, rank_of
 from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.base_model import base_parameters
@@ -69,10 +70,11 @@ def plan_injection(
     exclude_modules: Names = (),
     layers: Layers | None = None,
     modules_to_save: Sequence[str] = (),
-    rank_pattern: Mapping[str, int] | None = None,
+    rank_pattern: Mapping[str, int | str] | None = None,
     alpha_pattern: Mapping[str, Alpha] | None = None,
     patterns: Patterns | None = None,
     budget: int | str | None = None,
+    seed: int = 0,
     **hyper: Any,
 ) -> InjectionPlan:
     """Check everything that `inject` takes against `model`. ValueError for what does not exist or fit.
@@ -85,7 +87,7 @@ def plan_injection(
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
     wanted = cls.targets if target_modules == "auto" else target_modules
-    matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers))
+    matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers, seed))
     fully_trained = cls.fully_trained(model, to_save)
     given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
     patterns = pattern_values(cls, matrices, given)
@@ -218,9 +220,11 @@ def pattern_values(
             continue
         if key not in hyperparameters(cls):
             raise ValueError(f"{key}_pattern: {cls.name} has no {key}")
-        for value in patterns.values():
-            complete_hyperparameters(cls, {key: value})
-        found[key] = by_pattern(chosen, dict(patterns), f"{key}_pattern")
+        values = {target: rank_of(value) for target, value in patterns.items()} if key == "rank" else patterns
+        for value in values.values():
+            for one in value if isinstance(value, Slope) else [value]:
+                complete_hyperparameters(cls, {key: one})
+        found[key] = by_pattern(chosen, values, f"{key}_pattern")
     return found
 
 

@@ -11,6 +11,22 @@ ROLES: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down", "embed", "he
 _HEADS = r"""lm_head | lm_heads\.\d+ | generator_lm_head | embed_out | output_projection | lm_loss
     | score | (?!pre_)\w*classifier | classification_head | qa_outputs | vocab_projector | logits_proj"""
 
+PRESETS: dict[str, tuple[str, ...]] = {
+    "lora_query": ("q",),
+    "lora_key": ("k",),
+    "lora_value": ("v",),
+    "lora_projection": ("o",),
+    "lora_mlp": ("gate", "up", "down"),
+    "lora_head": ("head",),
+}
+"""The switches of LitGPT (finetune/lora.py of Lightning-AI/litgpt), as targets: the roles of each."""
+
+
+def roles_in(target: str) -> tuple[str, ...]:
+    """The roles that a target means by its name alone: itself, a switch's, or none."""
+    return (target,) if target in ROLES else PRESETS.get(target, ())
+
+
 # Each pattern matches the end of a name; the first role that matches wins.
 _PATTERNS = {
     "head": rf"""

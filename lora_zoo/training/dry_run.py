@@ -59,17 +59,16 @@ def previewed(spec: RunSpec) -> Preview:
     kind = TASK_TYPES[settings.task.type]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
-    save = settings.modules_to_save
-    if save == "auto":
-        save = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
-    arguments = target_arguments(settings, save)
+    heads = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
+    arguments = target_arguments(settings, heads)
     if not settings.program:
-        return preview(model, spec.variant, **arguments, **spec.hyperparameters)
+        return preview(model, spec.variant, **arguments, **spec.hyperparameters, seed=settings.seed)
     stage = _first_stage(spec)
     first = stage_spec(spec, stage, 1)
     if stage.then == "settle":
         refuse_unsettled(first.variant, f"program {settings.program['name']}")
-    return preview(model, first.variant, **arguments | first.hyperparameters | stage.arguments)
+    own = arguments | first.hyperparameters | stage.arguments
+    return preview(model, first.variant, **own, seed=first.settings.seed)
 
 
 def _first_stage(spec: RunSpec) -> Stage:

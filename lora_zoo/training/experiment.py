@@ -1,7 +1,7 @@
 """The stages of a run: data, model, adapter, training, evaluation, what is kept."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -41,17 +41,18 @@ from lora_zoo.updates.summary import summary
 _log = logging.getLogger("lora_zoo")
 
 
-def target_arguments(settings: Settings, modules_to_save: Any) -> dict[str, Any]:
-    """Arguments of `inject` from the settings of targets."""
+def target_arguments(settings: Settings, heads: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `inject` from the settings of targets; `heads` are what `auto` means to be trained."""
 
     def names(value: Any) -> list[str]:
         return [str(name) for name in (value if isinstance(value, (list, tuple)) else [value])]
 
+    save = [own for name in names(settings.modules_to_save) for own in (heads if name == "auto" else [name])]
     return {
         "target_modules": names(settings.target_modules),
         "exclude_modules": names(settings.exclude_modules),
         "layers": None if settings.layers is None else names(settings.layers),
-        "modules_to_save": names(modules_to_save),
+        "modules_to_save": save,
         "rank_pattern": settings.rank_pattern,
         "alpha_pattern": settings.alpha_pattern,
         "budget": settings.budget,
@@ -236,10 +237,8 @@ class Experiment:
         An adapter that has `trained` is as it ended.
         """
         settings, kind, resources = self.settings, data.kind, self.context.resources
-        save = settings.modules_to_save
-        if save == "auto":
-            save = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
-        arguments = target_arguments(settings, save) | spec.hyperparameters | self.prior | dict(asked)
+        heads = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
+        arguments = target_arguments(settings, heads) | spec.hyperparameters | self.prior | dict(asked)
         injection = inject_calibrated(
             spec,
             loaded.model,

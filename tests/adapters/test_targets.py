@@ -137,6 +137,19 @@ def test_a_role_means_its_layers_on_every_architecture(kind, role):
 
 
 @pytest.mark.parametrize("kind", ENDS)
+def test_a_switch_of_litgpt_means_its_roles_on_every_architecture(kind):
+    """query, key, value, projection, mlp and head of finetune/lora.py."""
+    switches = {"query": "q", "key": "k", "value": "v", "projection": "o", "head": "head"}
+    for switch, roles in [*switches.items(), ("mlp", ["gate", "up", "down"])]:
+        there = [role for role in (roles if switch == "mlp" else [roles]) if role in ENDS[kind]]
+        if there:
+            assert resolved(model(kind), f"lora_{switch}") == resolved(model(kind), there)
+        else:
+            with pytest.raises(ValueError, match=f"no role 'lora_{switch}'"):
+                resolved(model(kind), f"lora_{switch}")
+
+
+@pytest.mark.parametrize("kind", ENDS)
 def test_no_layer_has_two_roles_and_a_role_that_is_absent_is_refused(kind):
     found = [name for role in ENDS[kind] for name in resolved(model(kind), role)]
     assert len(found) == len(set(found))
@@ -241,8 +254,10 @@ class Fused(nn.Module):
 @pytest.mark.parametrize("role", ["q", "k", "v"])
 def test_a_projection_fused_in_an_order_not_known_refuses_its_parts_until_it_is_declared(role, monkeypatch):
     monkeypatch.setattr(fused, "_LAYOUTS", dict(fused._LAYOUTS))
-    with pytest.raises(ValueError, match=rf"'{role}' is fused into qkv.*target_modules=\[qkv\]"):
-        resolved(Fused(), role)
+    switch = {"q": "lora_query", "k": "lora_key", "v": "lora_value"}[role]
+    for name in (role, switch):
+        with pytest.raises(ValueError, match=rf"'{name}' is fused into qkv.*target_modules=\[qkv\]"):
+            resolved(Fused(), name)
     assert resolved(Fused(), "qkv") == ["qkv"]
     register_fused("of_my_own", "qkv", interleaved("num_attention_heads", v=1, q=1, k=1))
     (place,) = resolve(Fused(), role)
@@ -316,8 +331,48 @@ def test_the_layers_of_an_encoder_and_a_decoder_are_their_blocks():
     assert embed and not [n for n in resolved(model("llama"), ["embed", "q"], layers=0) if "embed" in n]
 
 
+def test_random_layers_are_drawn_by_the_seed_in_each_stack():
+    deep = tf.LlamaForCausalLM(tf.LlamaConfig(**{**ENCODER, "num_hidden_layers": 8}))
+    found = [tuple(resolved(deep, "q", layers="random:3", seed=seed)) for seed in range(6)]
+    assert all(len(names) == 3 for names in found) and len(set(found)) > 1
+    assert found[2] == tuple(resolved(deep, "q", layers="random:3", seed=2))
+    other = inject(copy.deepcopy(deep), "lora", target_modules="v", layers="random:3", seed=2)
+    assert [n.replace("v_proj", "q_proj") for n in other.adapters] == list(found[2]), "a matrix moves them"
+    assert resolved(deep, "q", layers="random:8") == resolved(deep, "q")
+    assert len(resolved(model("t5"), "q", layers="random:1")) == 3
+
+
+def test_ranks_rise_with_depth_at_an_equal_sum():
+    """PRILoRA, arXiv:2401.11316: 5 layers from 2 to 6 have 2, 3, 4, 5, 6, as many as a flat rank of 4."""
+    deep = tf.LlamaForCausalLM(tf.LlamaConfig(**{**ENCODER, "num_hidden_layers": 5}))
+
+    def ranks(targets="q", **more):
+        injection = inject(copy.deepcopy(deep), "lora", target_modules=targets, **more)
+        return [adapter.rank for adapter in injection.adapters.values()]
+
+    assert ranks(rank_pattern={"q": "2-6"}) == [2, 3, 4, 5, 6]
+    assert ranks(rank_pattern={"q": "6-2"}) == [6, 5, 4, 3, 2]
+    assert ranks(rank_pattern={"q": "4-7"}, layers="1-3") == [4, 6, 7], "halves are rounded up"
+    assert ranks(["q", "v"], rank_pattern={"v": 1, ".*": "2-6"}) == [2, 1, 3, 1, 4, 1, 5, 1, 6, 1]
+    assert ranks(rank_pattern={"q": "4-8"}, layers=3) == [6], "the mean where there is one layer"
+    flat, rising = (
+        inject(copy.deepcopy(deep), "lora", rank=4, rank_pattern=own) for own in ({}, {".*": "2-6"})
+    )
+    assert flat.trainable() == rising.trainable()
+    assert [a.scale for a in rising.adapters.values()] == [1.0] * 10, "alpha is the rank of each matrix"
+
+
 @pytest.mark.parametrize(
-    "layers, said", [(2, "0-1"), ("5-", "0-1"), (-3, "0-1"), ("a", "8- or -1"), ("1:3", "8-")]
+    "layers, said",
+    [
+        (2, "0-1"),
+        ("random:3", "0-1"),
+        ("random", "random:4"),
+        ("5-", "0-1"),
+        (-3, "0-1"),
+        ("a", "8-, -1 or random"),
+        ("1:3", "8-"),
+    ],
 )
 def test_a_layer_that_is_not_there_is_refused(layers, said):
     with pytest.raises(ValueError, match=said):
@@ -348,6 +403,10 @@ def test_ranks_and_alphas_by_pattern():
     [
         ({"rank_pattern": {"k": 2}}, "rank_pattern: unknown target among the adapted ones 'k'"),
         ({"rank_pattern": {"q": 0}}, "rank must be at least 1"),
+        ({"rank_pattern": {"q": "0-4"}}, "rank must be at least 1"),
+        ({"rank_pattern": {"q": "4-"}}, "a rank is an integer, or two.*got '4-'"),
+        ({"rank_pattern": {"q": True}}, "got True"),
+        ({"rank_pattern": {"embed": "1-2"}, "target_modules": "embed"}, "embed_tokens lies in no layer"),
         ({"rank_pattern": {"q": 99}}, "smaller side"),
         ({"rank_pattern": {"q": "2"}}, "an integer"),
         ({"alpha_pattern": {"q": "x"}}, "a number"),

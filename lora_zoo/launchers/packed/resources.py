@@ -83,7 +83,7 @@ class PackedResources(FreshResources):
         if backbone is None:
             return super().inject(model, variant, seed, arguments, batches)
         heads = self.shared.heads.get(seed, {})
-        reason = self._refusal(model, backbone, variant, arguments, heads)
+        reason = self._refusal(model, backbone, variant, {**arguments, "seed": seed}, heads)
         if reason:
             self._run_alone(reason)
         adapters_of(model).show_all()

@@ -128,7 +128,9 @@ class HiddenKey(Additive):
 
 def _without_keys(dropout: Dropout) -> Hook:
     return lambda module, given, named: (
-        with_kept_keys(module, given, named, lambda ones: dropout(ones) > 0) if module.training else None
+        with_kept_keys(module, given, named, lambda ones: dropout(ones[:, :, :1]) > 0)
+        if module.training
+        else None
     )
 
 

@@ -1,6 +1,5 @@
 """LN-tuning: Tuning LayerNorm in Attention (Zhao et al., ICLR 2024); Qi et al. 2022 before them."""
 
-import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -8,10 +7,7 @@ from torch import nn
 from lora_zoo.core.adapter import Baseline
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.norms import LNTuningFormat
-from lora_zoo.injection.base_model import named_base_modules, own_parameters
-
-NORM = re.compile(r"(Layer|RMS)Norm")
-"""Found in the class names of the norms: torch's, and those of the models in transformers."""
+from lora_zoo.injection.trained_kinds import norm_names
 
 
 @register("ln_tuning")
@@ -28,8 +24,7 @@ class LNTuning(Baseline):
 
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
-        norms = [(name, m) for name, m in named_base_modules(model) if NORM.search(type(m).__name__)]
-        found = [f"{name}.{own}" if name else own for name, m in norms for own in own_parameters(m)]
+        found = norm_names(model)
         if not found:
             raise ValueError("ln_tuning: the model has no layer norm with a gain or a bias")
         return list(dict.fromkeys([*found, *(modules_to_save or ())]))
