@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FLAT = ("rank", "alpha", "init", "lora_dropout")
 """Hyperparameters of variants that are keys of their own."""
-_OF_ADAPTERS = ("target_modules", "exclude_modules", "layers")
+_OF_MATRICES = ("target_modules", "exclude_modules", "layers", "rank_pattern", "alpha_pattern")
 _DERIVED = {"rank_pattern": "rank", "alpha_pattern": "alpha", "budget": "rank"}
 
 
@@ -55,7 +55,7 @@ class RunSpec:
             hyperparameters(self.variant),
         )
         idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
-        idle += () if self.variant.count else _OF_ADAPTERS
+        idle += () if self.variant.adapts else _OF_MATRICES
         found = {name: f"variant={self.variant.name}" for name in idle if name in given}
         if "calibration_examples" in given and not (self.needs or self.settings.program):
             found["calibration_examples"] = f"init={self.settings.init}"
@@ -81,7 +81,7 @@ def readable_name(settings: Settings, variant: "type[Variant]") -> str:
     parts = [variant.name, *([settings.program["name"]] if settings.program else [])]
     if "rank" in known:
         size = f"r{settings.rank}" if settings.budget is None else f"b{settings.budget}"
-        parts += [size, _targets(settings.target_modules)]
+        parts += [size, *([_targets(settings.target_modules)] if variant.adapts else [])]
     if "init" in known and settings.init not in ("auto", known["init"].default):
         parts.append(settings.init)
     parts += [settings.model.name[:40], settings.task.name[:40], f"s{settings.seed}"]

@@ -35,6 +35,7 @@ from lora_zoo.injection.plan import complete_hyperparameters
 from lora_zoo.injection.targets import resolve
 
 MATRIX = [name for name in SELECTED or VARIANTS if issubclass(VARIANTS[name], Adapter)]
+WHOLE = [name for name in SELECTED or VARIANTS if name not in MATRIX]
 POINTWISE = [name for name in MATRIX if VARIANTS[name].pointwise]
 LOW_RANK = [name for name in MATRIX if issubclass(VARIANTS[name], LowRank)]
 

@@ -25,14 +25,18 @@ from lora_zoo.conformance.cases import (
     KINDS,
     LOW_RANK,
     MATRIX,
+    MODELS,
     POINTWISE,
     UNSEEN,
+    WHOLE,
     Lone,
     adamw,
     adapt,
+    batch,
     cases,
     effective_bias,
     few_cases,
+    fresh,
     inputs,
     lone,
     nearest_rank,
@@ -55,6 +59,7 @@ from lora_zoo.core.statistics import STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
+from lora_zoo.injection.inject import inject
 from lora_zoo.injection.preview import preview
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -736,6 +741,32 @@ def test_the_law_of_the_adapter_and_of_the_method_hold_after_training(name, kind
     injection.hooks.law()
     perturb(injection)
     adapter.law(W_OI)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in WHOLE for kind in MODELS])
+def test_the_law_of_a_method_without_a_matrix_holds_after_training(name, kind):
+    """It has as many parameters as it says, drawn from the seed alone, and each gets a gradient."""
+    injections = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(injections))
+        model, where = fresh(kind)
+        injections.append(inject(model, name, **where, seed=seed, **settings(name)))
+    injection, again, other = injections
+    model, in_full = injection.model, sum(injection.trained[n].numel() for n in injection.fully_trained)
+    assert injection.trainable() - in_full == VARIANTS[name].trainable_beside(model, injection.hyper)
+    assert_close(again.state_dict(), injection.state_dict(), **EXACT)
+    for key, tensor in other.state_dict().items():
+        assert (
+            key in injection.trained
+            or not tensor.any()
+            or not torch.equal(tensor, injection.state_dict()[key])
+        )
+    injection.hooks.law()
+    model.train()
+    reached = train(injection, lambda: model(**batch(kind)).loss, steps=3)
+    assert injection.named_parameters().keys() - injection.trained.keys() <= reached
+    model.eval()
+    injection.hooks.law()
 
 
 @pytest.mark.parametrize("skipped", [(1,), (3, 4), (6,)])

@@ -124,6 +124,9 @@ class Variant(ABC):
     adds_bias: ClassVar[bool] = False
     """True where `bias` makes something of nothing: a layer without a bias is merged into one that has it."""
 
+    not_recomputable: ClassVar[str] = ""
+    """What it does that rules out recomputed activations (gradient checkpointing); "" where nothing does."""
+
     @classmethod
     def fully_trained(cls, model: nn.Module, modules_to_save: Sequence[str] | None) -> list[str]:
         """The names of the model's own parameters that train.
@@ -174,6 +177,16 @@ class Variant(ABC):
         By default the sum of `count`; a variant with shared tensors counts them once.
         """
         return sum(counted(cls, shape, hyper) for shape, hyper in matrices)
+
+    @classmethod
+    def trainable_beside(cls, model: nn.Module, hyper: Mapping[str, Any]) -> int:
+        """Trainable parameters that belong to no matrix, and depend on the model: a prompt's, say."""
+        return 0
+
+    @classmethod
+    def virtual_tokens(cls, hyper: Mapping[str, Any]) -> int:
+        """The positions of the model that it takes for itself, before those of the input."""
+        return 0
 
     @classmethod
     def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:

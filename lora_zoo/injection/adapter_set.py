@@ -17,7 +17,7 @@ from torch import nn
 from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
-from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.base_model import BESIDE, base_parameters
 from lora_zoo.injection.batched import RowGroup
 from lora_zoo.injection.compose import LayerParameters, NamedAdapter, check_compatible, merged_parameters
 from lora_zoo.injection.module_names import unwrapped
@@ -126,7 +126,15 @@ class AdapterSet(Mapping[str, A]):
         return tuple(found)
 
     def _show(self, injection: A, shown: bool) -> None:
-        """Put what an adapter trains in full into the model, or the base's own back."""
+        """Put what an adapter trains in full into the model, or the base's own back.
+
+        With it comes the module of an adapter that has no matrix in which it could lie.
+        """
+        key = f"{BESIDE}{injection.name}"
+        if shown and injection.shared is not None and not injection.matrices:
+            self.model.add_module(key, injection.shared)
+        else:
+            self.model._modules.pop(key, None)
         for name, parameter in (injection.trained if shown else injection.originals).items():
             put(self.model, name, parameter)
         injection.buffers.show(shown)
@@ -265,8 +273,12 @@ class AdapterSet(Mapping[str, A]):
         return self.model
 
     def _adapted(self) -> str:
-        """The name of a layer that is wrapped now, "" where all are plain."""
-        return "" if self.merged else next(iter(self._wrappers), "")
+        """The words for what a saved folder would load with or without; "" where the model is plain."""
+        beside = next((key for key in self.model._modules if key.startswith(BESIDE)), "")
+        if beside:
+            return f"without {beside.removeprefix(BESIDE)!r}"
+        wrapped = "" if self.merged else next(iter(self._wrappers), "")
+        return f"with random weights in {wrapped}" if wrapped else ""
 
 
 def adapters_of(model: nn.Module) -> AdapterSet[Any]:

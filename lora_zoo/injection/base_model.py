@@ -11,6 +11,9 @@ from lora_zoo.injection.parametrized import ParametrizedWeight
 from lora_zoo.injection.wrappers import LayerWrapper
 
 T = TypeVar("T")
+BESIDE = "_lora_zoo_"
+"""How the names of modules begin that an adapter puts beside the base's own, a soft prompt for example."""
+_NOT_THE_BASES = (BESIDE, "parametrizations")
 
 
 def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -25,8 +28,9 @@ def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         seen.add(id(plain))
         yield name, plain
         for child_name, child in plain.named_children():
-            if not isinstance(child, parametrize.ParametrizationList) and child_name != "parametrizations":
-                yield from walk(f"{name}.{child_name}" if name else child_name, child)
+            if isinstance(child, parametrize.ParametrizationList) or child_name.startswith(_NOT_THE_BASES):
+                continue
+            yield from walk(f"{name}.{child_name}" if name else child_name, child)
 
     yield from walk("", model)
 

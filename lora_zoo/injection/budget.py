@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_zoo.core.hyperparameters import hyperparameters
@@ -27,14 +27,16 @@ def rank_within(
     sizes: Sequence[tuple[tuple[int, int], Mapping[str, Any]]],
     hyper: Mapping[str, Any],
     kinds: Sequence[str],
+    *,
+    beside: Callable[[Mapping[str, Any]], int] = lambda hyper: 0,
 ) -> int:
     """The size (`sized_by`: the rank) whose parameters come closest to `budget` and do not exceed it.
 
     `sizes` are each adapted matrix's (O, I) and the hyperparameters of its own, which it keeps, `kinds` those
-    of its layer. A size that the variant refuses is passed over for a smaller one. Adapters count, fully
-    trained parameters do not. Raises ValueError where size 1 is too much already, or where the
-    variant has no such hyperparameter or its number of parameters does not grow with it; warns where the
-    matrices are too small to use the budget.
+    of its layer, and `beside` counts what belongs to no matrix. A size that the variant refuses is passed
+    over for a smaller one. Adapters count, fully trained parameters do not. Raises ValueError where size 1 is
+    too much already, or where the variant has no such hyperparameter or its number of parameters does not
+    grow with it; warns where the matrices are too small to use the budget.
     """
     key = cls.sized_by
     if key not in hyperparameters(cls):
@@ -42,7 +44,8 @@ def rank_within(
     limit = parameters(budget)
 
     def needed(size: int) -> int:
-        return cls.trainable_count([(shape, {**hyper, key: size, **own}) for shape, own in sizes])
+        of_matrices = [(shape, {**hyper, key: size, **own}) for shape, own in sizes]
+        return cls.trainable_count(of_matrices) + beside({**hyper, key: size})
 
     def refused(size: int) -> bool:
         complete = (cls.complete({**hyper, key: size, **own}) for _, own in sizes)

@@ -1,7 +1,7 @@
 """Several named adapters on one model: those that can be active together, and their merge."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ class NamedAdapter(Protocol):
     originals: dict[str, nn.Parameter]
     prior: tuple[str, ...]
     hooks: AdapterHooks
+    hyper: dict[str, Any]
+    shared: nn.Module | None
     buffers: TrainedBuffers
 
     def forget(self) -> None: ...
@@ -47,6 +49,7 @@ def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition)
     """
     for injection in adapters:
         _check_composed(injection, composition)
+    _check_alone([own.name for own in adapters if own.variant.virtual_tokens(own.hyper)])
     owner: dict[str, str] = {}
     for injection in adapters:
         for name in injection.fully_trained:
@@ -57,6 +60,12 @@ def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition)
         for matrix in injection.matrices.values():
             if held := next(filter(matrix.holds, owner), None):
                 raise ValueError(f"{owner[held]!r} trains {held} in full, {injection.name!r} adapts it")
+
+
+def _check_alone(names: Sequence[str]) -> None:
+    """Raise ValueError for two adapters with virtual tokens: which of them were first?"""
+    if names[1:]:
+        raise ValueError(f"{names[0]!r} and {names[1]!r} both put virtual tokens before the input; keep one")
 
 
 def _check_composed(injection: NamedAdapter, composition: Composition) -> None:

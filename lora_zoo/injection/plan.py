@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -90,8 +91,8 @@ def plan_injection(
     fully_trained = cls.fully_trained(model, to_save)
     given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
     patterns = pattern_values(cls, matrices, given)
-    if budget is not None and matrices:
-        key = cls.sized_by
+    key = cls.sized_by
+    if budget is not None and (matrices or (key in complete and not cls.adapts)):
         if key in hyper:
             raise ValueError(f"budget={budget} sets the {key}; {key}={hyper[key]} cannot be given as well")
         if complete.get("init") and find_init(complete["init"]).allot:
@@ -99,7 +100,9 @@ def plan_injection(
                 f"budget={budget} cannot be kept by init={complete['init']}, which moves rank across them"
             )
         sizes = [(m.shape, hyperparameters_at(m, {"role": m.role}, patterns)) for m in matrices]
-        complete[key] = rank_within(budget, cls, sizes, complete, [m.host.kind for m in matrices])
+        beside = partial(cls.trainable_beside, model)
+        kinds = [m.host.kind for m in matrices]
+        complete[key] = rank_within(budget, cls, sizes, complete, kinds, beside=beside)
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
     check_present(model, plan)

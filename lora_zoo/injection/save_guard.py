@@ -9,16 +9,16 @@ _NAME = "save_pretrained"
 
 
 class SaveGuard:
-    """`save_pretrained` of a model or one of its modules; refuses while `adapted` names a layer."""
+    """`save_pretrained` of a model or one of its modules; refuses while `adapted` says what would be lost."""
 
     def __init__(self, module: Any, adapted: Callable[[], str]) -> None:
         self.module, self.adapted = module, adapted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if name := self.adapted():
+        if lost := self.adapted():
             raise ValueError(
-                f"save_pretrained cannot write an adapted model: the folder would load with random weights "
-                f"in {name}; save_adapter(injection, folder) writes the adapter, injection.merge() before "
+                f"save_pretrained cannot write an adapted model: the folder would load {lost}; "
+                "save_adapter(injection, folder) writes the adapter, injection.merge() before "
                 "save_pretrained an ordinary model"
             )
         return getattr(type(self.module), _NAME)(self.module, *args, **kwargs)

@@ -142,17 +142,24 @@ def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[An
 def check_inputs(model: nn.Module, readings: Mapping[str, Reading]) -> None:
     """ValueError for tokens and lengths that the model cannot take."""
     words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    positions, two_parts = positions_of(model), model.config.is_encoder_decoder  # type: ignore[union-attr]
-    for split, reading in readings.items():
-        read, generated, written = reading.read, reading.generated, reading.written
+    for reading in readings.values():
         if reading.token >= words:
             raise ValueError(
                 f"the tokenizer gives the token {reading.token} and the model has {words}; they do not "
                 "belong together"
             )
-        needed = max(read, generated, written) if two_parts else read + generated
+    check_positions(model, readings)
+
+
+def check_positions(model: nn.Module, readings: Mapping[str, Reading], virtual: int = 0) -> None:
+    """ValueError for a length that the model cannot take beside so many `virtual` tokens."""
+    positions, two_parts = positions_of(model), model.config.is_encoder_decoder  # type: ignore[union-attr]
+    for split, reading in readings.items():
+        read, generated, written = reading.read, reading.generated, reading.written
+        needed = max(read, generated, written) if two_parts else read + generated + virtual
         if positions is not None and needed > positions:
             more = f" and task.max_new_tokens={generated}" if generated else ""
+            more += f" beside {virtual} virtual tokens" if virtual else ""
             raise ValueError(
                 f"{split}: an example of {read} tokens{more} needs {needed} positions and the model has "
                 f"{positions}; give a smaller task.max_length{' or task.max_new_tokens' if generated else ''}"

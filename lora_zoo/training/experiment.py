@@ -14,6 +14,7 @@ from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.folders import adapter_digest, prior_folders
 from lora_zoo.formats.native import load_adapter
+from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
@@ -29,7 +30,7 @@ from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
-from lora_zoo.training.evaluation import Evaluator, check_inputs, check_references, perfect
+from lora_zoo.training.evaluation import Evaluator, check_inputs, check_positions, check_references, perfect
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -137,6 +138,9 @@ class Experiment:
             threads = choose_threads(settings, loaded.model, data.encoded)
             record.update(environment=record.content.get("environment", {}) | {"threads": threads})
             self.session = session = self._session(loaded, data)
+            active = adapters_of(loaded.model).values()
+            virtual = sum(own.variant.virtual_tokens(own.hyper) for own in active)
+            check_positions(loaded.model, data.readings, virtual)
         used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
         self.record.update(variant=about | used)  # with the budget's rank
         evaluator = Evaluator(

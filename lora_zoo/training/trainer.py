@@ -118,8 +118,12 @@ class ZooTrainer(Trainer):
     def check_schedule(self) -> None:
         """Follow the schedules of rate and hooks. ValueError where one does not fit the length of the run.
 
-        ValueError too where the loader gives no batch, so that nothing would be trained.
+        ValueError too where the loader gives no batch, so that nothing would be trained, and for a variant
+        that cannot have activations recomputed.
         """
+        variant = self.injection.variant
+        if self.args.gradient_checkpointing and variant.not_recomputable:
+            raise ValueError(f"{variant.name} {variant.not_recomputable}")
         batches = self.get_train_dataloader()
         if not len(batches):
             raise ValueError(

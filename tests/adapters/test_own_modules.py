@@ -95,7 +95,7 @@ def test_it_trains_is_counted_and_computes_what_a_prompt_of_tokens_would() -> No
     before = float(model(**batch("llama")).loss.detach())
     trained(injection, 5)
     assert float(model(**batch("llama")).loss.detach()) < before
-    assert all(torch.equal(t, plain.state_dict()[n]) for n, t in model.state_dict().items())
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in plain.state_dict().items())
 
 
 def test_it_is_saved_loaded_and_resumed(known: None, tmp_path: Path) -> None:

@@ -83,6 +83,12 @@ class PeftFormat(ABC):
     """True if its files hold what a variant does to biases."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of tensors that belong to the model and not to one of its layers."""
+    shared_prefix: ClassVar[str] = "base_model."
+    """The prefix of their names in files."""
+    prefix: ClassVar[str] = PREFIX
+    """The prefix of the names of the base's modules in files."""
+    read_as: str = ""
+    """The variant that adapters of this form become when they are read; "" for the form's own."""
 
     @property
     @abstractmethod
@@ -163,7 +169,8 @@ class DenseFormat(PeftFormat):
 
 def readers() -> list[tuple[type[Variant], PeftFormat]]:
     """The formats that are read, each with the variant that its adapters become."""
-    return [(cls, cls.peft) for cls in VARIANTS.values() if cls.peft and cls.peft.reads and not cls.preset_of]
+    own = [cls for cls in VARIANTS.values() if cls.peft and cls.peft.reads and not cls.preset_of]
+    return [(VARIANTS.find(cls.peft.read_as) if cls.peft.read_as else cls, cls.peft) for cls in own]
 
 
 def reader_of(config: Mapping[str, Any]) -> tuple[type[Variant], PeftFormat]:

@@ -12,7 +12,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.peft.attention import by_matrix
 from lora_zoo.formats.peft.embeddings import embeddings_of, tied_once, with_tied
 from lora_zoo.formats.peft.experts import resolve
-from lora_zoo.formats.peft.forms import PREFIX, ParsedAdapter, PeftFolder, SavedAdapter, reader_of
+from lora_zoo.formats.peft.forms import ParsedAdapter, PeftFolder, SavedAdapter, reader_of
 from lora_zoo.formats.peft.options import check_options
 from lora_zoo.formats.peft.patterns import selects
 from lora_zoo.formats.peft.write import CONFIG, HEADS, NOTHING
@@ -45,11 +45,15 @@ def read_peft(folder: Path) -> tuple[PeftFolder, dict[str, Tensor]]:
         raise FileNotFoundError(f"{folder} holds no weights: {' or '.join(FILES)} is expected there")
     tensor_of = re.compile(rf"(?P<module>.+)\.(?P<name>{'|'.join(map(re.escape, form.names))})")
     found, rest = PeftFolder(weights, config, {}), {}
+    shared = {f"{form.shared_prefix}{name}": name for name in form.shared}
     for key, tensor in tensors_in(weights).items():
+        if key in shared:
+            found.shared[shared[key]] = tensor
+            continue
         if not key.startswith("base_model."):
-            raise ValueError(f"{weights}: {key} does not start with {PREFIX}")
-        name = key.removeprefix(PREFIX)
-        if not key.startswith(PREFIX):
+            raise ValueError(f"{weights}: {key} does not start with {form.prefix}")
+        name = key.removeprefix(form.prefix)
+        if not key.startswith(form.prefix):
             found.shared[key.removeprefix("base_model.")] = tensor
         elif match := tensor_of.fullmatch(name):
             found.modules.setdefault(match["module"], {})[match["name"]] = tensor
@@ -72,7 +76,8 @@ def from_peft(model: nn.Module, path: Path) -> SavedAdapter:
         cls, form = reader_of(folder.config)
         if extra := sorted(folder.shared.keys() - set(form.shared)):
             raise ValueError(f"base_model.{extra[0]} is not expected")
-        parsed = form.from_peft(folder, model) if folder.modules else ParsedAdapter({}, {}, [], {})
+        whole = folder.modules or not cls.adapts
+        parsed = form.from_peft(folder, model) if whole else ParsedAdapter({}, {}, [], {})
         fully_trained = _trained(model, folder, rest)
     except ValueError as mistake:
         raise ValueError(f"{folder.file}: {mistake}") from None

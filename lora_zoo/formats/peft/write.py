@@ -73,15 +73,17 @@ def save_peft(
         content = _content(injection, form, rank, written)
         forced = HEADS.get(task_type or "", ())
         modules = _modules(injection, forced)
-        tensors = content.tensors | _fully_trained(injection, modules)
+        prefix = injection.variant.peft.prefix if injection.variant.peft else PREFIX
+        tensors = content.tensors | _fully_trained(injection, modules, prefix)
         written.config = content.config | {
             "base_model_name_or_path": base,
             "task_type": task_type,
-            "bias": "none",
             "inference_mode": True,
-            "target_modules": _targets(injection, content.config, modules),
             "modules_to_save": modules or None,
         }
+        if "target_modules" in content.config:  # a method of layers
+            chosen = _targets(injection, content.config, modules)
+            written.config |= {"bias": "none", "target_modules": chosen}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite: the adapter is broken")
@@ -92,9 +94,10 @@ def save_peft(
 
 
 def _content(injection: Injection, form: str, rank: int | None, written: Written) -> PeftContent:
-    injection.variant.require_weight("written in PEFT's format")
     own: PeftFormat | None = injection.variant.peft
-    if own and form == "peft" and rank is None and injection.adapters:
+    if not (own and form == "peft" and rank is None):
+        injection.variant.require_weight("written in PEFT's format" + (" as LoRA" if own else ""))
+    elif injection.adapters or injection.shared is not None:
         if not own.biases:
             _refuse_biases(injection)
         try:
@@ -148,14 +151,14 @@ def _targets(injection: Injection, config: dict[str, Any], modules: list[str]) -
 
 
 def _modules(injection: Injection, forced: tuple[str, ...]) -> list[str]:
-    if not injection.adapters and not injection.trained:
+    if not injection.adapters and not injection.trained and injection.shared is None:
         raise ValueError(f"{injection.variant.name} trains nothing: there is no adapter to write")
     if len(injection.trained) == len(base_parameters(injection.model)):
         raise ValueError("every parameter is trained, which is no adapter: use python -m lora_zoo.merge")
     return trained_modules(injection.model, injection.trained, forced) if injection.trained or forced else []
 
 
-def _fully_trained(injection: Injection, modules: list[str]) -> dict[str, Tensor]:
+def _fully_trained(injection: Injection, modules: list[str], prefix: str) -> dict[str, Tensor]:
     """Every tensor of `modules`, saved buffers included, by PEFT's names."""
     every, by_name = base_parameters(injection.model), dict(named_base_modules(injection.model))
     found: dict[str, Tensor] = {}
@@ -163,4 +166,4 @@ def _fully_trained(injection: Injection, modules: list[str]) -> dict[str, Tensor
         buffers = {f"{module}.{name}": tensor for name, tensor in by_name[module].state_dict().items()}
         for source in (every, buffers, injection.trained, injection.buffers.own()):
             found |= {name: tensor for name, tensor in source.items() if name.startswith(f"{module}.")}
-    return {f"{PREFIX}{name}": stored(tensor) for name, tensor in found.items()}
+    return {f"{prefix}{name}": stored(tensor) for name, tensor in found.items()}
