@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import inputs, lone, only, train
+from lora_zoo.conformance.cases import inputs, lone, only, perturb, train
 from lora_zoo.injection.inject import Injection, inject
 
 F64 = torch.float64
@@ -72,3 +72,64 @@ def test_asymmetric_lora_that_starts_as_lora_fa_walks_as_lora_fa_does() -> None:
         train(injection, regression(injection.model), steps=5)
         walks.append(adapter.weight(W_OI).detach())
     assert_close(*walks)
+
+
+# --- LoRA-Pro ----------------------------------------------------------------------------------------------
+
+
+def given(adapter: Any, G_OI: Tensor) -> Tensor:
+    """Set the factors' gradients, of which G is ∂L/∂(s B A); they are also returned, flat, A's first."""
+    adapter.A_RI.grad = (adapter.scale * adapter.B_OR.T @ G_OI).detach()
+    adapter.B_OR.grad = (adapter.scale * G_OI @ adapter.A_RI.T).detach()
+    return torch.cat([adapter.A_RI.grad.flatten(), adapter.B_OR.grad.flatten()])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_lora_pro_s_step_is_the_least_squares_fit_that_is_nearest_to_lora_s(moved: bool) -> None:
+    """Of all z with M z nearest to G: own + M⁺ (G - M own), where M z = s (B dA + dB A); also at B = 0."""
+    injection, adapter, _ = begun("lora_pro", rank=3, alpha=6.0, mode="gradient")
+    if moved:
+        perturb(injection)
+    A_RI, B_OR = adapter.A_RI.detach().clone(), adapter.B_OR.detach().clone()
+    M = 2 * torch.cat(
+        [torch.kron(B_OR, torch.eye(14)), torch.kron(torch.eye(10), A_RI.T.contiguous())], dim=1
+    )
+    G_OI, optimizer = full_gradient(), injection.optimizer(torch.optim.SGD, lr=0.1)
+    own = given(adapter, G_OI)
+    optimizer.step()
+    steps = torch.cat([(A_RI - adapter.A_RI).flatten(), (B_OR - adapter.B_OR).flatten()]).detach() / 0.1
+    assert_close(steps, own + torch.linalg.pinv(M) @ (G_OI.flatten() - M @ own))
+
+
+@pytest.mark.parametrize(("mode", "moved"), [("gradient", 1.0), ("adamw", 0.2)])
+def test_lora_pro_of_one_number_is_worked_out_by_hand(mode: str, moved: float) -> None:
+    """a = 1, b = 2, G = 5: (2, 1) is along (b, a), and 2 · 2 + 1 · 1 = 5. Adam makes 1 of G: a fifth."""
+    injection = inject(lone("linear", 1, 1), "lora_pro", target_modules="layer", rank=1, mode=mode)
+    adapter, _ = only(injection)
+    adapter.A_RI.data.fill_(1.0)
+    adapter.B_OR.data.fill_(2.0)
+    given(adapter, torch.full((1, 1), 5.0, dtype=F64))
+    plain = mode == "gradient"
+    injection.optimizer(torch.optim.SGD if plain else torch.optim.Adam, lr=0.5, weight_decay=0.0).step()
+    assert adapter.A_RI.item() == pytest.approx(1 - 0.5 * 2 * moved)
+    assert adapter.B_OR.item() == pytest.approx(2 - 0.5 * moved)
+
+
+def test_lora_pro_of_full_rank_steps_as_full_fine_tuning_by_adamw() -> None:
+    """To first order in the rate: B dA + dB A reaches any matrix, and the moments are those of W."""
+    injection, adapter, W_OI = begun("lora_pro", rank=10)
+    perturb(injection)
+    before_OI, weight = adapter.weight(W_OI).detach(), nn.Parameter(W_OI.clone())
+    optimizers = injection.optimizer(torch.optim.Adam, lr=1e-7), torch.optim.Adam([weight], lr=1e-7)
+    for factor in (1.0, -0.3, 2.0):
+        weight.grad = factor * full_gradient()
+        given(adapter, weight.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    moved_OI = (adapter.weight(W_OI) - before_OI).detach()
+    assert_close(1e7 * moved_OI, 1e7 * (weight - W_OI).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_lora_pro_s_moments_need_an_adam() -> None:
+    with pytest.raises(ValueError, match=r"mode=adamw takes betas .* SGD has none; use .*mode=gradient"):
+        begun("lora_pro", rank=3)[0].optimizer(torch.optim.SGD, lr=0.1)
