@@ -3,7 +3,9 @@
 Shapes: O out, I in, R rank; layers of one matrix in double precision.
 """
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lora_zoo.conformance.cases import inputs, lone, only, perturb, train
+from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import Injection, inject
+from tests.adapters.test_parity_shared import Stack
 
 F64 = torch.float64
 
@@ -133,3 +137,89 @@ def test_lora_pro_of_full_rank_steps_as_full_fine_tuning_by_adamw() -> None:
 def test_lora_pro_s_moments_need_an_adam() -> None:
     with pytest.raises(ValueError, match=r"mode=adamw takes betas .* SGD has none; use .*mode=gradient"):
         begun("lora_pro", rank=3)[0].optimizer(torch.optim.SGD, lr=0.1)
+
+
+# --- Diff pruning ------------------------------------------------------------------------------------------
+
+
+def test_gates_are_drawn_by_step_with_the_gradient_of_the_hard_concrete_distribution() -> None:
+    """z = clip(3 s - 1.5), s = σ(α + ln u - ln(1 - u)); inside, dz/dα = 3 s (1 - s); outside it is 0."""
+    injection, adapter, W_OI = begun("diff_pruning", structured=False)
+    perturb(injection)
+    with torch.no_grad():
+        adapter.gate_OI.sub_(5)
+    injection.hooks.on_train_begin(10)
+    found = []
+    for step in (1, 1, 2):
+        adapter.zero_grad()
+        with injection.hooks.forward_context(Progress(step, 10)):
+            u_OI = adapter.noise[:140].view(10, 14).clone()
+            found.append(adapter.weight(W_OI))
+            found[-1].sum().backward()
+        s_OI = 1 / (1 + (1 - u_OI) / u_OI * (-adapter.gate_OI.detach()).exp())
+        z_OI = (3 * s_OI - 1.5).clip(0, 1)
+        assert_close(found[-1], W_OI + z_OI * adapter.D_OI)
+        inside_OI = ((z_OI > 0) & (z_OI < 1)).double()
+        assert 20 < inside_OI.sum() < 120
+        assert_close(adapter.gate_OI.grad, adapter.D_OI.detach() * inside_OI * 3 * s_OI * (1 - s_OI))
+        assert_close(adapter.D_OI.grad, z_OI)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+    assert adapter.noise is None
+
+
+def test_gates_are_open_as_often_as_the_penalty_says() -> None:
+    """At α = 0.4 for entries and 0.8 for the whole: σ(0.4) σ(0.8) of 140 entries, and in the draws."""
+    injection, adapter, _ = begun("diff_pruning", l0_weight=0.5)
+    with torch.no_grad():
+        for p, value in ((adapter.D_OI, 1.0), (adapter.gate_OI, 0.4), (adapter.group_gate_OI, 0.8)):
+            p.fill_(value)
+    expected = 140 / (1 + math.exp(-0.4)) / (1 + math.exp(-0.8))
+    assert injection.hooks.regularizer().item() == pytest.approx(0.5 * expected)
+    counts = []
+    for step in range(1, 1001):
+        with injection.hooks.forward_context(Progress(step, 1000)):
+            counts.append(float((adapter.diff() != 0).sum()))
+    assert sum(counts) / 1000 == pytest.approx(expected, rel=0.06)
+
+
+def test_pruning_keeps_the_greatest_changes_of_all_matrices_as_they_are() -> None:
+    """Of 132 entries the 13 greatest, wherever they are."""
+    model = Stack()
+    injection = inject(model, "diff_pruning", target_modules=["layers"], density=0.1)
+    perturb(injection)
+    before = torch.cat([dW_OI.flatten() for _, _, dW_OI in injection])
+    injection.hooks.prune()
+    threshold = before.abs().sort(descending=True).values[12]
+    after = torch.cat([dW_OI.flatten() for _, _, dW_OI in injection])
+    assert_close(after, before.where(before.abs() >= threshold, 0))
+    assert all(dW_OI.any() for _, _, dW_OI in injection)
+
+
+@pytest.mark.parametrize(("fixed_from", "found_at"), [(0.5, 6), (1.0, None)])
+def test_after_the_search_the_entries_that_are_left_learn_on(fixed_from: float, found_at: int | None) -> None:
+    """Ten steps: gates move up to the cut and rest after it; the mask stays, and what it keeps moves."""
+    model, x = Stack(), torch.linspace(-1, 1, 30, dtype=F64).view(5, 6)
+    more = {"density": 0.1, "fixed_from": fixed_from, "l0_weight": 0.01}
+    injection = inject(model, "diff_pruning", target_modules=["layers"], **more)
+    diffs, opening = list[Tensor](), list[Tensor]()
+
+    def loss() -> Tensor:
+        sites = injection.adapters.values()
+        diffs.append(torch.cat([site.D_OI.detach().flatten() for site in sites]))
+        opening.append(torch.cat([site.gate_OI.detach().flatten() for site in sites]))
+        return (model(x) - 1).square().mean()
+
+    train(injection, loss, steps=10)
+    loss()
+    first = 10 if found_at is None else found_at - 1
+    assert [int((D != 0).sum()) for D in diffs] == [0, *[132] * (first - 1), *[13] * (11 - first)]
+    assert [torch.equal(*pair) for pair in pairwise(opening)] == [*[False] * first, *[True] * (10 - first)]
+    masks = [D != 0 for D in diffs[first:]]
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+    assert not any(torch.equal(*pair) for pair in pairwise(diffs))
+
+
+def test_numbers_that_no_pruning_has_are_refused() -> None:
+    for wrong in ({"density": 0.0}, {"density": 1.5}, {"fixed_from": 0.0}, {"l0_weight": -1.0}):
+        with pytest.raises(ValueError, match="diff_pruning needs 0 < density <= 1, 0 < fixed_from <= 1"):
+            begun("diff_pruning", **wrong)
