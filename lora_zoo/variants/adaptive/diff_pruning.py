@@ -27,9 +27,9 @@ class SparseDiff(AdapterHooks):
 
     After the share `fixed_from` of the steps the diff is cut to the `density` of all entries that has the
     greatest ones, and these learn on, without noise, gates at rest: the official scripts' fixed mask, as long
-    as the search. At 1 the diff is cut at the end. `l0_weight` times the expected number of entries that are not
-    0 is the penalty; its default is the official one, of 335 million entries, where the code counts entries
-    and groups apart. Gates learn at `gate_lr` whatever the rate is.
+    as the search. At 1 the diff is cut at the end. The penalty is `l0_weight` times the expected number of
+    entries that are not 0; its default is the official one, of 335 million entries, and that code counts
+    entries and groups apart. Gates learn at `gate_lr` whatever the rate is.
     """
 
     fixed: Tensor
