@@ -9,13 +9,21 @@ from lora_zoo.claims.tiny import Tiny
 from lora_zoo.config import command_line
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.schema import register
-from lora_zoo.core.hyperparameters import hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.runs.identity import specify
 from lora_zoo.training.experiment import target_arguments
 
 register()
+
+
+def count(name: str, rank: int) -> int:
+    """The trainable parameters of a matrix (16, 16)."""
+    cls = VARIANTS[name]
+    return cls.trainable_count([((16, 16), cls.complete(check_hyperparameters(cls, {"rank": rank})))])
+
+
 SCALED = [name for name, cls in VARIANTS.items() if "alpha" in hyperparameters(cls)]
 
 
@@ -37,7 +45,8 @@ def used_ranks(injection: Injection) -> dict[str, int]:
 
 
 ALONE = [name for name in SCALED if "shared" not in vars(VARIANTS[name].hooks)]  # of a pair there is one rank
-FOUND = [("budget=4k", SCALED), ("rank_pattern={q:2,v:5}", ALONE)]
+GROWING = [name for name in SCALED if count(name, 1) < count(name, 2)]  # others refuse a budget
+FOUND = [("budget=4k", GROWING), ("rank_pattern={q:2,v:5}", ALONE)]
 
 
 @pytest.mark.parametrize(("found_by", "name"), [(how, name) for how, names in FOUND for name in names])

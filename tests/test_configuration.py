@@ -176,6 +176,23 @@ def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     assert choices.originals(["model=tiny-bert"]) == [f"model={tmp_path}/tiny-bert"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("glob(*)", set(VARIANTS)),
+        ("glob([lora*,vera],exclude=*_*)", {"lora", "vera"}),
+    ],
+)
+def test_hydra_s_glob_means_all_that_is_registered(pattern: str, found: set[str]) -> None:
+    (ready,) = command_line.rewritten([f"+variant={pattern}"])
+    assert set(ready.partition("=")[2].split(",")) == found
+
+
+def test_a_glob_that_matches_nothing_names_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"variant=glob\(zz\*\) matches none of the choices: abba, "):
+        command_line.rewritten(["variant=glob(zz*)"])
+
+
 def test_a_hub_name_becomes_a_model() -> None:
     (settings,) = precheck.check(command_line.rewritten(["model=FacebookAI/roberta-base"]), multirun=False)
     assert (settings.model.name, settings.model.path) == ("roberta-base", "FacebookAI/roberta-base")

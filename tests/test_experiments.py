@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from lora_zoo import inject, updates
 from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.config import choices, command_line, compose, experiments
+from lora_zoo.config import auto, choices, command_line, compose, experiments
 from lora_zoo.config.groups import options
 from lora_zoo.config.schema import Model, Settings, register
 from lora_zoo.core.init import Factors, init_names, initial_factors
@@ -51,11 +51,14 @@ def written(folder: Path, about: object = MINE, **settings: object) -> str:
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_is_a_sweep_that_composes(name: str) -> None:
     ready = command_line.rewritten(["-m", f"+experiment={name}"])
-    jobs = compose.check(command_line.overrides(ready), multirun=True)
+    arguments, _ = auto.taken(command_line.overrides(ready))
+    jobs = compose.check(arguments, multirun=True)
     about = jobs[0].experiment
     assert about["name"] == name and about == experiments.read(name)["experiment"]
     assert len(about["grid"]["seed"]) >= 5
-    assert set(command_line.swept(ready)) == {k for k, values in about["grid"].items() if len(values) > 1}
+    grid = experiments.grid_values(about["grid"])
+    several = {key for key, values in grid.items() if len(values) > 1 or "glob(" in str(values[0])}
+    assert set(command_line.swept(ready)) == several
     axes = {*about["rows"], *about.get("columns", []), *about.get("tune", [])}
     assert axes | {"seed"} == set(command_line.swept(ready)), "an axis of the grid has no place in the table"
     assert command_line.sweep_name(ready).startswith(f"{name}-")

@@ -18,6 +18,7 @@ from lora_zoo import inject, runs, updates
 from lora_zoo.config import command_line, schema
 from lora_zoo.config import compose as composing
 from lora_zoo.config.spec import RunSpec
+from lora_zoo.conformance.cases import settings as known_settings
 from lora_zoo.core.program import PROGRAMS, ProgramContext, Stage
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.export import export
@@ -186,7 +187,8 @@ def test_settling_keeps_the_function_and_never_writes_to_the_base(name: str, tar
             frozen = settled(network, parts, "settled", 0)
             assert torch.allclose(network(**inputs).logits, after, rtol=0, atol=1e-12)
             parts = [frozen]
-        stage = stirred(inject(network, name, rank=3, target_modules=asked_for, seed=number))
+        own = known_settings(name, 3)
+        stage = stirred(inject(network, name, target_modules=asked_for, seed=number, **own))
         adapters_of(network).activate(*adapters_of(network))
         parts, after = [*parts, stage], network(**inputs).logits
     dW = {}
@@ -256,9 +258,15 @@ def test_rounds_have_schedules_of_their_own_and_steps_go_on(relora: Path) -> Non
 
 
 @pytest.mark.endurance
-@pytest.mark.parametrize("step", [5, 7])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("program", ["relora", "lora_drop"])
+@pytest.mark.parametrize(  # all pairs of values
+    ("program", "step", "number"),
+    [
+        ("relora", 5, signal.SIGKILL),
+        ("relora", 7, signal.SIGTERM),
+        ("lora_drop", 5, signal.SIGTERM),
+        ("lora_drop", 7, signal.SIGKILL),
+    ],
+)
 def test_killed_in_its_second_stage_a_run_goes_on_to_the_bit(
     program: str, step: int, number: signal.Signals, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -82,8 +82,9 @@ def runs(base: nn.Module, variant: str, init: str) -> dict[str, Prepare]:
         return partial(put, model)
 
     found: dict[str, Prepare] = {"first": first, "again": again}
-    if peft.has(variant) and (word := peft.init_word(variant, init)):
-        config = peft.config(put(copy.deepcopy(base)), word)
+    adapted = put(copy.deepcopy(base))
+    if peft.has(adapted) and (word := peft.init_word(variant, init)):
+        config = peft.config(adapted, word)
         found["peft"] = lambda: partial(peft.wrap, fresh(base), copy.deepcopy(config))
     return found
 

@@ -45,7 +45,7 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, options: Options) -
     with tempfile.TemporaryDirectory() as folder:
         injection = inject_linear(copy.deepcopy(base), variant)
         found = ours(injection, base, Path(folder, "ours"))
-        if peft.has(variant):
+        if peft.has(injection):
             theirs = in_peft(injection, base, str(Path(folder, "peft")))
             found |= {f"{name}, PEFT": prepare for name, prepare in theirs.items()}
         times = options.stopwatch(at_most=ROUNDS).interleave(found)

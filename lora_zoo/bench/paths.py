@@ -88,7 +88,7 @@ def paths(
         found["fused", dropout] = fused(ours, batch)
         if ours.adapters and ours.variant.pointwise and not dropout:
             found["plain", dropout] = plain(adapted(base, variant, **wanted), batch)
-        if not own and peft.has(variant):
+        if not own and peft.has(ours):
             found["peft", dropout] = in_peft(ours, shared_copy(base), batch)
     return found
 
@@ -136,9 +136,11 @@ def adapted(base: nn.Module, variant: str, **wanted: Any) -> Injection:
 
 @torch.no_grad()
 def perturb(injection: Injection, width: float = 0.05) -> None:
+    """Move every tensor; one of three or more axes further, as an entry of ΔW may be a product of several."""
     g = torch.Generator().manual_seed(2)
     for tensor in injection.state_dict().values():
-        tensor.add_(width * torch.randn(tensor.shape, generator=g).to(tensor))
+        own = width if tensor.ndim < 3 else max(width, 0.5 * tensor.shape[-1] ** -0.5)
+        tensor.add_(own * torch.randn(tensor.shape, generator=g).to(tensor))
 
 
 def frozen(base: nn.Module, batch: Batch) -> StepPath:

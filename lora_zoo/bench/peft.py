@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.peft.forms import PeftContent, Unfit
+from lora_zoo.formats.peft.plain import PlainFormat
 from lora_zoo.injection.inject import Injection
 
 TOTAL = 10_000
@@ -37,9 +38,29 @@ def installed() -> bool:
     return importlib.util.find_spec("peft") is not None
 
 
-def has(variant: str) -> bool:
-    """True if PEFT is installed and has `variant`."""
-    return installed() and VARIANTS.find(variant).peft is not None
+def has(ours: Injection) -> bool:
+    """True if PEFT is installed and has this adapter, on these layers and with these settings."""
+    if not installed() or ours.variant.peft is None:
+        return False
+    try:
+        _written(ours)
+    except Unfit:
+        return False
+    return True
+
+
+def _written(ours: Injection) -> PeftContent:
+    """The content of PEFT's files for `ours`."""
+    form = ours.variant.peft
+    assert form is not None
+    with ours.disabled():
+        content: PeftContent = form.to_peft(ours)
+    return content
+
+
+def _as_written(ours: Injection) -> bool:
+    """True if PEFT trains what its files hold: not a residual start, nor ranks that a file leaves out."""
+    return isinstance(ours.variant.peft, PlainFormat)
 
 
 def init_word(variant: str, init: str) -> bool | str | None:
@@ -52,12 +73,10 @@ def config(ours: Injection, init: bool | str | None = True) -> Any:
     """PEFT's configuration with the settings of `ours`, for training; by default with PEFT's init."""
     import peft
 
-    form = ours.variant.peft
-    assert form is not None
-    with ours.disabled():
-        fields = form.to_peft(ours).config
-    fields |= {theirs: ours.hyper[own] for theirs, own in SETTINGS.items() if theirs in fields}
-    fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if key in fields}
+    fields = _written(ours).config
+    if not _as_written(ours):
+        fields |= {theirs: ours.hyper[own] for theirs, own in SETTINGS.items() if theirs in fields}
+        fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if key in fields}
     fields |= {"total_step": TOTAL} if "total_step" in fields else {}
     fields |= {} if init is True else {"init_lora_weights": init}
     with warnings.catch_warnings():
@@ -77,7 +96,13 @@ def wrap(model: nn.Module, config: Any) -> Any:
 @torch.no_grad()
 def aligned(ours: Injection, model: nn.Module) -> Any:
     """PEFT's tuner of `model`, with the tensors of `ours`; of a residual init the base is W less the init."""
-    tuner = wrap(model, config(ours)).base_model
+    import peft
+
+    whole = wrap(model, config(ours))
+    tuner = whole.base_model
+    if _as_written(ours):
+        peft.set_peft_model_state_dict(whole, _written(ours).tensors)
+        return tuner
     for name, adapter in ours.adapters.items():
         layer, state = tuner.model.get_submodule(name), adapter.state_dict()
         trained = {own for own, p in adapter.named_parameters() if p.requires_grad}

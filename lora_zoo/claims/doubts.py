@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import pandas as pd
 
-TIMES = ("step_seconds", "train_seconds", "total_seconds")
+TIMES = ("load_seconds", "step_seconds", "train_seconds", "total_seconds")
 """Columns that other work on the machine changes."""
 FIXED = ("trainable", "total", "adapted", "adapter_bytes", "saved_bytes", "peak_memory")
 """Columns that do not depend on how a training went."""

@@ -14,13 +14,15 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 
 from lora_zoo.config import experiments
 from lora_zoo.config.aliases import modern_key, modern_word
 from lora_zoo.config.choices import CHOSEN, OWN, choose, own_files, registered_name
-from lora_zoo.config.groups import OWN_FILES
+from lora_zoo.config.groups import OWN_FILES, options
 from lora_zoo.config.schema import INERT, KEYS
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.variants import VARIANTS
 
 _OVERRIDE = re.compile(r"(\+{0,2})([\w.@/]+)=(.*)", re.DOTALL)
 # Dictionaries in which any key may be new; the run checks them against what reads them.
@@ -31,6 +33,7 @@ _OPEN = re.compile(
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 # A regular expression: no list, not quoted, and with a character that names have not.
 _PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
+_GLOB = re.compile(r"glob\(.*\)")
 _TARGETS = ("target_modules", "exclude_modules")
 _REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun", "shell_completion")
 """Flags of Hydra's that would make another program of this one."""
@@ -115,10 +118,22 @@ def _rewritten(argument: str) -> str:
         plus = "++"
     elif key in KEYS:
         plus = ""
+    if key in CHOSEN and _GLOB.fullmatch(value):
+        value = ",".join(_matching(key, value))
     if key in CHOSEN or key in OWN:
         choice = choose if key in CHOSEN else registered_name
         value = ",".join(choice(key, part) for part in value.split(","))
     return f"{plus}{key}={_quoted(key, value)}"
+
+
+def _matching(group: str, value: str) -> list[str]:
+    """The options that Hydra's glob(…) stands for, variants without a YAML among them. ValueError: none."""
+    names = sorted(VARIANTS) if group == "variant" else [*options(group)]
+    pattern = OverridesParser.create().parse_override(f"{group}={value}").value()
+    found: list[str] = pattern.filter(names) if isinstance(pattern, Glob) else []
+    if not found:
+        raise ValueError(f"{group}={value} matches none of the choices: {', '.join(names)}")
+    return found
 
 
 def _files(arguments: Sequence[str]) -> list[str]:

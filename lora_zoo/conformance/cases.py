@@ -201,11 +201,10 @@ UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  
 
 
 def representatives():
-    """The first variant of each abstract base, forward pass and kernel: others meet a layer as it does."""
+    """The first variant of each forward pass and kernel: others meet a layer as it does."""
     first = {}
     for name in MATRIX:
-        cls = VARIANTS[name]
-        first.setdefault((_abstract_base(name), cls.forward, cls.kernel), name)
+        first.setdefault((VARIANTS[name].forward, VARIANTS[name].kernel), name)
     return list(first.values())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.dropout import Dropout, ForwardCounter
-from lora_zoo.core.dtypes import at_least_float32, uncast
+from lora_zoo.core.dtypes import at_least_float32, cast, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
@@ -237,11 +237,19 @@ class Adapter(nn.Module, Variant):
             return self.bias(W_OI.new_zeros(len(W_OI)) if own_O is None else own_O)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself."""
-        W_OI = host.matrix()
+        """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself.
+
+        Where W' would be rounded to fewer bits than float32 has, W is left as it is, and W' - W is rounded.
+        """
+        W_OI, bias = host.matrix(), self.bias if self.changes_bias else None
+        narrow = cast(W_OI.device) or W_OI.dtype != at_least_float32(W_OI.dtype)
+        beside = narrow and self.changes_weight
         with uncast(W_OI.device):
-            effective_OI = self.weight(W_OI).to(W_OI.dtype)
-        return host.apply(x, effective_OI, self.bias if self.changes_bias else None)
+            effective_OI = self.weight(W_OI)
+            part_OI = (effective_OI - W_OI if beside else effective_OI).to(W_OI.dtype)
+        if beside:
+            return host.plus_bias(host.times(x, W_OI) + host.times(x, part_OI), bias)
+        return host.apply(x, part_OI, bias)
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""

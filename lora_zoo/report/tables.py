@@ -32,6 +32,7 @@ COSTS = {
     "data.train.information": ("bits there are", "{:,.0f}"),
     "bits_per_parameter": ("bits a parameter", "{:.3f}"),
     "step_seconds": ("s/step", "{:.3f}"),
+    "load_seconds": ("start-up (s)", "{:.1f}"),
 }
 
 

@@ -13,7 +13,7 @@ HIGHER_IS_BETTER = dict.fromkeys(
         *("loss", "train_loss", "eval_loss", "eval_nll", "retention_before", "retention_after", "forgetting"),
         *(f"{of}{split}_nll" for of in ("", "zero_shot_") for split in ("validation", "test")),
         *("trainable", "total", "adapter_bytes", "saved_bytes", "peak_memory"),
-        *("step_seconds", "train_seconds", "total_seconds"),
+        *("load_seconds", "step_seconds", "train_seconds", "total_seconds"),
     ),
     False,
 )

@@ -42,6 +42,7 @@ PATHS = {
     "total": "parameters.total",
     "adapted": "parameters.adapted",
     "adapter_bytes": "adapter.bytes",
+    "load_seconds": "timings.load",
     "step_seconds": "timings.step_median",
     "train_seconds": "timings.train",
     "total_seconds": "timings.total",
@@ -64,7 +65,7 @@ OUTCOMES = (
     *("validation", "test", "zero_shot_validation", "zero_shot_test", "majority_validation", "majority_test"),
     *("validation_nll", "test_nll", "zero_shot_validation_nll", "zero_shot_test_nll"),
     *("loss", "trainable", "total", "adapted", "adapter_bytes", "saved_bytes"),
-    *("step_seconds", "train_seconds", "total_seconds", "cpu_share", "peak_memory"),
+    *("load_seconds", "step_seconds", "train_seconds", "total_seconds", "cpu_share", "peak_memory"),
     *("retention_before", "retention_after", "forgetting", "bits", "bits_per_parameter"),
 )
 COLUMNS = (*TEXTS, *SETTINGS, "metric", *OUTCOMES, "commit", "dirty")

@@ -237,9 +237,10 @@ def narrow(name, dtype, *, bias=True, size=0.05, **more):
 
 
 def allowed():
-    """The variants in each way that they take."""
+    """The first variant of each kernel in each way that it takes; others, of their own operands, in two."""
+    firsts = {VARIANTS[name].kernel: name for name in reversed(FUSED)}.values()
     for name in FUSED:
-        for more in WAYS:
+        for more in WAYS if name in firsts else ({}, {"lora_dropout": 0.1}):
             with contextlib.suppress(ValueError):
                 _, injection = narrow(name, WIDE, **more)
                 if all(adapter.fused for adapter in injection.adapters.values()):
@@ -268,10 +269,10 @@ def compared(name, dtype, monkeypatch, *, autocast=False, **more):
     assert len(taken) == 1
     monkeypatch.setattr(DenseKernel, "refusal", lambda *_: "a test")
     ordinary = passed(model, injection, dtype, autocast=autocast)
-    exact = passed(model.double(), injection, torch.float64)
+    exact = [t.detach() for t in passed(model.double(), injection, torch.float64)]
     assert [t.dtype for t in fused] == [t.dtype for t in ordinary]
     return [
-        tuple(float((t.double() - e).norm() / e.norm()) for t in both)
+        tuple(float((t.detach().double() - e).norm() / e.norm()) for t in both)
         for *both, e in zip(fused, ordinary, exact, strict=True)
     ]
 
@@ -286,7 +287,10 @@ def test_on_a_narrow_base_a_kernel_is_as_exact_as_ordinary_operations(name, more
 @every_way
 @pytest.mark.parametrize("dtype", [NARROW, WIDE])
 def test_under_autocast_a_kernel_is_about_as_exact_as_ordinary_operations(name, more, dtype, monkeypatch):
-    for fused, ordinary in compared(name, dtype, monkeypatch, autocast=True, **more):
+    """The two parts of the input's gradient are summed in the narrow dtype: one rounding more there."""
+    output, of_input, *of_tensors = compared(name, dtype, monkeypatch, autocast=True, **more)
+    assert 1e-4 < of_input[0] <= 2**0.5 * of_input[1]
+    for fused, ordinary in (output, *of_tensors):
         assert 1e-4 < fused <= 1.15 * ordinary
 
 

@@ -151,7 +151,7 @@ def test_autocast_moves_loss_and_gradients_by_rounding_alone(name, kind):
         narrow = loss_of(model(x))
     got = gradients(narrow, injection)
     assert abs(float(narrow / loss) - 1) < 2e-2
-    assert distance(got, exact) < 4e-2
+    assert distance(got, exact) < 5e-2
     assert [g.dtype for g in got] == [p.dtype for p in injection.parameters()]
     assert [p.dtype for p in model.parameters()] == before
 
@@ -171,7 +171,7 @@ def test_the_effective_weight_is_not_less_exact_under_autocast(name, kind):
 def test_a_narrow_base_rounds_each_output_for_itself(name):
     """No output feature is scaled as a whole: over many tokens the noise averages out.
 
-    Where W' is made as one matrix, each of its entries is rounded once: by half a unit in the last place.
+    Where ΔW is made as one matrix, each of its entries is rounded once, to 8 bits.
     """
     dense = VARIANTS[name].forward in (Adapter.forward, LowRank.forward)
     model, _, _ = adapted(name, "linear", torch.bfloat16)
@@ -179,7 +179,7 @@ def test_a_narrow_base_rounds_each_output_for_itself(name):
     got, expected = model(x).double(), duplicate(model).double()(x.double())
     scale = (got * expected).sum(0) / expected.square().sum(0) - 1
     assert distance([got], [expected]) > 1e-3, "nothing is rounded"
-    assert float(scale.detach().square().mean().sqrt()) < (2**-9 if dense else 5e-4)
+    assert float(scale.detach().square().mean().sqrt()) < (1e-3 if dense else 5e-4)
 
 
 class WeightProducts(TorchDispatchMode):

@@ -58,6 +58,7 @@ AXES = {
     "trainable": Axis("trainable parameters", log=True),
     "saved_bytes": Axis("activations kept for backward", "bytes", log=True),
     "adapter_bytes": Axis("adapter on disk", "bytes", log=True),
+    "load_seconds": Axis("time before the first step", "s"),
     "step_seconds": Axis("time of a step, median", "s"),
     "train_seconds": Axis("training time", "s"),
     "total_seconds": Axis("time of the whole run", "s"),

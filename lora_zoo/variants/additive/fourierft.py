@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext
+from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.plain import PlainFormat
@@ -45,8 +46,8 @@ class FourierFT(Adapter):
     """§3: n coefficients at random places of the spectrum, which all matrices of a shape share, are trained.
 
     They begin at zero (PEFT's `init_weights=True`), so that step 0 is the base; the paper's N(0, 1) is not.
-    The places are those that PEFT draws from `random_loc_seed`, and are not saved. `n_frequency=auto` is
-    the paper's 1000, and all O I of a matrix that has no more.
+    The places are those that PEFT draws from `random_loc_seed` (777 there, 0 here), and are not saved.
+    `n_frequency=auto` is the paper's 1000, and all O I of a matrix that has no more.
     """
 
     paper = "arXiv:2405.03003"
@@ -90,7 +91,8 @@ class FourierFT(Adapter):
         return f"n_frequency must lie between 1 and its {most} entries; got {n}"
 
     def weight(self, W_OI: Tensor) -> Tensor:
-        flat = self.c_N.new_zeros(W_OI.numel()).index_copy(0, self.places_N, self.c_N)
+        c_N = self.c_N.to(at_least_float32(self.c_N.dtype))  # no transform is narrower
+        flat = c_N.new_zeros(W_OI.numel()).index_copy(0, self.places_N, c_N)
         return W_OI + self.scaling * torch.fft.ifft2(flat.view(W_OI.shape)).real
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.plain import PlainFormat
 from lora_zoo.variants.low_rank import LowRank
@@ -24,6 +25,11 @@ class HiRA(LowRank):
         {"rank": ("r", 32), "lora_dropout": ("hira_dropout", 0.0)},
         conv1d=True,
     )
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        """Starts that look neither at W nor at its gradient: they fit B A to W, which B A multiplies here."""
+        return not init.residual and not init.needs
 
     def weight(self, W_OI: Tensor) -> Tensor:
         return W_OI + W_OI * self.update()

@@ -79,6 +79,7 @@ class SpectralAdapterR(SpectralSpace):
     paper = "arXiv:2405.13952"
     equation = "W' = W + U R_U Σ R_Vᵀ Vᵀ - U Σ Vᵀ, R orthogonal, U Σ Vᵀ = top-r SVD of W"
     count = "2 * R * R"
+    kernel = ""  # one promises a backward pass in own dtypes also under autocast, which a solve does not
 
     def add_trained(self, context: LayerContext, rank: int) -> None:
         self.P_RR, self.Q_RR = (nn.Parameter(context.full((rank, rank))) for _ in "PQ")
@@ -89,8 +90,8 @@ class SpectralAdapterR(SpectralSpace):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         with uncast(self.P_RR.device):
-            core_RR = (cayley(self.P_RR) * self.S_R) @ cayley(self.Q_RR).T
-            return self.U_OR @ (core_RR - self.S_R.diag()), self.Vh_RI
+            core_RR = (cayley(self.P_RR) * self.S_R) @ cayley(self.Q_RR).T - self.S_R.diag()
+            return self.U_OR @ core_RR.to(self.U_OR.dtype), self.Vh_RI
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
