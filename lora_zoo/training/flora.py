@@ -56,13 +56,13 @@ class Flora(Optimizer):
             for p in group["params"]:
                 number += 1
                 if p.grad is not None:
-                    self._move(p, group, number)
+                    self._move(p, p.grad, group, number)
         return loss
 
-    def _move(self, p: Tensor, group: dict[str, Any], number: int) -> None:
+    def _move(self, p: Tensor, G: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[p]
         state["step"] = state.get("step", 0) + 1
-        update = normalised(p.grad, state, 1 - state["step"] ** group["decay_rate"])
+        update = normalised(G, state, 1 - state["step"] ** group["decay_rate"])
         if group["beta1"]:
             average = _compressed if compressible(p, group["rank"]) else _whole
             update = average(update, state, group, number)

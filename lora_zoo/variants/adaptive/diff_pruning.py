@@ -148,12 +148,11 @@ class DiffPruning(Adapter):
 
     def diff(self) -> Tensor:
         """The update (O, I)."""
-        found_OI, drawn = self.D_OI, self.noise
-        for gate in self.gates():
-            noise = None if drawn is None else drawn[: gate.numel()].view_as(gate)
-            found_OI = found_OI * opened(gate, noise)
-            drawn = None if drawn is None else drawn[gate.numel() :]
-        return found_OI
+        u, N = self.noise, self.D_OI.numel()
+        found_OI = self.D_OI * opened(self.gate_OI, None if u is None else u[:N].view_as(self.gate_OI))
+        if self.group_gate_OI is None:
+            return found_OI
+        return found_OI * opened(self.group_gate_OI, None if u is None else u[N:].view(1, 1))
 
     def weight(self, W_OI: Tensor) -> Tensor:
         return W_OI + self.diff()
@@ -161,7 +160,10 @@ class DiffPruning(Adapter):
     def expected_entries(self) -> Tensor:
         """The expected number of entries whose gates are open."""
         shift = math.log(-LOW / HIGH)
-        return math.prod(torch.sigmoid(gate - shift) for gate in self.gates()).sum()
+        expected = torch.sigmoid(self.gate_OI - shift).sum()
+        if self.group_gate_OI is None:
+            return expected
+        return expected * torch.sigmoid(self.group_gate_OI - shift).sum()
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

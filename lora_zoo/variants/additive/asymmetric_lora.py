@@ -37,8 +37,14 @@ class AsymmetricLoRA(Additive):
         super().__init__(context, init=init, **hyper)
         self.trained = trained
         if trained == "A":
-            W_IO, about = context.host.matrix().T, {"seed": context.seed, "matrix": context.name}
-            (B_RO, A_IR), _ = initial_factors(self.init, W_IO, rank=self.rank, scale=self.scale, **about)
+            (B_RO, A_IR), _ = initial_factors(
+                self.init,
+                context.host.matrix().T,
+                rank=self.rank,
+                scale=self.scale,
+                seed=context.seed,
+                matrix=context.name,
+            )
             self.A_RI, self.B_OR = (nn.Parameter(f.T.contiguous()) for f in (A_IR, B_RO))
         (self.A_RI if trained == "B" else self.B_OR).requires_grad_(False)
 
