@@ -1,18 +1,22 @@
 """Optimisers that a variant's hooks wrap or choose, in the Trainer and over what trains in full."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adafactor, Optimizer
+from torch.testing import assert_close
 
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
+from lora_zoo.training import flora
 from lora_zoo.training.arguments import training_arguments
+from lora_zoo.training.flora import Flora
 from lora_zoo.training.optimizers import _by_dimension, split_optim
 from lora_zoo.training.trainer import ZooTrainer
 from tests.recorded import settings
@@ -264,6 +268,71 @@ def test_others_learn_and_resume_to_the_bit(tmp_path: Path, name: str) -> None:
         assert torch.equal(tensor, resumed.injection.state_dict()[key]), key
 
 
+# --- Flora -------------------------------------------------------------------------------------------------
+
+SHAPES = ((10, 14), (14, 10), (12, 12), (5, 40), (7,), (3, 4, 2))
+"""The fourth is too flat, and the last two are no matrices, for a compressed momentum."""
+
+
+def walk(make: Any, steps: int = 9) -> list[Tensor]:
+    """Where parameters of `SHAPES` are after steps of `make(parameters)` on fixed gradients."""
+    source = torch.Generator().manual_seed(1)
+    held = [torch.randn(s, generator=source, dtype=torch.float64).requires_grad_() for s in SHAPES]
+    optimizer = make(held)
+    for _ in range(steps):
+        for p in held:
+            p.grad = torch.randn(p.shape, generator=source, dtype=torch.float64)
+        optimizer.step()
+    return [p.detach() for p in held]
+
+
+def test_flora_without_momentum_is_adafactor() -> None:
+    """torch's, whose rate is times the weight's root mean square too; it also factors what is no matrix."""
+    found, theirs = (
+        walk(partial(cls, lr=0.01, **more)) for cls, more in ((Flora, {"beta1": 0.0}), (Adafactor, {}))
+    )
+    assert_close(found[:5], theirs[:5], rtol=1e-4, atol=1e-6)
+
+
+def test_flora_by_square_orthogonal_projections_keeps_the_whole_momentum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """C moves from one P to the next without loss; a rank above every side compresses nothing."""
+
+    def orthogonal(like: Tensor, group: Any, number: int, epoch: int) -> Tensor:
+        source = torch.Generator().manual_seed(epoch)
+        side = like.shape[1]
+        return torch.linalg.qr(torch.randn(side, side, generator=source, dtype=torch.float64)).Q
+
+    whole = walk(partial(Flora, lr=0.1, rank=50))
+    monkeypatch.setattr(flora, "projection", orthogonal)
+    monkeypatch.setattr(flora, "compressible", lambda p, rank: p.ndim == 2 and min(p.shape) == 10)
+    assert_close(walk(partial(Flora, lr=0.1, rank=10, kappa=2)), whole)
+
+
+def test_flora_s_projections_are_the_identity_on_average() -> None:
+    like_LS, group = torch.zeros(9, 6, dtype=torch.float64), {"seed": 0, "rank": 4}
+    every = torch.stack([flora.projection(like_LS, group, 1, epoch) for epoch in range(3000)])
+    assert_close((every @ every.mT).mean(0), torch.eye(6, dtype=torch.float64), rtol=0, atol=0.06)
+    other = flora.projection(like_LS, group, 2, 0)
+    assert torch.equal(every[0], flora.projection(like_LS, group, 1, 0)) and not torch.equal(every[0], other)
+
+
+def test_full_fine_tuning_by_flora_has_little_state_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    own = split_optim({"optim": "flora", "optim_args": "rank=2,kappa=3", "learning_rate": 0.05})
+    often = own | {"save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    whole = trainer(tmp_path / "whole", inject(model(), "full"), **often)
+    assert any(step.any() for step in moved(whole).values())
+    for p, state in whole.optimizer.optimizer.state.items():
+        small = flora.compressible(p, 2)
+        assert state["momentum"].numel() == (2 * max(p.shape) if small else p.numel())
+    assert any(flora.compressible(p, 2) for p in whole.injection.parameters())
+    resumed = trainer(tmp_path / "resumed", inject(model(), "full"), **often)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for key, tensor in whole.injection.state_dict().items():
+        assert torch.equal(tensor, resumed.injection.state_dict()[key]), key
+
+
 def test_attention_that_has_no_second_derivative_is_refused(tmp_path: Path) -> None:
     own = split_optim({"optim": "adahessian"})
     run = trainer(tmp_path, inject(model(), "lora", target_modules=["q"], rank=RANK), **own)
@@ -280,6 +349,7 @@ def test_attention_that_has_no_second_derivative_is_refused(tmp_path: Path) -> N
         ({"optim": "lion", "optim_args": "betas=(0.9"}, "is not KEY=VALUE,KEY=VALUE"),
         ({"optim": "lion", "optim_args": "0.9"}, "optim_args='0.9' is not KEY=VALUE,KEY=VALUE"),
         ({"optim": "lbfgs"}, "LBFGS"),
+        ({"optim": "flora", "optim_args": "rank=0"}, "flora needs rank >= 1, kappa >= 1"),
         ({"optim": "alig"}, "closure"),
     ],
     ids=lambda case: next(iter(case.values())) if isinstance(case, dict) else "",

@@ -26,6 +26,11 @@ def olora(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factor
     return Factors((Q_OR.T @ W_OI).triu(), Q_OR)
 
 
+@register("right_vectors", "AsLoRA (2402.16842): A = the R principal right singular vectors, B = 0", zero="B")
+def right_vectors(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
+    return Factors(svd.leading(W_OI, rank).Vh_RI, W_OI.new_zeros(len(W_OI), rank))
+
+
 @register_family("pissa_niter", "PiSSA §4.1: randomised SVD, the official code's q = R", residual=True)
 def pissa_niter(iterations: int) -> Draw:
     return _randomised(iterations, oversampling=0)

@@ -49,6 +49,7 @@ def out_of_reach(model: nn.Module) -> str:
 Kept = Callable[[Tensor], Tensor]
 """From ones (B, H, Q, K) to what is kept of the keys, true, as (B, H, Q or 1, K)."""
 
+<<<<<<< HEAD
 
 def with_kept_keys(
     module: Any, given: tuple[Any, ...], named: dict[str, Any], kept: Kept
@@ -59,6 +60,8 @@ def with_kept_keys(
     call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
     return call.args, call.kwargs
 
+=======
+>>>>>>> h_lead
 
 @contextlib.contextmanager
 def dropping_keys(module: Any, kept: Kept) -> Iterator[None]:

@@ -62,7 +62,7 @@ def _text_of(made: Any) -> str:
 
 
 def _members(variant: type[Variant], config: Mapping[str, Any]) -> Iterator[Any]:
-    """The classes and functions that make a run's adapter, and variants that it holds or its program names."""
+    """The classes and functions that make a run's adapter, and variants that it or its program names."""
     programs = _programs(config)
     inner = [*variant.made_of, *([variant.shared_form, *config["program"].values()] if programs else [])]
     for cls in (variant, *(VARIANTS.find(name) for name in inner if name in VARIANTS)):

@@ -1,4 +1,4 @@
-"""Optimisers by name: transformers' own, and those of pytorch_optimizer where it is installed."""
+"""Optimisers by name: transformers', Flora, and those of pytorch_optimizer where it is installed."""
 
 import ast
 import difflib
@@ -15,9 +15,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.training.flora import Flora
 
 Groups = Iterable[Mapping[str, Any]]
 LIBRARY = "pytorch_optimizer"
+OWN: dict[str, type[torch.optim.Optimizer]] = {"flora": Flora}
 GRAPH = ("adahessian", "sophiah")
 """Those that estimate curvature in a step: they differentiate the gradient."""
 _OF_GROUPS = {"galore": ("rank", "update_proj_gap", "scale", "projection_type")}
@@ -44,10 +46,8 @@ def split_optim(given: Mapping[str, Any]) -> dict[str, Any]:
     if name not in names:
         every = [*(known.value for known in OptimizerNames), *names]
         near = difflib.get_close_matches(str(name), every, n=8, cutoff=0.3)
-        whose = (
-            "transformers, pytorch_optimizer" if names else f"transformers; more by `pip install {LIBRARY}`"
-        )
-        raise ValueError(f"{unknown('optim', name, near)}, … ({whose})")
+        more = "" if len(names) > len(OWN) else f"; more by `pip install {LIBRARY}`"
+        raise ValueError(f"{unknown('optim', name, near)}, …{more}")
     if foreign := [key for key in _ADAMS if key in given]:
         raise ValueError(
             f"{foreign[0]} is AdamW's; optim={name} takes its own: optim_args='betas=(0.9,0.99)'"
@@ -57,11 +57,11 @@ def split_optim(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def library_names() -> list[str]:
-    """The names of pytorch_optimizer, [] where it is not installed."""
+    """The names of `OWN`, and of pytorch_optimizer where it is installed."""
     try:
-        return list(importlib.import_module(LIBRARY).get_supported_optimizers())
+        return [*OWN, *importlib.import_module(LIBRARY).get_supported_optimizers()]
     except ImportError:
-        return []
+        return [*OWN]
 
 
 def optimizer_of(arguments: TrainingArguments, model: nn.Module | None) -> tuple[Callable[..., Any], dict]:
@@ -69,7 +69,7 @@ def optimizer_of(arguments: TrainingArguments, model: nn.Module | None) -> tuple
     name = getattr(arguments, "library_optim", "")
     if not name:
         return Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    cls = importlib.import_module(LIBRARY).load_optimizer(name)
+    cls = OWN.get(name) or importlib.import_module(LIBRARY).load_optimizer(name)
     if name in _OF_GROUPS:  # what its state holds beside tensors, for checkpoints
         projector = importlib.import_module(f"{LIBRARY}.optimizer.utils.galore").GaLoreProjector
         torch.serialization.add_safe_globals([projector])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import batch, fresh, inputs, logits, lone, only
+from lora_zoo.conformance.cases import batch, fresh, inputs, logits, lone, only, perturb
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.plan import plan_injection
 
@@ -100,7 +100,9 @@ def test_its_places_are_those_that_the_class_names_unless_others_are_asked_for()
 
 @pytest.mark.parametrize("wrong", [{"std": -0.1}, {"scale": 0.0}])
 def test_a_start_or_a_scale_that_means_nothing_is_refused(wrong):
-    with pytest.raises(ValueError, match="bottleneck: std must not be negative, and scale"):
+    with pytest.raises(
+        ValueError, match=r"bottleneck: (std must not be negative|scale must be a number other than 0); got"
+    ):
         inject(lone("linear"), "bottleneck", target_modules="layer", **wrong)
 
 
@@ -116,3 +118,39 @@ def test_an_embedding_s_rows_go_through_it_as_vectors():
     y = lone("embedding")(ids)
     hidden = torch.relu(y @ adapter.D_RH.T + adapter.a_R)
     assert_close(model(ids), y + hidden @ adapter.U_OR.T + adapter.c_O)
+
+
+@pytest.mark.parametrize("mode", ["series", "parallel"])
+def test_loretta_s_adapter_is_a_bottleneck_whose_matrices_are_trains(mode):
+    """D's cores: H, then the bottleneck 6 = 2 · 3; U's: that, then 10 = 2 · 5. So are gradients."""
+    more = {"target_modules": "layer", "rank": 6, "activation": "tanh", "scale": 0.5, "mode": mode}
+    injections = [inject(lone("linear"), name, **more) for name in ("loretta_adp", "bottleneck")]
+    (ours, _), (dense, _) = map(only, injections)
+    perturb(injections[0])
+    D_RH = torch.einsum("aib,bjc,ckd,dle->klij", *ours.D).flatten(2).flatten(0, 1)
+    U_OR = torch.einsum("aib,bjc,ckd,dle->klij", *ours.U).flatten(2).flatten(0, 1)
+    assert D_RH.shape == (6, 10 if mode == "series" else 14)
+    with torch.no_grad():
+        for name, values in (("D_RH", D_RH), ("U_OR", U_OR), ("a_R", ours.a_R), ("c_O", ours.c_O)):
+            dense.get_parameter(name).copy_(values)
+    for injection in injections:
+        injection.model(inputs("linear")).square().sum().backward()
+    assert_close(*(injection.model(inputs("linear")) for injection in injections))
+    through = torch.autograd.grad(
+        (D_RH * dense.D_RH.grad).sum() + (U_OR * dense.U_OR.grad).sum(), [*ours.D, *ours.U]
+    )
+    for core, gradient in zip([*ours.D, *ours.U], through, strict=True):
+        assert_close(core.grad, gradient)
+    assert_close(ours.c_O.grad, dense.c_O.grad)
+
+
+def test_the_trains_of_the_adapter_have_the_published_count_and_width():
+    """768 = 8 · 8 · 12 and 64 = 8 · 8: 40 + 200 + 300 + 200 + 40 numbers in D, 40 + 3 · 200 + 60 in U."""
+    injection = inject(lone("linear", 768, 768), "loretta_adp", target_modules="layer")
+    adapter, _ = only(injection)
+    assert [core.shape[1] for core in adapter.D] == [8, 8, 12, 8, 8]
+    assert injection.trainable() == 780 + 700 + 64 + 768
+    assert float(adapter.down().detach().std()) == pytest.approx((768 + 64) ** -0.5, rel=0.35)
+    assert not adapter.up().any()
+    with pytest.raises(ValueError, match="tensor_rank must be at least 1; got 0"):
+        inject(lone("linear"), "loretta_adp", target_modules="layer", tensor_rank=0)

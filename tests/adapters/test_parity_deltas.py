@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank; layers of one matrix in double precision.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from tests.adapters.test_parity_shared import stacked
 from tests.adapters.test_parity_wider import adapted
 
 F64 = torch.float64
+LN2 = math.log(2)
 
 
 def entries(spec: str, *tensors: Tensor) -> Tensor:
@@ -85,6 +87,11 @@ def stacked_blocks(a: Any) -> Tensor:
     return torch.cat(rows)[:140].view(10, 14)
 
 
+def gates(alpha: Tensor) -> Tensor:
+    """Hard-concrete values at the median, between -1.5 and 1.5 before they are cut."""
+    return torch.minimum(torch.relu(3 / (1 + torch.exp(-alpha)) - 1.5), torch.ones(()))
+
+
 class Case(NamedTuple):
     """A member of (10, 14) with these hyperparameters: its W' by the paper's equation, and ΔW's rank."""
 
@@ -128,6 +135,11 @@ CASES = {
     ),
     "loretta_rep": Case({"rank": 3, "alpha": 6.0}, lambda a, W: W + 2 * trains(a), rank=3),
     "intrinsic_dimension": Case({"dimension": 5}, lambda a, W: W + stacked_blocks(a), rank=10),
+    "diff_pruning": Case(
+        {},
+        lambda a, W: W + entries("oi,oi,xx->oi", gates(a.gate_OI), a.D_OI, gates(a.group_gate_OI)),
+        rank=10,
+    ),
     "deep_lora": Case(
         {"rank": 3, "depth": 4},
         lambda a, W: W + entries("or,rs,st,ti->oi", a.B_OR, a.inner_DRR[1], a.inner_DRR[0], a.A_RI),
@@ -213,6 +225,13 @@ KNOWN: list[tuple[str, dict[str, Any], list[Any], dict[str, list[Any]], list[Any
         [[1, 1], [1, 1]],
         {"B_OR": [[2], [1]], "inner_DRR": [[[3]]], "A_RI": [[1, -1]]},
         [[7, -5], [4, -2]],
+    ),
+    (
+        "diff_pruning",  # gates [[0, 1/2], [1, 0]], as σ(ln 2) = 2/3, and 1/2 for all
+        {},
+        [[1, 1], [1, 1]],
+        {"D_OI": [[4, 8], [2, -6]], "gate_OI": [[0, LN2], [50, -3]], "group_gate_OI": [[LN2]]},
+        [[1, 3], [2, 1]],
     ),
     (
         "lotr",

@@ -6,10 +6,9 @@ Shapes: H heads, Q queries, K keys (as many), G tokens of a group.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
@@ -52,11 +51,8 @@ class ShiftedSparseAttention(AdapterHooks):
     def forward_context(self, progress: Progress) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for module in attentions(self.model).values() if self.ratio < 1 else ():
-                stack.callback(module.register_forward_pre_hook(self._group, with_kwargs=True).remove)
+                stack.enter_context(with_kept_keys(module, self._grouped))
             yield
-
-    def _group(self, module: nn.Module, given: Any, named: dict[str, Any]) -> Any:
-        return with_kept_keys(module, given, named, self._grouped) if module.training else None
 
     def _grouped(self, ones_BHQK: Tensor) -> Tensor:
         _, H, Q, K = ones_BHQK.shape

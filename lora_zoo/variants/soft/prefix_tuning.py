@@ -92,12 +92,6 @@ class PrefixHooks(VirtualTokenHooks):
             return Stored(P)
         return Stored(P.copy_(of_words(model, words(model, rank, seed, ()))))
 
-    def prefix(self) -> Tensor:
-        """Keys and values (R, 2 n H d), layer after layer."""
-        assert self.common is not None
-        P: Tensor = self.common()
-        return P
-
     def place(self, named: dict[str, Any], x: Tensor) -> None:
         if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
             raise ValueError(f"prefix_tuning {NOT_RECOMPUTABLE}")
@@ -105,7 +99,7 @@ class PrefixHooks(VirtualTokenHooks):
         default = getattr(self.model.config, "use_cache", True)
         asked = default if named.get("use_cache") is None else named["use_cache"]
         self.returned = (asked and causal(self.backbone)) or named.get(key) is not None
-        self.cache = named[key] = filled(self.model, self.prefix(), len(x), named.get(key))
+        self.cache = named[key] = filled(self.model, self.virtual(), len(x), named.get(key))
         if mask_BN is not None and not causal(self.backbone):
             weight: Any = self.model.get_input_embeddings().weight  # type: ignore[operator]
             none_BHLN = weight.new_zeros(len(x), 1, x.shape[1], mask_BN.shape[1])
@@ -122,7 +116,7 @@ class PrefixHooks(VirtualTokenHooks):
     @torch.no_grad()
     def law(self) -> None:
         """Be a set: in any order, these keys and values in the base's cache give the same."""
-        P, key = self.prefix(), cache_key(self.backbone)
+        P, key = self.virtual(), cache_key(self.backbone)
         ids_BL = torch.arange(6, device=P.device).view(2, 3)
         found = self.backbone(input_ids=ids_BL).last_hidden_state
         self.switch(False)

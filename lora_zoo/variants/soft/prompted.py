@@ -31,7 +31,7 @@ class Prompted(VirtualTokenHooks):
     def place(self, named: dict[str, Any], x: Tensor) -> None:
         model: Any = self.model
         words_BLD = model.get_input_embeddings()(x) if x.ndim == 2 else x
-        P_RD = self.prompt().to(words_BLD)
+        P_RD = self.virtual().to(words_BLD)
         named["inputs_embeds"] = torch.cat([P_RD.expand(len(x), -1, -1), words_BLD], dim=1)
         named["input_ids"] = None
         if (types_BL := named.get("token_type_ids")) is not None:
@@ -43,12 +43,6 @@ class Prompted(VirtualTokenHooks):
         if not self._read_first:
             self.longer = self.rank + x.shape[1]
 
-    def prompt(self) -> Tensor:
-        """P (R, D)."""
-        assert self.common is not None
-        P_RD: Tensor = self.common()
-        return P_RD
-
     @property
     def _read_first(self) -> bool:
         """True where the head reads the first position, whatever stands there."""
@@ -57,11 +51,12 @@ class Prompted(VirtualTokenHooks):
     @torch.no_grad()
     def law(self) -> None:
         """Equal the base under its head, of an input with P before its embeddings."""
-        embed: Any = self.model.get_input_embeddings()
+        model: Any = self.model
+        embed = model.get_input_embeddings()
         ids_BL = torch.arange(6, device=embed.weight.device).view(2, 3)
         found = self.backbone(input_ids=ids_BL).last_hidden_state
         self.switch(False)
-        whole_BND = torch.cat([self.prompt().to(embed.weight.dtype).expand(2, -1, -1), embed(ids_BL)], dim=1)
+        whole_BND = torch.cat([self.virtual().to(embed.weight.dtype).expand(2, -1, -1), embed(ids_BL)], dim=1)
         expected = self.backbone(inputs_embeds=whole_BND).last_hidden_state
         self.switch(True)
         torch.testing.assert_close(found, expected[:, expected.shape[1] - found.shape[1] :])

@@ -64,6 +64,12 @@ class VirtualTokenHooks(AdapterHooks, ABC):
     def width(cls, model: Any) -> int:
         """The numbers of a virtual token at all of its places."""
 
+    def virtual(self) -> Tensor:
+        """The virtual tokens (R, width)."""
+        assert self.common is not None
+        P: Tensor = self.common()
+        return P
+
     @abstractmethod
     def place(self, named: dict[str, Any], x: Tensor) -> None:
         """Put the virtual tokens into the backbone's arguments, of which `x` (B, L, …) is the input.
