@@ -49,26 +49,18 @@ def out_of_reach(model: nn.Module) -> str:
 Kept = Callable[[Tensor], Tensor]
 """From ones (B, H, Q, K) to what is kept of the keys, true, as (B, H, Q or 1, K)."""
 
-<<<<<<< HEAD
-
-def with_kept_keys(
-    module: Any, given: tuple[Any, ...], named: dict[str, Any], kept: Kept
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an attention's forward with a mask that leaves out the keys that are not kept."""
-    call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
-    mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
-    call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
-    return call.args, call.kwargs
-
-=======
->>>>>>> h_lead
 
 @contextlib.contextmanager
-def dropping_keys(module: Any, kept: Kept) -> Iterator[None]:
-    """Inside, an attention in training mode masks the logits of the keys that are not kept (DropKey)."""
+def with_kept_keys(module: Any, kept: Kept) -> Iterator[None]:
+    """Inside, an attention in training mode masks the logits of the keys that are not kept."""
 
     def masked(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        return with_kept_keys(module, given, named, kept) if module.training else None
+        if not module.training:
+            return None
+        call, visible_BHQK, kept_BHQK = _asked(module, given, named, kept)
+        mask, x = call.arguments.get("attention_mask"), call.arguments["hidden_states"]
+        call.arguments["attention_mask"] = without_keys(mask, visible_BHQK, kept_BHQK, x)
+        return call.args, call.kwargs
 
     with module.register_forward_pre_hook(masked, with_kwargs=True):
         yield
@@ -79,7 +71,7 @@ _DROPPING = "lora_zoo_dropped_weights"
 
 
 @contextlib.contextmanager
-def dropping_weights(module: Any, kept: Kept) -> Iterator[None]:
+def with_dropped_weights(module: Any, kept: Kept) -> Iterator[None]:
     """Inside, an attention in training mode loses the weights of the keys that are not kept (DropAttention).
 
     The others are divided by their sum, which gets no gradient.
@@ -190,10 +182,9 @@ def _visible(module: Any, mask: Tensor | None, x: Tensor, given: Mapping[str, An
 
 __all__ = [
     "attentions",
-    "dropping_keys",
-    "dropping_weights",
     "out_of_reach",
     "renormalised",
+    "with_dropped_weights",
     "with_kept_keys",
     "without_keys",
 ]

@@ -15,9 +15,9 @@ from lora_zoo.core.hooks import Progress
 from lora_zoo.core.variants import register
 from lora_zoo.injection.attention import (
     attentions,
-    dropping_keys,
-    dropping_weights,
     out_of_reach,
+    with_dropped_weights,
+    with_kept_keys,
     without_keys,
 )
 from lora_zoo.injection.roles import role_of
@@ -58,7 +58,7 @@ class DroppedKeys(TwoPasses):
                 raise ValueError(f"hiddenkey: {name} must lie in [0, 1); got {p}")
         self.key_dropout, self.hidden_dropout = key_dropout, hidden_dropout
         self.key_structure, self.hidden_structure = key_structure, hidden_structure
-        self.reach: Reach = dropping_keys if key_position == "logits" else dropping_weights
+        self.reach: Reach = with_kept_keys if key_position == "logits" else with_dropped_weights
 
     def attach(self, model: nn.Module, matrices: Mapping[str, Any], **seen: Any) -> None:
         super().attach(model, matrices, **seen)
