@@ -280,6 +280,22 @@ def _vera(score_of_vera: float, part: float, noise: float) -> pd.DataFrame:
     return made.assign(trainable=made["variant"].map({"vera": part * 16384, "lora": 16384.0}))
 
 
+def _zoo(winner: str, loser: str) -> Trio:
+    """At rates that a search has found: one a variant."""
+    good, bad = ({winner: 0.8 + by, loser: 0.8} for by in (0.1, -0.1))
+    return trio("zoo", "variant", good, bad)
+
+
+def _smaller(name: str, part: float, good: float) -> Trio:
+    """A variant of `part` of LoRA's parameters that scores `good`, and 0.2 less; LoRA scores 0.8."""
+
+    def made(level: float, noise: float) -> pd.DataFrame:
+        runs = frame("zoo", "variant", {name: level, "lora": 0.8}, noise)
+        return runs.assign(trainable=runs["variant"].map({name: part * 16384, "lora": 16384.0}))
+
+    return Trio(made(good, QUIET), made(good - 0.2, QUIET), made(0.8, LOUD))
+
+
 def _equal(score_of_vera: float, noise: float) -> pd.DataFrame:
     made = frame("bakeoff_budget", "variant task_lr", _variants({"vera": score_of_vera, "lora": 0.8}), noise)
     return made.assign(trainable=made["variant"].map({"vera": 16000.0, "lora": 16384.0}))
@@ -440,6 +456,30 @@ TRIOS: dict[str, Trio] = {
     ),
     "lora-fa/as-good": _as_good("bakeoff_rank", "lora_fa", "lora"),
     "asymmetry/b-only-as-good": _as_good("bakeoff_budget", "lora_fa", "lora"),
+    "asymmetry/a-alone-is-worse": trio(
+        *(
+            "",
+            "config.variant.trained task_lr",
+            _variants({"B": 0.9, "A": 0.8}),
+            _variants({"B": 0.8, "A": 0.9}),
+        ),
+        variant="asymmetric_lora",
+    ),
+    **{
+        claim: _zoo(winner, loser)
+        for claim, winner, loser in [
+            ("moslora/over-lora", "moslora", "lora"),
+            ("hira/over-lora", "hira", "lora"),
+            ("delora/over-lora", "delora", "lora"),
+            ("lora-pro/over-lora", "lora_pro", "lora"),
+            ("lora-dropout/over-lora", "lora_dropout_masks", "lora"),
+            ("prompt-tuning/below-full", "full", "prompt_tuning"),
+        ]
+    },
+    "randlora/over-lora": _smaller("randlora", 1.06, 0.9),
+    "melora/over-lora": _smaller("melora", 1.0, 0.9),
+    "fourierft/fewer-parameters": _smaller("fourierft", 0.4, 0.8),
+    "lora-xs/fewer-parameters": _smaller("lora_xs", 0.04, 0.8),
     "vera/fewer-parameters": Trio(_vera(0.9, 0.2, QUIET), _vera(0.8, 0.2, QUIET), _vera(0.9, 0.2, 0.04)),
     "vera/more-per-parameter": trio(
         *("vera_parameters", "rank", {16: 0.5, 64: 0.6, 1024: 0.9}, {16: 0.9, 64: 0.6, 1024: 0.5}),
