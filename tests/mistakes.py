@@ -183,7 +183,7 @@ MISTAKES: dict[str, Cases] = {
         "rank=99999999999999999999": "rank must be at most 65536",
         "rank_pattern={q:0}": "rank_pattern.q must be at least 1",
         "rank_pattern={q:129}": "the smaller side",
-        "rank_pattern={q:4-}": "rank_pattern.q: a rank is an integer, or two for the first and the last",
+        "rank_pattern={q:4-}": "rank_pattern.q: rank must be an integer, or two for the first and the last",
         "rank_pattern={q:0-4}": "rank_pattern.q must be at least 1",
         "rank_pattern={embed:4-8} target_modules=[q,embed]": "model.embed_tokens lies in no layer",
         "rank_pattern={zz:4}": "unknown target among the adapted ones 'zz'",

@@ -21,6 +21,6 @@ def rank_of(given: object) -> int | Slope:
     match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", given) if isinstance(given, str) else None
     if not match:
         raise ValueError(
-            f"a rank is an integer, or two for the first and the last layer (4-12); got {given!r}"
+            f"rank must be an integer, or two for the first and the last layer (4-12); got {given!r}"
         )
     return Slope(int(match[1]), int(match[2]))

@@ -404,7 +404,7 @@ def test_ranks_and_alphas_by_pattern():
         ({"rank_pattern": {"k": 2}}, "rank_pattern: unknown target among the adapted ones 'k'"),
         ({"rank_pattern": {"q": 0}}, "rank must be at least 1"),
         ({"rank_pattern": {"q": "0-4"}}, "rank must be at least 1"),
-        ({"rank_pattern": {"q": "4-"}}, "a rank is an integer, or two.*got '4-'"),
+        ({"rank_pattern": {"q": "4-"}}, "rank must be an integer, or two.*got '4-'"),
         ({"rank_pattern": {"q": True}}, "got True"),
         ({"rank_pattern": {"embed": "1-2"}, "target_modules": "embed"}, "embed_tokens lies in no layer"),
         ({"rank_pattern": {"q": 99}}, "smaller side"),
