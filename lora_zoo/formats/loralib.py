@@ -18,6 +18,9 @@ from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 from lora_zoo.injection.trained_buffers import names_of_buffers
 
+NAMES = ("lora_A", "lora_B")
+"""The tensors of an adapted module."""
+
 
 def from_loralib(
     model: nn.Module, path: Path, *, alpha: float | None = None, enable: Sequence[str] = ()
@@ -36,7 +39,7 @@ def from_loralib(
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, last = name.rpartition(".")
-        if last in {"lora_A", "lora_B"}:
+        if last in NAMES:
             pairs.setdefault(module, {})[last] = tensor
         else:
             rest[name] = tensor
@@ -79,7 +82,7 @@ def _updates(
 
 
 def _check_matrices(module: str, pair: Mapping[str, Tensor]) -> None:
-    for name in ("lora_A", "lora_B"):
+    for name in NAMES:
         if name not in pair:
             raise ValueError(f"{module}.{name} is missing")
         if pair[name].ndim != 2 or not pair[name].numel():

@@ -8,7 +8,8 @@ import transformers
 from torch import nn
 
 from lora_zoo.config.schema import Model
-from lora_zoo.formats.peft.layers import NAMES
+from lora_zoo.formats import loralib
+from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
 from lora_zoo.models.classes import TASKS
 from lora_zoo.pocket import HUB
@@ -110,15 +111,19 @@ def _named_class(settings: Model) -> str:
 
 
 def _has_modules(settings: Model, auto_class: str, held: Collection[str]) -> bool:
-    """True where each name is a parameter's or a buffer's, or that of an adapter's tensor at a module."""
+    """True where each name is a parameter's or a buffer's, an adapter's at a module, or of all modules."""
     try:
         model = outline(settings, auto_class, {})
     except ValueError:
         return False
     modules, kept = {name for name, _ in model.named_modules()}, model.state_dict().keys()
-    names = own_names(model, dict.fromkeys(name.removeprefix("base_model.model.") for name in held))
+    forms = [form for _, form in readers()]
+    adapters = {*loralib.NAMES, *(name for form in forms for name in form.names)}
+    shared = {f"{form.shared_prefix}{name}" for form in forms for name in form.shared}
+    own = [name.removeprefix("base_model.model.") for name in held if name not in shared]
     return all(
-        name in kept or any(name.removesuffix(f".{own}") in modules for own in NAMES) for name in names
+        name in kept or any(name.removesuffix(f".{last}") in modules for last in adapters)
+        for name in own_names(model, dict.fromkeys(own))
     )
 
 

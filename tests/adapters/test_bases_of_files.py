@@ -108,7 +108,7 @@ def test_a_classifier_of_loralib_s_is_loaded_merged_and_read_at_the_command_line
     spectra_main([str(file), *given])
 
 
-@pytest.mark.parametrize("kind", ["loralib", "PEFT"])
+@pytest.mark.parametrize("kind", ["loralib", "Lora", "Vera", "HRA"])
 def test_the_names_of_the_tensors_tell_the_class_of_a_masked_base(tmp_path, kind):
     model = tf.RobertaForMaskedLM(tf.RobertaConfig(**SIZES, id2label=NAMES))
     base = saved(tmp_path / "roberta", model)
@@ -118,8 +118,11 @@ def test_the_names_of_the_tensors_tell_the_class_of_a_masked_base(tmp_path, kind
         given += ["--alpha", "16"]
     else:
         file, network = tmp_path / "peft", tf.AutoModelForSequenceClassification.from_pretrained(base)
-        options = {"target_modules": ["query"], "modules_to_save": ["classifier"], "init_lora_weights": False}
-        adapted = peft.get_peft_model(network, peft.LoraConfig(r=2, **options)).eval()
+        of = getattr(peft, f"{kind}Config")
+        adapted = peft.get_peft_model(
+            network, of(r=2, target_modules=["query"], modules_to_save=["classifier"])
+        ).eval()
+        randomise((p for p in adapted.parameters() if p.requires_grad), 0.2, 2)
         adapted.save_pretrained(file)
         theirs = logits(adapted, batch(network))
     load_main([str(file), str(tmp_path / "ours"), *given])
