@@ -81,6 +81,8 @@ class PeftFormat(ABC):
     """False where adapters of this form become another variant when they are read."""
     biases: ClassVar[bool] = False
     """True if its files hold what a variant does to biases."""
+    weightless: ClassVar[bool] = False
+    """True for a method without an effective weight; its adapters cannot be written as LoRA."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of tensors that belong to the model and not to one of its layers."""
     shared_prefix: ClassVar[str] = "base_model."

@@ -32,7 +32,7 @@ class VirtualTokenFormat(PeftFormat):
     fields: Mapping[str, str] = field(default_factory=dict)
     idle: Collection[str] = ()
 
-    names = ()
+    names, weightless = (), True
     shared = (TENSOR,)
     shared_prefix = ""
     prefix = "base_model."

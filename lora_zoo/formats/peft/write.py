@@ -94,10 +94,10 @@ def save_peft(
 
 
 def _content(injection: Injection, form: str, rank: int | None, written: Written) -> PeftContent:
-    own: PeftFormat | None = injection.variant.peft
-    if not (own and form == "peft" and rank is None):
-        injection.variant.require_weight("written in PEFT's format" + (" as LoRA" if own else ""))
-    elif injection.adapters or injection.shared is not None:
+    own: PeftFormat | None = injection.variant.peft if form == "peft" and rank is None else None
+    if not (own and own.weightless):  # a subclass may compute what the form of its parent cannot hold
+        injection.variant.require_weight("written in PEFT's format as LoRA")
+    if own and (injection.adapters or injection.shared is not None):
         if not own.biases:
             _refuse_biases(injection)
         try:
