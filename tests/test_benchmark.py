@@ -700,7 +700,7 @@ def test_writing_some_variants_keeps_the_others_and_a_new_one_is_pointed_out(
     path = tmp_path / "reference.json"
     regression.write({"dora": regression.RecordedRatio(0.5, 0.2)}, {"command": "a test"}, path)
     assert guarding(path) == 0
-    assert "lora has no reference yet: python -m lora_zoo.bench --guard --write --variants lora" in (
+    assert "no reference yet: python -m lora_zoo.bench --guard --write --variants lora" in (
         capsys.readouterr().out
     )
     guarding(path, "--write")

@@ -82,8 +82,7 @@ def runs(base: nn.Module, variant: str, init: str) -> dict[str, Prepare]:
         return partial(put, model)
 
     found: dict[str, Prepare] = {"first": first, "again": again}
-    adapted = put(copy.deepcopy(base))
-    if peft.has(adapted) and (word := peft.init_word(variant, init)):
+    if (word := peft.init_word(variant, init)) and peft.has(adapted := put(copy.deepcopy(base))):
         config = peft.config(adapted, word)
         found["peft"] = lambda: partial(peft.wrap, fresh(base), copy.deepcopy(config))
     return found

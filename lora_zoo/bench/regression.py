@@ -48,15 +48,15 @@ def run(options: Options, provenance: Mapping[str, Any], path: Path = REFERENCE)
         print(f"the reference of {len(names)} variants is in {path.name}")
         return 0
     recorded = read(path)
-    slower = compare(recorded, names, measure)
-    for name in names:
-        if name not in recorded:
-            print(f"{name} has no reference yet: python -m lora_zoo.bench --guard --write --variants {name}")
+    known = [name for name in names if name in recorded]
+    slower = compare(recorded, known, measure)
+    if new := ",".join(name for name in names if name not in recorded):
+        print(f"no reference yet: python -m lora_zoo.bench --guard --write --variants {new}")
     for what, values in slower.items():
         was, seen = recorded[what], ", ".join(f"{value:.2f}" for value in values)
         print(f"slower: {what}: fused / plain was {was.ratio:.2f} and may be {was.most:.2f}; measured {seen}")
     if not slower:
-        print(f"no variant of {len(names)} is slower, beside its definition, than recorded")
+        print(f"no variant of {len(known)} is slower, beside its definition, than recorded")
     return int(bool(slower))
 
 

@@ -1,5 +1,6 @@
 """Several named adapters on one model: add, activate one or several, disable, delete, list, save, load."""
 
+import contextlib
 import copy
 import warnings
 
@@ -27,6 +28,7 @@ from lora_zoo.conformance.cases import (
     train,
 )
 from lora_zoo.core.composition import COMPOSITIONS, Composition
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import keywords
 from lora_zoo.formats.native import load_adapter, load_adapters, save_adapters
 from lora_zoo.formats.peft.write import save_peft
@@ -171,7 +173,10 @@ def test_gradients_touch_the_active_adapters_only(name, kind):
     for active, idle in (((first,), (second,)), ((second,), (first,)), ((first, second), ())):
         model.zero_grad(set_to_none=True)
         adapters_of(model).activate(*(i.name for i in active))
-        model(x).square().sum().backward()
+        with contextlib.ExitStack() as steps:
+            for injection in active:
+                steps.enter_context(injection.hooks.forward_context(Progress(1, 10)))
+            (model(x).square().sum() + sum(i.hooks.regularizer() for i in active)).backward()
         assert all(p.grad is not None and p.grad.any() for i in active for p in i.parameters())
         assert all(p.grad is None for i in idle for p in i.parameters())
 

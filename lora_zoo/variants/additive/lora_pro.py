@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lora_zoo.core.dtypes import wide
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.seeding import generator, normal
 from lora_zoo.core.variants import register
@@ -51,21 +52,24 @@ class NearestGradients(AdapterHooks):
         for adapter in self.adapters.values():
             A_RI, B_OR = adapter.A_RI, adapter.B_OR
             if A_RI.grad is not None and B_OR.grad is not None:  # a step that is skipped has no gradients
-                A_RI.grad, B_OR.grad = fitted(A_RI, B_OR, (A_RI.grad, B_OR.grad), adapter.scale)
+                found = fitted(wide(A_RI), wide(B_OR), (wide(A_RI.grad), wide(B_OR.grad)), adapter.scale)
+                A_RI.grad, B_OR.grad = (grad.to(p.dtype) for p, grad in zip((A_RI, B_OR), found, strict=True))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, *_: Any) -> None:
         """Step the factors, which are left without gradients: the optimiser steps what trains beside them."""
         group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for adapter in self.adapters.values():
-            A_RI, B_OR, s = adapter.A_RI, adapter.B_OR, adapter.scale
-            if A_RI.grad is None or B_OR.grad is None:
+            factors, s = (adapter.A_RI, adapter.B_OR), adapter.scale
+            gradients = [wide(p.grad) for p in factors if p.grad is not None]
+            if len(gradients) < 2:
                 continue
-            group = group_of[id(B_OR)]
-            dA_RI, dB_OR = fitted(A_RI, B_OR, (A_RI.grad, B_OR.grad), s)
-            G_OI = adam(optimizer.state[B_OR], s * (B_OR @ dA_RI + dB_OR @ A_RI), group)
+            (A_RI, B_OR), (own_A, own_B) = map(wide, factors), gradients
+            group = group_of[id(adapter.B_OR)]
+            dA_RI, dB_OR = fitted(A_RI, B_OR, (own_A, own_B), s)
+            G_OI = adam(optimizer.state[adapter.B_OR], s * (B_OR @ dA_RI + dB_OR @ A_RI), group)
             steps = fitted(A_RI, B_OR, (s * B_OR.T @ G_OI, s * G_OI @ A_RI.T), s)
-            for p, step in zip((A_RI, B_OR), steps, strict=True):
+            for p, step in zip(factors, steps, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * step)
                 p.grad = None
 
