@@ -117,8 +117,12 @@ def distance(got, expected):
 
 
 @every_pair
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
-def test_adapters_are_float32_or_wider_and_the_layer_keeps_its_dtype(name, kind, dtype):
+def test_adapters_are_float32_or_wider_and_the_layer_keeps_its_dtype(name, kind):
+    for dtype in (*HALF, torch.float32, torch.float64):
+        keeps_its_dtype(name, kind, dtype)
+
+
+def keeps_its_dtype(name, kind, dtype):
     plain, (model, injection, x) = lone(kind, dtype=dtype), adapted(name, kind, dtype)
     own = torch.float64 if dtype is torch.float64 else torch.float32
     assert {p.dtype for p in only(injection)[0].parameters()} == {own}
@@ -129,8 +133,12 @@ def test_adapters_are_float32_or_wider_and_the_layer_keeps_its_dtype(name, kind,
 
 
 @every_pair
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_under_autocast_the_output_has_the_frozen_layer_s_dtype(name, kind, dtype):
+def test_under_autocast_the_output_has_the_frozen_layer_s_dtype(name, kind):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        has_the_frozen_layer_s_dtype(name, kind, dtype)
+
+
+def has_the_frozen_layer_s_dtype(name, kind, dtype):
     plain, (model, _, x) = lone(kind, dtype=dtype), adapted(name, kind, dtype)
     with autocast():
         assert model(x).dtype == plain(x).dtype
@@ -341,18 +349,20 @@ def passes(call, injection, x, steps):
 def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
     """Whole (`fullgraph` refuses a break), once for all passes; in both modes, under autocast or not.
 
-    The graph of a representative's backward pass is traced as well.
+    The graph of a representative's backward pass is traced as well, and it is compiled in both modes.
     """
-    backend = "aot_eager" if name in representatives() else "eager"
+    whole = name in representatives()
+    backend = "aot_eager" if whole else "eager"
     model, injection, x = adapted(name, kind)
     plain = Outer(model.train())
     compiled = torch.compile(plain, backend=backend, fullgraph=True)
-    for got, expected in zip(*(passes(f, injection, x, 3) for f in (compiled, plain)), strict=True):
+    for got, expected in zip(*(passes(f, injection, x, 2) for f in (compiled, plain)), strict=True):
         assert_close(got, expected, **EXACT)
-    torch._dynamo.reset()
-    plain.eval()
-    with autocast():
-        assert_close(compiled(x), plain(x), **EXACT)
+    if whole:
+        torch._dynamo.reset()
+        plain.eval()
+        with autocast():
+            assert_close(compiled(x), plain(x), **EXACT)
 
 
 @pytest.mark.compile
@@ -390,9 +400,7 @@ def can_compile():
 @pytest.mark.skipif(not can_compile(), reason="torch's inductor needs a C++ compiler")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    list(
-        zip((n for n in POINTWISE if takes(n, "attention")), ["linear", "fused", "attention"], strict=False)
-    ),
+    list(zip((n for n in POINTWISE if takes(n, "attention")), ["linear", "attention"], strict=False)),
 )
 def test_inductor_gives_the_same(name, kind, fresh_compiler):
     model, injection, x = adapted(name, kind)
@@ -406,8 +414,12 @@ def test_inductor_gives_the_same(name, kind, fresh_compiler):
 
 
 @every_pair
-@pytest.mark.parametrize("dtype", [*HALF, torch.float64])
-def test_an_adapted_layer_can_be_cast(name, kind, dtype):
+def test_an_adapted_layer_can_be_cast(name, kind):
+    for dtype in (*HALF, torch.float64):
+        can_be_cast(name, kind, dtype)
+
+
+def can_be_cast(name, kind, dtype):
     model, injection, x = adapted(name, kind)
     x = x.to(dtype) if x.is_floating_point() else x
     rounded = duplicate(model).to(dtype).float()  # a tensor that is rounded may choose otherwise
