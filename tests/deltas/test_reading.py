@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_zoo import updates as deltas
-from lora_zoo.conformance.cases import MODELS, fresh, nearest_rank, perturb, randomise, settings
+from lora_zoo.conformance.cases import MODELS, fresh, nearest_rank, on_models, perturb, randomise, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.description import DESCRIPTION, WEIGHTS
 from lora_zoo.formats.native import save_adapter
@@ -258,8 +258,7 @@ def compare_with(found: deltas.AdapterUpdates, injection: Injection, skipped: bo
     assert (found.variant, found.rank) == (injection.variant.name, injection.hyper.get("rank"))
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "kind"), on_models(MODELS))
 def test_every_variant_is_read_with_its_base_and_without(
     tmp_path: Path, loaded: list[str], bases: Mapping[str, Path], kind: str, variant: str
 ) -> None:
