@@ -24,7 +24,10 @@ pytestmark = pytest.mark.cli
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
 E2E = ROOT.parent / "shared" / "data" / "e2e"
-QUICK = ("steps=4", "task.sizes={train: 128, validation: 20, test: 30}", "threads=1")
+QUICK = (
+    "steps=4", "task.sizes={train: 64, validation: 20, test: 30}", "task.max_new_tokens=8", "batch_size=4",
+    "threads=1",
+)  # fmt: skip
 FEW = (
     "steps=4", "task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=8", "batch_size=8",
     "threads=1",
@@ -33,6 +36,7 @@ FEW = (
 SHORT = (
     "rank=4", "steps=4", "batch_size=2", "task.sizes={train: 8, validation: 2, test: 2}", "threads=1",
     "task.max_new_tokens=2", "eval_before_training=false", "eval_splits=[test]", "tracking=none",
+    "forgetting_text=null",
 )  # fmt: skip
 """A run of each variant: what is particular to one is its YAML, its training and its record."""
 
@@ -138,25 +142,19 @@ def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
-    """At full length, on fewer test examples: q at rank 1, all four matrices at rank 8, everything."""
+    """At full length, on fewer test examples: q at rank 1, and everything."""
     common = (
         "tracking=none",
         "threads=1",
-        "task.sizes.test=100",
+        "task.sizes.test=60",
         "eval_splits=[test]",
         "eval_before_training=false",
     )
     assert wrapper("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
-    assert wrapper("+variant=lora", "target_modules=[q,k,v,o]", *common, at=tmp_path).returncode == 0
     assert wrapper("+variant=full", *common, at=tmp_path).returncode == 0
-    exact = {
-        (r["variant"]["name"], r["config"]["rank"]): r["metrics"]["test"]["exact_match"]
-        for r in results(tmp_path)
-    }
-    assert exact["lora", 1] < 0.6
-    assert exact["lora", 8] >= 0.9  # 0.98 ± 0.02 over three seeds; another processor rounds differently
-    full = next(value for (name, _), value in exact.items() if name == "full")
-    assert full >= 0.97
+    exact = {r["variant"]["name"]: r["metrics"]["test"]["exact_match"] for r in results(tmp_path)}
+    assert exact["lora"] < 0.6
+    assert exact["full"] >= 0.96
 
 
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -261,8 +259,8 @@ def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
     model = Path(MINILM.origin).parent / "model"
     ended = wrapper(
         "-m", "+variant=lora,linear_probe", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
-        "tracking=none", "steps=30", "batch_size=8", "task.sizes.test=60", "eval_splits=[test]", "threads=1",
-        at=tmp_path,
+        "tracking=none", "steps=30", "batch_size=8", "task.sizes.test=20", "eval_splits=[test]", "threads=1",
+        "eval_before_training=false", at=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for result in results(tmp_path):
@@ -286,10 +284,12 @@ def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> No
         "tracking=none",
         "threads=1",
         "task.num_beams=1",
-        "task.sizes.test=40",
+        "task.max_new_tokens=12",
+        "task.sizes.test=10",
+        "batch_size=8",
     )
     full = wrapper(
-        "+variant=full", "model=base", "steps=60", "merge=true", "eval_splits=[test]", *common, at=tmp_path
+        "+variant=full", "model=base", "steps=20", "merge=true", "eval_splits=[test]", *common, at=tmp_path
     )
     assert full.returncode == 0, full.stdout + full.stderr
     (run,) = (tmp_path / "runs").iterdir()

@@ -563,8 +563,8 @@ def test_a_tiny_comparison_from_file_to_page(
     monkeypatch.setattr(planning, "WISHES", WISHES[2:3])  # one seed of tuning
     request.addfinalizer(lambda: VARIANTS._members.pop("mixer", None))  # other tests list what is registered
     Path("mixer.py").write_text(MIXER)
-    sizes = "task.sizes={train: 32, validation: 4, test: 4}"
-    short = ("steps=3", "task.max_new_tokens=2", "forgetting_text=null")
+    sizes = "task.sizes={train: 8, validation: 4, test: 4}"
+    short = ("steps=3", "batch_size=2", "task.max_new_tokens=2", "forgetting_text=null")
     given = ("./mixer.py", ["lora"], sizes, *short, "rank=2")
     settings = {"jobs": 1, "seeds": 3, "sizes": ("rank",), "factors": (1.0, 2.0, 0.5)}
     with pytest.raises(ValueError, match=r"are too short: the least plan, 2 cells of"):

@@ -396,7 +396,9 @@ def test_keep_takes_one_experiment(tmp_path: Path) -> None:
     ended = wrapper(
         "+variant=lora",
         "steps=2",
-        "task.sizes={train: 64, validation: 20, test: 20}",
+        "task.sizes={train: 8, validation: 2, test: 2}",
+        "batch_size=4",
+        "task.max_new_tokens=2",
         "tracking=none",
         at=tmp_path,
     )

@@ -144,18 +144,20 @@ def test_a_trial_is_a_run_of_its_own_and_other_identities_stay_as_they_are():
     assert one(["variant=lora"]).identity != one(["variant=lora", "trial=true"]).identity
 
 
+SMALL = "task.sizes.train=8 task.sizes.validation=2 task.sizes.test=2 batch_size=4 task.max_new_tokens=4"
+
+
 def test_a_trial_that_diverges_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for trial, code in (("false", 1), ("true", 0)):
-        end = ended(f"+variant=lora lr=1e30 steps=3 trial={trial} eval_before_training=false")
+        end = ended(f"+variant=lora lr=1e30 steps=3 trial={trial} eval_before_training=false {SMALL}")
         assert end.code == code and "diverged" in end.text, end.text
 
 
 def test_a_model_that_answers_with_nan_has_diverged(tmp_path, monkeypatch):
     """Its last step broke it: no loss has told."""
     monkeypatch.chdir(tmp_path)
-    small = "task.sizes.train=8 task.sizes.validation=2 task.sizes.test=2 batch_size=4 task.max_new_tokens=4"
-    end = ended(f"lr=1e30 init=olora steps=2 eval_before_training=false {small}")
+    end = ended(f"lr=1e30 init=olora steps=2 eval_before_training=false {SMALL}")
     assert end.code == 1 and "lora_zoo: diverged: " in end.text, end.text
 
 

@@ -58,7 +58,8 @@ def test_the_example_is_about_thirty_lines() -> None:
 
 
 def test_the_example_runs_from_the_command_line(extended: Path) -> None:
-    quick = ("steps=3", "task.sizes={train: 96, validation: 10, test: 10}", "tracking=none", "threads=1")
+    quick = ("steps=2", "task.sizes={train: 8, validation: 2, test: 2}", "tracking=none", "threads=1")
+    quick += ("batch_size=4", "task.max_new_tokens=2")
     ended = run(extended, "lora_zoo.run", "+variant=hira", "rank=8", *quick)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "16,384 of" in ended.stdout  # eight matrices, 8 x (128 + 128) each

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from lora_zoo.bench.paths import takes_dropout
-from lora_zoo.conformance.cases import representatives
+from lora_zoo.conformance.cases import firsts
 from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
@@ -179,9 +179,9 @@ def test_all_variants_of_a_seed_see_the_same_batches(tmp_path: Path) -> None:
     assert other.batches != orders[0]
 
 
-@pytest.mark.parametrize("name", representatives())
+# A new process resumes every variant in test_resumption; here each class of hooks does, in this one.
+@pytest.mark.parametrize("name", firsts(lambda cls: cls.hooks, TRAINED))
 def test_a_run_repeats_to_the_bit_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
-    """Of the others tests/test_resumption.py says so."""
     dropout = {"lora_dropout": 0.1} if takes_dropout(name) else {}
 
     def fresh() -> Injection:

@@ -238,6 +238,15 @@ def few_cases(among=tuple(MATRIX)):
     return sorted(set(found))
 
 
+def firsts(of, among=tuple(MATRIX)):
+    """Of the variants that share a value of `of`, a function of their class, the first; of None all."""
+    first = {}
+    for name in among:
+        value = of(VARIANTS[name])
+        first.setdefault(name if value is None else value, name)
+    return list(first.values())
+
+
 def on_models(kinds):
     """(variant, kind of model): representatives and what adapts no matrix on all kinds, others on the first.
 

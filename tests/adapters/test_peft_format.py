@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_zoo.conformance.cases import POINTWISE, batch, fresh, logits, perturb, randomise, settings, train
+from lora_zoo.conformance.cases import (
+    POINTWISE,
+    batch,
+    firsts,
+    fresh,
+    logits,
+    perturb,
+    randomise,
+    representatives,
+    settings,
+    train,
+)
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.forms import Unfit
@@ -115,19 +126,18 @@ def written_if_it_can_be(way, name, folder, dtype=torch.float32):
     return None
 
 
-def ways() -> list[tuple[str, str]]:
-    """(way, variant): all ways with the first variant of each class of PEFT's forms, others by turns."""
-    firsts = {type(VARIANTS[name].peft): name for name in reversed(POINTWISE)}.values()
-    every = [
-        (way, name)
-        for turn, name in enumerate(POINTWISE)
-        for place, way in enumerate(WAYS)
-        if name in firsts or (place + turn) % 2
-    ]
-    return [pair for pair in every if pair not in BIASED]
+FORMS = {*firsts(lambda cls: type(cls.peft).__name__ if cls.peft else None), *representatives()}
 
 
-@pytest.mark.parametrize(("way", "name"), ways())
+@pytest.mark.parametrize(  # of variants with one form all bases for the first
+    ("way", "name"),
+    [
+        (w, n)
+        for number, n in enumerate(POINTWISE)
+        for w in (WAYS if n in FORMS and VARIANTS[n].peft else [[*WAYS][number % len(WAYS)]])
+        if (w, n) not in BIASED
+    ],
+)
 def test_peft_computes_what_we_wrote(tmp_path, way, name):
     if not (differences := written_if_it_can_be(way, name, tmp_path)):
         return

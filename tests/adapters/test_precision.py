@@ -27,6 +27,7 @@ from lora_zoo.conformance.cases import (
     adapt,
     batch,
     few_cases,
+    firsts,
     fresh,
     inputs,
     logits,
@@ -320,11 +321,11 @@ class Outer(nn.Module):
 
 
 def compiled_cases():
-    """Each kind of layer with a representative, each variant with one of the layers."""
+    """Each representative, and the first variant of each class of hooks, with one of the layers by turns."""
     kinds = ["convolution_2d_grouped_strided", "fused_by_head", "attention"]
-    every = {(name, kinds[number % 3]) for number, name in enumerate(MATRIX)}
-    every |= {(name, kind) for name in representatives() for kind in kinds}
-    return sorted((name, kind) for name, kind in every if takes(name, kind))
+    names = sorted({*representatives(), *firsts(lambda cls: cls.hooks, MATRIX)})
+    fit = [(name, [kind for kind in kinds if takes(name, kind)]) for name in names]
+    return [(name, fitting[number % len(fitting)]) for number, (name, fitting) in enumerate(fit) if fitting]
 
 
 @pytest.fixture
