@@ -140,23 +140,6 @@ def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
     assert losses[0] != losses[1] and count == 3
 
 
-@pytest.mark.slow
-def test_the_pocket_tells_weak_adapters_from_strong_ones(tmp_path: Path) -> None:
-    """At full length, on fewer test examples: q at rank 1, and everything."""
-    common = (
-        "tracking=none",
-        "threads=1",
-        "task.sizes.test=60",
-        "eval_splits=[test]",
-        "eval_before_training=false",
-    )
-    assert wrapper("+variant=lora", "rank=1", "target_modules=[q]", *common, at=tmp_path).returncode == 0
-    assert wrapper("+variant=full", *common, at=tmp_path).returncode == 0
-    exact = {r["variant"]["name"]: r["metrics"]["test"]["exact_match"] for r in results(tmp_path)}
-    assert exact["lora"] < 0.6
-    assert exact["full"] >= 0.96
-
-
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     ended = wrapper("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
     assert ended.returncode == 1

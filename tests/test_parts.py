@@ -216,7 +216,7 @@ def test_bilora_s_singular_values_are_those_of_its_parametrization(parametrizati
 def test_a_run_records_its_parts_and_they_are_in_its_identity(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("+variant=bilora", "rank=2", "steps=2", "batch_size=4", "task.sizes.train=20", *QUICK)
+    words = ("+variant=bilora", "rank=2", "steps=2", *QUICK, "batch_size=4", "task.sizes.train=20")
     spec = asked(*words, f"out={tmp_path}")
     assert asked(*words, "variant.outer_share=0.3").identity != asked(*words).identity == spec.identity
     assert runner.run(spec) == 0

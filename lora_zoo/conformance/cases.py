@@ -5,6 +5,7 @@ No variant is named here: a file put under `variants/` is tested because it exis
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -248,13 +249,15 @@ def firsts(of, among=tuple(MATRIX)):
 
 
 def on_models(kinds):
-    """(variant, kind of model): representatives and what adapts no matrix on all kinds, others on the first.
+    """(variant, kind of model): each on the first; representatives on one more, by turns; no matrix: on all.
 
     What differs between models are their layers, which `cases` has.
     """
-    others = set(MATRIX) - set(representatives())
-    kinds = list(kinds)
-    return [(name, kind) for name in VARIANTS for kind in (kinds[:1] if name in others else kinds)]
+    first, *others = kinds
+    turns = dict(zip(representatives(), itertools.cycle(others), strict=False))
+    found = [(name, first) for name in VARIANTS] + list(turns.items())
+    found += [(name, kind) for name in VARIANTS if name not in MATRIX for kind in others]
+    return sorted(found)
 
 
 @functools.cache
