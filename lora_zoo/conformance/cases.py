@@ -202,12 +202,18 @@ EVERYWHERE = ("linear", "embedding", "convolution_2d_grouped_strided", "attentio
 UNSEEN = [name for name in KINDS if name.startswith(("attention", "experts"))]  # no input to drop
 
 
+def firsts(of, among=tuple(MATRIX)):
+    """Of the variants that share a value of `of`, a function of their class, the first; of None all."""
+    first = {}
+    for name in among:
+        value = of(VARIANTS[name])
+        first.setdefault(name if value is None else value, name)
+    return list(first.values())
+
+
 def representatives():
     """The first variant of each forward pass and kernel: others meet a layer as it does."""
-    first = {}
-    for name in MATRIX:
-        first.setdefault((VARIANTS[name].forward, VARIANTS[name].kernel), name)
-    return list(first.values())
+    return firsts(lambda cls: (cls.forward, cls.kernel))
 
 
 def _abstract_base(name):
@@ -237,15 +243,6 @@ def few_cases(among=tuple(MATRIX)):
     for name in (name for name in whole if name in among):
         found += [(name, kind) for kind in (KINDS if name in bases else EVERYWHERE) if takes(name, kind)]
     return sorted(set(found))
-
-
-def firsts(of, among=tuple(MATRIX)):
-    """Of the variants that share a value of `of`, a function of their class, the first; of None all."""
-    first = {}
-    for name in among:
-        value = of(VARIANTS[name])
-        first.setdefault(name if value is None else value, name)
-    return list(first.values())
 
 
 def on_models(kinds):

@@ -258,13 +258,16 @@ class Adapter(nn.Module, Variant):
         """
         W_OI, bias = host.matrix(), self.bias if self.changes_bias else None
         narrow = cast(W_OI.device) or W_OI.dtype != at_least_float32(W_OI.dtype)
-        beside = narrow and self.changes_weight
+        if narrow and self.changes_weight:
+            return host.plus_bias(host.times(x, W_OI) + host.times(x, self.change(W_OI)), bias)
         with uncast(W_OI.device):
-            effective_OI = self.weight(W_OI)
-            part_OI = (effective_OI - W_OI if beside else effective_OI).to(W_OI.dtype)
-        if beside:
-            return host.plus_bias(host.times(x, W_OI) + host.times(x, part_OI), bias)
-        return host.apply(x, part_OI, bias)
+            effective_OI = self.weight(W_OI).to(W_OI.dtype)
+        return host.apply(x, effective_OI, bias)
+
+    def change(self, W_OI: Tensor) -> Tensor:
+        """W' - W (O, I), in the dtype of W."""
+        with uncast(W_OI.device):
+            return (self.weight(W_OI) - W_OI).to(W_OI.dtype)
 
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""

@@ -149,10 +149,7 @@ class LowRank(Scaled, ABC):
         dropped = host.dropped(x, self.dropout)
         if dropped is x:
             return super().forward(x, host)
-        W_OI = host.matrix()
-        with uncast(W_OI.device):
-            dW_OI = (self.weight(W_OI) - W_OI).to(W_OI.dtype)
-        return host.base(x) + host.times(dropped, dW_OI)
+        return host.base(x) + host.times(dropped, self.change(host.matrix()))
 
     def update(self) -> Tensor:
         """s B A, less s B0 A0 of a residual initialisation: (O, I)."""

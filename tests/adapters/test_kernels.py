@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import MATRIX, adapt, inputs, lone, only, perturb, settings
+from lora_zoo.conformance.cases import MATRIX, adapt, firsts, inputs, lone, only, perturb, settings
 from lora_zoo.core import dropout
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
@@ -239,9 +239,9 @@ def narrow(name, dtype, *, bias=True, size=0.05, **more):
 
 def allowed():
     """The first variant of each kernel in each way that it takes; others, of their own operands, in two."""
-    firsts = {VARIANTS[name].kernel: name for name in reversed(FUSED)}.values()
+    whole = firsts(lambda cls: cls.kernel, FUSED)
     for name in FUSED:
-        for more in WAYS if name in firsts else ({}, {"lora_dropout": 0.1}):
+        for more in WAYS if name in whole else ({}, {"lora_dropout": 0.1}):
             with contextlib.suppress(ValueError):
                 _, injection = narrow(name, WIDE, **more)
                 if all(adapter.fused for adapter in injection.adapters.values()):
