@@ -86,6 +86,22 @@ def test_a_worker_lives_on_after_a_run_that_was_stopped(then: str, code: int) ->
     assert subprocess.call([sys.executable, "-c", STOPPED.format(then=then)]) == code
 
 
+WATCHED = """
+import os, signal
+from lora_zoo.training.watchdog import Watchdog
+signal.signal(signal.SIGTERM, lambda *_: None)
+for turn in range({turns}):
+    dog = Watchdog((signal.SIGTERM,))
+    dog.start()
+    os.kill(os.getpid(), signal.SIGTERM)   # the thread reads it while the watch is called off
+    dog.stop()
+"""
+
+
+def test_a_watch_is_called_off_while_its_signal_is_read() -> None:
+    assert subprocess.call([sys.executable, "-c", WATCHED.format(turns=400)]) == 0
+
+
 def test_a_worker_goes_with_its_front(tmp_path: Path) -> None:
     worker = (
         "import os, pathlib, time\n"

@@ -11,6 +11,7 @@ import threading
 import time
 
 WITHIN = 9.5  # seconds, of the ten in which a run promises to leave
+OFF = b"\0"  # no signal has this number
 _DOGS: "list[Watchdog]" = []
 
 
@@ -19,7 +20,6 @@ class Watchdog:
 
     def __init__(self, numbers: tuple[int, ...]) -> None:
         self.numbers = numbers
-        self._off = threading.Event()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._before = -1
@@ -35,8 +35,7 @@ class Watchdog:
         if self in _DOGS:
             _DOGS.remove(self)
             signal.set_wakeup_fd(self._before)
-            self._off.set()
-            os.write(self._write, b"\0")
+            os.write(self._write, OFF)  # the last use of the pipe here: the thread closes it
 
     def _watch(self) -> None:
         deadline, number = None, 0
@@ -45,11 +44,12 @@ class Watchdog:
             if left is not None and left <= 0:
                 os._exit(128 + number)
             if select.select([self._read], [], [], left)[0]:
-                heard = [byte for byte in os.read(self._read, 64) if byte in self.numbers]
-                if self._off.is_set():
+                read = os.read(self._read, 64)
+                if OFF in read:
                     os.close(self._read)
                     os.close(self._write)
                     return
+                heard = [byte for byte in read if byte in self.numbers]
                 if heard and deadline is None:
                     deadline, number = time.monotonic() + WITHIN, heard[0]
 
