@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from lora_zoo.formats.description import WEIGHTS
@@ -16,6 +16,9 @@ from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.injection.inject import Injection
 from lora_zoo.training.resumable import flaw_of_content
 from lora_zoo.training.timing import StepTimer
+
+if TYPE_CHECKING:
+    from lora_zoo.training.trainer import ZooTrainer
 
 TENSORS = {"adapter": WEIGHTS, "hooks": "method.safetensors", "buffers": "buffers.safetensors"}
 PROGRESS = "progress.json"
@@ -37,6 +40,7 @@ class TrainState(TrainerCallback):
     | | `seconds` of each optimiser step | |
     | | `skipped`, the steps whose loss or gradients were not finite | |
     | | `owed`: this step's evaluation is pending | |
+    | | `ranks` of the matrices, where they changed | |
     | optimizer.pt, scheduler.pt, scaler.pt | moments, learning rates, float16's loss scale | transformers |
     | rng_state.pth | random streams: Python's, NumPy's, torch's, each device's | transformers |
     | trainer_state.json | step, epoch and log history | transformers |
@@ -45,7 +49,7 @@ class TrainState(TrainerCallback):
     The order of the data is not stored: transformers draws it again from data_seed and skips what was seen.
     """
 
-    def __init__(self, trainer: Trainer, injection: Injection) -> None:
+    def __init__(self, trainer: "ZooTrainer", injection: Injection) -> None:
         self.trainer, self.injection, self.timer = trainer, injection, StepTimer()
         self.skipped = list[int]()
         self.evaluation_pending = False
@@ -64,6 +68,7 @@ class TrainState(TrainerCallback):
                 "seconds": self.timer.seconds,
                 "skipped": self.skipped,
                 "owed": self.evaluation_pending or self._epoch_evaluation_pending(),
+                "ranks": trainer.ranks.changes,
             },
         }
 
@@ -83,6 +88,7 @@ class TrainState(TrainerCallback):
         trainer._globalstep_last_logged = progress["last_logged"]
         self.timer.seconds, self.skipped = progress["seconds"], progress["skipped"]
         trainer.args.eval_on_start = progress["owed"]
+        trainer.ranks.changes = progress["ranks"]
 
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()

@@ -119,6 +119,11 @@ class Budget(AdapterHooks):
         """§3.3: the triplets that the final budget has left, λ other than 0."""
         return {name: alive(adapter.E_R != 0) for name, adapter in self.adapters.items()}
 
+    def ranks(self) -> Mapping[str, int]:
+        """The triplets under the budget; λ says it only once it has left its start at 0."""
+        masks = self.mask.cpu().split([len(a.E_R) for a in self.sites])
+        return {name: int(mask.sum()) for name, mask in zip(self.adapters, masks, strict=True)}
+
     def law(self) -> None:
         assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
 

@@ -44,6 +44,9 @@ class Proximal(AdapterHooks):
         """§3.2: the components whose gate is not zero."""
         return {name: alive(adapter.g_R != 0) for name, adapter in self.adapters.items()}
 
+    def ranks(self) -> Mapping[str, int]:
+        return {name: int(adapter.g_R.count_nonzero()) for name, adapter in self.adapters.items()}
+
     def law(self) -> None:
         """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
         threshold = self.l1_weight
