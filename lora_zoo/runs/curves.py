@@ -46,7 +46,7 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"run": run, "step": step, "name": name, **_place(name), "rank": rank}
         for run, changes in told
-        for name, own in changes.items()
+        for name, own in sorted(changes.items())
         for step, rank in own
     ]
     return pd.DataFrame(rows, columns=["run", "step", "name", "role", "layer", "rank"])
