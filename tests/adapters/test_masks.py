@@ -14,7 +14,7 @@ SITES = {"q": (3, 4, 5), "v": (2, 6, 5), "o": (3, 4, 5)}
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for site, (R, O, I) in SITES.items():
         found[f"{site}.A_RI"] = nn.Parameter(torch.full((R, I), value))
         found[f"{site}.B_OR"] = nn.Parameter(torch.full((O, R), value))

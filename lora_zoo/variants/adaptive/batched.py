@@ -54,7 +54,7 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "su
 """A way to add up the deviations of all matrices -> its function."""
 
 
-def follow(now: Sequence[Tensor], mean: list[Tensor], beta: float) -> None:
+def follow(now: list[Tensor], mean: list[Tensor], beta: float) -> None:
     """Exponential moving averages `mean` of |now|, in place; so is |now|."""
     torch._foreach_abs_(now)
     torch._foreach_lerp_(mean, now, 1 - beta)

@@ -111,10 +111,11 @@ class Sensitivity(nn.Module):
     @torch.no_grad()
     def observe(self) -> None:
         """Follow the gradients of the moment; a tensor without one has a sensitivity of 0."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.tensors]
         if all(p.grad is None for p in self.tensors):
             return  # a step that is skipped
-        now, mean = torch._foreach_mul(self.tensors, gradients), views(self.mean_N, self.tensors)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.tensors]
+        now = [product.to(self.mean_N.dtype) for product in torch._foreach_mul(self.tensors, gradients)]
+        mean = views(self.mean_N, self.tensors)
         follow(now, mean, self.betas[0])
         if self.spread_N is not None:
             torch._foreach_sub_(now, mean)
