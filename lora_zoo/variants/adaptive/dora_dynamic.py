@@ -122,6 +122,10 @@ class DynamicRanks(AdapterHooks):
     def kept(self) -> Mapping[str, Tensor]:
         return open_components(self.adapters)
 
+    def ranks(self) -> Mapping[str, int]:
+        """The components under the budget; a gate at 0 may be one that has not learned yet."""
+        return {name.removesuffix(".g_R"): int(kept.sum()) for name, kept in self.masks.named().items()}
+
     def law(self) -> None:
         """The budget is met exactly, and every gate that was cut is zero."""
         assert int(self.masks.kept_N.sum()) == self.target
