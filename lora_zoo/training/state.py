@@ -2,23 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from lora_zoo.formats.description import WEIGHTS
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.injection.inject import Injection
+from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.resumable import flaw_of_content
 from lora_zoo.training.timing import StepTimer
-
-if TYPE_CHECKING:
-    from lora_zoo.training.trainer import ZooTrainer
 
 TENSORS = {"adapter": WEIGHTS, "hooks": "method.safetensors", "buffers": "buffers.safetensors"}
 PROGRESS = "progress.json"
@@ -49,8 +47,9 @@ class TrainState(TrainerCallback):
     The order of the data is not stored: transformers draws it again from data_seed and skips what was seen.
     """
 
-    def __init__(self, trainer: "ZooTrainer", injection: Injection) -> None:
+    def __init__(self, trainer: Trainer, injection: Injection, ranks: RankRecorder) -> None:
         self.trainer, self.injection, self.timer = trainer, injection, StepTimer()
+        self.ranks = ranks
         self.skipped = list[int]()
         self.evaluation_pending = False
         self._loaded: dict[str, dict[str, Any]] | None = None
@@ -68,7 +67,7 @@ class TrainState(TrainerCallback):
                 "seconds": self.timer.seconds,
                 "skipped": self.skipped,
                 "owed": self.evaluation_pending or self._epoch_evaluation_pending(),
-                "ranks": trainer.ranks.changes,
+                "ranks": self.ranks.changes,
             },
         }
 
@@ -88,7 +87,7 @@ class TrainState(TrainerCallback):
         trainer._globalstep_last_logged = progress["last_logged"]
         self.timer.seconds, self.skipped = progress["seconds"], progress["skipped"]
         trainer.args.eval_on_start = progress["owed"]
-        trainer.ranks.changes = progress["ranks"]
+        self.ranks.changes = progress["ranks"]
 
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()

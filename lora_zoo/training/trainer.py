@@ -70,8 +70,8 @@ class ZooTrainer(Trainer):
         # `evaluate` asks the evaluator; the Trainer wants a data set before it evaluates at all.
         super().__init__(model=injection.model, eval_dataset=[], **arguments)
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
-        self.skip, self.train_state = skip, TrainState(self, injection)
         self.ranks = RankRecorder(injection, whole=stage)
+        self.skip, self.train_state = skip, TrainState(self, injection, self.ranks)
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
         # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
