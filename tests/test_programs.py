@@ -101,7 +101,7 @@ def same_run(one: Path, other: Path) -> None:
     timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
     plain = [[{k: v for k, v in e.items() if k not in timed} for e in r["history"]] for r in (a, b)]
     assert plain[0] == plain[1]
-    assert a["metrics"] == b["metrics"] and a["updates"] == b["updates"]
+    assert all(a[key] == b[key] for key in ("metrics", "updates", "ranks"))
     assert b["timings"]["steps"] == a["timings"]["steps"] and b["state"] == "done"
 
 
@@ -241,6 +241,9 @@ def test_the_adapter_is_the_sum_of_its_rounds_and_its_rank_grows(relora: Path) -
         assert torch.allclose(dW_OI, expected, rtol=0, atol=1e-6 * float(expected.abs().max())), name
         assert [int(torch.linalg.matrix_rank(part[name], rtol=1e-5)) for part in rounds] == [2, 2, 2]
         assert 2 < int(torch.linalg.matrix_rank(dW_OI, rtol=1e-5)) <= 6
+    assert record(relora)["ranks"] == {name: [[0, 2], [4, 4], [8, 6]] for name in whole}
+    told = runs.ranks(runs.load(relora))
+    assert len(told) == 36 and set(told["role"]) == {"q", "v", "down"} and set(told["layer"]) == {0, 1, 2, 3}
 
 
 def test_rounds_have_schedules_of_their_own_and_steps_go_on(relora: Path) -> None:

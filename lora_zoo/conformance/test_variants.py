@@ -863,7 +863,12 @@ def test_a_view_is_a_model_of_its_own_and_leaves_the_whole_as_it_was(name):
 def test_what_the_hooks_keep_computes_the_same_in_memory_and_from_its_file(name, tmp_path):
     model, x = lone("linear"), inputs("linear")
     injection, target = adapt(model, name), torch.randn_like(model(x))
+    assert set(injection.hooks.ranks().items()) <= {
+        (n, a.components()) for n, a in injection.adapters.items()
+    }
     train(injection, lambda: (model(x) - target).square().mean(), steps=20)
+    told, kept = injection.hooks.ranks(), injection.hooks.kept()
+    assert all(told[n] == len(kept[n]) or told[n] < len(kept[n]) == 1 for n in told.keys() & kept.keys())
     seen, trainable = model(x).detach(), injection.trainable()
     smaller = injection.shrink()
     assert smaller == (injection.trainable() < trainable)

@@ -193,6 +193,13 @@ class AdapterHooks(nn.Module):
         """
         return {}
 
+    def ranks(self) -> Mapping[str, float]:
+        """The number of components that each matrix has at this moment; asked before, in and after training.
+
+        {} where it is the rank that was asked for from beginning to end. A matrix may have none.
+        """
+        return {}
+
     def views(self) -> Mapping[str, contextlib.AbstractContextManager[Any]]:
         """Further evaluations of the one trained model: inside a view's context, the model is that view.
 

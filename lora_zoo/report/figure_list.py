@@ -13,7 +13,7 @@ from lora_zoo.report.figures import Chart, Nothing
 from lora_zoo.report.figures.axes import axis_of
 from lora_zoo.report.figures.groups import done, groups
 from lora_zoo.report.subspace_pairs import subspace_pairs
-from lora_zoo.runs.curves import deltas, histories, updates
+from lora_zoo.runs.curves import deltas, histories, ranks, updates
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
 OF_SIZE = ("rank", "budget")  # by which runs differ in their number of parameters
@@ -72,6 +72,7 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
     found.add("Learning and forgetting", "by", {"all": partial(figures.forgetting, runs, by, value=value)})
     profiles = {name[axis]: partial(figures.profiles, runs, axis, by, value=value) for axis in own}
     found.add("Performance profiles", "by", profiles)
+    _add_ranks(found, runs, by)
     _add_updates(found, runs, by)
     _add_recorded(found, runs, by)
     _add_subspaces(found, runs)
@@ -117,6 +118,14 @@ def _pairs(runs: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, str]]:
     able = sorted((axis for axis in axes if runs[axis].nunique() > 1), key=lambda axis: _numbers(runs[axis]))
     pairs = list(itertools.combinations(able, 2))
     return sorted(pairs, key=lambda pair: -math.prod(runs[axis].nunique() for axis in pair))[:GRIDS]
+
+
+def _add_ranks(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """Ranks over the training, where a method or a program changes them."""
+    changes = ranks(runs) if "record" in runs else pd.DataFrame()
+    if len(changes):
+        makers = {"all": partial(figures.rank_history, changes, runs, by)}
+        found.add("Ranks over the training", "of", makers)
 
 
 def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:

@@ -16,12 +16,13 @@ _HOMES = {
     "by_view": "views",
     "histories": "curves",
     "updates": "curves",
+    "ranks": "curves",
     "examples": "curves",
     "deltas": "curves",
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
 __all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
-__all__ += ["metric_facts", "updates"]
+__all__ += ["metric_facts", "ranks", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Histories, updates of matrices and scores of examples of a frame of runs, each as a frame of its own."""
+"""Histories, ranks, updates of matrices and scores of examples of a frame of runs, each as its own frame."""
 
 import base64
 import re
@@ -35,6 +35,21 @@ def histories(frame: pd.DataFrame) -> pd.DataFrame:
 def _of_curve(key: str) -> bool:
     """True for entries of the curves, false for those of the trainer's summary at its end."""
     return key == "loss" or key.startswith("eval_")
+
+
+def ranks(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ranks of matrices where they change, a row a change: run, step, name, role, layer, rank.
+
+    Of methods and programs that change them; each holds until the matrix's next row, or the end of the run.
+    """
+    told = [(run, record.get("ranks") or {}) for run, record in _each(frame, "record")]
+    rows = [
+        {"run": run, "step": step, "name": name, **_place(name), "rank": rank}
+        for run, changes in told
+        for name, own in sorted(changes.items())
+        for step, rank in own
+    ]
+    return pd.DataFrame(rows, columns=["run", "step", "name", "role", "layer", "rank"])
 
 
 def updates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -148,14 +163,18 @@ def _each(frame: pd.DataFrame, what: str) -> Iterator[tuple[str, Any]]:
     return zip(frame["run"], frame[what], strict=True)
 
 
+def _place(name: str) -> dict[str, Any]:
+    """The role and the layer of the matrix with this name."""
+    layer = re.search(r"\.(\d+)\.", name)
+    return {"role": role_of(name), "layer": int(layer[1]) if layer else None}
+
+
 def _of_matrix(row: Mapping[str, Any]) -> dict[str, Any]:
     sigma = np.array(row["singular_values"], dtype=float)
-    layer = re.search(r"\.(\d+)\.", row["name"])
     return {
         **row,
         "shape": tuple(row["shape"]),
-        "role": role_of(row["name"]),
-        "layer": int(layer[1]) if layer else None,
+        **_place(row["name"]),
         "numerical_rank": int((sigma > 1e-6 * sigma[0]).sum()) if sigma.size else 0,
         "singular_values": sigma,
     }

@@ -1,5 +1,6 @@
 """The form of a record, to which one from anywhere is held before anything reads it."""
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ _TEXTS = ("name", "identity", "state", "command", "started", "ended", "metric", 
 _OBJECTS = (
     *("config", "metrics", "zero_shot", "parameters", "timings", "memory", "environment", "adapter", "data"),
     *("variant", "made_of", "error", "metric_facts", "deltas", "scores", "retention", "diverged", "packed"),
-    *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll", "ranks"),
 )
 _ROWS = ("history", "updates", "stages", "resumed")
 _BELOW: dict[str, type] = {
@@ -59,8 +60,16 @@ def _check_rows(record: Mapping[str, Any]) -> None:
     for key in ("metrics", "zero_shot", "likelihood", "zero_shot_likelihood", "data", "scores", "nll"):
         if not all(isinstance(row, Mapping) for row in (record.get(key) or {}).values()):
             raise ValueError(f"{key} must hold an object for each split")
+    for name, changes in (record.get("ranks") or {}).items():
+        if not isinstance(changes, list) or not all(map(_is_change, changes)):
+            raise ValueError(f"ranks must hold lists of [step, rank]; got {str(changes)[:80]} of {name[:80]}")
     if not all(isinstance(table, list) for table in (record.get("deltas") or {}).values()):
         raise ValueError("deltas must hold lists")
+
+
+def _is_change(value: Any) -> bool:
+    pair = isinstance(value, list) and len(value) == 2
+    return pair and all(isinstance(part, (int, float)) and math.isfinite(part) for part in value)
 
 
 def _check_settings(config: Mapping[str, Any], schema: Any, where: str) -> None:

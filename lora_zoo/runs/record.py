@@ -21,7 +21,9 @@ Times are seconds, sizes bytes.
 | answers | split: items, different predictions (distinct) and references, the commonest class (common), |
 | | only: the one answer where all are alike |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |
-| history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_* |
+| history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_*, |
+| | rank/ROLE (mean) and rank/total where `ranks` are known |
+| ranks | where they change: by matrix [[step, components], …]; of a program, all that its stages add up to |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
 | prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |

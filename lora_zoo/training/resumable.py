@@ -20,6 +20,7 @@ _PROGRESS = {
     "seconds": list,
     "skipped": list,
     "owed": bool,
+    "ranks": dict,
 }
 
 

@@ -92,6 +92,7 @@ class TrainingSession:
             self.injection,
             evaluator=evaluator,
             skip=skip,
+            stage=bool(self.position.total),
             about=self.about,
             args=arguments,
             data_collator=kind.collate,
@@ -137,6 +138,8 @@ class TrainingSession:
             self.underway = bool(steps["steps"])
             self.record.update(history=trainer.state.log_history, **context.resources.about())
             timer.update(steps)
+            if trainer.ranks.changes or self.position.total:
+                self.record.update(ranks=trainer.ranks.changes)
             if skipped:
                 self.record.update(skipped=skipped)
         if context.signals.received is not None:

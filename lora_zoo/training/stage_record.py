@@ -16,6 +16,7 @@ from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.record import Record, made, plain
 from lora_zoo.runs.redact import redacted
+from lora_zoo.training.ranks import joined
 from lora_zoo.training.timing import TRAINING
 
 STAGES = "stages"
@@ -93,7 +94,7 @@ class RunPosition(NamedTuple):
 
 
 class StageRecord(Record):
-    """One entry of the run's `stages`. History, skipped steps and resumption go on in the run's record.
+    """One entry of the run's `stages`. Its history, ranks, skipped steps and resumption are the run's.
 
     Steps are counted from the stage's own first one here, in the run's record from the run's.
     """
@@ -105,7 +106,7 @@ class StageRecord(Record):
         history = run.content.get("history", [])
         start, end = known[0]["logs"] if known else [len(history)] * 2
         self.position = RunPosition(before, history[start - 1].get("epoch", 0.0) if start else 0.0, total)
-        self._earlier = history[:start]
+        self._earlier, self._ranks = history[:start], run.content.get("ranks", {})
         self._skipped = [step for step in run.content.get("skipped", []) if step <= before]
         self.content = (known[0] if known else {"logs": [start, end]}) | {"history": history[start:end]}
         self.content["name"] = f"{run.content['name']}, stage {number}"
@@ -117,6 +118,8 @@ class StageRecord(Record):
             own = told["history"] = [position.shifted(entry) for entry in told["history"]]
             of_run["history"] = [*self._earlier, *own]
             told["logs"] = [len(self._earlier), len(of_run["history"])]
+        if "ranks" in told:
+            of_run["ranks"] = joined(self._ranks, told.pop("ranks"), position.steps)
         if "skipped" in told:
             of_run["skipped"] = self._skipped + [step + position.steps for step in told["skipped"]]
         self.content |= told

@@ -14,6 +14,7 @@ from lora_zoo.formats.description import WEIGHTS
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.base_model import base_buffers
 from lora_zoo.injection.inject import Injection
+from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.resumable import flaw_of_content
 from lora_zoo.training.timing import StepTimer
 
@@ -37,6 +38,7 @@ class TrainState(TrainerCallback):
     | | `seconds` of each optimiser step | |
     | | `skipped`, the steps whose loss or gradients were not finite | |
     | | `owed`: this step's evaluation is pending | |
+    | | `ranks` of the matrices, where they changed | |
     | optimizer.pt, scheduler.pt, scaler.pt | moments, learning rates, float16's loss scale | transformers |
     | rng_state.pth | random streams: Python's, NumPy's, torch's, each device's | transformers |
     | trainer_state.json | step, epoch and log history | transformers |
@@ -45,8 +47,9 @@ class TrainState(TrainerCallback):
     The order of the data is not stored: transformers draws it again from data_seed and skips what was seen.
     """
 
-    def __init__(self, trainer: Trainer, injection: Injection) -> None:
+    def __init__(self, trainer: Trainer, injection: Injection, ranks: RankRecorder) -> None:
         self.trainer, self.injection, self.timer = trainer, injection, StepTimer()
+        self.ranks = ranks
         self.skipped = list[int]()
         self.evaluation_pending = False
         self._loaded: dict[str, dict[str, Any]] | None = None
@@ -64,6 +67,7 @@ class TrainState(TrainerCallback):
                 "seconds": self.timer.seconds,
                 "skipped": self.skipped,
                 "owed": self.evaluation_pending or self._epoch_evaluation_pending(),
+                "ranks": self.ranks.changes,
             },
         }
 
@@ -83,6 +87,7 @@ class TrainState(TrainerCallback):
         trainer._globalstep_last_logged = progress["last_logged"]
         self.timer.seconds, self.skipped = progress["seconds"], progress["skipped"]
         trainer.args.eval_on_start = progress["owed"]
+        self.ranks.changes = progress["ranks"]
 
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()

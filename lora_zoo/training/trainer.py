@@ -21,6 +21,7 @@ from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.arguments import check_schedule
 from lora_zoo.training.callbacks import HookCallback, progress_of
 from lora_zoo.training.optimizers import needs_graph, optimizer_of
+from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.state import TrainState
 
 _log = logging.getLogger("lora_zoo")
@@ -53,7 +54,7 @@ class ZooTrainer(Trainer):
     | `callback.on_log` | then evaluation, then a checkpoint, each where it is due |
 
     Where the variant has `parts`, each step's batches are of the part that is due. `about` is kept with the
-    adapter in every checkpoint.
+    adapter in every checkpoint. Of a `stage` of a program the ranks are recorded whatever the variant.
     """
 
     def __init__(
@@ -62,19 +63,21 @@ class ZooTrainer(Trainer):
         *,
         evaluator: Any,
         skip: bool = False,
+        stage: bool = False,
         about: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         # `evaluate` asks the evaluator; the Trainer wants a data set before it evaluates at all.
         super().__init__(model=injection.model, eval_dataset=[], **arguments)
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
-        self.skip, self.train_state = skip, TrainState(self, injection)
+        self.ranks = RankRecorder(injection, whole=stage)
+        self.skip, self.train_state = skip, TrainState(self, injection, self.ranks)
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
         # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
         self.remove_callback(PrinterCallback)
-        for callback in (self.train_state, HookCallback(injection), self.train_state.timer):
+        for callback in (self.train_state, HookCallback(injection), self.ranks, self.train_state.timer):
             self.add_callback(callback)
 
     @property
@@ -196,6 +199,8 @@ class ZooTrainer(Trainer):
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         if "train_loss" in logs:  # of the whole run, also where an earlier process has trained a part of it
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if not any(name.startswith("eval_") for name in logs):
+            logs |= self.ranks.look(self.state.global_step)
         super().log(logs, *rest, **more)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Figures show the numbers of the frame: their rows hold them, and their specifications those rows."""
 
+import itertools
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -23,11 +24,21 @@ from lora_zoo.report.figures.groups import MOST
 from lora_zoo.report.figures.heat import MANY, Heat
 from lora_zoo.report.figures.panels import Panel
 from lora_zoo.report.figures.planes import Bands, Front, Marks
+from lora_zoo.report.figures.rank_history import even_steps
 from lora_zoo.report.figures.style import GREY
 
 RUNS = sweep(ranks=(1, 2, 8, 64), targets=("q", "q,v"), tasks=("pocket-sql", "pocket-nli"))
 BY = ["task", "variant", "target_modules", "rank"]
 TABLES = delta_tables()
+CHANGES = pd.DataFrame(
+    [
+        (run, step, f"model.layers.{layer}.self_attn.q_proj", "q", layer, rank + layer)
+        for run, changes in {"00000000": [(0, 4), (10, 2), (20, 16)], "00000001": [(0, 4), (20, 8)]}.items()
+        for layer in (0, 1)
+        for step, rank in changes
+    ],
+    columns=["run", "step", "name", "role", "layer", "rank"],
+)
 SIMILARITY = pd.DataFrame([[1.0, 0.5], [0.25, 0.125]], index=[1, 2], columns=[1, 2])
 GREAT = pd.DataFrame(0.5, index=range(1, 65), columns=range(1, 65))
 
@@ -59,6 +70,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "forgetting": lambda: figures.forgetting(memory(), ["variant", "rank"]),
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
+    "ranks over steps": lambda: figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"]),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
     "subspaces": lambda: figures.subspaces({"r8 in r64": SIMILARITY}),
     "many subspaces": lambda: figures.subspaces({"64 x 64": GREAT}, dimension=128),
@@ -397,6 +409,39 @@ def test_ranks_stand_at_their_layer_and_role() -> None:
     assert isinstance(effective, Heat) and isinstance(numerical, Heat)
     assert effective.lines == ["q", "v"] and effective.columns == ["0", "1"]
     assert numbers(effective) == [[8.0, 7.5], [8.0, 7.5]] and numbers(numerical) == [[8, 8], [8, 8]]
+
+
+def test_a_rank_holds_until_it_changes_and_seeds_are_averaged() -> None:
+    """30 steps, a column each; the third run of the setting recorded no ranks, and dora none at all."""
+    chart = figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"])
+    (heat,) = chart.panels
+    assert isinstance(heat, Heat) and heat.title == "lora" and (heat.low, heat.high) == (0, 13)
+    assert heat.lines == ["q 0", "q 1"] and heat.columns == [str(step) for step in range(31)]
+    assert numbers(heat)[0] == [4] * 10 + [3] * 10 + [12] * 11
+    assert numbers(heat)[1] == [5] * 10 + [4] * 10 + [13] * 11 and set(heat.rows["note"]) == {"n = 2"}
+    many = figures.rank_history(CHANGES.assign(rank=16), sweep(ranks=(8,)), ["variant"])
+    assert "16" in ET.fromstring(many.svg).itertext(), "the colours are labelled as numbers are read"
+    with pytest.raises(Nothing, match="no ranks that change"):
+        figures.rank_history(CHANGES.assign(run="another"), sweep(ranks=(8,)), ["variant"])
+
+
+@pytest.mark.parametrize(("last", "width"), [(1, 1), (60, 1), (61, 2), (200, 5), (1201, 50), (6000, 100)])
+def test_the_columns_of_ranks_are_even_and_end_with_the_run(last: int, width: int) -> None:
+    columns = even_steps(last)
+    assert columns[0] == 0 and columns[-1] == last and len(columns) <= 61
+    assert {b - a for a, b in itertools.pairwise(columns[:-1])} <= {width}
+
+
+def test_ranks_are_in_a_report_where_runs_recorded_them() -> None:
+    runs = sweep(ranks=(8,))
+    made = figure_list(runs, ["variant"])
+    changes = CHANGES[CHANGES["run"] == "00000000"].groupby("name")[["step", "rank"]]
+    recorded = {name: part.to_numpy().tolist() for name, part in changes}
+    told = figure_list(runs.assign(record=[{"ranks": recorded}, *[{}] * (len(runs) - 1)]), ["variant"])
+    heading = "Ranks over the training"
+    (views,) = [views for views in told.views if views.heading == heading]
+    assert numbers(views.charts["all"].panels[0])[0][-1] == 16
+    assert heading not in str(made.absent) and not [views for views in made.views if views.heading == heading]
 
 
 def test_spectra_leave_out_what_is_zero() -> None:

@@ -193,6 +193,22 @@ def test_histories_are_a_row_a_step(tmp_path: Path) -> None:
     assert results.histories(results.load(tmp_path).query("variant == 'zero_shot'")).empty
 
 
+def test_ranks_are_a_row_a_change_and_no_columns(tmp_path: Path) -> None:
+    name = "model.layers.11.self_attn.v_proj"
+    written(tmp_path, recorded(ranks={name: [[0, 6], [40, 5]], "lm_head": [[0, 0.5]]}))
+    written(tmp_path, recorded("seed=1"))
+    frame = results.load(tmp_path)
+    table = results.ranks(frame)
+    assert list(table.columns) == ["run", "step", "name", "role", "layer", "rank"]
+    told = [[0, "head", 0.5], [0, "v", 6], [40, "v", 5]]
+    assert table[["step", "role", "rank"]].to_numpy().tolist() == told
+    assert table["layer"].tolist()[1:] == [11, 11] and pd.isna(table["layer"].tolist()[0])
+    assert not [column for column in frame if "ranks" in column]
+    assert results.ranks(frame[frame["seed"] == 1]).empty
+    kept = results.load(results.archive(frame, tmp_path / "a.jsonl.gz"))
+    assert results.ranks(kept).equals(table)
+
+
 def test_updates_are_a_row_a_matrix_with_role_and_layer(tmp_path: Path) -> None:
     rows = [update("model.layers.11.self_attn.v_proj", 2.0), update("lm_head", 0.0)]
     rows[1]["singular_values"] = [0.0, 0.0]

@@ -27,6 +27,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], str]] = {
     "very deep": lambda r: DEEP * 200,
     "metrics by number": lambda r: json.dumps(r | {"metrics": {"test": 0.5}}),
     "history of numbers": lambda r: json.dumps(r | {"history": [1, 2]}),
+    "ranks without steps": lambda r: json.dumps(r | {"ranks": {"q": [4, 3]}}),
     "a seed that is a list": lambda r: json.dumps(r | {"config": r["config"] | {"seed": [1]}}),
     "a variant without a name": lambda r: json.dumps(r | {"config": r["config"] | {"variant": {}}}),
     "hyperparameters": lambda r: json.dumps(r | {"variant": {"name": "lora"}}),

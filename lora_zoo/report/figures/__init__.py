@@ -16,6 +16,7 @@ from lora_zoo.report.figures.learning import forgetting, learned
 from lora_zoo.report.figures.maps import grid, layer_ranks, subspaces
 from lora_zoo.report.figures.outcomes import against, curves, pareto, profiles
 from lora_zoo.report.figures.planes import Bands, Crosses, Marks, Points
+from lora_zoo.report.figures.rank_history import rank_history
 from lora_zoo.report.figures.rows import line, stack
 from lora_zoo.report.figures.style import series_styles
 from lora_zoo.report.figures.vs_base import amplification, intruders, overlap

@@ -58,7 +58,7 @@ class Heat(Panel):
     def spec(self, styles: Styles, legend: dict[str, Any] | None) -> dict[str, Any]:
         ends = [self.low, self.high if self.high > self.low else self.low + 1]
         scale = {"scheme": SCHEME, "domain": ends}
-        bar = {"title": None, "orient": "right", "format": "~g", "gradientLength": min(self.size[1], 160)}
+        bar = {"title": None, "orient": "right", "format": ".4~g", "gradientLength": min(self.size[1], 160)}
         numbers = {"field": "value", "type": "quantitative"}
         shade = {**numbers, "scale": scale, "legend": bar if self.high > self.low else None}
         seamless = {"width": {"band": 1.1}, "height": {"band": 1.1}} if self.is_picture else {}

@@ -37,16 +37,16 @@ class RankSampling(AdapterHooks):
         self.sites, self.last = list(adapters.values()), update == "last"
         self.rank = max((site.rank for site in self.sites), default=0)
         doublings = [2**k for k in range(self.rank.bit_length()) if 2**k < self.rank]
-        self.ranks = (doublings if views else []) if isinstance(views, bool) else list(views)
+        self.judged = (doublings if views else []) if isinstance(views, bool) else list(views)
 
     def on_train_begin(self, total: int) -> None:
         self.views()
 
     def views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
-        for b in self.ranks:
+        for b in self.judged:
             if not 1 <= b <= self.rank:
                 raise ValueError(f"dylora: views must be ranks from 1 to {self.rank}; got {b}")
-        return {f"rank={b}": self._cut_to(b) for b in self.ranks}
+        return {f"rank={b}": self._cut_to(b) for b in self.judged}
 
     @contextlib.contextmanager
     def _cut_to(self, b: int) -> Iterator[None]:
