@@ -146,6 +146,7 @@ class LoRAPrune(LowRank):
     count = "R * (O + I)"
     hooks = StructuredPruning
     targets = ("q", "k", "v", "o", "gate", "up", "down")
+    kernel = "additive"
     paper_alpha = 16.0
     kept_I: Tensor | None
 
@@ -154,6 +155,8 @@ class LoRAPrune(LowRank):
         host = context.host
         reads = context.role in ("o", "down") and (host.dense or not host.sees_input)
         self.register_buffer("kept_I", context.full(context.shape[1:], 1.0) if reads else None)
+        if reads:
+            self.fused = None  # the kernel knows no mask
 
     def weight(self, W_OI: Tensor) -> Tensor:
         whole_OI = W_OI + self.update()
