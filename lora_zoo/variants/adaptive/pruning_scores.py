@@ -4,7 +4,7 @@ Letters: O out, I in, R rank; N all entries of all factors.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,13 +18,13 @@ from lora_zoo.variants.adaptive.masking import Masks, highest
 class Scored(Protocol):
     """What scores are taken of: adapters with A, B and a scale, and the masks over these factors.
 
-    `products` holds the step's sum of H g over its micro-batches, where GraSP needs it; `number` says how many
-    of n entries are kept.
+    `products` holds the sum of H g over a step's micro-batches, where GraSP needs it, by the step; `number`
+    says how many of n entries are kept.
     """
 
     adapters: dict[str, Any]
     masks: Masks
-    products: Mapping[int, Tensor]
+    products: dict[int, Tensor]
     seed: int
 
     def number(self, n: int) -> int: ...

@@ -26,10 +26,10 @@ class PrunedOnce(AdapterHooks):
     """Entries of the factors are scored once, early; the lowest are 0 from then on, and the others learn.
 
     `keep` is the share that is left, which the official code calls sparsity: n - ⌈(1 - keep) n⌉ of n entries,
-    n those of all factors (`scope=global`) or of each (`local`). Scores are those of the first step after the
-    share `warmup` of the run, and of its batch, where the official code looks at much data before the first
-    step. At LoRA's start B is 0, and so are all scores of it, and SNIP's and SynFlow's of A: while all scores
-    of A, or of B, are 0 the next step is tried.
+    n those of all factors (`scope=global`) or of each (`local`, where that code rounds up). Scores are those
+    of the first step after the share `warmup` of the run, and of its batch, where that code looks at much
+    data before the first step. At LoRA's start B is 0, and so are all scores of it, and SNIP's and SynFlow's
+    of A: while all scores of A, or of B, are 0 the next step is tried.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PrunedOnce(AdapterHooks):
     ) -> None:
         super().__init__(adapters)
         if not (0 < keep <= 1 and 0 <= warmup < 1):
-            raise ValueError(f"sparse_adapter needs 0 < keep <= 1 and 0 <= warmup < 1; got {keep}, {warmup}")
+            raise ValueError(f"sparse_adapter needs 0 < keep <= 1 and 0 <= warmup < 1; got {keep} and {warmup}")
         if score == "erdos_renyi" and scope == "local":
             raise ValueError(
                 "sparse_adapter: score=erdos_renyi gives each factor a share of its own; use scope=global"
