@@ -77,15 +77,21 @@ def test_erdos_renyi_counts_are_worked_out_by_hand() -> None:
     assert densities([(2, 8), (8, 4)], 24) == [11, 13]
     assert densities([(1, 2), (10, 10)], 51) == [2, 49]
     _, injection = adapted(score="erdos_renyi", keep=1 / 3)  # 64 entries, as the sides add up to
-    kept = {name: int(mask.sum()) for name, mask in _pruned(injection).named().items()}
+    kept = {name: int(mask.sum()) for name, mask in pruned(injection).items()}
     assert kept == {"0.A_RI": 18, "0.B_OR": 14, "2.A_RI": 14, "2.B_OR": 18}
 
 
-def _pruned(injection: Injection) -> Any:
+def pruned(injection: Injection) -> dict[str, Tensor]:
+    """The mask of each factor after a step that has scores."""
     perturb(injection)
     injection.hooks.on_train_begin(10)
     injection.hooks.on_after_backward(Progress(10, 10))
-    return injection.hooks.masks
+    return by_name(injection)
+
+
+def by_name(injection: Injection) -> dict[str, Tensor]:
+    masks = injection.hooks.masks
+    return dict(zip(masks.names, (kept for _, kept in masks.pairs()), strict=True))
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
@@ -98,7 +104,7 @@ def test_exactly_as_many_are_kept_and_what_is_masked_stays_0(score: Any, scope: 
     assert [bool(kept_N.all()) for kept_N in seen] == [True] * 2 + [False] * 7  # the third step's scores
     assert all(torch.equal(kept_N, seen[2]) for kept_N in seen[2:])
     # By hand: 192 - ⌈0.7 · 192⌉ = 57; of 56 and of 40 entries 56 - 40 = 16 and 40 - 28 = 12.
-    counts = {name: int(kept.sum()) for name, kept in masks.named().items()}
+    counts = {name: int(kept.sum()) for name, kept in by_name(injection).items()}
     assert sum(counts.values()) == (57 if scope == "global" else 56)
     assert scope == "global" or set(counts.values()) == {16, 12}
     for tensor, kept in masks.pairs():
@@ -114,7 +120,8 @@ def test_at_lora_s_start_scores_are_0_and_the_next_step_is_tried(score: str) -> 
     hooks = injection.hooks
     loss = hooks.objective(lambda: (model(X).square().mean(), None), Progress(1, 10))[0]
     loss.backward()
-    scores = dict(hooks.masks._named(SCORES[score](hooks)))
+    parts = SCORES[score](hooks).split([tensor.numel() for tensor in hooks.masks.tensors])
+    scores = dict(zip(hooks.masks.names, parts, strict=True))
     assert not scores["0.B_OR"].any() and not scores["2.B_OR"].any()
     assert bool(scores["0.A_RI"].any()) == (score in ("magnitude", "grasp"))
     injection.hooks.products = {}
@@ -168,7 +175,7 @@ def test_random_masks_follow_the_seed_and_not_which_other_layers_there_are() -> 
         injection = inject(
             model, "sparse_adapter", score="random", scope="local", target_modules=targets, seed=seed
         )
-        return _pruned(injection).named()["0.A_RI"]
+        return pruned(injection)["0.A_RI"]
 
     assert torch.equal(mask(0, "0"), mask(0, "0", "2")) and not torch.equal(mask(0, "0"), mask(1, "0"))
 

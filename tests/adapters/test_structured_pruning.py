@@ -187,8 +187,6 @@ def test_what_is_masked_has_no_gradient() -> None:
         ({"ratio": 1.0}, r"ratio < 1.*got 1\.0"),
         ({"prune_freq": 0}, "prune_freq >= 1"),
         ({"last_spared": -1}, "last_spared >= 0; got"),
-        ({"target_modules": ["q", "v"]}, "nothing to prune: it needs `o`"),
-        ({"last_spared": 2}, "last_spared=2 leave"),
         ({"tinit": 8, "tfinal": 8}, "leave no step of 10"),
     ],
 )
@@ -196,6 +194,30 @@ def test_what_cannot_be_pruned_is_refused_in_one_line(hyper: dict[str, Any], mes
     with pytest.raises(ValueError, match=message) as refusal:
         adapted("llama", **hyper)[1].hooks.on_train_begin(10)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("hyper", [{"target_modules": ["q", "v", "up"]}, {"last_spared": 2}])
+def test_a_run_that_prunes_nothing_says_so(hyper: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match=r"prunes nothing: it needs `o`.* last_spared=\d leave"):
+        adapted("llama", **hyper)[1].hooks.on_train_begin(10)
+
+
+def test_a_model_without_heads_and_channels_is_refused() -> None:
+    config = tf.MambaConfig(vocab_size=37, hidden_size=8, state_size=4, num_hidden_layers=1, pad_token_id=0)
+    injection = inject(tf.MambaForCausalLM(config), "lora_prune", target_modules="in_proj")
+    with pytest.raises(ValueError, match="no heads and no channels in this model"):
+        injection.hooks.on_train_begin(10)
+
+
+def test_parts_of_a_fused_layer_are_sliced_where_they_lie() -> None:
+    sizes = {"vocab_size": 37, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 12}
+    torch.manual_seed(0)
+    model = tf.Phi3ForCausalLM(tf.Phi3Config(**sizes, num_hidden_layers=1, pad_token_id=0)).eval()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, [0, 7]] = 0
+    small, _ = without_dead_groups(model)
+    assert small.model.layers[0].mlp.gate_up_proj.weight.shape == (20, 16)
+    assert_close(logits(small, "llama"), logits(model, "llama"), rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_sliced_is_refused_in_one_line() -> None:

@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank; G groups of a structure (heads, channels).
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,17 +77,23 @@ class StructuredPruning(AdapterHooks):
         return inside[1] < int(self.spared[0] * count + 1e-9) or inside[1] >= count - self.spared[1]
 
     def on_train_begin(self, total: int) -> None:
-        """ValueError for a model of transformers' in which there is nothing to prune."""
+        """ValueError where a model of transformers' has no structures; a warning where all are spared."""
         self.schedule.check(total)
-        if self.adapters:
-            self.to(next(iter(self.adapters.values())).A_RI.device)
+        for adapter in self.adapters.values():
+            self.to(adapter.A_RI.device)
         known = hasattr(getattr(self.model, "config", None), "_attn_implementation")
-        if known and self.ratio and not self.structures:
+        if self.structures or not known or not self.ratio:
+            return
+        if not find_structures(self.model):
             raise ValueError(
-                "lora_prune finds nothing to prune: it needs `o` (heads) or `down` (channels) among "
-                f"target_modules, in layers that first_spared={self.spared[0]} and "
-                f"last_spared={self.spared[1]} leave, beside q, k, v or up of their own"
+                "lora_prune finds no heads and no channels in this model: it knows them by layers with the "
+                "roles q, k, v and o, or up and down, which are no experts"
             )
+        warnings.warn(
+            "lora_prune prunes nothing: it needs `o` (heads) or `down` (channels) among target_modules, in "
+            f"layers that first_spared={self.spared[0]} and last_spared={self.spared[1]} leave",
+            stacklevel=2,
+        )
 
     @torch.no_grad()
     def on_after_backward(self, progress: Progress) -> None:

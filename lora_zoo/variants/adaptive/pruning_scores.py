@@ -16,7 +16,7 @@ from lora_zoo.variants.adaptive.masking import Masks, highest
 
 
 class Scored(Protocol):
-    """What scores are taken of: adapters with A, B and a scale, and the masks over these factors.
+    """Hooks whose factors are scored: adapters with A, B and a scale, and the masks over these factors.
 
     `products` holds the sum of H g over a step's micro-batches, where GraSP needs it, by the step; `number`
     says how many of n entries are kept.

@@ -43,7 +43,9 @@ class PrunedOnce(AdapterHooks):
     ) -> None:
         super().__init__(adapters)
         if not (0 < keep <= 1 and 0 <= warmup < 1):
-            raise ValueError(f"sparse_adapter needs 0 < keep <= 1 and 0 <= warmup < 1; got {keep} and {warmup}")
+            raise ValueError(
+                f"sparse_adapter needs 0 < keep <= 1 and 0 <= warmup < 1; got {keep} and {warmup}"
+            )
         if score == "erdos_renyi" and scope == "local":
             raise ValueError(
                 "sparse_adapter: score=erdos_renyi gives each factor a share of its own; use scope=global"
@@ -56,8 +58,8 @@ class PrunedOnce(AdapterHooks):
     def on_train_begin(self, total: int) -> None:
         """ValueError for GraSP where the model's attention has no second derivative."""
         self.first = 1 + round(self.warmup * total)
-        for tensor in self.masks.tensors[:1]:
-            self.to(tensor.device)
+        for adapter in self.adapters.values():
+            self.to(adapter.A_RI.device)
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", "eager")
         if self.score == "grasp" and attention != "eager":
             raise ValueError(
@@ -75,7 +77,7 @@ class PrunedOnce(AdapterHooks):
         return self.keep < 1 and progress.step >= self.first and not self.fixed
 
     def number(self, n: int) -> int:
-        """How many of n entries are kept, at least one."""
+        """The number of n entries that are kept, at least one."""
         return max(1, n - math.ceil((1 - self.keep) * n - 1e-9))
 
     def objective(self, once: Callable[[], Pass], progress: Progress) -> tuple[Tensor, Any, Tensor | float]:
@@ -112,7 +114,7 @@ class PrunedOnce(AdapterHooks):
             warnings.warn(text, stacklevel=2)
 
     def law(self) -> None:
-        """What is masked is 0, and exactly as much is kept as was asked for."""
+        """Masked entries are 0, and exactly as many are kept as were asked for."""
         if not self.fixed:
             return
         assert not any(tensor[~kept].any() for tensor, kept in self.masks.pairs())
