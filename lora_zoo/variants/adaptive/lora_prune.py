@@ -112,7 +112,7 @@ class StructuredPruning(AdapterHooks):
         adapter, W_OI = self.adapters[member.name], wide(member.host.matrix())
         with uncast(W_OI.device):
             sums_G = structure.by_group(member, adapter.sensitivity(W_OI)).sum(dim=1)
-        return sums_G / (sums_G.norm() + 1e-8)
+        return (sums_G / (sums_G.norm() + 1e-8)).to(self.score_G)
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress) -> None:
@@ -128,7 +128,7 @@ class StructuredPruning(AdapterHooks):
         """Mask the `number` groups of lowest score, those first that are masked."""
         kept_I = self.adapters[structure.reader.name].kept_I
         gone_G = kept_I.view(structure.groups, -1)[:, 0] == 0
-        lowest = score_G.masked_fill(gone_G, -1.0).argsort(stable=True)[:number]
+        lowest = score_G.to(kept_I.device).masked_fill(gone_G, -1.0).argsort(stable=True)[:number]
         kept_I.view(structure.groups, -1)[lowest] = 0
 
     def law(self) -> None:
