@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from lora_zoo.core.errors import in_one_line
@@ -25,21 +26,21 @@ def without_dead_groups(network: Any) -> tuple[Any, list[str]]:
     live sets it, and others keep dead ones beside theirs. What cannot be sliced stays, and is noted. The
     tensors of `network` stay as they are. ValueError where nothing can be sliced, with the reasons.
     """
-    config, state = copy.deepcopy(network.config), dict(network.state_dict())
+    config, state = network.config, dict(network.state_dict())
     found, notes, sliced = find_structures(network), list[str](), False
     for kind in ("heads", "channels"):
         alike = [structure for structure in found if structure.kind == kind]
         if not any((~alive(structure)).any() for structure in alike):
             continue
-        K = max(1, *(int(alive(structure).sum()) for structure in alike))
-        if reason := _unfit(config, alike, K):
+        least = max(1, *(int(alive(structure).sum()) for structure in alike))
+        if reason := _unfit(config, alike, least):
             notes.append(f"{kind} stay, zeros and all: {reason}")
             continue
+        K = next(K for K in range(least, alike[0].groups) if _holds(_resized(config, alike[0], K)))
+        config, sliced = _resized(config, alike[0], K), True
         for structure in alike:
             _slice(state, structure, alive(structure).long().argsort(descending=True, stable=True)[:K])
-        _resize(config.get_text_config(), alike[0], K)
         notes.append(f"{kind} of each layer: {alike[0].groups} -> {K}")
-        sliced = True
     if not sliced:
         raise ValueError(
             "; ".join(notes) or "no head and no channel of this model is zero, to be sliced away"
@@ -52,8 +53,8 @@ def alive(structure: Structure) -> Tensor:
     return structure.by_group(structure.reader, structure.reader.host.matrix()).bool().any(dim=1)
 
 
-def _unfit(config: Any, alike: Sequence[Structure], K: int) -> str:
-    """The reason why no model of this configuration has K groups in each of these structures, or ""."""
+def _unfit(config: Any, alike: Sequence[Structure], least: int) -> str:
+    """The reason why none of these structures can have fewer groups, or ""; `least` are alive in some."""
     kind, own, text = alike[0].kind, type(config).__name__, config.get_text_config()
     head_dim = text.attribute_map.get("head_dim", "head_dim")
     if kind == "heads" and head_dim not in text.to_dict():
@@ -64,13 +65,25 @@ def _unfit(config: Any, alike: Sequence[Structure], K: int) -> str:
         member.host.dense for structure in alike for member in structure.members
     ):
         return "they are not alike in all layers"
-    if alike[0].groups == K:
+    groups = alike[0].groups
+    if groups == least:
         whole = next(structure.reader.name for structure in alike if bool(alive(structure).all()))
         return (
-            f"{whole} has all its {K}, and {own} holds one number for all layers; lora_prune with "
+            f"{whole} has all its {groups}, and {own} holds one number for all layers; lora_prune with "
             "first_spared=0 and last_spared=0 leaves as many in each"
         )
+    if not any(_holds(_resized(config, alike[0], K)) for K in range(least, groups)):
+        return f"{own} refuses {least} to {groups - 1}, as some do that do not divide the hidden size"
     return ""
+
+
+def _holds(config: Any) -> bool:
+    """True if the configuration's own checks let it pass."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except (ValueError, StrictDataclassError):
+        return False
+    return True
 
 
 def _width(config: Any) -> str:
@@ -100,14 +113,17 @@ def _keep(state: dict[str, Tensor], layer: str, live: Tensor, axis: int) -> None
     state[f"{layer}.weight"] = stored.index_select(axis, live.nonzero()[:, 0].to(stored.device))
 
 
-def _resize(config: Any, structure: Structure, K: int) -> None:
-    """Write the numbers of `K` groups into the configuration."""
+def _resized(config: Any, structure: Structure, K: int) -> Any:
+    """A copy of the configuration with the numbers of `K` groups."""
+    own = copy.deepcopy(config)
+    text = own.get_text_config()
     if structure.kind == "channels":
-        setattr(config, _width(config), K)
-        return
-    config.num_attention_heads = config.num_attention_heads // structure.groups * K
-    if "num_key_value_heads" in config.to_dict():
-        config.num_key_value_heads = K
+        setattr(text, _width(text), K)
+        return own
+    text.num_attention_heads = text.num_attention_heads // structure.groups * K
+    if "num_key_value_heads" in text.to_dict():
+        text.num_key_value_heads = K
+    return own
 
 
 def _loaded(network: Any, config: Any, state: dict[str, Tensor]) -> Any:

@@ -196,6 +196,23 @@ def test_what_cannot_be_pruned_is_refused_in_one_line(hyper: dict[str, Any], mes
     assert "\n" not in str(refusal.value)
 
 
+def test_a_number_of_heads_that_the_configuration_refuses_is_not_written() -> None:
+    """LlamaConfig's must divide the hidden size: one dead head of 4 stays, and three of 8; of five, one."""
+    for heads, dead, kept in ((4, 1, 4), (8, 3, 8), (8, 5, 4)):
+        sizes = {"vocab_size": 37, "hidden_size": 16, "num_attention_heads": heads, "intermediate_size": 12}
+        model = tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, num_hidden_layers=1)).eval()
+        own = model.model.layers[0].self_attn.o_proj
+        with torch.no_grad():
+            own.weight[:, : dead * 16 // heads] = 0
+        if kept == heads:
+            with pytest.raises(ValueError, match=f"LlamaConfig refuses {heads - dead} to {heads - 1}, as"):
+                without_dead_groups(model)
+            continue
+        small, notes = without_dead_groups(model)
+        assert notes == [f"heads of each layer: {heads} -> {kept}"]
+        assert_close(logits(small, "llama"), logits(model, "llama"), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("hyper", [{"target_modules": ["q", "v", "up"]}, {"last_spared": 2}])
 def test_a_run_that_prunes_nothing_says_so(hyper: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match=r"prunes nothing: it needs `o`.* last_spared=\d leave"):
