@@ -19,6 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=dtypes, help="of the merged weights; default: the run's")
     parser.add_argument("--alpha", type=float, help="of an adapter that loralib saved")
     parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
+    parser.add_argument(
+        "--slice", dest="sliced", action="store_true", help="take out heads and channels that are masked"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
     add_files(parser)
     given = parser.parse_args(arguments)

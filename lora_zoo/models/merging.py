@@ -15,6 +15,7 @@ from lora_zoo.models import dequantize, saving
 from lora_zoo.models.base import Base, adapter_in, base_of
 from lora_zoo.models.compare import batch, logits
 from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.slicing import without_dead_groups
 
 STORED, COMPUTED = 8, 32
 """Roundings of the largest logit that are explained: in the saved dtype, and in float32 on the way."""
@@ -45,13 +46,16 @@ def merge(
     alpha: float | None = None,
     enable: Sequence[str] = (),
     trust_remote_code: bool = False,
+    sliced: bool = False,
 ) -> Merged:
     """Write the merged model to `out` and return its distance from the adapted one.
 
     `alpha` and `enable` (roles of a fused layer's adapted parts) are for a loralib file, which lacks them.
+    `sliced` takes out the heads and channels that are masked, where the model's configuration can say so.
 
     Raises FileNotFoundError where `run` holds no adapter, ValueError where its base is not known, cannot be
-    loaded or does not fit, or where `out` holds something, and Unwritten where the disk refuses.
+    loaded or does not fit, where nothing can be sliced, or where `out` holds something, and Unwritten where
+    the disk refuses.
     """
     out = out.resolve()
     saving.refuse_to_overwrite(out)
@@ -59,6 +63,9 @@ def merge(
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
     scheme, tokenizer = dequantize.scheme_of(base.model), load_tokenizer(base.model)
     network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha=alpha, enable=enable)
+    if sliced:
+        network, gone = without_dead_groups(network)
+        notes += gone
     if scheme and base.model.dtype != "auto":
         dtype = dtype or base.model.dtype  # dequantised in float32
     if dtype:

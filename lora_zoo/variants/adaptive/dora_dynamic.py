@@ -89,9 +89,9 @@ class DynamicRanks(AdapterHooks):
         start, end = self.schedule.span(progress.total)
         if progress.step <= end:
             self.shares_K.lerp_(self.shares(), 1 - self.beta)
-            if progress.step == end or (progress.step >= start and not (progress.step - start) % self.deltaT):
-                self.cut(int((self.full - self.target) * self.schedule.gone(progress)))
-        if progress.step >= end or not self.revive:
+        if progress.step >= end or (progress.step >= start and not (progress.step - start) % self.deltaT):
+            self.cut(int((self.full - self.target) * self.schedule.gone(progress)))
+        elif not self.revive:
             self.masks.apply_()
 
     def cut(self, number: int) -> None:
@@ -115,9 +115,8 @@ class DynamicRanks(AdapterHooks):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Cut once more where the step that ends the window was skipped."""
-        if int(self.masks.kept_N.sum()) > self.target:
-            self.cut(self.full - self.target)
+        """Cut once more, as all steps since the window's end may have been skipped."""
+        self.cut(self.full - self.target)
 
     def kept(self) -> Mapping[str, Tensor]:
         return open_components(self.adapters)
