@@ -70,6 +70,11 @@ def test_of_equal_scores_the_first_are_kept() -> None:
     assert not highest(scores, lambda n: 0).any()
 
 
+def test_a_share_that_is_a_whole_number_is_not_rounded_up() -> None:
+    """In floating point 0.07 times 100 is 7.000000000000001."""
+    assert [share_of(0.07)(100), share_of(0.07)(101), share_of(1.0)(7)] == [7, 8, 7]
+
+
 def test_a_component_is_kept_or_masked_in_all_tensors_of_its_site() -> None:
     """Its score is the sum of the mean scores in them; eight components compete over all sites."""
     masks, scores = masked("component", 0.4)
