@@ -114,6 +114,17 @@ def test_the_budget_falls_with_the_cube_and_is_met_exactly_at_the_window_s_end(r
     assert injection.shrink() and len(only(injection)[0].A_RI) == 4
 
 
+@pytest.mark.parametrize("revive", [True, False])
+def test_what_is_cut_may_come_back_at_the_next_pruning_or_never(revive: bool) -> None:
+    _, injection, adapter = begun("dora_dynamic", rank=2, init_r=4, revive=revive)
+    hooks: Any = injection.hooks
+    for number, shares in ((1, [1.0, 2.0, 3.0, 4.0]), (2, [9.0, 2.0, 3.0, 4.0])):
+        hooks.shares_K.copy_(torch.tensor(shares))
+        adapter.g_R.data.fill_(1.0)
+        hooks.cut(number)
+    assert adapter.g_R.tolist() == ([1.0, 0.0, 0.0, 1.0] if revive else [0.0, 0.0, 1.0, 1.0])
+
+
 @pytest.mark.parametrize("steps", [13, 20])
 def test_a_step_that_is_skipped_at_the_window_s_end_leaves_the_budget_to_the_next_one(steps: int) -> None:
     model, injection, adapter = begun("dora_dynamic", **WINDOW)
