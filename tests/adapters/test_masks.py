@@ -48,16 +48,16 @@ def test_exactly_as_many_are_kept_as_were_asked_for_and_these_are_the_highest(
     of = {0.01: (1, 1), 0.3: (2, 2), 0.5: (3, 2), 0.6: (3, 3), 1.0: (5, 4)}[share]  # of five, of four
     rows, scores = masked("row", share, ties=ties)
     columns, other = masked("column", share, ties=ties)
-    for name, kept in rows.named().items():
+    for name, kept in rows.by_name().items():
         if name.endswith("A_RI"):
             assert kept.sum(1).tolist() == len(kept) * [of[0]]
             assert ties or share == 1 or all(map(best, scores[name], kept))
     for name in ("q.B_OR", "o.B_OR"):
-        kept = columns.named()[name]
+        kept = columns.by_name()[name]
         assert kept.sum(0).tolist() == kept.shape[1] * [of[1]]
         assert ties or share == 1 or all(map(best, other[name].T, kept.T))
     matrix, scores = masked("matrix", share, ties=ties)
-    for name, kept in matrix.named().items():
+    for name, kept in matrix.by_name().items():
         assert int(kept.sum()) == share_of(share)(kept.numel())
         assert ties or kept.all() or best(scores[name], kept)
     whole, _ = masked("global", share, ties=ties)
@@ -70,10 +70,15 @@ def test_of_equal_scores_the_first_are_kept() -> None:
     assert not highest(scores, lambda n: 0).any()
 
 
+def test_a_share_that_is_a_whole_number_is_not_rounded_up() -> None:
+    """In floating point 0.07 times 100 is 7.000000000000001."""
+    assert [share_of(0.07)(100), share_of(0.07)(101), share_of(1.0)(7)] == [7, 8, 7]
+
+
 def test_a_component_is_kept_or_masked_in_all_tensors_of_its_site() -> None:
     """Its score is the sum of the mean scores in them; eight components compete over all sites."""
     masks, scores = masked("component", 0.4)
-    kept, totals, alive = masks.named(), [], []
+    kept, totals, alive = masks.by_name(), [], []
     for site in SITES:
         A_RI, B_OR, g_R = (kept[f"{site}.{own}"] for own in ("A_RI", "B_OR", "g_R"))
         assert torch.equal(A_RI, g_R[:, None].expand_as(A_RI))
@@ -100,7 +105,7 @@ def test_what_is_masked_is_zero_after_every_step_and_the_rest_learns_as_it_did(o
         if step == 1:
             masks.keep(torch.arange(len(masks.kept_N)).float(), share_of(0.5))
         masks.apply_()
-    for name, kept in masks.named().items():
+    for name, kept in masks.by_name().items():
         assert not named[name][~kept].any()
         assert torch.equal(named[name][kept], plain[name][kept])
         named[name].grad = None
@@ -129,4 +134,4 @@ def test_masks_are_saved_and_resumed() -> None:
     again.load_state_dict(masks.state_dict())
     again.apply_()
     of = dict(zip(again.names, again.tensors, strict=True))
-    assert all(torch.equal(of[name] != 0, kept) for name, kept in masks.named().items())
+    assert all(torch.equal(of[name] != 0, kept) for name, kept in masks.by_name().items())

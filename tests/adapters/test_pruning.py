@@ -114,6 +114,17 @@ def test_the_budget_falls_with_the_cube_and_is_met_exactly_at_the_window_s_end(r
     assert injection.shrink() and len(only(injection)[0].A_RI) == 4
 
 
+@pytest.mark.parametrize("revive", [True, False])
+def test_what_is_cut_may_come_back_at_the_next_pruning_or_never(revive: bool) -> None:
+    _, injection, adapter = begun("dora_dynamic", rank=2, init_r=4, revive=revive)
+    hooks: Any = injection.hooks
+    for number, shares in ((1, [1.0, 2.0, 3.0, 4.0]), (2, [9.0, 2.0, 3.0, 4.0])):
+        hooks.shares_K.copy_(torch.tensor(shares))
+        adapter.g_R.data.fill_(1.0)
+        hooks.cut(number)
+    assert adapter.g_R.tolist() == ([1.0, 0.0, 0.0, 1.0] if revive else [0.0, 0.0, 1.0, 1.0])
+
+
 @pytest.mark.parametrize("steps", [13, 20])
 def test_a_step_that_is_skipped_at_the_window_s_end_leaves_the_budget_to_the_next_one(steps: int) -> None:
     model, injection, adapter = begun("dora_dynamic", **WINDOW)
@@ -248,8 +259,8 @@ def test_a_row_of_a_is_half_pruned_every_so_often_and_at_the_end(revive: bool, b
     injection.hooks.law()
 
 
-def test_its_ranks_are_from_4_to_12_and_8_on_average() -> None:
-    file = Path(__file__).parents[2] / "conf" / "variant" / "prilora.yaml"
+def test_its_preset_has_ranks_from_4_to_12_and_8_on_average() -> None:
+    file = Path(__file__).parents[2] / "conf" / "preset" / "prilora.yaml"
     pattern: Any = OmegaConf.to_container(OmegaConf.load(file).rank_pattern)
     model = nn.Module()
     model.layers = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(16, 16)}) for _ in range(5))

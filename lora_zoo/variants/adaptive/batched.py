@@ -22,7 +22,7 @@ class ByShape:
         return [torch.stack(group) for group in self.alike]
 
     def each(self, work: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """What `work` makes of each matrix, in the order they were given, from one call a shape."""
+        """The result of `work` for each matrix, in the order they were given, from one call a shape."""
         found = [made for stack in self.stacked() for made in work(stack).unbind()]
         return [found[i] for i in invert(self.places)]
 

@@ -15,6 +15,7 @@ from lora_zoo.core.adapter import Adapter, LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer, Progress, split
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import register
+from lora_zoo.variants.adaptive.masking import Masks
 
 LOW, HIGH = -1.5, 1.5
 """The interval to which a gate's sigmoid is stretched before it is cut to [0, 1], §4.2."""
@@ -50,7 +51,8 @@ class SparseDiff(AdapterHooks):
                 "diff_pruning needs 0 < density <= 1, 0 < fixed_from <= 1, l0_weight >= 0 and gate_lr >= 0; "
                 f"got {density}, {fixed_from}, {l0_weight} and {gate_lr}"
             )
-        self.sites = list(adapters.values())
+        self.masks = Masks({f"{name}.D_OI": site.D_OI for name, site in adapters.items()})
+        self.sites = [adapters[name.removesuffix(".D_OI")] for name in self.masks.names]
         self.number = max(1, round(density * sum(site.D_OI.numel() for site in self.sites)))
         self.fixed_from, self.l0_weight, self.gate_lr = fixed_from, l0_weight, gate_lr
         self.last = math.inf
@@ -59,7 +61,7 @@ class SparseDiff(AdapterHooks):
     def on_train_begin(self, total: int) -> None:
         self.last = max(1, round(self.fixed_from * total))
         for site in self.sites[:1]:
-            self.fixed = self.fixed.to(site.D_OI.device)
+            self.to(site.D_OI.device)
 
     def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
         own = {"lr": self.gate_lr, "weight_decay": 0.0}
@@ -71,7 +73,6 @@ class SparseDiff(AdapterHooks):
 
     @contextlib.contextmanager
     def forward_context(self, progress: Progress) -> Iterator[None]:
-        self.alive = [site.D_OI.detach() != 0 for site in self.sites]
         for name, site in self.adapters.items() if not self.fixed else ():
             source = generator("diff_pruning", self.seed, name, progress.step)
             drawn = torch.rand(site.D_OI.numel() + 1, generator=source).clamp(1e-4, 1 - 1e-4)
@@ -93,11 +94,10 @@ class SparseDiff(AdapterHooks):
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress) -> None:
-        if all(site.D_OI.grad is None for site in self.sites):
-            return  # a step that is skipped
+        if self.masks.skipped():
+            return
         if self.fixed:
-            for site, kept_OI in zip(self.sites, self.alive, strict=True):
-                site.D_OI.mul_(kept_OI)
+            self.masks.apply_()
         elif progress.step >= self.last:
             self.prune()
             self.fixed.fill_(True)
@@ -110,14 +110,10 @@ class SparseDiff(AdapterHooks):
     @torch.no_grad()
     def prune(self) -> None:
         """Set all of D to 0 but for the entries of the `number` greatest changes over all matrices."""
-        if not self.sites:
-            return
-        sizes_N = torch.cat([site.diff().abs().flatten() for site in self.sites])
-        kept_N = torch.zeros_like(sizes_N)
-        kept_N[sizes_N.topk(self.number).indices] = 1
-        parts = kept_N.mul(sizes_N != 0).split([site.D_OI.numel() for site in self.sites])
-        for site, part in zip(self.sites, parts, strict=True):
-            site.D_OI.mul_(part.view_as(site.D_OI))
+        if self.sites:
+            sizes_N = torch.cat([site.diff().abs().flatten() for site in self.sites])
+            self.masks.keep(sizes_N, lambda N: self.number)
+            self.masks.apply_()
 
     def law(self) -> None:
         """Once the mask is fixed, no more than the share of entries is not 0."""

@@ -34,15 +34,15 @@ class Masks(nn.Module):
         like = self.tensors[0] if self.tensors else torch.empty(0)
         self.register_buffer("kept_N", like.new_ones(self.by_shape.entries, dtype=torch.bool))
 
-    def named(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """The mask of each tensor, by its name and in its shape."""
-        return dict(self._named(self.kept_N))
+        return dict(self._split(self.kept_N))
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Each tensor and its mask."""
         return list(zip(self.tensors, views(self.kept_N, self.tensors), strict=True))
 
-    def _named(self, flat_N: Tensor) -> list[tuple[str, Tensor]]:
+    def _split(self, flat_N: Tensor) -> list[tuple[str, Tensor]]:
         return list(zip(self.names, views(flat_N, self.tensors), strict=True))
 
     def skipped(self) -> bool:
@@ -80,7 +80,7 @@ class Masks(nn.Module):
         return highest(scores_MRC, number) if self.scope == "row" else highest(scores_MRC.mT, number).mT
 
     def _components(self, scores_N: Tensor, number: Callable[[int], int]) -> list[Tensor]:
-        owned = [(*name.rpartition(".")[::2], part) for name, part in self._named(scores_N)]
+        owned = [(*name.rpartition(".")[::2], part) for name, part in self._split(scores_N)]
         totals = dict[str, Tensor]()
         for site, own, part in owned:
             axis = component_axis(own)

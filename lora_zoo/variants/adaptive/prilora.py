@@ -90,7 +90,7 @@ class PRILoRA(Additive):
     """LoRA's forward pass, which hears its inputs; the ranks that grow with depth are a `rank_pattern`."""
 
     paper = "arXiv:2401.11316"
-    equation = "W' = W + (α/r) B A, rows of A half pruned by |A| ‖x‖, r growing with depth"
+    equation = "W' = W + (α/r) B A, each row of A pruned by |A| ‖x‖"
     count = "R * (O + I)"
     hooks = InputWeightedPruning
 
