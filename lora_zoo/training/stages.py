@@ -117,6 +117,8 @@ class StagedTraining:
         injection = self.inject(spec, record, asked, trained=finished)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
         self._go_on(injection)
+        if stage.start is not None and not finished:
+            stage.start(injection)
         self.session = TrainingSession(
             spec.settings,
             record,
@@ -168,16 +170,17 @@ class StagedTraining:
             raise ValueError(f"{self.who}: the last stage, and no other one, must be kept")
         if following is None:
             return False
-        self.stage = following
+        self.stage, stage = following, self.injection
+        if done.then == "settle" or following.start is not None:
+            self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
         if done.then == "discard":
-            self.injection.remove()
+            stage.remove()
         else:
             self._settle()
         return True
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)
-        self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
         for parameter in frozen.parameters():
