@@ -27,31 +27,35 @@ class Component(NamedTuple):
 
 @register("alora")
 def alora(
-    context: ProgramContext, *, first: float = 1 / 3, rounds: int = 8, pruned: float = 1.0, examples: int = 32
+    context: ProgramContext,
+    *,
+    first: float = 1 / 3,
+    rounds: int = 8,
+    moved: float = 0.125,
+    examples: int = 32,
 ) -> Generator[Stage, Any, None]:
     """Training by rounds, each of which moves ranks from where they matter least; their sum never changes.
 
     `first` is the share of the steps before the first round, the others share the rest (the paper's epoch and
-    8 quarters). A round prunes `pruned` components a matrix, model-wide, by their importance on `examples`
-    training examples, where the paper takes validation examples, and gives as many new ones to matrices that
-    lost none. Each round has new moments and a schedule of its own. Raises ValueError for numbers that do not
-    fit, and for a variant whose ranks cannot move.
+    8 quarters). A round prunes the share `moved` of all components (the paper: one of 8 a matrix), those that
+    matter least on `examples` training examples, where the paper takes validation examples, and gives as many
+    new ones to matrices that lost none. Each round has new moments and a schedule of its own. Raises
+    ValueError for numbers that do not fit, and for a variant whose ranks cannot move.
 
     No source settles these: the sum of ranks goes on where every matrix has lost some (all that are left take
     part), a matrix without a component left has no adapter any more, and new ones go in turns to the matrices
     in the order of their mean importance, up to the smaller side of each.
     """
-    if not (0 < first < 1 and 1 <= rounds < context.steps and pruned > 0 and examples >= 1):
-        needs = f"needs 0 < first < 1, 1 <= rounds < {context.steps} steps, pruned > 0 and examples >= 1"
-        raise ValueError(f"alora: {needs}; got {first}, {rounds}, {pruned} and {examples}")
+    if not (0 < first < 1 and 1 <= rounds < context.steps and 0 < moved < 1 and examples >= 1):
+        needs = f"needs 0 < first < 1, 1 <= rounds < {context.steps} steps, 0 < moved < 1 and examples >= 1"
+        raise ValueError(f"alora: {needs}; got {first}, {rounds}, {moved} and {examples}")
     _refuse_unfit(context)
     start = min(max(round(first * context.steps), 1), context.steps - rounds)
     cuts = [start + (context.steps - start) * number // rounds for number in range(rounds + 1)]
     learned = yield Stage(start, then="discard")
-    sites = len(learned.adapters)
     for number, (begin, end) in enumerate(pairwise(cuts), start=1):
         scores = importances(learned, [*islice(context.examples(), examples)])
-        kept, ranks = reallocated(scores, round(pruned * sites), _limits(learned))
+        kept, ranks = reallocated(scores, round(moved * len(scores)), _limits(learned))
         seed = derived_seed("alora", context.seed, number) % 2**32
         learned = yield Stage(
             end - begin,

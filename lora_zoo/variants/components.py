@@ -36,10 +36,9 @@ def inherit(adapter: Adapter, tensors: Mapping[str, Tensor], index_K: Tensor) ->
 
     Tensors without components are copied whole; further components stay as they are.
     """
-    for name, first in tensors_of(adapter).items():
-        for axis in _axes(name):
-            first = first.narrow(axis, 0, len(index_K))
-        first.copy_(_selected(name, tensors[name], index_K))
+    for name, own in tensors_of(adapter).items():
+        kept = _selected(name, tensors[name], index_K)
+        own[tuple(slice(size) for size in kept.shape)] = kept
 
 
 @contextlib.contextmanager
