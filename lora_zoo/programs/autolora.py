@@ -21,7 +21,7 @@ def autolora(
     `search` is the first stage's share of the steps. `search_rank` is the rank r that it starts from: auto is
     twice the run's, as about half of the weights lie above their mean 1/r. The rank of a matrix is the number
     of its weights that do; the official code counts the raw variables above their own mean, which are as many
-    or more. As there, one alpha is divided by the rank of each stage and matrix. Raises ValueError for a share
+    or more. As there, one alpha is divided by the rank of each. Raises ValueError for a share
     that is none, and for a variant without a rank.
     """
     steps = context.steps
