@@ -54,13 +54,17 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "su
 """A way to add up the deviations of all matrices -> its function."""
 
 
+def follow(now: list[Tensor], mean: list[Tensor], beta: float) -> None:
+    """Exponential moving averages `mean` of |now|, in place; so is |now|."""
+    torch._foreach_abs_(now)
+    torch._foreach_lerp_(mean, now, 1 - beta)
+
+
 def smooth(
     now: Sequence[Tensor], mean: list[Tensor], spread: list[Tensor], betas: tuple[float, float]
 ) -> None:
     """Eq. 9-10 of AdaLoRA, in place: `mean` follows |now|, and `spread` the distance of |now| from it."""
     now = [tensor.to(like.dtype) for tensor, like in zip(now, mean, strict=True)]
-    torch._foreach_abs_(now)
-    torch._foreach_lerp_(mean, now, 1 - betas[0])
+    follow(now, mean, betas[0])
     torch._foreach_sub_(now, mean)
-    torch._foreach_abs_(now)
-    torch._foreach_lerp_(spread, now, 1 - betas[1])
+    follow(now, spread, betas[1])

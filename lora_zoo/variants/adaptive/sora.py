@@ -10,10 +10,8 @@ from torch.optim import Optimizer
 
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer, split
-from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.kernels.shared import FactorPair
-from lora_zoo.variants.components import alive
+from lora_zoo.variants.adaptive.gated import Gated, open_components
 from lora_zoo.variants.low_rank import Additive
 
 
@@ -42,7 +40,7 @@ class Proximal(AdapterHooks):
 
     def kept(self) -> Mapping[str, Tensor]:
         """§3.2: the components whose gate is not zero."""
-        return {name: alive(adapter.g_R != 0) for name, adapter in self.adapters.items()}
+        return open_components(self.adapters)
 
     def law(self) -> None:
         """The step is the minimiser of (x - g)² / 2 + η λ |x|: no x beside it is better."""
@@ -64,8 +62,8 @@ def shrink(optimizer: Optimizer, *_: Any) -> None:
 
 
 @register("sora")
-class SoRA(Additive):
-    """Eq. 4: LoRA with a gate g, drawn from N(0, 1), between its factors; a gate at zero is a rank less."""
+class SoRA(Gated, Additive):
+    """Eq. 4: LoRA with a gate g, drawn from N(0, 1), between its factors."""
 
     paper = "arXiv:2311.11696"
     equation = "W' = W + (α/r) B diag(g) A, g sparse"
@@ -75,17 +73,3 @@ class SoRA(Additive):
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
         self.g_R = nn.Parameter(context.normal("g", (self.rank,), 1.0))
-
-    @classmethod
-    def accepts_init(cls, init: Init) -> bool:
-        return bool(init.zero) or init.moves  # the gate is random, so that B A = 0 is not enough
-
-    def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        return FactorPair(self.scale * self.B_OR * self.g_R, self.A_RI), None
-
-    @torch.no_grad()
-    def law(self, W_OI: Tensor) -> None:
-        """The rank of ΔW is that of LoRA with the gates that are left, and no more."""
-        kept, B_OR, A_RI = self.g_R != 0, self.B_OR, self.A_RI
-        trimmed_OI = self.scale * (B_OR[:, kept] * self.g_R[kept]) @ A_RI[kept]
-        torch.testing.assert_close(self.weight(W_OI), W_OI + trimmed_OI)
