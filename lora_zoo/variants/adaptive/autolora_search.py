@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.hooks import Groups, split
-from lora_zoo.core.init import Init
 from lora_zoo.core.variants import register
-from lora_zoo.kernels.shared import FactorPair
+from lora_zoo.variants.adaptive.gated import Gated
 from lora_zoo.variants.adaptive.two_levels import TwoLevels
 from lora_zoo.variants.low_rank import Additive
 
@@ -32,7 +31,7 @@ class Selection(TwoLevels):
 
 
 @register("autolora_search")
-class AutoLoRASearch(Additive):
+class AutoLoRASearch(Gated, Additive):
     """Eq. 3-4: LoRA as a weighted sum of its rank-1 products, with weights that add up to 1 in each matrix.
 
     The selection variables begin at 1, alike. `alpha` is the official script's 16 at rank 8.
@@ -49,28 +48,22 @@ class AutoLoRASearch(Additive):
         super().__init__(context, **hyper)
         self.g_R = nn.Parameter(context.full((self.rank,), 1.0))
 
-    @classmethod
-    def accepts_init(cls, init: Init) -> bool:
-        return not init.residual
-
     def components(self) -> int:
         """None: without one of them the weights of the others would be greater."""
         return 0
 
-    def weights(self) -> Tensor:
+    def gates(self) -> Tensor:
         """The weights of the components (R), which add up to 1."""
         return self.g_R.softmax(0)
 
     def selected(self) -> Tensor:
         """§3.3: the components whose weight is 1/r or more (R, bool); never none, as the greatest is."""
-        return self.weights() * len(self.g_R) >= 1 - 1e-6  # all of equal ones, however they are rounded
-
-    def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        return FactorPair(self.scale * self.B_OR * self.weights(), self.A_RI), None
+        return self.gates() * self.rank >= 1 - 1e-6  # all of equal ones, however they are rounded
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
         """With equal selection variables it is LoRA at 1/r of its scale, and each component is selected."""
+        super().law(W_OI)
         even = copy.deepcopy(self)
         even.g_R.fill_(self.g_R[0])
         torch.testing.assert_close(even.weight(W_OI), W_OI + self.scale / self.rank * self.B_OR @ self.A_RI)
