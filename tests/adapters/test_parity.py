@@ -581,7 +581,8 @@ def test_adalora_s_sensitivity_and_uncertainty_are_peft_s():
     twins = adalora_twins()
     measure(twins, steps=8, total=20, after_step=allocate_and_compare)
     allocator, hooks = twins.theirs.base_model.rankallocator, twins.injection.hooks
-    for flat, other in ((hooks.mean, allocator.exp_avg_ipt), (hooks.spread, allocator.exp_avg_unc)):
+    seen = hooks.sensitivity
+    for flat, other in ((seen.mean_N, allocator.exp_avg_ipt), (seen.spread_N, allocator.exp_avg_unc)):
         shaped = views(flat, hooks.triplets)
         found = {id(p): view for p, view in zip(hooks.triplets, shaped, strict=True)}
         own = [twins.injection.adapters[layer] for layer in ("first", "second")]
@@ -632,8 +633,8 @@ def test_adalora_s_sensitivity_takes_the_weights_from_before_or_after_the_step(s
     hooks.on_step_end(progress)
     weights = before if sensitivity == "pre_step" else hooks.triplets
     seen = torch.cat([(w * p.grad).abs().flatten() for w, p in zip(weights, hooks.triplets, strict=True)])
-    assert_close(hooks.mean, (1 - 0.85) * seen.detach())
-    assert_close(hooks.spread, (1 - 0.85) * 0.85 * seen.detach())
+    assert_close(hooks.sensitivity.mean_N, (1 - 0.85) * seen.detach())
+    assert_close(hooks.sensitivity.spread_N, (1 - 0.85) * 0.85 * seen.detach())
 
 
 def test_adalora_warns_where_its_hook_was_never_called():

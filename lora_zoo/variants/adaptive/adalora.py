@@ -1,9 +1,8 @@
 """AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (Zhang et al., ICLR 2023)."""
 
-import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,12 @@ from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
 from lora_zoo.formats.peft.adalora import AdaLoraFormat
 from lora_zoo.inits.random import orthonormal_rows
-from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, smooth, views
+from lora_zoo.variants.adaptive.batched import PENALTIES, ByShape, deviation, views
+from lora_zoo.variants.adaptive.budgeted import Budgeted
+from lora_zoo.variants.adaptive.masking import Sensitivity, highest
 from lora_zoo.variants.adaptive.schedule import CubicSchedule
-from lora_zoo.variants.components import alive, cut
-from lora_zoo.variants.low_rank import Product, Scaled
+from lora_zoo.variants.components import alive
+from lora_zoo.variants.low_rank import Product
 
 
 class Budget(AdapterHooks):
@@ -48,11 +49,7 @@ class Budget(AdapterHooks):
             needs = "needs deltaT >= 1, 0 <= beta1 < 1, 0 <= beta2 < 1 and orth_reg_weight >= 0"
             raise ValueError(f"adalora: {needs}; got {deltaT}, {beta1}, {beta2} and {orth_reg_weight}")
         self.sites = list(adapters.values())
-        self.schedule, self.deltaT, self.betas = (
-            CubicSchedule("adalora", tinit, tfinal),
-            deltaT,
-            (beta1, beta2),
-        )
+        self.schedule, self.deltaT = CubicSchedule("adalora", tinit, tfinal), deltaT
         self.weight, self.penalty = orth_reg_weight, PENALTIES[orth_reg]
         self.pre_step = sensitivity == "pre_step"
         self.full, self.target = sum(len(a.E_R) for a in self.sites), sum(a.rank for a in self.sites)
@@ -60,10 +57,8 @@ class Budget(AdapterHooks):
         self.rows, self.columns = (ByShape([getattr(a, f) for a in self.sites]) for f in ("A_RI", "B_OR"))
         E: list[Tensor] = [a.E_R for a in self.sites]
         self.triplets = E + self.rows.tensors + self.columns.tensors
-        like, entries = self.sites[0].E_R, sum(p.numel() for p in self.triplets)
-        self.register_buffer("mean", like.new_zeros(entries))
-        self.register_buffer("spread", like.new_zeros(entries))
-        self.register_buffer("mask", torch.ones(self.full, dtype=torch.bool, device=like.device))
+        self.sensitivity = Sensitivity(self.triplets, beta1, beta2)
+        self.register_buffer("mask", torch.ones(self.full, dtype=torch.bool, device=E[0].device))
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
@@ -95,20 +90,17 @@ class Budget(AdapterHooks):
             E = self.triplets[: len(self.sites)]
             torch._foreach_mul_(E, views(self.mask.to(E[0].dtype), E))
 
-    @torch.no_grad()
     def observe(self, progress: Progress) -> None:
         """Eq. 8-10: sensitivity |w ∂L/∂w| of every entry, smoothed, and its uncertainty."""
-        gradients = [p.grad for p in self.triplets if p.grad is not None]
-        if not gradients or progress.step >= self.schedule.span(progress.total)[1]:
-            return  # a step that is skipped has no gradients
-        mean, spread = views(self.mean, self.triplets), views(self.spread, self.triplets)
-        smooth(torch._foreach_mul(self.triplets, gradients), mean, spread, self.betas)
+        if progress.step < self.schedule.span(progress.total)[1]:
+            self.sensitivity.observe()
 
     def allocate(self, surplus: int) -> None:
         """Eq. 11-12: mask the `surplus` triplets of lowest S = s(λ) + mean s(Q row) + mean s(P column)."""
-        E, Q, P = (self.mean * self.spread).split([self.full, self.rows.entries, self.columns.entries])
+        sizes = [self.full, self.rows.entries, self.columns.entries]
+        E, Q, P = self.sensitivity.scores().split(sizes)
         scores = E + self.rows.means(Q, dim=2) + self.columns.means(P, dim=1)
-        self.mask = scores > scores.kthvalue(surplus).values if surplus else torch.ones_like(self.mask)
+        self.mask = highest(scores, lambda n: n - surplus)
 
     def on_train_end(self) -> None:
         if int(self.mask.sum()) > self.target:
@@ -122,14 +114,12 @@ class Budget(AdapterHooks):
     def law(self) -> None:
         assert sum(int(a.E_R.count_nonzero()) for a in self.sites) <= self.target
 
-    mean: Tensor
-    spread: Tensor
     mask: Tensor
 
 
 @register("adalora")
-class AdaLoRA(Product, Scaled):
-    """Eq. 3: ΔW = P Λ Q, an SVD's form; `rank` is the average left at the end, `init_r` the first."""
+class AdaLoRA(Budgeted, Product):
+    """Eq. 3: ΔW = P Λ Q, an SVD's form. §4: b(0) = 1.5 b(T)."""
 
     paper = "arXiv:2303.10512"
     equation = "W' = W + (α/r₀) P diag(λ) Q"
@@ -159,32 +149,12 @@ class AdaLoRA(Product, Scaled):
         self.scale = self.scale_of(alpha, first)  # it stays while triplets are pruned
         self.dropout = context.dropout(lora_dropout)
 
-    @classmethod
-    def used_rank(cls, hyper: Mapping[str, Any]) -> int:
-        first = hyper["init_r"]
-        return math.ceil(1.5 * hyper["rank"]) if first == "auto" else int(first)  # §4: b(0) = 1.5 b(T)
-
     @staticmethod
     def scaling(alpha: float, rank: int) -> float:
         return alpha / (rank + 1e-5)  # the official code's
 
-    @classmethod
-    def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
-        rank, first, most = hyper["rank"], cls.used_rank(hyper), min(shape)
-        fits = 1 <= rank <= first <= most
-        return None if fits else f"needs 1 <= rank <= init_r <= {most}; got {rank}, {first}"
-
-    @classmethod
-    def largest_rank(cls, shape: tuple[int, int], hyper: Mapping[str, Any]) -> int | None:
-        return min(shape) * 2 // 3 if hyper["init_r"] == "auto" else min(*shape, hyper["init_r"])
-
     def components(self) -> int:
         return len(self.E_R)
-
-    def shrink(self, index_K: Tensor) -> dict[str, Any]:
-        cut(self, index_K)
-        K = self.rank = len(index_K)
-        return {"rank": K, "init_r": K, "alpha": self.scale * (K + 1e-5)}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B_OR * self.E_R, self.A_RI

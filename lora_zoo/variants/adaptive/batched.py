@@ -21,6 +21,11 @@ class ByShape:
         """A tensor (matrices, rows, columns) for each shape."""
         return [torch.stack(group) for group in self.alike]
 
+    def each(self, work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What `work` makes of each matrix, in the order they were given, from one call a shape."""
+        found = [made for stack in self.stacked() for made in work(stack).unbind()]
+        return [found[i] for i in invert(self.places)]
+
     def means(self, flat: Tensor, *, dim: int) -> Tensor:
         """The means of all matrices' entries over `dim`, one matrix after the other as they were given."""
         parts = flat.split([len(group) * group[0].numel() for group in self.alike])

@@ -38,6 +38,10 @@ class Masks(nn.Module):
         """The mask of each tensor, by its name and in its shape."""
         return dict(self._named(self.kept_N))
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Each tensor and its mask."""
+        return list(zip(self.tensors, views(self.kept_N, self.tensors), strict=True))
+
     def _named(self, flat_N: Tensor) -> list[tuple[str, Tensor]]:
         return list(zip(self.names, views(flat_N, self.tensors), strict=True))
 

@@ -32,5 +32,9 @@ class CubicSchedule(NamedTuple):
     def left(self, progress: Progress) -> float:
         """The share that is left at a step."""
         start, end = self.span(progress.total)
-        share: float = min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0) ** 3
-        return share
+        return min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0) ** 3
+
+    def gone(self, progress: Progress) -> float:
+        """The share that is gone at a step where it goes slowly at first and fast in the end: t³."""
+        start, end = self.span(progress.total)
+        return min(max((progress.step - start) / (end - start), 0.0), 1.0) ** 3
