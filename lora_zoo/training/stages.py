@@ -116,9 +116,8 @@ class StagedTraining:
         finished, adapters = has_trained(record), adapters_of(self.model)
         injection = self.inject(spec, record, asked, trained=finished)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
-        self._go_on(injection)
-        if stage.start is not None and not finished:
-            stage.start(injection)
+        if not finished:
+            self._go_on(injection)
         self.session = TrainingSession(
             spec.settings,
             record,
@@ -145,11 +144,13 @@ class StagedTraining:
 
     @torch.no_grad()
     def _go_on(self, injection: Injection) -> None:
-        """Set what is trained in full to where the stage before left it."""
+        """Set what is trained in full to where the stage before left it, and the adapter to its start."""
         for name, values in self.in_full.items():
             if name not in injection.trained:
                 raise ValueError(f"{self.who}: {name} was trained in full, and stage {self.number} leaves it")
             injection.trained[name].copy_(values)
+        if self.stage.start is not None:
+            self.stage.start(injection)
 
     def _prepare(self) -> None:
         session, self.evaluator.injection = self.session, self.injection

@@ -81,7 +81,7 @@ def agreement(runs: pd.DataFrame, by: Sequence[str]) -> Chart:
     panels = []
     for task in groups(done(runs), ["task"]):
         own = groups(task.runs, [axis for axis in by if axis != "task"])
-        parts = [rank_map(group.runs).assign(method=group.name) for group in own]
+        parts = [rank_map(group.runs, ["variant"]).assign(method=group.name) for group in own]
         try:
             found = rank_agreement(pd.concat(parts)).dropna(subset=["tau"])
         except ValueError as twice:
@@ -92,11 +92,13 @@ def agreement(runs: pd.DataFrame, by: Sequence[str]) -> Chart:
         both = both.sort_values(["row", "column"], key=lambda names: names.map(order.index))
         if both["row"].nunique() > 1:
             cells = both.assign(note="n = " + both["n"].astype(str))[["row", "column", "value", "note"]]
-            panels.append(Heat(task.name, Axis(""), Axis(""), cells, Axis("τ"), -1.0, 1.0, digits=2))
+            panels.append(
+                Heat(task.name, Axis("setting"), Axis("other setting"), cells, Axis("τ"), -1.0, 1.0, digits=2)
+            )
     if not panels:
         raise Nothing("no two settings leave ranks that differ from matrix to matrix")
     caption = (
-        "Cells: Kendall's τ-b over matrices, mean over seeds; in the diagonal over pairs of seeds: how well a "
+        "Cells: Kendall's τ-b over matrices, mean over seeds; the diagonal over pairs of seeds: how well a "
         "setting agrees with itself. Ranks: numerical ranks of ΔW; a matrix without ΔW has rank 0."
     )
     return Chart("Agreement of the ranks that are left", caption, panels)
