@@ -49,11 +49,11 @@ def rank_map(runs: pd.DataFrame, by: Sequence[str] = ("variant", "program")) -> 
     It is the numerical rank in the run's record, from which what a method pruned is gone.
     """
     done = runs[runs["state"] == "done"]
-    methods = [_named(row) for row in done[[*by]].itertuples(index=False)]
+    methods = [_joined(row) for row in done[[*by]].itertuples(index=False)]
     about = pd.DataFrame({"run": done["run"], "method": methods, "seed": replicates(done)})
     found = updates(done).rename(columns={"numerical_rank": "rank"})[["run", "name", "rank"]]
     return about.merge(found, on="run").drop(columns="run")
 
 
-def _named(values: Iterable[object]) -> str:
+def _joined(values: Iterable[object]) -> str:
     return " ".join(str(value) for value in values if plain(value) is not None)

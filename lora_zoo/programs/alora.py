@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lora_zoo.core.adapter import Variant
+from lora_zoo.core.components import inherit, masked, tensors_of
 from lora_zoo.core.init import find_init
 from lora_zoo.core.program import ProgramContext, Stage, register
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.core.variants import VARIANTS
-from lora_zoo.variants.components import inherit, masked, tensors_of
-from lora_zoo.variants.low_rank import LowRank
 
 
 class Component(NamedTuple):
@@ -67,11 +67,16 @@ def alora(
 
 def _refuse_unfit(context: ProgramContext) -> None:
     variant, init = VARIANTS.find(context.variant), context.hyper.get("init", "auto")
-    if getattr(variant, "components", None) is not LowRank.components:
-        able = [n for n, c in VARIANTS.items() if getattr(c, "components", None) is LowRank.components]
+    able = [name for name, cls in VARIANTS.items() if _has_plain_components(cls)]
+    if variant.name not in able:
         raise ValueError(f"alora moves ranks, and those of {variant.name} cannot; can: {', '.join(able)}")
     if init != "auto" and not find_init(init).zero:
         raise ValueError(f"alora: new components must begin at zero, and init={init} does not; use kaiming")
+
+
+def _has_plain_components(variant: type[Variant]) -> bool:
+    """True if its components are LoRA's: columns of B and rows of A alone."""
+    return getattr(variant, "components", None) is getattr(VARIANTS.find("lora"), "components", 0)
 
 
 @torch.no_grad()
@@ -100,7 +105,7 @@ def importances(learned: Any, examples: Sequence[Mapping[str, Tensor]]) -> dict[
 def reallocated(
     scores: Mapping[Component, float], pruned: int, limits: Mapping[str, int]
 ) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """What each matrix keeps of its components, and the rank that it then has; the sum stays.
+    """The components that each matrix keeps, and the rank that it then has; the sum of ranks stays.
 
     Of equal scores the last components of their matrices go first, in the order of the matrices. One is left
     at least. `limits` are the matrices' greatest ranks.

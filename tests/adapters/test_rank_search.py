@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from lora_zoo import inject
 from lora_zoo.conformance.cases import inputs, lone, only, perturb
+from lora_zoo.core.components import inherit, masked, tensors_of
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.program import PROGRAMS, ProgramContext, Stage
 from lora_zoo.programs.alora import Component, importances, reallocated
-from lora_zoo.variants.components import inherit, masked, tensors_of
 from tests.test_packed import batch, model, stirred
 
 # --- AutoLoRA ----------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_importances_are_those_of_plain_ablations() -> None:
     learned = stirred(inject(network, "lora", rank=2, alpha=6.0, target_modules=["q", "down"]))
     before = {key: tensor.clone() for key, tensor in learned.state_dict().items()}
     found = importances(learned, examples())
-    plain, layers = model(), {name: adapter for name, adapter in learned.adapters.items()}
+    plain, layers = model(), dict[str, Any](learned.adapters)
 
     def score(keep: set[Component]) -> float:
         of = plain.state_dict()
