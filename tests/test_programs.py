@@ -451,8 +451,8 @@ def test_importances_are_of_inputs_in_any_order_and_of_any_layer_that_is_called(
 
 # --- AutoLoRA and ALoRA ------------------------------------------------------------------------------------
 
-SEARCH = ("+variant=lora", "rank=2", "alpha=3", "lora_dropout=0.1", "lr=0.02", *QUICK)
-SEARCH += ("forgetting_text=null", "eval_splits=[test]")
+SEARCH = ["+variant=lora", "rank=2", "alpha=3", "lora_dropout=0.1", "lr=0.02", *QUICK]
+SEARCH += ["forgetting_text=null", "eval_splits=[test]"]
 
 
 def test_the_ranks_of_a_search_are_trained_anew_on_all_of_the_data(tmp_path: Path) -> None:
@@ -496,9 +496,8 @@ def test_rounds_go_on_from_what_is_kept_and_a_kill_costs_nothing(
             raise OSError("the disk is away")
         return plain(self, *given, **more)
 
-    words = (*SEARCH, "program=alora", "program.rounds=2", "program.examples=2", "steps=8")
-    words += ("program.moved=0.25", "modules_to_save=[model.norm]", "target_modules=[q]")
-    (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
+    words = [*SEARCH, "program=alora", "program.rounds=2", "program.examples=2", "steps=8"]
+    words += ["program.moved=0.25", "modules_to_save=[model.norm]", "target_modules=[q]"]
     with monkeypatch.context() as patch:
         patch.setattr(StagedTraining, "_begin", watched)
         assert runner.run(asked(*words, f"out={tmp_path / 'whole'}")) == 0
