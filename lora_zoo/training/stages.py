@@ -171,21 +171,27 @@ class StagedTraining:
             raise ValueError(f"{self.who}: the last stage, and no other one, must be kept")
         if following is None:
             return False
-        self.stage, stage = following, self.injection
-        if done.then == "settle" or following.start is not None:
-            self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
+        self.stage = following
         if done.then == "discard":
-            stage.remove()
+            if following.start is not None:
+                self.in_full = values_in_full(self.injection)
+            self.injection.remove()
         else:
             self._settle()
         return True
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)
+        self.in_full = values_in_full(stage)
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)
+
+
+def values_in_full(stage: Injection) -> dict[str, Tensor]:
+    """A copy of what the stage has trained in full, by name."""
+    return {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
 
 
 def next_stage(program: Any, learned: Injection) -> Stage | None:
