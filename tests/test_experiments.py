@@ -61,7 +61,7 @@ def test_every_experiment_is_a_sweep_that_composes(name: str) -> None:
     several = {key for key, values in grid.items() if len(values) > 1 or "glob(" in str(values[0])}
     assert set(command_line.swept(ready)) == several
     axes = {*about["rows"], *about.get("columns", []), *about.get("tune", [])}
-    assert axes | {"seed"} == set(command_line.swept(ready)), "an axis of the grid has no place in the table"
+    assert several <= axes | {"seed"} <= grid.keys(), "an axis of the grid has no place in the table"
     assert command_line.sweep_name(ready).startswith(f"{name}-")
 
 

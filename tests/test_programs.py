@@ -28,7 +28,7 @@ from lora_zoo.models.merging import merge
 from lora_zoo.programs.lora_drop import importances, most_important
 from lora_zoo.runs import sources
 from lora_zoo.runs.identity import specify
-from lora_zoo.training import runner, settling
+from lora_zoo.training import runner, settling, trainer
 from lora_zoo.training.calibration import examples
 from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.settling import settled
@@ -450,6 +450,86 @@ def test_importances_are_of_inputs_in_any_order_and_of_any_layer_that_is_called(
         importances(inject(fresh, "lora", rank=2), inputs)
     with pytest.raises(ValueError, match="no pass over the examples calls"):
         importances(stage, [])
+
+
+# --- AutoLoRA and ALoRA ------------------------------------------------------------------------------------
+
+SEARCH = ["+variant=lora", "rank=2", "alpha=3", "lora_dropout=0.1", "lr=0.02", *QUICK]
+SEARCH += ["forgetting_text=null", "eval_splits=[test]"]
+
+
+def test_the_ranks_of_a_search_are_trained_anew_on_all_of_the_data(tmp_path: Path) -> None:
+    spec = asked(*SEARCH, "program=autolora", "program.search=0.7", "steps=6", f"out={tmp_path}")
+    assert runner.run(spec) == 0
+    folder = folder_in(tmp_path)
+    content, state = record(folder), load_file(folder / "adapter" / "adapter.safetensors")
+    searched, kept = content["stages"]
+    assert (searched["variant"], searched["steps"], searched["parts"]) == (
+        "autolora_search",
+        4,
+        {"inner": 45, "outer": 19},
+    )
+    assert (kept["variant"], kept["steps"], "parts" in kept) == ("lora", 2, False)
+    found = load_file(folder / "stages" / "1" / "adapter" / "adapter.safetensors")
+    weights = {k.removesuffix(".g_R"): t.exp() / t.exp().sum() for k, t in found.items() if k.endswith("g_R")}
+    ranks = {name: int((w_R >= 1 / 4).sum()) for name, w_R in weights.items()}
+    assert {k.removesuffix(".A_RI"): len(t) for k, t in state.items() if k.endswith("A_RI")} == ranks
+    assert len(set(ranks.values())) > 1 and content["parameters"]["trainable"] == kept["trainable"]
+    about = content["variant"]
+    assert about["name"] == "lora" and about["hyperparameters"]["rank"] == 2 and about["scales"] == []
+    (row,) = runs.load(folder).to_dict("records")
+    assert (row["program"], row["rank"]) == ("autolora", 2) and not row["stale"] and not row["contradiction"]
+    last = load_file(folder / "stages" / "2" / "adapter" / "adapter.safetensors")
+    assert all(torch.equal(last[key], tensor) for key, tensor in state.items())
+
+
+def test_rounds_go_on_from_what_is_kept_and_a_kill_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round begins with what was kept of the stage before; so does the norm that trains in full."""
+    begun, begin, plain, steps = [], StagedTraining._begin, trainer.ZooTrainer.training_step, []
+
+    def watched(self: StagedTraining) -> None:
+        begin(self)
+        begun.append({key: tensor.clone() for key, tensor in self.injection.state_dict().items()})
+
+    def killed(self: Any, *given: Any, **more: Any) -> Any:
+        steps.append(self)
+        if len(steps) == 6:
+            raise OSError("the disk is away")
+        return plain(self, *given, **more)
+
+    words = [*SEARCH, "program=alora", "program.rounds=2", "program.examples=2", "steps=8"]
+    words += ["program.moved=0.25", "modules_to_save=[model.norm]", "target_modules=[q]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StagedTraining, "_begin", watched)
+        assert runner.run(asked(*words, f"out={tmp_path / 'whole'}")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ZooTrainer, "training_step", killed)
+        assert runner.run(asked(*words, f"out={tmp_path / 'killed'}")) == 1
+    assert runner.run(asked(*words, f"out={tmp_path / 'killed'}", "resume=true")) == 0
+    whole = folder_in(tmp_path / "whole")
+    same_run(whole, folder_in(tmp_path / "killed"))
+    stages = record(whole)["stages"]
+    assert [s["steps"] for s in stages] == [3, 2, 3] and [s["then"] for s in stages][-1] == "keep"
+    assert {s["trainable"] for s in stages} == {stages[0]["trainable"]}
+    assert len({s["seed"] for s in stages}) == 3
+    for number, first in enumerate(begun[1:], start=1):
+        before = load_file(whole / "stages" / str(number) / "adapter" / "adapter.safetensors")
+        about = json.loads((whole / "stages" / str(number + 1) / "adapter" / "adapter.json").read_text())
+        ranks, moved = about["patterns"]["rank"], 0
+        for key, B_OR in first.items():
+            name = key.removesuffix(".B_OR")
+            if name == key:
+                continue
+            old = {tuple(column.tolist()) for column in before[key].T}
+            new = [tuple(column.tolist()) in old for column in B_OR.T]
+            assert new == sorted(new, reverse=True) and not B_OR[:, sum(new) :].any()
+            assert ranks.get(name, 2) == len(new)
+            assert about["patterns"]["alpha"][name] == pytest.approx(1.5 * len(new))
+            moved += len(new) - sum(new)
+        assert moved == 2, "a quarter of 8"
+        assert torch.equal(first["model.norm.weight"], before["model.norm.weight"])
 
 
 # --- programs of one's own ---------------------------------------------------------------------------------

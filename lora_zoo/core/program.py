@@ -26,13 +26,16 @@ class Stage:
 
     `inject` holds arguments of `inject` (rank, targets, seed, …) beside the run's, `variant` another variant
     than the run's. Then its adapter is settled (kept frozen beside what follows), discarded, or is the
-    run's: `keep`, together with all that was settled, which ends the program.
+    run's: `keep`, together with all that was settled, which ends the program. `start` is called with its
+    `Injection` before the first step: there it takes over what the program has kept of the stage before,
+    and what that one trained in full goes on by itself.
     """
 
     steps: int
     inject: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
     then: Literal["settle", "discard", "keep"] = "settle"
+    start: Callable[[Any], None] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:

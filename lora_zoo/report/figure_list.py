@@ -146,6 +146,8 @@ def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> No
     for title, draw in {"Ranks of ΔW": figures.layer_ranks, "Spectra of ΔW": figures.spectra}.items():
         makers = {name: partial(draw, part, title=name) for name, part in own.items() if len(part)}
         found.add(title, "setting", makers)
+    shown = pd.concat([group.runs for group in every[:SPECTRA]])
+    found.add("Agreement of ranks", "settings", {"all": partial(figures.agreement, shown, by)})
 
 
 def _add_recorded(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:

@@ -141,7 +141,9 @@ class Experiment:
             active = adapters_of(loaded.model).values()
             virtual = sum(own.variant.virtual_tokens(own.hyper) for own in active)
             check_positions(loaded.model, data.readings, virtual)
-        used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
+        used = {"hyperparameters": complete, "scales": list[float]()}
+        if session.injection.variant is self.variant:  # a program's first stage may have another
+            used = {"hyperparameters": session.injection.hyper, "scales": session.injection.scales()}
         self.record.update(variant=about | used)  # with the budget's rank
         evaluator = Evaluator(
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits

@@ -34,7 +34,7 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
     """The specification of a run's stage: its length, seeds and variant in the place of the run's.
 
     The first stage has the run's own order of data, a later one an order that `data_seed` draws for it.
-    ValueError for a variant that trains on parts of the data.
+    ValueError for a variant that trains on parts of the data where what it learns goes on.
     """
     settings, variant = spec.settings, spec.variant
     own = settings.variant
@@ -51,7 +51,7 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
     )
     needs = needs_of(variant, stage.inject.get("init", settings.init))
     found = replace(spec, settings=settings, variant=variant, needs=needs)
-    if found.parts:
+    if found.parts and (stage.then == "settle" or stage.start is not None):
         who, text = (
             settings.program["name"],
             "trains on parts of the data, which each stage would divide anew",

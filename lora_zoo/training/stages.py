@@ -116,7 +116,8 @@ class StagedTraining:
         finished, adapters = has_trained(record), adapters_of(self.model)
         injection = self.inject(spec, record, asked, trained=finished)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
-        self._go_on(injection)
+        if not finished:
+            self._go_on(injection)
         self.session = TrainingSession(
             spec.settings,
             record,
@@ -143,11 +144,13 @@ class StagedTraining:
 
     @torch.no_grad()
     def _go_on(self, injection: Injection) -> None:
-        """Set what is trained in full to where the stage before left it."""
+        """Set what is trained in full to where the stage before left it, and the adapter to its start."""
         for name, values in self.in_full.items():
             if name not in injection.trained:
                 raise ValueError(f"{self.who}: {name} was trained in full, and stage {self.number} leaves it")
             injection.trained[name].copy_(values)
+        if self.stage.start is not None:
+            self.stage.start(injection)
 
     def _prepare(self) -> None:
         session, self.evaluator.injection = self.session, self.injection
@@ -170,6 +173,8 @@ class StagedTraining:
             return False
         self.stage = following
         if done.then == "discard":
+            if following.start is not None:
+                self.in_full = values_in_full(self.injection)
             self.injection.remove()
         else:
             self._settle()
@@ -177,11 +182,16 @@ class StagedTraining:
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)
-        self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
+        self.in_full = values_in_full(stage)
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)
+
+
+def values_in_full(stage: Injection) -> dict[str, Tensor]:
+    """A copy of what the stage has trained in full, by name."""
+    return {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
 
 
 def next_stage(program: Any, learned: Injection) -> Stage | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.components import selected, tensors_of
 from lora_zoo.core.dtypes import at_least_float32
 
 
@@ -21,15 +22,8 @@ def inverse_gram(X_RK: Tensor, damping: float) -> Tensor:
 @torch.no_grad()
 def cut(adapter: Adapter, index_K: Tensor) -> None:
     """Keep these components on every axis that the suffix of a tensor's name calls R, in place."""
-    owned = {**adapter._parameters, **adapter._buffers}
-    for name, tensor in owned.items():
-        if tensor is None:
-            continue
-        smaller = tensor.detach()
-        for axis, letter in enumerate(name.rpartition("_")[2]):
-            if letter == "R":
-                smaller = smaller.index_select(axis, index_K.to(tensor.device))
-        smaller = smaller.contiguous()
+    for name, tensor in tensors_of(adapter).items():
+        smaller = selected(name, tensor.detach(), index_K).contiguous()
         trains = isinstance(tensor, nn.Parameter)
         setattr(adapter, name, nn.Parameter(smaller, tensor.requires_grad) if trains else smaller)
 

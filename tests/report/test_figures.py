@@ -56,6 +56,15 @@ def memory(information: float = 6000.0) -> pd.DataFrame:
     return runs.assign(**about, forgetting=bits / 10_000)
 
 
+def differing() -> pd.DataFrame:
+    """Runs of two variants whose ranks differ from matrix to matrix."""
+    runs = sweep(ranks=(4,))
+    for record in runs["updates"]:
+        for number, row in enumerate(record):
+            row["singular_values"] = [1.0] * (number + 1)
+    return runs
+
+
 CHARTS: dict[str, Callable[[], Chart]] = {
     "curves": curves,
     "seconds": lambda: curves(against="seconds"),
@@ -71,6 +80,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "ranks over steps": lambda: figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"]),
+    "agreement": lambda: figures.agreement(differing(), ["variant"]),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
     "subspaces": lambda: figures.subspaces({"r8 in r64": SIMILARITY}),
     "many subspaces": lambda: figures.subspaces({"64 x 64": GREAT}, dimension=128),

@@ -13,7 +13,7 @@ from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction, ranks, spectra
 from lora_zoo.report.figures.groups import Nothing
 from lora_zoo.report.figures.learning import forgetting, learned
-from lora_zoo.report.figures.maps import grid, layer_ranks, subspaces
+from lora_zoo.report.figures.maps import agreement, grid, layer_ranks, subspaces
 from lora_zoo.report.figures.outcomes import against, curves, pareto, profiles
 from lora_zoo.report.figures.planes import Bands, Crosses, Marks, Points
 from lora_zoo.report.figures.rank_history import rank_history

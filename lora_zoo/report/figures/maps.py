@@ -1,10 +1,11 @@
-"""Heat maps: outcomes on a grid of two settings, ranks of ΔW by layer and role, overlaps of subspaces."""
+"""Heat maps: outcomes on a grid of two settings, ranks of ΔW and how they agree, overlaps of subspaces."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from lora_zoo.analysis.agreement import rank_agreement, rank_map
 from lora_zoo.report.figures.axes import Axis, axis_of, value_axis
 from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import Nothing, done, groups, in_order
@@ -73,6 +74,34 @@ def layer_ranks(updates: pd.DataFrame, title: str = "") -> Chart:
         " numerical rank: how many of the recorded σ (64 at most) are above 1e-6 of the first.",
         panels,
     )
+
+
+def agreement(runs: pd.DataFrame, by: Sequence[str]) -> Chart:
+    """Kendall's τ between the ranks that settings leave to the same matrices, a panel a task."""
+    panels = []
+    for task in groups(done(runs), ["task"]):
+        own = groups(task.runs, [axis for axis in by if axis != "task"])
+        parts = [rank_map(group.runs, ["variant"]).assign(method=group.name) for group in own]
+        try:
+            found = rank_agreement(pd.concat(parts)).dropna(subset=["tau"])
+        except ValueError as twice:
+            raise Nothing(str(twice)) from twice
+        sides = [found, found[found["a"] != found["b"]].rename(columns={"a": "b", "b": "a"})]
+        both = pd.concat(sides).rename(columns={"a": "row", "b": "column", "tau": "value"})
+        order = [group.name for group in own]
+        both = both.sort_values(["row", "column"], key=lambda names: names.map(order.index))
+        if both["row"].nunique() > 1:
+            cells = both.assign(note="n = " + both["n"].astype(str))[["row", "column", "value", "note"]]
+            panels.append(
+                Heat(task.name, Axis("setting"), Axis("other setting"), cells, Axis("τ"), -1.0, 1.0, digits=2)
+            )
+    if not panels:
+        raise Nothing("no two settings leave ranks that differ from matrix to matrix")
+    caption = (
+        "Cells: Kendall's τ-b over matrices, mean over seeds; the diagonal over pairs of seeds: how well a "
+        "setting agrees with itself. Ranks: numerical ranks of ΔW; a matrix without ΔW has rank 0."
+    )
+    return Chart("Agreement of the ranks that are left", caption, panels)
 
 
 def subspaces(

@@ -13,54 +13,35 @@ from torch import Tensor, nn
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import uncast
-from lora_zoo.core.hooks import AdapterHooks, Progress
 from lora_zoo.core.variants import register
 from lora_zoo.inits.random import orthonormal_rows
 from lora_zoo.variants.adaptive.batched import ByShape, deviation, sum_squared
+from lora_zoo.variants.adaptive.two_levels import TwoLevels
 from lora_zoo.variants.low_rank import Product, Scaled
 
-INNER, OUTER = "inner", "outer"
 
+class Levels(TwoLevels):
+    """§3: P and Q learn on one part of the training data, Λ on the other. The weights are AdaLoRA's."""
 
-class Levels(AdapterHooks):
-    """§3: P and Q learn on one part of the training data, Λ on the other, in turns of steps.
-
-    The upper level's gradient is that of the loss at the P and Q of the moment (first order), without the
-    unrolled step of the lower level that the paper differentiates through. The penalties' weights are
-    AdaLoRA's.
-    """
-
+    who, upper = "bilora", "E_R"
     packable = True  # its penalty reads the adapters' own parameters
 
     def __init__(
         self,
         adapters: Mapping[str, "BiLoRA"],
         *,
-        outer_share: float = 0.2,
-        inner_steps: int = 1,
-        outer_steps: int = 1,
         orth_reg_weight: float = 0.1,
         entropy_weight: float = 0.1,
+        **levels: Any,
     ) -> None:
-        super().__init__(adapters)
-        if min(inner_steps, outer_steps) < 1 or min(orth_reg_weight, entropy_weight) < 0:
-            needs = "needs inner_steps >= 1, outer_steps >= 1, orth_reg_weight >= 0 and entropy_weight >= 0"
-            given = f"{inner_steps}, {outer_steps}, {orth_reg_weight} and {entropy_weight}"
-            raise ValueError(f"bilora: {needs}; got {given}")
-        self.turns, self.inner_steps = inner_steps + outer_steps, inner_steps
+        super().__init__(adapters, **levels)
+        if min(orth_reg_weight, entropy_weight) < 0:
+            needs = "needs orth_reg_weight >= 0 and entropy_weight >= 0"
+            raise ValueError(f"bilora: {needs}; got {orth_reg_weight} and {entropy_weight}")
         self.orth_reg_weight, self.entropy_weight = orth_reg_weight, entropy_weight
         sites = list(adapters.values())
         self.binary = sites[0].parametrization == "binary"
         self.rows, self.columns = (ByShape([getattr(a, f) for a in sites]) for f in ("A_RI", "B_OR"))
-
-    @classmethod
-    def parts(cls, *, outer_share: float = 0.2, **hyper: Any) -> Mapping[str, float]:
-        if not 0 < outer_share < 1:
-            raise ValueError(f"bilora: outer_share must lie between 0 and 1; got {outer_share}")
-        return {INNER: 1 - outer_share, OUTER: outer_share}
-
-    def part(self, step: int) -> str:
-        return INNER if (step - 1) % self.turns < self.inner_steps else OUTER
 
     def regularizer(self) -> Tensor:
         """‖PᵀP - 1‖² + ‖QQᵀ - 1‖², of which Λ takes no gradient, and the entropy of binary values."""
@@ -73,17 +54,6 @@ class Levels(AdapterHooks):
             entropies = torch.special.entr(torch.cat([values, 1 - values]))
             penalty = penalty + self.entropy_weight * entropies.sum()
         return penalty
-
-    def on_after_backward(self, progress: Progress) -> None:
-        values_rest = self.part(progress.step) == INNER
-        for adapter in self.adapters.values():
-            for p in (adapter.E_R,) if values_rest else (adapter.A_RI, adapter.B_OR):
-                p.grad = None
-
-    def law(self) -> None:
-        """Of each round of turns, the lower level has `inner_steps`, and they come first."""
-        seen = [self.part(step) for step in range(1, 2 * self.turns + 1)]
-        assert seen == 2 * (self.inner_steps * [INNER] + (self.turns - self.inner_steps) * [OUTER])
 
 
 @register("bilora")
