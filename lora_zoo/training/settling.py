@@ -21,8 +21,8 @@ from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 def refuse_unsettled(variant: type[Variant], who: str) -> None:
     """Raise ValueError, in the name of `who`, for a variant of which nothing can be settled."""
     if not variant.adapts:
-        raise ValueError(f"{who} settles adapters, and {variant.name} adapts no matrix")
-    if not _factored(variant):
+        variant.require_weight(f"settled, as {who} asks")
+    elif not _factored(variant):
         able = [name for name, cls in VARIANTS.items() if _factored(cls)]
         raise ValueError(
             f"{who} settles adapters as factors, and the ΔW of {variant.name} is no product of two that W "

@@ -20,6 +20,7 @@ from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.arguments import check_schedule
 from lora_zoo.training.callbacks import HookCallback, progress_of
+from lora_zoo.training.handover import Handover, follow_run, take_over
 from lora_zoo.training.optimizers import needs_graph, optimizer_of
 from lora_zoo.training.state import TrainState
 
@@ -63,12 +64,13 @@ class ZooTrainer(Trainer):
         evaluator: Any,
         skip: bool = False,
         about: dict[str, Any] | None = None,
+        handover: Handover = Handover(),  # noqa: B008 - it cannot change
         **arguments: Any,
     ) -> None:
         # `evaluate` asks the evaluator; the Trainer wants a data set before it evaluates at all.
         super().__init__(model=injection.model, eval_dataset=[], **arguments)
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
-        self.skip, self.train_state = skip, TrainState(self, injection)
+        self.skip, self.train_state, self.handover = skip, TrainState(self, injection), handover
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
         # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
@@ -94,7 +96,15 @@ class ZooTrainer(Trainer):
             self.optimizer = self.injection.optimizer(
                 partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
             )
+            if self.handover.moments:
+                take_over(self.optimizer, self.injection, self.handover.moments)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        schedule = super().create_scheduler(self.handover.steps(num_training_steps), optimizer)
+        if self.handover.rewarm is not None:
+            follow_run(schedule, self.handover.before, self.handover.rewarm)
+        return schedule
 
     def _divided(self) -> dict[str, Tensor]:
         """The parts of the training examples; {} for a variant without. ValueError where they do not fit."""
@@ -131,7 +141,7 @@ class ZooTrainer(Trainer):
                 f"examples, and batch_size={self.args.per_device_train_batch_size}"
             )
         steps = self.set_initial_training_values(self.args, batches)[-1]
-        check_schedule(self.args, steps)
+        check_schedule(self.args, self.handover.steps(steps))
         self.injection.hooks.on_train_begin(steps)
 
     def saved_bytes(self) -> dict[str, int] | None:
