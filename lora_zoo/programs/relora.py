@@ -33,7 +33,7 @@ def relora(
     then is every parameter.
     Raises ValueError where a round would have no step, or no more than its warm-up, and for shares of none.
     """
-    if not 0 <= warm_start < 1 or not 0 < pruned < 1 or not 0 < warm_start_rate:
+    if not 0 <= warm_start < 1 or not 0 < pruned < 1 or not warm_start_rate > 0:
         raise ValueError(
             "relora: 0 <= warm_start < 1, 0 < pruned < 1 and warm_start_rate > 0 are needed; "
             f"got {warm_start}, {pruned} and {warm_start_rate}"

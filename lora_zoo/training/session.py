@@ -184,7 +184,6 @@ class TrainingSession:
             for folder in (self.checkpoints, self.record.folder / START):
                 shutil.rmtree(folder, ignore_errors=True)
 
-
     def _hand_on(self) -> None:
         """Write the moments that the next stage takes over: before the adapter, which says it is done."""
         if self.stage is None or self.stage.pruned is None or self.stage.then == "keep":

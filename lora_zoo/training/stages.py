@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from lora_zoo.config.spec import RunSpec
