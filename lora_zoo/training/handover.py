@@ -31,7 +31,7 @@ class Handover(NamedTuple):
     before: int = 0
     total: int = 0
     rewarm: int | None = None
-    moments: Moments = {}
+    moments: Moments = {}  # noqa: RUF012 - it cannot change
 
     def steps(self, own: int) -> int:
         """The steps of the schedule that a training of `own` steps follows."""

@@ -22,6 +22,7 @@ from lora_zoo.training import checkpoints
 from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
 from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool, TaskData
@@ -101,6 +102,7 @@ class TrainingSession:
             about=self.about,
             args=arguments,
             handover=self._handover(),
+            dropper=self._dropper(),
             data_collator=kind.collate,
             train_dataset=self._examples(evaluator.data),
         )
@@ -112,6 +114,13 @@ class TrainingSession:
             trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
         self.context.resources.prepare(trainer.accelerator)
         self.trainer = trainer
+
+    def _dropper(self) -> BackwardDropper | None:
+        settings = self.settings
+        if not settings.dropbp:
+            return None
+        how: dict[str, Any] = {"warmup": settings.dropbp_warmup, "uniform": settings.dropbp_uniform}
+        return BackwardDropper(self.injection.model, settings.dropbp, seed=settings.seed, **how)
 
     def _handover(self) -> Handover:
         position, stage = self.position, self.stage
@@ -160,6 +169,8 @@ class TrainingSession:
             timer.update(steps)
             if skipped:
                 self.record.update(skipped=skipped)
+            if trainer.dropper is not None:
+                self.record.update(dropbp=trainer.dropper.rates)
         if context.signals.received is not None:
             raise Stopped(context.signals.received)
         done, asked = trainer.state.global_step, trainer.state.max_steps

@@ -37,6 +37,7 @@ class TrainState(TrainerCallback):
     | | `seconds` of each optimiser step | |
     | | `skipped`, the steps whose loss or gradients were not finite | |
     | | `owed`: this step's evaluation is pending | |
+    | | `dropped`: DropBP's rates | |
     | optimizer.pt, scheduler.pt, scaler.pt | moments, learning rates, float16's loss scale | transformers |
     | rng_state.pth | random streams: Python's, NumPy's, torch's, each device's | transformers |
     | trainer_state.json | step, epoch and log history | transformers |
@@ -64,6 +65,7 @@ class TrainState(TrainerCallback):
                 "seconds": self.timer.seconds,
                 "skipped": self.skipped,
                 "owed": self.evaluation_pending or self._epoch_evaluation_pending(),
+                "dropped": trainer.dropper and trainer.dropper.state(),
             },
         }
 
@@ -83,6 +85,8 @@ class TrainState(TrainerCallback):
         trainer._globalstep_last_logged = progress["last_logged"]
         self.timer.seconds, self.skipped = progress["seconds"], progress["skipped"]
         trainer.args.eval_on_start = progress["owed"]
+        if trainer.dropper is not None:
+            trainer.dropper.load_state(progress["dropped"])
 
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()
