@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 from lora_zoo.core.program import ProgramContext, Stage, register
-from lora_zoo.programs.rounds import in_rounds
+from lora_zoo.programs.rounds import in_rounds, of_rank
 
 
 @register("xgblora")
@@ -13,15 +13,13 @@ def xgblora(
 ) -> Generator[Stage, Any, None]:
     """Boosting: ΔW = Σ s b_t a_t, each round a learner of rank 1 in `layers` layers drawn at random.
 
-    A matrix is of no higher rank than the rounds that drew its layer. 0 layers stand for all; the paper's best
-    is 11 of 32. A round takes few steps (steps / rounds), on batches that go on through the data, and its
-    learner is added with step 1. The paper's penalty of the factors' norms is trainer.weight_decay. No source
-    settles κ, the steps of a round. Raises ValueError where a round would have no step.
+    The ΔW of a matrix is of no higher rank than there are rounds that drew its layer. 0 layers stand for all;
+    the paper's best is 11 of 32. A round takes few steps (κ = steps / rounds, which no source settles), at
+    the run's scale, and its learner is added with step 1. The paper's penalty of the factors' norms is
+    trainer.weight_decay. Raises ValueError where a round would have no step.
     """
     if layers < 0 or rank < 1:
         raise ValueError(f"xgblora: layers >= 0 and rank >= 1 are needed; got {layers} and {rank}")
 
-    own: dict[str, Any] = {"rank": rank, "budget": None}
-    if layers:
-        own["layers"] = f"random:{layers}"
-    yield from in_rounds("xgblora", context, rounds, lambda _: own)
+    own = of_rank("xgblora", context, rank) | ({"layers": f"random:{layers}"} if layers else {})
+    yield from in_rounds("xgblora", context, rounds, inject=lambda _: own)

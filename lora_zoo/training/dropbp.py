@@ -7,8 +7,9 @@ beside any variant.
 
 import contextlib
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +28,35 @@ Gradients = Callable[[], Sequence[Tensor | None]]
 """The gradients of the trained parameters in one pass of a batch, the same pass at each call."""
 
 
-def branches(model: nn.Module) -> dict[str, int]:
-    """The last layer of each residual sub-layer (roles o and down) by name, and the weights in the sub-layer.
+class Branch(NamedTuple):
+    """A residual sub-layer: its weights, and the width of its attention, 0 where it has none."""
+
+    weights: int
+    attention: int
+
+    def cost(self, length: int) -> int:
+        """Products for a token in a sequence of this length: with the weights, and with the other tokens."""
+        return self.weights + 2 * length * self.attention
+
+
+def branches(model: nn.Module) -> dict[str, Branch]:
+    """The residual sub-layers by the names of their last layers, which play the roles o and down.
 
     ValueError for a model in which there is none.
     """
-    sizes = {
-        name: module.weight.numel()
-        for name, module in named_base_modules(model)
-        if isinstance(getattr(module, "weight", None), Tensor) and (role_of(name) or fused(name))
+    held = {name: getattr(module, "weight", None) for name, module in named_base_modules(model)}
+    shapes = {
+        name: tuple(W.shape)
+        for name, W in held.items()
+        if isinstance(W, Tensor) and (role_of(name) or fused(name))
     }
-    found = {name: _around(name, sizes) for name in sizes if role_of(name) in _INSIDE}
-    if not found:
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    ends = [name for name in shapes if role_of(name) in _INSIDE]
+    if not ends:
         raise ValueError(
             "dropbp: no layer of the model is known as the last of a residual sub-layer (o, down)"
         )
-    return found
+    return {n: Branch(_around(n, sizes), shapes[n][-1] if role_of(n) == "o" else 0) for n in ends}
 
 
 def _around(end: str, sizes: Mapping[str, int]) -> int:
@@ -89,8 +103,8 @@ class BackwardDropper:
             raise ValueError(
                 f"dropbp={rate} is above {MOST}, which rates by sensitivity reach: less, or uniform"
             )
-        self.costs, self.seed, self.warmup, self.uniform = branches(model), seed, warmup, uniform
-        self.model, self.rates = model, dict.fromkeys(self.costs, rate)
+        self.branches, self.seed, self.warmup, self.uniform = branches(model), seed, warmup, uniform
+        self.model, self.rates = model, dict.fromkeys(self.branches, rate)
         self.mean, self.is_allocated, self._pass = rate, False, (0, 0)
 
     def state(self) -> dict[str, Any]:
@@ -107,19 +121,14 @@ class BackwardDropper:
     def allocate(self, gradients: Gradients, length: int) -> None:
         """Measure what each sub-layer contributes to the gradient's norms, and set the rates.
 
-        S_l = Σ (‖g‖ - ‖g without l‖)² over the parameters. `length` is that of a sequence: the cost of a token
-        is its products with the weights and, in attention, with the other tokens.
+        S_l = Σ (‖g‖ - ‖g without l‖)² over the parameters. `length` is that of a sequence.
         """
         whole, found = _norms(gradients()), []
-        for name in self.costs:
+        for name in self.branches:
             with self._cut([name]):
                 found.append(float((whole - _norms(gradients())).square().sum()))
-        layers = dict(named_base_modules(self.model))
-        costs = [
-            size + 2 * length * layers[name].weight.shape[-1] * (role_of(name) == "o")
-            for name, size in self.costs.items()
-        ]
-        self.rates = dict(zip(self.costs, allocated(found, costs, self.mean), strict=True))
+        costs = [branch.cost(length) for branch in self.branches.values()]
+        self.rates = dict(zip(self.branches, allocated(found, costs, self.mean), strict=True))
         self.is_allocated = True
 
     @contextlib.contextmanager

@@ -21,8 +21,8 @@ from lora_zoo.tasks.cutting import Example
 from lora_zoo.training import checkpoints
 from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
-from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.dropbp import BackwardDropper
+from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.resources import ResourcePool, TaskData
@@ -123,8 +123,8 @@ class TrainingSession:
         return BackwardDropper(self.injection.model, settings.dropbp, seed=settings.seed, **how)
 
     def _handover(self) -> Handover:
-        position, stage = self.position, self.stage
-        return Handover(position.steps, position.total, stage and stage.rewarm, self.moments)
+        rewarm = self.stage.rewarm if self.stage else None
+        return Handover(self.position.steps, self.position.total, rewarm, self.moments)
 
     def _examples(self, data: TaskData) -> list[Example]:
         """The training examples of the stage in hand. ValueError where there are none."""

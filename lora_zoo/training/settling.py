@@ -65,6 +65,23 @@ def settled(
     return inject_saved(model, SavedAdapter(plan, state, Path(name), name, seed), name)
 
 
+@torch.no_grad()
+def accumulated_rank(settled: Injection) -> dict[str, int]:
+    """The largest rank over the matrices: `bound` by the factors' number, and `rank` of their products.
+
+    A singular value counts above float32's rounding of the largest one.
+    """
+    found = {"bound": 0, "rank": 0}
+    for adapter in settled.adapters.values():
+        if (pair := adapter.factors()) is not None:
+            B_OR, A_RI = (factor.double() for factor in pair)
+            small_RR = torch.linalg.qr(B_OR).R @ torch.linalg.qr(A_RI.T).R.T
+            rounding = torch.finfo(torch.float32).eps * max(len(B_OR), A_RI.shape[1])
+            rank = int(torch.linalg.matrix_rank(small_RR, rtol=rounding))
+            found = {"bound": max(found["bound"], len(A_RI)), "rank": max(found["rank"], rank)}
+    return found
+
+
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """B (O, R) and A (R, I) whose product is the sum of all; R is the ranks' sum, or the smaller side."""
     B_OR, A_RI = torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])

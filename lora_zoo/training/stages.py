@@ -27,7 +27,7 @@ from lora_zoo.training.folding import effective, fold, in_full
 from lora_zoo.training.handover import FILE, Moments, unflat
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession, keep_adapter
-from lora_zoo.training.settling import refuse_unsettled, settled
+from lora_zoo.training.settling import accumulated_rank, refuse_unsettled, settled
 from lora_zoo.training.stage_record import (
     STAGES,
     StageRecord,
@@ -117,7 +117,9 @@ class StagedTraining:
             fold(self.model, self.base)
             return in_full(self.model, values, last.name, seed)
         if SETTLED in adapters:
-            return settled(self.model, [adapters[SETTLED], last], last.name, seed, in_full=last)
+            whole = settled(self.model, [adapters[SETTLED], last], last.name, seed, in_full=last)
+            self.session.record.update(accumulated=accumulated_rank(whole))
+            return whole
         return last
 
     def _begin(self) -> None:
@@ -206,6 +208,7 @@ class StagedTraining:
         self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
+        self.session.record.update(accumulated=accumulated_rank(frozen))
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)
 

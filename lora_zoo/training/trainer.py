@@ -97,11 +97,11 @@ class ZooTrainer(Trainer):
             cls, arguments = optimizer_of(self.args, self.model)
             if needs_graph(self.args, self.injection.model):
                 self.accelerator.backward = partial(self.accelerator.backward, create_graph=True)
-            self.optimizer = self.injection.optimizer(
+            self.optimizer = made = self.injection.optimizer(
                 partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
             )
             if self.handover.moments:
-                take_over(self.optimizer, self.injection, self.handover.moments)
+                take_over(made, self.injection, self.handover.moments)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

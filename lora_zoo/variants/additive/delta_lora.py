@@ -64,8 +64,8 @@ class MovingWeight(AdapterHooks):
 class DeltaLoRA(Additive):
     """The steps of W telescope (C-33), so that two more factors hold what W has moved, and W itself rests.
 
-    As each step adds λ s (B' A' - B A), all from step K to T add λ s (B_T A_T - B_K A_K). There is no dropout:
-    only then is ∂L/∂W that of B A, on the same x (§3.2).
+    As each step adds λ s (B' A' - B A), all from step K to T add λ s (B_T A_T - B_K A_K). There is no
+    dropout: only then is ∂L/∂W that of B A, on the same x (§3.2).
     """
 
     paper = "arXiv:2309.02411"
