@@ -119,7 +119,7 @@ def test_a_program_is_part_of_what_a_run_is(monkeypatch: pytest.MonkeyPatch) -> 
     plain, four = asked("+variant=lora"), asked("+variant=lora", "program=relora")
     assert four.name == plain.name.replace("lora-", "lora-relora-", 1)
     chosen = {key: four.settings.program[key] for key in ("name", "rounds", "schedule", "reset")}
-    assert chosen == {"name": "relora", "rounds": 4, "schedule": "own", "reset": "full"}
+    assert chosen == {"name": "relora", "rounds": 4, "schedule": "own", "reset": "new"}
     assert four.identity == asked("program=relora", "program.rounds=4").identity
     assert len({s.identity for s in (plain, four, asked("program=relora", "program.rounds=3"))}) == 3
     assert groups([plain, four])[1] == ([1], "it has a program of stages")

@@ -16,8 +16,8 @@ from lora_zoo.training.dropbp import BackwardDropper
 
 ABOUT = """\
 Forward, loss and backward of a llama of 8 layers, adapters (r = 8) on all linear layers. Each sub-layer's
-backward pass is dropped with the same probability; the ratio is to a step in which none is. A sample is the mean
-of steps with draws of their own. Forward passes are complete at each rate: their share is the least ratio."""
+backward pass is dropped with the same probability; the ratio is to a step in which none is. A sample is the
+mean of steps with draws of their own. Forward passes are whole at each rate: their share is the least."""
 RATES = (0.0, 0.25, 0.5, 0.75, 0.875)
 TIMES = (
     Timed("step, ms", "step_ms", "own", unit=1e3, digits=".1f"),
