@@ -184,7 +184,7 @@ def test_moments_go_on_over_a_cut_of_a_run(runs: Any) -> None:
     first, second = runs.given[JAGGED]
     assert not first["handover"].moments and len(second["handover"].moments) == 16
     for own in second["handover"].moments.values():
-        assert own["exp_avg"].count_nonzero() == own["exp_avg"].numel() // 5 + 1 and float(own["step"]) == 4
+        assert own["exp_avg"].count_nonzero() == own["exp_avg"].numel() // 5 and float(own["step"]) == 4
     assert not any(given["handover"].moments for given in runs.given[WARM])
 
 
@@ -199,7 +199,7 @@ def test_after_a_full_start_the_adapter_is_every_parameter(runs: Any, tmp_path: 
     assert state.keys() == first.keys() and rounds[0]
     for name, tensor in state.items():
         dW_OI = sum(own.get(name.removesuffix(".weight"), 0) for own in rounds)
-        assert torch.allclose(tensor, first[name] + dW_OI, rtol=0, atol=1e-6), name
+        assert torch.allclose(tensor.double(), first[name].double() + dW_OI, rtol=0, atol=1e-6), name
     assert merge(folder, tmp_path / "merged").explained
     halved = [e["learning_rate"] for e in record(folder)["history"] if "loss" in e]
     assert max(halved[:2]) == 0.01 and max(halved[2:]) == 0.02
@@ -293,7 +293,7 @@ def test_a_chain_of_one_is_the_plain_run_and_ranks_step_down_at_one_scale() -> N
 
 def test_a_boosted_matrix_has_at_most_the_rank_of_the_rounds_that_drew_it(tmp_path: Path) -> None:
     """C-34, and the sum of all learners; 2 of 4 layers a round."""
-    words = ("program=xgblora", "program.rounds=3", "program.layers=2", "steps=6", "alpha=4", "lr=0.05")
+    words = ("program=xgblora", "program.rounds=3", "program.layers=2", "steps=6", "alpha=4", "lr=0.05", "seed=3")
     folder = made(tmp_path, *words)
     rounds = [products(folder / "stages" / str(n), 2.0) for n in range(1, 4)]  # alpha / r = 2, as the run's
     assert [len(own) for own in rounds] == [4] * 3

@@ -110,7 +110,7 @@ def take_over(optimizer: Optimizer, injection: Injection, moments: Moments) -> N
     for number, name in _numbered(optimizer, injection).items():
         own = moments.get(name, {})
         if own and all(t.ndim == 0 or t.shape == every[name].shape for t in own.values()):
-            state["state"][number] = dict(own)
+            state["state"][number] = {key: tensor.clone() for key, tensor in own.items()}
     optimizer.load_state_dict(state)
 
 
