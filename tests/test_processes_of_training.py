@@ -265,7 +265,11 @@ def test_the_function_is_equal_at_each_cut_and_the_base_returns(
         ("cola", {"knots": 13}, "knots must lie between 1 and the 12 steps; got 13"),
         ("cola", {"knots": 3, "ranks": [8, 2]}, r"one rank for each of 3 knots; got \[8, 2\]"),
         ("xgblora", {"rank": 0}, "layers >= 0 and rank >= 1 are needed; got 0 and 0"),
-        ("merge_continue", {"replay": 1.5}, "0 <= replay <= 1 and two steps are needed; got 0.5, 0.5, 1.5"),
+        (
+            "merge_continue",
+            {"replay": 1.5},
+            "needs 0 < split < 1, 0 < first < 1, 0 <= replay <= 1, start_rate > 0",
+        ),
     ],
 )
 def test_what_a_program_cannot_do_is_told_in_one_line(name: str, hyper: dict[str, Any], says: str) -> None:
@@ -293,9 +297,17 @@ def test_a_chain_of_one_is_the_plain_run_and_ranks_step_down_at_one_scale() -> N
 
 def test_a_boosted_matrix_has_at_most_the_rank_of_the_rounds_that_drew_it(tmp_path: Path) -> None:
     """C-34, and the sum of all learners; 2 of 4 layers a round."""
-    words = ("program=xgblora", "program.rounds=3", "program.layers=2", "steps=6", "alpha=4", "lr=0.05", "seed=3")
+    words = (
+        "program=xgblora",
+        "program.rounds=3",
+        "program.layers=2",
+        "steps=6",
+        "alpha=4",
+        "lr=0.05",
+        "seed=3",
+    )
     folder = made(tmp_path, *words)
-    rounds = [products(folder / "stages" / str(n), 2.0) for n in range(1, 4)]  # alpha / r = 2, as the run's
+    rounds = [products(folder / "stages" / str(n), 2.0) for n in range(1, 4)]  # alpha / r, as the run
     assert [len(own) for own in rounds] == [4] * 3
     assert all(s["trainable"] == 2 * (256 + 256) for s in record(folder)["stages"])
     times = {name: sum(name in own for own in rounds) for own in rounds for name in own}
@@ -335,6 +347,9 @@ def test_replay_adds_a_share_of_the_first_data_to_the_second() -> None:
     half, rest = stages_of("merge_continue", split=0.25, replay=0.0)
     assert half.examples and rest.examples
     assert list(half.examples(rows)) == [0, 1] and list(rest.examples(rows)) == [2, 3, 4, 5, 6, 7]
+    assert stages_of("merge_continue", start="full", start_rate=0.1)[0].variant == "full"
+    with pytest.raises(ValueError, match="of 8 examples, 8 are D₁: none may be empty"):
+        first.examples([{"task": "a"}] * 8)
     with pytest.raises(ValueError, match="by=kind is no column of the data: task"):
         stages_of("merge_continue", by="kind")[0].examples(rows)  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""What a stage takes over from the run and from the stage before: the course of the rate, and moments.
+"""The handover to a stage of a run: the course of the rate, and an optimiser's moments over a cut.
 
 Moments are an optimiser's tensors for each parameter: AdamW's exp_avg, exp_avg_sq and step.
 """
@@ -23,7 +23,7 @@ SEPARATOR = "::"
 
 
 class Handover(NamedTuple):
-    """What a training takes over: by default nothing, as it is a run by itself.
+    """The place of a training in its run and the moments that it takes over: by default none, as it is a run.
 
     It follows the schedule of a run of `total` steps, `before` of which are done, where `rewarm` is set.
     """

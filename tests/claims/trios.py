@@ -465,6 +465,22 @@ TRIOS: dict[str, Trio] = {
         ),
         variant="asymmetric_lora",
     ),
+    "xgblora/random-layers": trio(
+        *("", "config.program.layers task_lr"),
+        _variants({2: 0.9, 0: 0.8}),
+        _variants({2: 0.8, 0: 0.9}),
+    ),
+    "delta-lora/activations": trio(
+        *("", "variant", {"lora": 1.0, "delta_lora": 1.0}, {"lora": 1.0, "delta_lora": 1.5}),
+        column("saved_bytes"),
+        quiet=0.0,
+    )._replace(
+        noisy=_sometimes(
+            *("", "variant"),
+            [{"lora": 1.0, "delta_lora": 1.0}, {"lora": 1.0, "delta_lora": 1.5}],
+            column("saved_bytes"),
+        )
+    ),
     **{
         claim: _zoo(winner, loser)
         for claim, winner, loser in [
