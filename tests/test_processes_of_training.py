@@ -27,7 +27,12 @@ from lora_zoo.training.trainer import ZooTrainer
 from tests.test_programs import QUICK, asked, described, folder_in, products, record
 
 pytestmark = pytest.mark.xdist_group("processes of training")
-FAST = (*QUICK, "forgetting_text=null", "eval_splits=[validation]", "task.sizes.validation=2")
+FAST: tuple[str, ...] = (
+    *QUICK,
+    "forgetting_text=null",
+    "eval_splits=[validation]",
+    "task.sizes.validation=2",
+)
 FAST += ("task.max_new_tokens=1", "trainer.logging_steps=1", "rank=2", "target_modules=[q,v]")
 
 
@@ -104,10 +109,21 @@ def test_a_quantile_is_torch_s() -> None:
 
 # --- ReLoRA in full ----------------------------------------------------------------------------------------
 
-JAGGED = ("program=relora", "program.rounds=2", "steps=8", "program.schedule=jagged", "lora_dropout=0.1")
+JAGGED: tuple[str, ...] = (
+    "program=relora",
+    "program.rounds=2",
+    "steps=8",
+    "program.schedule=jagged",
+    "lora_dropout=0.1",
+)
 JAGGED += ("program.rewarm_steps=2", "program.reset=magnitude", "program.pruned=0.8", "lr=0.02")
 WARM = ("program=relora", "program.rounds=2", "program.warm_start=0.25", "steps=8", "lr=0.02", "dropbp=0.5")
-CONTINUED = ("program=merge_continue", "program.replay=0.25", "steps=2", "trainer.warmup_steps=0")
+CONTINUED: tuple[str, ...] = (
+    "program=merge_continue",
+    "program.replay=0.25",
+    "steps=2",
+    "trainer.warmup_steps=0",
+)
 CONTINUED += ("dropbp=0.999999", "dropbp_uniform=true")
 
 
@@ -227,7 +243,9 @@ def test_the_function_is_equal_at_each_cut_and_the_base_returns(
             seen.append(self.model.eval()(input_ids=torch.arange(5, 25)[None]).logits)
 
     def settle(self: StagedTraining) -> None:
-        look(self), plain_settle(self), look(self)
+        look(self)
+        plain_settle(self)
+        look(self)
 
     def base(self: FreshResources, *given: Any) -> Any:
         loaded = plain_base(self, *given)
@@ -313,7 +331,7 @@ def test_a_boosted_matrix_has_at_most_the_rank_of_the_rounds_that_drew_it(tmp_pa
     times = {name: sum(name in own for own in rounds) for own in rounds for name in own}
     assert len(set(times.values())) > 1, "the case must tell something"
     for name, dW_OI in products(folder, 1.0).items():
-        expected = sum(own[name] for own in rounds if name in own)
+        expected = torch.stack([own[name] for own in rounds if name in own]).sum(0)
         assert torch.allclose(dW_OI, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
         assert int(torch.linalg.matrix_rank(dW_OI, rtol=1e-5)) == times[name]
     assert record(folder)["stages"][-1]["accumulated"]["rank"] == max(times.values())

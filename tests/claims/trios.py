@@ -164,7 +164,7 @@ def _study(one: float, four: float, sixteen: float, most: float) -> Levels:
     return _line((1, 4, 8, 16, 128), (one, four, four, sixteen, most))
 
 
-def _variants(levels: Mapping[str, float], best: float = 0.02, penalty: float = 0.1) -> Levels:
+def _variants(levels: Mapping[Any, float], best: float = 0.02, penalty: float = 0.1) -> Levels:
     """Every variant at three rates: its level at its best one, `penalty` less at the others."""
     return {
         (name, rate): level - penalty * (rate != best)
