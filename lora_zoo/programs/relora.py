@@ -38,7 +38,7 @@ def relora(
     stages = list(in_rounds("relora", context, rounds, first=first, pruned=left))
     if first:
         stages.insert(0, Stage(first, {"budget": None}, "full", rate=warm_start_rate))
-    least = min(stage.steps for stage in stages)
+    least = min((stage.steps for stage in stages[1:]), default=rewarm_steps + 1)
     if not 0 <= warm_start < 1 or not 0 < pruned < 1 or not warm_start_rate > 0:
         needs = "0 <= warm_start < 1, 0 < pruned < 1 and warm_start_rate > 0"
         raise ValueError(f"relora needs {needs}; got {warm_start}, {pruned} and {warm_start_rate}")

@@ -66,19 +66,22 @@ def settled(
 
 
 @torch.no_grad()
-def accumulated_rank(settled: Injection) -> dict[str, int]:
-    """The largest rank over the matrices: `bound` by the factors' number, and `rank` of their products.
+def accumulated_rank(parts: Sequence[Injection]) -> dict[str, int]:
+    """The largest rank over the matrices of the sum of all ΔW: `bound` by the factors, `rank` as it is.
 
     A singular value counts above float32's rounding of the largest one.
     """
     found = {"bound": 0, "rank": 0}
-    for adapter in settled.adapters.values():
-        if (pair := adapter.factors()) is not None:
-            B_OR, A_RI = (factor.double() for factor in pair)
-            small_RR = torch.linalg.qr(B_OR).R @ torch.linalg.qr(A_RI.T).R.T
-            rounding = torch.finfo(torch.float32).eps * max(len(B_OR), A_RI.shape[1])
-            rank = int(torch.linalg.matrix_rank(small_RR, rtol=rounding))
-            found = {"bound": max(found["bound"], len(A_RI)), "rank": max(found["rank"], rank)}
+    for matrix in dict.fromkeys(name for part in parts for name in part.adapters):
+        pairs = [
+            pair for part in parts if matrix in part.adapters if (pair := part.adapters[matrix].factors())
+        ]
+        B_OR, A_RI = torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])
+        small_RR = torch.linalg.qr(B_OR.double()).R @ torch.linalg.qr(A_RI.T.double()).R.T
+        sides = len(B_OR), A_RI.shape[1]
+        rank = int(torch.linalg.matrix_rank(small_RR, rtol=torch.finfo(torch.float32).eps * max(sides)))
+        bound = min(len(A_RI), *sides)
+        found = {"bound": max(found["bound"], bound), "rank": max(found["rank"], rank)}
     return found
 
 

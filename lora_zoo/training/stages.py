@@ -112,15 +112,13 @@ class StagedTraining:
     def _whole(self) -> Injection:
         """Put the run's adapter, with all that was settled, in the place of the last stage's."""
         adapters, last, seed = adapters_of(self.model), self.injection, self.spec.settings.seed
+        parts = [adapters[SETTLED], last] if SETTLED in adapters else [last]
+        self.session.record.update(accumulated=accumulated_rank(parts))
         if self.base is not None:
             values = effective(self.model)
             fold(self.model, self.base)
             return in_full(self.model, values, last.name, seed)
-        if SETTLED in adapters:
-            whole = settled(self.model, [adapters[SETTLED], last], last.name, seed, in_full=last)
-            self.session.record.update(accumulated=accumulated_rank(whole))
-            return whole
-        return last
+        return settled(self.model, parts, last.name, seed, in_full=last) if parts[1:] else last
 
     def _begin(self) -> None:
         """Put the adapter of the stage in hand into the model, beside what is settled."""
@@ -207,8 +205,8 @@ class StagedTraining:
             return
         self.in_full = {name: stage.trained[name].detach().clone() for name in stage.fully_trained}
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
+        self.session.record.update(accumulated=accumulated_rank(parts))
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
-        self.session.record.update(accumulated=accumulated_rank(frozen))
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)
 
