@@ -118,7 +118,8 @@ def test_without_a_program_a_run_is_what_it_was() -> None:
 def test_a_program_is_part_of_what_a_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, four = asked("+variant=lora"), asked("+variant=lora", "program=relora")
     assert four.name == plain.name.replace("lora-", "lora-relora-", 1)
-    assert four.settings.program == {"name": "relora", "rounds": 4}
+    chosen = {key: four.settings.program[key] for key in ("name", "rounds", "schedule", "reset")}
+    assert chosen == {"name": "relora", "rounds": 4, "schedule": "own", "reset": "new"}
     assert four.identity == asked("program=relora", "program.rounds=4").identity
     assert len({s.identity for s in (plain, four, asked("program=relora", "program.rounds=3"))}) == 3
     assert groups([plain, four])[1] == ([1], "it has a program of stages")

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: "Options", provenance: dict[str, Any]) -> None:
     """Measure, print and write everything that was asked for, in order; targets are read off the others."""
-    from lora_zoo.bench import init_time, io, memory, report, scaling, step, sweeps, targets
+    from lora_zoo.bench import dropbp, init_time, io, memory, report, scaling, step, sweeps, targets
 
     done: dict[str, report.Measurement] = {}
     measurements = {
@@ -50,6 +50,7 @@ def measure(options: "Options", provenance: dict[str, Any]) -> None:
         "io": io.measure,
         "sweep": sweeps.measure,
         "scaling": scaling.measure,
+        "dropbp": dropbp.measure,
         "targets": lambda options: targets.measure(options, done),
     }
     for name in filter(options.what.__contains__, measurements):

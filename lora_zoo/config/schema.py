@@ -197,6 +197,16 @@ class Settings:
     on_nonfinite: str = key(
         "stop", "when loss or gradients are NaN or inf: stop, or skip the step", among=("stop", "skip")
     )
+    dropbp: float = key(
+        0.0,
+        "DropBP: probability that a sub-layer's backward pass is dropped, beside any variant; 0: never",
+        least=0,
+        below=1,
+    )
+    dropbp_warmup: float = key(0.0, "share of the run in which nothing is dropped", least=0, below=1)
+    dropbp_uniform: bool = key(
+        False, "one rate for all sub-layers; false: rates by their sensitivity, from a tenth of the run on"
+    )
     trial: bool = key(False, "a run to choose settings by, as lr=auto makes them: no table counts it")
     dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
     merge: bool = key(False, "also write the merged model, in Hub format")

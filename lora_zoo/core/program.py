@@ -9,9 +9,9 @@ or by the entry point `lora_zoo.program`.
 
 import inspect
 import typing
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from lora_zoo.core.hyperparameters import checked
 from lora_zoo.core.registry import Registry
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Pruning(NamedTuple):
+    """A share of a tensor's entries that become 0: the smallest, or drawn at random."""
+
+    by: Literal["magnitude", "random"]
+    share: float
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training of `steps` optimiser steps, with an optimiser, a schedule and a folder of its own.
 
     `inject` holds arguments of `inject` (rank, targets, seed, …) beside the run's, `variant` another variant
     than the run's. Then its adapter is settled (kept frozen beside what follows), discarded, or is the
-    run's: `keep`, together with all that was settled, which ends the program. `start` is called with its
-    `Injection` before the first step: there it takes over what the program has kept of the stage before,
-    and what that one trained in full goes on by itself.
+    run's: `keep`, together with all that was settled, which ends the program. What a variant without
+    adapters (full fine-tuning) has trained settles into W, and the run's adapter is then that variant's.
     """
 
     steps: int
@@ -36,6 +45,18 @@ class Stage:
     variant: str | None = None
     then: Literal["settle", "discard", "keep"] = "settle"
     start: Callable[[Any], None] | None = None
+    """Called with its `Injection` before the first step: there it takes over what the program has kept of the
+    stage before, and what that one trained in full goes on by itself."""
+    rewarm: int | None = None
+    """Steps in which the rate rises from 0 to the run's own schedule, which it then follows; None for a
+    schedule of the stage's own."""
+    rate: float = 1.0
+    """A factor on the run's learning rate."""
+    pruned: Pruning | None = None
+    """What the next stage's optimiser takes over: the moments of tensors of the same name and shape, those
+    of adapters pruned so; None for new moments."""
+    examples: Callable[[Rows], Sequence[int]] | None = None
+    """From the training examples, as the data have them, to the numbers of those that it trains on."""
 
     @property
     def arguments(self) -> dict[str, Any]:

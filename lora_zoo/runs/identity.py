@@ -22,7 +22,10 @@ from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
 from lora_zoo.runs.weights import model_digest
 
-_YOUNGER = ("program", "trial", "task.metric_arguments", "task.by_heart")
+_YOUNGER = (
+    *("program", "trial", "task.metric_arguments", "task.by_heart"),
+    *("dropbp", "dropbp_warmup", "dropbp_uniform"),
+)
 """Keys that the first identities lack: unset, they are no part of one."""
 COVERS = "with imports"
 """Says in `made_of` what its source covers; older records, without the word, cover `own_files`."""

@@ -65,6 +65,7 @@ def _members(variant: type[Variant], config: Mapping[str, Any]) -> Iterator[Any]
     """The classes and functions that make a run's adapter, and variants that it or its program names."""
     programs = _programs(config)
     inner = [*variant.made_of, *([variant.shared_form, *config["program"].values()] if programs else [])]
+    inner = [name for name in inner if isinstance(name, str)]
     for cls in (variant, *(VARIANTS.find(name) for name in inner if name in VARIANTS)):
         lineage = (base for owner in (cls, cls.hooks) for base in owner.__mro__)
         yield from (base for base in lineage if _decides(base.__module__, cls.__module__))

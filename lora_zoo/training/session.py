@@ -5,22 +5,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from safetensors.torch import save_file
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.program import Stage
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
+from lora_zoo.tasks.cutting import Example
 from lora_zoo.training import checkpoints
 from lora_zoo.training.calibration import HASHES, START
 from lora_zoo.training.callbacks import LogCallback, ProgressBar
+from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
-from lora_zoo.training.resources import ResourcePool
+from lora_zoo.training.resources import ResourcePool, TaskData
 from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
 from lora_zoo.training.state import REQUIRED
@@ -54,9 +59,11 @@ class TrainingSession:
         *,
         finished: bool,
         position: RunPosition = RunPosition(),  # noqa: B008 - it cannot change
+        stage: Stage | None = None,
+        moments: Moments | None = None,
     ) -> None:
-        """`position` is the place in a run of several sessions."""
-        self.position = position
+        """`position` and `stage` are the place in a run of several, which hands on `moments`."""
+        self.position, self.stage, self.moments = position, stage, moments or {}
         self.settings, self.record, self.context, self.about = settings, record, context, about
         self.injection = injection
         self.trainer: ZooTrainer | None = None
@@ -95,8 +102,10 @@ class TrainingSession:
             stage=bool(self.position.total),
             about=self.about,
             args=arguments,
+            handover=self._handover(),
+            dropper=self._dropper(),
             data_collator=kind.collate,
-            train_dataset=evaluator.data.encoded,
+            train_dataset=self._examples(evaluator.data),
         )
         trainer.check_schedule()
         if trainer.parts:
@@ -106,6 +115,27 @@ class TrainingSession:
             trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
         self.context.resources.prepare(trainer.accelerator)
         self.trainer = trainer
+
+    def _dropper(self) -> BackwardDropper | None:
+        settings = self.settings
+        if not settings.dropbp:
+            return None
+        how: dict[str, Any] = {"warmup": settings.dropbp_warmup, "uniform": settings.dropbp_uniform}
+        return BackwardDropper(self.injection.model, settings.dropbp, seed=settings.seed, **how)
+
+    def _handover(self) -> Handover:
+        rewarm = self.stage.rewarm if self.stage else None
+        return Handover(self.position.steps, self.position.total, rewarm, self.moments)
+
+    def _examples(self, data: TaskData) -> list[Example]:
+        """The training examples of the stage in hand. ValueError where there are none."""
+        if self.stage is None or self.stage.examples is None:
+            return data.encoded
+        numbers = self.stage.examples(data.splits["train"])
+        if not numbers:
+            raise ValueError(f"{self.record.content['name']} has no training examples")
+        self.record.update(examples=len(numbers))
+        return [data.encoded[number] for number in numbers]
 
     def run(self, tracker: Tracker, timer: StageTimer) -> None:
         """Train, shrink and save; a session with nothing to train gives the tracker its old curves."""
@@ -142,6 +172,8 @@ class TrainingSession:
                 self.record.update(ranks=trainer.ranks.changes)
             if skipped:
                 self.record.update(skipped=skipped)
+            if trainer.dropper is not None:
+                self.record.update(dropbp=trainer.dropper.rates)
         if context.signals.received is not None:
             raise Stopped(context.signals.received)
         done, asked = trainer.state.global_step, trainer.state.max_steps
@@ -160,10 +192,20 @@ class TrainingSession:
         return last
 
     def _save(self) -> None:
+        self._hand_on()
         keep_adapter(self.injection, self.record, self.about)
         if self.automatic:
             for folder in (self.checkpoints, self.record.folder / START):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _hand_on(self) -> None:
+        """Write the moments that the next stage takes over: before the adapter, which says it is done."""
+        if self.stage is None or self.stage.pruned is None or self.stage.then == "keep":
+            return
+        assert self.trainer is not None
+        found = moments_of(self.trainer.optimizer, self.injection)
+        left = pruned(found, self.injection, self.stage.pruned, self.settings.seed)
+        save_file(flat(left), self.record.folder / FILE)
 
 
 def keep_adapter(injection: Injection, record: Record, about: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from lora_zoo.injection.plan import InjectionPlan, complete_hyperparameters
 def refuse_unsettled(variant: type[Variant], who: str) -> None:
     """Raise ValueError, in the name of `who`, for a variant of which nothing can be settled."""
     if not variant.adapts:
-        raise ValueError(f"{who} settles adapters, and {variant.name} adapts no matrix")
-    if not _factored(variant):
+        variant.require_weight(f"settled, as {who} asks")
+    elif not _factored(variant):
         able = [name for name, cls in VARIANTS.items() if _factored(cls)]
         raise ValueError(
             f"{who} settles adapters as factors, and the ΔW of {variant.name} is no product of two that W "
@@ -63,6 +63,26 @@ def settled(
     for part in parts:
         part.remove()
     return inject_saved(model, SavedAdapter(plan, state, Path(name), name, seed), name)
+
+
+@torch.no_grad()
+def accumulated_rank(parts: Sequence[Injection]) -> dict[str, int]:
+    """The largest rank over the matrices of the sum of all ΔW: `bound` by the factors, `rank` as it is.
+
+    A singular value counts above float32's rounding of the largest one.
+    """
+    found = {"bound": 0, "rank": 0}
+    for matrix in dict.fromkeys(name for part in parts for name in part.adapters):
+        pairs = [
+            pair for part in parts if matrix in part.adapters if (pair := part.adapters[matrix].factors())
+        ]
+        B_OR, A_RI = torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])
+        small_RR = torch.linalg.qr(B_OR.double()).R @ torch.linalg.qr(A_RI.T.double()).R.T
+        sides = len(B_OR), A_RI.shape[1]
+        rank = int(torch.linalg.matrix_rank(small_RR, rtol=torch.finfo(torch.float32).eps * max(sides)))
+        bound = min(len(A_RI), *sides)
+        found = {"bound": max(found["bound"], bound), "rank": max(found["rank"], rank)}
+    return found
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ def stage_spec(spec: RunSpec, stage: Stage, number: int) -> RunSpec:
         settings,
         steps=stage.steps,
         epochs=None,
+        lr=stage.rate * settings.lr,
         variant=own,
         seed=stage.inject.get("seed", settings.seed),
         data_seed=later if number > 1 else settings.data_seed,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -22,9 +23,11 @@ from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import examples, has_trained
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator
+from lora_zoo.training.folding import effective, fold, in_full
+from lora_zoo.training.handover import FILE, Moments, unflat
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession, keep_adapter
-from lora_zoo.training.settling import refuse_unsettled, settled
+from lora_zoo.training.settling import accumulated_rank, refuse_unsettled, settled
 from lora_zoo.training.stage_record import (
     STAGES,
     StageRecord,
@@ -69,6 +72,8 @@ class StagedTraining:
         self.total = total_steps(arguments, len(data.encoded))
         self.number, self.before = 0, 0
         self.in_full: dict[str, Tensor] = {}
+        self.base: dict[str, Tensor] | None = None
+        """The base's own values, once something is folded into it."""
         self.resumes = "resumed" in record.content
         draw = partial(examples, spec, model, data)
         self.program = started(spec.settings.program, program_context(spec, self.total, draw))
@@ -98,13 +103,22 @@ class StagedTraining:
         while self._train(tracker, timer):
             self._begin()
             self._prepare()
-        adapters, seed = adapters_of(self.model), self.spec.settings.seed
-        if SETTLED in adapters:
-            last = self.injection
-            parts = [adapters[SETTLED], last]
-            self.session.injection = settled(self.model, parts, last.name, seed, in_full=last)
+        self.session.injection = self._whole()
         self.evaluator.injection = self.injection
+        for file in self.record.folder.glob(f"{STAGES}/*/{FILE}"):
+            file.unlink()
         keep_adapter(self.injection, self.record, self.about)
+
+    def _whole(self) -> Injection:
+        """Put the run's adapter, with all that was settled, in the place of the last stage's."""
+        adapters, last, seed = adapters_of(self.model), self.injection, self.spec.settings.seed
+        parts = [adapters[SETTLED], last] if SETTLED in adapters else [last]
+        self.session.record.update(accumulated=accumulated_rank(parts))
+        if self.base is not None:
+            values = effective(self.model)
+            fold(self.model, self.base)
+            return in_full(self.model, values, last.name, seed)
+        return settled(self.model, parts, last.name, seed, in_full=last) if parts[1:] else last
 
     def _begin(self) -> None:
         """Put the adapter of the stage in hand into the model, beside what is settled."""
@@ -126,13 +140,20 @@ class StagedTraining:
             self.about,
             finished=finished,
             position=record.position,
+            stage=stage,
+            moments=self._moments(),
         )
         if self.resumes and not self.session.finished:
             record.content["resumed"], self.resumes = self.record.content["resumed"], False
         about: dict[str, Any] = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
-        about["inject"] = asked
+        about |= {"inject": asked, "rewarm": stage.rewarm, "rate": stage.rate}
         counts = {"adapted": len(injection), "trainable": injection.trainable()}
         record.update(**about, **counts, seed=spec.settings.seed)
+
+    def _moments(self) -> Moments:
+        """The moments that the stage before hands on; {} where it hands on none."""
+        file = self.record.folder / STAGES / str(self.number - 1) / FILE
+        return unflat(load_file(file)) if file.is_file() else {}
 
     def _check(self, stage: Stage, spec: RunSpec) -> None:
         left = self.total - self.before
@@ -182,8 +203,14 @@ class StagedTraining:
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)
+        following = stage_spec(self.spec, self.stage, self.number + 1).variant
+        if not (stage.variant.adapts and following.adapts):
+            before = fold(self.model, effective(self.model))
+            self.base, self.in_full = self.base or before, {}
+            return
         self.in_full = values_in_full(stage)
         parts = [*([adapters[SETTLED]] if SETTLED in adapters else []), stage]
+        self.session.record.update(accumulated=accumulated_rank(parts))
         frozen = settled(self.model, parts, SETTLED, self.spec.settings.seed)
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)

@@ -39,6 +39,7 @@ class TrainState(TrainerCallback):
     | | `skipped`, the steps whose loss or gradients were not finite | |
     | | `owed`: this step's evaluation is pending | |
     | | `ranks` of the matrices, where they changed | |
+    | | `dropped`: DropBP's rates | |
     | optimizer.pt, scheduler.pt, scaler.pt | moments, learning rates, float16's loss scale | transformers |
     | rng_state.pth | random streams: Python's, NumPy's, torch's, each device's | transformers |
     | trainer_state.json | step, epoch and log history | transformers |
@@ -68,6 +69,7 @@ class TrainState(TrainerCallback):
                 "skipped": self.skipped,
                 "owed": self.evaluation_pending or self._epoch_evaluation_pending(),
                 "ranks": self.ranks.changes,
+                "dropped": trainer.dropper and trainer.dropper.state(),
             },
         }
 
@@ -88,6 +90,8 @@ class TrainState(TrainerCallback):
         self.timer.seconds, self.skipped = progress["seconds"], progress["skipped"]
         trainer.args.eval_on_start = progress["owed"]
         self.ranks.changes = progress["ranks"]
+        if trainer.dropper is not None:
+            trainer.dropper.load_state(progress["dropped"])
 
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()

@@ -1,5 +1,6 @@
 """transformers' Trainer with the hooks of an adapted model: groups, a regularizer, steps that diverge."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -20,6 +21,8 @@ from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.arguments import check_schedule
 from lora_zoo.training.callbacks import HookCallback, progress_of
+from lora_zoo.training.dropbp import BackwardDropper
+from lora_zoo.training.handover import Handover, follow_run, take_over
 from lora_zoo.training.optimizers import needs_graph, optimizer_of
 from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.state import TrainState
@@ -65,6 +68,8 @@ class ZooTrainer(Trainer):
         skip: bool = False,
         stage: bool = False,
         about: dict[str, Any] | None = None,
+        handover: Handover = Handover(),  # noqa: B008 - it cannot change
+        dropper: BackwardDropper | None = None,
         **arguments: Any,
     ) -> None:
         # `evaluate` asks the evaluator; the Trainer wants a data set before it evaluates at all.
@@ -72,6 +77,7 @@ class ZooTrainer(Trainer):
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.ranks = RankRecorder(injection, whole=stage)
         self.skip, self.train_state = skip, TrainState(self, injection, self.ranks)
+        self.handover, self.dropper = handover, dropper
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
         # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
@@ -94,10 +100,18 @@ class ZooTrainer(Trainer):
             cls, arguments = optimizer_of(self.args, self.model)
             if needs_graph(self.args, self.injection.model):
                 self.accelerator.backward = partial(self.accelerator.backward, create_graph=True)
-            self.optimizer = self.injection.optimizer(
+            self.optimizer = made = self.injection.optimizer(
                 partial(cls, **arguments), lr=self.args.learning_rate, weight_decay=self.args.weight_decay
             )
+            if self.handover.moments:
+                take_over(made, self.injection, self.handover.moments)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        schedule = super().create_scheduler(self.handover.steps(num_training_steps), optimizer)
+        if self.handover.rewarm is not None:
+            follow_run(schedule, self.handover.before, self.handover.rewarm)
+        return schedule
 
     def _divided(self) -> dict[str, Tensor]:
         """The parts of the training examples; {} for a variant without. ValueError where they do not fit."""
@@ -134,7 +148,7 @@ class ZooTrainer(Trainer):
                 f"examples, and batch_size={self.args.per_device_train_batch_size}"
             )
         steps = self.set_initial_training_values(self.args, batches)[-1]
-        check_schedule(self.args, steps)
+        check_schedule(self.args, self.handover.steps(steps))
         self.injection.hooks.on_train_begin(steps)
 
     def saved_bytes(self) -> dict[str, int] | None:
@@ -180,14 +194,16 @@ class ZooTrainer(Trainer):
             added = share * extra + hooks.regularizer() / self.current_gradient_accumulation_steps
             loss = share * loss + added
             self._penalty = torch.as_tensor(added).detach()
+            if self.dropper and not loss.requires_grad:  # all of it was dropped: nothing learns in this pass
+                loss = loss + loss.new_zeros((), requires_grad=True)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any) -> Tensor:
         hooks, progress = self.injection.hooks, self.progress
-        with hooks.forward_context(progress):
+        with hooks.forward_context(progress), self._dropping(inputs, progress):
             loss = super().training_step(model, inputs, *rest, **more)
         if self.accelerator.sync_gradients:
-            if progress.step == 1:
+            if progress.step == 1 and self.dropper is None:
                 _assert_gradients(self.injection)
             skipped = self.train_state.skipped if self.skip else None
             check = divergence.StepCheck(self.injection, progress.step, self.args.learning_rate, skipped)
@@ -195,6 +211,23 @@ class ZooTrainer(Trainer):
             if check.passes(loss, lambda: self._prepare_inputs(inputs), scaled=scaled):
                 hooks.on_after_backward(progress)
         return loss - self._penalty
+
+    def _dropping(self, inputs: dict[str, Any], progress: Progress) -> contextlib.AbstractContextManager[Any]:
+        """A context for one pass, in which parts of its backward pass are dropped as drawn."""
+        if self.dropper is None:
+            return contextlib.nullcontext()
+        if self.dropper.is_due(progress):
+            self.dropper.allocate(partial(self._gradients, self._prepare_inputs(inputs)), _length(inputs))
+        return self.dropper.dropping(progress)
+
+    def _gradients(self, inputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
+        """The gradients of a pass that leaves no trace: the next one draws the same numbers."""
+        counts, device = self.injection.counter.counts, self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(self.model, inputs)
+            self.injection.counter.counts = counts
+            return torch.autograd.grad(loss, self.injection.parameters(), allow_unused=True)
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         if "train_loss" in logs:  # of the whole run, also where an earlier process has trained a part of it
@@ -251,6 +284,11 @@ class ZooTrainer(Trainer):
 def num_items(batch: Mapping[str, Any]) -> Tensor:
     """The number of items that a batch's loss is the mean of: its labels, less those that are ignored."""
     return (batch["labels"] != IGNORED).sum()
+
+
+def _length(batch: Mapping[str, Any]) -> int:
+    """The length of a batch's sequences."""
+    return int(batch["input_ids"].shape[-1])
 
 
 def _assert_gradients(injection: Injection) -> None:

@@ -164,7 +164,7 @@ def _study(one: float, four: float, sixteen: float, most: float) -> Levels:
     return _line((1, 4, 8, 16, 128), (one, four, four, sixteen, most))
 
 
-def _variants(levels: Mapping[str, float], best: float = 0.02, penalty: float = 0.1) -> Levels:
+def _variants(levels: Mapping[Any, float], best: float = 0.02, penalty: float = 0.1) -> Levels:
     """Every variant at three rates: its level at its best one, `penalty` less at the others."""
     return {
         (name, rate): level - penalty * (rate != best)
@@ -464,6 +464,22 @@ TRIOS: dict[str, Trio] = {
             _variants({"B": 0.8, "A": 0.9}),
         ),
         variant="asymmetric_lora",
+    ),
+    "xgblora/random-layers": trio(
+        *("", "config.program.layers task_lr"),
+        _variants({2: 0.9, 0: 0.8}),
+        _variants({2: 0.8, 0: 0.9}),
+    ),
+    "delta-lora/activations": trio(
+        *("", "variant", {"lora": 1.0, "delta_lora": 1.0}, {"lora": 1.0, "delta_lora": 1.5}),
+        column("saved_bytes"),
+        quiet=0.0,
+    )._replace(
+        noisy=_sometimes(
+            *("", "variant"),
+            [{"lora": 1.0, "delta_lora": 1.0}, {"lora": 1.0, "delta_lora": 1.5}],
+            column("saved_bytes"),
+        )
     ),
     **{
         claim: _zoo(winner, loser)

@@ -55,6 +55,8 @@ def _reason(settings: Settings, repeated: bool) -> str:
         return "it is the same run as another one"
     if settings.program:
         return "it has a program of stages"
+    if settings.dropbp:
+        return "its backward passes are not those of the layers that jobs share"
     if settings.prior:
         return "it has prior adapters in its model"
     return next((f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)), "")
