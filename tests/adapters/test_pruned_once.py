@@ -72,10 +72,21 @@ def test_the_scores_are_worked_out_by_hand() -> None:
         assert (found["0.A_RI"], found["0.B_OR"]) == values, score
 
 
+def test_synflow_is_the_gradient_of_the_sum_of_outputs_for_ones() -> None:
+    _, injection = adapted(alpha=8.0)
+    perturb(injection)
+    masks, expected = injection.hooks.masks, {}
+    for name, adapter in injection.adapters.items():
+        A_RI, B_OR = (p.detach().abs().requires_grad_() for p in (adapter.A_RI, adapter.B_OR))
+        (2 * B_OR @ A_RI @ torch.ones(A_RI.shape[1], dtype=torch.float64)).sum().backward()
+        expected |= {f"{name}.A_RI": A_RI * A_RI.grad, f"{name}.B_OR": B_OR * B_OR.grad}
+    assert_close(SCORES["synflow"](injection.hooks), torch.cat([expected[n].flatten() for n in masks.names]))
+
+
 def test_erdos_renyi_counts_are_worked_out_by_hand() -> None:
     """Shares of 10 and 12 in 22 of 24 entries, the greater remainder rounded up; a full matrix is full."""
     assert densities([(2, 8), (8, 4)], 24) == [11, 13]
-    assert densities([(1, 2), (10, 10)], 51) == [2, 49]
+    assert densities([(1, 2), (10, 10)], 24) == [2, 22]
     _, injection = adapted(score="erdos_renyi", keep=1 / 3)  # 64 entries, as the sides add up to
     kept = {name: int(mask.sum()) for name, mask in pruned(injection).items()}
     assert kept == {"0.A_RI": 18, "0.B_OR": 14, "2.A_RI": 14, "2.B_OR": 18}
@@ -177,6 +188,9 @@ def test_random_masks_follow_the_seed_and_not_which_other_layers_there_are() -> 
         )
         return pruned(injection)["0.A_RI"]
 
+    _, injection = adapted(score="random", scope="local")
+    masks = pruned(injection)
+    assert not torch.equal(masks["0.A_RI"].flatten(), masks["2.B_OR"].flatten()), "factors share their draws"
     assert torch.equal(mask(0, "0"), mask(0, "0", "2")) and not torch.equal(mask(0, "0"), mask(1, "0"))
 
 
