@@ -241,11 +241,11 @@ def test_a_row_keeps_its_highest_products_of_weight_and_input_norm() -> None:
 
 def test_only_training_passes_are_heard_and_only_of_steps_that_were_not_skipped() -> None:
     model, injection, _ = begun("prilora", rank=2)
-    model.eval()(inputs("linear"))
-    model.train()
     train(injection, regression(model), steps=2, total=3, skipped=(1, 2))
     hooks: Any = injection.hooks
     assert not hooks.norms_N.any()
+    model.eval()(2 * inputs("linear"))
+    model.train()
     train(injection, regression(model), steps=3, first=3, total=3)
     rms_I = inputs("linear").flatten(0, 1).square().mean(0).sqrt()
     assert_close(hooks.norms_N, 0.1 * rms_I)
