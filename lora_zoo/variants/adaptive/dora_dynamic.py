@@ -123,7 +123,7 @@ class DynamicRanks(AdapterHooks):
 
     def ranks(self) -> Mapping[str, int]:
         """The components under the budget; a gate at 0 may be one that has not learned yet."""
-        return {name.removesuffix(".g_R"): int(kept.sum()) for name, kept in self.masks.named().items()}
+        return {name.removesuffix(".g_R"): int(kept.sum()) for name, kept in self.masks.by_name().items()}
 
     def law(self) -> None:
         """The budget is met exactly, and every gate that was cut is zero."""
