@@ -169,9 +169,6 @@ class LoRAPrune(LowRank):
         whole_OI = W_OI + self.update()
         return whole_OI if self.kept_I is None else whole_OI * self.kept_I.to(whole_OI.dtype)
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        return self.branch() if self.kept_I is None else None
-
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         if self.kept_I is None:
             y = host.base(x)
