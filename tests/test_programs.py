@@ -18,6 +18,7 @@ from lora_zoo import inject, runs, updates
 from lora_zoo.config import command_line, schema
 from lora_zoo.config import compose as composing
 from lora_zoo.config.spec import RunSpec
+from lora_zoo.conformance.cases import fitting
 from lora_zoo.conformance.cases import settings as known_settings
 from lora_zoo.core.program import PROGRAMS, ProgramContext, Stage
 from lora_zoo.core.variants import VARIANTS
@@ -184,7 +185,7 @@ def test_settling_keeps_the_function_and_never_writes_to_the_base(name: str, tar
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     parts: list[Any] = []
     after = torch.empty(0)
-    for number, asked_for in enumerate([targets, ["q", "k"]]):
+    for number, asked_for in enumerate([fitting(name, network, targets), ["q", "k"]]):
         if number:
             frozen = settled(network, parts, "settled", 0)
             assert torch.allclose(network(**inputs).logits, after, rtol=0, atol=1e-12)
