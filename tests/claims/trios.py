@@ -490,6 +490,11 @@ TRIOS: dict[str, Trio] = {
             ("lora-pro/over-lora", "lora_pro", "lora"),
             ("lora-dropout/over-lora", "lora_dropout_masks", "lora"),
             ("prompt-tuning/below-full", "full", "prompt_tuning"),
+            ("delta-lora/over-lora", "delta_lora", "lora"),
+            ("roselora/over-lora", "roselora", "lora"),
+            ("dora-dynamic/as-good-as-lora", "dora_dynamic", "lora"),
+            ("sparse-adapter/as-good-as-dense", "sparse_adapter", "lora"),
+            ("dylora/as-good-as-lora", "dylora", "lora"),
         ]
     },
     "randlora/over-lora": _smaller("randlora", 1.06, 0.9),
