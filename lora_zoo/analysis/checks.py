@@ -124,15 +124,24 @@ def _curve(history: Any) -> str:
 def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
     """A variant whose runs are all of one old source is at one with itself: a warning. A mixture is not."""
     origin = [c for c in ("stale", "made_of.source", "commit") if c in frame][:2]
+    alike = []
     for _, group in frame.groupby("variant", sort=False):
         old = group[text_column(group, "stale") != ""]
         if old.empty:
             continue
-        who, why = _format_runs(old), join_names(sorted(set(old["stale"])), 2)
         if len(old) == len(group) and texts(group, origin).nunique() == 1:
-            yield _warning("stale", old, f"{who} stale: {why}; they are counted, being all alike; {_AGAIN}")
+            alike.append(old)
         else:
-            yield _left_out("stale", old, f"{who} stale among runs that are not alike: {why}; {_AGAIN}")
+            text = f"{_format_runs(old)} stale among runs that are not alike: {_why(old)}; {_AGAIN}"
+            yield _left_out("stale", old, text)
+    if alike:
+        old = pd.concat(alike)
+        text = f"{_format_runs(old)} stale: {_why(old)}; they are counted, those of a variant being all alike"
+        yield _warning("stale", old, f"{text}; {_AGAIN}")
+
+
+def _why(old: pd.DataFrame) -> str:
+    return join_names(sorted(set(old["stale"])), 2)
 
 
 def _data(frame: pd.DataFrame) -> Iterator[Finding]:

@@ -121,6 +121,10 @@ def test_runs_that_are_all_stale_alike_are_counted_with_a_warning() -> None:
     frame.loc[5:, ["stale", "made_of.source"]] = ["the source of dora has changed since", "old"]
     (finding,) = of_kind(frame, "stale")
     assert finding.rows == () and len(sound(frame)) == 10 and len(finding.runs) == 5
+    whole = frame.copy()
+    whole.loc[:4, ["stale", "made_of.source"]] = ["the source of lora has changed since", "older"]
+    (finding,) = of_kind(whole, "stale")  # one line for all variants
+    assert finding.rows == () and "of dora" in finding.said and "of lora" in finding.said
     frame.loc[9, "made_of.source"] = "older still"
     assert of_kind(frame, "stale")[0].rows == (5, 6, 7, 8, 9)
 
