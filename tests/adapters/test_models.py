@@ -64,7 +64,7 @@ def test_training_moves_exactly_the_declared_tensors(name, kind):
     declared = {id(p) for p in injection.parameters()}
     before = {n: t.detach().clone() for n, t in model.named_parameters()}
     fixed = {n: t.clone() for n, t in model.named_buffers()}
-    train(injection, lambda: model(**batch(kind)).loss, steps=3, total=30)
+    train(injection, lambda: model(**batch(kind)).loss, steps=3, total=40)
     moved = {n for n, t in model.named_parameters() if not torch.equal(t, before[n])}
     assert moved == {n for n, t in model.named_parameters() if id(t) in declared}
     assert all(torch.equal(t, fixed[n]) for n, t in model.named_buffers())

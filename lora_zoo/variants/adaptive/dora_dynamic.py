@@ -15,6 +15,7 @@ from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.hooks import AdapterHooks, Progress
+from lora_zoo.core.init import Init
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 from lora_zoo.variants.adaptive.batched import ByShape
@@ -67,7 +68,8 @@ class DynamicRanks(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        self.to(self.masks.tensors[0].device)
+        for adapter in self.adapters.values():
+            self.to(adapter.g_R.device)
 
     def forward_context(self, progress: Progress) -> contextlib.AbstractContextManager[Any]:
         self.penalised = progress.step <= self.schedule.span(progress.total)[1]
@@ -88,7 +90,7 @@ class DynamicRanks(AdapterHooks):
             return
         start, end = self.schedule.span(progress.total)
         if progress.step <= end:
-            self.shares_K.lerp_(self.shares(), 1 - self.beta)
+            self.shares_K.lerp_(self.shares().to(self.shares_K.dtype), 1 - self.beta)
         if progress.step >= end or (progress.step >= start and not (progress.step - start) % self.deltaT):
             self.cut(int((self.full - self.target) * self.schedule.gone(progress)))
         elif not self.revive:
@@ -153,6 +155,10 @@ class DoRADynamic(Budgeted, Gated, ZeroCore):
         first = self.used_rank({"rank": rank, "init_r": init_r})
         super().__init__(context, rank=first, alpha=alpha, lora_dropout=lora_dropout)
         self.rank, self.g_R = rank, torch.nn.Parameter(context.full((first,)))
+
+    @classmethod
+    def accepts_init(cls, init: Init) -> bool:
+        return False  # as of every core that begins at zero
 
     @staticmethod
     def drawn(context: LayerContext, rank: int) -> tuple[Tensor, Tensor]:

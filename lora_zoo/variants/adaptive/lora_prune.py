@@ -64,8 +64,7 @@ class StructuredPruning(AdapterHooks):
         whole = find_structures(model)
         adapted = [s for s in whole if s.reader.name in self.adapters]
         self.structures = [s for s in adapted if not self.is_spared(s, whole)]
-        like = next((a.A_RI for a in self.adapters.values()), torch.empty(0))
-        self.register_buffer("score_G", like.detach().new_zeros(sum(s.groups for s in self.structures)))
+        self.register_buffer("score_G", torch.zeros(sum(s.groups for s in self.structures)))
 
     def is_spared(self, structure: Structure, whole: list[Structure]) -> bool:
         """True in the first and the last layers of its stack; False outside of all layers."""
@@ -80,7 +79,7 @@ class StructuredPruning(AdapterHooks):
         """ValueError where a model of transformers' has no structures; a warning where all are spared."""
         self.schedule.check(total)
         for adapter in self.adapters.values():
-            self.to(adapter.A_RI.device)
+            self.to(adapter.A_RI)
         known = hasattr(getattr(self.model, "config", None), "_attn_implementation")
         if self.structures or not known or not self.ratio:
             return
@@ -170,11 +169,9 @@ class LoRAPrune(LowRank):
         return whole_OI if self.kept_I is None else whole_OI * self.kept_I.to(whole_OI.dtype)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
-        if self.kept_I is None:
-            y = host.base(x)
-        else:
-            x = x * self.kept_I.to(x.dtype)
-            y = host.apply(x, host.matrix())
+        kept_I = self.kept_I
+        x = x if kept_I is None else x * kept_I.to(x.dtype)
+        y = host.base(x) if kept_I is None else host.apply(x, host.matrix())
         return y + host.low_rank(host.dropped(x, self.dropout), *self.branch()).to(y.dtype)
 
     def sensitivity(self, W_OI: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class RowColumnPruning(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        self.to(self.rows.tensors[0].device)
+        for adapter in self.adapters.values():
+            self.to(adapter.A_RI.device)
 
     def on_after_backward(self, progress: Progress) -> None:
         self.of_rows.observe()

@@ -88,7 +88,7 @@ class DeltaLoRA(Additive):
         super().__init__(context, rank=rank, alpha=alpha, init=init)
         self.register_buffer("AK_RI", torch.zeros_like(self.A_RI))
         self.register_buffer("BK_OR", torch.zeros_like(self.B_OR))
-        self.register_buffer("ratio", self.A_RI.new_zeros(()))
+        self.register_buffer("ratio", self.A_RI.new_zeros(1))
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
