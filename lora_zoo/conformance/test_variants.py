@@ -66,6 +66,7 @@ NEAR = {"rtol": 1e-2, "atol": 1e-2}
 few = drive(max_examples=6, deadline=None, derandomize=True)
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), cases())
+few_pairs = pytest.mark.parametrize(("name", "kind"), few_cases())
 pointwise_variants = pytest.mark.parametrize("name", POINTWISE)
 pointwise_pairs = pytest.mark.parametrize(("name", "kind"), cases(POINTWISE))
 
@@ -296,7 +297,7 @@ def unmerge_restores(name, kind, dtype):
     assert torch.equal(model(x), expected)
 
 
-@every_pair
+@few_pairs
 def test_disabled_is_the_base_exactly(name, kind):
     model, x = lone(kind).requires_grad_(False), inputs(kind)  # torch's kernels differ in the last bit
     before = model(x)
@@ -430,7 +431,7 @@ def start(name, seed, layer="linear", **more):
     return tensors(only(adapt(model, name, seed=seed, **more))[0])
 
 
-@every_pair
+@few_pairs
 def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
     """`seed`, and whatever hyperparameter says by its name that it is one."""
     seeds = {key: 1 for key in hyperparameters(VARIANTS[name]) if key.endswith(("seed", "prng_key"))}
@@ -461,7 +462,7 @@ class Several(nn.Module):
         return [f"{name}.{getattr(self, name).target}" for name in which]
 
 
-@pointwise_pairs
+@pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
 def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     alone, beside = Several(kind), Several(kind)
     found = []
@@ -475,7 +476,7 @@ def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
     assert torch.equal(*found)
 
 
-@every_pair
+@few_pairs
 def test_equal_layers_draw_starts_of_their_own(name, kind):
     """Unless all layers share what is drawn, or nothing is."""
     model = Several(kind)
@@ -495,7 +496,7 @@ def parallel_rows(few_RI, many_RI):
     return bool(((cosines - 1).abs() < 1e-6).logical_or(few_RI.norm(dim=1) == 0).all())
 
 
-@every_pair
+@few_pairs
 def test_starts_are_nested_in_rank(name, kind):
     """The directions of a small rank are among those of a greater one, so that a rank ablation is paired.
 
@@ -567,7 +568,7 @@ def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
 # --- precision, devices and dropout ------------------------------------------------------------------------
 
 
-@every_pair
+@few_pairs
 def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     model, x = lone(kind, dtype=torch.bfloat16), inputs(kind, dtype=torch.bfloat16)
     wide = lone(kind, dtype=torch.bfloat16).double()
@@ -588,7 +589,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     assert readable(model, injection).dtype == torch.bfloat16
 
 
-@every_pair
+@few_pairs
 def test_an_adapter_lives_on_the_device_of_its_layer(name, kind):
     """On torch's `meta` device, which needs no accelerator to tell a tensor left behind."""
     model = lone(kind, dtype=torch.float32).to("meta")
