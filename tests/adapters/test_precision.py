@@ -160,7 +160,7 @@ def test_autocast_moves_loss_and_gradients_by_rounding_alone(name, kind):
         narrow = loss_of(model(x))
     got = gradients(narrow, injection)
     assert abs(float(narrow / loss) - 1) < 2e-2
-    assert distance(got, exact) < 5e-2
+    assert distance(got, exact) < 1e-1  # of a bfloat16 convolution some processors round off more
     assert [g.dtype for g in got] == [p.dtype for p in injection.parameters()]
     assert [p.dtype for p in model.parameters()] == before
 
