@@ -347,6 +347,11 @@ def test_rank_grows_with_factors_drawn_anew_and_not_with_the_same_a() -> None:
         ]
 
 
+@pytest.mark.parametrize("name", ["dora", "hydralora", "full"])
+def test_what_is_no_product_has_no_accumulated_rank(name: str) -> None:
+    assert accumulated_rank([inject(fresh("llama")[0], name)]) == {}
+
+
 # --- merge, then continue ----------------------------------------------------------------------------------
 
 

@@ -45,9 +45,8 @@ def settled(
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     matrices = {matrix.name: matrix for part in parts for matrix in part.matrices.values()}
     for part in parts:
-        for matrix, adapter in part.adapters.items():
-            with uncast(matrices[matrix].host.matrix().device):
-                pair = adapter.factors()
+        for matrix in part.adapters:
+            pair = _factors(part, matrix)
             if pair is None:
                 raise ValueError(f"the ΔW of {part.variant.name} at {matrix} is no product that could settle")
             pairs.setdefault(matrix, []).append(pair)
@@ -69,25 +68,38 @@ def settled(
 def accumulated_rank(parts: Sequence[Injection]) -> dict[str, int]:
     """The largest rank over the matrices of the sum of all ΔW: `bound` by the factors, `rank` as it is.
 
-    A singular value counts above float32's rounding of the largest one.
+    A singular value counts above float32's rounding of the largest one. {} where a ΔW is no product, and
+    where nothing is adapted.
     """
-    found = {"bound": 0, "rank": 0}
+    found: dict[str, int] = {}
     for matrix in dict.fromkeys(name for part in parts for name in part.adapters):
-        pairs = [
-            pair for part in parts if matrix in part.adapters if (pair := part.adapters[matrix].factors())
-        ]
-        B_OR, A_RI = torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])
+        own = [_factors(part, matrix) for part in parts if matrix in part.adapters]
+        pairs = [pair for pair in own if pair is not None]
+        if len(pairs) < len(own):
+            return {}
+        B_OR, A_RI = _side_by_side(pairs)
         small_RR = torch.linalg.qr(B_OR.double()).R @ torch.linalg.qr(A_RI.T.double()).R.T
         sides = len(B_OR), A_RI.shape[1]
         rank = int(torch.linalg.matrix_rank(small_RR, rtol=torch.finfo(torch.float32).eps * max(sides)))
         bound = min(len(A_RI), *sides)
-        found = {"bound": max(found["bound"], bound), "rank": max(found["rank"], rank)}
+        found = {"bound": max(found.get("bound", 0), bound), "rank": max(found.get("rank", 0), rank)}
     return found
+
+
+def _factors(part: Injection, matrix: str) -> tuple[Tensor, Tensor] | None:
+    """B (O, R) and A (R, I) of a part's ΔW; None where it is no product."""
+    with uncast(part.matrices[matrix].host.matrix().device):
+        return part.adapters[matrix].factors()
+
+
+def _side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """B and A of the sum of all, of the ranks' sum."""
+    return torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """B (O, R) and A (R, I) whose product is the sum of all; R is the ranks' sum, or the smaller side."""
-    B_OR, A_RI = torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs])
+    B_OR, A_RI = _side_by_side(pairs)
     O, I = len(B_OR), A_RI.shape[1]
     if len(A_RI) > min(O, I):
         dW_OI, one = B_OR @ A_RI, torch.eye(min(O, I), dtype=A_RI.dtype, device=A_RI.device)

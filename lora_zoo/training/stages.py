@@ -113,7 +113,8 @@ class StagedTraining:
         """Put the run's adapter, with all that was settled, in the place of the last stage's."""
         adapters, last, seed = adapters_of(self.model), self.injection, self.spec.settings.seed
         parts = [adapters[SETTLED], last] if SETTLED in adapters else [last]
-        self.session.record.update(accumulated=accumulated_rank(parts))
+        if rank := accumulated_rank(parts):
+            self.session.record.update(accumulated=rank)
         if self.base is not None:
             values = effective(self.model)
             fold(self.model, self.base)
