@@ -79,6 +79,10 @@ class ProgramContext:
     seed: int
     examples: "Callable[[], Iterator[Mapping[str, Tensor]]]"
 
+    def steps_of(self, share: float, *, left: int = 1) -> int:
+        """The steps of this share of the run: one at least, and at most all but `left`."""
+        return min(max(round(share * self.steps), 1), self.steps - left)
+
 
 class Program(Protocol):
     """Yields stages; `yield` returns the stage's `Injection`, trained and still in the model."""

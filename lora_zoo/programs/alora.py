@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -13,9 +13,9 @@ from lora_zoo.core.adapter import Variant
 from lora_zoo.core.components import inherit, masked, tensors_of
 from lora_zoo.core.init import find_init
 from lora_zoo.core.program import ProgramContext, Stage, register
-from lora_zoo.core.seeding import derived_seed
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.programs.rounds import lengths, stage_seed
 
 
 class Component(NamedTuple):
@@ -50,16 +50,14 @@ def alora(
         needs = f"needs 0 < first < 1, 1 <= rounds < {context.steps} steps, 0 < moved < 1 and examples >= 1"
         raise ValueError(f"alora: {needs}; got {first}, {rounds}, {moved} and {examples}")
     _refuse_unfit(context)
-    start = min(max(round(first * context.steps), 1), context.steps - rounds)
-    cuts = [start + (context.steps - start) * number // rounds for number in range(rounds + 1)]
+    start = context.steps_of(first, left=rounds)
     learned = yield Stage(start, then="discard")
-    for number, (begin, end) in enumerate(pairwise(cuts), start=1):
+    for number, steps in enumerate(lengths(context.steps - start, rounds), start=1):
         scores = importances(learned, [*islice(context.examples(), examples)])
         kept, ranks = reallocated(scores, round(moved * len(scores)), _limits(learned))
-        seed = derived_seed("alora", context.seed, number) % 2**32
         learned = yield Stage(
-            end - begin,
-            {"seed": seed, **_sizes(learned, ranks)},
+            steps,
+            {"seed": stage_seed("alora", context, number), **_sizes(learned, ranks)},
             then="discard" if number < rounds else "keep",
             start=_taking_over(learned, kept),
         )

@@ -33,7 +33,7 @@ def autolora(
         raise ValueError(f"autolora finds ranks of matrices, and {variant.name} has none")
     if search_rank == "auto" and "rank" not in context.hyper:
         raise ValueError("autolora: search_rank=auto is twice the run's rank; give rank= and no budget=")
-    first = min(max(round(search * steps), 1), steps - 1)
+    first = context.steps_of(search)
     rank = 2 * int(context.hyper["rank"]) if search_rank == "auto" else search_rank
     learned = yield Stage(first, {"rank": rank, "budget": None}, SEARCH, then="discard")
     found = {name: int(adapter.selected().sum()) for name, adapter in learned.adapters.items()}

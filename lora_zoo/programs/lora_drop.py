@@ -29,7 +29,7 @@ def lora_drop(
         )
     _refuse_unfit(context)
     shared = _shared_form(context) if share else None
-    first = min(max(round(probe * context.steps), 1), context.steps - 1)
+    first = context.steps_of(probe)
     learned = yield Stage(first, then="discard")
     names = list(learned.adapters)
     kept = most_important(importances(learned, context.examples()), threshold)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from lora_zoo.core.program import ProgramContext, Rows, Stage, register
-from lora_zoo.core.seeding import derived_seed, generator
+from lora_zoo.core.seeding import generator
+from lora_zoo.programs.rounds import stage_seed
 
 
 @register("merge_continue")
@@ -38,8 +39,8 @@ def merge_continue(
         order = torch.randperm(len(old), generator=generator("replay", context.seed)).tolist()
         return new + [old[place] for place in order[: round(replay * len(old))]]
 
-    steps = min(max(round(first * context.steps), 1), context.steps - 1)
-    seed = derived_seed("merge_continue", context.seed, 2) % 2**32
+    steps = context.steps_of(first)
+    seed = stage_seed("merge_continue", context, 2)
     own: dict[str, Any] = {"budget": None} if start else {}
     yield Stage(
         steps, own, start or None, rate=start_rate, examples=lambda rows: _divided(rows, by, split)[0]

@@ -33,7 +33,7 @@ def relora(
     then is every parameter.
     Raises ValueError where a round would have no step after its warm-up, and for shares that are none.
     """
-    first = min(max(round(warm_start * context.steps), 1), context.steps - 1) if warm_start else 0
+    first = context.steps_of(warm_start) if warm_start else 0
     left = Pruning(reset, pruned) if reset != "new" else None
     stages = list(in_rounds("relora", context, rounds, first=first, pruned=left))
     if first:

@@ -22,6 +22,17 @@ def of_rank(who: str, context: ProgramContext, rank: int) -> dict[str, Any]:
     return own | ({"alpha": alpha * rank / usual} if isinstance(alpha, (int, float)) and usual else {})
 
 
+def lengths(steps: int, rounds: int) -> list[int]:
+    """`steps` divided among `rounds`, as evenly as whole numbers allow."""
+    cuts = [steps * number // rounds for number in range(rounds + 1)]
+    return [end - start for start, end in pairwise(cuts)]
+
+
+def stage_seed(who: str, context: ProgramContext, number: int) -> int:
+    """A seed for the stage of this number, from 1, of the program `who`."""
+    return derived_seed(who, context.seed, number) % 2**32
+
+
 def in_rounds(
     who: str,
     context: ProgramContext,
@@ -44,8 +55,7 @@ def in_rounds(
     variant = VARIANTS.find(context.variant)
     if not variant.adapts:
         raise ValueError(f"{who} settles adapters, and {variant.name} adapts no matrix")
-    cuts = [first + left * number // rounds for number in range(rounds + 1)]
-    for number, (start, end) in enumerate(pairwise(cuts), start=1):
-        seed = derived_seed(who, context.seed, number) % 2**32 if number > 1 else context.seed
+    for number, steps in enumerate(lengths(left, rounds), start=1):
+        seed = stage_seed(who, context, number) if number > 1 else context.seed
         then = "settle" if number < rounds else "keep"
-        yield Stage(end - start, {"seed": seed, **inject(number)}, then=then, **each)  # type: ignore[arg-type]
+        yield Stage(steps, {"seed": seed, **inject(number)}, then=then, **each)  # type: ignore[arg-type]
