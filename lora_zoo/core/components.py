@@ -32,7 +32,7 @@ def masked(adapters: Mapping[str, Adapter], masks_R: Mapping[str, Tensor]) -> It
             for matrix, mask_R in masks_R.items():
                 gone = (~mask_R).nonzero()[:, 0]
                 for name, own in tensors_of(adapters[matrix]).items():
-                    for axis in _axes(name):
+                    for axis in component_axes(name):
                         own.index_fill_(axis, gone.to(own.device), 0)
             yield
         finally:
@@ -46,12 +46,13 @@ def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
-def _axes(name: str) -> list[int]:
+def component_axes(name: str) -> list[int]:
+    """The axes that the suffix of a tensor's name calls R."""
     return [axis for axis, letter in enumerate(name.rpartition("_")[2]) if letter == "R"]
 
 
 def selected(name: str, tensor: Tensor, index_K: Tensor) -> Tensor:
     """These components of a tensor of this name; all of one that has none."""
-    for axis in _axes(name):
+    for axis in component_axes(name):
         tensor = tensor.index_select(axis, index_K.to(tensor.device))
     return tensor

@@ -139,6 +139,11 @@ class AdapterHooks(nn.Module):
         """The part from which an optimiser step's batches are drawn, by its number, from 1, alone."""
         return ""
 
+    def to_adapters(self) -> None:
+        """Move the buffers to the device of the first adapter."""
+        for adapter in [*self.adapters.values()][:1]:
+            self.to(next(adapter.parameters()).device)
+
     def on_train_begin(self, total: int) -> None:
         """Training of `total` optimiser steps is about to start; may be called again before it does.
 

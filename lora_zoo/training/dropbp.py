@@ -104,7 +104,8 @@ class BackwardDropper:
                 f"dropbp={rate} is above {MOST}, which rates by sensitivity reach: less, or uniform"
             )
         self.branches, self.seed, self.warmup, self.uniform = branches(model), seed, warmup, uniform
-        self.model, self.rates = model, dict.fromkeys(self.branches, rate)
+        self.layers = {name: m for name, m in named_base_modules(model) if name in self.branches}
+        self.rates = dict.fromkeys(self.branches, rate)
         self.mean, self.is_allocated, self._pass = rate, False, (0, 0)
 
     def state(self) -> dict[str, Any]:
@@ -132,8 +133,8 @@ class BackwardDropper:
         self.is_allocated = True
 
     @contextlib.contextmanager
-    def dropping(self, progress: Progress) -> Iterator[bool]:
-        """Inside, a pass's sub-layers are cut as drawn; True is given where all of them are."""
+    def dropping(self, progress: Progress) -> Iterator[None]:
+        """Inside, a pass's sub-layers are cut as drawn."""
         step, number = self._pass
         self._pass = progress.step, number + 1 if step == progress.step else 0
         source = generator("dropbp", self.seed, *self._pass)
@@ -141,14 +142,13 @@ class BackwardDropper:
         idle = (progress.step - 1) / progress.total < self.warmup
         chosen = [n for u, (n, p) in zip(drawn, self.rates.items(), strict=True) if u < p and not idle]
         with self._cut(chosen):
-            yield len(chosen) == len(self.rates)
+            yield
 
     @contextlib.contextmanager
     def _cut(self, names: Sequence[str]) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            layers = dict(named_base_modules(self.model)) if names else {}
             for name in names:
-                stack.enter_context(layers[name].register_forward_hook(_detached))
+                stack.enter_context(self.layers[name].register_forward_hook(_detached))
             yield
 
 

@@ -62,7 +62,7 @@ class Budget(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        self.to(self.sites[0].E_R.device)
+        self.to_adapters()
 
     def budget(self, progress: Progress) -> int:
         """Eq. 14, with the typing error of its denominator mended as in the official code."""

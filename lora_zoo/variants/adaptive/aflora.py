@@ -64,7 +64,7 @@ class Freezing(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        self.to(self.projections[0].device)
+        self.to_adapters()
 
     def share(self, progress: Progress) -> float:
         """Eq. 3: the share r(t) of the projections that is still free."""

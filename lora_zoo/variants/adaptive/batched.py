@@ -59,17 +59,27 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"mean_norm": torch.mean, "su
 """A way to add up the deviations of all matrices -> its function."""
 
 
-def follow(now: list[Tensor], mean: list[Tensor], beta: float) -> None:
+def _follow(now: list[Tensor], mean: list[Tensor], beta: float) -> None:
     """Exponential moving averages `mean` of |now|, in place; so is |now|."""
     torch._foreach_abs_(now)
     torch._foreach_lerp_(mean, now, 1 - beta)
 
 
 def smooth(
-    now: Sequence[Tensor], mean: list[Tensor], spread: list[Tensor], betas: tuple[float, float]
+    now: Sequence[Tensor], mean: list[Tensor], spread: list[Tensor] | None, betas: Sequence[float]
 ) -> None:
-    """Eq. 9-10 of AdaLoRA, in place: `mean` follows |now|, and `spread` the distance of |now| from it."""
+    """Eq. 9-10 of AdaLoRA, in place: `mean` follows |now|, and `spread` the distance of |now| from it.
+
+    `now` is worked on where its dtype is that of `mean`. Without `spread` one β is enough.
+    """
     now = [tensor.to(like.dtype) for tensor, like in zip(now, mean, strict=True)]
-    follow(now, mean, betas[0])
-    torch._foreach_sub_(now, mean)
-    follow(now, spread, betas[1])
+    _follow(now, mean, betas[0])
+    if spread is not None:
+        torch._foreach_sub_(now, mean)
+        _follow(now, spread, betas[1])
+
+
+def sensitivities(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """p ∂L/∂p of every entry, 0 for a tensor without a gradient."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in tensors]
+    return list(torch._foreach_mul(list(tensors), gradients))

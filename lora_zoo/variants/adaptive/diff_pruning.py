@@ -60,8 +60,7 @@ class SparseDiff(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.last = max(1, round(self.fixed_from * total))
-        for site in self.sites[:1]:
-            self.to(site.D_OI.device)
+        self.to_adapters()
 
     def param_groups(self, named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> Groups:
         own = {"lr": self.gate_lr, "weight_decay": 0.0}

@@ -68,8 +68,7 @@ class DynamicRanks(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        for adapter in self.adapters.values():
-            self.to(adapter.g_R.device)
+        self.to_adapters()
 
     def forward_context(self, progress: Progress) -> contextlib.AbstractContextManager[Any]:
         self.penalised = progress.step <= self.schedule.span(progress.total)[1]

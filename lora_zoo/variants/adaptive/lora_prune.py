@@ -64,7 +64,8 @@ class StructuredPruning(AdapterHooks):
         whole = find_structures(model)
         adapted = [s for s in whole if s.reader.name in self.adapters]
         self.structures = [s for s in adapted if not self.is_spared(s, whole)]
-        self.register_buffer("score_G", torch.zeros(sum(s.groups for s in self.structures)))
+        like = next((a.A_RI for a in self.adapters.values()), torch.empty(0))
+        self.register_buffer("score_G", like.detach().new_zeros(sum(s.groups for s in self.structures)))
 
     def is_spared(self, structure: Structure, whole: list[Structure]) -> bool:
         """True in the first and the last layers of its stack; False outside of all layers."""
@@ -78,8 +79,7 @@ class StructuredPruning(AdapterHooks):
     def on_train_begin(self, total: int) -> None:
         """ValueError where a model of transformers' has no structures; a warning where all are spared."""
         self.schedule.check(total)
-        for adapter in self.adapters.values():
-            self.to(adapter.A_RI)
+        self.to_adapters()
         known = hasattr(getattr(self.model, "config", None), "_attn_implementation")
         if self.structures or not known or not self.ratio:
             return

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.variants.adaptive.batched import ByShape, follow, views
+from lora_zoo.core.components import component_axes
+from lora_zoo.variants.adaptive.batched import ByShape, sensitivities, smooth, views
 
 Scope = Literal["global", "matrix", "row", "column", "component"]
 """The scores that compete: all entries', those of one tensor, of a row or of a column of it; or whole
@@ -83,14 +84,14 @@ class Masks(nn.Module):
         owned = [(*name.rpartition(".")[::2], part) for name, part in self._split(scores_N)]
         totals = dict[str, Tensor]()
         for site, own, part in owned:
-            axis = component_axis(own)
+            (axis,) = component_axes(own)
             mean_R = part.movedim(axis, 0).reshape(part.shape[axis], -1).mean(1)
             totals[site] = totals[site] + mean_R if site in totals else mean_R
         kept_K = highest(torch.cat(list(totals.values())), number)
         kept = dict(zip(totals, kept_K.split([len(total_R) for total_R in totals.values()]), strict=True))
         found = list[Tensor]()
         for site, own, part in owned:
-            axis = component_axis(own)
+            (axis,) = component_axes(own)
             found.append(kept[site].expand(part.movedim(axis, -1).shape).movedim(-1, axis))
         return found
 
@@ -117,13 +118,8 @@ class Sensitivity(nn.Module):
         """Follow the gradients of the moment; a tensor without one has a sensitivity of 0."""
         if all(p.grad is None for p in self.tensors):
             return  # a step that is skipped
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.tensors]
-        now = [product.to(self.mean_N.dtype) for product in torch._foreach_mul(self.tensors, gradients)]
-        mean = views(self.mean_N, self.tensors)
-        follow(now, mean, self.betas[0])
-        if self.spread_N is not None:
-            torch._foreach_sub_(now, mean)
-            follow(now, views(self.spread_N, self.tensors), self.betas[1])
+        spread = None if self.spread_N is None else views(self.spread_N, self.tensors)
+        smooth(sensitivities(self.tensors), views(self.mean_N, self.tensors), spread, self.betas)
 
     def scores(self) -> Tensor:
         """The mean (N), times its spread where that is followed."""
@@ -142,8 +138,3 @@ def highest(scores: Tensor, number: Callable[[int], int]) -> Tensor:
 def share_of(share: float) -> Callable[[int], int]:
     """n -> ⌈share n⌉, without what rounding adds to a whole number."""
     return lambda n: math.ceil(share * n - 1e-9)
-
-
-def component_axis(name: str) -> int:
-    """The axis that the suffix of a tensor's name calls R."""
-    return name.rpartition("_")[2].index("R")

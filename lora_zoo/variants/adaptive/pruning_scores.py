@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_zoo.core.seeding import generator
+from lora_zoo.variants.adaptive.batched import sensitivities
 from lora_zoo.variants.adaptive.masking import Masks, highest
 
 
@@ -66,8 +67,7 @@ def magnitude(at: Scored) -> Tensor:
 
 def snip(at: Scored) -> Tensor:
     """|p ∂L/∂p|, which is |∂L/∂m| of a mask m at 1 (arXiv:1810.02340)."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in at.masks.tensors]
-    return (flat(at.masks.tensors) * flat(gradients)).abs()
+    return flat(sensitivities(at.masks.tensors)).abs()
 
 
 def grasp(at: Scored) -> Tensor:

@@ -43,8 +43,7 @@ class RowColumnPruning(AdapterHooks):
 
     def on_train_begin(self, total: int) -> None:
         self.schedule.check(total)
-        for adapter in self.adapters.values():
-            self.to(adapter.A_RI.device)
+        self.to_adapters()
 
     def on_after_backward(self, progress: Progress) -> None:
         self.of_rows.observe()

@@ -31,10 +31,13 @@ class CubicSchedule(NamedTuple):
 
     def left(self, progress: Progress) -> float:
         """The share that is left at a step."""
-        start, end = self.span(progress.total)
-        return min(max(1 - (progress.step - start) / (end - start), 0.0), 1.0) ** 3
+        return (1 - self._passed(progress)) ** 3
 
     def gone(self, progress: Progress) -> float:
         """The share that is gone at a step where it goes slowly at first and fast in the end: t³."""
+        return self._passed(progress) ** 3
+
+    def _passed(self, progress: Progress) -> float:
+        """The share t of the span that a step has behind it."""
         start, end = self.span(progress.total)
-        return min(max((progress.step - start) / (end - start), 0.0), 1.0) ** 3
+        return min(max((progress.step - start) / (end - start), 0.0), 1.0)

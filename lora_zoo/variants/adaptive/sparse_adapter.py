@@ -58,8 +58,7 @@ class PrunedOnce(AdapterHooks):
     def on_train_begin(self, total: int) -> None:
         """ValueError for GraSP where the model's attention has no second derivative."""
         self.first = 1 + round(self.warmup * total)
-        for adapter in self.adapters.values():
-            self.to(adapter.A_RI.device)
+        self.to_adapters()
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", "eager")
         if self.score == "grasp" and attention != "eager":
             raise ValueError(

@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank. K marks the factors of the step from which W moves.
 """
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -102,17 +103,12 @@ class DeltaLoRA(Additive):
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
         """Three moves of W by λ s Δ(B A), one after the other, are what the frozen factors say."""
-        before = [t.clone() for t in (self.AK_RI, self.BK_OR, self.ratio, self.A_RI, self.B_OR)]
-        moved_OI, product_OI = W_OI.clone(), self.B_OR @ self.A_RI
-        self.AK_RI.copy_(self.A_RI), self.BK_OR.copy_(self.B_OR), self.ratio.fill_(0.5)
+        own, moved_OI, product_OI = copy.deepcopy(self), W_OI.clone(), self.B_OR @ self.A_RI
+        own.AK_RI.copy_(self.A_RI), own.BK_OR.copy_(self.B_OR), own.ratio.fill_(0.5)
         for step in (1.1, 0.7, -0.3):
-            self.A_RI.mul_(step), self.B_OR.add_(self.B_OR.roll(1, 0) * step)
-            now_OI = self.B_OR @ self.A_RI
+            own.A_RI.mul_(step), own.B_OR.add_(own.B_OR.roll(1, 0) * step)
+            now_OI = own.B_OR @ own.A_RI
             moved_OI += 0.5 * self.scale * (now_OI - product_OI).to(W_OI)
             product_OI = now_OI
-        found_OI, expected_OI = self.weight(W_OI), moved_OI + (self.scale * product_OI).to(W_OI)
-        for tensor, value in zip(
-            (self.AK_RI, self.BK_OR, self.ratio, self.A_RI, self.B_OR), before, strict=True
-        ):
-            tensor.copy_(value)
-        torch.testing.assert_close(found_OI, expected_OI, rtol=1e-4, atol=1e-5, check_dtype=False)
+        expected_OI = moved_OI + (self.scale * product_OI).to(W_OI)
+        torch.testing.assert_close(own.weight(W_OI), expected_OI, rtol=1e-4, atol=1e-5, check_dtype=False)
