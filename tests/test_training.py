@@ -19,6 +19,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.training import divergence
 from lora_zoo.training.checkpoints import newest, seal
+from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.optimizers import RunArguments
 from lora_zoo.training.state import REQUIRED, TrainState
 from lora_zoo.training.trainer import ZooTrainer
@@ -360,6 +361,7 @@ def stateful(folder: Path) -> ZooTrainer:
     run = trainer(folder, injection)
     run._tr_loss, run._total_loss_scalar = torch.tensor(0.0), 0.0
     run._globalstep_last_logged = 0
+    run.dropper = BackwardDropper(network, 0.5, warmup=0.0, uniform=False, seed=0)
     return run
 
 
@@ -374,6 +376,7 @@ def test_the_state_of_one_run_becomes_that_of_another(tmp_path: Path) -> None:
     one._tr_loss, one._total_loss_scalar, one._globalstep_last_logged = torch.tensor(0.25), 1.5, 4
     one.train_state.timer.seconds, one.train_state.skipped = [0.5, 0.75], [2]
     one.train_state.evaluation_pending, one.ranks.changes = True, {"m": [[0, 2], [4, 1]]}
+    one.dropper.load_state({"rates": dict.fromkeys(one.dropper.rates, 0.75), "allocated": True})
     one.train_state.save(tmp_path, model="m")
     other.train_state.load(tmp_path)
     other.train_state.on_train_begin()
