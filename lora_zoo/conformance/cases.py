@@ -213,7 +213,7 @@ def firsts(of, among=tuple(MATRIX)):
 
 def representatives():
     """The first variant of each forward pass and kernel: others meet a layer as it does."""
-    return firsts(lambda cls: (cls.forward, cls.kernel))
+    return firsts(lambda cls: (cls.forward, cls.output, cls.kernel))
 
 
 def _abstract_base(name):
@@ -221,37 +221,50 @@ def _abstract_base(name):
     return next(base for base in VARIANTS[name].__mro__ if base not in variants)
 
 
-def cases(among=tuple(MATRIX)):
-    """(variant, kind of layer): every variant on `EVERYWHERE`, the representatives on every kind.
+def bases():
+    """The first representative of each abstract base: what derives from it leaves the layer to it."""
+    return list({_abstract_base(name): name for name in reversed(representatives())}.values())
 
-    Without the kinds that a class refuses.
+
+def cases(among=tuple(MATRIX)):
+    """(variant, kind of layer): every variant on `EVERYWHERE`, one of each abstract base on every kind.
+
+    The other representatives meet three further kinds, by turns. Without the kinds that a class refuses.
     """
-    whole = set(representatives())
-    every = [(name, kind) for name in among for kind in (KINDS if name in whole else EVERYWHERE)]
-    return [(name, kind) for name, kind in every if takes(name, kind)]
+    further = itertools.cycle(kind for kind in KINDS if kind not in EVERYWHERE)
+    found = [(name, kind) for name in among for kind in (KINDS if name in bases() else EVERYWHERE)]
+    found += [(n, k) for n in representatives() if n in among for k in itertools.islice(further, 3)]
+    return [(name, kind) for name, kind in dict.fromkeys(found) if takes(name, kind)]
 
 
 def few_cases(among=tuple(MATRIX)):
     """(variant, kind of layer), for rules that a variant's tensors and a layer's keep each by themselves.
 
-    Every variant on the first kind that it takes, the representatives on `EVERYWHERE`, and the first of each
-    abstract base on every kind.
+    Every variant on the first kind that it takes, the representatives on one more of `EVERYWHERE` by turns,
+    one of each abstract base on all of them, and two of these, by turns, on every kind.
     """
-    whole = representatives()
-    bases = {_abstract_base(name): name for name in reversed(whole)}.values()
     found = [(name, next(kind for kind in KINDS if takes(name, kind))) for name in among]
-    for name in (name for name in whole if name in among):
-        found += [(name, kind) for kind in (KINDS if name in bases else EVERYWHERE) if takes(name, kind)]
-    return sorted(set(found))
+    found += zip(representatives(), itertools.cycle(EVERYWHERE[1:]), strict=False)
+    found += itertools.product(bases(), EVERYWHERE)
+    for number, kind in enumerate(KINDS):
+        fit = [name for name in bases() if takes(name, kind)]
+        found += [(fit[turn % len(fit)], kind) for turn in (number, number + 1)]
+    return sorted({(name, kind) for name, kind in found if name in among and takes(name, kind)})
+
+
+def with_turns(cases, *values):
+    """Each case with one of each list of `values`, by turns, for a rule that needs no product."""
+    turns = itertools.cycle(itertools.product(*values))
+    return [(*case, *turn) for case, turn in zip(cases, turns, strict=False)]
 
 
 def on_models(kinds):
-    """(variant, kind of model): each on the first; representatives on one more, by turns; no matrix: on all.
+    """(variant, kind of model): each on the first; one of each base on one more, by turns; no matrix: on all.
 
     What differs between models are their layers, which `cases` has.
     """
     first, *others = kinds
-    turns = dict(zip(representatives(), itertools.cycle(others), strict=False))
+    turns = dict(zip(bases(), itertools.cycle(others), strict=False))
     found = [(name, first) for name in VARIANTS] + list(turns.items())
     found += [(name, kind) for name in VARIANTS if name not in MATRIX for kind in others]
     return sorted(found)

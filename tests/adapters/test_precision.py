@@ -25,6 +25,7 @@ from lora_zoo.conformance.cases import (
     MODELS,
     POINTWISE,
     adapt,
+    bases,
     batch,
     few_cases,
     firsts,
@@ -43,6 +44,7 @@ from lora_zoo.conformance.cases import (
     settings,
     takes,
     train,
+    with_turns,
 )
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import hyperparameters
@@ -58,7 +60,7 @@ SOME = [*EVERYWHERE, "fused_by_head"]
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
 pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
-some_pairs = pytest.mark.parametrize(("name", "kind"), [pair for pair in few_cases() if pair[1] in SOME])
+SOME_PAIRS = [pair for pair in few_cases() if pair[1] in SOME]
 every_variant_in_a_model = pytest.mark.parametrize(("name", "kind"), on_models(MODELS))
 pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*", "ignore:There is a performance drop")
 
@@ -255,8 +257,7 @@ def trained(model, injection, kind, seed=5):
     return loss.detach(), found
 
 
-@every_variant_in_a_model
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("name", "kind", "reentrant"), with_turns(on_models(MODELS), [False, True]))
 def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
     model, injection = dropped(whole, name, kind)
     if not injection.parameters():
@@ -283,8 +284,7 @@ def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
     assert count == [3 if injection.adapters else 0], "nothing was recomputed"
 
 
-@every_pair
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("name", "kind", "reentrant"), with_turns(few_cases(), [False, True]))
 def test_checkpointing_a_layer_changes_nothing(name, kind, reentrant):
     model, injection, x = dropped(adapted, name, kind)
     model.train()
@@ -321,9 +321,10 @@ class Outer(nn.Module):
 
 
 def compiled_cases():
-    """Each representative, and the first variant of each class of hooks, with one of the layers by turns."""
+    """Each representative, and what acts within a pass by its hooks, with one of the layers by turns."""
     kinds = ["convolution_2d_grouped_strided", "fused_by_head", "attention"]
-    names = sorted({*representatives(), *firsts(lambda cls: cls.hooks, MATRIX)})
+    within = [name for name in firsts(lambda cls: cls.hooks, MATRIX) if VARIANTS[name].hooks.not_packable()]
+    names = sorted({*representatives(), *within})
     fit = [(name, [kind for kind in kinds if takes(name, kind)]) for name in names]
     return [(name, fitting[number % len(fitting)]) for number, (name, fitting) in enumerate(fit) if fitting]
 
@@ -350,9 +351,9 @@ def passes(call, injection, x, steps):
 def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
     """Whole (`fullgraph` refuses a break), once for all passes; in both modes, under autocast or not.
 
-    The graph of a representative's backward pass is traced as well, and it is compiled in both modes.
+    The graph of a base's backward pass is traced as well, and it is compiled in both modes.
     """
-    whole = name in representatives()
+    whole = name in bases()
     backend = "aot_eager" if whole else "eager"
     model, injection, x = adapted(name, kind)
     plain = Outer(model.train())
@@ -367,7 +368,7 @@ def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", firsts(lambda cls: cls.kernel, bases()))
 def test_compiled_dropout_has_the_same_masks_and_compiles_once(name, fresh_compiler):
     found = []
     for compiled in (True, False):
@@ -467,8 +468,7 @@ def test_adapters_come_back_to_the_device_of_their_layer(name, kind):
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
-@every_variant_in_a_model
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(("name", "kind", "merged"), with_turns(on_models(MODELS), [False, True]))
 def test_what_is_out_of_the_model_follows_when_it_is_cast(name, kind, merged):
     """The parameters behind those that train in full, and those behind merged ones."""
     expected = logits(fresh(kind)[0].double(), kind)
@@ -499,8 +499,7 @@ def addresses(tensors):
     return {t.data_ptr() for t in tensors}
 
 
-@every_variant_in_a_model
-@pytest.mark.parametrize("copied", [copy.deepcopy, by_file])
+@pytest.mark.parametrize(("name", "kind", "copied"), with_turns(on_models(MODELS), [copy.deepcopy, by_file]))
 def test_a_copied_model_has_adapters_of_its_own(name, kind, copied):
     model, injection = dropped(whole, name, kind)
     expected = logits(model, kind)
@@ -523,9 +522,9 @@ def test_a_copied_model_has_adapters_of_its_own(name, kind, copied):
     injection.remove()
 
 
-@some_pairs
-@pytest.mark.parametrize("first", ["copy", "original"])
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind", "first", "merged"), with_turns(SOME_PAIRS, ["copy", "original"], [False, True])
+)
 def test_a_layer_and_its_deep_copy_do_not_touch_each_other(name, kind, first, merged):
     model, injection, x = adapted(name, kind)
     before, expected = lone(kind, dtype=torch.float32)(x), model(x)
@@ -567,8 +566,7 @@ def test_torch_does_not_pickle_a_parametrised_module():
 # --- torch.func, inference and modes -----------------------------------------------------------------------
 
 
-@some_pairs
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("name", "kind", "training"), with_turns(SOME_PAIRS, [False, True]))
 def test_functional_calls_reach_the_adapter(name, kind, training):
     model, injection, x = adapted(name, kind, dtype=torch.float64)
     model.train(training)

@@ -5,10 +5,12 @@ Shapes: O out, I in, R rank; layers of one matrix in double precision.
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -169,7 +171,7 @@ def test_factors_begin_as_torch_s_kaiming_and_gates_at_zero() -> None:
 # --- RoseLoRA ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, more", [("roselora", {})])
+@pytest.mark.parametrize("name, more", [("roselora", {}), ("prilora", {"deltaT": 2})])
 def test_with_a_density_of_one_it_is_lora_to_the_bit(name: str, more: dict[str, Any]) -> None:
     for found, expected in zip(walked(name, density=1.0, **more), walked("lora"), strict=True):
         assert torch.equal(found, expected)
@@ -217,6 +219,56 @@ def test_the_update_is_sparse() -> None:
     injection.hooks.law()
 
 
+# --- PRILoRA -----------------------------------------------------------------------------------------------
+
+
+def test_a_row_keeps_its_highest_products_of_weight_and_input_norm() -> None:
+    """By hand: of |A| = 1, 2, 3, 4 and ‖x‖ = 4, 3, 1, 0.5 the products are 4, 6, 3, 2."""
+    model = nn.Sequential(nn.Linear(4, 3, dtype=F64))
+    injection = inject(model, "prilora", target_modules="0", rank=1, deltaT=1, beta=0.75)
+    adapter, _ = only(injection)
+    x, hooks = torch.tensor([[4.0, 3.0, 1.0, 0.5]], dtype=F64), injection.hooks
+    with hooks.forward_context(Progress(1, 2)):
+        model(torch.cat([x, -x]))
+    adapter.A_RI.grad = torch.zeros_like(adapter.A_RI)
+    with torch.no_grad():
+        adapter.A_RI.copy_(torch.tensor([[1.0, -2.0, 3.0, -4.0]]))
+    hooks.on_step_end(Progress(1, 2))
+    assert adapter.A_RI.tolist() == [[1.0, -2.0, 0.0, 0.0]]
+    assert_close(hooks.norms_N, 0.25 * x[0])
+    hooks.on_step_end(Progress(2, 2))  # nothing was heard: the norms stay as they are
+    assert_close(hooks.norms_N, 0.25 * x[0])
+
+
+def test_only_training_passes_are_heard_and_only_of_steps_that_were_not_skipped() -> None:
+    model, injection, _ = begun("prilora", rank=2)
+    train(injection, regression(model), steps=2, total=3, skipped=(1, 2))
+    hooks: Any = injection.hooks
+    assert not hooks.norms_N.any()
+    model.eval()(2 * inputs("linear"))
+    model.train()
+    train(injection, regression(model), steps=3, first=3, total=3)
+    rms_I = inputs("linear").flatten(0, 1).square().mean(0).sqrt()
+    assert_close(hooks.norms_N, 0.1 * rms_I)
+
+
+@pytest.mark.parametrize("revive, between", [(True, 14), (False, 7)])
+def test_a_row_of_a_is_half_pruned_every_so_often_and_at_the_end(revive: bool, between: int) -> None:
+    injection, found = followed("prilora", counts, rank=3, steps=8, deltaT=3, revive=revive)
+    rows = [next(iter(of_A)) if len(of_A) == 1 else of_A for of_A, _ in found]
+    assert rows == [14, 14, 14, 7, between, between, 7, between, 7]
+    injection.hooks.law()
+
+
+def test_its_preset_has_ranks_from_4_to_12_and_8_on_average() -> None:
+    file = Path(__file__).parents[2] / "conf" / "preset" / "prilora.yaml"
+    pattern: Any = OmegaConf.to_container(OmegaConf.load(file).rank_pattern)
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(16, 16)}) for _ in range(5))
+    injection = inject(model, "prilora", target_modules="q", rank_pattern=pattern)
+    assert [adapter.components() for adapter in injection.adapters.values()] == [4, 6, 8, 10, 12]
+
+
 # --- what cannot be ----------------------------------------------------------------------------------------
 
 
@@ -228,6 +280,9 @@ def test_the_update_is_sparse() -> None:
         ("dora_dynamic", {"rank": 4, "init_r": 3}, "1 <= rank <= init_r"),
         ("roselora", {"density": 0.0}, "0 < density <= 1"),
         ("roselora", {"init": "pissa"}, "cannot start from init=pissa"),
+        ("prilora", {"density": 1.5}, "0 < density <= 1"),
+        ("prilora", {"deltaT": 0}, "deltaT >= 1"),
+        ("prilora", {"init": "pissa"}, "cannot start from init=pissa"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_one_line(name: str, wrong: dict[str, Any], text: str) -> None:
@@ -241,3 +296,8 @@ def test_a_schedule_without_a_step_is_refused(name: str) -> None:
     _, injection, _ = begun(name, rank=2, tinit=5, tfinal=5)
     with pytest.raises(ValueError, match=f"{name}: tinit=5 and tfinal=5 leave no step of 10"):
         injection.hooks.on_train_begin(10)
+
+
+def test_an_embedding_has_no_inputs_that_prilora_could_score() -> None:
+    with pytest.raises(ValueError, match="scored by the inputs of a linear layer"):
+        inject(lone("embedding"), "prilora", target_modules="layer", rank=2)

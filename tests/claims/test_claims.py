@@ -63,7 +63,7 @@ def test_not_supported(name):
     assert verdict.status is Status.NOT_SUPPORTED, verdict.reason
 
 
-@every_claim
+@every_form
 def test_noise_decides_nothing(name):
     verdict = judged(name, TRIOS[name].noisy)
     assert verdict.status is Status.INCONCLUSIVE, verdict.reason
