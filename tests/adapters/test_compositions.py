@@ -19,6 +19,7 @@ from lora_zoo.core.composition import COMPOSITIONS, Composition, composition_of
 from lora_zoo.core.hyperparameters import keywords
 from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.composition_data import AdapterData
 from lora_zoo.injection.inject import inject
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -297,3 +298,171 @@ def test_a_prior_stays_whole_beside_what_is_merged() -> None:
     expected = adapters["a"].base_weight("layer") + change["below"] + (change["a"] + change["b"]) / 2
     assert_close(model.layer.weight, expected, **CLOSE)
     assert isinstance(adapters.composition, Composition)
+
+
+def fitted(name: str, **options: Any) -> tuple[Any, Any, Composition, list[Tensor]]:
+    """A prepared composition of "a" and "b", each on four examples of its own, and their token ids."""
+    model, _ = fresh("llama")
+    for seed, (own, variant) in enumerate({"a": "lora", "b": "dora"}.items()):
+        perturb(
+            inject(model.double(), variant, rank=2, target_modules=["q", "o"], name=own, seed=seed), 0.3, seed
+        )
+    source = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, model.config.vocab_size, (4, 1, 7), generator=source) for _ in "ab"]
+    batches = {own: [{"input_ids": i, "labels": i} for i in of] for own, of in zip("ab", ids, strict=True)}
+    composition = composition_of(name, ("a", "b"), options)
+    data = AdapterData(model, ["a", "b"], own=batches, target=batches["a"])
+    composition.prepare(data)
+    return model, adapters_of(model), composition, ids
+
+
+def test_statistics_are_those_of_each_adapter_s_effective_weights() -> None:
+    """Against a merged copy: the squared gradients of W', one example at a time, and the moments of x."""
+    model, adapters, fisher, ids = fitted("fisher")
+    regmean = composition_of("regmean", ("a", "b"), {})
+    own = [{"input_ids": i, "labels": i} for i in ids[1]]
+    regmean.prepare(AdapterData(model, ["a", "b"], own={"a": own[:1], "b": own}))
+    place, seen = "model.layers.1.self_attn.o_proj", []
+    adapters.activate("b")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    adapters.merge()
+    layer = model.get_submodule(place)
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().flatten(0, 1)))
+    layer.weight.requires_grad_()
+    squares = []
+    for batch in own:
+        (gradient,) = torch.autograd.grad(model(**batch).loss, [layer.weight])
+        squares.append(gradient.square())
+    x_NI = torch.cat(seen)
+    adapters.unmerge()
+    assert trained == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert_close(fisher.statistics["b"][place]["squared_gradient"], torch.stack(squares).mean(0), **CLOSE)
+    assert_close(regmean.statistics["b"][place]["input_moment"], x_NI.T @ x_NI / len(x_NI), **CLOSE)
+
+
+class Given:
+    """Statistics that are given for one matrix: adapter -> F."""
+
+    def __init__(self, place: str, **of: Tensor) -> None:
+        self.place, self.of = place, of
+
+    def statistics(self, name: str, needs: Any) -> Any:
+        return {self.place: {"squared_gradient": self.of[name]}}
+
+
+def test_fisher_weighs_each_entry_by_its_squared_gradients() -> None:
+    """C-43: equal Fishers give the mean; an entry that one model alone minds is that model's."""
+    _, adapters, composition, _ = fitted("fisher", normalize=False, floor=1e-15)
+    place = "model.layers.0.self_attn.q_proj"
+    F = {name: composition.statistics[name][place]["squared_gradient"] for name in "ab"}
+    change = {name: adapters[name].update(place).dW_OI for name in "ab"}
+    adapters.activate("a", "b", composition=composition)
+    found = adapters.model.get_submodule(place).weight - adapters["a"].base_weight(place)
+    assert_close(found, (F["a"] * change["a"] + F["b"] * change["b"]) / (F["a"] + F["b"]), **CLOSE)
+    mean = (change["a"] + change["b"]) / 2
+    for given, normalize, expected in (
+        ({"a": F["a"], "b": F["a"]}, False, mean),
+        ({"a": F["a"], "b": 100 * F["a"]}, True, mean),
+        ({"a": F["a"], "b": 1e-30 * F["a"]}, False, change["a"]),
+    ):
+        fisher = composition_of("fisher", ("a", "b"), {"normalize": normalize})
+        fisher.prepare(Given(place, **given))
+        assert_close(fisher.merged(change, place), expected, rtol=1e-9, atol=1e-9)
+        assert_close(fisher.merged({"a": torch.ones(2)}, "bias"), torch.full((2,), 0.5))
+    weighted = composition_of("fisher", ("a", "b"), {"weights": [3, 1]})
+    weighted.prepare(Given(place, a=F["a"], b=F["a"]))
+    assert_close(weighted.merged(change, place), (3 * change["a"] + change["b"]) / 4, **CLOSE)
+    with pytest.raises(ValueError, match="the loss of 'b' has no gradient at what is composed"):
+        weighted.prepare(Given(place, a=F["a"], b=0 * F["a"]))
+
+
+def test_regmean_is_the_regression_on_every_adapter_s_own_outputs() -> None:
+    """C-42: without shrinking it is the least squares over both data; with it the gradient vanishes."""
+    _, adapters, composition, _ = fitted("regmean", alpha=1.0)
+    place = "model.layers.0.self_attn.q_proj"
+    G = {name: composition.statistics[name][place]["input_moment"] for name in "ab"}
+    roots = {name: torch.linalg.eigh(own) for name, own in G.items()}
+    X = {
+        name: (own.eigenvalues.clamp_min(0).sqrt()[:, None] * own.eigenvectors.T)
+        for name, own in roots.items()
+    }
+    change = {name: adapters[name].update(place).dW_OI for name in "ab"}
+    stacked, outputs = torch.cat([X[n] for n in "ab"]), torch.cat([X[n] @ change[n].T for n in "ab"])
+    found = composition.merged(change, place)
+    assert_close(stacked @ found.T, stacked @ torch.linalg.lstsq(stacked, outputs, driver="gelsd").solution)
+    adapters.activate("a", "b", composition=composition)
+    assert_close(
+        adapters.model.get_submodule(place).weight, adapters["a"].base_weight(place) + found, **CLOSE
+    )
+    composition.alpha = 0.9
+    found = composition.merged(change, place)
+    shrunk = {n: 0.9 * G[n] + 0.1 * G[n].diagonal().diag() for n in "ab"}
+    gradient = sum((found - change[n]) @ shrunk[n] for n in "ab")
+    assert float(gradient.abs().max()) < 1e-9 * float(shrunk["a"].abs().max())
+    composition.alpha = 0.0
+    diagonal = sum(change[n] * G[n].diagonal() for n in "ab") / sum(G[n].diagonal() for n in "ab")
+    assert_close(composition.merged(change, place), diagonal, rtol=1e-7, atol=1e-9)
+    assert_close(composition.merged({"b": torch.ones(2)}, "bias"), torch.full((2,), 0.5))
+
+
+class Valley:
+    """A loss with its minimum at given weights."""
+
+    def __init__(self, *best: float) -> None:
+        self.best, self.asked = torch.tensor(best), list[list[float]]()
+
+    def loss(self, composition: Any) -> float:
+        self.asked.append([*composition.weights.values()])
+        return float((torch.tensor(self.asked[-1]) - self.best).square().sum())
+
+
+@pytest.mark.parametrize("optimizer", ["scipy", "nevergrad"])
+def test_lorahub_finds_weights_within_its_bounds_and_budget(optimizer: str) -> None:
+    if optimizer == "nevergrad":
+        pytest.importorskip("nevergrad")
+    valley = Valley(0.8, -3.0)
+    composition = composition_of(
+        "lorahub", ("a", "b"), {"optimizer": optimizer, "budget": 60, "penalty": 0.4}
+    )
+    composition.prepare(valley)
+    assert len(valley.asked) <= 60 and max(abs(w) for own in valley.asked for w in own) <= 1.5
+    # 2 (w - 0.8) + 0.4/2 = 0
+    assert composition.weights == pytest.approx([0.7, -1.5], abs=0.1)
+    penalty = 0.4 * sum(map(abs, composition.weights)) / 2
+    assert composition.value == pytest.approx(valley.loss(composition.found) + penalty, abs=1e-4)
+    assert "of a, " in composition.notes()[0]
+    own = composition.combine(torch.ones(1), {"a": torch.tensor([2.0]), "b": torch.tensor([1.0])}, "")
+    assert own.tolist() == pytest.approx([1 + composition.weights[0]])
+
+
+def test_searches_at_their_ends() -> None:
+    nothing = composition_of("lorahub", ("a", "b"), {"budget": 0})
+    nothing.prepare(Valley(1.0, 1.0))
+    assert nothing.combine(torch.zeros(1), {"a": torch.ones(1)}, "").tolist() == [0.0], "the base"
+    grid, valley = composition_of("controlpe", ("a", "b"), {}), Valley(0.52, 0.52)
+    grid.prepare(valley)
+    assert grid.weights == pytest.approx((0.5, 0.5)) and len(valley.asked) == 16
+    adapters, hub = fitted_hub()
+    assert adapters.composition is hub and not hub.of_outputs
+    for name in ("lorahub", "fisher"):
+        with pytest.raises(ValueError, match=f"{name} looks at data: prepare it before it is used"):
+            adapters.activate("a", "b", composition=name)
+        adapters.activate("a")
+
+
+def fitted_hub() -> tuple[Any, Any]:
+    """LoRAHub as published on two LoRAs, to the data on which "a" is best."""
+    model, _ = fresh("llama")
+    for seed, name in enumerate("ab"):
+        perturb(inject(model, "lora", rank=2, name=name, seed=seed), 0.3, seed)
+    adapters = adapters_of(model)
+    adapters.activate("a")
+    ids = torch.randint(3, model.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    data = AdapterData(model, ["a", "b"], target=[batch])
+    hub: Any = composition_of("lorahub_of_factors", ("a", "b"), {"optimizer": "scipy", "budget": 8})
+    hub.prepare(data)
+    adapters.activate("a", "b", composition=hub)
+    expected = hub.value - 0.05 * sum(map(abs, hub.weights)) / 2
+    assert float(model.eval()(**batch).loss.detach()) == pytest.approx(expected, rel=1e-5)
+    return adapters, hub
