@@ -19,7 +19,7 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.composition import register
 
 
-class Factors(NamedTuple):
+class ScaledFactors(NamedTuple):
     """ΔW = s B A of one adapter on one matrix."""
 
     B_OR: Tensor
@@ -44,7 +44,7 @@ class OfFactors(TaskVectors, ABC):
         others = [adapter.weight(W_OI) - W_OI for name, adapter in adapters.items() if name not in own]
         return torch.stack([W_OI + B_OR @ A_RI, *others]).sum(0)
 
-    def product(self, own: Mapping[str, Factors], place: str) -> tuple[Tensor, Tensor]:
+    def product(self, own: Mapping[str, ScaledFactors], place: str) -> tuple[Tensor, Tensor]:
         """(B, A) of the composed ΔW."""
         scaled = {name: self.weights[name] * factors.scale for name, factors in own.items()}
         roots = {name: abs(scale) ** 0.5 for name, scale in scaled.items()}
@@ -59,14 +59,14 @@ class OfFactors(TaskVectors, ABC):
         twin.weights = weights
         return twin
 
-    def _factors(self, name: str, adapter: Adapter, place: str) -> Factors:
+    def _factors(self, name: str, adapter: Adapter, place: str) -> ScaledFactors:
         found = adapter.factors()
         if found is None:
             raise ValueError(
                 f"{self.name} needs ΔW = B A, and {name!r} ({adapter.name}) has no factors at {place}"
             )
         s = adapter.factor_scale()
-        return Factors(found[0] / s, found[1], s)
+        return ScaledFactors(found[0] / s, found[1], s)
 
     def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
         return self.weighted(changes)
@@ -114,7 +114,7 @@ class Cat(OfFactors):
     equation = "W' = W + [B_1 … B_n] [w_1 s_1 A_1; …; w_n s_n A_n]"
     equal_ranks = False
 
-    def product(self, own: Mapping[str, Factors], place: str) -> tuple[Tensor, Tensor]:
+    def product(self, own: Mapping[str, ScaledFactors], place: str) -> tuple[Tensor, Tensor]:
         A_RI = [self.weights[name] * factors.scale * factors.A_RI for name, factors in own.items()]
         return torch.cat([factors.B_OR for factors in own.values()], dim=1), torch.cat(A_RI)
 
@@ -128,6 +128,6 @@ class SumOfFactors(OfFactors):
 
     equation = "W' = W + (Σ w_i s_i B_i)(Σ w_i A_i)"
 
-    def product(self, own: Mapping[str, Factors], place: str) -> tuple[Tensor, Tensor]:
+    def product(self, own: Mapping[str, ScaledFactors], place: str) -> tuple[Tensor, Tensor]:
         B_OR = self.weighted({name: factors.scale * factors.B_OR for name, factors in own.items()})
         return B_OR, self.weighted({name: factors.A_RI for name, factors in own.items()})

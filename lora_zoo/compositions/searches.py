@@ -2,10 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import ClassVar, Literal
 
-import numpy as np
-import scipy.optimize
 from torch import Tensor
 
 from lora_zoo.core.adapter import Adapter
@@ -98,7 +97,7 @@ class Hub(Searched):
         self.minimise = {"nevergrad": by_nevergrad, "scipy": by_simplex}[optimizer]
 
     def objective(self, data: CompositionData, weights: tuple[float, ...]) -> float:
-        return super().objective(data, weights) + self.penalty * float(np.mean(np.abs(weights)))
+        return super().objective(data, weights) + self.penalty * sum(map(abs, weights)) / len(weights)
 
     def search(self, objective: Objective) -> None:
         if self.budget:
@@ -145,20 +144,21 @@ class ControlPE(Searched):
 def by_nevergrad(objective: Objective, n: int, bound: float, budget: int, seed: int) -> None:
     """NGOpt on n numbers from 0 in [-bound, bound]. ValueError where nevergrad is not installed."""
     try:
-        import nevergrad
+        nevergrad = import_module("nevergrad")
     except ImportError as error:
         raise ValueError(
             "optimizer=nevergrad is not installed: pip install 'lora_zoo[lorahub]', or use optimizer=scipy"
         ) from error
-    space = nevergrad.p.Array(init=np.zeros(n), lower=-bound, upper=bound)
-    space.random_state = np.random.RandomState(seed)
+    space = nevergrad.p.Array(init=[0.0] * n, lower=-bound, upper=bound)
+    space.random_state.seed(seed)
     nevergrad.optimizers.NGOpt(parametrization=space, budget=budget).minimize(objective)
 
 
 def by_simplex(objective: Objective, n: int, bound: float, budget: int, seed: int) -> None:
     """Nelder and Mead's simplex, which draws nothing: its first corners are 0 and bound/2 on each axis."""
-    corners = np.vstack([np.zeros(n), np.eye(n) * bound / 2])[:, :n]
+    start = [0.0] * n
+    corners = [start, *([bound / 2 * (other == axis) for other in range(n)] for axis in range(n))]
     options = {"maxfev": budget, "initial_simplex": corners, "xatol": 1e-3, "fatol": 1e-6}
-    scipy.optimize.minimize(
-        objective, np.zeros(n), method="Nelder-Mead", bounds=[(-bound, bound)] * n, options=options
-    )
+    bounds = [(-bound, bound)] * n
+    minimize = import_module("scipy.optimize").minimize
+    minimize(objective, start, method="Nelder-Mead", bounds=bounds, options=options)

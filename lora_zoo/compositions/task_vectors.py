@@ -1,4 +1,4 @@
-"""What compositions of task vectors ΔW_i = W'_i - W have in common.
+"""The base of compositions of task vectors ΔW_i = W'_i - W.
 
 Each acts on one matrix ΔW (O, I) at a time, as PEFT's forms do: a share of entries, or a standard deviation,
 is that of the matrix. Where a paper takes it over the whole model, the member says so.

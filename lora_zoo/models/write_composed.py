@@ -27,7 +27,7 @@ from lora_zoo.models.merging import Merged, compared, in_unit
 
 
 class Composed(NamedTuple):
-    """What was written, the rank of each matrix where it is one adapter, and notes, a sentence each."""
+    """The model as it was written; the rank of each matrix of one adapter; notes, a sentence each."""
 
     merged: Merged
     ranks: dict[str, int]
@@ -129,7 +129,7 @@ def as_adapter(model: nn.Module, composition: Composition, rank: int | None) -> 
 
 
 def _in_full(injection: Injection) -> dict[str, Tensor]:
-    """What an adapter trained in full, and its buffers."""
+    """The parameters that an adapter trained in full, and its buffers."""
     return {name: injection.trained[name] for name in injection.fully_trained} | injection.buffers.own()
 
 
