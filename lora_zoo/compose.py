@@ -71,10 +71,8 @@ def _parser(by: str | None) -> argparse.ArgumentParser:
         words = type_words(parameter.annotation)
         several: dict[str, Any] = {"nargs": "+"} if "list" in words else {}
         default = "" if parameter.default in (parameter.empty, None) else f" ({parameter.default})"
-        kind = partial(_value, words)
-        parser.add_argument(
-            f"--{key.replace('_', '-')}", dest=f"of_{key}", type=kind, help=f"{words}{default}", **several
-        )
+        several |= {"type": partial(_value, words), "help": f"{words}{default}", "metavar": key.upper()}
+        parser.add_argument(f"--{key.replace('_', '-')}", dest=f"of_{key}", **several)
     return parser
 
 
