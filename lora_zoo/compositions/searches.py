@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class Searched(Composition, ABC):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
         self._found: Composition | None = None
+        self.options: dict[str, float] = {}
+        """Those of the composition that takes the weights."""
         self.weights: tuple[float, ...] = ()
         self.value, self.evaluations = float("nan"), 0
 
@@ -46,7 +48,7 @@ class Searched(Composition, ABC):
 
     def with_weights(self, weights: Sequence[float]) -> Composition:
         made: Callable[..., Composition] = COMPOSITIONS.find(self.of)
-        return made(self.names, weights=weights)
+        return made(self.names, weights=weights, **self.options)
 
     @property
     def found(self) -> Composition:
@@ -118,6 +120,21 @@ class LoRAHubOfFactors(Hub):
     equation = "W' = W + (Σ w_i s_i B_i)(Σ w_i A_i), w by black-box search"
     of_outputs, of_factors = False, True
     of = "sum_of_factors"
+
+
+@register("lorahub_of_compeft")
+class LoRAHubOfComPEFT(Hub):
+    """LoRAHub's search over adapters as ComPEFT keeps them: signs, zeros and one number each."""
+
+    equation = "W' = W + Σ w_i scale std(ΔW_i) sign(top_density(ΔW_i)), w by black-box search"
+    of_outputs = False
+    of = "compeft"
+
+    def __init__(
+        self, names: Sequence[str], *, density: float = 0.2, scale: float = 1.0, **hyper: Any
+    ) -> None:
+        super().__init__(names, **hyper)
+        self.options = {"density": density, "scale": scale}
 
 
 @register("controlpe")

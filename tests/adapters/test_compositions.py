@@ -372,6 +372,12 @@ def test_fisher_weighs_each_entry_by_its_squared_gradients() -> None:
     weighted = composition_of("fisher", ("a", "b"), {"weights": [3, 1]})
     weighted.prepare(Given(place, a=F["a"], b=F["a"]))
     assert_close(weighted.merged(change, place), (3 * change["a"] + change["b"]) / 4, **CLOSE)
+    alone = composition_of("fisher", ("a",), {})
+    alone.prepare(Given(place, a=F["a"]))
+    adapters.activate("a", composition=alone)
+    assert torch.equal(
+        adapters.model.get_submodule(place).weight, adapters["a"].base_weight(place) + change["a"]
+    )
     with pytest.raises(ValueError, match="the loss of 'b' has no gradient at what is composed"):
         weighted.prepare(Given(place, a=F["a"], b=0 * F["a"]))
 
@@ -442,6 +448,10 @@ def test_searches_at_their_ends() -> None:
     grid, valley = composition_of("controlpe", ("a", "b"), {}), Valley(0.52, 0.52)
     grid.prepare(valley)
     assert grid.weights == pytest.approx((0.5, 0.5)) and len(valley.asked) == 16
+    ternary: Any = composition_of("lorahub_of_compeft", ("a", "b"), {"optimizer": "scipy", "density": 0.5})
+    ternary.prepare(Valley(1.0, 0.0))
+    assert ternary.found.name == "compeft" and ternary.found.density == 0.5
+    assert ternary.weights == pytest.approx((1 - 0.05 / 4, 0), abs=0.05)
     adapters, hub = fitted_hub()
     assert adapters.composition is hub and not hub.of_outputs
     for name in ("lorahub", "fisher"):
