@@ -10,6 +10,7 @@ COMMANDS = {
     "claims": "lora_zoo.claims.__main__",
     "bench": "lora_zoo.bench.__main__",
     "merge": "lora_zoo.merge",
+    "compose": "lora_zoo.compose",
     "export": "lora_zoo.export",
     "load": "lora_zoo.load",
     "spectra": "lora_zoo.spectra",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lora_zoo.compositions.task_vectors import weights_of
 from lora_zoo.core.composition import Composition, register
 
 
@@ -17,7 +18,7 @@ class Sum(Composition):
 
     equation = "W' = W + Σ (W'_i - W)"
 
-    def combine(self, base: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
         first, *others = changed.values()
         for other in others:
             first = first + (other - base)
@@ -26,24 +27,22 @@ class Sum(Composition):
 
 @register("weighted_sum")
 class WeightedSum(Composition):
-    """PEFT's `add_weighted_adapter(…, combination_type="cat")`; `weights` are in the order of the names.
+    """Task arithmetic (Ilharco et al., 2023), arXiv:2212.04089, on ΔW: PEFT's `combination_type="cat"`.
 
-    A weight may have any sign. An adapter that becomes active later has the weight 1.
+    `weights` are in the order of the names, of any sign: a negative one takes a task away. An
+    adapter that becomes active later has the weight 1.
     """
 
     equation = "W' = W + Σ w_i (W'_i - W)"
 
     def __init__(self, names: Sequence[str], *, weights: Sequence[float]) -> None:
         super().__init__(names)
-        if len(weights) != len(self.names):
-            known = ", ".join(self.names) or "no adapter"
-            raise ValueError(f"weights: one for each of {known} is needed; got {len(weights)}")
-        self.weights = dict(zip(self.names, map(float, weights), strict=True))
+        self.weights = weights_of(self.names, weights)
 
     def leaves(self, name: str) -> bool:
         return self.weights.get(name, 1.0) == 1.0
 
-    def combine(self, base: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
         total = base
         for name, own in changed.items():
             total = total + self.weights.get(name, 1.0) * (own - base)

@@ -217,6 +217,7 @@ class Adapter(nn.Module, Variant):
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
+        self.matrix_name = context.name
         plain = self.changes_bias or not self.kernel  # kernels add the layer's own bias
         self.fused: Kernel | None = None if plain else KERNELS.find(self.kernel)()
         self.counter = context.counter
@@ -299,6 +300,10 @@ class Adapter(nn.Module, Variant):
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
         return None
+
+    def factor_scale(self) -> float:
+        """The scale s that `factors` has in B; 1 where there is none."""
+        return 1.0
 
     def components(self) -> int:
         """The number of components of which `shrink` can drop any; 0 where there are none."""

@@ -1,17 +1,34 @@
 """Compositions: the tensor that several active adapters make together of one of the base's.
 
-The tensor is a stored weight, a bias or a layer's output. A member is found by its file in
+The tensor is a stored weight, a matrix, a bias or a layer's output. A member is found by its file in
 `lora_zoo/compositions/` or by the entry point `lora_zoo.composition`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import checked, keywords
 from lora_zoo.core.registry import Registry
+from lora_zoo.core.statistics import Statistics
+
+
+class CompositionData(Protocol):
+    """The data at which a composition looks before it composes."""
+
+    def statistics(self, name: str, needs: Sequence[str]) -> Mapping[str, Statistics]:
+        """Matrix -> statistics (`core.statistics`) of the model with the adapter `name` on its own data.
+
+        Of every matrix that one of the adapters changes; one whose layer cannot have them is left out.
+        """
+        ...
+
+    def loss(self, composition: "Composition") -> float:
+        """The mean loss, over the examples to which one composes, of the model so composed."""
+        ...
 
 
 class Composition(ABC):
@@ -21,7 +38,12 @@ class Composition(ABC):
     equation: ClassVar[str]
     of_outputs: ClassVar[bool] = True
     """True if it is linear in the changes: it then composes outputs as it composes weights. False: a layer's
-    output is that of its composed weight and bias, so that every adapter must have an effective weight."""
+    output is that of its composed matrices and bias, so that every adapter must have an effective weight."""
+    of_factors: ClassVar[bool] = False
+    """True if it composes the factors of ΔW = B A, which every adapter must have."""
+    examples: ClassVar[str] = ""
+    """The data that `prepare` looks at: "own" (each adapter's), a split ("train", "validation") of those to
+    which one composes, or "" for none."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -30,9 +52,28 @@ class Composition(ABC):
         """True if a tensor that `name` alone adapts is just what that adapter makes of it."""
         return True
 
+    def prepare(self, data: CompositionData) -> None:  # noqa: B027
+        """Look at data, once, before anything is composed."""
+
+    def notes(self) -> list[str]:
+        """Sentences on what has been composed: an error, a size, weights that were found."""
+        return []
+
+    def matrix(self, W_OI: Tensor, adapters: Mapping[str, Adapter], place: str) -> Tensor:
+        """The composed matrix (O, I) called `place`; `adapters` are the active ones on it."""
+        changed = {name: adapter.weight(W_OI) for name, adapter in adapters.items()}
+        return self.combined(W_OI, changed, place)
+
+    def combined(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
+        """`combine`, or the only change where it stays as it is."""
+        first = next(iter(changed))
+        if len(changed) == 1 and self.leaves(first):
+            return changed[first]
+        return self.combine(base, changed, place)
+
     @abstractmethod
-    def combine(self, base: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
-        """The composed tensor, in the shape of `base`.
+    def combine(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
+        """The composed tensor, in the shape of `base`; `place` is the name of the tensor.
 
         `changed` maps each active adapter that adapts it, in the order of activation, to `base` as that
         adapter alone would have it; where an adapter adapts a part, the rest is as in `base`.

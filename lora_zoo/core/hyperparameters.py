@@ -116,6 +116,5 @@ def type_words(hint: Any) -> str:
         return " or ".join(type_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
         return f"a list, each {type_words(typing.get_args(hint)[0])}"
-    return {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}.get(
-        getattr(hint, "__name__", ""), str(hint)
-    )
+    words = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
+    return (words | {"NoneType": "None"}).get(getattr(hint, "__name__", ""), str(hint))

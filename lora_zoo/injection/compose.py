@@ -50,6 +50,7 @@ def check_compatible(adapters: Sequence[NamedAdapter], composition: Composition)
     for injection in adapters:
         _check_composed(injection, composition)
     _check_alone([own.name for own in adapters if own.variant.virtual_tokens(own.hyper)])
+    _check_matrices(adapters, composition)
     owner: dict[str, str] = {}
     for injection in adapters:
         for name in injection.fully_trained:
@@ -66,6 +67,20 @@ def _check_alone(names: Sequence[str]) -> None:
     """Raise ValueError for two adapters with virtual tokens: which of them were first?"""
     if names[1:]:
         raise ValueError(f"{names[0]!r} and {names[1]!r} both put virtual tokens before the input; keep one")
+
+
+def _check_matrices(adapters: Sequence[NamedAdapter], composition: Composition) -> None:
+    """Raise ValueError where matrices are composed, and one adapts a whole of which another adapts a part."""
+    if composition.of_outputs:
+        return
+    owner = {name: injection.name for injection in adapters for name in injection.matrices}
+    for injection in adapters:
+        for name, matrix in injection.matrices.items():
+            if matrix.whole in owner:
+                raise ValueError(
+                    f"{composition.name} composes matrix by matrix, and {owner[matrix.whole]!r} adapts "
+                    f"{matrix.whole}, of which {name} of {injection.name!r} is a part"
+                )
 
 
 def _check_composed(injection: NamedAdapter, composition: Composition) -> None:

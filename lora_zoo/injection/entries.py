@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.composition import Composition
-from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.dtypes import at_least_float32, wide
 from lora_zoo.core.host import Host, LayerHost
 
 
@@ -24,14 +24,28 @@ Entries = Sequence[AdapterEntry]
 
 
 def composed(
-    composition: Composition, base: Tensor, live: Mapping[str, Entries], of: Callable[[Entries], Tensor]
+    composition: Composition,
+    base: Tensor,
+    live: Mapping[str, Entries],
+    of: Callable[[Entries], Tensor],
+    place: str,
 ) -> Tensor:
     """The tensor that the adapters `live` make of `base` together, where `of` gives what one makes of it."""
-    changed = {name: of(entries) for name, entries in live.items()}
-    first = next(iter(changed))
-    if len(changed) == 1 and composition.leaves(first):
-        return changed[first]
-    return composition.combine(base, changed)
+    return composition.combined(base, {name: of(entries) for name, entries in live.items()}, place)
+
+
+def composed_by_matrix(composition: Composition, stored: Tensor, live: Mapping[str, Entries]) -> Tensor:
+    """`stored` with every matrix that adapters `live` adapt composed by itself, in float32 or wider."""
+    hosts: dict[str, Host] = {}
+    adapters: dict[str, dict[str, Adapter]] = {}
+    for name, entries in live.items():
+        for host, adapter in entries:
+            hosts[adapter.matrix_name] = host
+            adapters.setdefault(adapter.matrix_name, {})[name] = adapter
+    effective = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)
+    for place, host in hosts.items():
+        host.write(effective, composition.matrix(wide(host.read(stored)), adapters[place], place))
+    return effective
 
 
 def weight_of(stored: Tensor, entries: Entries) -> Tensor:

@@ -13,6 +13,7 @@ from lora_zoo.core.init import find_init
 from lora_zoo.core.statistics import OF_INPUTS, Statistics
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.plan import InjectionPlan
 
 Batch = Mapping[str, Any]
@@ -29,14 +30,14 @@ def collect(
     """
     if not plan.needs:
         return {}
-    collector = Collector(model, plan)
+    collector = Collector(model, plan.matrices, plan.needs, _asking(plan))
     with adapters_of(model).disabled(keep=prior), in_mode(model, training=False), collector:
         for batch in batches or ():
             refuse_padding(model, batch)
             collector.add(batch)
     if not collector.batches:
         raise ValueError(
-            f"{_asking(plan)} looks at data ({', '.join(plan.needs)}); give inject `batches`, keyword "
+            f"{collector.asking} looks at data ({', '.join(plan.needs)}); give inject `batches`, keyword "
             "arguments of the model"
         )
     return collector.means()
@@ -61,20 +62,25 @@ def allotted(plan: InjectionPlan, statistics: Mapping[str, Statistics]) -> Injec
 
 
 class Collector:
-    """Sums statistics over passes; a context manager, inside which hooks see the layers' inputs."""
+    """Sums statistics over passes; a context manager, inside which hooks see the layers' inputs.
 
-    def __init__(self, model: nn.Module, plan: InjectionPlan) -> None:
-        self.model, self.plan, self.batches = model, plan, 0
-        self.sums: dict[str, dict[str, Tensor]] = {matrix.name: {} for matrix in plan.matrices}
+    `asking` are the words for what looks at data.
+    """
+
+    def __init__(
+        self, model: nn.Module, matrices: Sequence[TargetMatrix], needs: Sequence[str], asking: str
+    ) -> None:
+        self.model, self.matrices, self.needs, self.asking = model, matrices, needs, asking
+        self.batches = 0
+        self.sums: dict[str, dict[str, Tensor]] = {matrix.name: {} for matrix in matrices}
         self.positions = dict.fromkeys(self.sums, 0)
-        self.needs = plan.needs
         self._of_inputs = [need for need in self.needs if need in OF_INPUTS]
         self._gradients = [need for need in self.needs if need not in OF_INPUTS]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
         if self._of_inputs:
-            for matrix in self.plan.matrices:
+            for matrix in self.matrices:
                 see = partial(self._see, matrix.name)
                 self._hooks.append(matrix.host.layer.register_forward_pre_hook(see))
 
@@ -89,7 +95,7 @@ class Collector:
             with torch.no_grad():
                 self.model(**batch)
             return
-        tensors = {id(t): t for t in (matrix.host.tensor() for matrix in self.plan.matrices)}
+        tensors = {id(t): t for t in (matrix.host.tensor() for matrix in self.matrices)}
         required = {p: p.requires_grad for p in self.model.parameters()}
         try:
             self.model.requires_grad_(False)
@@ -104,7 +110,7 @@ class Collector:
         self._add_gradients(dict(zip(tensors, found, strict=True)))
 
     def _add_gradients(self, gradients: Mapping[int, Tensor | None]) -> None:
-        for matrix in self.plan.matrices:
+        for matrix in self.matrices:
             stored = gradients[id(matrix.host.tensor())]
             if stored is None:
                 continue
@@ -127,7 +133,7 @@ class Collector:
         for name, held in self.sums.items():
             if set(self.needs) - held.keys():
                 raise ValueError(
-                    f"{_asking(self.plan)} looks at data, and no pass over it reached {name}; "
+                    f"{self.asking} looks at data, and no pass over it reached {name}; "
                     "exclude_modules leaves it out"
                 )
         return {

@@ -29,6 +29,7 @@ from lora_zoo.injection.entries import (
     bias_of,
     changes_bias,
     composed,
+    composed_by_matrix,
     output_of,
     weight_of,
 )
@@ -83,10 +84,10 @@ class AdapterWrapper(nn.Module, ABC):
         every = ((f"{name}/{n}", s.adapter) for name, own in self.entries.items() for n, s in enumerate(own))
         self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
 
-    def composed(self, base: Tensor, of: Callable[[Entries], Tensor]) -> Tensor:
+    def composed(self, base: Tensor, of: Callable[[Entries], Tensor], place: str = "") -> Tensor:
         """The tensor that the active adapters make of `base`, where `of` gives what one makes of it."""
         assert self.composition is not None, "adapters are activated before they are used"
-        return composed(self.composition, base, self.live, of)
+        return composed(self.composition, base, self.live, of, place or self.name)
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
@@ -97,6 +98,8 @@ class AdapterWrapper(nn.Module, ABC):
         if not any(entry.adapter.changes_weight for own in self.live.values() for entry in own):
             return stored
         with uncast(stored.device):
+            if self.composition is not None and not self.composition.of_outputs:
+                return composed_by_matrix(self.composition, stored, self.live).to(stored.dtype)
             wide = stored.to(at_least_float32(stored.dtype))
             return self.composed(wide, partial(weight_of, stored)).to(stored.dtype)
 
@@ -111,7 +114,7 @@ class AdapterWrapper(nn.Module, ABC):
             own_O = stored.new_zeros(len(next(iter(self.live.values()))[0].host.view(stored)))
         with uncast(stored.device):
             wide_O = own_O.to(at_least_float32(own_O.dtype))
-            return self.composed(wide_O, partial(bias_of, wide_O)).to(own_O.dtype)
+            return self.composed(wide_O, partial(bias_of, wide_O), f"{self.name}.bias").to(own_O.dtype)
 
     @property
     @abstractmethod

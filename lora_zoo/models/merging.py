@@ -74,8 +74,13 @@ def merge(
         network.save_pretrained(part)
         tokenizer.save_pretrained(part)
         del network  # its memory is the reloaded model's
-        again = saving.reloaded(part, base)
-        difference = float((logits(again) - adapted).abs().max())
+        return compared(part, base, adapted, notes)
+
+
+def compared(folder: Path, base: Base, adapted: Tensor, notes: list[str]) -> Merged:
+    """The distance of the model that was saved to `folder` from the adapted one, whose logits are given."""
+    again = saving.reloaded(folder, base)
+    difference = float((logits(again) - adapted).abs().max())
     saved = str(next(again.parameters()).dtype).removeprefix("torch.")
     return Merged(difference, float(adapted.abs().max()), saved, base.auto_class, notes)
 
@@ -96,7 +101,7 @@ def _merged(
         network, new = load_model(base.model, base.auto_class, base.head, tokenizer, seed=0)
     injection = load_adapter(network, folder, alpha=alpha, enable=enable)
     refuse_unmergeable(injection)
-    _check_heads(new, [name for own in adapters_of(network).values() for name in own.trained], folder)
+    check_heads(new, [name for own in adapters_of(network).values() for name in own.trained], folder)
     inputs = batch(network)
     adapted, notes = logits(network, inputs), []
     if scheme:
@@ -105,7 +110,7 @@ def _merged(
     injection.merge()
     adapters_of(network).remove()
     if base.unit:
-        adapted, note = _in_unit(network, base.unit, adapted)
+        adapted, note = in_unit(network, base.unit, adapted)
         notes.append(note)
     return network, adapted, notes
 
@@ -121,7 +126,7 @@ def refuse_unmergeable(injection: Injection) -> None:
             )
 
 
-def _check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
+def check_heads(new: list[str], trained: Iterable[str], folder: Path) -> None:
     """ValueError for a module that would stay as it was drawn: neither base nor adapter bring it."""
     held = {name.rpartition(".")[0] for name in trained}
     if lacking := [name for name in new if name not in held]:
@@ -143,7 +148,7 @@ def _compare_with_quantised(
     return f"its own layers, which round otherwise, with this adapter: logits differ by {apart:.2g}"
 
 
-def _in_unit(network: nn.Module, unit: dict[str, float], adapted: Tensor) -> tuple[Tensor, str]:
+def in_unit(network: nn.Module, unit: dict[str, float], adapted: Tensor) -> tuple[Tensor, str]:
     """Let a regression's head answer in the labels' own unit, where its last layer has a bias to do so."""
     mean, std = float(unit["mean"]), float(unit["std"])
     last = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
@@ -158,4 +163,4 @@ def _in_unit(network: nn.Module, unit: dict[str, float], adapted: Tensor) -> tup
     )
 
 
-__all__ = ["Merged", "merge", "refuse_unmergeable"]
+__all__ = ["Merged", "check_heads", "compared", "in_unit", "merge", "refuse_unmergeable"]

@@ -157,6 +157,9 @@ class LowRank(Scaled, ABC):
         with uncast(A_RI.device):
             return B_OR @ A_RI
 
+    def factor_scale(self) -> float:
+        return self.scale
+
     def components(self) -> int:
         """The rank; 0 with a residual initialisation, whose first factors keep theirs."""
         return self.rank if self.A0_RI is None else 0

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -42,11 +43,11 @@ every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
 pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
 
 
-def two(name, kind):
+def two(name, kind, rank=2):
     """A `lone` model with adapters "a" (lora) and "b" (the variant), both away from their start."""
     model = lone(kind).requires_grad_(False)
     first = inject(model, "lora", target_modules=[model.target], rank=3, name="a")
-    second = inject(model, name, target_modules=[model.target], name="b", seed=1, **settings(name, 2))
+    second = inject(model, name, target_modules=[model.target], name="b", seed=1, **settings(name, rank))
     perturb(first, seed=1)
     perturb(second, seed=2)
     return model, first, second
@@ -87,7 +88,7 @@ class Larger(Composition):
 
     name, of_outputs = "larger", False
 
-    def combine(self, base, changed):
+    def combine(self, base, changed, place):
         every = torch.stack([own - base for own in changed.values()])
         return base + every.gather(0, every.abs().argmax(0, keepdim=True))[0]
 
@@ -110,12 +111,12 @@ def test_a_composition_that_is_not_linear_composes_weights_and_outputs_follow(na
     assert_close(model(x), plain(x), **CLOSE)
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize("name", [name for name, cls in COMPOSITIONS.items() if not cls.examples])
 def test_every_composition_is_the_same_in_outputs_weights_and_files_of_one_model(name):
-    """Its option for the adapters, where it has one, is a number for each."""
-    known = keywords(COMPOSITIONS[name])
-    options = {key: [0.3, -1.5] for key, p in known.items() if p.default is p.empty}
-    model, _, _ = two("dora", "linear")
+    cls = COMPOSITIONS[name]
+    known: dict[str, object] = {"weights": [0.3, -1.5], "task": "b"}
+    options = {key: value for key, value in known.items() if key in keywords(cls)}
+    model, _, _ = two("lora" if cls.of_factors else "dora", "linear", 3)
     adapters, x = adapters_of(model), inputs("linear")
     adapters.activate("a", "b", composition=name, **options)
     together = model(x)
@@ -129,7 +130,7 @@ def test_every_composition_is_the_same_in_outputs_weights_and_files_of_one_model
         assert torch.equal(model(x), lone("linear").requires_grad_(False)(x))
     assert_close(model(x), together, **CLOSE)
     adapters.unmerge()
-    combine = adapters.composition.combine
+    combine = partial(adapters.composition.combine, place="bias")
     base, own = torch.zeros(3).double(), {n: torch.randn(3, dtype=torch.float64) for n in ("a", "b")}
     assert torch.equal(combine(base, {"a": base, "b": base}), base), "no change, no change"
     assert_close(combine(base, own), combine(base, dict(reversed(own.items()))))

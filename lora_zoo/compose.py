@@ -1,0 +1,190 @@
+"""`python -m lora_zoo.compose OUT RUN… --by ties`: several runs' adapters as one model, or as one adapter.
+
+--by names a composition of `lora_zoo.compositions`; its options are the command's (`--by ties --help`). OUT
+is loaded again as anybody would load it, and its logits are compared with those of the composed model. It
+appears whole or not at all.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_zoo.core.composition import COMPOSITIONS, Composition, composition_of
+from lora_zoo.core.hyperparameters import keywords, type_words
+from lora_zoo.terminal import add_files, on_the_terminal, say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_zoo.models.write_composed import Composed
+
+EXAMPLES = {"own": 256, "train": 5, "validation": 64}
+"""What a composition looks at -> how many examples, where none are asked for; LoRAHub's are five."""
+_OURS = ("rank", "examples")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--by")
+    add_files(first)
+    early, _ = first.parse_known_args(arguments)
+    with on_the_terminal(early.files):
+        given = vars(_parser(early.by).parse_args(arguments))
+        given.pop("files")
+        own = {key: given.pop(f"of_{key}", None) for key in _own_options(early.by)}
+        done = compose(**given, options={key: value for key, value in own.items() if value is not None})
+    merged, out = done.merged, given["out"]
+    if done.ranks:
+        ranks = sorted({*done.ranks.values()})
+        words = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        print(f"one LoRA of {words} on {len(done.ranks)} matrices in {out}: load_adapter loads it")
+    else:
+        print(f"composed model in {out}: transformers' {merged.auto_class}.from_pretrained loads it")
+    for note in done.notes:
+        print(note)
+    print(f"largest logit difference, composed and reloaded: {merged.difference:.2g}", end=" ")
+    print(f"(largest logit {merged.largest:.4g}, {merged.dtype})")
+    if not merged.explained and not given["rank"]:
+        say(f"warning: rounding in {merged.dtype} does not explain that difference")
+
+
+def _parser(by: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lora_zoo.compose", description=__doc__)
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, or adapters: ours or PEFT's")
+    parser.add_argument("--by", default="sum", help=f"{', '.join(COMPOSITIONS)} (sum)")
+    parser.add_argument("--as", dest="form", choices=("model", "adapter"), default="model")
+    parser.add_argument(
+        "--rank", type=int, help="of svd and byom_lora, and of one adapter; the error is told"
+    )
+    parser.add_argument("--data", type=Path, help="the run to whose task one composes (lorahub, controlpe)")
+    parser.add_argument("--examples", type=int, help="how many a composition looks at, of each run")
+    parser.add_argument("--model", help="the base, where it is not (or not where) the adapters say it is")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, help="of the written weights; default: the base's")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    add_files(parser)
+    for key, parameter in _own_options(by).items():
+        words = type_words(parameter.annotation)
+        several: dict[str, Any] = {"nargs": "+"} if "list" in words else {}
+        default = "" if parameter.default in (parameter.empty, None) else f" ({parameter.default})"
+        several |= {"type": partial(_value, words), "help": f"{words}{default}", "metavar": key.upper()}
+        parser.add_argument(f"--{key.replace('_', '-')}", dest=f"of_{key}", **several)
+    return parser
+
+
+def _own_options(by: str | None) -> dict[str, Any]:
+    """The options of a composition, beside those of the command."""
+    cls = COMPOSITIONS.find(by) if by else COMPOSITIONS.find("sum")
+    return {key: parameter for key, parameter in keywords(cls).items() if key not in _OURS}
+
+
+def _value(words: str, text: str) -> Any:
+    """`text` as the number or truth value that the `words` for its type allow, else as it is."""
+    if "true or false" in words:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return float(text) if "a number" in words else int(text) if "an integer" in words else text
+    except ValueError:
+        return text
+
+
+def compose(
+    out: Path,
+    runs: Sequence[Path],
+    *,
+    by: str = "sum",
+    options: Mapping[str, Any] | None = None,
+    form: Literal["model", "adapter"] = "model",
+    rank: int | None = None,
+    data: Path | None = None,
+    examples: int | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> "Composed":
+    """Compose the adapters of `runs` and write a merged model, or one adapter, to `out`.
+
+    `options` are those of the composition `by`, adapters called like their folders. `rank` is the
+    composition's where it has one, and the most that one adapter has. `data` is the run to whose task a
+    composition is fitted; `examples` of it, or of each run, are looked at.
+
+    Raises FileNotFoundError where a run holds no adapter, ValueError for adapters that cannot be composed
+    (other bases, other shapes, no effective weight) or a wrong option, before anything is written.
+    """
+    from lora_zoo.models.composing import common_base, load_adapters_of, named_runs
+    from lora_zoo.models.loading import load_tokenizer
+    from lora_zoo.models.saving import refuse_to_overwrite
+    from lora_zoo.models.write_composed import write_adapter, write_model
+
+    out = Path(out).resolve()
+    refuse_to_overwrite(out)
+    if dtype and form == "adapter":
+        raise ValueError(f"--dtype={dtype} has no effect on an adapter, which is float32")
+    named = named_runs([Path(run) for run in runs])
+    composition = _composition(by, tuple(named), dict(options or {}), form, rank)
+    _check_data(composition, data, examples)
+    base = common_base(named, model, trust_remote_code)
+    as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form == "adapter" else base
+    tokenizer = load_tokenizer(base.model)
+    network = load_adapters_of(as_loaded, named, tokenizer).model
+    _prepare(network, composition, named, data, examples)
+    if form == "model":
+        return write_model(network, out, base, tokenizer, composition, dtype=dtype)
+    made_of = {"by": by, "options": dict(options or {}), "runs": [str(run) for run in runs]}
+    return write_adapter(network, out, base, composition, rank=rank, made_of=made_of)
+
+
+def _composition(
+    by: str, names: Sequence[str], options: dict[str, Any], form: str, rank: int | None
+) -> Composition:
+    if rank is not None:
+        if "rank" in keywords(COMPOSITIONS.find(by)):
+            options["rank"] = rank
+        elif form == "model":
+            raise ValueError(f"--rank has no effect on a model by {by}: use --by svd, or --as adapter")
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1; got {rank}")
+    return composition_of(by, names, options)
+
+
+def _check_data(composition: Composition, data: Path | None, examples: int | None) -> None:
+    """Raise ValueError for examples that nothing looks at, and where those to compose to are missing."""
+    fitted = composition.examples not in ("", "own")
+    if fitted and data is None:
+        raise ValueError(f"{composition.name} is fitted to a task: give --data, a run on that task")
+    if data is not None and not fitted:
+        raise ValueError(f"--data has no effect on {composition.name}, which is fitted to no task")
+    if examples is not None and (examples < 1 or not composition.examples):
+        raise ValueError(f"--examples={examples}: {composition.name} looks at no such number")
+
+
+def _prepare(
+    network: "nn.Module",
+    composition: Composition,
+    named: Mapping[str, Path],
+    data: Path | None,
+    examples: int | None,
+) -> None:
+    """Let the composition look at its data, and make it the active one."""
+    from lora_zoo.injection.adapter_set import adapters_of
+    from lora_zoo.injection.composition_data import AdapterData
+    from lora_zoo.training.run_data import examples_of_run
+
+    if split := composition.examples:
+        number = examples or EXAMPLES[split]
+        own = {
+            name: examples_of_run(run, network, split="train", number=number)
+            for name, run in named.items()
+            if split == "own"
+        }
+        target = [*examples_of_run(data, network, split=split, number=number)] if data else []
+        composition.prepare(AdapterData(network, [*named], own=own, target=target))
+    adapters_of(network).activate(*named, composition=composition)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The data at which a composition of a model's adapters looks (`core.composition.CompositionData`)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_zoo.core.composition import Composition
+from lora_zoo.core.statistics import Statistics, not_collectable
+from lora_zoo.core.train_eval import in_mode
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.statistics import Batch, Collector, refuse_padding
+
+
+class AdapterData:
+    """Batches, keyword arguments of the model: `own` by adapter, and those `target`s to which one composes.
+
+    data = AdapterData(model, ["style", "tone"], own={"style": …, "tone": …})
+    fisher = composition_of("fisher", ["style", "tone"], {})
+    fisher.prepare(data)
+    adapters_of(model).activate("style", "tone", composition=fisher)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        *,
+        own: Mapping[str, Iterable[Batch]] | None = None,
+        target: Sequence[Batch] = (),
+    ) -> None:
+        self.model, self.names, self.own, self.target = model, names, own or {}, target
+
+    def statistics(self, name: str, needs: Sequence[str]) -> Mapping[str, Statistics]:
+        """Means over the batches of `name`, none of them padded; its model is merged meanwhile.
+
+        So a gradient is that of the effective weight. ValueError where there is no batch.
+        """
+        adapters: Any = adapters_of(self.model)
+        every = {m.name: m for other in self.names for m in adapters[other].matrices.values()}
+        matrices = [matrix for matrix in every.values() if not not_collectable(needs, matrix.host)]
+        collector = Collector(self.model, matrices, needs, f"the composition of {name!r}")
+        adapters.activate(name)
+        adapters.merge()
+        try:
+            with in_mode(self.model, training=False), collector:
+                for batch in self.own.get(name, ()):
+                    refuse_padding(self.model, batch)
+                    collector.add(batch)
+        finally:
+            adapters.unmerge()
+        if not collector.batches:
+            raise ValueError(f"there are no examples of {name!r} to look at")
+        return collector.means()
+
+    @torch.no_grad()
+    def loss(self, composition: Composition) -> float:
+        """The mean over the target's batches. ValueError where there is none."""
+        if not self.target:
+            raise ValueError("there are no examples to which one could compose")
+        adapters_of(self.model).activate(*self.names, composition=composition)
+        with in_mode(self.model, training=False):
+            return sum(float(self.model(**batch).loss) for batch in self.target) / len(self.target)

@@ -1,0 +1,196 @@
+"""Several runs as one model or one adapter: what is written is what was composed, or nothing is."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lora_zoo.compose import compose, main
+from lora_zoo.config.schema import Model
+from lora_zoo.conformance.cases import perturb
+from lora_zoo.formats.description import read_description
+from lora_zoo.formats.native import load_adapter, save_adapter
+from lora_zoo.formats.peft.write import save_peft
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.inject import inject
+from lora_zoo.models.composing import named_runs
+from lora_zoo.models.loading import load_model
+from lora_zoo.training.run_data import examples_of_run
+from tests.test_merge import adapter_folder, base_folder, loaded, logits
+from tests.test_programs import asked
+
+TASK = ("task=pocket-lists", "task.sizes={train: 24, validation: 6, test: 4}", "rank=2", "threads=1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and adapters of it: lora, dora, a router, a prompt; one of a second base."""
+    at = tmp_path_factory.mktemp("compose")
+    for kind, base in (("tied", "base"), ("tied", "second")):
+        base_folder(kind, at / base)
+    for name in ("lora", "dora", "hydralora", "prompt_tuning"):
+        adapter_folder(at / "base", "tied", at / name, name)
+    adapter_folder(at / "second", "tied", at / "elsewhere", "lora")
+    return at
+
+
+def test_a_composed_model_is_what_the_adapters_make_together(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["--by", "ties", "--weights", "0.5", "-0.25", "--density", "0.4", "--elect", "frequency"]
+    main([str(tmp_path / "out"), str(runs / "lora"), str(runs / "dora"), *words])
+    said = capsys.readouterr().out
+    assert f"composed model in {tmp_path / 'out'}: transformers' AutoModelForCausalLM" in said
+    model = loaded(runs / "base", "tied")
+    for name in ("lora", "dora"):
+        load_adapter(model, runs / name, name=name)
+    options = {"weights": [0.5, -0.25], "density": 0.4, "elect": "frequency"}
+    adapters_of(model).activate("lora", "dora", composition="ties", **options)
+    assert_close(logits(loaded(tmp_path / "out", "tied")), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_composed_adapter_has_the_exact_rank_or_the_chosen_one(runs: Path, tmp_path: Path) -> None:
+    both = [runs / "lora", runs / "lora"]
+    done = compose(tmp_path / "out", both, by="weighted_sum", options={"weights": [1, 0.5]}, form="adapter")
+    model = loaded(runs / "base", "tied")
+    own = load_adapter(model, runs / "lora")
+    adapters_of(model).activate(own.name, weights=[1.5])
+    expected, rank = logits(model), own.hyper["rank"]
+    adapters_of(model).remove()
+    again = load_adapter(model, tmp_path / "out")
+    assert set(done.ranks.values()) == {rank} and again.scales() == [1.0]
+    assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert done.merged.difference < 1e-3
+    about = read_description(tmp_path / "out")["about"]
+    assert about["composed"] == {
+        "by": "weighted_sum",
+        "options": {"weights": [1, 0.5]},
+        "runs": [str(run) for run in both],
+    }
+    assert about["model"]["path"] == str(runs / "base")
+
+    adapters_of(model).remove()
+    mixed = [runs / "lora", runs / "dora"]
+    cut = compose(tmp_path / "cut", mixed, by="average", form="adapter", rank=2)
+    assert {*cut.ranks.values()} == {2} and "largest relative error of a matrix as an" in cut.notes[0]
+    place = next(iter(cut.ranks))
+    found = load_adapter(model, tmp_path / "cut").update(place).dW_OI
+    adapters_of(model).remove()
+    change = sum(load_adapter(model, run, name=run.name).update(place).dW_OI for run in mixed)
+    U, S, V = torch.linalg.svd(change / 2)
+    assert_close(found, (U[:, :2] * S[:2]) @ V[:2], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "says"),
+    [
+        (("lora", "hydralora"), {}, "hydralora has no effective weight.*cannot be composed"),
+        (("lora", "prompt_tuning"), {}, "prompt_tuning has no effective weight.*cannot be composed"),
+        (("lora", "elsewhere"), {}, "lora and elsewhere cannot be composed: they have another base"),
+        (("lora", "nothing"), {}, "nothing holds no adapter"),
+        (("lora", "dora"), {"by": "ties", "form": "adapter"}, "by a matrix of full rank .*, which is no"),
+        (("lora", "dora"), {"by": "linear_of_factors"}, r"needs ΔW = B A, and 'dora' \(dora\)"),
+        (("lora", "dora"), {"rank": 3}, "--rank has no effect on a model by sum: use --by svd"),
+        (("lora", "dora"), {"rank": 0, "form": "adapter"}, "rank must be at least 1; got 0"),
+        (("lora", "dora"), {"dtype": "float16", "form": "adapter"}, "--dtype=float16 has no effect"),
+        (("lora", "dora"), {"by": "lorahub"}, "lorahub is fitted to a task: give --data, a run on that task"),
+        (("lora", "dora"), {"by": "ties", "data": "lora"}, "--data has no effect on ties"),
+        (("lora", "dora"), {"by": "ties", "examples": 3}, "--examples=3: ties looks at no such number"),
+        (("lora", "dora"), {"by": "fisher"}, "lora has no result.json: only a run's folder says"),
+        (("lora", "dora"), {"by": "ties", "options": {"weights": [1.0]}}, "one for each of lora, dora is"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused_and_nothing_is_written(
+    names: tuple[str, ...], options: dict[str, Any], says: str, runs: Path, tmp_path: Path
+) -> None:
+    options = options | ({"data": runs / options["data"]} if "data" in options else {})
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as error:
+        compose(tmp_path / "out", [runs / name for name in names], **options)
+    assert "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_mistake_is_one_line(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    for words, says in (
+        (["--by", "sum"], "is there already; give a folder that does not exist or is empty"),
+        (["--by", "tise"], "unknown composition 'tise'. Did you mean 'ties'?"),
+        (["--by", "ties", "--density", "many"], "ties: density must be a number; got 'many'"),
+    ):
+        out = tmp_path / ("out" if "already" in says else "new")
+        with pytest.raises(SystemExit) as end:
+            main([str(out), str(runs / "lora"), str(runs / "dora"), *words])
+        told = capsys.readouterr().err
+        assert end.value.code == 2 and says in told and len(told.splitlines()) == 1
+
+
+def test_names_are_those_of_folders() -> None:
+    found = named_runs([Path("/a/one two"), Path("/b/one two/adapter"), Path("/c/x.y")])
+    assert [*found] == ["one-two", "one-two-2", "x-y"]
+
+
+def test_heads_that_two_runs_trained_are_refused(tmp_path: Path) -> None:
+    base = base_folder("labelled", tmp_path / "base")
+    for name in ("one", "two"):
+        adapter_folder(base, "labelled", tmp_path / name, "lora")
+    with pytest.raises(ValueError, match=r"'one' and 'two' both train classifier\.\w+ in full"):
+        compose(tmp_path / "out", [tmp_path / "one", tmp_path / "two"])
+    done = compose(tmp_path / "out", [tmp_path / "one"], form="adapter")
+    model = loaded(base, "labelled", num_labels=3)
+    own = load_adapter(model, tmp_path / "one")
+    expected = logits(model)
+    adapters_of(model).remove()
+    assert "classifier.weight" in load_adapter(model, tmp_path / "out").trained
+    assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert set(done.ranks.values()) == {own.hyper["rank"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders as runs on the pocket leave them: a record with settings, an adapter in ours or PEFT's form."""
+    at, settings = tmp_path_factory.mktemp("trained"), asked("+variant=lora", *TASK).settings
+    about = {"model": asdict(settings.model), "auto_class": "AutoModelForCausalLM"}
+    for seed, name in enumerate(("one", "two")):
+        model = load_model(Model(**about["model"]), about["auto_class"], {}, None, 0).model  # type: ignore[arg-type]
+        own = inject(model, "lora", rank=2, name=name)
+        perturb(own, 0.02, seed)
+        (at / name).mkdir()
+        if seed == 0:
+            save_adapter(own, at / name / "adapter", **about)
+        else:
+            save_peft(own, at / name / "adapter", base="pocket", task_type="CAUSAL_LM")
+        (at / name / "result.json").write_text(json.dumps({"config": asdict(settings)}))
+    return {name: at / name for name in ("one", "two")}
+
+
+@pytest.mark.parametrize(
+    ("by", "options"),
+    [
+        ("fisher", {}),
+        ("regmean", {}),
+        ("lorahub", {"optimizer": "scipy", "budget": 4}),
+        ("controlpe", {"points": 3}),
+    ],
+)
+def test_a_composition_that_looks_at_data_reads_that_of_the_runs(
+    by: str, options: dict[str, Any], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    data = {} if by in ("fisher", "regmean") else {"data": trained["two"]}
+    done = compose(tmp_path / "out", [*trained.values()], by=by, options=options, examples=3, **data)
+    assert done.merged.difference < 1e-3 and (tmp_path / "out" / "model.safetensors").is_file()
+    assert bool(done.notes) == bool(data)
+
+
+def test_examples_of_a_run_are_those_it_trained_on(trained: dict[str, Path]) -> None:
+    model = load_model(Model(name="pocket", path="pocket"), "AutoModelForCausalLM", {}, None, 0).model
+    drawn = [*examples_of_run(trained["one"], model, split="train", number=100)]
+    assert len(drawn) == 24 and {len(batch["input_ids"]) for batch in drawn} == {1}
+    again = [*examples_of_run(trained["two"], model, split="train", number=3)]
+    for mine, theirs in zip(drawn, again, strict=False):
+        assert torch.equal(mine["labels"], theirs["labels"])
+    assert len([*examples_of_run(trained["one"], model, split="validation", number=100)]) == 6
+    with pytest.raises(ValueError, match="has no dev split"):
+        next(examples_of_run(trained["one"], model, split="dev", number=1))
