@@ -22,7 +22,7 @@ from lora_zoo.core.composition import Composition
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
-from lora_zoo.injection.batched import RowGroup, batched_forward
+from lora_zoo.injection.batched import BatchRows, UnreadWeight, batched_forward
 from lora_zoo.injection.entries import (
     AdapterEntry,
     Entries,
@@ -50,7 +50,8 @@ class AdapterWrapper(nn.Module, ABC):
         """Those of the active adapters."""
         self.sole: AdapterEntry | None = None
         """The one that makes the whole output by itself."""
-        self.row_groups: tuple[RowGroup, ...] = ()
+        self.batch: BatchRows | None = None
+        """The rows of a batch of which each has its own adapter."""
         self._alone: dict[str, nn.ModuleDict] = {}
 
     def add(self, adapter_name: str, host: Host, adapter: Adapter) -> None:
@@ -90,8 +91,8 @@ class AdapterWrapper(nn.Module, ABC):
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
-        if self.row_groups:
-            raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
+        if self.batch is not None and any(self.batch.live(self.entries)):
+            return UnreadWeight.of(stored, self.name)
         for entries in self.live.values():
             entries[0].adapter.require_weight(f"read at {self.name}")
         if not any(entry.adapter.changes_weight for own in self.live.values() for entry in own):
@@ -102,7 +103,8 @@ class AdapterWrapper(nn.Module, ABC):
 
     def effective_bias(self) -> Tensor | None:
         """The layer's bias with every adapted part effective; the stored one where no adapter changes it."""
-        if self.row_groups and any(map(changes_bias, self.entries.values())):
+        batch = self.batch.live(self.entries) if self.batch else []
+        if any(changes_bias(entries) for own in batch for entries in own.values()):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
         if not any(map(changes_bias, self.live.values())):
             return self.stored_bias
@@ -165,8 +167,8 @@ class LayerWrapper(AdapterWrapper):
             restore()
 
     def _adapted(self, x: Tensor) -> Tensor:
-        if self.row_groups:
-            return batched_forward(self.row_groups, self.entries, x, self.layer.forward(x))
+        if self.batch is not None:
+            return batched_forward(self.batch, self.entries, x, self.layer.forward(x))
         if self.sole is not None:
             host, adapter = self.sole
             return adapter.output(x, cast(LayerHost, host))
