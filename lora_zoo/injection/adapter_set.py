@@ -103,15 +103,18 @@ class AdapterSet(Mapping[str, A]):
         names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
-        for injection in self._by_name.values():
-            self._show(injection, False)
-        for name in names:
-            self._show(self._by_name[name], True)
+        switched = [self._by_name[name] for name in dict.fromkeys((*self.active, *names))]
+        switched = [one for one in switched if (one.name in names) != (one.name in self.active)]
+        for shown in (False, True):
+            for injection in switched:
+                if (injection.name in names) == shown:
+                    self._show(injection, shown)
         for wrapper in self._wrappers.values():
             wrapper.activate(names, together)
         self.composition = together
         self._switch(names)
-        self._tying.update()
+        if any(injection.trained for injection in switched):
+            self._tying.update()
 
     def _switch(self, names: tuple[str, ...]) -> None:
         """Tell the hooks of those that become active or idle."""

@@ -12,8 +12,10 @@ mask.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -83,6 +85,12 @@ class AdapterWrapper(nn.Module, ABC):
         """Undo `isolate`: every adapter is among the model's modules again."""
         every = ((f"{name}/{n}", s.adapter) for name, own in self.entries.items() for n, s in enumerate(own))
         self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
+
+    def follow(self, device: torch.device) -> None:
+        """Move the adapters to `device`, where the model has gone while they were out of it."""
+        own = chain(self.adapters.parameters(), self.adapters.buffers())
+        if any(tensor.device != device for tensor in islice(own, 1)):
+            self.adapters.to(device)
 
     def composed(self, base: Tensor, of: Callable[[Entries], Tensor]) -> Tensor:
         """The tensor that the active adapters make of `base`, where `of` gives what one makes of it."""
@@ -212,7 +220,7 @@ class LayerWrapper(AdapterWrapper):
         return self.effective_bias()
 
     def install(self, model: nn.Module) -> None:
-        self.adapters.to(self.stored.device)
+        self.follow(self.stored.device)
         self.__dict__["former"] = put(model, self.name, self)  # the layer, or what wraps it
 
     def uninstall(self, model: nn.Module) -> None:
