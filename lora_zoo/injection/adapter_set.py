@@ -21,6 +21,7 @@ from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import BESIDE, base_parameters
 from lora_zoo.injection.batched import BatchRows, RowGroup
 from lora_zoo.injection.compose import LayerParameters, NamedAdapter, check_compatible, merged_parameters
+from lora_zoo.injection.entries import Entries
 from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.named_rows import BASE, NamedRows, own_tensors
 from lora_zoo.injection.parametrized import make_wrapper
@@ -103,6 +104,7 @@ class AdapterSet(Mapping[str, A]):
         names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
+        self._compose(names, together)
         switched = [self._by_name[name] for name in dict.fromkeys((*self.active, *names))]
         switched = [one for one in switched if (one.name in names) != (one.name in self.active)]
         for shown in (False, True):
@@ -115,6 +117,24 @@ class AdapterSet(Mapping[str, A]):
         self._switch(names)
         if any(injection.trained for injection in switched):
             self._tying.update()
+
+    def _compose(self, names: tuple[str, ...], together: Composition) -> None:
+        """Let `together` enter the model in the place of the composition that there is."""
+        self.composition.leave()
+        try:
+            together.enter(self.model, self._entries_of(names))
+        except BaseException:
+            together.leave()
+            self.composition.enter(self.model, self._entries_of(self.active))
+            raise
+
+    def _entries_of(self, names: Sequence[str]) -> dict[str, dict[str, Entries]]:
+        """Stored tensor -> adapter -> its entries there."""
+        found: dict[str, dict[str, Entries]] = {}
+        for key, wrapper in self._wrappers.items():
+            if own := {name: entries for name, entries in wrapper.entries.items() if name in names}:
+                found[key] = {name: own[name] for name in names if name in own}
+        return found
 
     def _switch(self, names: tuple[str, ...]) -> None:
         """Tell the hooks of those that become active or idle."""
@@ -152,6 +172,7 @@ class AdapterSet(Mapping[str, A]):
         for other in self.active:
             self._show(self._by_name[other], False)
         self._show(self._by_name[name], True)
+        self.composition.leave()
         self.composition = composition_of("sum", (name,), {})
         for wrapper in self._wrappers.values():
             wrapper.isolate(name, self.composition)
@@ -247,6 +268,7 @@ class AdapterSet(Mapping[str, A]):
         """
         if self._merged is not None:
             return
+        self.composition.require_weight("merged")
         for name in self.active:
             self._by_name[name].variant.require_weight("merged")
         merged = merged_parameters(self.model, self._wrappers)

@@ -65,22 +65,24 @@ _FACTS = {Tensor.size, Tensor.dim, Tensor.numel, *(getattr(Tensor, name).__get__
 
 
 class UnreadWeight(Tensor):
-    """Stands for a weight that is another for each row: its shape, dtype and device can be read, no more."""
+    """Stands for a weight that the input decides: its shape, dtype and device can be read, no more."""
 
-    place: str
+    reason: str
 
     @classmethod
-    def of(cls, stored: Tensor, place: str) -> Self:
+    def of(cls, stored: Tensor, reason: str) -> Self:
         made = stored.detach().as_subclass(cls)
-        made.place = place
+        made.reason = reason
         return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"<{self.reason}>"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _FACTS:
-            found = (arg.place for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, cls))
-            place = next(found, "a weight")
-            raise ValueError(f"{place} is read, not called: rows cannot have their own adapters there")
+            found = (arg.reason for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, cls))
+            raise ValueError(next(found, "there is no one weight that could be read, not called"))
         return super().__torch_function__(func, types, args, kwargs or {})
 
 

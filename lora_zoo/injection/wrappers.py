@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.composition import Composition
+from lora_zoo.core.composition import Composition, Routed
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
@@ -32,6 +32,7 @@ from lora_zoo.injection.entries import (
     changes_bias,
     composed,
     output_of,
+    routed,
     weight_of,
 )
 from lora_zoo.injection.module_names import unwrapped
@@ -100,7 +101,9 @@ class AdapterWrapper(nn.Module, ABC):
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
         if self.batch is not None and any(self.batch.live(self.entries)):
-            return UnreadWeight.of(stored, self.name)
+            return self._unread(stored, "rows cannot have their own adapters")
+        if self.live and self.composition is not None and self.composition.routes:
+            return self._unread(stored, f"{self.composition.name} has no weight")
         for entries in self.live.values():
             entries[0].adapter.require_weight(f"read at {self.name}")
         if not any(entry.adapter.changes_weight for own in self.live.values() for entry in own):
@@ -108,6 +111,9 @@ class AdapterWrapper(nn.Module, ABC):
         with uncast(stored.device):
             wide = stored.to(at_least_float32(stored.dtype))
             return self.composed(wide, partial(weight_of, stored)).to(stored.dtype)
+
+    def _unread(self, stored: Tensor, reason: str) -> Tensor:
+        return UnreadWeight.of(stored, f"{self.name} is read, not called: {reason} there")
 
     def effective_bias(self) -> Tensor | None:
         """The layer's bias with every adapted part effective; the stored one where no adapter changes it."""
@@ -185,6 +191,9 @@ class LayerWrapper(AdapterWrapper):
         if self.composition is not None and not self.composition.of_outputs:
             return self._by_weight(x)
         base = self.layer.forward(x)
+        if isinstance(self.composition, Routed):
+            weights = self.composition.route(self.name, x, [*self.live])
+            return routed(self.name, weights, base, self.live, partial(output_of, x, base))
         return self.composed(base, partial(output_of, x, base))
 
     def _by_weight(self, x: Tensor) -> Tensor:
