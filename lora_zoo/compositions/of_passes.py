@@ -32,7 +32,7 @@ class OfPasses(Routed, ABC):
 
     def _begin(self, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         """ValueError for a pass whose former tokens are in a cache: their weights are not known any more."""
-        if named.get("past_key_values") is not None:
+        if named.get("cache", named.get("past_key_values")) is not None:
             raise ValueError(f"{self.name} reads all tokens in each pass: use_cache=False lets it generate")
         self.weights = self.weigh(model, given, named)
 
