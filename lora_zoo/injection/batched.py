@@ -51,6 +51,10 @@ class BatchRows:
             return t.unflatten(0, (N, L))
         raise ValueError(f"a layer sees {tuple(t.shape)}, in which {N} rows cannot be separated")
 
+    def at_once(self, live: Sequence[Mapping[str, Entries]], x: Tensor, base: Tensor) -> Tensor | None:
+        """The output for all rows by one operation, where there is a way; None: group by group."""
+        return None
+
     def gathered(self, rows: Tensor) -> Tensor:
         """`rows` (N, …) with each group's together."""
         return rows if self.order is None else rows.index_select(0, self.order.to(rows.device))
@@ -95,6 +99,8 @@ def batched_forward(batch: BatchRows, entries: Mapping[str, Entries], x: Tensor,
     live, row_groups = batch.live(entries), batch.groups
     if not any(live):
         return base
+    if (whole := batch.at_once(live, x, base)) is not None:
+        return whole
     every_x, rows = batch.gathered(batch.rows(x)), batch.gathered(batch.rows(base))
     parts = zip(live, _split(row_groups, every_x), _split(row_groups, rows), strict=True)
     found = [

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.composition import Composition
+from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.batched import BatchRows, RowGroup
+from lora_zoo.injection.entries import Entries
 from lora_zoo.injection.wrappers import LayerWrapper, put
 
 BASE = "__base__"
@@ -78,6 +80,24 @@ class NamedRows(BatchRows):
         if len(self.names) != M:
             raise ValueError(f"rows: one name for each of {M} rows is needed; got {len(self.names)}")
 
+    def at_once(self, live: Sequence[Mapping[str, Entries]], x: Tensor, base: Tensor) -> Tensor | None:
+        """base + Bₙ Aₙ x by two batched products, where each adapter is a product of thin factors.
+
+        They are of one rank, of the whole of a dense layer without another bias, and there are none above
+        priors.
+        """
+        found = [_factors(own) for own in live]
+        pairs = [pair for pair in found if pair]
+        if None in found or len({A_RI.shape[0] for _, A_RI in pairs}) != 1:
+            return None
+        none = tuple(map(torch.zeros_like, pairs[0]))
+        every = zip(*(pair or none for pair in found if pair is not None), strict=True)
+        group_M = self.group.to(x.device)
+        B_MOR, A_MRI = (torch.stack(each)[group_M] for each in every)
+        x_MLI = self.rows(x).to(A_MRI.dtype)
+        x_MLI = x_MLI[:, None] if x_MLI.ndim == 2 else x_MLI.flatten(1, -2)
+        return base + (x_MLI @ A_MRI.mT @ B_MOR.mT).reshape(base.shape).to(base.dtype)
+
     def _regroup(self, M: int, L: int, device: torch.device) -> None:
         if (M, L, device) == self._passed:
             return
@@ -87,9 +107,23 @@ class NamedRows(BatchRows):
             by_name.setdefault(name, []).extend(range(number * copies, (number + 1) * copies))
         self.groups = tuple(RowGroup(name, len(own), L) for name, own in by_name.items())
         order = torch.tensor([number for own in by_name.values() for number in own])
+        numbers = torch.arange(len(self.groups))
+        self.group = numbers.repeat_interleave(torch.tensor([g.rows for g in self.groups]))[order.argsort()]
+        self.group = self.group.to(device)
         apart = not torch.equal(order, torch.arange(M))
         self.order = order.to(device) if apart else None
         self.back = order.argsort().to(device) if apart else None
+
+
+def _factors(own: Mapping[str, Entries]) -> tuple[Tensor, Tensor] | tuple[()] | None:
+    """(B, A) of the one adapter of a group, () where it has none, None where it is no such product."""
+    if not own:
+        return ()
+    ((host, adapter), *more) = next(iter(own.values()))
+    plain = host.whole and host.dense and not hooked(adapter) and not adapter.changes_bias_of(host)
+    if more or len(own) > 1 or not plain or not adapter.pointwise:
+        return None
+    return adapter.factors()
 
 
 def _first(given: Sequence[Any], named: Mapping[str, Any], before: Sequence[str] = ()) -> Tensor | None:

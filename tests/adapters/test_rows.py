@@ -16,6 +16,7 @@ from lora_zoo.conformance.cases import fresh, perturb
 from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
+from lora_zoo.injection.named_rows import NamedRows
 
 NAMES = ["b", BASE, "a", "b", "c", "a"]
 X = torch.randint(3, 20, (len(NAMES), 5), generator=torch.Generator().manual_seed(1))
@@ -42,21 +43,31 @@ def each_alone(model: Any, names: list[str], call: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_each_row_is_what_a_pass_of_its_own_adapter_gives() -> None:
-    model, mask = several(), torch.ones_like(X)
+@pytest.mark.parametrize(
+    ("variants", "at_once"), [(("lora", "dora", "ia3"), False), (("lora", "rslora", "lora"), True)]
+)
+def test_each_row_is_what_a_pass_of_its_own_adapter_gives(
+    variants: tuple[str, ...], at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, mask = several(variants), torch.ones_like(X)
+    ways: set[bool] = set()
+    plain = NamedRows.at_once
+    monkeypatch.setattr(NamedRows, "at_once", lambda *given: (y := plain(*given), ways.add(y is not None))[0])
     adapters, mask[1, :2] = adapters_of(model), 0
     adapters.activate("b", "a", weights=[0.5, 2])
     adapters.merge()
     before = model(X).logits
     with adapters.rows(NAMES):
         found = model(X, attention_mask=mask).logits
+        pooled = model.model.layers[0].self_attn.q_proj(torch.ones(len(NAMES), 16))
         flat = model.model.layers[0].self_attn.q_proj(torch.ones(len(NAMES) * 5, 16))
     assert adapters.merged and torch.equal(model(X).logits, before), "all is as it was"
     alone = each_alone(model, NAMES, lambda: model(X, attention_mask=mask).logits)
     for row, one in enumerate(alone):
         assert_close(found[row], one[row])
+    assert_close(flat[::5], pooled), "flattened positions and pooled rows are those of their rows"
     assert_close(flat[0], flat[15]), "two rows of b"
-    assert not torch.allclose(flat[0], flat[10])
+    assert not torch.allclose(flat[0], flat[10]) and ways == {at_once}
 
 
 @torch.no_grad()
