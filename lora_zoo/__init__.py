@@ -16,6 +16,7 @@ _HOMES = {
     "save_adapters": "formats.native",
     "save_peft": "formats.peft.write",
     "adapters_of": "injection.adapter_set",
+    "BASE": "injection.named_rows",
     "paths": "injection.paths",
     "preview": "injection.preview",
     "concatenated": "hosts.fused",
@@ -39,6 +40,7 @@ _RENAMED = {
 }
 """Former names, importable for one release."""
 __all__ = [
+    "BASE",
     "Adapter",
     "AdapterHooks",
     "Additive",

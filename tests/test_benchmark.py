@@ -30,6 +30,7 @@ from lora_zoo.bench import (
     report,
     scaling,
     sweeps,
+    switching,
     targets,
 )
 from lora_zoo.bench.__main__ import main
@@ -395,6 +396,20 @@ def test_every_merge_that_is_timed_merges(side: str, tmp_path: Path, monkeypatch
         assert not merged()
         merge()
         assert merged()
+
+
+@pytest.mark.parametrize(("variant", "peft_mixes"), [("lora", True), ("dora", False)])
+def test_a_mixed_batch_a_pass_for_each_adapter_and_a_switch_are_timed(
+    variant, peft_mixes, monkeypatch
+) -> None:
+    monkeypatch.setattr(switching, "LENGTHS", {"token": 1})
+    calls: list[str] = []
+    timed = {"mixed": switching.mixed, "alone": switching.alone, "merged": switching.merged}
+    for name, call in timed.items():
+        monkeypatch.setattr(switching, name, lambda *given, n=name, c=call: (calls.append(n), c(*given)))
+    ((batch, row),) = switching.measure_one(SMALLEST.model(), variant, 3, chosen())
+    assert batch == "token" and {*calls} == {*timed} and ("peft" in row) == peft_mixes
+    assert all(row[name] > 0 for name in ("mixed_ms", "alone", "frozen", "switch_ms", "merge_ms"))
 
 
 def test_a_sweep_is_timed_with_each_launcher_in_a_folder_of_its_own(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lora_zoo import runs
 from lora_zoo.config.schema import Model
-from lora_zoo.conformance.cases import perturb
+from lora_zoo.conformance.cases import fresh, perturb
 from lora_zoo.export import export
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import save_peft
@@ -23,6 +23,7 @@ from lora_zoo.models.base import base_of
 from lora_zoo.models.compare import logits
 from lora_zoo.models.loading import load_model
 from lora_zoo.spectra import main as spectra
+from lora_zoo.training.calibration import start_from
 from tests.processes import run
 from tests.test_programs import asked, killing
 
@@ -128,3 +129,78 @@ def test_what_a_prior_holds_is_part_of_the_identity_and_its_place_is_not(
 def test_priors_that_cannot_be_are_refused_in_one_line(overrides: list[str], says: str, priors: Path) -> None:
     with pytest.raises(ValueError, match=says):
         asked(*WORDS, *(word.replace("AT", str(priors)) for word in overrides))
+
+
+# --- training an adapter on ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """An adapter of a tiny llama, in our format in `mine` and in PEFT's in `theirs`."""
+    injection = inject(fresh("llama")[0], "lora", rank=2, alpha=4, target_modules=["q", "v"], seed=1)
+    perturb(injection, 0.5)
+    save_adapter(injection, tmp_path / "mine")
+    save_peft(injection, tmp_path / "theirs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["mine", "theirs"])
+def test_an_adapter_trains_on_from_where_another_ended(folder: str, tiny: Path) -> None:
+    model, ended = fresh("llama")[0], load_adapter(fresh("llama")[0], tiny / folder)
+    injection = inject(model, "lora", rank=2, alpha=4, target_modules=["q", "v"], lora_dropout=0.1)
+    start_from(injection, str(tiny / folder))
+    ids = {"input_ids": torch.arange(6).view(2, 3)}
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**ids).logits, ended.model.eval()(**ids).logits)
+    assert all(p.requires_grad for p in injection.parameters())
+
+
+@pytest.mark.parametrize(
+    ("variant", "more", "says"),
+    [
+        ("dora", {}, "start_from=AT/mine: variant is lora there and dora here"),
+        ("lora", {"rank": 4}, "rank is 2 there and 4 here"),
+        ("lora", {"alpha": 8}, "alpha is 4 there and 8 here"),
+        ("lora", {"alpha_pattern": {"v": 8}}, "alpha is 4 there and 8 here"),
+        (
+            "lora",
+            {"target_modules": ["q"]},
+            r"target_modules is \[.*4 in all\] there and \[.*2 in all\] here",
+        ),
+        ("lora", {"init": "pissa"}, "start_from=AT/mine is another kind of adapter: .*missing"),
+        ("lora", {"prior": ["below"]}, "the number of priors is 0 there and 1 here"),
+    ],
+)
+def test_an_adapter_that_is_not_the_run_s_is_refused(
+    variant: str, more: dict[str, Any], says: str, tiny: Path
+) -> None:
+    model = fresh("llama")[0]
+    if "prior" in more:
+        inject(model, "lora", name="below", rank=2)
+    injection = inject(model, variant, **{"rank": 2, "alpha": 4, "target_modules": ["q", "v"], **more})
+    before = injection.state_dict()
+    with pytest.raises(ValueError, match=says.replace("AT", str(tiny))):
+        start_from(injection, str(tiny / "mine"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in injection.state_dict().items())
+
+
+def test_what_a_run_starts_from_is_part_of_its_identity_and_its_place_is_not(
+    priors: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(priors / "mine", tmp_path / "moved")
+    plain, here, there, above = (
+        asked(*WORDS, *more).identity
+        for more in (
+            [],
+            [f"start_from={priors}/mine"],
+            [f"start_from={tmp_path}/moved"],
+            [f"prior=[{priors}/mine]"],
+        )
+    )
+    assert here == there and len({plain, here, above}) == 3
+    with pytest.raises(
+        ValueError, match=r"start_from=nowhere: nowhere holds no adapter.*give a run's folder"
+    ):
+        asked(*WORDS, "start_from=nowhere")
+    with pytest.raises(ValueError, match="program=relora has stages, which begin anew"):
+        asked(*WORDS, f"start_from={priors}/mine", "program=relora")

@@ -1,4 +1,4 @@
-"""Measure steps, memory, initialisation, files, sweeps and scaling, beside PEFT and the frozen model.
+"""Measure steps, memory, initialisation, files, sweeps, scaling and switching, beside PEFT and the base.
 
 Tables, numbers and figures go to --out. Exit codes: 0 measured; 1 the regression test (--guard) found a
 variant slower than its reference, or a sweep to be timed failed; 2 the command line cannot be run as given.
@@ -40,7 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: "Options", provenance: dict[str, Any]) -> None:
     """Measure, print and write everything that was asked for, in order; targets are read off the others."""
-    from lora_zoo.bench import dropbp, init_time, io, memory, report, scaling, step, sweeps, targets
+    from lora_zoo.bench import (
+        dropbp,
+        init_time,
+        io,
+        memory,
+        report,
+        scaling,
+        step,
+        sweeps,
+        switching,
+        targets,
+    )
 
     done: dict[str, report.Measurement] = {}
     measurements = {
@@ -51,6 +62,7 @@ def measure(options: "Options", provenance: dict[str, Any]) -> None:
         "sweep": sweeps.measure,
         "scaling": scaling.measure,
         "dropbp": dropbp.measure,
+        "switching": switching.measure,
         "targets": lambda options: targets.measure(options, done),
     }
     for name in filter(options.what.__contains__, measurements):

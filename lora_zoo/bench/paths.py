@@ -104,13 +104,13 @@ def adapts_matrices(variant: str) -> bool:
 
 
 def inject_linear(
-    model: nn.Module, variant: str, *, layers: Layers | None = None, **wanted: Any
+    model: nn.Module, variant: str, *, layers: Layers | None = None, name: str = "default", **wanted: Any
 ) -> Injection:
     """`variant` on all linear layers, with its `SETTINGS`; what it does not know of `wanted` is left out."""
     known = hyperparameters(VARIANTS.find(variant))
     every = {"rank": RANK} | dict(SETTINGS.get(variant, {})) | wanted
     hyper = {key: value for key, value in every.items() if key in known}
-    return inject(model, variant, target_modules="all-linear", layers=layers, **hyper)
+    return inject(model, variant, target_modules="all-linear", layers=layers, name=name, **hyper)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

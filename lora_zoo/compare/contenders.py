@@ -23,7 +23,7 @@ from lora_zoo.training.dry_run import previewed
 OWN = re.compile(r"(?:variant|init|alpha|lora_dropout|program|calibration_examples)$|(?:variant|program)\.")
 """Keys that a contender may have to itself."""
 KEPT = re.compile(
-    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|threads|eval_splits)$|hydra"
+    r"(?:seed|data_seed|lr|budget|out|variant|experiment|dry_run|resume|merge|prior|start_from|threads|eval_splits)$|hydra"
 )
 """Keys that the comparison gives itself."""
 USUAL = ("eval_before_training=false", "tracking=none")

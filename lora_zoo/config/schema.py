@@ -171,6 +171,11 @@ class Settings:
     prior: list[str] | None = key(
         None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True
     )
+    start_from: str | None = key(
+        None,
+        "the adapter that trains on: a folder of a run, of ours or PEFT's, of this variant and rank",
+        filled=True,
+    )
     modules_to_save: Any = key(
         "auto", "fully trained modules; auto: heads that the checkpoint lacks; all-norms, all-embeddings"
     )

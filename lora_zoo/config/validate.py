@@ -22,7 +22,7 @@ from lora_zoo.core.hyperparameters import check_hyperparameters, fits
 from lora_zoo.core.program import complete_program
 from lora_zoo.core.ranks import Slope, rank_of
 from lora_zoo.core.user_files import run_files
-from lora_zoo.formats.folders import prior_folders
+from lora_zoo.formats.folders import prior_folders, saved_folder
 from lora_zoo.injection.budget import parameters
 
 _OF_FILES = ("data_dir", "data_files", "splits", "config_name")
@@ -45,6 +45,8 @@ def resolved(config: Any) -> Settings:
     if not settings.dry_run:
         _check_files(settings.task)
         prior_folders(settings.prior or ())
+        if settings.start_from:
+            saved_folder("start_from", settings.start_from)
         check_folder("out", settings.out)
     return settings
 
@@ -76,8 +78,11 @@ def check(settings: Settings) -> None:
 def _check_program(settings: Settings) -> None:
     run_files(settings.files)  # one of which may register it
     complete_program(settings.program)
+    name = settings.program["name"]
+    if settings.start_from:
+        text = f"program={name} has stages, which begin anew; give one of them"
+        raise ValueError(f"start_from={settings.start_from}: {text}")
     if settings.prior:
-        name = settings.program["name"]
         raise ValueError(
             f"prior={settings.prior}: program={name} has stages, which take no prior adapters yet"
         )

@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.hyperparameters import checked, keywords
@@ -45,8 +46,31 @@ class Composition(ABC):
     """The data that `prepare` looks at: "own" (each adapter's), a split ("train", "validation") of those to
     which one composes, or "" for none."""
 
+    routes: ClassVar[bool] = False
+    """True if the input decides (`Routed`): there is no composed weight to be read, merged or exported."""
+
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+        self.names, self.handles = tuple(names), list[RemovableHandle]()
+
+    def require_weight(self, action: str) -> None:
+        """Raise ValueError, saying that `action` is impossible, where the input decides."""
+        if self.routes:
+            raise ValueError(
+                f"{self.name} weighs adapters by the input, so that they have no one weight together: it "
+                f"cannot be {action}"
+            )
+
+    def enter(self, model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Begin to compose the adapters of `model`: stored tensor -> adapter -> its (host, adapter) pairs.
+
+        ValueError where that is impossible.
+        """
+        self.leave()
+
+    def leave(self) -> None:
+        """Take out of the model what `enter` has put there."""
+        while self.handles:
+            self.handles.pop().remove()
 
     def leaves(self, name: str) -> bool:
         """True if a tensor that `name` alone adapts is just what that adapter makes of it."""
@@ -77,6 +101,26 @@ class Composition(ABC):
 
         `changed` maps each active adapter that adapts it, in the order of activation, to `base` as that
         adapter alone would have it; where an adapter adapts a part, the rest is as in `base`.
+        """
+
+
+class Routed(Composition):
+    """y = base + Σ wₖ(x) (yₖ - base): the weights of the adapters differ from position to position."""
+
+    routes = True
+
+    def leaves(self, name: str) -> bool:
+        return False
+
+    def combine(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
+        self.require_weight("read as a tensor")
+        return base
+
+    @abstractmethod
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
+        """The weights (…, K) of the K adapters `names` at each position of the output; None: the base alone.
+
+        `layer` is the name of the stored tensor, `x` the layer's input.
         """
 
 

@@ -27,6 +27,16 @@ def adapter_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def saved_folder(key: str, source: str) -> Path:
+    """The adapter's folder that a key of a run gives. ValueError where there is none."""
+    folder = adapter_in(Path(source).expanduser())
+    try:
+        adapter_digest(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{key}={source}: {error}; give a run's folder, or an adapter's") from error
+    return folder
+
+
 def prior_folders(sources: Sequence[str]) -> dict[str, Path]:
     """Name -> folder of the adapters that `prior=` gives: runs' folders, or folders of ours or PEFT's.
 
@@ -34,11 +44,7 @@ def prior_folders(sources: Sequence[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for source in sources:
-        folder = adapter_in(Path(source).expanduser())
-        try:
-            adapter_digest(folder)
-        except FileNotFoundError as error:
-            raise ValueError(f"prior={source}: {error}; give a run's folder, or an adapter's") from error
+        folder = saved_folder("prior", source)
         whole = folder.resolve()
         name = re.sub(r"[^\w-]+", "-", whole.parent.name if whole.name == "adapter" else whole.name)
         name = f"prior-{name}" if name in _TAKEN else name

@@ -4,6 +4,7 @@ adapters = adapters_of(model)                  # {"style": Injection, "tone": In
 adapters.activate("style", "tone")             # both changes are added; no name at all: the plain model
 adapters.activate("style", "tone", weights=[0.7, 0.3])          # or composition=…, see lora_zoo.compositions
 with adapters.disabled(): ...
+with adapters.rows(["style", BASE, "tone"]): model.generate(**batch)     # an adapter of its own for each row
 adapters["tone"].remove()
 """
 
@@ -18,9 +19,11 @@ from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import BESIDE, base_parameters
-from lora_zoo.injection.batched import RowGroup
+from lora_zoo.injection.batched import BatchRows, RowGroup
 from lora_zoo.injection.compose import LayerParameters, NamedAdapter, check_compatible, merged_parameters
+from lora_zoo.injection.entries import Entries
 from lora_zoo.injection.module_names import unwrapped
+from lora_zoo.injection.named_rows import BASE, NamedRows, own_tensors
 from lora_zoo.injection.parametrized import make_wrapper
 from lora_zoo.injection.save_guard import guard, unguard
 from lora_zoo.injection.tied_weights import Tying
@@ -101,15 +104,37 @@ class AdapterSet(Mapping[str, A]):
         names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
-        for injection in self._by_name.values():
-            self._show(injection, False)
-        for name in names:
-            self._show(self._by_name[name], True)
+        self._compose(names, together)
+        switched = [self._by_name[name] for name in dict.fromkeys((*self.active, *names))]
+        switched = [one for one in switched if (one.name in names) != (one.name in self.active)]
+        for shown in (False, True):
+            for injection in switched:
+                if (injection.name in names) == shown:
+                    self._show(injection, shown)
         for wrapper in self._wrappers.values():
             wrapper.activate(names, together)
         self.composition = together
         self._switch(names)
-        self._tying.update()
+        if any(injection.trained for injection in switched):
+            self._tying.update()
+
+    def _compose(self, names: tuple[str, ...], together: Composition) -> None:
+        """Let `together` enter the model in the place of the composition that there is."""
+        self.composition.leave()
+        try:
+            together.enter(self.model, self._entries_of(names))
+        except BaseException:
+            together.leave()
+            self.composition.enter(self.model, self._entries_of(self.active))
+            raise
+
+    def _entries_of(self, names: Sequence[str]) -> dict[str, dict[str, Entries]]:
+        """Stored tensor -> adapter -> its entries there."""
+        found: dict[str, dict[str, Entries]] = {}
+        for key, wrapper in self._wrappers.items():
+            if own := {name: entries for name, entries in wrapper.entries.items() if name in names}:
+                found[key] = {name: own[name] for name in names if name in own}
+        return found
 
     def _switch(self, names: tuple[str, ...]) -> None:
         """Tell the hooks of those that become active or idle."""
@@ -147,6 +172,7 @@ class AdapterSet(Mapping[str, A]):
         for other in self.active:
             self._show(self._by_name[other], False)
         self._show(self._by_name[name], True)
+        self.composition.leave()
         self.composition = composition_of("sum", (name,), {})
         for wrapper in self._wrappers.values():
             wrapper.isolate(name, self.composition)
@@ -168,18 +194,48 @@ class AdapterSet(Mapping[str, A]):
 
         ValueError for an adapter that acts on the whole model, not on rows at a matrix.
         """
-        for injection in (self._by_name[group.name] for group in row_groups if group.name in self._by_name):
+        with self._batch(BatchRows(row_groups, *self._of_rows(group.name for group in row_groups))):
+            yield
+
+    @contextlib.contextmanager
+    def rows(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside, each row of a batch goes through the adapter of its name, or through none for `BASE`.
+
+        `names` are those of a batch's rows, in their order; in `generate` they are also those of a row's
+        beams and returned sequences. Priors come with their adapter; other adapters are idle, and merged ones
+        are merged again afterwards. ValueError for an unknown name, another number of rows, in training mode,
+        and for an adapter that does not act on rows.
+        """
+        if self.model.training:
+            raise ValueError("rows: a mixed batch is for inference; call model.eval() first")
+        for name in {*names} - {BASE}:
+            if name not in self._by_name:
+                raise ValueError(unknown("adapter", name, [*self._by_name, BASE]))
+        with self.disabled():
+            batch = NamedRows(names, *self._of_rows(names))
+            used = {name: self._by_name[name] for own in batch.active.values() for name in own}
+            own = {name: {**one.trained, **one.buffers.own()} for name, one in used.items()}
+            with batch.of(self.model), self._batch(batch), own_tensors(self.model, batch, own):
+                yield
+
+    def _of_rows(self, names: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], Composition]:
+        """The adapters that act on the rows of each name, and their composition."""
+        active = {name: self._with_priors((name,)) for name in names if name in self._by_name}
+        for name in {name for own in active.values() for name in own}:
+            injection = self._by_name[name]
             if type(injection.hooks).switch is not AdapterHooks.switch:
-                raise ValueError(f"{injection.name!r} ({injection.variant.name}) acts on whole batches")
-        self._set_row_groups(tuple(row_groups))
+                raise ValueError(f"{name!r} ({injection.variant.name}) acts on whole batches")
+        return active, composition_of("sum", (), {})
+
+    @contextlib.contextmanager
+    def _batch(self, batch: BatchRows) -> Iterator[None]:
+        for wrapper in self._wrappers.values():
+            wrapper.batch = batch
         try:
             yield
         finally:
-            self._set_row_groups(())
-
-    def _set_row_groups(self, row_groups: tuple[RowGroup, ...]) -> None:
-        for wrapper in self._wrappers.values():
-            wrapper.row_groups = row_groups
+            for wrapper in self._wrappers.values():
+                wrapper.batch = None
 
     @contextlib.contextmanager
     def disabled(self, *, keep: Sequence[str] = ()) -> Iterator[None]:
@@ -212,6 +268,7 @@ class AdapterSet(Mapping[str, A]):
         """
         if self._merged is not None:
             return
+        self.composition.require_weight("merged")
         for name in self.active:
             self._by_name[name].variant.require_weight("merged")
         merged = merged_parameters(self.model, self._wrappers)

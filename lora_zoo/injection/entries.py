@@ -48,6 +48,27 @@ def composed_by_matrix(composition: Composition, stored: Tensor, live: Mapping[s
     return effective
 
 
+def routed(
+    layer: str,
+    weights: Tensor | None,
+    base: Tensor,
+    live: Mapping[str, Entries],
+    of: Callable[[Entries], Tensor],
+) -> Tensor:
+    """`base` (…, O), or what the adapters `live` make of it by `weights`, one for each at each position.
+
+    ValueError where the weights are not those of the positions of `base`.
+    """
+    if weights is None:
+        return base
+    if weights.shape[:-1].numel() != base.shape[:-1].numel():
+        shapes = f"{tuple(weights.shape)} do not fit its output {tuple(base.shape)}"
+        raise ValueError(f"{layer}: the adapters' weights {shapes}")
+    at = weights.reshape(*base.shape[:-1], -1)
+    changes = [at[..., k, None] * (of(entries) - base) for k, entries in enumerate(live.values())]
+    return base + sum(changes).to(base.dtype)  # type: ignore[union-attr]
+
+
 def weight_of(stored: Tensor, entries: Entries) -> Tensor:
     """`stored` (the layer's own layout) with one adapter's matrices effective, in float32 or wider."""
     wide = stored.to(at_least_float32(stored.dtype)).clone(memory_format=torch.contiguous_format)

@@ -28,6 +28,7 @@ from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, save
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.module_names import unwrapped
+from lora_zoo.injection.named_rows import BASE
 from lora_zoo.injection.plan import (
     InjectionPlan,
     Patterns,
@@ -67,8 +68,10 @@ class Injection:
         partial: bool = False,
     ) -> None:
         """Check everything, then change the model; `state` holds its tensors, or some where `partial`."""
-        if not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"an adapter's name is made of letters, digits, _ and -; got {name!r}")
+        if not re.fullmatch(r"[\w-]+", name) or name == BASE:
+            raise ValueError(
+                f"an adapter's name is made of letters, digits, _ and -, not {BASE}; got {name!r}"
+            )
         self.model = model = unwrapped(model)
         check_present(model, plan)
         self.name, self.seed, self.counter = name, seed, ForwardCounter()

@@ -44,7 +44,7 @@ class ParametrizedWeight(AdapterWrapper):
         setattr(self.owner, self.parameter, moved(tensor, self.stored))
 
     def install(self, model: nn.Module) -> None:
-        self.adapters.to(self.stored.device)
+        self.follow(self.stored.device)
         self.owner.__dict__.setdefault(_ORDER, list(self.owner._parameters))
         _give_own_class(self.owner)
         parametrize.register_parametrization(self.owner, self.parameter, self, unsafe=True)

@@ -12,17 +12,19 @@ mask.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.composition import Composition
+from lora_zoo.core.composition import Composition, Routed
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
-from lora_zoo.injection.batched import RowGroup, batched_forward
+from lora_zoo.injection.batched import BatchRows, UnreadWeight, batched_forward
 from lora_zoo.injection.entries import (
     AdapterEntry,
     Entries,
@@ -31,6 +33,7 @@ from lora_zoo.injection.entries import (
     composed,
     composed_by_matrix,
     output_of,
+    routed,
     weight_of,
 )
 from lora_zoo.injection.module_names import unwrapped
@@ -51,7 +54,8 @@ class AdapterWrapper(nn.Module, ABC):
         """Those of the active adapters."""
         self.sole: AdapterEntry | None = None
         """The one that makes the whole output by itself."""
-        self.row_groups: tuple[RowGroup, ...] = ()
+        self.batch: BatchRows | None = None
+        """The rows of a batch of which each has its own adapter."""
         self._alone: dict[str, nn.ModuleDict] = {}
 
     def add(self, adapter_name: str, host: Host, adapter: Adapter) -> None:
@@ -84,6 +88,12 @@ class AdapterWrapper(nn.Module, ABC):
         every = ((f"{name}/{n}", s.adapter) for name, own in self.entries.items() for n, s in enumerate(own))
         self.adapters, self._alone = nn.ModuleDict(dict(every)), {}
 
+    def follow(self, device: torch.device) -> None:
+        """Move the adapters to `device`, where the model has gone while they were out of it."""
+        own = chain(self.adapters.parameters(), self.adapters.buffers())
+        if any(tensor.device != device for tensor in islice(own, 1)):
+            self.adapters.to(device)
+
     def composed(self, base: Tensor, of: Callable[[Entries], Tensor], place: str = "") -> Tensor:
         """The tensor that the active adapters make of `base`, where `of` gives what one makes of it."""
         assert self.composition is not None, "adapters are activated before they are used"
@@ -91,8 +101,10 @@ class AdapterWrapper(nn.Module, ABC):
 
     def effective(self, stored: Tensor) -> Tensor:
         """`stored` (the layer's own layout) with every adapted matrix effective; its dtype is kept."""
-        if self.row_groups:
-            raise ValueError(f"{self.name} is read, not called: rows cannot have their own adapters there")
+        if self.batch is not None and any(self.batch.live(self.entries)):
+            return self._unread(stored, "rows cannot have their own adapters")
+        if self.live and self.composition is not None and self.composition.routes:
+            return self._unread(stored, f"{self.composition.name} has no weight")
         for entries in self.live.values():
             entries[0].adapter.require_weight(f"read at {self.name}")
         if not any(entry.adapter.changes_weight for own in self.live.values() for entry in own):
@@ -103,9 +115,13 @@ class AdapterWrapper(nn.Module, ABC):
             wide = stored.to(at_least_float32(stored.dtype))
             return self.composed(wide, partial(weight_of, stored)).to(stored.dtype)
 
+    def _unread(self, stored: Tensor, reason: str) -> Tensor:
+        return UnreadWeight.of(stored, f"{self.name} is read, not called: {reason} there")
+
     def effective_bias(self) -> Tensor | None:
         """The layer's bias with every adapted part effective; the stored one where no adapter changes it."""
-        if self.row_groups and any(map(changes_bias, self.entries.values())):
+        batch = self.batch.live(self.entries) if self.batch else []
+        if any(changes_bias(entries) for own in batch for entries in own.values()):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
         if not any(map(changes_bias, self.live.values())):
             return self.stored_bias
@@ -168,8 +184,8 @@ class LayerWrapper(AdapterWrapper):
             restore()
 
     def _adapted(self, x: Tensor) -> Tensor:
-        if self.row_groups:
-            return batched_forward(self.row_groups, self.entries, x, self.layer.forward(x))
+        if self.batch is not None:
+            return batched_forward(self.batch, self.entries, x, self.layer.forward(x))
         if self.sole is not None:
             host, adapter = self.sole
             return adapter.output(x, cast(LayerHost, host))
@@ -178,6 +194,9 @@ class LayerWrapper(AdapterWrapper):
         if self.composition is not None and not self.composition.of_outputs:
             return self._by_weight(x)
         base = self.layer.forward(x)
+        if isinstance(self.composition, Routed):
+            weights = self.composition.route(self.name, x, [*self.live])
+            return routed(self.name, weights, base, self.live, partial(output_of, x, base))
         return self.composed(base, partial(output_of, x, base))
 
     def _by_weight(self, x: Tensor) -> Tensor:
@@ -213,7 +232,7 @@ class LayerWrapper(AdapterWrapper):
         return self.effective_bias()
 
     def install(self, model: nn.Module) -> None:
-        self.adapters.to(self.stored.device)
+        self.follow(self.stored.device)
         self.__dict__["former"] = put(model, self.name, self)  # the layer, or what wraps it
 
     def uninstall(self, model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from lora_zoo.runs.record import write_atomically
 
 POINTS, OTHERS = 150, 50  # of a history: what was logged in training, and the rest (evaluations)
 _DIGITS, _OF_SPECTRA = 6, 4
-_WITH_PLACES = ("error", "packed", "environment", "prior")
+_WITH_PLACES = ("error", "packed", "environment", "prior", "start_from")
 _PATH = re.compile(r"""(?<![\w.~:/…-])/(?:[^\s/'"{},]+/)+(?P<name>[^\s/'"{},:]*)""")
 
 
@@ -53,11 +53,7 @@ def packed(record: Mapping[str, Any], folder: Any, stale: str, contradiction: st
     kept |= {
         "config": without_places(config),
         "command": portable(record.get("command", "")),
-        **{
-            key: without_places(record[key])
-            for key in ("error", "packed", "environment", "prior")
-            if key in record
-        },
+        **{key: without_places(record[key]) for key in _WITH_PLACES if key in record},
         "history": thinned(record.get("history", [])),
         "updates": [_rounded_update(row) for row in record.get("updates", [])],
         **{key: _rounded(record[key], _OF_SPECTRA) for key in ("deltas",) if key in record},

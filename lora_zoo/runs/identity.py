@@ -65,8 +65,8 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
 
     The identity is eight hexadecimal digits. Its parts are hashed apart, so that a later reader can tell what
     has changed: settings and source, 16 digits each, and data, the SHA-256 of each split's local file or of
-    generated examples, each metric of the user's own, each prior adapter and a local base model. What is
-    masked is no part of it, nor what the environment holds.
+    generated examples, each metric of the user's own, each prior adapter, the start and a local base model.
+    What is masked is no part of it, nor what the environment holds.
     """
     data = (
         _data(config)
@@ -103,7 +103,8 @@ def _identified(
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that can change a result, by the names that keys had first."""
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k not in _YOUNGER)}
-    chosen.pop("prior", None)  # their content counts, not where they lie
+    for key in ("prior", "start_from"):
+        chosen.pop(key, None)  # their content counts, not where they lie
     told = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
     chosen["task"] = {k: v for k, v in told.items() if v or f"task.{k}" not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
@@ -119,12 +120,17 @@ def _hashed(text: str, digits: int = 8) -> str:
 
 
 def _priors(config: Mapping[str, Any]) -> dict[str, str]:
-    """`prior N`: the hash of the N-th prior adapter, where it is found."""
+    """`prior N`, `start_from`: the hash of the N-th prior adapter and of the start, where they are found.
+
+    The names of data are no part of an identity: the start's hash says that it is one.
+    """
+    sources = {f"prior {number}": source for number, source in enumerate(config.get("prior") or (), 1)}
+    sources |= {"start_from": start} if (start := config.get("start_from")) else {}
     found = {}
-    for number, source in enumerate(config.get("prior") or (), 1):
+    for key, source in sources.items():
         with contextlib.suppress(FileNotFoundError):
-            found[f"prior {number}"] = adapter_digest(adapter_in(Path(source).expanduser()))
-    return found
+            found[key] = adapter_digest(adapter_in(Path(source).expanduser()))
+    return found | {key: f"{key} {found[key]}" for key in ("start_from",) if key in found}
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:

@@ -27,6 +27,7 @@ Times are seconds, sizes bytes.
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
 | prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |
+| start_from | the adapter that it trained on from: sha256, path |
 | adapter | folder, bytes; SHA-256 of the tensors (sha256) and of adapter.json (description) |
 | timings | load, zero_shot, train, evaluate, views, total; steps; step_median, step_mean: optimiser steps |
 | | train_wall, and train_cpu, the processor's part of it, by which a busy machine is known |

@@ -108,7 +108,7 @@ def _scale(result: dict[str, Any]) -> str:
 
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
     whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
-    whole |= {"prior": "null"} if result["config"].get("prior") else {}
+    whole |= {key: "null" for key in ("prior", "start_from") if result["config"].get(key)}
     lines = [
         _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
         + "   (three seeds)",

@@ -12,8 +12,10 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.core import init
 from lora_zoo.core.seeding import generator
 from lora_zoo.formats.description import DESCRIPTION, WEIGHTS, read_description
-from lora_zoo.formats.native import save_adapter
+from lora_zoo.formats.folders import adapter_in
+from lora_zoo.formats.native import read_adapter, save_adapter
 from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.plan import hyperparameters_at
 from lora_zoo.runs.record import Record
 from lora_zoo.tasks.base import on_device
 from lora_zoo.training.checkpoints import digest
@@ -52,9 +54,41 @@ def inject_calibrated(
         injection.load_state_dict(load_file(saved / WEIGHTS))
         return injection
     injection = injected()
+    if spec.settings.start_from:
+        start_from(injection, spec.settings.start_from)
     if spec.needs:
         save_adapter(injection, folder / START)
     return injection
+
+
+def start_from(injection: Injection, source: str) -> None:
+    """Put the values of the adapter that `start_from=` gives into a new one, which trains on from there.
+
+    ValueError where that one is of another variant, on other matrices, of another rank or scale, or above
+    other priors.
+    """
+    saved = read_adapter(injection.model, adapter_in(Path(source).expanduser()))
+    compared: list[tuple[str, Any, Any]] = [
+        ("variant", saved.plan.variant.name, injection.variant.name),
+        ("the number of priors", len(saved.prior), len(injection.prior)),
+        ("target_modules", sorted(m.name for m in saved.plan.matrices), sorted(injection.matrices)),
+    ]
+    for matrix in saved.plan.matrices:
+        theirs = saved.plan.hyperparameters_at(matrix)
+        ours = hyperparameters_at(matrix, injection.hyper, injection.patterns)
+        compared += [(key, theirs.get(key), ours.get(key)) for key in ("rank", "alpha")]
+    for what, there, here in compared:
+        if there != here:
+            raise ValueError(f"start_from={source}: {what} is {_brief(there)} there and {_brief(here)} here")
+    state = {**injection.state_dict(), **saved.state} if saved.init_from_base else saved.state
+    try:
+        injection.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"start_from={source} is another kind of adapter: {error}") from error
+
+
+def _brief(value: Any) -> str:
+    return f"[{value[0]}, … {len(value)} in all]" if isinstance(value, list) and value else str(value)
 
 
 def exactly(description: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def dry_run(spec: RunSpec, console: Console) -> int:
     print_preview(found, console)
     if prior := prior_folders(spec.settings.prior or ()):
         console.print(f"under it, frozen: {', '.join(prior)}", markup=False, highlight=False, soft_wrap=True)
+    if start := spec.settings.start_from:
+        console.print(f"trains on from {start}", markup=False, highlight=False, soft_wrap=True)
     if found.views:
         splits = ", ".join(spec.settings.eval_splits)
         whose = " of the last stage, unless earlier ones settle into it" if spec.settings.program else ""

@@ -12,7 +12,7 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.seeding import derived_seed
-from lora_zoo.formats.folders import adapter_digest, prior_folders
+from lora_zoo.formats.folders import adapter_digest, prior_folders, saved_folder
 from lora_zoo.formats.native import load_adapter
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
@@ -211,7 +211,7 @@ class Experiment:
         return TrainingSession(self.settings, record, context, injection, self.about, finished=finished)
 
     def _load_priors(self, model: nn.Module) -> None:
-        """Put the prior adapters into the model.
+        """Put the prior adapters into the model; the record says what they and the start are.
 
         ValueError where one does not fit it. A warning names one that was trained on another base.
         """
@@ -219,6 +219,10 @@ class Experiment:
         for name, folder in folders.items():
             load_adapter(model, folder, name=name)
             warn_of_another_base(folder, self.settings.model)
+        if start := self.settings.start_from:
+            folder = saved_folder("start_from", start)
+            warn_of_another_base(folder, self.settings.model)
+            self.record.update(start_from={"sha256": adapter_digest(folder), "path": str(folder)})
         if folders:
             about = [{"name": n, "sha256": adapter_digest(f), "path": str(f)} for n, f in folders.items()]
             self.record.update(prior=about)

@@ -1,0 +1,48 @@
+"""Compositions whose weights are found once for each pass of the model, from what it is given.
+
+Shapes: B sequences, L tokens, K adapters.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_zoo.core.composition import Routed
+
+
+class OfPasses(Routed, ABC):
+    """`weigh` gives the weights of a pass; an adapter that becomes active later has the weight 1."""
+
+    weights: Mapping[str, Tensor]
+    """The weights (B, L, K) of the latest pass: layer -> weights, with "" for layers that are not named."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.weights = {}
+
+    def enter(self, model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+        super().enter(model, layers)
+        if not hasattr(model, "get_input_embeddings"):
+            whose = f"a model of transformers', and a {type(model).__name__} is none"
+            raise ValueError(f"{self.name} weighs the tokens of {whose}")
+        self.handles.append(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+
+    def _begin(self, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """ValueError for a pass whose former tokens are in a cache: their weights are not known any more."""
+        if named.get("cache", named.get("past_key_values")) is not None:
+            raise ValueError(f"{self.name} reads all tokens in each pass: use_cache=False lets it generate")
+        self.weights = self.weigh(model, given, named)
+
+    @abstractmethod
+    def weigh(self, model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Mapping[str, Tensor]:
+        """The weights (B, L, K) of the adapters `names`: layer -> weights, or "" for every layer."""
+
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
+        weights = self.weights.get(layer, self.weights.get(""))
+        if weights is None:
+            return None
+        known = {name: weights[..., k] for k, name in enumerate(self.names)}
+        return torch.stack([known.get(name, torch.ones_like(weights[..., 0])) for name in names], dim=-1)
