@@ -142,6 +142,11 @@ class Variant(ABC):
         return dict(hyper)
 
     @classmethod
+    def of_layer(cls, hyper: Mapping[str, Any], layer: int, layers: int) -> dict[str, Any]:
+        """Those of `hyper` that follow from a matrix's depth: its layer, from 0, of so many in its stack."""
+        return {}
+
+    @classmethod
     def scale_with(cls, hyper: Mapping[str, Any]) -> float | None:
         """The scale s of the update of a matrix with these complete hyperparameters; None without a scale."""
         return None

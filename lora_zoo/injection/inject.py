@@ -91,7 +91,9 @@ class Injection:
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         if state is not None:
             self.load_state_dict({**self.state_dict(), **state} if partial else state)
-        self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
+        self._pass_counter = model.register_forward_pre_hook(
+            self.counter.begin, prepend=True, with_kwargs=True
+        )
         try:
             self._adapter_set.add(self)
         except BaseException:

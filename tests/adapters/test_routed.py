@@ -1,0 +1,191 @@
+"""Mixtures of adapters: how they route, what they reduce to, and what is recorded of it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_zoo import inject
+from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
+from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.routing import RoutingRecord, balance_of, top_k
+
+
+def mixture(name="mola", model=None, **hyper):
+    """(model, adapter, host) of a lone linear layer, every tensor moved away from its start."""
+    model = model or lone("linear")
+    injection = inject(model, name, target_modules="layer", **hyper)
+    perturb(injection)
+    return model, *only(injection)
+
+
+def loop(adapter, x, top):
+    """The sparse path, a token and an expert at a time: only those that are chosen are computed."""
+    B_EOR, A_ERI = adapter.pairs()
+    rows = []
+    for token in x.flatten(0, -2):
+        e = [math.exp(float(g @ token)) for g in adapter.router().detach()]
+        chosen = sorted(range(len(e)), key=lambda i: -e[i])[:top]
+        A = A_ERI.expand(len(e), -1, -1)
+        rows.append(sum(e[i] / sum(e[j] for j in chosen) * (B_EOR[i] @ (A[i] @ token)) for i in chosen))
+    return adapter.scale * torch.stack(rows).view(*x.shape[:-1], -1)
+
+
+def test_the_top_of_a_softmax_over_its_sum_is_the_softmax_of_the_top_logits():
+    """C-46; all of them are the softmax itself."""
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, places = top_k(logits.softmax(-1), 3), logits.topk(3).indices
+    assert_close(found.gather(1, places), logits.gather(1, places).softmax(-1))
+    assert (found > 0).sum(1).tolist() == [3] * 5
+    assert_close(top_k(logits.softmax(-1), 7), logits.softmax(-1))
+
+
+def test_the_balance_is_1_where_experts_share_alike_and_their_number_where_one_has_all():
+    """C-47: and by hand 3 (2/3 · 0.5 + 1/3 · 0.3) for three tokens; choices have no gradient."""
+    one_hot = torch.eye(4).double()
+    assert balance_of(one_hot, one_hot) == 1 and balance_of(one_hot[[2, 2, 2]], one_hot[[2, 2, 2]]) == 4
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.4, 0.4]]).double()
+    assert_close(balance_of(p, top_k(p, 1)), torch.tensor(3 * (2 / 3 * 0.5 + 1 / 3 * 0.3)).double())
+    assert_close(balance_of(p, top_k(p, 3)), torch.tensor(1.0).double())
+
+
+@pytest.mark.parametrize("name", ["lora_moe", "molora", "mola"])
+def test_the_sparse_path_is_the_dense_one_with_a_mask(name):
+    hyper = {"experts": 5, "top_k": 2} if name == "mola" else {"experts": 5}
+    model, adapter, host = mixture(name, rank=3, **hyper)
+    x = inputs("linear")
+    assert_close(model(x), host.base(x) + loop(adapter, x, 2 if name == "mola" else 5))
+
+
+def test_all_experts_chosen_is_the_dense_mixture_and_one_alone_is_a_lora():
+    """MoLA of top_k = E is LoRAMoE; of one expert, LoRA."""
+    found = []
+    for name, hyper in {"mola": {"experts": 3, "top_k": 3}, "lora_moe": {"experts": 3}}.items():
+        model, _, _ = mixture(name, rank=2, alpha=4.0, **hyper)
+        found.append(model(inputs("linear")))
+    assert_close(*found)
+    model, adapter, host = mixture("mola", experts=1, top_k=1, rank=2, alpha=4.0)
+    x = inputs("linear")
+    assert_close(model(x), host.base(x) + 2 * x @ adapter.A_ERI[0].T @ adapter.B_EOR[0].T)
+
+
+def test_equal_experts_make_the_router_irrelevant_and_their_order_does_not_matter():
+    model, adapter, host = mixture(experts=4, rank=2)
+    x = inputs("linear")
+    before = model(x)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.copy_(p[[2, 0, 3, 1]])
+    assert_close(model(x), before)
+    with torch.no_grad():
+        for p in (adapter.A_ERI, adapter.B_EOR):
+            p.copy_(p[:1].expand_as(p))
+    expected = host.base(x) + adapter.scale * x @ adapter.A_ERI[0].T @ adapter.B_EOR[0].T
+    assert_close(model(x), expected)
+
+
+def test_mov_with_equal_vectors_is_ia3_and_its_router_reads_what_is_scaled():
+    model, adapter, host = mixture("mov", experts=3)
+    x, l_ES = inputs("linear"), adapter.l_ES.detach().clone()
+    y = host.base(x)
+    weights = (y @ adapter.G_ES.T).softmax(-1)
+    assert_close(model(x), y * torch.einsum("...e,es->...s", weights, l_ES))
+    with torch.no_grad():
+        adapter.l_ES.copy_(l_ES[:1].expand_as(l_ES))
+    assert_close(model(x), l_ES[0] * y)
+    down = nn.ModuleDict({"down_proj": nn.Linear(6, 4)}).double()
+    down.forward = lambda x: down["down_proj"](x)
+    injection = inject(down, "mov", target_modules=["down_proj"], experts=3)
+    perturb(injection)
+    adapter, x = only(injection)[0], torch.randn(5, 6).double()
+    gains = (x @ adapter.G_ES.T).softmax(-1) @ adapter.l_ES
+    layer = down["down_proj"].layer
+    assert_close(down(x), (x * gains) @ layer.weight.T + layer.bias)
+    with pytest.raises(ValueError, match=r"mov: feedforward: .*dwn"):
+        inject(lone("linear"), "mov", target_modules="layer", feedforward=["dwn"])
+
+
+def test_mola_gives_each_part_of_the_depth_its_own_experts():
+    config = LlamaConfig(
+        hidden_size=8, num_hidden_layers=8, num_attention_heads=2, intermediate_size=8, vocab_size=11
+    )
+    model = LlamaForCausalLM(config)
+    injection = inject(model, "mola", target_modules=["q"], rank=2, layers="2-")
+    assert [len(a.G_EI) for a in injection.adapters.values()] == [4, 4, 6, 6, 8, 8]
+    assert injection.trainable() == (8 + 12 + 16) * (2 * 16 + 8)
+    injection.remove()
+    patterns = {"experts": {"layers.3": 3}}
+    injection = inject(model, "mola", target_modules=["q"], rank=2, layers="2-4", patterns=patterns)
+    assert [len(a.G_EI) for a in injection.adapters.values()] == [4, 3, 6]
+    injection.remove()
+    again = inject(model, "mola", target_modules=["q"], experts=5, rank=2, layers="0-1")
+    assert [len(a.G_EI) for a in again.adapters.values()] == [5, 5]
+
+
+def test_the_loss_of_balance_has_no_padding_and_reaches_every_router():
+    model, _ = fresh("llama")
+    model.train()
+    injection = inject(model, "mola", target_modules=["q"], experts=4, rank=2, balance=0.5)
+    given = batch("llama") | {"attention_mask": torch.ones(3, 6, dtype=torch.int64)}
+    given["attention_mask"][0, 3:] = 0
+    seen = {}
+    for name, adapter in injection.adapters.items():
+        adapter.imbalance = lambda p, w, name=name, own=adapter.imbalance: seen.setdefault(
+            name, (p.detach(), w.detach(), own(p, w))
+        )[-1]
+    model(**given)
+    expected = 0.0
+    for p, w, found in seen.values():
+        kept = given["attention_mask"].bool()
+        share = (w[kept] > 0).float().mean(0) / 2
+        own = 4 * (share * p[kept].mean(0)).sum()
+        assert_close(found.detach(), own)
+        expected += 0.5 * own
+    assert_close(injection.hooks.regularizer().detach(), expected)
+    injection.hooks.regularizer().backward()
+    assert all(adapter.G_EI.grad.any() for adapter in injection.adapters.values())
+
+
+def test_loramoe_s_constraint_is_of_each_sample_s_kind():
+    """Two samples of two tokens, two experts, δ = 0.5: Z = Q times 1.5 or 0.5, by hand."""
+    model, adapter, _ = mixture("lora_moe", experts=2, balance=1.0, delta=0.5)
+    weights = torch.tensor([[[0.9, 0.1], [0.7, 0.3]], [[0.4, 0.6], [0.6, 0.4]]]).double()
+    Q = [1.6, 0.4, 1.0, 1.0]
+    for tasks, Z in (
+        (None, Q),
+        ([1, 0], [1.6 * 1.5, 0.4 * 0.5, 1.0 * 0.5, 1.0 * 1.5]),
+        ([0, 1], [1.6 * 0.5, 0.4 * 1.5, 1.0 * 1.5, 1.0 * 0.5]),
+    ):
+        adapter.counter.task_ids = None if tasks is None else torch.tensor(tasks)
+        mean = sum(Z) / 4
+        expected = sum((z - mean) ** 2 for z in Z) / 3 / mean**2
+        assert float(adapter.imbalance(weights, weights)) == pytest.approx(expected)
+    adapter.counter.task_ids = torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match="task_ids are of 3 examples, and the pass has 2"):
+        adapter.imbalance(weights, weights)
+
+
+@pytest.mark.parametrize(
+    "name, hyper, said",
+    [
+        ("mola", {"experts": 4, "top_k": 5}, "top_k must lie between 1 and the 4 experts.*got 5"),
+        ("mola", {"balance": -1.0}, "balance must not be negative; got -1"),
+        ("lora_moe", {"experts": 0}, "experts must be at least 1; got 0"),
+        ("lora_moe", {"delta": 2.0}, r"delta must lie in \[0, 1\]; got 2"),
+    ],
+)
+def test_what_no_mixture_can_be_is_refused(name, hyper, said):
+    with pytest.raises(ValueError, match=f"{name}: {said}"):
+        inject(lone("linear"), name, target_modules="layer", **hyper)
+
+
+def test_loads_and_entropies_are_means_over_tokens():
+    record = RoutingRecord()
+    record.add("m", torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    record.add("m", torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
+    assert record.summary()["m"]["load"] == [0.5, 0.5]
+    assert record.summary()["m"]["entropy"] == pytest.approx(math.log(2) / 2)
+    assert ForwardCounter().routing is None
