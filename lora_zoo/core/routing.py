@@ -3,6 +3,7 @@
 Shapes: E experts, T tokens (or examples, where these are routed as a whole).
 """
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -32,6 +33,16 @@ class RoutingRecord:
             *load, entropy = (sums[:-1] / sums[-1]).tolist()
             found[name] = {"load": load, "entropy": entropy}
         return found
+
+
+def routing_means(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The means over matrices of the entropy, in nats, and of the greatest load; {} without experts."""
+    n = max(len(summary), 1)
+    found = {
+        "routing_entropy": sum(own["entropy"] for own in summary.values()) / n,
+        "routing_greatest_load": sum(max(own["load"]) for own in summary.values()) / n,
+    }
+    return found if summary else {}
 
 
 def balance_of(probabilities_TE: Tensor, weights_TE: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.hyperparameters import accepted
+from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.core.statistics import Statistics
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
@@ -202,6 +203,15 @@ class Injection:
         for module in (part for adapter in self.adapters.values() for part in adapter.modules()):
             if isinstance(module, Dropout):
                 module.end()
+
+    @contextlib.contextmanager
+    def recorded_routing(self) -> Iterator[RoutingRecord]:
+        """Inside, the weights that its adapters give to experts are noted in the record."""
+        before, self.counter.routing = self.counter.routing, RoutingRecord()
+        try:
+            yield self.counter.routing
+        finally:
+            self.counter.routing = before
 
     def activate(self) -> None:
         """Make this the model's only active adapter, above its priors."""

@@ -1,6 +1,7 @@
 """Mixtures of adapters: how they route, what they reduce to, and what is recorded of it."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lora_zoo import inject
 from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
 from lora_zoo.core.dropout import ForwardCounter
-from lora_zoo.core.routing import RoutingRecord, balance_of, top_k
+from lora_zoo.core.routing import RoutingRecord, balance_of, routing_means, top_k
 
 
 def mixture(name="mola", model=None, **hyper):
@@ -96,13 +97,12 @@ def test_mov_with_equal_vectors_is_ia3_and_its_router_reads_what_is_scaled():
     with torch.no_grad():
         adapter.l_ES.copy_(l_ES[:1].expand_as(l_ES))
     assert_close(model(x), l_ES[0] * y)
-    down = nn.ModuleDict({"down_proj": nn.Linear(6, 4)}).double()
-    down.forward = lambda x: down["down_proj"](x)
+    down = nn.Sequential(OrderedDict(down_proj=nn.Linear(6, 4))).double()
     injection = inject(down, "mov", target_modules=["down_proj"], experts=3)
     perturb(injection)
     adapter, x = only(injection)[0], torch.randn(5, 6).double()
     gains = (x @ adapter.G_ES.T).softmax(-1) @ adapter.l_ES
-    layer = down["down_proj"].layer
+    layer = down.down_proj.layer
     assert_close(down(x), (x * gains) @ layer.weight.T + layer.bias)
     with pytest.raises(ValueError, match=r"mov: feedforward: .*dwn"):
         inject(lone("linear"), "mov", target_modules="layer", feedforward=["dwn"])
@@ -151,7 +151,7 @@ def test_the_loss_of_balance_has_no_padding_and_reaches_every_router():
 
 def test_loramoe_s_constraint_is_of_each_sample_s_kind():
     """Two samples of two tokens, two experts, δ = 0.5: Z = Q times 1.5 or 0.5, by hand."""
-    model, adapter, _ = mixture("lora_moe", experts=2, balance=1.0, delta=0.5)
+    _, adapter, _ = mixture("lora_moe", experts=2, balance=1.0, delta=0.5)
     weights = torch.tensor([[[0.9, 0.1], [0.7, 0.3]], [[0.4, 0.6], [0.6, 0.4]]]).double()
     Q = [1.6, 0.4, 1.0, 1.0]
     for tasks, Z in (
@@ -189,3 +189,24 @@ def test_loads_and_entropies_are_means_over_tokens():
     assert record.summary()["m"]["load"] == [0.5, 0.5]
     assert record.summary()["m"]["entropy"] == pytest.approx(math.log(2) / 2)
     assert ForwardCounter().routing is None
+
+
+def test_an_evaluation_records_what_its_tokens_weighed_and_padding_is_none_of_them():
+    model, _ = fresh("llama")
+    injection = inject(model, "lora_moe", target_modules=["q"], experts=3, rank=2)
+    perturb(injection)
+    given = batch("llama") | {"attention_mask": torch.ones(3, 6, dtype=torch.int64)}
+    given["attention_mask"][0, 3:] = 0
+    seen = []
+    (name, adapter), *_ = injection.adapters.items()
+    adapter.note = lambda weights, own=adapter.note: (seen.append(weights), own(weights))
+    with torch.no_grad(), injection.recorded_routing() as record:
+        model(**given)
+    kept = seen[0][given["attention_mask"].bool()].double()
+    found = record.summary()
+    assert found.keys() == injection.adapters.keys() and len(kept) == 15
+    assert found[name]["load"] == pytest.approx(kept.mean(0).tolist())
+    assert found[name]["entropy"] == pytest.approx(float(-(kept * kept.log()).sum(1).mean()))
+    told = routing_means(found)
+    assert told["routing_greatest_load"] == pytest.approx(sum(max(o["load"]) for o in found.values()) / 2)
+    assert adapter.counter.routing is None and routing_means({}) == {}
