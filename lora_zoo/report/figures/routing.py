@@ -27,9 +27,9 @@ def routing(table: pd.DataFrame, runs: pd.DataFrame, by: Sequence[str]) -> Chart
     axes, colour = (Axis("expert"), Axis("role and layer")), Axis("load")
     return Chart(
         "Routing among experts",
-        "Cells: mean over seeds of an expert's mean weight over the tokens. Last column (even): the mean entropy of"
-        " a token's weights over that of even ones, 1 where all experts weigh the same. One colour scale for"
-        " all panels.",
+        "Cells: mean over seeds of an expert's mean weight over the tokens. Last column (even): the mean"
+        " entropy of a token's weights over that of even ones, 1 where all experts weigh the same. One colour"
+        " scale for all panels.",
         [Heat(name, *axes, cells, colour, 0.0, 1.0, digits=2) for name, cells in parts.items()],
     )
 
