@@ -1,5 +1,6 @@
 """Mixtures of adapters: how they route, what they reduce to, and what is recorded of it."""
 
+import copy
 import math
 from collections import OrderedDict
 
@@ -12,7 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lora_zoo import inject
 from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
 from lora_zoo.core.dropout import ForwardCounter
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.routing import RoutingRecord, balance_of, routing_means, top_k
+from lora_zoo.core.seeding import generator
+from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.tasks.base import _task_of
 
 
 def mixture(name="mola", model=None, **hyper):
@@ -210,3 +215,128 @@ def test_an_evaluation_records_what_its_tokens_weighed_and_padding_is_none_of_th
     told = routing_means(found)
     assert told["routing_greatest_load"] == pytest.approx(sum(max(o["load"]) for o in found.values()) / 2)
     assert adapter.counter.routing is None and routing_means({}) == {}
+
+
+def test_malora_s_experts_share_their_subspace_and_whole_ones_are_mola():
+    """With D = I and S the identity, Aᵢ = Pᵢ."""
+    model, adapter, host = mixture("malora", experts=3, rank=2, subspace=5, top_k=2)
+    x = inputs("linear")
+    assert_close(model(x), host.base(x) + loop(adapter, x, 2))
+    assert torch.linalg.matrix_rank(adapter.pairs()[1].flatten(0, 1)) == 5
+    with pytest.raises(ValueError, match="subspace must lie between 1 and 10, or be 0; got 11"):
+        inject(lone("linear"), "malora", target_modules="layer", subspace=11)
+
+
+def test_poly_is_peft_s_for_every_task_and_split():
+    peft = pytest.importorskip("peft")
+    config = peft.PolyConfig(r=3, n_tasks=3, n_skills=4, n_splits=2, target_modules=["layer"])
+    ours, x = lone("linear"), inputs("linear")
+    theirs = peft.get_peft_model(copy.deepcopy(ours), config).double().eval()
+    hyper = {"rank": 3, "n_tasks": 3, "n_skills": 4, "n_splits": 2}
+    injection = inject(ours, "poly", target_modules="layer", **hyper)
+    perturb(injection)
+    adapter, _ = only(injection)
+    (layer,) = (m for m in theirs.modules() if hasattr(m, "poly_lora_A"))
+    with torch.no_grad():
+        layer.poly_router["default"].module_logits.copy_(adapter.Z_SCE.flatten(1))
+        layer.poly_lora_A["default"].copy_(adapter.A_ERI.unflatten(2, (2, 7)).permute(2, 0, 3, 1))
+        layer.poly_lora_B["default"].copy_(adapter.B_EOR.unflatten(1, (2, 5)).permute(1, 0, 3, 2))
+    tasks = torch.tensor([2, 0, 1])
+    assert_close(ours(x, task_ids=tasks), theirs.base_model(x, task_ids=tasks))
+    with adapters_of(ours).tasks(tasks[:1]):  # of one example that stands for three rows
+        assert_close(ours(x), theirs.base_model(x, task_ids=tasks[:1].expand(3)))
+    ours(x)
+    use = adapter.Z_SCE.sigmoid()
+    assert_close(adapter.skills(2)[1], (use / use.sum(-1, keepdim=True)).mean(0))
+
+
+def test_poly_draws_skills_in_training_steps_alone_and_each_time_anew():
+    """Binary Concrete of temperature 1: σ(z + log u - log(1 - u)), over the sum."""
+    model, adapter, _ = mixture("poly", rank=2, n_tasks=2)
+    adapter.counter.tasks = torch.tensor([0, 1, 1])
+    hooks, x = adapters_of(model)["default"].hooks, inputs("linear")
+    plain = model(x)
+    with hooks.forward_context(Progress(1, 2)):
+        first, second = model(x), model(x)
+        adapter.counter.counts = {"layer skills": 0}
+        assert_close(model(x), first)
+    assert not torch.allclose(first, plain) and not torch.allclose(first, second)
+    assert_close(model(x), plain)
+    u = torch.rand(3, 1, 4, generator=generator("skills", 0, "layer", 0), dtype=torch.float64)
+    drawn = (adapter.Z_SCE[[0, 1, 1]] + (u / (1 - u)).log()).sigmoid()
+    adapter.counter.counts, adapter.draws = {"layer skills": 0}, True
+    assert_close(adapter.skills(3), drawn / drawn.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "hyper, tasks, said",
+    [
+        (
+            {"n_tasks": 2},
+            None,
+            "n_tasks=2, and the data do not say which one an example is of.*column `task`",
+        ),
+        ({"n_tasks": 2}, [0, 1, 2], r"tasks lie between 0 and 1; got \[0, 1, 2\]"),
+        ({}, [0, 1, 0], r"tasks lie between 0 and 0; got \[0, 1\]"),
+    ],
+)
+def test_a_task_that_poly_does_not_know_is_refused(hyper, tasks, said):
+    model = lone("linear")
+    injection = inject(model, "poly", target_modules="layer", rank=2, **hyper)
+    ids = None if tasks is None else torch.tensor(tasks)
+    with injection.hooks.forward_context(Progress(1, 2)), pytest.raises(ValueError, match=f"poly: {said}"):
+        model(inputs("linear"), task_ids=ids) if ids is not None else model(inputs("linear"))
+
+
+def test_each_example_has_the_factors_that_its_mean_input_chooses():
+    """One example after the other, by hand; what is chosen counts 1, and the routers learn nonetheless."""
+    model, adapter, host = mixture("cond_mixlora", experts=6, rank=2)
+    x = inputs("linear")
+    expected = []
+    for own in x:
+        mean = own.mean(0)
+        rows = (adapter.G_EI @ mean).topk(2).indices.tolist()
+        suggested = sum((adapter.H_REI[i] @ adapter.A_EI[row]).softmax(-1) for i, row in enumerate(rows))
+        columns = ((adapter.J_EI @ mean).softmax(-1) + suggested.softmax(-1)).topk(2).indices.tolist()
+        delta = sum(torch.outer(adapter.B_EO[c], adapter.A_EI[r]) for r, c in zip(rows, columns, strict=True))
+        expected.append(host.base(own) + 32.0 / 2 * own @ delta.T)
+    assert_close(model(x), torch.stack(expected))
+    model(x).square().sum().backward()
+    assert all(p.grad.any() for p in adapter.parameters())
+    adapter.counter.begin(model, (), {"attention_mask": torch.tensor([[1, 1, 0, 0]] * 3)})
+    logits = x @ adapter.G_EI.T
+    assert_close(adapter.mean(logits), logits[:, :2].mean(1))
+
+
+def test_all_factors_chosen_make_a_lora_up_to_their_order():
+    """E = r: the same rows and columns whatever the router, paired as it orders them."""
+    model, adapter, host = mixture("cond_mixlora", experts=2, rank=2, alpha=2.0)
+    x = inputs("linear")
+    with torch.no_grad():
+        adapter.B_EO[1] = adapter.B_EO[0]
+    assert_close(model(x), host.base(x) + x @ adapter.A_EI.T @ adapter.B_EO)
+    with pytest.raises(ValueError, match="rank must lie between 1 and 2; got 3"):
+        inject(lone("linear"), "cond_mixlora", target_modules="layer", experts=2, rank=3)
+
+
+def test_a_column_of_tasks_reaches_the_adapters_and_not_the_model():
+    """By `task_ids` of a batch, and around what calls the model itself; texts in that column are no tasks."""
+    model, _ = fresh("llama")
+    injection = inject(model, "poly", target_modules=["q"], n_tasks=2, rank=2)
+    perturb(injection)
+    given = batch("llama")
+    one, two = (model(**given, task_ids=torch.full((3,), t)).logits for t in (0, 1))
+    mixed = model(**given, task_ids=torch.tensor([0, 1, 0])).logits
+    assert_close(mixed, torch.stack([one[0], two[1], one[2]]))
+    assert not torch.allclose(one, two)
+    assert _task_of({"task": 1}) == {"task_ids": 1} and _task_of({"task": "nli"}) == _task_of({}) == {}
+    ids = {"input_ids": given["input_ids"][:2], "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    how = {"num_beams": 2, "max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with adapters_of(model).tasks(torch.tensor([1, 1])):
+        found = model.generate(**ids, **how)
+    with torch.no_grad():
+        for adapter in injection.adapters.values():
+            adapter.Z_SCE[0] = adapter.Z_SCE[1]
+    assert torch.equal(found, model.generate(**ids, **how))
+    injection.remove()
+    assert not model._forward_pre_hooks

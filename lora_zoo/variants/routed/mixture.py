@@ -178,3 +178,8 @@ def expert_starts(
             statistics=context.statistics,
         )
         yield first.A_RI
+
+
+def each_by_itself(x: Tensor, host: LayerHost, B_NOR: Tensor, A_NRI: Tensor) -> Tensor:
+    """The bias-free outputs (N, ..., O) of N examples, each by a product B A of its own."""
+    return torch.stack([host.low_rank(*one) for one in zip(x, B_NOR, A_NRI, strict=True)])

@@ -19,7 +19,7 @@ from lora_zoo.core.recomputation import CallNumbers
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Scaled
-from lora_zoo.variants.routed.mixture import Routed, expert_starts
+from lora_zoo.variants.routed.mixture import Routed, each_by_itself, expert_starts
 
 
 class Relaxation(AdapterHooks):
@@ -122,8 +122,7 @@ class Poly(Scaled, Routed):
         omega_NCE = self.skills(len(x))
         self.note(omega_NCE.flatten(0, 1))
         B_NOR, A_NRI = self.mixed(omega_NCE)
-        parts = [host.low_rank(*one).to(y.dtype) for one in zip(x, self.scale * B_NOR, A_NRI, strict=True)]
-        return y + torch.stack(parts)
+        return y + each_by_itself(x, host, self.scale * B_NOR, A_NRI).to(y.dtype)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:
