@@ -340,3 +340,81 @@ def test_a_column_of_tasks_reaches_the_adapters_and_not_the_model():
     assert torch.equal(found, model.generate(**ids, **how))
     injection.remove()
     assert not model._forward_pre_hooks
+
+
+def test_mixlora_s_experts_are_whole_blocks_with_loras_of_their_own():
+    """Each chosen expert's block, a token at a time by hand; of one expert, LoRA on all three matrices."""
+    model, _ = fresh("llama")
+    model.double()
+    plain = copy.deepcopy(model.model.layers[0].mlp)
+    hyper = {"target_modules": ["gate", "up", "down"], "layers": 0, "rank": 2, "experts": 4}
+    injection = inject(model, "mixlora", **hyper)
+    perturb(injection)
+    mlp, own = model.model.layers[0].mlp, {n.rpartition(".")[2]: a for n, a in injection.adapters.items()}
+    x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0)).double()
+
+    def expert(i, token):
+        def layer(name, h):
+            adapter = own[name]
+            return getattr(plain, name)(h) + adapter.scale * adapter.B_EOR[i] @ (adapter.A_ERI[i] @ h)
+
+        return layer("down_proj", plain.act_fn(layer("gate_proj", token)) * layer("up_proj", token))
+
+    expected = []
+    for token in x.flatten(0, 1):
+        p = (own["up_proj"].G_EI @ token).softmax(-1)
+        chosen = p.topk(2).indices.tolist()
+        expected.append(sum(p[i] / p[chosen].sum() * expert(i, token) for i in chosen))
+    found = mlp(x)
+    assert_close(found, torch.stack(expected).view(2, 3, 16))
+    assert_close(copy.deepcopy(model).model.layers[0].mlp(x), found)
+    found.square().sum().backward()
+    assert all(p.grad.any() for p in injection.parameters())
+    with injection.disabled():
+        assert torch.equal(mlp(x), plain(x))
+    with pytest.raises(RuntimeError):
+        mlp(x[..., :-1])
+    assert_close(mlp(x), found)
+    with pytest.raises(ValueError, match="up_proj was called outside of its feed-forward block"):
+        mlp.up_proj(x)
+    assert injection.trainable() == 4 * 2 * 3 * (16 + 24) + 4 * 16
+    injection.remove()
+    assert not mlp._forward_hooks and not mlp._forward_pre_hooks and torch.equal(mlp(x), plain(x))
+
+
+def test_mixlora_of_one_expert_is_lora_and_its_balance_is_mixtral_s():
+    found = []
+    for name, more in {"mixlora": {"experts": 1, "top_k": 1}, "lora": {}}.items():
+        model, _ = fresh("llama")
+        injection = inject(model, name, target_modules=["q", "up", "down"], rank=2, alpha=4.0, **more)
+        source = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for adapter in injection.adapters.values():
+                for p in (adapter.A_ERI, adapter.B_EOR) if more else (adapter.A_RI, adapter.B_OR):
+                    p.copy_(torch.randn(p.shape[-2:], generator=source))
+        found.append(model(**batch("llama")).logits)
+    assert_close(*found)
+    model, _ = fresh("llama")
+    injection = inject(model.train(), "mixlora", rank=2, experts=4, balance=0.5)
+    with torch.no_grad():
+        for adapter in injection.adapters.values():
+            if adapter.G_EI is not None:
+                adapter.G_EI.zero_()  # even probabilities: Mixtral's sum over slots is top_k
+    model(**batch("llama"))
+    assert float(injection.hooks.regularizer()) == pytest.approx(0.5 * 2)
+
+
+def test_a_block_that_cannot_be_an_expert_is_refused_before_anything_is_changed():
+    model, _ = fresh("bert")
+    with pytest.raises(
+        ValueError, match=r"mixlora: .*intermediate.dense is of a feed-forward block that is no"
+    ):
+        inject(model, "mixlora", target_modules=["up", "down"])
+    llama, _ = fresh("llama")
+    with pytest.raises(
+        ValueError, match=r"router of model.layers.0.mlp is held by its matrix of the role up"
+    ):
+        inject(llama, "mixlora", target_modules=["down"])
+    for whole in (model, llama):
+        assert not any("lora_zoo" in type(m).__module__ for m in whole.modules())
+        assert all(p.requires_grad for p in whole.parameters())
