@@ -1,4 +1,4 @@
-"""How mixtures of adapters route: the weights of their experts, over all tokens of an evaluation.
+"""Routing weights of mixtures: the top k, their balance, and their means over an evaluation.
 
 Shapes: E experts, T tokens (or examples, where these are routed as a whole).
 """

@@ -239,7 +239,8 @@ def with_depth(
     """Patterns with the values that follow from each matrix's depth, where none was given for it."""
     found = {key: dict(values) for key, values in patterns.items()}
     layers: dict[str, int] = {}
-    for stack, number in filter(None, map(layer_of, base_parameters(model))):
+    names = (*base_parameters(model), *(matrix.name for matrix in matrices))
+    for stack, number in filter(None, map(layer_of, names)):
         layers[stack] = max(layers.get(stack, 0), number + 1)
     for matrix in matrices:
         if place := layer_of(matrix.name):

@@ -105,7 +105,7 @@ class MixLoRA(Scaled, Routed):
     """
 
     paper = "arXiv:2404.15159"
-    equation = "FFN'(x) = Σᵢ ωᵢ FFN(x; W + (α/r) Bᵢ Aᵢ), ω = the top_k of softmax(G x) over their sum"
+    equation = "W' = W + (α/r) Bᵢ Aᵢ in Σᵢ ωᵢ FFNᵢ(x), ω = the top_k of softmax(G x) over their sum"
     count = "(experts if role in ('gate', 'up', 'down') else 1) * R * (O + I) + (role == 'up') * experts * I"
     targets = ("q", "k", "v", "o", "gate", "up", "down")
     hooks = Blocks

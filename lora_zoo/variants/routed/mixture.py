@@ -6,7 +6,7 @@ Shapes: O out, I in, R rank, E experts; x is (..., I).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Routed(Adapter, ABC):
     """
 
     pointwise = False
-    hooks = Balance
+    hooks: ClassVar[type[AdapterHooks]] = Balance
 
     def __init__(self, context: LayerContext, *, experts: int, top_k: int = 0, balance: float = 0.0) -> None:
         """`top_k=0` weighs all of the experts; `balance` is the weight of the loss that evens their load."""
