@@ -160,6 +160,14 @@ class Variant(ABC):
         return None
 
     @classmethod
+    def misplaced(cls, model: nn.Module, roles: Mapping[str, str]) -> dict[str, str]:
+        """Matrix -> the reason why it cannot be adapted where it lies in the model, whatever its layer.
+
+        `roles` are those of all matrices that are to be adapted; asked before the model is changed.
+        """
+        return {}
+
+    @classmethod
     def unfit(cls, host: Host, hyper: Mapping[str, Any]) -> str | None:
         """The reason why the matrix of `host` cannot be adapted: `refusal`'s, its size, or its bias."""
         O, I = host.matrix().shape

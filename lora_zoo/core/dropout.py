@@ -33,6 +33,10 @@ class ForwardCounter:
         self.task_ids: Tensor | None = None
         self._mask: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model has emitted nothing: what a pass left belongs to the graph of that pass."""
+        return self.__dict__ | {"emitted": []}
+
     @property
     def counts(self) -> dict[str, int]:
         """The calls so far of each site with dropout; assigned to, each goes on from there."""
@@ -45,9 +49,9 @@ class ForwardCounter:
 
     def begin(self, module: nn.Module, given: object, named: Mapping[str, Any]) -> None:
         """A forward pre-hook for the adapted model: a new pass emits anew, and has tasks and padding."""
-        if not self.runs or in_backward():
+        if not self.runs:
             return
-        if module.training and self.emitted:
+        if module.training and self.emitted and not in_backward():
             self.emitted.clear()
         self.task_ids = named.get("task_ids", self.tasks)
         two_parts = getattr(getattr(module, "config", None), "is_encoder_decoder", False)

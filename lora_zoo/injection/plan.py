@@ -107,7 +107,7 @@ def plan_injection(
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
     check_present(model, plan)
-    refuse_unfit(plan)
+    refuse_unfit(plan, model)
     return plan
 
 
@@ -135,10 +135,12 @@ def refuse_adapted(model: nn.Module) -> None:
             )
 
 
-def refuse_unfit(plan: InjectionPlan) -> None:
-    """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
+def refuse_unfit(plan: InjectionPlan, model: nn.Module) -> None:
+    """Raise ValueError for a matrix that the variant cannot adapt: so large, there, or with its values."""
+    misplaced = plan.variant.misplaced(model, {matrix.name: matrix.role for matrix in plan.matrices})
     for matrix in plan.matrices:
         reason = plan.variant.unfit(matrix.host, plan.hyperparameters_at(matrix))
+        reason = reason or misplaced.get(matrix.name)
         if reason := reason or not_collectable(plan.needs, matrix.host):
             (O, I), kind = matrix.shape, matrix.host.kind
             raise ValueError(

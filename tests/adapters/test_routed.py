@@ -406,14 +406,10 @@ def test_mixlora_of_one_expert_is_lora_and_its_balance_is_mixtral_s():
 
 def test_a_block_that_cannot_be_an_expert_is_refused_before_anything_is_changed():
     model, _ = fresh("bert")
-    with pytest.raises(
-        ValueError, match=r"mixlora: .*intermediate.dense is of a feed-forward block that is no"
-    ):
+    with pytest.raises(ValueError, match=r"mixlora cannot adapt .*intermediate.dense.* no module of its own"):
         inject(model, "mixlora", target_modules=["up", "down"])
     llama, _ = fresh("llama")
-    with pytest.raises(
-        ValueError, match=r"router of model.layers.0.mlp is held by its matrix of the role up"
-    ):
+    with pytest.raises(ValueError, match=r"adapt model.layers.0.mlp.down_proj.* role up holds the router"):
         inject(llama, "mixlora", target_modules=["down"])
     for whole in (model, llama):
         assert not any("lora_zoo" in type(m).__module__ for m in whole.modules())

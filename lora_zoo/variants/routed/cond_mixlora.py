@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
-from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Scaled
@@ -64,14 +64,13 @@ class ConditionalMixLoRA(Scaled, Routed):
         return int(hyper["experts"])
 
     def mean(self, logits_E: Tensor) -> Tensor:
-        """The means (N, E) over each example's tokens, in float32 or wider."""
-        wide_E = logits_E.to(at_least_float32(logits_E.dtype))
-        if wide_E.ndim < 3:
-            return wide_E
-        kept = self.counter.kept(wide_E)
+        """The means (N, E) over each example's tokens."""
+        if logits_E.ndim < 3:
+            return logits_E
+        kept = self.counter.kept(logits_E)
         if kept is None:
-            return wide_E.flatten(1, -2).mean(1)
-        return (wide_E * kept[..., None]).sum(1) / kept.sum(1, keepdim=True).clamp_min(1)
+            return logits_E.flatten(1, -2).mean(1)
+        return (logits_E * kept[..., None]).sum(1) / kept.sum(1, keepdim=True).clamp_min(1)
 
     def rows(self, G_logits_NE: Tensor) -> Tensor:
         """A (N, R, I): the rows that A's router chooses."""
@@ -79,7 +78,8 @@ class ConditionalMixLoRA(Scaled, Routed):
 
     def columns(self, J_logits_NE: Tensor, A_NRI: Tensor) -> Tensor:
         """Bᵀ (N, R, O): the columns that B's router chooses, with these rows."""
-        suggested_NE = torch.einsum("nri,rei->nre", A_NRI, self.H_REI).softmax(-1).sum(1)
+        wide_NRI, wide_REI = A_NRI.to(J_logits_NE.dtype), self.H_REI.to(J_logits_NE.dtype)
+        suggested_NE = torch.einsum("nri,rei->nre", wide_NRI, wide_REI).softmax(-1).sum(1)
         return self._chosen(J_logits_NE.softmax(-1) + suggested_NE.softmax(-1), self.B_EO)
 
     def _chosen(self, score_NE: Tensor, factors_E: Tensor) -> Tensor:
@@ -87,12 +87,15 @@ class ConditionalMixLoRA(Scaled, Routed):
         values_NR, places_NR = score_NE.topk(self.rank, dim=-1)
         self.note(torch.zeros_like(score_NE).scatter(-1, places_NR, 1 / self.rank))
         one_NR = 1 + (values_NR - values_NR.detach())
-        return one_NR[..., None] * factors_E[places_NR]
+        return one_NR.to(factors_E.dtype)[..., None] * factors_E[places_NR]
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         y, dropped = host.base(x), host.dropped(x, self.dropout)
-        A_NRI = self.rows(self.mean(host.times(x, self.G_EI)))
-        B_NRO = self.columns(self.mean(host.times(x, self.J_EI)), A_NRI)
+        wide = at_least_float32(self.G_EI.dtype)  # what is chosen must not hang on a rounding
+        wide_x = x.to(wide) if x.is_floating_point() else x
+        with uncast(x.device):
+            A_NRI = self.rows(self.mean(host.times(wide_x, self.G_EI.to(wide))))
+            B_NRO = self.columns(self.mean(host.times(wide_x, self.J_EI.to(wide))), A_NRI)
         return y + each_by_itself(dropped, host, self.scale * B_NRO.mT, A_NRI).to(y.dtype)
 
     @torch.no_grad()

@@ -20,6 +20,9 @@ from lora_zoo.injection.feed_forward import FEED_FORWARD, feed_forward_blocks
 from lora_zoo.variants.low_rank import Scaled
 from lora_zoo.variants.routed.mixture import Balance, Routed, expert_starts
 
+NO_MODULE = "its feed-forward block is no module of its own, so that no expert can be one"
+WITHOUT_ROUTER = "the matrix of its block with the role up holds the router; adapt it too"
+
 
 class Block:
     """A feed-forward block's adapters, which are one expert after the other, each for its own tokens."""
@@ -62,25 +65,15 @@ class Blocks(Balance):
     """Runs each feed-forward block that is adapted once an expert; the loss of balance is their mean's."""
 
     def attach(self, model: nn.Module, matrices: Mapping[str, Any], **seen: Any) -> None:
-        """ValueError for a matrix of a block that is no module of its own, or whose router is nowhere."""
         super().attach(model, matrices, **seen)
         known, parts = feed_forward_blocks(model), dict[str, list[MixLoRA]]()
         for name, adapter in self.adapters.items():
             if adapter.is_expert:
-                if not (block := known.get(name, "")):
-                    raise ValueError(
-                        f"mixlora: {name} is of a feed-forward block that is no module of its own, so that "
-                        "no expert can be one; use target_modules or exclude_modules without it"
-                    )
-                parts.setdefault(block, []).append(adapter)
-        self.blocks = dict[str, Block]()
-        for name, adapters in parts.items():
-            router = next((adapter for adapter in adapters if adapter.G_EI is not None), None)
-            if router is None:
-                raise ValueError(
-                    f"mixlora: the router of {name} is held by its matrix of the role up; adapt it too"
-                )
-            self.blocks[name] = Block(adapters, router)
+                parts.setdefault(known[name], []).append(adapter)
+        self.blocks = {
+            name: Block(adapters, next(adapter for adapter in adapters if adapter.G_EI is not None))
+            for name, adapters in parts.items()
+        }
         self._hooks: list[RemovableHandle] = []
 
     def switch(self, on: bool) -> None:
@@ -137,6 +130,15 @@ class MixLoRA(Scaled, Routed):
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
         return init.zero == "B" and not init.needs
+
+    @classmethod
+    def misplaced(cls, model: nn.Module, roles: Mapping[str, str]) -> dict[str, str]:
+        """Matrices of a block that is no module of its own, and of one whose `up` has no adapter."""
+        inside = [name for name, role in roles.items() if role in FEED_FORWARD]
+        blocks = feed_forward_blocks(model) if inside else {}
+        routed = {blocks[name] for name in inside if roles[name] == "up"}
+        found = dict.fromkeys((name for name in inside if blocks[name] not in routed), WITHOUT_ROUTER)
+        return found | {name: NO_MODULE for name in inside if not blocks[name]}
 
     def routed(self, x: Tensor) -> Tensor:
         """The weights (T, E) of a block's tokens (..., I)."""
