@@ -87,20 +87,26 @@ class Poly(Scaled, Routed):
 
     def skills(self, examples: int) -> Tensor:
         """ω (N, C, E) of a pass's examples."""
-        tasks, known = self.counter.tasks_of(examples), len(self.Z_SCE)
-        if tasks is None:
-            if self.draws and known > 1:
-                raise ValueError(
-                    f"poly: n_tasks={known}, and the data do not say which one an example is of: they need "
-                    "a column `task` of whole numbers, or use n_tasks=1"
-                )
-            if known > 1:
-                return _normalised(self.Z_SCE.sigmoid()).mean(0).expand(examples, -1, -1)
-            tasks = torch.zeros(examples, dtype=torch.int64)
-        if not 0 <= int(tasks.min()) <= int(tasks.max()) < known:
-            raise ValueError(f"poly: tasks lie between 0 and {known - 1}; got {sorted(set(tasks.tolist()))}")
-        Z_NCE = self.Z_SCE[tasks.to(self.Z_SCE.device)]
+        tasks = self.counter.tasks_of(examples)
+        if tasks is not None:
+            Z_NCE = self.Z_SCE[self._known(tasks)]
+        elif not self.draws:
+            return _normalised(self.Z_SCE.sigmoid()).mean(0).expand(examples, -1, -1)
+        elif len(self.Z_SCE) > 1:
+            raise ValueError(
+                f"poly: n_tasks={len(self.Z_SCE)}, and the data do not say which one an example is of: they "
+                "need a column `task` of whole numbers, or use n_tasks=1"
+            )
+        else:
+            Z_NCE = self.Z_SCE.expand(examples, -1, -1)
         return _normalised((Z_NCE + self.noise(Z_NCE) if self.draws else Z_NCE).sigmoid())
+
+    @torch.compiler.disable
+    def _known(self, tasks: Tensor) -> Tensor:
+        last = len(self.Z_SCE) - 1
+        if not 0 <= int(tasks.min()) <= int(tasks.max()) <= last:
+            raise ValueError(f"poly: tasks lie between 0 and {last}; got {sorted(set(tasks.tolist()))}")
+        return tasks.to(self.Z_SCE.device)
 
     @torch.compiler.disable
     def noise(self, like: Tensor) -> Tensor:
