@@ -53,6 +53,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.batches: list[Any] = []
+        self.routing: dict[str, dict[str, Any]] = {}
 
     def evaluate_split(self, split: str) -> tuple[dict[str, float], dict[str, float]]:
         return {"nothing": 0.0}, {}

@@ -284,7 +284,8 @@ def fitting(name, model, targets):
     cls = VARIANTS[name]
     hyper = complete_hyperparameters(cls, settings(name))
     each = {target: resolve(model, [target]) for target in targets if cls.adapts}
-    return [t for t, found in each.items() if not any(cls.unfit(m.host, hyper) for m in found)]
+    apart = {t: cls.misplaced(model, {m.name: m.role for m in found}) for t, found in each.items()}
+    return [t for t, found in each.items() if not (apart[t] or any(cls.unfit(m.host, hyper) for m in found))]
 
 
 class Lone(nn.Module):

@@ -142,6 +142,11 @@ class Variant(ABC):
         return dict(hyper)
 
     @classmethod
+    def of_layer(cls, hyper: Mapping[str, Any], layer: int, layers: int) -> dict[str, Any]:
+        """Those of `hyper` that follow from a matrix's depth: its layer, from 0, of so many in its stack."""
+        return {}
+
+    @classmethod
     def scale_with(cls, hyper: Mapping[str, Any]) -> float | None:
         """The scale s of the update of a matrix with these complete hyperparameters; None without a scale."""
         return None
@@ -153,6 +158,14 @@ class Variant(ABC):
         `hyper` is complete; asked before the model is changed.
         """
         return None
+
+    @classmethod
+    def misplaced(cls, model: nn.Module, roles: Mapping[str, str]) -> dict[str, str]:
+        """Matrix -> the reason why it cannot be adapted where it lies in the model, whatever its layer.
+
+        `roles` are those of all matrices that are to be adapted; asked before the model is changed.
+        """
+        return {}
 
     @classmethod
     def unfit(cls, host: Host, hyper: Mapping[str, Any]) -> str | None:

@@ -4,12 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.recomputation import CallNumbers, in_backward
+from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.core.seeding import generator
 
 
@@ -25,6 +26,16 @@ class ForwardCounter:
         self.runs = True  # not while the model's passes are those of other adapters
         self.emitted: list[Tensor] = []
         """The scalars that adapters emitted in the pass."""
+        self.routing: RoutingRecord | None = None
+        """Where mixtures of experts note their weights; None where nobody asks."""
+        self.tasks: Tensor | None = None
+        """The tasks of passes that are not told `task_ids` themselves: int64, one an example."""
+        self.task_ids: Tensor | None = None
+        self._mask: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model has emitted nothing: what a pass left belongs to the graph of that pass."""
+        return self.__dict__ | {"emitted": []}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -36,10 +47,37 @@ class ForwardCounter:
         for name, site in self.sites.items():
             site.next = counts[name]
 
-    def begin(self, module: nn.Module, *_: object) -> None:
-        """A forward pre-hook for the adapted model: a new pass emits anew."""
-        if module.training and self.runs and self.emitted and not in_backward():
+    def begin(self, module: nn.Module, given: object, named: Mapping[str, Any]) -> None:
+        """A forward pre-hook for the adapted model: a new pass emits anew, and has tasks and padding."""
+        if not self.runs:
+            return
+        if module.training and self.emitted and not in_backward():
             self.emitted.clear()
+        self.task_ids = named.get("task_ids", self.tasks)
+        two_parts = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+        self._mask = None if two_parts else named.get("attention_mask")
+
+    def kept(self, of: Tensor) -> Tensor | None:
+        """True for the tokens of a pass's (..., E) that are no padding; None where that is not known."""
+        known = self._mask is not None and self._mask.ndim == 2 and self._mask.shape == of.shape[:-1]
+        return self._mask.bool() if known and self._mask is not None else None
+
+    def tokens(self, of: Tensor) -> Tensor:
+        """The rows (T, E) of a pass's (..., E), without padding where that is known."""
+        kept = self.kept(of)
+        return of.flatten(0, -2) if kept is None else of[kept]
+
+    def tasks_of(self, examples: int) -> Tensor | None:
+        """The tasks of so many examples, each of which may stand for several rows; None where unknown.
+
+        ValueError where they are no such number.
+        """
+        if self.task_ids is None:
+            return None
+        times, rest = divmod(examples, len(self.task_ids))
+        if rest or not times:
+            raise ValueError(f"task_ids are of {len(self.task_ids)} examples, and the pass has {examples}")
+        return self.task_ids.repeat_interleave(times)
 
 
 SPARE = 8

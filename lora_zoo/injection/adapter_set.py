@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.core.errors import unknown
@@ -81,6 +81,7 @@ class AdapterSet(Mapping[str, A]):
             self.model.requires_grad_(False)
             self.model.__dict__[_KEY] = self
             guard(self.model, self._adapted)
+            self._passes = self.model.register_forward_pre_hook(_without_tasks, with_kwargs=True)
         self._by_name[injection.name] = injection
         for matrix in injection.matrices.values():
             if matrix.tensor not in self._wrappers:
@@ -238,6 +239,22 @@ class AdapterSet(Mapping[str, A]):
                 wrapper.batch = None
 
     @contextlib.contextmanager
+    def tasks(self, ids: Tensor | None) -> Iterator[None]:
+        """Inside, passes without `task_ids` of their own have these: int64, one an example; None for none.
+
+        For what calls the model itself (`generate`), which may repeat each example.
+        """
+        counters = [injection.counter for injection in self._by_name.values()]
+        before = [counter.tasks for counter in counters]
+        for counter in counters:
+            counter.tasks = ids
+        try:
+            yield
+        finally:
+            for counter, own in zip(counters, before, strict=True):
+                counter.tasks = own
+
+    @contextlib.contextmanager
     def disabled(self, *, keep: Sequence[str] = ()) -> Iterator[None]:
         """Inside, `keep` alone are active, by default none; the active adapters return afterwards."""
         with self.unmerged():
@@ -327,6 +344,7 @@ class AdapterSet(Mapping[str, A]):
         self._by_name, self._wrappers, self._merged, self.active = {}, {}, None, ()
         self.model.__dict__.pop(_KEY, None)
         unguard(self.model)
+        self._passes.remove()
         return self.model
 
     def _adapted(self) -> str:
@@ -336,6 +354,11 @@ class AdapterSet(Mapping[str, A]):
             return f"without {beside.removeprefix(BESIDE)!r}"
         wrapped = "" if self.merged else next(iter(self._wrappers), "")
         return f"with random weights in {wrapped}" if wrapped else ""
+
+
+def _without_tasks(model: nn.Module, given: Any, named: dict[str, Any]) -> Any:
+    """The last of the model's hooks that see a pass: adapters know its tasks, the model does not."""
+    return given, {key: value for key, value in named.items() if key != "task_ids"}
 
 
 def adapters_of(model: nn.Module) -> AdapterSet[Any]:

@@ -22,6 +22,7 @@ from lora_zoo.core.dtypes import uncast, wide
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.hyperparameters import accepted
+from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.core.statistics import Statistics
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
@@ -94,7 +95,9 @@ class Injection:
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         if state is not None:
             self.load_state_dict({**self.state_dict(), **state} if partial else state)
-        self._pass_counter = model.register_forward_pre_hook(self.counter.begin)
+        self._pass_counter = model.register_forward_pre_hook(
+            self.counter.begin, prepend=True, with_kwargs=True
+        )
         try:
             self._adapter_set.add(self)
         except BaseException:
@@ -203,6 +206,15 @@ class Injection:
         for module in (part for adapter in self.adapters.values() for part in adapter.modules()):
             if isinstance(module, Dropout):
                 module.end()
+
+    @contextlib.contextmanager
+    def recorded_routing(self) -> Iterator[RoutingRecord]:
+        """Inside, the weights that its adapters give to experts are noted in the record."""
+        before, self.counter.routing = self.counter.routing, RoutingRecord()
+        try:
+            yield self.counter.routing
+        finally:
+            self.counter.routing = before
 
     def activate(self) -> None:
         """Make this the model's only active adapter, above its priors."""

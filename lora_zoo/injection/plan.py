@@ -21,6 +21,7 @@ from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.budget import rank_within
+from lora_zoo.injection.layers import layer_of
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
 from lora_zoo.injection.targets import (
     Layers,
@@ -90,7 +91,7 @@ def plan_injection(
     matrices, unmatched = target_matrices(cls, model, Targets(wanted, exclude_modules, layers, seed))
     fully_trained = cls.fully_trained(model, to_save)
     given = {"rank": rank_pattern, "alpha": alpha_pattern} | dict(patterns or {})
-    patterns = pattern_values(cls, matrices, given)
+    patterns = with_depth(cls, model, matrices, complete, pattern_values(cls, matrices, given))
     key = cls.sized_by
     if budget is not None and (matrices or (key in complete and not cls.adapts)):
         if key in hyper:
@@ -106,7 +107,7 @@ def plan_injection(
     complete, patterns = complete_by_rank(cls, matrices, complete, patterns)
     plan = InjectionPlan(cls, complete, matrices, fully_trained, unmatched, patterns)
     check_present(model, plan)
-    refuse_unfit(plan)
+    refuse_unfit(plan, model)
     return plan
 
 
@@ -134,10 +135,12 @@ def refuse_adapted(model: nn.Module) -> None:
             )
 
 
-def refuse_unfit(plan: InjectionPlan) -> None:
-    """Raise ValueError for a matrix that the variant cannot adapt with its hyperparameters."""
+def refuse_unfit(plan: InjectionPlan, model: nn.Module) -> None:
+    """Raise ValueError for a matrix that the variant cannot adapt: so large, there, or with its values."""
+    misplaced = plan.variant.misplaced(model, {matrix.name: matrix.role for matrix in plan.matrices})
     for matrix in plan.matrices:
         reason = plan.variant.unfit(matrix.host, plan.hyperparameters_at(matrix))
+        reason = reason or misplaced.get(matrix.name)
         if reason := reason or not_collectable(plan.needs, matrix.host):
             (O, I), kind = matrix.shape, matrix.host.kind
             raise ValueError(
@@ -225,6 +228,26 @@ def pattern_values(
             for one in value if isinstance(value, Slope) else [value]:
                 complete_hyperparameters(cls, {key: one})
         found[key] = by_pattern(chosen, values, f"{key}_pattern")
+    return found
+
+
+def with_depth(
+    cls: type[Variant],
+    model: nn.Module,
+    matrices: list[TargetMatrix],
+    hyper: Mapping[str, Any],
+    patterns: Patterns,
+) -> dict[str, dict[str, Any]]:
+    """Patterns with the values that follow from each matrix's depth, where none was given for it."""
+    found = {key: dict(values) for key, values in patterns.items()}
+    layers: dict[str, int] = {}
+    names = (*base_parameters(model), *(matrix.name for matrix in matrices))
+    for stack, number in filter(None, map(layer_of, names)):
+        layers[stack] = max(layers.get(stack, 0), number + 1)
+    for matrix in matrices:
+        if place := layer_of(matrix.name):
+            for key, value in cls.of_layer(hyper, place[1], layers[place[0]]).items():
+                found.setdefault(key, {}).setdefault(matrix.name, value)
     return found
 
 

@@ -13,7 +13,7 @@ from lora_zoo.report.figures import Chart, Nothing
 from lora_zoo.report.figures.axes import axis_of
 from lora_zoo.report.figures.groups import done, groups
 from lora_zoo.report.subspace_pairs import subspace_pairs
-from lora_zoo.runs.curves import deltas, histories, ranks, updates
+from lora_zoo.runs.curves import deltas, histories, ranks, routing, updates
 
 COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
 OF_SIZE = ("rank", "budget")  # by which runs differ in their number of parameters
@@ -73,6 +73,7 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
     profiles = {name[axis]: partial(figures.profiles, runs, axis, by, value=value) for axis in own}
     found.add("Performance profiles", "by", profiles)
     _add_ranks(found, runs, by)
+    _add_routing(found, runs, by)
     _add_updates(found, runs, by)
     _add_recorded(found, runs, by)
     _add_subspaces(found, runs)
@@ -126,6 +127,17 @@ def _add_ranks(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None
     if len(changes):
         makers = {"all": partial(figures.rank_history, changes, runs, by)}
         found.add("Ranks over the training", "of", makers)
+
+
+def _add_routing(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """Loads of experts, of methods that have some, on each split."""
+    table = routing(runs) if "record" in runs else pd.DataFrame()
+    if len(table):
+        makers = {
+            split: partial(figures.routing, table[table["split"] == split], runs, by)
+            for split in table["split"].unique()
+        }
+        found.add("Routing among experts", "on", makers)
 
 
 def _add_updates(found: FigureList, runs: pd.DataFrame, by: Sequence[str]) -> None:

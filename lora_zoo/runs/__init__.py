@@ -17,12 +17,13 @@ _HOMES = {
     "histories": "curves",
     "updates": "curves",
     "ranks": "curves",
+    "routing": "curves",
     "examples": "curves",
     "deltas": "curves",
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
 __all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
-__all__ += ["metric_facts", "ranks", "updates"]
+__all__ += ["metric_facts", "ranks", "routing", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -52,6 +52,24 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "step", "name", "role", "layer", "rank"])
 
 
+def routing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Routing of mixtures, a row an expert: run, split, name, role, layer, expert, load, entropy.
+
+    The load is the expert's mean weight; the entropy (nats) is the matrix's, the mean of a token's.
+    """
+    told = [(run, record.get("routing") or {}) for run, record in _each(frame, "record")]
+    rows = [
+        {"run": run, "split": split, "name": name, **_place(name), "expert": expert, "load": load}
+        | {"entropy": own["entropy"]}
+        for run, splits in told
+        for split, matrices in splits.items()
+        for name, own in sorted(matrices.items())
+        for expert, load in enumerate(own["load"])
+    ]
+    columns = ["run", "split", "name", "role", "layer", "expert", "load", "entropy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def updates(frame: pd.DataFrame) -> pd.DataFrame:
     """The ΔW: a row a run and matrix, with role, layer (None outside of them), numerical rank and spectrum.
 

@@ -14,7 +14,7 @@ _TEXTS = ("name", "identity", "state", "command", "started", "ended", "metric", 
 _OBJECTS = (
     *("config", "metrics", "zero_shot", "parameters", "timings", "memory", "environment", "adapter", "data"),
     *("variant", "made_of", "error", "metric_facts", "deltas", "scores", "retention", "diverged", "packed"),
-    *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll", "ranks"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll", "ranks", "routing"),
 )
 _ROWS = ("history", "updates", "stages", "resumed")
 _BELOW: dict[str, type] = {
@@ -44,6 +44,7 @@ def check_form(record: Mapping[str, Any]) -> None:
         if not isinstance(value, form):
             raise ValueError(f"{path} must be {_WORDS[form]}; got {str(value)[:80]}")
     _check_rows(record)
+    _check_routing(record.get("routing") or {})
     _check_settings(record["config"], Settings, "config.")
 
 
@@ -65,6 +66,20 @@ def _check_rows(record: Mapping[str, Any]) -> None:
             raise ValueError(f"ranks must hold lists of [step, rank]; got {str(changes)[:80]} of {name[:80]}")
     if not all(isinstance(table, list) for table in (record.get("deltas") or {}).values()):
         raise ValueError("deltas must hold lists")
+
+
+def _check_routing(routing: Mapping[str, Any]) -> None:
+    for split, matrices in routing.items():
+        known = isinstance(matrices, Mapping) and all(map(_is_routing, matrices.values()))
+        if not known:
+            wanted = "for each matrix the load of each expert and the entropy"
+            raise ValueError(f"routing must hold {wanted}; got {str(matrices)[:80]} of {split[:80]}")
+
+
+def _is_routing(value: Any) -> bool:
+    known = isinstance(value, Mapping) and isinstance(value.get("load"), list)
+    numbers = [*value["load"], value.get("entropy")] if known else [None]
+    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
 
 
 def _is_change(value: Any) -> bool:

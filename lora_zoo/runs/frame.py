@@ -74,7 +74,18 @@ LEFT_OUT = "lora_zoo: left out"
 _WORDS = ("variant", "program", "scale", "init", "target_modules", "layers", "model", "task")
 _NUMBERS = (*(c for c in SETTINGS if c not in _WORDS), *OUTCOMES)
 _OBJECTS = ("history", "updates")
-_UNSCALAR = (*_OBJECTS, "stages", "ranks", "deltas", "scores", "nll", "moved", "stale", "contradiction")
+_UNSCALAR = (
+    *_OBJECTS,
+    "stages",
+    "ranks",
+    "routing",
+    "deltas",
+    "scores",
+    "nll",
+    "moved",
+    "stale",
+    "contradiction",
+)
 
 
 def load(*sources: str | Path, trials: bool = False) -> pd.DataFrame:

@@ -24,6 +24,8 @@ Times are seconds, sizes bytes.
 | history | one entry per log: step, epoch, loss (the task's alone), learning_rate, grad_norm, eval_*, |
 | | rank/ROLE (mean) and rank/total where `ranks` are known |
 | ranks | where they change: by matrix [[step, components], …]; of a program, all that its stages add up to |
+| routing | of mixtures, split: by matrix load (the mean weight of each expert) and entropy (nats, the mean |
+| | of a token's); within training the means over matrices are in `history`, as eval_routing_… |
 | parameters | trainable, total, share, adapted (matrices), in_full (names of tensors trained as they are) |
 | | final: trainable ones that were left after training, where some were dropped |
 | prior | the frozen adapters under it: name, sha256, path; copies lie in `adapter/prior/` |

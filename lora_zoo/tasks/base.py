@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.config.schema import Task
+from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, least
 from lora_zoo.tasks.judgeable import NotFinite
 from lora_zoo.tasks.labels import Classes
@@ -77,8 +78,8 @@ class TaskType(ABC):
         return self.fitted(example)
 
     def encode(self, example: Example) -> Example:
-        """Token ids and labels of one training example."""
-        return self.fitted(example).inputs
+        """Token ids, labels and, where the data have a column `task` of numbers, the task of one example."""
+        return self.fitted(example).inputs | _task_of(example)
 
     @abstractmethod
     def answers(self, model: nn.Module, rows: list[Example]) -> Iterable[Outcome]:
@@ -108,8 +109,15 @@ class TaskType(ABC):
         """
         rows, size = self.items(data), self.task.eval_batch_size
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        answers = chain.from_iterable(self.answers(model, batch) for batch in batches)
+        answers = chain.from_iterable(self._of_its_tasks(model, batch) for batch in batches)
         return [{"item": row["item"]} | answer for row, answer in zip(rows, answers, strict=True)]
+
+    def _of_its_tasks(self, model: nn.Module, rows: list[Example]) -> Iterable[Outcome]:
+        """The answers to a batch's rows by adapters that know the rows' tasks."""
+        told = [_task_of(row) for row in rows]
+        ids = torch.tensor([own["task_ids"] for own in told]) if rows and all(told) else None
+        with adapters_of(model).tasks(ids):
+            yield from self.answers(model, rows)
 
     def collate(self, batch: list[Example]) -> dict[str, Tensor]:
         """Pad on the right, labels with `IGNORED`."""
@@ -173,6 +181,12 @@ class LabelledTask(TaskType, ABC):
     def described(self, rows: list[Example]) -> dict[str, Any]:
         found = self.references(rows)
         return {"classes": {name: found.count(number) for number, name in enumerate(self.labels)}}
+
+
+def _task_of(example: Example) -> dict[str, int]:
+    """The example's task, for the adapters of a model; {} where the data do not number it."""
+    task = example.get("task")
+    return {"task_ids": task} if isinstance(task, int) and not isinstance(task, bool) else {}
 
 
 def check_finite(logits: Tensor) -> Tensor:

@@ -112,4 +112,5 @@ def examples(spec: RunSpec, model: nn.Module, data: TaskData) -> Iterator[dict[s
     encoded, settings = data.encoded, spec.settings
     order = torch.randperm(len(encoded), generator=generator("calibration", settings.data_seed))
     for number in order[: settings.calibration_examples].tolist():
-        yield on_device(data.kind.collate([encoded[number]]), model)
+        example = {key: value for key, value in encoded[number].items() if key != "task_ids"}
+        yield on_device(data.kind.collate([example]), model)  # the model alone, which knows no tasks

@@ -47,6 +47,8 @@ class Evaluator:
     ) -> None:
         self.injection, self.data, self.metrics = injection, data, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
+        self.routing: dict[str, dict[str, Any]] = {}
+        """By split what the experts of each matrix weighed when it was last judged; {} without experts."""
 
     def evaluate(self, *, keep: bool) -> Evaluation:
         """Judge every split; `keep` writes the outcome of every example to the run's folder."""
@@ -75,7 +77,7 @@ class Evaluator:
         """
         model = self.injection.model
         try:
-            with in_mode(model, training=False):
+            with in_mode(model, training=False), self.injection.recorded_routing() as routing:
                 outcomes = self.data.kind.outcomes(model, self.data.splits[split])
         except NotFinite as broken:
             raise NotFinite(f"{split}: {broken}") from broken
@@ -83,7 +85,11 @@ class Evaluator:
             raise ValueError(f"{split}: {broken}") from broken
         predictions = [o["prediction"] for o in outcomes]
         references = [o["reference"] for o in outcomes]
+        if found := routing.summary():
+            self.routing[split] = found
         if keep:
+            if self.routing:
+                self.record.update(routing=dict(self.routing))
             self.record.examples(split, outcomes)
             self._tell(split, predictions, references)
         return self._values(split, outcomes), likelihood.summary(outcomes)

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.routing import routing_means
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.models import activations
@@ -240,6 +241,7 @@ class ZooTrainer(Trainer):
         """Compute the task's metrics and nll on the validation split, in the middle of training."""
         values, likelihood = self.evaluator.evaluate_split("validation")
         told = {"nll": likelihood["nll"]} if likelihood else {}
+        told |= routing_means(self.evaluator.routing.get("validation", {}))
         metrics = {f"eval_{name}": value for name, value in (told | values).items()}
         self.log(metrics)
         control = self.control  # type: ignore[has-type]

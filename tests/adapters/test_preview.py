@@ -32,7 +32,8 @@ models = pytest.mark.parametrize("kind", WHERE)
 def asked_of(name, kind):
     """What to adapt in the model of this `kind`, without what the class would refuse."""
     targets = as_list(WHERE[kind]["target_modules"])
-    fit = fitting(name, fresh(kind)[0], targets) or targets
+    model = fresh(kind)[0]
+    fit = fitting(name, model, targets) or fitting(name, model, ["q", "v"]) or targets
     return {**WHERE[kind], "target_modules": fit, **settings(name, 2)}
 
 

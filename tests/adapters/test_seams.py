@@ -249,7 +249,7 @@ def test_a_penalty_on_the_pass_goes_through_the_cut_of_a_pack() -> None:
 
 def _counted(net: nn.Module, injection: Any) -> nn.Module:
     """`net`, whose backbone begins a pass as the model's own forward does."""
-    net.base_model.register_forward_pre_hook(injection.counter.begin)
+    net.base_model.register_forward_pre_hook(injection.counter.begin, with_kwargs=True)
     return net
 
 

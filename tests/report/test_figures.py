@@ -39,6 +39,15 @@ CHANGES = pd.DataFrame(
     ],
     columns=["run", "step", "name", "role", "layer", "rank"],
 )
+ROUTING = pd.DataFrame(
+    [
+        (run, "test", f"model.layers.{layer}.self_attn.q_proj", "q", layer, expert, load, math.log(2) / 2)
+        for run, first in {"00000000": 0.5, "00000001": 0.75}.items()
+        for layer in (0, 1)
+        for expert, load in enumerate((first, 1 - first))
+    ],
+    columns=["run", "split", "name", "role", "layer", "expert", "load", "entropy"],
+)
 SIMILARITY = pd.DataFrame([[1.0, 0.5], [0.25, 0.125]], index=[1, 2], columns=[1, 2])
 GREAT = pd.DataFrame(0.5, index=range(1, 65), columns=range(1, 65))
 
@@ -80,6 +89,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "profiles": lambda: figures.profiles(RUNS, "variant", BY),
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "ranks over steps": lambda: figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"]),
+    "routing": lambda: figures.routing(ROUTING, sweep(ranks=(8,)), ["variant"]),
     "agreement": lambda: figures.agreement(differing(), ["variant"]),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
     "subspaces": lambda: figures.subspaces({"r8 in r64": SIMILARITY}),
@@ -452,6 +462,16 @@ def test_ranks_are_in_a_report_where_runs_recorded_them() -> None:
     (views,) = [views for views in told.views if views.heading == heading]
     assert numbers(views.charts["all"].panels[0])[0][-1] == 16
     assert heading not in str(made.absent) and not [views for views in made.views if views.heading == heading]
+
+
+def test_the_loads_of_experts_are_means_over_seeds_beside_their_evenness() -> None:
+    chart = figures.routing(ROUTING, sweep(ranks=(8,)), ["variant"])
+    (heat,) = chart.panels
+    assert isinstance(heat, Heat) and heat.lines == ["q 0", "q 1"]
+    assert heat.columns == ["1", "2", "even"]
+    assert numbers(heat)[0] == pytest.approx([0.625, 0.375, 0.5]) and set(heat.rows["note"]) == {"n = 2"}
+    with pytest.raises(Nothing, match="no experts"):
+        figures.routing(ROUTING.assign(run="another"), sweep(ranks=(8,)), ["variant"])
 
 
 def test_spectra_leave_out_what_is_zero() -> None:

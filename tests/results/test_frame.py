@@ -209,6 +209,21 @@ def test_ranks_are_a_row_a_change_and_no_columns(tmp_path: Path) -> None:
     assert results.ranks(kept).equals(table)
 
 
+def test_routing_is_a_row_an_expert_and_in_no_column(tmp_path: Path) -> None:
+    name = "model.layers.11.self_attn.v_proj"
+    written(tmp_path, recorded(routing={"test": {name: {"load": [0.25, 0.75], "entropy": 0.5}}}))
+    written(tmp_path, recorded("seed=1"))
+    frame = results.load(tmp_path)
+    table = results.routing(frame)
+    assert table[["split", "role", "layer", "expert", "load", "entropy"]].to_numpy().tolist() == [
+        ["test", "v", 11, 0, 0.25, 0.5],
+        ["test", "v", 11, 1, 0.75, 0.5],
+    ]
+    assert not [column for column in frame if "routing" in column]
+    kept = results.load(results.archive(frame, tmp_path / "a.jsonl.gz"))
+    assert results.routing(kept).equals(table)
+
+
 def test_updates_are_a_row_a_matrix_with_role_and_layer(tmp_path: Path) -> None:
     rows = [update("model.layers.11.self_attn.v_proj", 2.0), update("lm_head", 0.0)]
     rows[1]["singular_values"] = [0.0, 0.0]

@@ -28,6 +28,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], str]] = {
     "metrics by number": lambda r: json.dumps(r | {"metrics": {"test": 0.5}}),
     "history of numbers": lambda r: json.dumps(r | {"history": [1, 2]}),
     "ranks without steps": lambda r: json.dumps(r | {"ranks": {"q": [4, 3]}}),
+    "a load that is no list": lambda r: json.dumps(
+        r | {"routing": {"test": {"q": {"load": 1, "entropy": 0}}}}
+    ),
     "a seed that is a list": lambda r: json.dumps(r | {"config": r["config"] | {"seed": [1]}}),
     "a variant without a name": lambda r: json.dumps(r | {"config": r["config"] | {"variant": {}}}),
     "hyperparameters": lambda r: json.dumps(r | {"variant": {"name": "lora"}}),

@@ -17,6 +17,7 @@ from lora_zoo.report.figures.maps import agreement, grid, layer_ranks, subspaces
 from lora_zoo.report.figures.outcomes import against, curves, pareto, profiles
 from lora_zoo.report.figures.planes import Bands, Crosses, Marks, Points
 from lora_zoo.report.figures.rank_history import rank_history
+from lora_zoo.report.figures.routing import routing
 from lora_zoo.report.figures.rows import line, stack
 from lora_zoo.report.figures.style import series_styles
 from lora_zoo.report.figures.vs_base import amplification, intruders, overlap
