@@ -16,6 +16,7 @@ _HOMES = {
     "by_view": "views",
     "histories": "curves",
     "updates": "curves",
+    "groups": "curves",
     "ranks": "curves",
     "examples": "curves",
     "deltas": "curves",
