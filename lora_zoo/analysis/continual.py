@@ -14,6 +14,9 @@ import pandas as pd
 from lora_zoo.runs.curves import groups
 
 
+MEASURES = ("average_accuracy", "learning_accuracy", "backward_transfer", "task_forgetting", "forward_transfer")
+
+
 class Matrix(NamedTuple):
     """The accuracy matrix of one run: its tasks in the order in which they were learned."""
 
@@ -81,8 +84,8 @@ def _matrix(own: pd.DataFrame) -> Matrix | None:
 
 
 def continual(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """A row for each run with a matrix: run, average_accuracy, learning_accuracy, backward_transfer, forgetting,
-    forward_transfer.
+    """A row for each run with a matrix: run, average_accuracy, learning_accuracy, backward_transfer,
+    task_forgetting, forward_transfer.
     """
     rows = [
         {
@@ -90,10 +93,9 @@ def continual(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
             "average_accuracy": average_accuracy(found.a_TT),
             "learning_accuracy": learning_accuracy(found.a_TT),
             "backward_transfer": backward_transfer(found.a_TT),
-            "forgetting": forgetting(found.a_TT),
+            "task_forgetting": forgetting(found.a_TT),
             "forward_transfer": forward_transfer(found.a_TT, found.before_T),
         }
         for run, found in matrices(frame, split).items()
     ]
-    columns = ["run", "average_accuracy", "learning_accuracy", "backward_transfer", "forgetting", "forward_transfer"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["run", *MEASURES])

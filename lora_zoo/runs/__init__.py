@@ -24,6 +24,6 @@ _HOMES = {
     "load_wandb": "from_wandb",
 }
 __all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
-__all__ += ["metric_facts", "ranks", "updates"]
+__all__ += ["groups", "metric_facts", "ranks", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

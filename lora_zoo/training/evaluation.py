@@ -52,6 +52,7 @@ class Evaluator:
     ) -> None:
         self.injection, self.data, self.metrics = injection, data, metrics
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
+        self.groups = _groups(data, self.eval_splits)
 
     def evaluate(self, *, keep: bool) -> Evaluation:
         """Judge every split; `keep` writes the outcome of every example to the run's folder."""
@@ -101,35 +102,22 @@ class Evaluator:
     def _judged(self, split: str) -> list[dict[str, Any]]:
         """The outcomes of a split, each group's with the model told of it, in the order of its items."""
         model, kind, data = self.injection.model, self.data.kind, self.data.splits[split]
-        if not kind.task.groups:
+        if not self.groups:
             return kind.outcomes(model, data)
         found: list[dict[str, Any]] = []
-        for group in self._groups():
+        for group in self.groups:
             rows = [n for n, own in enumerate(data[kind.task.groups]) if own == group]
             with self.injection.hooks.of_group(group):
                 found += kind.outcomes(model, data.select(rows)) if rows else []
         return sorted(found, key=lambda outcome: outcome["item"])
 
-    def _groups(self) -> list[str]:
-        """The groups of the training examples, in their order. ValueError where a split has others."""
-        column = self.data.kind.task.groups
-        for split in ("train", *self.eval_splits):
-            if column not in self.data.splits[split].column_names:
-                known = ", ".join(self.data.splits[split].column_names)
-                raise ValueError(f"task.groups={column} is no column of {split}, which has {known}")
-        known = list(dict.fromkeys(self.data.splits["train"][column]))
-        for split in self.eval_splits:
-            for other in set(self.data.splits[split][column]) - {*known}:
-                raise ValueError(f"task.groups={column}: {split} has {other!r}, and train has no such examples")
-        return known
-
     def _by_group(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         """The metrics of each group; {} where the task has none."""
-        if not self.data.kind.task.groups:
+        if not self.groups:
             return {}
         data = self.data.splits[split]
         group_of = dict(zip(data["item"], data[self.data.kind.task.groups], strict=True))
-        parts: dict[str, list[Mapping[str, Any]]] = {group: [] for group in self._groups()}
+        parts: dict[str, list[Mapping[str, Any]]] = {group: [] for group in self.groups}
         for outcome in outcomes:
             parts[group_of[outcome["item"]]].append(outcome)
         return {group: self._values(f"{split}, {group}", own) for group, own in parts.items() if own}
@@ -156,6 +144,25 @@ class Evaluator:
             values = self._values(split, of_it)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
+
+
+def _groups(data: TaskData, splits: Sequence[str]) -> list[str]:
+    """The groups of the training examples, in their order; none where the task has no `groups`.
+
+    ValueError where a split has not that column, or has other groups.
+    """
+    column = data.kind.task.groups
+    if not column:
+        return []
+    for split in ("train", *splits):
+        if column not in data.splits[split].column_names:
+            known = ", ".join(data.splits[split].column_names)
+            raise ValueError(f"task.groups={column} is no column of {split}, which has {known}")
+    found = list(dict.fromkeys(data.splits["train"][column]))
+    for split in splits:
+        if others := set(data.splits[split][column]) - {*found}:
+            raise ValueError(f"task.groups={column}: {split} has {min(others)!r}, of which train has no example")
+    return found
 
 
 def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:

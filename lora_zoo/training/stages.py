@@ -191,7 +191,7 @@ class StagedTraining:
         finally:
             timer.update(summed(self.record.content[STAGES]))
         done, self.before = self.stage, self.before + self.stage.steps
-        self._judge_groups()
+        self._judge_groups(tracker)
         following = next_stage(self.program, self.injection)
         if (following is None) != (done.then == "keep"):
             raise ValueError(f"{self.who}: the last stage, and no other one, must be kept")
@@ -206,12 +206,15 @@ class StagedTraining:
             self._settle()
         return True
 
-    def _judge_groups(self) -> None:
+    def _judge_groups(self, tracker: Tracker) -> None:
         """Record what each group of the task reaches after this stage; after the last one, the run does."""
         record = self.session.record
-        if self.evaluator.data.kind.task.groups and self.stage.then != "keep" and "groups" not in record.content:
+        if self.evaluator.groups and self.stage.then != "keep" and "groups" not in record.content:
             with StageTimer(record).stage("evaluate"):
                 record.update(groups=self.evaluator.evaluate(keep=False).groups)
+        for split, groups in record.content.get("groups", {}).items():
+            told = {f"{split}/{of}/{m}": value for of, own in groups.items() for m, value in own.items()}
+            tracker.log(told, self.before)
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)
