@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank, K tasks before the newest, T all tasks; x is (..., I).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class AMLoRA(TaskLoRAs):
     ) -> None:
         super().__init__(context, rank=rank, alpha=alpha, tasks=tasks, init=init, lora_dropout=lora_dropout)
         O, _ = context.shape
-        self.V_TO = nn.Parameter(context.uniform("V", (len(tasks), O), kaiming_bound(O, 5**0.5)))
+        self.V_TO = nn.Parameter(context.uniform("V", (len(tasks), O), kaiming_bound(O, 1 / math.sqrt(3))))
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
