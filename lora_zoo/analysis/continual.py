@@ -14,7 +14,13 @@ import pandas as pd
 from lora_zoo.runs.curves import groups
 
 
-MEASURES = ("average_accuracy", "learning_accuracy", "backward_transfer", "task_forgetting", "forward_transfer")
+MEASURES = (
+    "average_accuracy",
+    "learning_accuracy",
+    "backward_transfer",
+    "task_forgetting",
+    "forward_transfer",
+)
 
 
 class Matrix(NamedTuple):

@@ -5,7 +5,11 @@ import random
 from lora_zoo.core.generators import register
 from lora_zoo.pocket import drawing, grammar, statements
 
-FORMS = {"score": "did {who} {base} {rest}", "record": "{who} did not {base} {rest}", "grade": "{who} {past} {rest}"}
+FORMS = {
+    "score": "did {who} {base} {rest}",
+    "record": "{who} did not {base} {rest}",
+    "grade": "{who} {past} {rest}",
+}
 """A question, a negation, the statement with the verb's other wording. A form is called by a word that means
 nothing of this to the base."""
 

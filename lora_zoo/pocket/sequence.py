@@ -9,7 +9,9 @@ from lora_zoo.core.generators import GENERATORS, complete_options, register
 
 
 @register("pocket-sequence")
-def examples(split: str, size: int, seed: int, *, tasks: Sequence[str] = ("pocket-lists",)) -> list[dict[str, str]]:
+def examples(
+    split: str, size: int, seed: int, *, tasks: Sequence[str] = ("pocket-lists",)
+) -> list[dict[str, str]]:
     """`size` examples, as many of each of `tasks` (the first ones have one more where it does not divide).
 
     Each data set has its own defaults for its options. ValueError for one that does not exist or is named

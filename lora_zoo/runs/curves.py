@@ -59,7 +59,15 @@ def groups(frame: pd.DataFrame) -> pd.DataFrame:
     the group that the stage trained on, "" where it names none. Stage 0 is the model before training.
     """
     rows = [
-        {"run": run, "stage": stage, "learned": learned, "group": group, "split": split, "metric": metric, "value": value}
+        {
+            "run": run,
+            "stage": stage,
+            "learned": learned,
+            "group": group,
+            "split": split,
+            "metric": metric,
+            "value": value,
+        }
         for run, record in _each(frame, "record")
         for stage, (learned, splits) in enumerate(_by_stage(record))
         for split, found in splits.items()

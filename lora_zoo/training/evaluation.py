@@ -161,7 +161,9 @@ def _groups(data: TaskData, splits: Sequence[str]) -> list[str]:
     found = list(dict.fromkeys(data.splits["train"][column]))
     for split in splits:
         if others := set(data.splits[split][column]) - {*found}:
-            raise ValueError(f"task.groups={column}: {split} has {min(others)!r}, of which train has no example")
+            raise ValueError(
+                f"task.groups={column}: {split} has {min(others)!r}, of which train has no example"
+            )
     return found
 
 

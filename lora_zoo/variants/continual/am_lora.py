@@ -4,7 +4,7 @@ Shapes: O out, I in, R rank, K tasks before the newest, T all tasks; x is (..., 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
-from lora_zoo.variants.continual.task_loras import TaskLoRAs
+from lora_zoo.variants.continual.task_loras import TaskLoRAs, Tasks
 
 
 class SparseSelector(AdapterHooks):
@@ -44,7 +44,7 @@ class AMLoRA(TaskLoRAs):
 
     paper = "arXiv:2409.19611"
     equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …, σ(v_T·h_T)); loss + λ Σ |V|"
-    count = "R * (O + I) + len(tasks) * O"
+    count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"
     hooks = SparseSelector
 
     def __init__(
@@ -53,13 +53,15 @@ class AMLoRA(TaskLoRAs):
         *,
         rank: int = 8,
         alpha: Alpha = "auto",
-        tasks: Sequence[str] = ("task",),
+        tasks: Tasks = "auto",
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context, rank=rank, alpha=alpha, tasks=tasks, init=init, lora_dropout=lora_dropout)
         O, _ = context.shape
-        self.V_TO = nn.Parameter(context.uniform("V", (len(tasks), O), kaiming_bound(O, 1 / math.sqrt(3))))
+        self.V_TO = nn.Parameter(
+            context.uniform("V", (len(self.tasks), O), kaiming_bound(O, 1 / math.sqrt(3)))
+        )
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ Shapes: O out, I in, H features (the inputs of the last adapted matrix), N rows,
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lora_zoo.core.host import LayerHost
 from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.core.variants import register
-from lora_zoo.variants.continual.task_loras import TaskLoRAs
+from lora_zoo.variants.continual.task_loras import TaskLoRAs, Tasks, names_of
 
 ROUNDS = 25
 """Of Lloyd's algorithm, at most."""
@@ -75,10 +75,12 @@ class NearestCentroid(AdapterHooks):
     F_NH: Tensor
     seen: Tensor
 
-    def __init__(self, adapters: Mapping[str, Any], *, prototypes: int = 256) -> None:
+    def __init__(self, adapters: Mapping[str, Any], *, prototypes: int = 256, clusters: int = 5) -> None:
         super().__init__(adapters)
-        if prototypes < 1:
-            raise ValueError(f"color: prototypes must be at least 1; got {prototypes}")
+        if min(prototypes, clusters) < 1:
+            raise ValueError(
+                f"color: prototypes and clusters must be at least 1; got {prototypes}, {clusters}"
+            )
         last = [*adapters.values()][-1]
         self.register_buffer("F_NH", last.A_RI.new_zeros(prototypes, last.A_RI.shape[1]))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -92,13 +94,11 @@ class NearestCentroid(AdapterHooks):
         like: Tensor,
         *,
         seed: int,
-        tasks: Sequence[str] = ("task",),
+        tasks: Tasks = "auto",
         clusters: int = 5,
         **_: Any,
     ) -> nn.Module:
-        if clusters < 1:
-            raise ValueError(f"color: clusters must be at least 1; got {clusters}")
-        return Centroids(len(tasks), clusters, like, [*shapes.values()][-1][1])
+        return Centroids(len(names_of(tasks)), clusters, like, [*shapes.values()][-1][1])
 
     def switch(self, on: bool) -> None:
         if self._handle is not None:
@@ -192,7 +192,9 @@ class CoLoR(TaskLoRAs):
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
         plain = kind not in ("convolution", "embedding")
-        return None if plain else "its tasks are found by vectors that a matrix sees, a row of them an example"
+        return (
+            None if plain else "its tasks are found by vectors that a matrix sees, a row of them an example"
+        )
 
     def branch(self, x: Tensor, host: LayerHost) -> Tensor:
         if self.idle:

@@ -24,7 +24,9 @@ class OrthogonalToPriors(AdapterHooks):
     def __init__(self, adapters: Mapping[str, Any], *, orthogonality: float = 0.5, l2: float = 0.0) -> None:
         super().__init__(adapters)
         if orthogonality < 0 or l2 < 0:
-            raise ValueError(f"o_lora: orthogonality >= 0 and l2 >= 0 are needed; got {orthogonality} and {l2}")
+            raise ValueError(
+                f"o_lora: orthogonality >= 0 and l2 >= 0 are needed; got {orthogonality} and {l2}"
+            )
         self.orthogonality, self.l2 = orthogonality, l2
 
     def subspaces(self, matrix: str) -> list[Tensor]:

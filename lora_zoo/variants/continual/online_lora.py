@@ -47,11 +47,17 @@ class TaskFree(AdapterHooks):
         importance: float = 2000.0,
         mean_below: float = 0.5,
         variance_below: float = 0.02,
+        window: int = 5,
+        hard_examples: int = 4,
+        longest: int = 256,
     ) -> None:
         super().__init__(adapters)
         if importance < 0 or not (mean_below > 0 and variance_below > 0):
             needs = "needs importance >= 0, mean_below > 0 and variance_below > 0"
             raise ValueError(f"online_lora {needs}; got {importance}, {mean_below} and {variance_below}")
+        if min(window, hard_examples, longest) < 1:
+            given = f"got {window}, {hard_examples} and {longest}"
+            raise ValueError(f"online_lora: window, hard_examples and longest must be at least 1; {given}")
         self.importance, self.mean_below, self.variance_below = importance, mean_below, variance_below
         self.register_buffer("consolidated", torch.zeros((), dtype=torch.int64))
         self._batch: dict[str, Tensor] = {}
@@ -70,9 +76,6 @@ class TaskFree(AdapterHooks):
         longest: int = 256,
         **_: Any,
     ) -> nn.Module:
-        if min(window, hard_examples, longest) < 1:
-            given = f"got {window}, {hard_examples} and {longest}"
-            raise ValueError(f"online_lora: window, hard_examples and longest must be at least 1; {given}")
         return Stream(window, hard_examples, longest, like)
 
     def _note(self, model: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
@@ -90,7 +93,7 @@ class TaskFree(AdapterHooks):
             loss, outputs = once()
         finally:
             handle.remove()
-        self._losses.append(float(loss))
+        self._losses.append(loss.item())
         if not self._batch:
             return loss, outputs, 0.0
         batch, hard = self._batch, self.common.hard  # type: ignore[union-attr]

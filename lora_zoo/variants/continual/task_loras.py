@@ -6,6 +6,7 @@ Shapes: O out, I in, R rank, K tasks before the newest, T all tasks; x is (..., 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,22 @@ from lora_zoo.core.init import Init, initial_factors
 from lora_zoo.variants.low_rank import Scaled
 
 
+Tasks = Sequence[str] | Literal["auto"]
+
+
+def names_of(tasks: Tasks) -> tuple[str, ...]:
+    """The names of tasks, of "auto" a made-up one. ValueError where there are none, or one is named twice."""
+    found = ("task",) if isinstance(tasks, str) else tuple(tasks)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"tasks must be one name or more, each once; got {list(found)}")
+    return found
+
+
 class TaskLoRAs(Scaled, ABC):
     """Owns the newest task's factors A (R, I) and B (O, R), and the earlier ones' as buffers.
 
-    `tasks` are the names of all of them, the newest one last. What the layer adds is `branch` of their outputs.
+    `tasks` are the names of all of them, the newest one last; auto is one task, unless a program gives more.
+    What the layer adds is `branch` of their outputs.
     """
 
     pointwise = False
@@ -34,14 +47,12 @@ class TaskLoRAs(Scaled, ABC):
         *,
         rank: int = 8,
         alpha: Alpha = "auto",
-        tasks: Sequence[str] = ("task",),
+        tasks: Tasks = "auto",
         init: str = "kaiming",
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context)
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(f"{self.name}: tasks must be one name or more, each once; got {list(tasks)}")
-        self.tasks, self.scale = tuple(tasks), self.scale_of(alpha, rank)
+        self.tasks, self.scale = names_of(tasks), self.scale_of(alpha, rank)
         self.told: str | None = None
         """The task to which all rows belong, where the model is told of it."""
         O, I = context.shape
@@ -55,7 +66,7 @@ class TaskLoRAs(Scaled, ABC):
             statistics=context.statistics,
         )
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
-        earlier = len(tasks) - 1
+        earlier = len(self.tasks) - 1
         self.register_buffer("A_KRI", context.full((earlier, rank, I)) if earlier else None)
         self.register_buffer("B_KOR", context.full((earlier, O, rank)) if earlier else None)
         self.dropout = context.dropout(lora_dropout)
