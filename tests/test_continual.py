@@ -278,7 +278,7 @@ def test_online_lora_keeps_the_function_and_begins_anew_with_a_factor_that_learn
         omega.zero_()
     assert hooks.regularizer() == 0.0
     injection.model.train()
-    loss, _, extra = hooks.objective(lambda: ((out := injection.model(**inputs)).loss, out), Progress(1, 4))
+    extra = hooks.objective(lambda: ((out := injection.model(**inputs)).loss, out), Progress(1, 4))[2]
     assert extra == 0.0, "nothing is hard before anything was seen"
     again = hooks.objective(lambda: ((out := injection.model(**inputs)).loss, out), Progress(2, 4))[2]
     rows = row_losses(injection.model(**inputs).logits, inputs["labels"])

@@ -1,7 +1,7 @@
 """Continual learning in numbers: the accuracy matrix of a sequence of tasks and what is read off it.
 
-a_TT holds in row i, column j what the model reaches on the j-th task after it has learned the i-th, higher
-being better. Average accuracy and backward transfer: Lopez-Paz & Ranzato (2017), arXiv:1706.08840; forgetting:
+a_TT holds in row i, column j what the model reaches on the j-th task once it has learned the i-th; higher is
+better. Average accuracy and backward transfer: Lopez-Paz & Ranzato (2017), arXiv:1706.08840; forgetting:
 Chaudhry et al. (2018), arXiv:1801.10112.
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from lora_zoo.runs.curves import groups
-
 
 MEASURES = (
     "average_accuracy",
@@ -69,9 +68,9 @@ def _square(a_TT: np.ndarray) -> np.ndarray:
 
 
 def matrices(frame: pd.DataFrame, split: str = "test") -> dict[str, Matrix]:
-    """The matrix of each run of a frame that learned its groups one after the other, by the metric that counts.
+    """The matrix of each run of a frame that learned its groups one after the other.
 
-    Groups that no stage learned are left out.
+    It holds the metric that counts. Groups that no stage learned are left out.
     """
     counts = dict(zip(frame["run"], frame["metric"], strict=True))
     table = groups(frame)

@@ -9,7 +9,7 @@ from lora_zoo.pocket.lists import WORDS
 
 @register("pocket-lookup")
 def examples(split: str, size: int, seed: int, *, difficulty: Literal[1, 2, 3] = 1) -> list[dict[str, str]]:
-    """`size` different examples with `prompt` and `target`; lists of 3 + `difficulty` words, no word twice."""
+    """`size` different examples with `prompt` and `target`; lists of 3 + `difficulty` words, none twice."""
     rng, length = drawing.randomness("pocket-lookup", split, seed), 3 + difficulty
 
     def draw() -> tuple[str, str] | None:

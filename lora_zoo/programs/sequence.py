@@ -26,7 +26,7 @@ def sequence(
     | adapter | the next task |
     |---|---|
     | same | goes on with the adapter, or with all parameters, of the one before |
-    | new | has a new adapter; those of earlier tasks settle and stay as they are (a chain of merges, O-LoRA) |
+    | new | has a new adapter; those of earlier tasks settle and stay (a chain of merges, O-LoRA) |
     | more | adds its own LoRA to those in the variant's adapter, which stay as they are (`tasks` of it) |
 
     Each has new moments and a schedule of its own. `replay` is the share of every earlier task's examples,
@@ -57,7 +57,7 @@ def _refuse_unfit(context: ProgramContext, adapter: str) -> None:
     variant = VARIANTS.find(context.variant)
     grows = [name for name, cls in VARIANTS.items() if "tasks" in hyperparameters(cls)]
     if adapter == "more" and variant.name not in grows:
-        text = f"gives each task a LoRA in the variant's adapter, which has place for one: use {', '.join(grows)}"
+        text = f"needs an adapter with place for a LoRA a task: use {', '.join(grows)}"
         raise ValueError(f"sequence: adapter=more {text}; got {variant.name}")
     if adapter != "more" and variant.name in grows:
         raise ValueError(f"sequence: {variant.name} holds a LoRA for each task: use program.adapter=more")

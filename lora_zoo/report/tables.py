@@ -42,9 +42,7 @@ COSTS = {
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """The main table of each experiment in the frame, one of the runs of none, those of their views, and those
-    of sequences of tasks.
-    """
+    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
     viewed = [
         part[part["record"].map(lambda record: bool(record.get("views")))]
@@ -56,7 +54,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
 
 def continual_table(frame: pd.DataFrame) -> Table | None:
-    """Average accuracy, transfer and forgetting of runs that learned a sequence of tasks; None without any."""
+    """Average accuracy, transfer and forgetting of runs that learned tasks in sequence; None without any."""
     told = continual(sound(frame)) if "record" in frame else pd.DataFrame()
     if told.empty:
         return None

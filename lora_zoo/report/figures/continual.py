@@ -40,7 +40,7 @@ def accuracy_matrix(runs: pd.DataFrame, by: Sequence[str], *, split: str = "test
         panels.append(Heat(name, *axes, rows, colour, low, high))
     return Chart(
         "Each task after each was learned",
-        "Cells: mean over seeds. Below the diagonal: what is left of earlier tasks; above it: tasks not learned"
-        " yet. One colour scale for all panels.",
+        "Cells: mean over seeds. Below the diagonal: what is left of earlier tasks; above it: tasks not yet"
+        " learned. One colour scale for all panels.",
         panels,
     )

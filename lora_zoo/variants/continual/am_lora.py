@@ -43,7 +43,7 @@ class AMLoRA(TaskLoRAs):
     """
 
     paper = "arXiv:2409.19611"
-    equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …, σ(v_T·h_T)); loss + λ Σ |V|"
+    equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …); loss + λ Σ |V|"
     count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"
     hooks = SparseSelector
 

@@ -1,4 +1,4 @@
-"""A detector of shifts in a stream of losses, and a buffer of the examples that are hardest: state in buffers.
+"""A detector of shifts in a stream of losses, and a memory of its hardest examples; their state is in buffers.
 
 Shapes: L losses of a window, N examples of a batch, M of the buffer, S positions.
 """

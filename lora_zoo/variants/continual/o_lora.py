@@ -17,8 +17,9 @@ from lora_zoo.variants.low_rank import Additive
 class OrthogonalToPriors(AdapterHooks):
     """λ₁ Σ |A_old A_tᵀ| over matrices and entries, and the official code's λ₂ Σ ‖p‖₂ over new factors.
 
-    A_old is every frozen adapter under this one: `prior` runs, and what earlier stages have settled. The paper
-    squares the entries (eq. 7), its code takes their magnitudes; this is the code's. ValueError for negative λ.
+    A_old is every frozen adapter under this one: `prior` runs, and what earlier stages have settled. The
+    paper squares the entries (eq. 7), its code takes their magnitudes; this is the code's. ValueError for a
+    negative λ.
     """
 
     def __init__(self, adapters: Mapping[str, Any], *, orthogonality: float = 0.5, l2: float = 0.0) -> None:

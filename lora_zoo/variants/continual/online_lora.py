@@ -18,7 +18,13 @@ from lora_zoo.core.init import Init
 from lora_zoo.core.seeding import generator, kaiming_bound, uniform
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.core.variants import register
-from lora_zoo.variants.continual.loss_plateaus import HardExamples, LossPlateaus, is_of_tokens, row_losses
+from lora_zoo.variants.continual.loss_plateaus import (
+    IGNORED,
+    HardExamples,
+    LossPlateaus,
+    is_of_tokens,
+    row_losses,
+)
 from lora_zoo.variants.low_rank import LowRank
 
 
@@ -143,11 +149,9 @@ class TaskFree(AdapterHooks):
                 one = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
                 labels = one.pop("labels")
                 logits = self.model(**one).logits
-                best = torch.where(labels != -100, logits.argmax(-1).roll(1, 1), labels)
-                for own, grad in zip(
-                    sums, torch.autograd.grad(row_losses(logits, best).sum(), factors), strict=True
-                ):
-                    own += grad.square()
+                best = torch.where(labels != IGNORED, logits.argmax(-1).roll(1, 1), labels)
+                grads = torch.autograd.grad(row_losses(logits, best).sum(), factors)
+                sums = [own + grad.square() for own, grad in zip(sums, grads, strict=True)]
         for omega, own in zip(omegas, sums, strict=True):
             omega.mul_(1 - 1 / count).add_(own.to(omega), alpha=1 / count)
 

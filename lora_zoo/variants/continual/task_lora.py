@@ -1,4 +1,4 @@
-"""A LoRA for each task, chosen by the task's name: what a method that must guess the task can reach at most."""
+"""A LoRA for each task, chosen by the task's name: the bound of all methods that must guess the task."""
 
 import torch
 from torch import Tensor

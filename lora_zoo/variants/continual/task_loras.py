@@ -18,7 +18,6 @@ from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init, initial_factors
 from lora_zoo.variants.low_rank import Scaled
 
-
 Tasks = Sequence[str] | Literal["auto"]
 
 
