@@ -1,4 +1,4 @@
-"""A detector of shifts in a stream of losses, and a memory of its hardest examples; their state is in buffers.
+"""A detector of shifts in a stream of losses, and a memory of its hardest examples; state is in buffers.
 
 Shapes: L losses of a window, N examples of a batch, M of the buffer, S positions.
 """
@@ -55,6 +55,7 @@ class HardExamples(nn.Module):
     """
 
     ids_MS: Tensor
+    mask_MS: Tensor
     labels_MS: Tensor
     loss_M: Tensor
 

@@ -5,7 +5,7 @@ Shapes: O out, I in, R rank, N examples of a batch, M of the buffer of hard ones
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,13 @@ class TaskFree(AdapterHooks):
             given = f"got {window}, {hard_examples} and {longest}"
             raise ValueError(f"online_lora: window, hard_examples and longest must be at least 1; {given}")
         self.importance, self.mean_below, self.variance_below = importance, mean_below, variance_below
-        self.register_buffer("consolidated", torch.zeros((), dtype=torch.int64))
         self._batch: dict[str, Tensor] = {}
         self._losses: list[float] = []
         self._steps_of: Optimizer | None = None
+
+    @property
+    def stream(self) -> Stream:
+        return cast(Stream, self.common)
 
     @classmethod
     def shared(
@@ -102,15 +105,15 @@ class TaskFree(AdapterHooks):
         self._losses.append(loss.item())
         if not self._batch:
             return loss, outputs, 0.0
-        batch, hard = self._batch, self.common.hard  # type: ignore[union-attr]
-        old: dict[str, Tensor] = hard.inputs()  # type: ignore[operator]
+        batch, hard = self._batch, self.stream.hard
+        old = hard.inputs()
         again_M = row_losses(self.model(**old).logits, old["labels"]) if old else None
         loss_N = row_losses(outputs["logits"].detach(), batch["labels"])
-        hard.update(batch, loss_N, None if again_M is None else again_M.detach())  # type: ignore[operator]
+        hard.update(batch, loss_N, None if again_M is None else again_M.detach())
         return loss, outputs, 0.0 if again_M is None else again_M.sum() / len(loss_N)
 
     def regularizer(self) -> Tensor | float:
-        if not (self.importance and int(self.consolidated)):
+        if not (self.importance and int(self.stream.losses.state[4])):
             return 0.0
         each = [
             (omega * p.square()).sum()
@@ -122,24 +125,22 @@ class TaskFree(AdapterHooks):
     def on_step_end(self, progress: Progress) -> None:
         losses, self._losses = self._losses, []
         bounds = {"mean_below": self.mean_below, "variance_below": self.variance_below}
-        seen: LossPlateaus = self.common.losses  # type: ignore[union-attr,assignment]
-        if losses and seen.step(sum(losses) / len(losses), **bounds):
+        if losses and self.stream.losses.step(sum(losses) / len(losses), **bounds):
             self.consolidate()
 
     def consolidate(self) -> None:
         """Weigh the factors by the hard examples, add each product to what is frozen, and begin anew."""
-        count = int(self.common.losses.state[4])  # type: ignore[union-attr,index]
+        count = int(self.stream.losses.state[4])
         self._weigh(max(count, 1))
         for name, adapter in self.adapters.items():
             adapter.consolidate(generator("online_lora", self.seed, name, count))
             for factor in (adapter.A_RI, adapter.B_OR):
                 if self._steps_of is not None:
                     self._steps_of.state.pop(factor, None)
-        self.consolidated.fill_(count)
 
     def _weigh(self, count: int) -> None:
         """Ω ← (1/n) Σ_M (∂/∂p)² + (1 - 1/n) Ω at the n-th plateau."""
-        inputs = self.common.hard.inputs()  # type: ignore[union-attr,operator]
+        inputs = self.stream.hard.inputs()
         adapters = [*self.adapters.values()]
         factors = [p for a in adapters for p in (a.A_RI, a.B_OR)]
         omegas = [omega for a in adapters for omega in (a.OmegaA_RI, a.OmegaB_OR)]
@@ -164,6 +165,7 @@ class OnlineLoRA(LowRank):
     learn; the official code adds the As and the Bs, and sets both to zero.
     """
 
+    dW_OI: Tensor
     paper = "arXiv:2411.05663"
     equation = "W' = W + Σ_{j<t} s B_j A_j + s B_t A_t; loss + that of hard examples + (λ/2) Σ Ω p²"
     count = "R * (O + I)"
