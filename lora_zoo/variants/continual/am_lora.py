@@ -39,7 +39,8 @@ class AMLoRA(TaskLoRAs):
 
     A row of V a task gives each token's score of that LoRA; the zero-LoRA scores 0. The newest LoRA and all
     rows of V train. No source settles these: the score is a number a token (a matrix in V's place would give
-    one a feature), σ = tanh, λ = 1e-4, and a new row of V is drawn as a linear layer's.
+    one a feature), σ = tanh, λ = 1e-4, a new row of V is drawn as a
+    linear layer's, and the scores see no dropout.
     """
 
     paper = "arXiv:2409.19611"
@@ -78,9 +79,14 @@ class AMLoRA(TaskLoRAs):
         scores = torch.cat([torch.zeros_like(scores_T[..., :1]), scores_T], dim=-1)
         return scores.softmax(-1, dtype=at_least_float32(h_TO.dtype)).to(h_TO.dtype)
 
-    def branch(self, x: Tensor, host: LayerHost) -> Tensor:
-        h_TO = torch.stack([self.one(number, x, host) for number in range(len(self.tasks))], dim=-2)
-        return (self.attention(h_TO)[..., 1:, None] * h_TO).sum(-2)
+    def outputs(self, x: Tensor, host: LayerHost) -> Tensor:
+        """The outputs (..., T, O) of all tasks' LoRAs."""
+        return torch.stack([self.one(number, x, host) for number in range(len(self.tasks))], dim=-2)
+
+    def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
+        h_TO = self.outputs(dropped, host)
+        seen_TO = h_TO if dropped is x else self.outputs(x, host)
+        return (self.attention(seen_TO)[..., 1:, None] * h_TO).sum(-2)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

@@ -196,16 +196,16 @@ class CoLoR(TaskLoRAs):
             None if plain else "its tasks are found by vectors that a matrix sees, a row of them an example"
         )
 
-    def branch(self, x: Tensor, host: LayerHost) -> Tensor:
+    def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
         if self.idle:
             return x.new_zeros(())
         newest = len(self.tasks) - 1
         if self.route_N is None or len(self.route_N) != len(x):
-            return self.one(newest, x, host)
+            return self.one(newest, dropped, host)
         tasks = self.route_N.unique().tolist()
         if len(tasks) == 1:
-            return self.one(tasks[0], x, host)
-        whole = torch.stack([self.one(task, x, host) for task in tasks])
+            return self.one(tasks[0], dropped, host)
+        whole = torch.stack([self.one(task, dropped, host) for task in tasks])
         place_N = torch.searchsorted(torch.tensor(tasks).to(self.route_N), self.route_N)
         return whole[place_N, torch.arange(len(x), device=x.device)]
 

@@ -20,11 +20,11 @@ class TaskLoRA(TaskLoRAs):
     count = "R * (O + I)"
     hooks = ToldOfTasks
 
-    def branch(self, x: Tensor, host: LayerHost) -> Tensor:
+    def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
         told = self.tasks[-1] if self.told is None else self.told
         if told not in self.tasks:
             return x.new_zeros(())
-        return self.one(self.tasks.index(told), x, host)
+        return self.one(self.tasks.index(told), dropped, host)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

@@ -89,8 +89,8 @@ class TaskLoRAs(Scaled, ABC):
             getattr(self, stack).copy_(torch.cat([*earlier, before[own][None]]))
 
     @abstractmethod
-    def branch(self, x: Tensor, host: LayerHost) -> Tensor:
-        """What is added to the layer's output (..., O), of the input under dropout."""
+    def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
+        """What is added to the layer's output (..., O), of its input and the same under dropout."""
 
     def one(self, number: int, x: Tensor, host: LayerHost) -> Tensor:
         """s B A x of the task of this number."""
@@ -100,7 +100,7 @@ class TaskLoRAs(Scaled, ABC):
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         y = host.base(x)
-        return y + self.branch(host.dropped(x, self.dropout), host).to(y.dtype)
+        return y + self.branch(x, host.dropped(x, self.dropout), host).to(y.dtype)
 
 
 class ToldOfTasks(AdapterHooks):
