@@ -95,6 +95,9 @@ class Task:
     )
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
+    groups: str | None = key(
+        None, "a column by whose values results are told apart as well: the tasks of a sequence"
+    )
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
     metric_arguments: dict[str, Any] = key({}, "metric: its own arguments (f1: {average: macro})")
     likelihood: bool = key(

@@ -89,6 +89,10 @@ class AdapterHooks(nn.Module):
         about = {"model": model, "matrices": matrices, "seed": seed, "counter": counter}
         self.__dict__.update(about, common=common, prior=prior)  # not submodules
 
+    def show_prior(self, name: str, adapters: Mapping[str, Any]) -> None:
+        """Show one more frozen adapter under these: what earlier stages of a program have settled."""
+        self.__dict__["prior"] = {**self.prior, name: adapters}
+
     def switch(self, on: bool) -> None:
         """Put into the model, or take out of it, what is in no matrix (a soft prompt's hook, say).
 
@@ -213,6 +217,13 @@ class AdapterHooks(nn.Module):
         ValueError for a view that was asked for and cannot be.
         """
         return {}
+
+    def of_group(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model is told that all rows belong to this group, a value of the column `task.groups`.
+
+        A run judges each group (a task of a sequence, say) apart. By default the model makes no use of it.
+        """
+        return contextlib.nullcontext()
 
     def law(self) -> None:
         """Assert what makes this method itself (called by the conformance suite)."""

@@ -55,7 +55,16 @@ def keywords(cls: type[Any]) -> dict[str, inspect.Parameter]:
 def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
     """The trainable parameters on one matrix (O, I), by the variant's own formula `count`."""
     O, I = shape
-    names = {"ceil": math.ceil, "min": min, "role": "", **hyper, "O": O, "I": I, "R": hyper.get("rank")}
+    names = {
+        "ceil": math.ceil,
+        "min": min,
+        "len": len,
+        "role": "",
+        **hyper,
+        "O": O,
+        "I": I,
+        "R": hyper.get("rank"),
+    }
     return int(eval(cls.count, {"__builtins__": {}}, names)) if cls.count else 0
 
 

@@ -57,6 +57,8 @@ class Stage:
     of adapters pruned so; None for new moments."""
     examples: Callable[[Rows], Sequence[int]] | None = None
     """From the training examples, as the data have them, to the numbers of those that it trains on."""
+    name: str = ""
+    """The group of `task.groups` that it learns, for the record."""
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
+from lora_zoo.analysis.continual import continual
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
@@ -27,6 +28,10 @@ from lora_zoo.runs.views import WHOLE, by_view
 COSTS = {
     "trainable": ("trainable", "{:,.0f}"),
     "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
+    "learning_accuracy": ("each task when learned", "{:.3f}"),
+    "backward_transfer": ("backward transfer", "{:.3f}"),
+    "task_forgetting": ("forgetting of tasks", "{:.3f}"),
+    "forward_transfer": ("forward transfer", "{:.3f}"),
     "retention_before": ("held-out LM loss, before", "{:.3f}"),
     "retention_after": ("held-out LM loss, after", "{:.3f}"),
     "data.train.information": ("bits there are", "{:,.0f}"),
@@ -37,14 +42,29 @@ COSTS = {
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """The main table of each experiment in the frame, one of the runs of none, and those of their views."""
+    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
     viewed = [
         part[part["record"].map(lambda record: bool(record.get("views")))]
         for part in parts
         if "record" in part
     ]
-    return [*map(main_table, parts), *(view_table(part) for part in viewed if len(sound(part)))]
+    views = [view_table(part) for part in viewed if len(sound(part))]
+    return [*map(main_table, parts), *views, *filter(None, map(continual_table, parts))]
+
+
+def continual_table(frame: pd.DataFrame) -> Table | None:
+    """Average accuracy, transfer and forgetting of runs that learned tasks in sequence; None without any."""
+    told = continual(sound(frame)) if "record" in frame else pd.DataFrame()
+    if told.empty:
+        return None
+    runs = frame.merge(told, on="run")
+    about: Mapping[str, Any] = next(filter(None, frame["experiment_about"]), {})
+    kept = {key: about[key] for key in ("rows",) if key in about}
+    asked = {**kept, "value": "average_accuracy"}
+    made = main_table(runs.assign(experiment="", experiment_about=[asked] * len(runs)))
+    title = f"A sequence of tasks: the mean over tasks at its end, of {len(runs)} runs"
+    return replace(made, name=f"{about.get('name') or 'runs'}_continual", title=title)
 
 
 def view_table(frame: pd.DataFrame) -> Table:

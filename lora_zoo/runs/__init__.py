@@ -16,6 +16,7 @@ _HOMES = {
     "by_view": "views",
     "histories": "curves",
     "updates": "curves",
+    "groups": "curves",
     "ranks": "curves",
     "routing": "curves",
     "examples": "curves",
@@ -24,6 +25,6 @@ _HOMES = {
     "load_wandb": "from_wandb",
 }
 __all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
-__all__ += ["metric_facts", "ranks", "routing", "updates"]
+__all__ += ["groups", "metric_facts", "ranks", "routing", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -70,6 +70,39 @@ def routing(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """The outcomes of each group of `task.groups`: run, stage, learned, group, split, metric, value.
+
+    A row for each metric of a group after each stage of a program, or after the one training; `learned` is
+    the group that the stage trained on, "" where it names none. Stage 0 is the model before training.
+    """
+    rows = [
+        {
+            "run": run,
+            "stage": stage,
+            "learned": learned,
+            "group": group,
+            "split": split,
+            "metric": metric,
+            "value": value,
+        }
+        for run, record in _each(frame, "record")
+        for stage, (learned, splits) in enumerate(_by_stage(record))
+        for split, found in splits.items()
+        for group, values in found.items()
+        for metric, value in values.items()
+    ]
+    return pd.DataFrame(rows, columns=["run", "stage", "learned", "group", "split", "metric", "value"])
+
+
+def _by_stage(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was learned, and what the groups of each split reach, from before training to its end."""
+    stages = record.get("stages") or [{}]
+    found = [(stage.get("group", ""), stage.get("groups", {})) for stage in stages[:-1]]
+    last = (stages[-1].get("group", ""), record.get("groups", {}))
+    return [("", record.get("zero_shot_groups", {})), *found, last]
+
+
 def updates(frame: pd.DataFrame) -> pd.DataFrame:
     """The ΔW: a row a run and matrix, with role, layer (None outside of them), numerical rank and spectrum.
 

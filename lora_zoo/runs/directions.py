@@ -18,6 +18,10 @@ HIGHER_IS_BETTER = dict.fromkeys(
     False,
 )
 HIGHER_IS_BETTER |= dict.fromkeys(("cpu_share", "bits", "bits_per_parameter"), True)
+HIGHER_IS_BETTER |= dict.fromkeys(("average_accuracy", "learning_accuracy"), True)
+HIGHER_IS_BETTER |= dict.fromkeys(("backward_transfer", "forward_transfer"), True) | {
+    "task_forgetting": False
+}
 _JUDGED = tuple(f"{of}{split}" for of in ("", "zero_shot_", "majority_") for split in ("validation", "test"))
 
 

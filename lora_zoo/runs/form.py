@@ -15,6 +15,7 @@ _OBJECTS = (
     *("config", "metrics", "zero_shot", "parameters", "timings", "memory", "environment", "adapter", "data"),
     *("variant", "made_of", "error", "metric_facts", "deltas", "scores", "retention", "diverged", "packed"),
     *("likelihood", "zero_shot_likelihood", "view_likelihood", "nll", "ranks", "routing"),
+    *("groups", "zero_shot_groups"),
 )
 _ROWS = ("history", "updates", "stages", "resumed")
 _BELOW: dict[str, type] = {

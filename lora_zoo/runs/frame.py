@@ -232,7 +232,7 @@ _NONES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NONES |= {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # W&B's
 _MEASURED = (
     *("metrics", "views", "zero_shot", "majority", "history", "updates", "timings", "retention"),
-    *("likelihood", "zero_shot_likelihood", "view_likelihood"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood", "groups", "zero_shot_groups"),
 )
 
 

@@ -23,7 +23,7 @@ from lora_zoo.runs.sources import Source, own_files, with_imports
 from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
-    *("program", "trial", "task.metric_arguments", "task.by_heart"),
+    *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
 )
 """Keys that the first identities lack: unset, they are no part of one."""

@@ -18,6 +18,8 @@ Times are seconds, sizes bytes.
 | metrics, zero_shot | split: {metric: value}, after training and before it |
 | likelihood, zero_shot_likelihood | split: of its references nll (nats an item, mean), nats_per_token, |
 | | bits_per_example, bits_per_token, items, tokens; absent for regression; view_likelihood: by view |
+| groups, zero_shot_groups | split: {group: {metric: value}}, groups being the values of `task.groups`; the |
+| | stages of a program but the last hold `groups`, and each the group that it learns |
 | answers | split: items, different predictions (distinct) and references, the commonest class (common), |
 | | only: the one answer where all are alike |
 | majority | split: {metric: value} of the commonest class alone, where references are classes |

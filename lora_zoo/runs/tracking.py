@@ -24,7 +24,7 @@ BACKENDS = ("wandb", "none")
 STEP = "train/global_step"  # the axis of transformers' callback
 TRACKED = (
     *("state", "metrics", "views", "zero_shot", "parameters", "timings", "memory", "retention"),
-    *("likelihood", "zero_shot_likelihood", "view_likelihood", "routing"),
+    *("likelihood", "zero_shot_likelihood", "view_likelihood", "routing", "groups", "zero_shot_groups"),
     *("command", "started", "metric", "metric_facts", "variant", "adapter", "data", "environment", "made_of"),
 )
 COLUMNS = ("name", "O", "I", "norm", "relative norm", "stable rank", "effective rank", "top singular values")

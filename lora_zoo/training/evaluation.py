@@ -23,14 +23,19 @@ TRIED = 200
 
 
 class Evaluation(NamedTuple):
-    """The metrics of each split, and the likelihood of its references, of splits that have one."""
+    """The metrics of each split, and the likelihood of its references, of splits that have one.
+
+    `groups` are the metrics of each group of a split, where the task has groups.
+    """
 
     metrics: dict[str, dict[str, float]]
     likelihood: dict[str, dict[str, float]]
+    groups: dict[str, dict[str, dict[str, float]]]
 
-    def under(self, metrics: str, likelihood: str) -> dict[str, Any]:
-        """Entries of a record with these keys."""
-        return {metrics: self.metrics} | ({likelihood: self.likelihood} if self.likelihood else {})
+    def under(self, metrics: str, likelihood: str, groups: str = "") -> dict[str, Any]:
+        """Entries of a record with these keys; groups are left out where they have none."""
+        told = {likelihood: self.likelihood} | ({groups: self.groups} if groups else {})
+        return {metrics: self.metrics} | {key: value for key, value in told.items() if value}
 
 
 class Evaluator:
@@ -49,12 +54,17 @@ class Evaluator:
         self.record, self.eval_splits = record, [s for s in eval_splits if s in data.splits]
         self.routing: dict[str, dict[str, Any]] = {}
         """By split what the experts of each matrix weighed when it was last judged; {} without experts."""
+        self.groups = _groups(data, self.eval_splits)
 
     def evaluate(self, *, keep: bool) -> Evaluation:
         """Judge every split; `keep` writes the outcome of every example to the run's folder."""
-        found = {split: self.evaluate_split(split, keep=keep) for split in self.eval_splits}
-        likelihoods = {split: nll for split, (_, nll) in found.items() if nll}
-        return Evaluation({split: values for split, (values, _) in found.items()}, likelihoods)
+        outcomes = {split: self._outcomes(split, keep=keep) for split in self.eval_splits}
+        found = {split: likelihood.summary(own) for split, own in outcomes.items()}
+        return Evaluation(
+            {split: self._values(split, own) for split, own in outcomes.items()},
+            {split: nll for split, nll in found.items() if nll},
+            {split: groups for split, own in outcomes.items() if (groups := self._by_group(split, own))},
+        )
 
     def missing_views(self) -> dict[str, contextlib.AbstractContextManager[Any]]:
         """The views of the trained model that no process has judged on every split."""
@@ -71,14 +81,15 @@ class Evaluator:
             self.record.update(**{key: known.get(key, {}) | {name: of} for key, of in found.items()})
 
     def evaluate_split(self, split: str, *, keep: bool = False) -> tuple[dict[str, float], dict[str, float]]:
-        """The metrics of a split, and the likelihood of its references, {} where there is none.
+        """The metrics of a split, and the likelihood of its references, {} where there is none."""
+        outcomes = self._outcomes(split, keep=keep)
+        return self._values(split, outcomes), likelihood.summary(outcomes)
 
-        ValueError for a metric that is NaN or inf, or answers of which none can be had.
-        """
-        model = self.injection.model
+    def _outcomes(self, split: str, *, keep: bool) -> list[dict[str, Any]]:
+        """The outcomes of a split. ValueError for answers of which none can be had."""
         try:
-            with in_mode(model, training=False), self.injection.recorded_routing() as routing:
-                outcomes = self.data.kind.outcomes(model, self.data.splits[split])
+            with in_mode(self.injection.model, training=False), self.injection.recorded_routing() as routing:
+                outcomes = self._judged(split)
         except NotFinite as broken:
             raise NotFinite(f"{split}: {broken}") from broken
         except ValueError as broken:
@@ -92,7 +103,30 @@ class Evaluator:
                 self.record.update(routing=dict(self.routing))
             self.record.examples(split, outcomes)
             self._tell(split, predictions, references)
-        return self._values(split, outcomes), likelihood.summary(outcomes)
+        return outcomes
+
+    def _judged(self, split: str) -> list[dict[str, Any]]:
+        """The outcomes of a split, each group's with the model told of it, in the order of its items."""
+        model, kind, data = self.injection.model, self.data.kind, self.data.splits[split]
+        if not self.groups:
+            return kind.outcomes(model, data)
+        found: list[dict[str, Any]] = []
+        for group in self.groups:
+            rows = [n for n, own in enumerate(data[kind.task.groups]) if own == group]
+            with self.injection.hooks.of_group(group):
+                found += kind.outcomes(model, data.select(rows)) if rows else []
+        return sorted(found, key=lambda outcome: outcome["item"])
+
+    def _by_group(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        """The metrics of each group; {} where the task has none."""
+        if not self.groups:
+            return {}
+        data = self.data.splits[split]
+        group_of = dict(zip(data["item"], data[self.data.kind.task.groups], strict=True))
+        parts: dict[str, list[Mapping[str, Any]]] = {group: [] for group in self.groups}
+        for outcome in outcomes:
+            parts[group_of[outcome["item"]]].append(outcome)
+        return {group: self._values(f"{split}, {group}", own) for group, own in parts.items() if own}
 
     def _values(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The metrics of these outcomes, of those that they hold what it needs for."""
@@ -116,6 +150,27 @@ class Evaluator:
             values = self._values(split, of_it)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
+
+
+def _groups(data: TaskData, splits: Sequence[str]) -> list[str]:
+    """The groups of the training examples, in their order; none where the task has no `groups`.
+
+    ValueError where a split has not that column, or has other groups.
+    """
+    column = data.kind.task.groups
+    if not column:
+        return []
+    for split in ("train", *splits):
+        if column not in data.splits[split].column_names:
+            known = ", ".join(data.splits[split].column_names)
+            raise ValueError(f"task.groups={column} is no column of {split}, which has {known}")
+    found = list(dict.fromkeys(data.splits["train"][column]))
+    for split in splits:
+        if others := set(data.splits[split][column]) - {*found}:
+            raise ValueError(
+                f"task.groups={column}: {split} has {min(others)!r}, of which train has no example"
+            )
+    return found
 
 
 def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ class Experiment:
         ):
             with self.timer.stage("zero_shot"):
                 judged = evaluator.evaluate(keep=False)
-                self.record.update(**judged.under("zero_shot", "zero_shot_likelihood"))
+                self.record.update(**judged.under("zero_shot", "zero_shot_likelihood", "zero_shot_groups"))
         with self._tracker() as tracker:
             self.record.update(tracking=tracker.where)
             try:
@@ -119,7 +119,7 @@ class Experiment:
             if not self._evaluated("metrics", evaluator):
                 with self.timer.stage("evaluate"):
                     judged = evaluator.evaluate(keep=True)
-                    self.record.update(**judged.under("metrics", "likelihood"))
+                    self.record.update(**judged.under("metrics", "likelihood", "groups"))
         except NotFinite as broken:
             steps = int(self.record.content.get("timings", {}).get("steps", 0))
             raise Diverged(f"after {steps} steps, {broken}", step=steps, layers=[]) from broken

@@ -131,6 +131,8 @@ class StagedTraining:
         finished, adapters = has_trained(record), adapters_of(self.model)
         injection = self.inject(spec, record, asked, trained=finished)
         adapters.activate(*(name for name in (SETTLED, injection.name) if name in adapters))
+        if SETTLED in adapters:
+            injection.hooks.show_prior(SETTLED, adapters[SETTLED].adapters)
         if not finished:
             self._go_on(injection)
         self.session = TrainingSession(
@@ -147,6 +149,7 @@ class StagedTraining:
         if self.resumes and not self.session.finished:
             record.content["resumed"], self.resumes = self.record.content["resumed"], False
         about: dict[str, Any] = {"variant": spec.variant.name, "steps": stage.steps, "then": stage.then}
+        about |= {"group": stage.name} if stage.name else {}
         about |= {"inject": asked, "rewarm": stage.rewarm, "rate": stage.rate}
         counts = {"adapted": len(injection), "trainable": injection.trainable()}
         record.update(**about, **counts, seed=spec.settings.seed)
@@ -188,6 +191,7 @@ class StagedTraining:
         finally:
             timer.update(summed(self.record.content[STAGES]))
         done, self.before = self.stage, self.before + self.stage.steps
+        self._judge_groups(tracker)
         following = next_stage(self.program, self.injection)
         if (following is None) != (done.then == "keep"):
             raise ValueError(f"{self.who}: the last stage, and no other one, must be kept")
@@ -201,6 +205,16 @@ class StagedTraining:
         else:
             self._settle()
         return True
+
+    def _judge_groups(self, tracker: Tracker) -> None:
+        """Record what each group of the task reaches after this stage; after the last one, the run does."""
+        record = self.session.record
+        if self.evaluator.groups and self.stage.then != "keep" and "groups" not in record.content:
+            with StageTimer(record).stage("evaluate"):
+                record.update(groups=self.evaluator.evaluate(keep=False).groups)
+        for split, groups in record.content.get("groups", {}).items():
+            told = {f"{split}/{of}/{m}": value for of, own in groups.items() for m, value in own.items()}
+            tracker.log(told, self.before)
 
     def _settle(self) -> None:
         stage, adapters = self.injection, adapters_of(self.model)

@@ -10,6 +10,7 @@ chart.panels[0].rows                   # and its numbers
 
 from lora_zoo.report.figures.axes import Axis
 from lora_zoo.report.figures.chart import Chart
+from lora_zoo.report.figures.continual import accuracy_matrix
 from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction, ranks, spectra
 from lora_zoo.report.figures.groups import Nothing
 from lora_zoo.report.figures.learning import forgetting, learned
