@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lora_zoo.bench.paths import takes_dropout
 from lora_zoo.conformance.cases import fitting, nearest_rank, representatives, settings
+from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.batched import RowGroup
@@ -36,6 +37,7 @@ from lora_zoo.training.signals import Stopped, live_on
 from tests.processes import start
 
 ADAPTING = [name for name, variant in VARIANTS.items() if variant.count]
+OF_ROWS = [name for name in ADAPTING if VARIANTS[name].hooks.switch is AdapterHooks.switch]
 
 
 def model(**changes: Any) -> tf.LlamaForCausalLM:
@@ -79,7 +81,7 @@ def outcome(injection: Injection, states: Tensor) -> tuple[Tensor, list[Tensor]]
 
 
 @pytest.mark.parametrize(  # what is particular to a host, each representative meets
-    ("name", "targets"), [(n, t) for n in ADAPTING for t in TARGETS if t == "all" or n in representatives()]
+    ("name", "targets"), [(n, t) for n in OF_ROWS for t in TARGETS if t == "all" or n in representatives()]
 )
 def test_each_adapter_gets_its_own_rows_and_gradients(name: str, targets: str) -> None:
     """Three jobs: this variant twice, at other ranks, seeds and lengths, and LoRA on another target."""

@@ -272,7 +272,7 @@ def test_checkpointing_a_model_changes_nothing(name, kind, reentrant):
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
-    if VARIANTS[name].not_recomputable:
+    if VARIANTS[name].not_recomputable or (reentrant and injection.counter.emitted):
         with pytest.raises(ValueError, match=r"use trainer\.gradient_checkpointing=false"):
             trained(model, injection, kind)
         return

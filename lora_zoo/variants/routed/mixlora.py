@@ -85,7 +85,7 @@ class Blocks(Balance):
             self._hooks.pop().remove()
 
     def regularizer(self) -> Tensor | float:
-        return self.emitted() / max(len(self.blocks), 1)
+        return super().regularizer() / max(len(self.blocks), 1)
 
 
 @register("mixlora")
@@ -117,7 +117,7 @@ class MixLoRA(Scaled, Routed):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(context, experts=experts, top_k=top_k, balance=balance)
-        self.is_expert = context.role in FEED_FORWARD
+        self.is_expert, self.emits = context.role in FEED_FORWARD, balance > 0 and context.role == "up"
         self.scale, E = self.scale_of(alpha, rank), experts if self.is_expert else 1
         self.expert: int | None = None if self.is_expert else 0
         self.A_ERI = nn.Parameter(torch.stack([*expert_starts(context, E, rank, self.scale, init)]))

@@ -29,6 +29,12 @@ class Balance(AdapterHooks):
     packable = True  # what an adapter emits reaches its own job alone
 
     def regularizer(self) -> Tensor | float:
+        """ValueError where nothing was emitted: reentrant checkpointing keeps no graph of a pass."""
+        if not self.counter.emitted and any(own.training and own.emits for own in self.adapters.values()):
+            raise ValueError(
+                "the loss of balance is lost in reentrant recomputation; use "
+                "trainer.gradient_checkpointing=false, use_reentrant=false, or variant.balance=0"
+            )
         return self.emitted()
 
 
@@ -54,6 +60,7 @@ class Routed(Adapter, ABC):
         if balance < 0:
             raise ValueError(f"{self.name}: balance must not be negative; got {balance}")
         self.place, self.top_k, self.balance = context.name, top_k or experts, balance
+        self.emits = balance > 0
 
     @classmethod
     def refusal(cls, kind: str, shape: tuple[int, int], hyper: Mapping[str, Any]) -> str | None:
