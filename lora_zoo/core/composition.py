@@ -54,6 +54,13 @@ class Composition(ABC):
         """True if a tensor that `name` alone adapts is just what that adapter makes of it."""
         return True
 
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
+        """The weights (…, K) of the K adapters `names` at each position of the output; None: the base alone.
+
+        Asked where it `routes`. `layer` is the name of the stored tensor, `x` the layer's input.
+        """
+        return None
+
     @abstractmethod
     def combine(self, base: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
         """The composed tensor, in the shape of `base`.
@@ -76,11 +83,7 @@ class Routed(Composition):
         return base
 
     @abstractmethod
-    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
-        """The weights (…, K) of the K adapters `names` at each position of the output; None: the base alone.
-
-        `layer` is the name of the stored tensor, `x` the layer's input.
-        """
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None: ...
 
 
 COMPOSITIONS: Registry[type[Composition]] = Registry("composition", "lora_zoo.compositions", attribute="name")
