@@ -95,6 +95,13 @@ class Composition(ABC):
             return changed[first]
         return self.combine(base, changed, place)
 
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
+        """The weights (…, K) of the K adapters `names` at each position of the output; None: the base alone.
+
+        Asked where it `routes`. `layer` is the name of the stored tensor, `x` the layer's input.
+        """
+        return None
+
     @abstractmethod
     def combine(self, base: Tensor, changed: Mapping[str, Tensor], place: str) -> Tensor:
         """The composed tensor, in the shape of `base`; `place` is the name of the tensor.
@@ -117,11 +124,7 @@ class Routed(Composition):
         return base
 
     @abstractmethod
-    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None:
-        """The weights (…, K) of the K adapters `names` at each position of the output; None: the base alone.
-
-        `layer` is the name of the stored tensor, `x` the layer's input.
-        """
+    def route(self, layer: str, x: Tensor, names: Sequence[str]) -> Tensor | None: ...
 
 
 COMPOSITIONS: Registry[type[Composition]] = Registry("composition", "lora_zoo.compositions", attribute="name")

@@ -43,6 +43,8 @@ class AdapterSet(Mapping[str, A]):
         self.active: tuple[str, ...] = ()
         self.composition = composition_of("sum", (), {})
         self._by_name: dict[str, A] = {}
+        self._shown: set[str] = set()
+        """The adapters of which the model may hold what they train in full."""
         self._wrappers: dict[str, AdapterWrapper] = {}
         self._merged: dict[str, LayerParameters] | None = None
         self._required_grad = {n: p.requires_grad for n, p in base_parameters(model).items()}
@@ -106,8 +108,8 @@ class AdapterSet(Mapping[str, A]):
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
         self._compose(names, together)
-        switched = [self._by_name[name] for name in dict.fromkeys((*self.active, *names))]
-        switched = [one for one in switched if (one.name in names) != (one.name in self.active)]
+        every = self._by_name.values()
+        switched = [one for one in every if (one.name in names) != (one.name in self._shown)]
         for shown in (False, True):
             for injection in switched:
                 if (injection.name in names) == shown:
@@ -157,6 +159,7 @@ class AdapterSet(Mapping[str, A]):
         With it comes the module of an adapter that has no matrix in which it could lie.
         """
         key = f"{BESIDE}{injection.name}"
+        self._shown.add(injection.name)  # also where it fails halfway
         if shown and injection.shared is not None and not injection.matrices:
             self.model.add_module(key, injection.shared)
         else:
@@ -164,6 +167,8 @@ class AdapterSet(Mapping[str, A]):
         for name, parameter in (injection.trained if shown else injection.originals).items():
             put(self.model, name, parameter)
         injection.buffers.show(shown)
+        if not shown:
+            self._shown.discard(injection.name)
 
     def isolate(self, name: str) -> None:
         """Activate one adapter and hide the others: faster than `activate`, for adapters that take turns.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_zoo.core.adapter import Adapter
-from lora_zoo.core.composition import Composition, Routed
+from lora_zoo.core.composition import Composition
 from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.kernel import hooked
@@ -194,7 +194,7 @@ class LayerWrapper(AdapterWrapper):
         if self.composition is not None and not self.composition.of_outputs:
             return self._by_weight(x)
         base = self.layer.forward(x)
-        if isinstance(self.composition, Routed):
+        if self.composition is not None and self.composition.routes:
             weights = self.composition.route(self.name, x, [*self.live])
             return routed(self.name, weights, base, self.live, partial(output_of, x, base))
         return self.composed(base, partial(output_of, x, base))
