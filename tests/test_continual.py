@@ -20,7 +20,7 @@ from lora_zoo.report import figures
 from lora_zoo.report.tables import continual_table
 from lora_zoo.training import runner
 from lora_zoo.training.trainer import ZooTrainer
-from lora_zoo.variants.continual.color import k_means
+from lora_zoo.variants.continual.centroids import k_means
 from lora_zoo.variants.continual.loss_plateaus import HardExamples, LossPlateaus, row_losses
 from tests.test_programs import asked, folder_in, record
 
@@ -163,7 +163,7 @@ def test_stages_of_a_sequence_see_their_task_and_a_share_of_earlier_ones() -> No
     ("variant", "hyper", "says"),
     [
         ("lora", {"adapter": "more"}, "use am_lora, color, task_lora; got lora"),
-        ("am_lora", {}, "am_lora holds a LoRA for each task: use program.adapter=more"),
+        ("am_lora", {"adapter": "same"}, "am_lora holds a LoRA for each task: use program.adapter=more"),
         ("full", {"adapter": "new"}, "full has none: use same"),
         ("lora", {"tasks": ["a", "a"]}, "different tasks"),
         ("lora", {"replay": 1.5}, "0 <= replay <= 1; got"),
@@ -206,7 +206,7 @@ def test_o_lora_s_penalty_by_hand() -> None:
 
 def test_o_lora_sees_what_earlier_tasks_have_settled(tmp_path: Path) -> None:
     """The first stage has none, and the function of the first task's LoRA is in the run's to the bit."""
-    folder = made(tmp_path, "+variant=o_lora", "program.adapter=new", "variant.orthogonality=1000")
+    folder = made(tmp_path, "+variant=o_lora", "variant.orthogonality=1000")
     first, second, last = tensors(folder, 1), tensors(folder, 2), tensors(folder)
     for name in (n for n in first if n.endswith("A_RI")):
         assert torch.equal(last[name][:2], first[name])
@@ -337,7 +337,7 @@ def test_the_hardest_examples_of_the_stream_are_kept() -> None:
     assert hard.inputs()["input_ids"].tolist() == [[3, 3], [4, 4]] and hard.loss_M.tolist() == [3.0, 1.5]
 
 
-@pytest.mark.parametrize(("words", "more"), [(("+variant=color", "program.adapter=more"), "shared.C_TKH")])
+@pytest.mark.parametrize(("words", "more"), [(("+variant=color",), "shared.C_TKH")])
 def test_color_in_a_sequence_has_centres_of_each_task(
     words: tuple[str, ...], more: str, tmp_path: Path
 ) -> None:

@@ -92,8 +92,6 @@ def _wrong_cells(grid: Any, reference: list[Any]) -> Iterator[str]:
         yield "experiment.grid must give each key a list of values"
         return
     for key, values in grid_values(grid).items():
-        if key == "preset":  # a group of configurations, whose names hold no settings
-            continue
         try:
             check_key(str(key), values)
         except ValueError as wrong:

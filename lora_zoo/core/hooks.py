@@ -63,6 +63,8 @@ class AdapterHooks(nn.Module):
     packable: ClassVar[bool] = False
     """True if what this class does within a step (WITHIN_STEP) does not reach other jobs of the same model; a
     class that overrides one of them and does not say so trains by itself."""
+    over_priors: ClassVar[bool] = False
+    """True if it is about the frozen adapters under these: in a sequence of tasks each has a new one."""
     pointwise_views: ClassVar[bool] = True
     """False where a view is no weight (an average of outputs): inside it, reading one raises ValueError."""
     model: nn.Module

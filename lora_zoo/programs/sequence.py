@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.program import ProgramContext, Rows, Stage, register
 from lora_zoo.core.seeding import generator
@@ -18,7 +19,7 @@ def sequence(
     *,
     tasks: Sequence[str],
     by: str = "task",
-    adapter: Literal["same", "new", "more"] = "same",
+    adapter: Literal["auto", "same", "new", "more"] = "auto",
     replay: float = 0.0,
 ) -> Generator[Stage, Any, None]:
     """Learn `tasks`, the values of the column `by`, in this order.
@@ -27,6 +28,7 @@ def sequence(
     |---|---|
     | same | goes on with the adapter, or with all parameters, of the one before |
     | new | has a new adapter; those of earlier tasks settle and stay (a chain of merges, O-LoRA) |
+    | auto | what the variant is made for: more where it has `tasks`, new where it is about priors, or same |
     | more | adds its own LoRA to those in the variant's adapter, which stay as they are (`tasks` of it) |
 
     Each has new moments and a schedule of its own. `replay` is the share of every earlier task's examples,
@@ -36,6 +38,8 @@ def sequence(
     if not 1 <= len(set(tasks)) == len(tasks) <= context.steps or not 0 <= replay <= 1:
         needs = f"from one to {context.steps} different tasks (steps) and 0 <= replay <= 1"
         raise ValueError(f"sequence needs {needs}; got {list(tasks)} and {replay}")
+    if adapter == "auto":
+        adapter = _usual(VARIANTS.find(context.variant))
     _refuse_unfit(context, adapter)
     start: Callable[[Any], None] | None = None
     for number, steps in enumerate(lengths(context.steps, len(tasks)), start=1):
@@ -51,6 +55,12 @@ def sequence(
         )
         if adapter != "new" and not last:
             start = (_going_on if adapter == "same" else _growing)(learned)
+
+
+def _usual(variant: type[Variant]) -> Literal["same", "new", "more"]:
+    if "tasks" in hyperparameters(variant):
+        return "more"
+    return "new" if variant.hooks.over_priors else "same"
 
 
 def _refuse_unfit(context: ProgramContext, adapter: str) -> None:

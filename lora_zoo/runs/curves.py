@@ -96,7 +96,7 @@ def groups(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_stage(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What was learned, and what the groups of each split reach, from before training to its end."""
+    """The group learned and the outcomes of each split's groups, from before training to its end."""
     stages = record.get("stages") or [{}]
     found = [(stage.get("group", ""), stage.get("groups", {})) for stage in stages[:-1]]
     last = (stages[-1].get("group", ""), record.get("groups", {}))

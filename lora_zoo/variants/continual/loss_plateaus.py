@@ -68,7 +68,7 @@ class HardExamples(nn.Module):
         self.register_buffer("loss_M", like.new_full((size,), EMPTY))
 
     def inputs(self) -> dict[str, Tensor]:
-        """What it holds as keyword arguments of a model, padded to its longest; {} while it is empty."""
+        """Its examples as keyword arguments of a model, padded to the longest; {} while it is empty."""
         full_M = self.loss_M > EMPTY
         if not bool(full_M.any()):
             return {}

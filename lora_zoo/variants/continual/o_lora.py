@@ -22,6 +22,8 @@ class OrthogonalToPriors(AdapterHooks):
     negative λ.
     """
 
+    over_priors = True
+
     def __init__(self, adapters: Mapping[str, Any], *, orthogonality: float = 0.5, l2: float = 0.0) -> None:
         super().__init__(adapters)
         if orthogonality < 0 or l2 < 0:

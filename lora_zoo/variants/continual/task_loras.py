@@ -90,7 +90,7 @@ class TaskLoRAs(Scaled, ABC):
 
     @abstractmethod
     def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
-        """What is added to the layer's output (..., O), of its input and the same under dropout."""
+        """The addition to the layer's output (..., O), of its input and the same under dropout."""
 
     def one(self, number: int, x: Tensor, host: LayerHost) -> Tensor:
         """s B A x of the task of this number."""
