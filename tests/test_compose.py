@@ -53,10 +53,12 @@ def test_a_composed_model_is_what_the_adapters_make_together(runs: Path, tmp_pat
 
 def test_a_composed_adapter_has_the_exact_rank_or_the_chosen_one(runs: Path, tmp_path: Path) -> None:
     both = [runs / "lora", runs / "lora"]
-    done = compose(tmp_path / "out", both, by="weighted_sum", options={"weights": [1, 0.5]}, form="adapter")
+    done = compose(
+        tmp_path / "out", both, by="weighted_sum", options={"weights": [0.02, 0.01]}, form="adapter"
+    )
     model = loaded(runs / "base", "tied")
     own = load_adapter(model, runs / "lora")
-    adapters_of(model).activate(own.name, weights=[1.5])
+    adapters_of(model).activate(own.name, weights=[0.03])
     expected, rank = logits(model), own.hyper["rank"]
     adapters_of(model).remove()
     again = load_adapter(model, tmp_path / "out")
@@ -66,7 +68,7 @@ def test_a_composed_adapter_has_the_exact_rank_or_the_chosen_one(runs: Path, tmp
     about = read_description(tmp_path / "out")["about"]
     assert about["composed"] == {
         "by": "weighted_sum",
-        "options": {"weights": [1, 0.5]},
+        "options": {"weights": [0.02, 0.01]},
         "runs": [str(run) for run in both],
     }
     assert about["model"]["path"] == str(runs / "base")
