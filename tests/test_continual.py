@@ -140,7 +140,7 @@ def test_groups_that_are_no_column_or_that_train_lacks_are_refused() -> None:
         return evaluation._groups(SimpleNamespace(kind=task, splits=rows), [*splits][1:])  # type: ignore[arg-type]
 
     assert told("task", train=["b", "a", "b"], test=["a"]) == ["b", "a"] and told(None, train=["a"]) == []
-    with pytest.raises(ValueError, match="task.groups=kind is no column of train, which has task"):
+    with pytest.raises(ValueError, match=r"task\.groups=kind is no column of train, which has task"):
         told("kind", train=["a"])
     with pytest.raises(ValueError, match="test has 'c', of which train has no example"):
         told("task", train=["a"], test=["c"])
