@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from lora_zoo.core.program import PROGRAMS, ProgramContext
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.report import figures
 from lora_zoo.report.tables import continual_table
-from lora_zoo.training import runner
+from lora_zoo.training import evaluation, runner
 from lora_zoo.training.trainer import ZooTrainer
 from lora_zoo.variants.continual.centroids import k_means
 from lora_zoo.variants.continual.loss_plateaus import HardExamples, LossPlateaus, row_losses
@@ -129,6 +131,19 @@ def test_an_earlier_task_s_lora_stays_to_the_bit(whole: Path) -> None:
         assert torch.equal(last[f"{name}.B_KOR"][0], first[f"{name}.B_OR"])
     groups = [entry["groups"]["test"]["pocket-pick"] for entry in (record(whole)["stages"][0], record(whole))]
     assert groups[0] == groups[1], "told of the task, the model answers as it did"
+
+
+def test_groups_that_are_no_column_or_that_train_lacks_are_refused() -> None:
+    def told(column: str | None, **splits: list[str]) -> list[str]:
+        rows = {split: Dataset.from_dict({"task": own}) for split, own in splits.items()}
+        task = SimpleNamespace(task=SimpleNamespace(groups=column))
+        return evaluation._groups(SimpleNamespace(kind=task, splits=rows), [*splits][1:])  # type: ignore[arg-type]
+
+    assert told("task", train=["b", "a", "b"], test=["a"]) == ["b", "a"] and told(None, train=["a"]) == []
+    with pytest.raises(ValueError, match=r"task\.groups=kind is no column of train, which has task"):
+        told("kind", train=["a"])
+    with pytest.raises(ValueError, match="test has 'c', of which train has no example"):
+        told("task", train=["a"], test=["c"])
 
 
 # --- the program -------------------------------------------------------------------------------------------
