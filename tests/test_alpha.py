@@ -47,7 +47,9 @@ def used_ranks(injection: Injection) -> dict[str, int]:
 
 
 ALONE = [name for name in SCALED if "shared" not in vars(VARIANTS[name].hooks)]  # of a pair there is one rank
-GROWING = [name for name in SCALED if count(name, 1) < count(name, 2)]  # others refuse a budget
+GROWING = [
+    n for n in SCALED if count(n, 1) < min(count(n, 2), 1000)
+]  # others refuse a budget, or so small a one
 FOUND = [("budget=4k", GROWING), ("rank_pattern={q:2,v:5}", ALONE)]
 
 

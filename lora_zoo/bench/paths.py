@@ -138,7 +138,7 @@ def adapted(base: nn.Module, variant: str, **wanted: Any) -> Injection:
 def perturb(injection: Injection, width: float = 0.05) -> None:
     """Move every tensor; one of three or more axes further, as an entry of ΔW may be a product of several."""
     g = torch.Generator().manual_seed(2)
-    for tensor in injection.state_dict().values():
+    for tensor in filter(torch.is_floating_point, injection.state_dict().values()):
         own = width if tensor.ndim < 3 else max(width, 0.5 * tensor.shape[-1] ** -0.5)
         tensor.add_(own * torch.randn(tensor.shape, generator=g).to(tensor))
 

@@ -15,8 +15,8 @@ REMEMBERED = 256
 
 
 def in_backward() -> bool:
-    """True within a backward pass: a forward pass there is a recomputation."""
-    return torch._C._current_graph_task_id() >= 0
+    """True within a backward pass: a forward pass there is a recomputation. torch.compile cannot tell."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0
 
 
 def may_recur() -> bool:

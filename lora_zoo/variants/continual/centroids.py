@@ -106,12 +106,12 @@ class NearestCentroid(AdapterHooks):
         cache = kwargs.get("past_key_values")
         if self._asks or in_backward() or (cache is not None and cache.get_seq_length()):
             return
-        room = len(self.F_NH) - int(self.seen)
         if not model.training:
             self._route(self.common.nearest(self.features(*args, **kwargs)))  # type: ignore[union-attr,operator]
             return
         self._route(None)
-        if self._learns and room > 0:
+        room = len(self.F_NH) - int(self.seen) if self._learns else 0
+        if room > 0:
             f_NH = self.features(*args, **kwargs)[:room].to(self.F_NH)
             self.F_NH[int(self.seen) : int(self.seen) + len(f_NH)] = f_NH
             self.seen += len(f_NH)
