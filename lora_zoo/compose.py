@@ -62,6 +62,9 @@ def _parser(by: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, help="the run to whose task one composes (lorahub, controlpe)")
     parser.add_argument("--examples", type=int, help="how many a composition looks at, of each run")
+    parser.add_argument(
+        "--evaluate", metavar="SPLIT", help="judge the result on this split of each run's task"
+    )
     parser.add_argument("--model", help="the base, where it is not (or not where) the adapters say it is")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, help="of the written weights; default: the base's")
@@ -102,6 +105,7 @@ def compose(
     rank: int | None = None,
     data: Path | None = None,
     examples: int | None = None,
+    evaluate: str | None = None,
     model: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -110,7 +114,8 @@ def compose(
 
     `options` are those of the composition `by`, adapters called like their folders. `rank` is the
     composition's where it has one, and the most that one adapter has. `data` is the run to whose task a
-    composition is fitted; `examples` of it, or of each run, are looked at.
+    composition is fitted; `examples` of it, or of each run, are looked at. `evaluate` is a split on which
+    the result is judged by each run's task: the notes then say what that run had reached, and what is left.
 
     Raises FileNotFoundError where a run holds no adapter, ValueError for adapters that cannot be composed
     (other bases, other shapes, no effective weight) or a wrong option, before anything is written.
@@ -119,6 +124,7 @@ def compose(
     from lora_zoo.models.loading import load_tokenizer
     from lora_zoo.models.saving import refuse_to_overwrite
     from lora_zoo.models.write_composed import write_adapter, write_model
+    from lora_zoo.training.retention import tasks_of
 
     out = Path(out).resolve()
     refuse_to_overwrite(out)
@@ -127,15 +133,19 @@ def compose(
     named = named_runs([Path(run) for run in runs])
     composition = _composition(by, tuple(named), dict(options or {}), form, rank)
     _check_data(composition, data, examples)
+    tasks = tasks_of(named, evaluate) if evaluate else []
     base = common_base(named, model, trust_remote_code)
     as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form == "adapter" else base
     tokenizer = load_tokenizer(base.model)
     network = load_adapters_of(as_loaded, named, tokenizer).model
     _prepare(network, composition, named, data, examples)
+    left = [str(task.retained(network)) for task in tasks]
     if form == "model":
-        return write_model(network, out, base, tokenizer, composition, dtype=dtype)
-    made_of = {"by": by, "options": dict(options or {}), "runs": [str(run) for run in runs]}
-    return write_adapter(network, out, base, composition, rank=rank, made_of=made_of)
+        done = write_model(network, out, base, tokenizer, composition, dtype=dtype)
+    else:
+        made_of = {"by": by, "options": dict(options or {}), "runs": [str(run) for run in runs]}
+        done = write_adapter(network, out, base, composition, rank=rank, made_of=made_of)
+    return done._replace(notes=[*done.notes, *left])
 
 
 def _composition(

@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants, hosts and tasks."""
+"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants, hosts, compositions and tasks."""
 
 import argparse
 import inspect
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.groups import option_file, options
+from lora_zoo.core.composition import COMPOSITIONS
 from lora_zoo.core.generators import GENERATORS
-from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
+from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters, keywords
 from lora_zoo.core.init import init_names
 from lora_zoo.core.variants import VARIANTS
 
@@ -68,7 +69,24 @@ def tasks_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"variants": variants_table, "hosts": hosts_table, "tasks": tasks_table}
+def compositions_table() -> str:
+    """One Markdown row a composition: what it makes of the ΔW or factors, its options, what it looks at."""
+    rows = ["| composition | equation | options | looks at |", "|---|---|---|---|"]
+    for name, cls in COMPOSITIONS.items():
+        keys = ", ".join(f"`{key}`" for key in keywords(cls)) or "-"
+        equation = cls.equation.replace("|", "\\|")
+        looks = _LOOKS.get(cls.examples, f"a run's {cls.examples} examples")
+        rows.append(f"| `{name}` | {equation} | {keys} | {'each input' if cls.routes else looks} |")
+    return "\n".join(rows)
+
+
+_LOOKS = {"": "-", "own": "each run's own examples"}
+TABLES = {
+    "variants": variants_table,
+    "hosts": hosts_table,
+    "compositions": compositions_table,
+    "tasks": tasks_table,
+}
 
 
 def _link(paper: str) -> str:

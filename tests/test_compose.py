@@ -1,6 +1,7 @@
 """Several runs as one model or one adapter: what is written is what was composed, or nothing is."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lora_zoo import metrics
 from lora_zoo.compose import compose, main
 from lora_zoo.config.schema import Model
 from lora_zoo.conformance.cases import perturb
@@ -19,6 +21,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
 from lora_zoo.models.composing import named_runs
 from lora_zoo.models.loading import load_model
+from lora_zoo.training.resources import TaskData
 from lora_zoo.training.run_data import examples_of_run
 from tests.test_merge import adapter_folder, base_folder, loaded, logits
 from tests.test_programs import asked
@@ -196,3 +199,24 @@ def test_examples_of_a_run_are_those_it_trained_on(trained: dict[str, Path]) -> 
     assert len([*examples_of_run(trained["one"], model, split="validation", number=100)]) == 6
     with pytest.raises(ValueError, match="has no dev split"):
         next(examples_of_run(trained["one"], model, split="dev", number=1))
+
+
+def test_what_is_left_of_each_run_s_task_is_told(trained: dict[str, Path], tmp_path: Path) -> None:
+    """Of one run alone all is left: its note has what the adapter itself reaches, judged here by hand."""
+    run, settings = tmp_path / "one", asked("+variant=lora", *TASK, "task.metrics=[word_f1]").settings
+    shutil.copytree(trained["one"], run)
+    record = {"config": asdict(settings), "metric": "word_f1", "metrics": {"test": {"word_f1": 0.125}}}
+    (run / "result.json").write_text(json.dumps(record))
+    note = compose(tmp_path / "out", [run], evaluate="test").notes[-1]
+    data, model = TaskData(settings), load_model(settings.model, "AutoModelForCausalLM", {}, None, 0).model
+    load_adapter(model, run / "adapter")
+    outcomes = data.kind.outcomes(model.eval(), data.splits["test"])
+    texts = [(o["prediction"], o["reference"]) for o in outcomes]
+    reached = metrics.load("word_f1").compute(
+        predictions=[prediction for prediction, _ in texts], references=[reference for _, reference in texts]
+    )
+    assert reached["word_f1"] > 0
+    assert note == f"pocket-lists (one): word_f1 0.125 alone, {reached['word_f1']:.4g} composed"
+    with pytest.raises(ValueError, match="was judged on test, not on validation"):
+        compose(tmp_path / "other", [run], evaluate="validation")
+    assert not (tmp_path / "other").exists()
