@@ -138,7 +138,7 @@ def compose(
     as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form == "adapter" else base
     tokenizer = load_tokenizer(base.model)
     network = load_adapters_of(as_loaded, named, tokenizer).model
-    _prepare(network, composition, named, data, examples)
+    prepare(network, composition, named, data, examples)
     left = [str(task.retained(network)) for task in tasks]
     if form == "model":
         done = write_model(network, out, base, tokenizer, composition, dtype=dtype)
@@ -172,7 +172,7 @@ def _check_data(composition: Composition, data: Path | None, examples: int | Non
         raise ValueError(f"--examples={examples}: {composition.name} looks at no such number")
 
 
-def _prepare(
+def prepare(
     network: "nn.Module",
     composition: Composition,
     named: Mapping[str, Path],

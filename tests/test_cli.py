@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import transformers as tf
 
-from lora_zoo.core.variants import VARIANTS
+from lora_zoo.conformance.cases import WHOLE, firsts, representatives
 from lora_zoo.runs.provenance import contradiction, stale
 from tests.processes import run as wrapper
 from tests.processes import start
@@ -118,8 +118,9 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_every_variant(tmp_path: Path) -> None:
-    names = list(VARIANTS)
+def test_a_sweep_over_variants(tmp_path: Path) -> None:
+    """Of every forward pass and kind of hooks one; each variant trains in `test_training`, by the Trainer."""
+    names = sorted({*representatives(), *firsts(lambda cls: cls.hooks.not_packable() or None, WHOLE)})
     ended = wrapper("-m", f"+variant={','.join(names)}", *SHORT, at=tmp_path)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)

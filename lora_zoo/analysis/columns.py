@@ -33,14 +33,16 @@ def settings(frame: pd.DataFrame) -> list[str]:
 def _is_the_seed(frame: pd.DataFrame, column: str) -> bool:
     if "seed" not in frame or not column.startswith((f"{_CONFIG}variant.", "variant.")):
         return False
-    known = frame[column].notna()
-    return bool(known.any() and (frame[column][known].map(plain) == frame["seed"][known].map(plain)).all())
+    pairs = zip(frame[column].array, frame["seed"].array, strict=True)
+    known = ((own, plain(seed)) for value, seed in pairs if (own := plain(value)) is not None)
+    first = next(known, None)
+    return first is not None and first[0] == first[1] and all(own == seed for own, seed in known)
 
 
-def varying(frame: pd.DataFrame) -> list[str]:
-    """The settings in which the runs differ; of columns that split the runs alike, the first."""
+def varying(frame: pd.DataFrame, among: Iterable[str] | None = None) -> list[str]:
+    """The settings (`among` these) in which the runs differ; of columns that split them alike, the first."""
     found: dict[tuple[int, ...], str] = {}
-    for column in settings(frame):
+    for column in settings(frame) if among is None else among:
         codes, values = pd.factorize(texts(frame, [column]))
         if len(values) > 1:
             found.setdefault(tuple(codes), column)
@@ -49,9 +51,22 @@ def varying(frame: pd.DataFrame) -> list[str]:
 
 def texts(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
     """The values of `columns` in one text a row: equal where all values are, whatever their types."""
-    parts = [frame[column].map(lambda value: repr(plain(value))) for column in columns]
+    parts = [_texts_of(frame[column]) for column in columns]
     joined = ["\x1f".join(row) for row in zip(*parts, strict=True)] if parts else [""] * len(frame)
     return pd.Series(joined, index=frame.index, dtype=object)
+
+
+_ALIKE = ("string", "integer", "floating", "boolean", "empty")
+"""Kinds of columns in which values that are equal have one text."""
+
+
+def _texts_of(column: pd.Series) -> Sequence[str]:
+    """The text of each value; of values that are alike it is made once."""
+    if pd.api.types.infer_dtype(column) not in _ALIKE:
+        return [repr(plain(value)) for value in column]
+    codes, values = pd.factorize(column)
+    known = [*(repr(plain(value)) for value in values), repr(None)]  # the code of what is missing is -1
+    return [known[code] for code in codes]
 
 
 def replicates(frame: pd.DataFrame) -> pd.Series:

@@ -51,6 +51,7 @@ def cells(
     tuned = {axis: name for axis, name in tuned.items() if not (rates and name in RATES)}
     counted = counted.assign(**{_REPLICATE: replicates(counted)})
     tries = pd.concat([counted, frame[frame["state"] == "diverged"]])
+    differing = varying(counted)
     found, noted = [], _doubts(frame, counted, value, bool(tuned))
     for key, mine in _groups(tries, axes):
         group = mine[mine["state"] == "done"]
@@ -58,7 +59,7 @@ def cells(
             noted.append(f"{format_key(key)}: every run diverged, so that it has no cell")
             continue
         chosen, runs, notes = _chosen(group, mine, tuned, judge)
-        _one_configuration(key, runs)
+        _one_configuration(key, runs, differing)
         lost = _like(mine[mine["state"] == "diverged"], chosen, tuned)
         if len(lost):
             notes.append(f"{len(lost)} seeds diverged, and the mean is of those that did not")
@@ -183,8 +184,9 @@ def _tried(tries: pd.DataFrame, tuned: dict[str, str]) -> tuple[str, ...]:
     return tuple(sorted({format_key(key) for key in keys}))
 
 
-def _one_configuration(key: dict, runs: pd.DataFrame) -> None:
-    if others := varying(runs):
+def _one_configuration(key: dict, runs: pd.DataFrame, differing: Sequence[str]) -> None:
+    """Raise ValueError for runs that differ in one of the settings `differing` in the whole frame."""
+    if others := varying(runs, differing):
         values = {name: join_names(sorted(set(map(format_value, runs[name]))), 4) for name in others}
         text = "; ".join(f"{name} ({value})" for name, value in values.items())
         raise ValueError(

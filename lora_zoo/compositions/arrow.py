@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.composition import Routed, register
+from lora_zoo.core.composition import RoutedComposition, register
 from lora_zoo.core.dtypes import at_least_float32
 
 
 @register("arrow")
-class Arrow(Routed):
+class Arrow(RoutedComposition):
     """§4: without training, each token goes to the adapters whose most stretched direction it lies along.
 
     vₖ is the top right singular vector of an adapter's ΔW at this layer, as it is when it becomes active.

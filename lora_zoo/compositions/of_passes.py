@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.composition import Routed
+from lora_zoo.core.composition import RoutedComposition
 
 
-class OfPasses(Routed, ABC):
+class OfPasses(RoutedComposition, ABC):
     """`weigh` gives the weights of a pass; an adapter that becomes active later has the weight 1."""
 
     weights: Mapping[str, Tensor]

@@ -231,9 +231,11 @@ def cases(among=tuple(MATRIX)):
 
     The other representatives meet three further kinds, by turns. Without the kinds that a class refuses.
     """
-    further = itertools.cycle(kind for kind in KINDS if kind not in EVERYWHERE)
     found = [(name, kind) for name in among for kind in (KINDS if name in bases() else EVERYWHERE)]
-    found += [(n, k) for n in representatives() if n in among for k in itertools.islice(further, 3)]
+    for number, name in enumerate(representatives()):
+        further = [kind for kind in KINDS if kind not in EVERYWHERE and takes(name, kind)]
+        turned = further[number % max(len(further), 1) :] + further[: number % max(len(further), 1)]
+        found += [(name, kind) for kind in turned[:3] if name in among]
     return [(name, kind) for name, kind in dict.fromkeys(found) if takes(name, kind)]
 
 

@@ -99,7 +99,8 @@ def test_every_variant_and_every_layer_are_among_the_cases():
         assert "linear" in found_on[name] >= taken[name] & set(EVERYWHERE)
         assert VARIANTS[name].pointwise or not taken[name] & set(UNSEEN)
     assert all(found_on[name] == taken[name] for name in bases())
-    assert all(found_on[name] > taken[name] & set(EVERYWHERE) for name in representatives())
+    for name in representatives():
+        assert len(found_on[name] - set(EVERYWHERE)) >= min(3, len(taken[name] - set(EVERYWHERE)))
     for attribute in ("forward", "output", "kernel"):
         found = {getattr(VARIANTS[name], attribute) for name in representatives()}
         assert found == {getattr(VARIANTS[name], attribute) for name in MATRIX}

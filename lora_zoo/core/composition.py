@@ -47,7 +47,7 @@ class Composition(ABC):
     which one composes, or "" for none."""
 
     routes: ClassVar[bool] = False
-    """True if the input decides (`Routed`): there is no composed weight to be read, merged or exported."""
+    """True if the input decides (`RoutedComposition`): no composed weight can be read, merged or exported."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names, self.handles = tuple(names), list[RemovableHandle]()
@@ -111,7 +111,7 @@ class Composition(ABC):
         """
 
 
-class Routed(Composition):
+class RoutedComposition(Composition):
     """y = base + Σ wₖ(x) (yₖ - base): the weights of the adapters differ from position to position."""
 
     routes = True

@@ -111,9 +111,12 @@ def _follow(module: str, file: Path, found: dict[str, Path]) -> None:
 
 def _deciding_file(name: str, importer: str, file: Path) -> Path | None:
     if _decides(name, importer):
-        return _file_of(name)
+        return _installed(name) if name.startswith("lora_zoo.") else _file_of(name)
     beside = file.parent.joinpath(*name.split(".")).with_suffix(".py")
     return beside if not importer.startswith("lora_zoo.") and beside.is_file() else None
+
+
+_installed = functools.cache(_file_of)
 
 
 @functools.cache

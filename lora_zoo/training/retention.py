@@ -1,4 +1,4 @@
-"""What is left of each run's own task in a model that is composed of several runs."""
+"""Retention of each run's own task in a model that is composed of several runs."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -38,7 +38,7 @@ PEFTS = {
     "magnitude_prune": "magnitude_prune_svd",
 }
 """Ours -> PEFT's `combination_type`."""
-STATIC = [name for name in COMPOSITIONS if not COMPOSITIONS[name].examples]
+STATIC = [name for name, cls in COMPOSITIONS.items() if not (cls.examples or cls.routes)]
 WHOLE = {"density": 1.0, "task": "a"}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from lora_zoo import runs as results
 from lora_zoo.analysis.integrity import findings
+from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.report.tables import main_table
 from lora_zoo.runs.degenerate import answers, degenerate
@@ -91,12 +93,17 @@ def test_the_one_answer_is_named(predictions: list[Any], references: list[Any], 
 
 def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) -> None:
     outcomes = [{"prediction": 0, "reference": r, "score": float(r == 0)} for r in (0, 0, 0, 1)]
-    kind = SimpleNamespace(outcomes=lambda model, split: outcomes, metric_arguments=lambda name: {})
+    task, noted = SimpleNamespace(groups=None), lambda: nullcontext(RoutingRecord())
+    kind = SimpleNamespace(outcomes=lambda *_: outcomes, metric_arguments=lambda name: {}, task=task)
     data = SimpleNamespace(kind=kind, splits={"test": []})
     record = Record(tmp_path, name="n", config={})
     metrics = {"accuracy": load_metric("accuracy")}
     judge = Evaluator(
-        SimpleNamespace(model=nn.Linear(1, 1)), data, metrics, record=record, eval_splits=["test"]
+        SimpleNamespace(model=nn.Linear(1, 1), recorded_routing=noted),
+        data,
+        metrics,
+        record=record,
+        eval_splits=["test"],
     )
     assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {})
     assert "answers" not in record.content

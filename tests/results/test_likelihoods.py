@@ -15,6 +15,7 @@ from torch import nn
 from lora_zoo import runs
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.analysis.statistics import paired_items
+from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.report.tables import main_table
 from lora_zoo.runs.curves import kept_of, packed_nll
@@ -100,11 +101,12 @@ def test_a_view_has_its_own_nll(tmp_path: Path) -> None:
 def test_an_evaluation_records_the_likelihood(tmp_path: Path) -> None:
     answer = {"prediction": 0, "reference": 0, "score": 1.0, "tokens": 2}
     outcomes = [{"item": item, "nll": nll, **answer} for item, nll in VALUES.items()]
-    kind = SimpleNamespace(outcomes=lambda model, split: outcomes, metric_arguments=lambda name: {})
+    task, noted = SimpleNamespace(groups=None), lambda: nullcontext(RoutingRecord())
+    kind = SimpleNamespace(outcomes=lambda *_: outcomes, metric_arguments=lambda name: {}, task=task)
     record = Record(tmp_path, name="n", config={}, metric="accuracy")
     hooks = SimpleNamespace(views=lambda: {"rank=1": nullcontext()})
     judge = Evaluator(
-        SimpleNamespace(model=nn.Linear(1, 1), hooks=hooks),
+        SimpleNamespace(model=nn.Linear(1, 1), hooks=hooks, recorded_routing=noted),
         SimpleNamespace(kind=kind, splits={"test": []}),
         {"accuracy": load_metric("accuracy")},
         record=record,

@@ -17,7 +17,7 @@ def accuracy_matrix(runs: pd.DataFrame, by: Sequence[str], *, split: str = "test
 
     Runs of a setting that learned the tasks in different orders have a panel for each order.
     """
-    found = matrices(runs, split)
+    found = matrices(runs, split) if "record" in runs else {}
     told = done(runs, split)
     told = told[told["run"].isin(found)]
     if told.empty:
