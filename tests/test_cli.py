@@ -120,7 +120,7 @@ def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_over_variants(tmp_path: Path) -> None:
     """Of every forward pass and kind of hooks one; each variant trains in `test_training`, by the Trainer."""
-    names = sorted({*representatives(), *firsts(lambda cls: cls.hooks.not_packable() or None, WHOLE)})
+    names = sorted({"lora", *representatives(), *firsts(lambda cls: cls.hooks.not_packable() or None, WHOLE)})
     ended = wrapper("-m", f"+variant={','.join(names)}", *SHORT, at=tmp_path)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)

@@ -98,14 +98,9 @@ def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) 
     data = SimpleNamespace(kind=kind, splits={"test": []})
     record = Record(tmp_path, name="n", config={})
     metrics = {"accuracy": load_metric("accuracy")}
-    judge = Evaluator(
-        SimpleNamespace(model=nn.Linear(1, 1), recorded_routing=noted),
-        data,
-        metrics,
-        record=record,
-        eval_splits=["test"],
-    )
-    assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {})
+    adapted = SimpleNamespace(model=nn.Linear(1, 1), recorded_routing=noted)
+    judge = Evaluator(adapted, data, metrics, record=record, eval_splits=["test"])
+    assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {}, {})
     assert "answers" not in record.content
     record.update(**judge.evaluate(keep=True).under("metrics", "likelihood"), updates=[])
     record.end("done")
