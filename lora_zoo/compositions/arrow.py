@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.composition import RoutedComposition, register
 from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.routing import top_softmax
 
 
 @register("arrow")
@@ -44,13 +45,6 @@ class Arrow(RoutedComposition):
         v_KI = self.directions[layer]
         scores = (x.detach().to(v_KI) @ v_KI.T).abs() / self.temperature
         return top_softmax(scores, self.top_k)
-
-
-def top_softmax(scores: Tensor, top_k: int) -> Tensor:
-    """The softmax over the `top_k` greatest of the last axis, 0 elsewhere."""
-    chosen = scores.topk(min(top_k, scores.shape[-1])).indices
-    kept = torch.full_like(scores, -torch.inf).scatter(-1, chosen, scores.gather(-1, chosen))
-    return kept.softmax(-1)
 
 
 def top_direction(layer: str, entries: Sequence[Any]) -> Tensor:

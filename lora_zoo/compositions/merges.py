@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Average(TaskVectors):
 
 
 class Thinned(TaskVectors):
-    """A merge that keeps the share `density` of each ΔW_i."""
+    """A merge that keeps the share `density` of each ΔW_i, here the entries of largest magnitude."""
 
     def __init__(
         self, names: Sequence[str], *, weights: Sequence[float] | None = None, density: float = 0.2
@@ -36,6 +36,28 @@ class Thinned(TaskVectors):
     def leaves(self, name: str) -> bool:
         return self.density == 1 and super().leaves(name)
 
+    def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
+        return self.joined({name: self.thinned(own, name, place) for name, own in changes.items()})
+
+    def thinned(self, change: Tensor, name: str, place: str) -> Tensor:
+        """The part that is kept of the ΔW of the adapter `name`."""
+        return trimmed(change, self.density)
+
+    def joined(self, thin: Mapping[str, Tensor]) -> Tensor:
+        """The composed change of what is kept of each."""
+        return self.weighted(thin)
+
+
+class Dropped(Thinned):
+    """A merge of what a draw keeps, which belongs to `seed`, adapter and matrix."""
+
+    def __init__(self, names: Sequence[str], *, seed: int = 0, **hyper: Any) -> None:
+        super().__init__(names, **hyper)
+        self.seed = seed
+
+    def thinned(self, change: Tensor, name: str, place: str) -> Tensor:
+        return dropped(change, self.density, self.seed, name, place)
+
 
 @register("magnitude_prune")
 class MagnitudePrune(Thinned):
@@ -43,25 +65,17 @@ class MagnitudePrune(Thinned):
 
     equation = "W' = W + Σ w_i top_density(ΔW_i)"
 
-    def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
-        return self.weighted({name: trimmed(change, self.density) for name, change in changes.items()})
-
 
 class Elected(Thinned):
     """A merge by elected signs. Weights do not vote, as in PEFT; without them it is the paper's, λ = 1."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        weights: Sequence[float] | None = None,
-        density: float = 0.2,
-        elect: Literal["total", "frequency"] = "total",
+        self, names: Sequence[str], *, elect: Literal["total", "frequency"] = "total", **hyper: Any
     ) -> None:
-        super().__init__(names, weights=weights, density=density)
+        super().__init__(names, **hyper)
         self.elect = elect
 
-    def elected(self, thin: Mapping[str, Tensor]) -> Tensor:
+    def joined(self, thin: Mapping[str, Tensor]) -> Tensor:
         return elected([*thin.values()], [self.weights[name] for name in thin], self.elect)
 
 
@@ -75,12 +89,9 @@ class Ties(Elected):
 
     equation = "W' = W + mean over agreeing i of w_i top_density(ΔW_i)"
 
-    def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
-        return self.elected({name: trimmed(change, self.density) for name, change in changes.items()})
-
 
 @register("dare_linear")
-class DareLinear(Thinned):
+class DareLinear(Dropped):
     """DARE: Language Models are Super Mario (Yu et al., 2024), arXiv:2311.03099, with task arithmetic.
 
     The draw belongs to `seed`, adapter and matrix: the order of adapters does not matter.
@@ -88,43 +99,12 @@ class DareLinear(Thinned):
 
     equation = "W' = W + Σ w_i m_i ⊙ ΔW_i / density, m_i ~ Bernoulli(density)"
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        weights: Sequence[float] | None = None,
-        density: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(names, weights=weights, density=density)
-        self.seed = seed
-
-    def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
-        of = {name: dropped(own, self.density, self.seed, name, place) for name, own in changes.items()}
-        return self.weighted(of)
-
 
 @register("dare_ties")
-class DareTies(Elected):
+class DareTies(Dropped, Elected):
     """DARE with the election of TIES in the place of the sum."""
 
     equation = "W' = W + mean over agreeing i of w_i m_i ⊙ ΔW_i / density, m_i ~ Bernoulli(density)"
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        weights: Sequence[float] | None = None,
-        density: float = 0.2,
-        elect: Literal["total", "frequency"] = "total",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(names, weights=weights, density=density, elect=elect)
-        self.seed = seed
-
-    def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
-        of = {name: dropped(own, self.density, self.seed, name, place) for name, own in changes.items()}
-        return self.elected(of)
 
 
 @register("compeft")
@@ -156,7 +136,10 @@ class ComPEFT(Thinned):
 
     def merged(self, changes: Mapping[str, Tensor], place: str) -> Tensor:
         self.bits[place] = ternary_bits(next(iter(changes.values())), self.density)
-        return self.weighted({name: self.ternary(change) for name, change in changes.items()})
+        return super().merged(changes, place)
+
+    def thinned(self, change: Tensor, name: str, place: str) -> Tensor:
+        return self.ternary(change)
 
     def ternary(self, change: Tensor) -> Tensor:
         return (

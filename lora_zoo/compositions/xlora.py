@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_zoo.compositions.of_passes import OfPasses
 from lora_zoo.core.composition import register
+from lora_zoo.core.routing import top_softmax
 from lora_zoo.core.seeding import generator
 
 
@@ -117,6 +118,6 @@ class XLoRA(OfPasses):
         weights = logits.softmax(-1)
         if not self.top_k:
             return weights
-        chosen = logits.topk(self.top_k).indices
-        kept = torch.zeros_like(weights).scatter(-1, chosen, 1.0)
-        return logits.masked_fill(kept == 0, -torch.inf).softmax(-1) if self.renormalised else weights * kept
+        if self.renormalised:
+            return top_softmax(logits, self.top_k)
+        return weights * torch.zeros_like(weights).scatter(-1, logits.topk(self.top_k).indices, 1.0)

@@ -231,7 +231,8 @@ def cases(among=tuple(MATRIX)):
 
     The other representatives meet three further kinds, by turns. Without the kinds that a class refuses.
     """
-    found = [(name, kind) for name in among for kind in (KINDS if name in bases() else EVERYWHERE)]
+    whole = bases()
+    found = [(name, kind) for name in among for kind in (KINDS if name in whole else EVERYWHERE)]
     for number, name in enumerate(representatives()):
         further = [kind for kind in KINDS if kind not in EVERYWHERE and takes(name, kind)]
         turned = further[number % max(len(further), 1) :] + further[: number % max(len(further), 1)]

@@ -18,7 +18,7 @@ from lora_zoo.core.dtypes import at_least_float32, cast, uncast
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
-from lora_zoo.core.init import Init, is_blank
+from lora_zoo.core.init import Factors, Init, initial_factors, is_blank
 from lora_zoo.core.kernel import KERNELS, Kernel, hooked
 from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.seeding import flat, generator, normal, uniform
@@ -73,6 +73,19 @@ class LayerContext:
         if not is_blank():
             made.copy_(draw(generator("init", self.seed, self.name, purpose)).view(shape))
         return made
+
+    def first_factors(self, init: str, *, rank: int, scale: float, part: str = "") -> tuple[Factors, bool]:
+        """The factors with which `init` begins here, and if it is residual; a `part` has draws of its own."""
+        name = f"{self.name} {part}" if part else self.name
+        return initial_factors(
+            init,
+            self.host.matrix(),
+            rank=rank,
+            scale=scale,
+            seed=self.seed,
+            matrix=name,
+            statistics=self.statistics,
+        )
 
     def dropout(self, p: float) -> Dropout:
         """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""

@@ -56,6 +56,13 @@ def balance_of(probabilities_TE: Tensor, weights_TE: Tensor) -> Tensor:
     return probabilities_TE.shape[-1] * (share_E * probabilities_TE.mean(0)).sum()
 
 
+def top_softmax(scores: Tensor, k: int) -> Tensor:
+    """The softmax over the k greatest of the last axis, or all where they are fewer; 0 elsewhere."""
+    chosen = scores.topk(min(k, scores.shape[-1])).indices
+    kept = torch.full_like(scores, -torch.inf).scatter(-1, chosen, scores.gather(-1, chosen))
+    return kept.softmax(-1)
+
+
 def top_k(probabilities: Tensor, k: int) -> Tensor:
     """The k greatest of the last axis over their sum, and 0 for the others."""
     values, places = probabilities.topk(k, dim=-1)

@@ -130,15 +130,7 @@ class Evaluator:
 
     def _values(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The metrics of these outcomes, of those that they hold what it needs for."""
-        values: dict[str, float] = {}
-        references = [outcome["reference"] for outcome in outcomes]
-        for name, metric in self.metrics.items():
-            if (read := reads(metric)) in outcomes[0]:
-                given = self.data.kind.metric_arguments(name)
-                predictions = [outcome[read] for outcome in outcomes]
-                values |= metric.compute(predictions=predictions, references=references, **given)
-        check_values(values, split)
-        return values
+        return values_of(self.data.kind, self.metrics, outcomes, split)
 
     def _tell(self, split: str, predictions: list[Any], references: list[Any]) -> None:
         """Record how many answers differ, and what the commonest class alone would reach."""
@@ -150,6 +142,21 @@ class Evaluator:
             values = self._values(split, of_it)
             record_of["majority"] = record.get("majority", {}) | {split: values}
         self.record.update(**record_of)
+
+
+def values_of(
+    kind: TaskType, metrics: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], what: str
+) -> dict[str, float]:
+    """The metrics that read what the outcomes hold, by name. ValueError for NaN or inf of `what`."""
+    values: dict[str, float] = {}
+    references = [outcome["reference"] for outcome in outcomes]
+    for name, metric in metrics.items():
+        if (read := reads(metric)) in outcomes[0]:
+            given = kind.metric_arguments(name)
+            predictions = [outcome[read] for outcome in outcomes]
+            values |= metric.compute(predictions=predictions, references=references, **given)
+    check_values(values, what)
+    return values
 
 
 def _groups(data: TaskData, splits: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from lora_zoo import metrics
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.runs.record import RESULT
+from lora_zoo.training.evaluation import values_of
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.run_data import settings_of_run
 
@@ -45,19 +46,15 @@ class RunTask:
         self.name, self.split, self.metric, self.alone = name, split, metric, float(reached[metric])
         self.task = settings.task.name
         self.data = TaskData(replace(settings, eval_splits=[split]))
-        self.module = metrics.load(settings.task.metrics[0])
+        counts = settings.task.metrics[0]
+        self.metrics = {counts: metrics.load(counts)}
 
     def retained(self, model: nn.Module) -> Retained:
         """Judge `model`, with whatever adapters are active."""
         kind = self.data.kind
         with in_mode(model, training=False):
             outcomes = kind.outcomes(model, self.data.splits[self.split])
-        read = metrics.reads(self.module)
-        values = self.module.compute(
-            predictions=[outcome[read] for outcome in outcomes],
-            references=[outcome["reference"] for outcome in outcomes],
-            **kind.metric_arguments(kind.task.metrics[0]),
-        )
+        values = values_of(kind, self.metrics, outcomes, self.split)
         return Retained(self.name, self.task, self.metric, self.alone, float(values[self.metric]))
 
 

@@ -15,7 +15,7 @@ from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
-from lora_zoo.core.init import Init, find_init, initial_factors
+from lora_zoo.core.init import Init, find_init
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.components import cut
 
@@ -107,15 +107,7 @@ class LowRank(Scaled, ABC):
         self.init = conventional_init(type(self), init, context.host)
         if not 0 < abs(self.scale) < float("inf"):
             raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha={alpha}")
-        first, residual = initial_factors(
-            self.init,
-            context.host.matrix(),
-            rank=rank,
-            scale=self.scale,
-            seed=context.seed,
-            matrix=context.name,
-            statistics=context.statistics,
-        )
+        first, residual = context.first_factors(self.init, rank=rank, scale=self.scale)
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
-from lora_zoo.variants.continual.task_loras import TaskLoRAs, Tasks
+from lora_zoo.variants.continual.task_loras import TaskLoRAs
 
 
 class SparseSelector(AdapterHooks):
@@ -48,17 +47,8 @@ class AMLoRA(TaskLoRAs):
     count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"
     hooks = SparseSelector
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 8,
-        alpha: Alpha = "auto",
-        tasks: Tasks = "auto",
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, alpha=alpha, tasks=tasks, init=init, lora_dropout=lora_dropout)
+    def __init__(self, context: LayerContext, **hyper: Any) -> None:
+        super().__init__(context, **hyper)
         O, _ = context.shape
         self.V_TO = nn.Parameter(
             context.uniform("V", (len(self.tasks), O), kaiming_bound(O, 1 / math.sqrt(3)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
 from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.train_eval import in_mode
-from lora_zoo.variants.continual.task_loras import Tasks, names_of
+from lora_zoo.variants.continual.task_loras import names_of
 
 ROUNDS = 25
 """Of Lloyd's algorithm, at most."""
@@ -91,11 +91,9 @@ class NearestCentroid(AdapterHooks):
         like: Tensor,
         *,
         seed: int,
-        tasks: Tasks = "auto",
-        clusters: int = 5,
-        **_: Any,
+        **hyper: Any,
     ) -> nn.Module:
-        return Centroids(len(names_of(tasks)), clusters, like, [*shapes.values()][-1][1])
+        return Centroids(len(names_of(hyper["tasks"])), hyper["clusters"], like, [*shapes.values()][-1][1])
 
     def switch(self, on: bool) -> None:
         if self._handle is not None:

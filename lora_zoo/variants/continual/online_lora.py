@@ -4,12 +4,12 @@ Shapes: O out, I in, R rank.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_zoo.core.adapter import LayerContext
-from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.init import Init
 from lora_zoo.core.seeding import kaiming_bound, uniform
 from lora_zoo.core.variants import register
@@ -30,17 +30,10 @@ class OnlineLoRA(LowRank):
     equation = "W' = W + Σ_{j<t} s B_j A_j + s B_t A_t; loss + that of hard examples + (λ/2) Σ Ω p²"
     count = "R * (O + I)"
     hooks = TaskFree
+    defaults = {"rank": 4}  # noqa: RUF012 - a fact, which nobody changes
 
-    def __init__(
-        self,
-        context: LayerContext,
-        *,
-        rank: int = 4,
-        alpha: Alpha = "auto",
-        init: str = "kaiming",
-        lora_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(context, rank=rank, alpha=alpha, init=init, lora_dropout=lora_dropout)
+    def __init__(self, context: LayerContext, **hyper: Any) -> None:
+        super().__init__(context, **hyper)
         self.register_buffer("dW_OI", context.full(context.shape))
         self.register_buffer("OmegaA_RI", torch.zeros_like(self.A_RI))
         self.register_buffer("OmegaB_OR", torch.zeros_like(self.B_OR))

@@ -74,12 +74,9 @@ class TaskFree(AdapterHooks):
         like: Tensor,
         *,
         seed: int,
-        window: int = 5,
-        hard_examples: int = 4,
-        longest: int = 256,
-        **_: Any,
+        **hyper: Any,
     ) -> nn.Module:
-        return Stream(window, hard_examples, longest, like)
+        return Stream(hyper["window"], hyper["hard_examples"], hyper["longest"], like)
 
     def _note(self, model: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
         if model.training and not self._batch and is_of_tokens(kwargs):

@@ -15,7 +15,7 @@ from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.init import Init, initial_factors
+from lora_zoo.core.init import Init
 from lora_zoo.variants.low_rank import Scaled
 
 Tasks = Sequence[str] | Literal["auto"]
@@ -55,15 +55,7 @@ class TaskLoRAs(Scaled, ABC):
         self.told: str | None = None
         """The task to which all rows belong, where the model is told of it."""
         O, I = context.shape
-        first, _ = initial_factors(
-            init,
-            context.host.matrix(),
-            rank=rank,
-            scale=self.scale,
-            seed=context.seed,
-            matrix=context.name,
-            statistics=context.statistics,
-        )
+        first, _ = context.first_factors(init, rank=rank, scale=self.scale)
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         earlier = len(self.tasks) - 1
         self.register_buffer("A_KRI", context.full((earlier, rank, I)) if earlier else None)

@@ -17,7 +17,7 @@ from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.dtypes import at_least_float32
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
-from lora_zoo.core.init import Init, initial_factors
+from lora_zoo.core.init import Init
 from lora_zoo.core.routing import balance_of, top_k
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.variants.low_rank import Scaled
@@ -175,15 +175,8 @@ def expert_starts(
 ) -> Iterator[Tensor]:
     """A (R, I) of one expert after the other, each a draw of its own; the first is LoRA's."""
     for number in range(experts):
-        first, _ = initial_factors(
-            init,
-            context.host.matrix(),
-            rank=rank,
-            scale=scale,
-            seed=context.seed,
-            matrix=f"{context.name} expert {number}" if number else context.name,
-            statistics=context.statistics,
-        )
+        part = f"expert {number}" if number else ""
+        first, _ = context.first_factors(init, rank=rank, scale=scale, part=part)
         yield first.A_RI
 
 
