@@ -8,7 +8,9 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from lora_zoo.config import command_line, compose
 from lora_zoo.config.schema import register
 from lora_zoo.runs.identity import specify
+from lora_zoo.tasks import forgetting
 
+forgetting.BLOCKS = 1  # of 32: a third of a short run's time would be two losses on held-out text
 os.fsync = lambda fd: None
 for module in ("merge", "report.writing", "run", "spectra", "training.dry_run", "training.runner"):
     import_module(f"lora_zoo.{module}")
