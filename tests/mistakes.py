@@ -42,6 +42,8 @@ MISTAKES: dict[str, Cases] = {
         "tracking.project=": "tracking.project is empty",
         "variant.foo=1": "unknown hyperparameter 'foo'",
         "variant.name=dora": "write variant=dora",
+        "alpha=${mine}": "alpha refers to mine, and there is no such key",
+        "program=sequence task=pocket-nli": "program.tasks refers to task.options.tasks",
         "variant={}": "unknown variant '{}'",
         "trainer=[]": "trainer is chosen by name",
         "on_nonfinite=explode": "unknown on_nonfinite 'explode'",

@@ -200,6 +200,8 @@ def explain(error: BaseException) -> str:
         return _unknown_key(full_key, cause.parent_node)
     if match := re.search(r"Could not override '([^']+)'|specify '([^']+)'", str(cause)):
         return unknown("key", match[1] or match[2], KEYS)
+    if absent := re.search(r"Interpolation key '([^']+)' not found", str(cause)):
+        return f"{full_key} refers to {absent[1]}, and there is no such key: give {full_key}=…"
     first, in_text = _first(cause), re.search(r"full_key: (\S+)", str(cause))  # Hydra's own hold a text alone
     full_key = full_key or (in_text[1] if in_text else "")
     return first if full_key in first else f"{full_key}: {first}"
