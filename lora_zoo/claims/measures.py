@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from lora_zoo.analysis.continual import continual
 from lora_zoo.claims.evidence import Measure, Missing, aligned
 from lora_zoo.claims.hypotheses import PLAIN, Counted, Hypothesis, Range, Sampled, Scale
 from lora_zoo.core.registry import Registry
@@ -82,6 +83,23 @@ def gradient_norm(run: pd.Series) -> float:
 def forgotten(run: pd.Series) -> float:
     """The growth of the loss on the text of pretraining."""
     return number(run.get("retention_after")) - number(run.get("retention_before"))
+
+
+@register_quantity("task_forgetting", "forgetting of earlier tasks", "")
+def task_forgetting(run: pd.Series) -> float:
+    """How far the tasks of a sequence fell below their best, on the test split."""
+    return _of_a_sequence(run, "task_forgetting")
+
+
+@register_quantity("learning_accuracy", "accuracy on each task when it is learned", "")
+def learning_accuracy(run: pd.Series) -> float:
+    """What each task of a sequence reached just after it was learned, on the test split."""
+    return _of_a_sequence(run, "learning_accuracy")
+
+
+def _of_a_sequence(run: pd.Series, measure: str) -> float:
+    told = continual(run.to_frame().T)
+    return float(told[measure].iloc[0]) if len(told) else math.nan
 
 
 @register_quantity("gap", "gap", "")

@@ -280,10 +280,18 @@ def _vera(score_of_vera: float, part: float, noise: float) -> pd.DataFrame:
     return made.assign(trainable=made["variant"].map({"vera": part * 16384, "lora": 16384.0}))
 
 
-def _zoo(winner: str, loser: str) -> Trio:
+def _zoo(winner: str, loser: str, experiment: str = "zoo") -> Trio:
     """At rates that a search has found: one a variant."""
     good, bad = ({winner: 0.8 + by, loser: 0.8} for by in (0.1, -0.1))
-    return trio("zoo", "variant", good, bad)
+    return trio(experiment, "variant", good, bad)
+
+
+def sequences(level: float) -> dict[str, Any]:
+    """A sequence of two tasks: the first loses `level` of 0.8, the second gains half of that on 0.4."""
+    told = [{"first": {"exact_match": 0.8}, "second": {"exact_match": 0.1}}]
+    told += [{"first": {"exact_match": 0.8 - level}, "second": {"exact_match": 0.4 + level / 2}}]
+    learned = [{"group": "first", "groups": {"test": told[0]}}, {"group": "second"}]
+    return score(0.5) | {"record": {"stages": learned, "groups": {"test": told[1]}}}
 
 
 def _smaller(name: str, part: float, good: float) -> Trio:
@@ -497,6 +505,20 @@ TRIOS: dict[str, Trio] = {
             ("dylora/as-good-as-lora", "dylora", "lora"),
         ]
     },
+    **{
+        claim: _zoo(winner, loser, "continual")
+        for claim, winner, loser in [
+            ("o-lora/over-sequential", "o_lora", "lora"),
+            ("online-lora/over-sequential", "online_lora", "lora"),
+            ("am-lora/over-o-lora", "am_lora", "o_lora"),
+            ("color/over-sequential", "color", "lora"),
+        ]
+    },
+    "o-lora/keeps-and-blocks": trio(
+        *("continual", "variant", {"o_lora": 0.1, "lora": 0.5}, {"o_lora": 0.5, "lora": 0.1}),
+        sequences,
+        noisy={"o_lora": 0.3, "lora": 0.32},
+    ),
     "randlora/over-lora": _smaller("randlora", 1.06, 0.9),
     "melora/over-lora": _smaller("melora", 1.0, 0.9),
     "fourierft/fewer-parameters": _smaller("fourierft", 0.4, 0.8),
