@@ -87,13 +87,13 @@ def forgotten(run: pd.Series) -> float:
 
 @register_quantity("task_forgetting", "forgetting of earlier tasks", "")
 def task_forgetting(run: pd.Series) -> float:
-    """How far the tasks of a sequence fell below their best, on the test split."""
+    """The mean fall of a sequence's earlier tasks below their best, on the test split."""
     return _of_a_sequence(run, "task_forgetting")
 
 
 @register_quantity("learning_accuracy", "accuracy on each task when it is learned", "")
 def learning_accuracy(run: pd.Series) -> float:
-    """What each task of a sequence reached just after it was learned, on the test split."""
+    """The mean score of a sequence's tasks just after each was learned, on the test split."""
     return _of_a_sequence(run, "learning_accuracy")
 
 
