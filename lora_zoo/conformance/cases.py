@@ -213,6 +213,7 @@ def firsts(of, among=tuple(MATRIX)):
     return list(first.values())
 
 
+@functools.cache
 def representatives():
     """The first variant of each forward pass and kernel: others meet a layer as it does."""
     return firsts(lambda cls: (cls.forward, cls.output, cls.kernel))
@@ -223,6 +224,7 @@ def _abstract_base(name):
     return next(base for base in VARIANTS[name].__mro__ if base not in variants)
 
 
+@functools.cache
 def bases():
     """The first representative of each abstract base: what derives from it leaves the layer to it."""
     return list({_abstract_base(name): name for name in reversed(representatives())}.values())
