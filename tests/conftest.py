@@ -42,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Groups are handed out by their number of tests, the largest first, so that single tests fill the ends up.
     """
+    alone = {*LONG, "xdist_group"}
     for item in items:
-        if not any(item.get_closest_marker(mark) for mark in (*LONG, "xdist_group")):
+        if alone.isdisjoint(mark.name for mark in item.iter_markers()):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -82,10 +82,16 @@ def chosen(*more: str) -> options.Options:
 
 @pytest.mark.parametrize("variant", ADAPTERS)
 def test_every_path_of_a_variant_is_the_same_function_with_the_same_gradients(variant: str) -> None:
-    found = paths_of(TINY, variant)
+    """They share a base, to which no step writes."""
+    base = TINY.model()
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    found = paths.paths(TINY, base, variant, device=CPU)
+    of_base = {id(p) for p in base.parameters()}
     in_peft = peft.has(paths.adapted(TINY.model(), variant))
     others = [path for path, there in (("plain", pointwise(variant)), ("peft", in_peft)) if there]
     assert set(found) == {(path, 0.0) for path in ("frozen", "fused", *others)}
+    for key, path in found.items():
+        assert key[0] == "peft" or of_base <= {id(p) for p in path.model.parameters()}
     frozen = logits(found.pop(("frozen", 0.0)), TINY)
     fused = found["fused", 0.0]
     expected = logits(fused, TINY)
@@ -96,6 +102,12 @@ def test_every_path_of_a_variant_is_the_same_function_with_the_same_gradients(va
         assert gradients(found[key]) == pytest.approx(norm, rel=1e-4)
         assert sum(p.numel() for p in found[key].parameters) == trained
         assert float(found[key].loss().detach()) == pytest.approx(float(fused.loss().detach()), abs=1e-4)
+    for path in found.values():
+        path.step()
+        assert all(p.grad is None for p in path.parameters)
+    for name, parameter in base.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert not parameter.requires_grad
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -137,22 +149,6 @@ def test_dropout_and_rank_reach_peft_s_side_too() -> None:
 @pytest.mark.parametrize("variant", ["pissa", "milora"])
 def test_a_residual_start_is_measured_without_dropout(variant: str) -> None:
     assert {dropout for _, dropout in paths_of(TINY, variant, dropouts=(0.0, 0.05))} == {0.0}
-
-
-@pytest.mark.parametrize("variant", ADAPTERS)
-def test_the_base_is_shared_and_no_step_writes_to_it(variant: str) -> None:
-    base = TINY.model()
-    before = {name: p.clone() for name, p in base.named_parameters()}
-    found = paths.paths(TINY, base, variant, device=CPU)
-    for path in found.values():
-        path.step()
-        assert all(p.grad is None for p in path.parameters)
-    own = {id(p) for p in base.parameters()}
-    for path in ("frozen", "fused", "plain") if pointwise(variant) else ("frozen", "fused"):
-        assert own <= {id(p) for p in found[path, 0.0].model.parameters()}
-    for name, parameter in base.named_parameters():
-        assert torch.equal(parameter, before[name]), name
-        assert not parameter.requires_grad
 
 
 def test_the_frozen_baseline_trains_nothing_and_carries_the_gradient_to_the_embedding() -> None:

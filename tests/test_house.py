@@ -1,6 +1,7 @@
 """Rules of the whole package: which way imports point, and names that are unique."""
 
 import ast
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -48,9 +49,16 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@functools.cache
+def nodes(module: str) -> list[ast.AST]:
+    """The nodes of a module's syntax tree that import, or have a name or a docstring."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.Import, ast.ImportFrom)
+    return [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, kinds)]
+
+
 def imports(module: str) -> Iterator[str]:
     """Every module that a module imports: within functions and for types alone, too."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,26 +68,26 @@ def imports(module: str) -> Iterator[str]:
                 yield name if name in MODULES else node.module
 
 
-GRAPH = {module: set(imports(module)) & MODULES.keys() - {module} for module in MODULES}
+@pytest.fixture(scope="module", name="graph")
+def imported_by_each() -> dict[str, set[str]]:
+    return {module: set(imports(module)) & MODULES.keys() - {module} for module in MODULES}
 
 
 def room_of(module: str) -> str:
     return ([*module.split("."), ""])[1]
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    left = dict(GRAPH)
+def test_no_modules_import_each_other_in_a_circle(graph: dict[str, set[str]]) -> None:
+    left = dict(graph)
     while free := [module for module, needs in left.items() if not needs & left.keys()]:
         for module in free:
             del left[module]
     assert not left, f"in a circle, or above one: {sorted(left)}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    room = room_of(module)
-    for other in GRAPH[module]:
-        below = room_of(other)
+def test_imports_point_down(graph: dict[str, set[str]]) -> None:
+    for module, other in ((module, other) for module, others in graph.items() for other in others):
+        room, below = room_of(module), room_of(other)
         if room in COMMANDS:
             continue
         assert below in LEVEL or other == "lora_zoo", f"{module} imports the command {other}"
@@ -87,47 +95,41 @@ def test_imports_point_down(module: str) -> None:
         assert below != "variants" or room == "variants", f"{module} imports {other}: variants are scanned"
 
 
-def test_a_variant_knows_no_other_variant() -> None:
+def test_a_variant_knows_no_other_variant(graph: dict[str, set[str]]) -> None:
     from lora_zoo.core.variants import VARIANTS
 
     for module in {cls.__module__ for cls in VARIANTS.values()}:
-        assert not GRAPH[module] & {cls.__module__ for cls in VARIANTS.values()}, module
+        assert not graph[module] & {cls.__module__ for cls in VARIANTS.values()}, module
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) in LIFTED])
-def test_adapters_import_torch_and_the_standard_library_alone(module: str) -> None:
-    for other in imports(module):
-        top = other.split(".")[0]
-        assert top in {*sys.stdlib_module_names, "torch", "safetensors", "regex", "lora_zoo"}, other
+def test_adapters_import_torch_and_the_standard_library_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "safetensors", "regex", "lora_zoo"}
+    for module in (module for module in MODULES if room_of(module) in LIFTED):
+        for other in imports(module):
+            assert other.split(".")[0] in allowed, f"{module} imports {other}"
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if room_of(module) in ("analysis", "claims")]
-)
-def test_analysis_knows_nothing_that_trains(module: str) -> None:
-    for other in imports(module):
-        assert other.split(".")[0] not in FOREIGN_TO_ANALYSIS, other
+def test_analysis_knows_nothing_that_trains() -> None:
+    for module in (module for module in MODULES if room_of(module) in ("analysis", "claims")):
+        for other in imports(module):
+            assert other.split(".")[0] not in FOREIGN_TO_ANALYSIS, f"{module} imports {other}"
 
 
 def test_class_names_are_unique() -> None:
     names: Counter[str] = Counter()
-    for path in MODULES.values():
-        names.update(n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef))
+    for module in MODULES:
+        names.update(node.name for node in nodes(module) if isinstance(node, ast.ClassDef))
     assert [name for name, count in names.items() if count > 1] == []
-
-
-DOCSTRINGS = [
-    (module, node.name if not isinstance(node, ast.Module) else "", ast.get_docstring(node) or "")
-    for module, path in MODULES.items()
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-]
 
 
 def test_docstrings_open_with_an_imperative_or_a_noun_phrase() -> None:
     questions = ("What ", "Whether ", "Who ", "Which ", "Where ", "When ", "How ", "Why ")
     asking = [
-        f"{module}:{name}: {text[:60]}" for module, name, text in DOCSTRINGS if text.startswith(questions)
+        f"{module}:{getattr(node, 'name', '')}: {text[:60]}"
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and (text := ast.get_docstring(node) or "").startswith(questions)
     ]
     assert not asking, "\n".join(asking)
 
@@ -136,8 +138,8 @@ def test_functions_have_names_that_say_what_they_return() -> None:
     riddles = {"said", "told", "named", "listed", "shown", "there", "at"}
     found = [
         f"{module}: {node.name}"
-        for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for module in MODULES
+        for node in nodes(module)
         if isinstance(node, ast.FunctionDef) and node.name.strip("_") in riddles
     ]
     assert not found

@@ -5,11 +5,13 @@ No variant is named here: a file put under `variants/` is tested because it exis
 
 import copy
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -211,6 +213,7 @@ def firsts(of, among=tuple(MATRIX)):
     return list(first.values())
 
 
+@functools.cache
 def representatives():
     """The first variant of each forward pass and kernel: others meet a layer as it does."""
     return firsts(lambda cls: (cls.forward, cls.output, cls.kernel))
@@ -221,6 +224,7 @@ def _abstract_base(name):
     return next(base for base in VARIANTS[name].__mro__ if base not in variants)
 
 
+@functools.cache
 def bases():
     """The first representative of each abstract base: what derives from it leaves the layer to it."""
     return list({_abstract_base(name): name for name in reversed(representatives())}.values())
@@ -259,6 +263,50 @@ def with_turns(cases, *values):
     """Each case with one of each list of `values`, by turns, for a rule that needs no product."""
     turns = itertools.cycle(itertools.product(*values))
     return [(*case, *turn) for case, turn in zip(cases, turns, strict=False)]
+
+
+def in_a_loop(names, cases):
+    """Parametrise a test by the first of its arguments `names`; the cases of one such value are a loop.
+
+    Most tests are shorter than what pytest does for one. Each case has the random stream and the folder of a
+    test of its own, what it skips is itself alone, and a failure names it.
+    """
+    first, *others = [name.strip() for name in names.split(",")]
+    of: dict[str, list[tuple]] = {}
+    for value, *more in cases:
+        of.setdefault(value, []).append(tuple(more))
+
+    def decorate(test):
+        @functools.wraps(test)
+        def looped(**given):
+            skipped = []
+            for number, values in enumerate(of[given[first]]):
+                torch.manual_seed(0)
+                try:
+                    test(**(given | dict(zip(others, values, strict=True)) | _folder(given, number)))
+                except pytest.skip.Exception as skip:
+                    skipped.append(skip)
+                except BaseException as error:
+                    error.add_note(f"the case: {', '.join(map(str, values))}")
+                    raise
+            if len(skipped) == len(of[given[first]]):
+                raise skipped[0]
+
+        signature = inspect.signature(test)
+        left = [p for name, p in signature.parameters.items() if name not in others]
+        looped.__signature__ = signature.replace(parameters=left)
+        return pytest.mark.parametrize(first, of)(looped)
+
+    return decorate
+
+
+def _folder(given, number):
+    """A folder within that of the test, where it asks for one."""
+    if "tmp_path" not in given:
+        return {}
+    folder = given["tmp_path"] / str(number)
+    folder.mkdir()
+    return {"tmp_path": folder}
 
 
 def on_models(kinds):

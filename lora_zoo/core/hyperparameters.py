@@ -1,10 +1,11 @@
 """A variant's hyperparameters: the keyword-only arguments of its class and hooks, checked and counted."""
 
+import functools
 import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from lora_zoo.core.errors import unknown
@@ -16,7 +17,7 @@ def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     ValueError where class and hooks mean two things by one name: another type or another default.
     """
     own, of_hooks = (
-        {p.name: p.replace(annotation=hint, default=cls.defaults.get(p.name, p.default)) for p, hint in found}
+        {p.name: p.replace(default=cls.defaults[p.name]) if p.name in cls.defaults else p for p in found}
         for found in map(_keywords, (cls, cls.hooks))
     )
     if two := [key for key, p in of_hooks.items() if own.get(key, p) != p]:
@@ -26,8 +27,8 @@ def hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     return own | of_hooks
 
 
-def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """The keyword-only arguments of a constructor, and of those to which it passes `**` on.
+def _keywords(cls: type[Any]) -> Iterator[inspect.Parameter]:
+    """The keyword-only arguments of a constructor, with their types, and of those to which it passes `**` on.
 
     A name that a derived class takes again is the derived class's.
     """
@@ -35,21 +36,26 @@ def _keywords(cls: type[Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        constructor: Any = vars(base)["__init__"]
-        parameters, hints = (
-            inspect.signature(constructor).parameters.values(),
-            typing.get_type_hints(constructor, include_extras=True),
-        )
-        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in taken]
-        yield from ((p, hints.get(p.name, Any)) for p in own)
+        every, passes_on = _keywords_of(vars(base)["__init__"])
+        own = [p for p in every if p.name not in taken]
+        yield from own
         taken |= {p.name for p in own}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if not passes_on:
             return
+
+
+@functools.cache
+def _keywords_of(constructor: Callable[..., None]) -> tuple[list[inspect.Parameter], bool]:
+    """The keyword-only arguments of one constructor, with their types; True if it takes `**`."""
+    parameters = inspect.signature(constructor).parameters.values()
+    hints = typing.get_type_hints(constructor, include_extras=True)
+    own = [p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return own, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def keywords(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only arguments of a class's constructor, with their types."""
-    return {p.name: p.replace(annotation=hint) for p, hint in _keywords(cls)}
+    return {p.name: p for p in _keywords(cls)}
 
 
 def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) -> int:
@@ -70,7 +76,7 @@ def counted(cls: type[Any], shape: tuple[int, int], hyper: Mapping[str, Any]) ->
 
 def accepted(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `hyper` that the constructor of `cls` takes as keyword-only arguments."""
-    return {p.name: hyper[p.name] for p, _ in _keywords(cls) if p.name in hyper}
+    return {p.name: hyper[p.name] for p in _keywords(cls) if p.name in hyper}
 
 
 def check_hyperparameters(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

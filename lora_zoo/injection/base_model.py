@@ -27,8 +27,10 @@ def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             return
         seen.add(id(plain))
         yield name, plain
-        for child_name, child in plain.named_children():
-            if isinstance(child, parametrize.ParametrizationList) or child_name.startswith(_NOT_THE_BASES):
+        for child_name, child in plain._modules.items():
+            if child is None or child_name.startswith(_NOT_THE_BASES):
+                continue
+            if isinstance(child, parametrize.ParametrizationList):
                 continue
             yield from walk(f"{name}.{child_name}" if name else child_name, child)
 
@@ -37,7 +39,9 @@ def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that `module` itself holds, parametrised ones under their own names."""
-    found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    found = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+    if "parametrizations" not in module._modules:
+        return found
     for name, by in getattr(module, "parametrizations", {}).items():
         if isinstance(by[-1], ParametrizedWeight):
             found[name] = by.original

@@ -1,5 +1,6 @@
 """Names of modules without those that only wrap another one: torch.compile, DataParallel, FSDP, averaging."""
 
+import functools
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -14,10 +15,16 @@ TYPES = ("DataParallel", "DistributedDataParallel", "AveragedModel")
 
 def inside(module: nn.Module) -> str:
     """The name of the child that `module` only wraps, "" for any other module."""
+    if not module._modules:
+        return ""
     if child := next((name for name in CHILDREN if name in module._modules), ""):
         return child
-    wraps = any(cls.__name__ in TYPES for cls in type(module).__mro__)
-    return "module" if wraps and "module" in module._modules else ""
+    return "module" if "module" in module._modules and _wraps(type(module).__mro__) else ""
+
+
+@functools.cache
+def _wraps(classes: tuple[type, ...]) -> bool:
+    return any(cls.__name__ in TYPES for cls in classes)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

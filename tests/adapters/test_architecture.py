@@ -22,20 +22,19 @@ VARIANT_FILES = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANT_FILES)
-def test_a_variant_fits_on_a_screen_or_two(name):
-    lines = VARIANT_FILES[name].read_text().splitlines()
-    assert sum(bool(line.strip()) for line in lines) <= 160
+def test_a_variant_fits_on_a_screen_or_two():
+    for name, path in VARIANT_FILES.items():
+        assert sum(bool(line.strip()) for line in path.read_text().splitlines()) <= 160, name
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_no_variant_subclasses_another(name):
+def test_no_variant_subclasses_another():
     """Abstract or final: what is inherited from is an interface that is no variant itself."""
-    cls = VARIANTS[name]
-    others = [other for other in VARIANTS.values() if other is not cls and issubclass(cls, other)]
-    assert others == ([VARIANTS[cls.preset_of]] if cls.preset_of else [])
-    bases = {base for base in cls.__mro__[1:] if issubclass(base, Variant)} - set(others)
-    assert all(ABC in base.__bases__ for base in bases - {Adapter})
+    every = list(VARIANTS.values())
+    for cls in every:
+        others = [other for other in every if other is not cls and issubclass(cls, other)]
+        assert others == ([VARIANTS[cls.preset_of]] if cls.preset_of else []), cls
+        bases = {base for base in cls.__mro__[1:] if issubclass(base, Variant)} - set(others)
+        assert all(ABC in base.__bases__ for base in bases - {Adapter}), cls
 
 
 @pytest.mark.parametrize("name", [name for name, cls in VARIANTS.items() if cls.preset_of])
@@ -51,24 +50,22 @@ def test_a_preset_is_its_variant_with_another_init(name):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_states_its_facts(name):
-    cls = VARIANTS[name]
-    assert cls.name == name
-    assert cls.paper == "-" or cls.paper.startswith(("arXiv:", "https://openreview.net/forum?id="))
-    assert cls.equation.startswith("W'")
-    assert cls.__doc__ and inspect.getmodule(cls).__doc__
-    assert inspect.getmodule(cls).__name__.startswith("lora_zoo.variants.")
+def test_a_variant_states_its_facts():
+    for name, cls in VARIANTS.items():
+        assert cls.name == name
+        assert cls.paper == "-" or cls.paper.startswith(("arXiv:", "https://openreview.net/forum?id=")), name
+        assert cls.equation.startswith("W'"), name
+        assert cls.__doc__ and inspect.getmodule(cls).__doc__, name
+        assert inspect.getmodule(cls).__name__.startswith("lora_zoo.variants."), name
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_hyperparameter_has_a_type_and_a_default(name):
-    cls = VARIANTS[name]
-    for source in (cls.__init__, cls.hooks.__init__):
-        for p in inspect.signature(source).parameters.values():
-            if p.kind is p.KEYWORD_ONLY:
-                assert p.annotation is not p.empty, p
-                assert p.default is not None, p
+def test_every_hyperparameter_has_a_type_and_a_default():
+    for name, cls in VARIANTS.items():
+        for source in (cls.__init__, cls.hooks.__init__):
+            for p in inspect.signature(source).parameters.values():
+                if p.kind is p.KEYWORD_ONLY:
+                    assert p.annotation is not p.empty, (name, p)
+                    assert p.default is not None, (name, p)
 
 
 @pytest.mark.parametrize("name", MATRIX)

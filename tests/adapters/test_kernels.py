@@ -237,18 +237,27 @@ def narrow(name, dtype, *, bias=True, size=0.05, **more):
     return model.train(), injection
 
 
-def allowed():
-    """The first variant of each kernel in each way that it takes; others, of their own operands, in two."""
-    whole = firsts(lambda cls: cls.kernel, FUSED)
-    for name in FUSED:
-        for more in WAYS if name in whole else ({}, {"lora_dropout": 0.1}):
-            with contextlib.suppress(ValueError):
-                _, injection = narrow(name, WIDE, **more)
-                if all(adapter.fused for adapter in injection.adapters.values()):
-                    yield name, more
+WHOLE = firsts(lambda cls: cls.kernel, FUSED)
 
 
-every_way = pytest.mark.parametrize(("name", "more"), list(allowed()), ids=str)
+@functools.cache
+def allowed(name):
+    """The ways that a variant takes, of the first one of each kernel; of others, with their operands, two."""
+    found = []
+    for more in WAYS if name in WHOLE else ({}, {"lora_dropout": 0.1}):
+        with contextlib.suppress(ValueError):
+            _, injection = narrow(name, WIDE, **more)
+            if all(adapter.fused for adapter in injection.adapters.values()):
+                found.append(more)
+    return found
+
+
+every_kernel = pytest.mark.parametrize("name", FUSED)
+
+
+def test_every_kernel_is_taken_in_some_way():
+    assert all(allowed(name) for name in WHOLE)
+    assert all(any(more.get("lora_dropout") for more in allowed(name)) for name in WHOLE)
 
 
 def passed(model, injection, dtype, *, autocast=False, within=False):
@@ -265,12 +274,15 @@ def passed(model, injection, dtype, *, autocast=False, within=False):
 def compared(name, dtype, monkeypatch, *, autocast=False, **more):
     """The errors of the kernel and of ordinary operations, beside the same pass in double precision."""
     model, injection = narrow(name, dtype, **more)
-    taken = spied(monkeypatch)
-    fused = passed(model, injection, dtype, autocast=autocast)
-    assert len(taken) == 1
-    monkeypatch.setattr(DenseKernel, "refusal", lambda *_: "a test")
-    ordinary = passed(model, injection, dtype, autocast=autocast)
-    exact = [t.detach() for t in passed(model.double(), injection, torch.float64)]
+    with monkeypatch.context() as patch:
+        taken = spied(patch)
+        fused = passed(model, injection, dtype, autocast=autocast)
+        assert len(taken) == 1
+        patch.setattr(DenseKernel, "refusal", lambda *_: "a test")
+        ordinary = passed(model, injection, dtype, autocast=autocast)
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseKernel, "refusal", lambda *_: "a test")
+        exact = [t.detach() for t in passed(model.double(), injection, torch.float64)]
     assert [t.dtype for t in fused] == [t.dtype for t in ordinary]
     return [
         tuple(float((t.detach().double() - e).norm() / e.norm()) for t in both)
@@ -278,31 +290,39 @@ def compared(name, dtype, monkeypatch, *, autocast=False, **more):
     ]
 
 
-@every_way
-@pytest.mark.parametrize("dtype", HALF)
-def test_on_a_narrow_base_a_kernel_is_as_exact_as_ordinary_operations(name, more, dtype, monkeypatch):
-    for fused, ordinary in compared(name, dtype, monkeypatch, **more):
-        assert fused <= 1.02 * ordinary + 1e-6
+def in_ways(name, *values):
+    """Each way with each of the `values` for the first variant of a kernel, with one by turns for others."""
+    every = list(itertools.product(*values))
+    for number, more in enumerate(allowed(name)):
+        for value in every if name in WHOLE else [every[number % len(every)]]:
+            yield more, *value
 
 
-@every_way
-@pytest.mark.parametrize("dtype", [NARROW, WIDE])
-def test_under_autocast_a_kernel_is_about_as_exact_as_ordinary_operations(name, more, dtype, monkeypatch):
+@every_kernel
+def test_on_a_narrow_base_a_kernel_is_as_exact_as_ordinary_operations(name, monkeypatch):
+    for more, dtype in in_ways(name, HALF):
+        for fused, ordinary in compared(name, dtype, monkeypatch, **more):
+            assert fused <= 1.02 * ordinary + 1e-6, (more, dtype)
+
+
+@every_kernel
+def test_under_autocast_a_kernel_is_about_as_exact_as_ordinary_operations(name, monkeypatch):
     """The two parts of the input's gradient are summed in the narrow dtype: one rounding more there."""
-    output, of_input, *of_tensors = compared(name, dtype, monkeypatch, autocast=True, **more)
-    assert 1e-4 < of_input[0] <= 2**0.5 * of_input[1]
-    for fused, ordinary in (output, *of_tensors):
-        assert 1e-4 < fused <= 1.15 * ordinary
+    for more, dtype in in_ways(name, [NARROW, WIDE]):
+        output, of_input, *of_tensors = compared(name, dtype, monkeypatch, autocast=True, **more)
+        assert 1e-4 < of_input[0] <= 2**0.5 * of_input[1], (more, dtype)
+        for fused, ordinary in (output, *of_tensors):
+            assert 1e-4 < fused <= 1.15 * ordinary, (more, dtype)
 
 
-@every_way
-def test_a_backward_pass_has_the_dtypes_of_its_forward_pass(name, more):
+@every_kernel
+def test_a_backward_pass_has_the_dtypes_of_its_forward_pass(name):
     """Whether it is called under autocast or not."""
-    for dtype, autocast in itertools.product((NARROW, WIDE), (False, True)):
+    for more, dtype, autocast in in_ways(name, (NARROW, WIDE), (False, True)):
         model, injection = narrow(name, dtype, **more)
         found = [passed(model, injection, dtype, autocast=autocast, within=w) for w in (False, True)]
         for outside, within in zip(*found, strict=True):
-            assert torch.equal(outside, within)
+            assert torch.equal(outside, within), (more, dtype, autocast)
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_fa"])

@@ -28,12 +28,6 @@ pytestmark = [
 ]
 
 
-def has_weight(name):
-    """Skip a variant that says it has no effective weight."""
-    if not VARIANTS[name].pointwise:
-        pytest.skip("has no effective weight")
-
-
 def adapted(name, kind, **more):
     model, where = fresh(kind)
     return model, inject(model, name, **where, **settings(name, 2, **more))
@@ -49,6 +43,22 @@ def named(model):
     return dict(model.named_parameters(remove_duplicate=False))
 
 
+def has_these_updates(updates, plain, model, injection):
+    """The merged `model` differs from the `plain` one by each of the updates."""
+    before, after = ({p.name: p.host.matrix() for p in find_matrices(m)} for m in (plain, model))
+    for update in updates:
+        natural = update.name in injection.adapters
+        if not natural and update.name.rpartition(".")[2] == "embeddings":
+            continue
+        W_OI, after_OI = (
+            known[update.name] if natural else m.get_submodule(update.name).weight
+            for known, m in ((before, plain), (after, model))
+        )
+        assert torch.equal(update.W_OI, W_OI)
+        assert_close(update.dW_OI, (after_OI - W_OI).detach(), rtol=1e-5, atol=1e-6)
+        assert update.dW_OI.any() and not update.dW_OI.requires_grad
+
+
 def test_function_is_unchanged_at_step_0(name, kind):
     expected = logits(fresh(kind)[0], kind)
     model, injection = adapted(name, kind)
@@ -59,8 +69,74 @@ def test_function_is_unchanged_at_step_0(name, kind):
     assert_close(logits(model, kind), expected, rtol=1e-5, atol=atol)
 
 
-def test_training_moves_exactly_the_declared_tensors(name, kind):
+def test_every_trainable_parameter_is_in_one_group_and_decays_only_as_it_should(name, kind):
+    """What trains in full decays where it is a matrix."""
     model, injection = adapted(name, kind)
+    groups = injection.param_groups(lr=1e-3, weight_decay=0.1)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == sum(len(group["params"]) for group in groups)
+    assert decay.keys() == {id(p) for p in model.parameters() if p.requires_grad}
+    assert decay.keys() == {id(p) for p in injection.parameters()}
+    for parameter_name in injection.fully_trained:
+        parameter = model.get_parameter(parameter_name)
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+    if name in MATRIX:
+        with pytest.raises(ValueError, match="adapted already"):
+            inject(model, name, **MODELS[kind][1])
+
+
+def test_a_trained_adapter_is_disabled_unmerged_and_loaded_bit_for_bit(name, kind, tmp_path):
+    expected = logits(fresh(kind)[0], kind)
+    model, injection = trained(name, kind)
+    after, before = logits(model, kind), copy.deepcopy(model.state_dict())
+    with injection.disabled():
+        assert torch.equal(logits(model, kind), expected)
+    assert torch.equal(logits(model, kind), after)
+    with pytest.raises(KeyError), injection.disabled():
+        raise KeyError
+    assert torch.equal(logits(model, kind), after)
+    if VARIANTS[name].pointwise:
+        injection.merge()
+        injection.unmerge()
+    assert torch.equal(logits(model, kind), after)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    save_adapter(injection, tmp_path, base=kind)
+    other, _ = fresh(kind)
+    loaded = load_adapter(other, tmp_path)
+    assert torch.equal(logits(other, kind), after)
+    assert loaded.named_parameters().keys() == injection.named_parameters().keys()
+    with loaded.disabled():
+        assert torch.equal(logits(other, kind), expected)
+
+
+def test_a_merged_model_is_the_adapted_one_and_has_the_changes_that_were_told(name, kind):
+    if not VARIANTS[name].pointwise:
+        pytest.skip("has no effective weight")
+    plain, _ = fresh(kind)
+    model, injection = trained(name, kind)
+    perturb(injection, 0.05)
+    expected, updates = logits(model, kind), list(injection)
+    changed = list(injection.adapters) if VARIANTS[name].changes_weight else []
+    assert [u.name for u in updates][: len(changed)] == changed
+    with_matrix = [n for n in injection.fully_trained if model.get_parameter(n).ndim == 2]
+    assert len(updates) == len(changed) + len(with_matrix)
+    injection.merge()
+    has_these_updates(updates, plain, model, injection)
+    assert injection.remove() is model
+    assert_close(logits(model, kind), expected, rtol=1e-4, atol=1e-5)
+    gained = named(model).keys() ^ named(plain).keys()
+    assert not gained or (VARIANTS[name].adds_bias and {n.rpartition(".")[2] for n in gained} == {"bias"})
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_training_moves_what_is_declared_and_removal_restores_the_model_bit_for_bit(name, kind):
+    plain, _ = fresh(kind)
+    model, where = fresh(kind)
+    for holder in (plain, model):
+        next(iter(holder.parameters())).requires_grad_(False)
+    objects = {n: id(p) for n, p in named(model).items()}
+    injection = inject(model, name, **where, **settings(name, 2))
     declared = {id(p) for p in injection.parameters()}
     before = {n: t.detach().clone() for n, t in model.named_parameters()}
     fixed = {n: t.clone() for n, t in model.named_buffers()}
@@ -69,71 +145,6 @@ def test_training_moves_exactly_the_declared_tensors(name, kind):
     assert moved == {n for n, t in model.named_parameters() if id(t) in declared}
     assert all(torch.equal(t, fixed[n]) for n, t in model.named_buffers())
     assert injection.trainable() == sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def test_every_trainable_parameter_is_in_exactly_one_group(name, kind):
-    model, injection = adapted(name, kind)
-    grouped = [id(p) for g in injection.param_groups(lr=1e-3, weight_decay=0.1) for p in g["params"]]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    assert set(grouped) == {id(p) for p in injection.parameters()}
-
-
-def test_what_trains_in_full_decays_only_where_it_is_a_matrix(name, kind):
-    model, injection = adapted(name, kind)
-    decay = {
-        id(p): g["weight_decay"] for g in injection.param_groups(lr=1, weight_decay=0.1) for p in g["params"]
-    }
-    for parameter_name in injection.fully_trained:
-        parameter = model.get_parameter(parameter_name)
-        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
-
-
-def test_disabled_is_the_base_and_comes_back(name, kind):
-    expected = logits(fresh(kind)[0], kind)
-    model, injection = trained(name, kind)
-    after = logits(model, kind)
-    with injection.disabled():
-        assert torch.equal(logits(model, kind), expected)
-    assert torch.equal(logits(model, kind), after)
-    with pytest.raises(KeyError), injection.disabled():
-        raise KeyError
-    assert torch.equal(logits(model, kind), after)
-
-
-def test_merge_then_remove_equals_the_adapted_output(name, kind):
-    has_weight(name)
-    plain, _ = fresh(kind)
-    model, injection = trained(name, kind)
-    perturb(injection, 0.05)
-    expected = logits(model, kind)
-    injection.merge()
-    assert injection.remove() is model
-    assert_close(logits(model, kind), expected, rtol=1e-4, atol=1e-5)
-    gained = named(model).keys() ^ named(plain).keys()
-    assert not gained or (VARIANTS[name].adds_bias and {n.rpartition(".")[2] for n in gained} == {"bias"})
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_unmerge_restores_every_weight_bit_for_bit(name, kind):
-    has_weight(name)
-    model, injection = trained(name, kind)
-    before, expected = copy.deepcopy(model.state_dict()), logits(model, kind)
-    injection.merge()
-    injection.unmerge()
-    assert torch.equal(logits(model, kind), expected)
-    assert model.state_dict().keys() == before.keys()
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-
-
-def test_remove_without_merge_restores_the_model_bit_for_bit(name, kind):
-    plain, _ = fresh(kind)
-    model, where = fresh(kind)
-    for holder in (plain, model):
-        next(iter(holder.parameters())).requires_grad_(False)
-    objects = {n: id(p) for n, p in named(model).items()}
-    injection = inject(model, name, **where, **settings(name, 2))
-    train(injection, lambda: model(**batch(kind)).loss, steps=3, total=30)
     injection.remove()
     assert {n: id(p) for n, p in named(model).items()} == objects, "weights are tied otherwise than before"
     assert all(torch.equal(t, plain.state_dict()[n]) for n, t in model.state_dict().items())
@@ -142,47 +153,3 @@ def test_remove_without_merge_restores_the_model_bit_for_bit(name, kind):
     assert model.config.tie_word_embeddings == plain.config.tie_word_embeddings
     assert not model._forward_pre_hooks
     inject(model, name, **where, **settings(name, 2))
-
-
-def test_a_round_trip_through_disk_is_bit_equal(name, kind, tmp_path):
-    model, injection = trained(name, kind)
-    save_adapter(injection, tmp_path, base=kind)
-    other, _ = fresh(kind)
-    loaded = load_adapter(other, tmp_path)
-    assert torch.equal(logits(other, kind), logits(model, kind))
-    assert loaded.named_parameters().keys() == injection.named_parameters().keys()
-    with loaded.disabled():
-        assert torch.equal(logits(other, kind), logits(fresh(kind)[0], kind))
-
-
-def test_iteration_yields_the_matrix_before_and_its_change(name, kind):
-    has_weight(name)
-    plain, _ = fresh(kind)
-    model, injection = trained(name, kind)
-    perturb(injection, 0.05)
-    updates = list(injection)
-    changed = list(injection.adapters) if VARIANTS[name].changes_weight else []
-    assert [u.name for u in updates][: len(changed)] == changed
-    with_matrix = [n for n in injection.fully_trained if model.get_parameter(n).ndim == 2]
-    assert len(updates) == len(changed) + len(with_matrix)
-    injection.merge()
-    for update in updates:
-        natural = update.name in injection.adapters
-        if not natural and update.name.rpartition(".")[2] == "embeddings":
-            continue
-        W_OI, after_OI = (
-            {p.name: p.host.matrix() for p in find_matrices(m)}[update.name]
-            if natural
-            else m.get_submodule(update.name).weight
-            for m in (plain, model)
-        )
-        assert torch.equal(update.W_OI, W_OI)
-        assert_close(update.dW_OI, (after_OI - W_OI).detach(), rtol=1e-5, atol=1e-6)
-        assert update.dW_OI.any() and not update.dW_OI.requires_grad
-
-
-def test_an_adapted_model_takes_no_second_adapter(name, kind):
-    if name in MATRIX:
-        model, _ = adapted(name, kind)
-        with pytest.raises(ValueError, match="adapted already"):
-            inject(model, name, **MODELS[kind][1])

@@ -19,6 +19,7 @@ from lora_zoo.conformance.cases import (
     effective_bias,
     few_cases,
     fresh,
+    in_a_loop,
     inputs,
     logits,
     lone,
@@ -39,8 +40,8 @@ from lora_zoo.injection.wrappers import AdapterWrapper
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
-pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
+every_pair = in_a_loop("name, kind", few_cases())
+pointwise_pairs = in_a_loop("name, kind", few_cases(POINTWISE))
 
 
 def two(name, kind, rank=2):

@@ -11,7 +11,7 @@ from hypothesis import settings as drive
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lora_zoo.conformance.cases import MATRIX, fitting, fresh, settings
+from lora_zoo.conformance.cases import MATRIX, fitting, fresh, on_models, settings
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.preview import preview
@@ -26,7 +26,6 @@ WHERE = {
     },
     "gpt2": {"target_modules": ["q", "v", "up", "embed"]},
 }
-models = pytest.mark.parametrize("kind", WHERE)
 
 
 def asked_of(name, kind):
@@ -42,8 +41,7 @@ def ranked(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*tied.*")
-@models
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "kind"), on_models(WHERE))
 def test_a_preview_is_what_the_injection_then_does(name, kind):
     model, asked = fresh(kind)[0], asked_of(name, kind)
     before, structure = copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
@@ -65,8 +63,7 @@ def test_a_preview_is_what_the_injection_then_does(name, kind):
     assert 0 <= len(save(own)) - seen.bytes <= 2 * header
 
 
-@models
-@pytest.mark.parametrize("name", MATRIX)
+@pytest.mark.parametrize(("name", "kind"), [case for case in on_models(WHERE) if case[0] in MATRIX])
 def test_the_configuration_is_enough(name, kind):
     """On the meta device no number is there, and the preview is the same."""
     real, asked = fresh(kind)[0], asked_of(name, kind)

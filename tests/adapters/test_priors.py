@@ -13,6 +13,7 @@ from lora_zoo.conformance.cases import (
     batch,
     few_cases,
     fresh,
+    in_a_loop,
     inputs,
     logits,
     lone,
@@ -44,7 +45,7 @@ def on_prior(name, kind="linear", variant="lora"):
     return model, first, second
 
 
-@pytest.mark.parametrize(("name", "kind"), few_cases())
+@in_a_loop("name, kind", few_cases())
 def test_a_prior_stays_as_it_is_active_under_the_new_adapter(name, kind):
     model, first, second = on_prior(name, kind)
     x, kept = inputs(kind), copy.deepcopy(first.state_dict())
