@@ -124,15 +124,10 @@ def test_a_sweep_over_variants(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-")
     assert not list(tmp_path.rglob("wandb"))
-    again = wrapper("-m", "+variant=lora", "seed=0,1", "resume=false", "rank=4", *QUICK, at=tmp_path)
+    again = wrapper("-m", "+variant=lora", "resume=false", "rank=4", *QUICK, at=tmp_path)
     assert again.returncode == 0
-    losses, count = {}, 0
-    for result in results(tmp_path):
-        if result["variant"]["name"] == "lora":
-            losses.setdefault(result["seed"], set()).add(result["history"][-1]["train_loss"])
-            count += 1
-    assert len(losses[0]) == 1  # the same seed gives the same run in another sweep
-    assert losses[0] != losses[1] and count == 3
+    of_lora = [r["history"][-1]["train_loss"] for r in results(tmp_path) if r["variant"]["name"] == "lora"]
+    assert len(of_lora) == 2 and len(set(of_lora)) == 1, "a seed gives the same run in another sweep"
 
 
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
