@@ -4,7 +4,7 @@ import json
 import signal
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +181,20 @@ def test_a_dry_run_names_the_program_and_shows_its_first_stage(capsys: pytest.Ca
 # --- settling ----------------------------------------------------------------------------------------------
 
 SETTLE = [name for name, cls in VARIANTS.items() if settling._factored(cls)]
+TARGETS = (("q", "v"), ("all-linear",), ("embed", "down"))
 
 
-@pytest.mark.parametrize("name", SETTLE)
-@pytest.mark.parametrize("targets", [["q", "v"], ["all-linear"], ["embed", "down"]])
-def test_settling_keeps_the_function_and_never_writes_to_the_base(name: str, targets: list[str]) -> None:
+@pytest.mark.parametrize(  # each variant on one, by turns, and LoRA on all: layers are the wrappers' own
+    ("name", "targets"), sorted({*zip(SETTLE, cycle(TARGETS), strict=False), *product(["lora"], TARGETS)})
+)
+def test_settling_keeps_the_function_and_never_writes_to_the_base(
+    name: str, targets: tuple[str, ...]
+) -> None:
     network, inputs = model(), batch(3, 7, seed=1)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     parts: list[Any] = []
     after = torch.empty(0)
-    for number, asked_for in enumerate([fitting(name, network, targets), ["q", "k"]]):
+    for number, asked_for in enumerate([fitting(name, network, list(targets)), ["q", "k"]]):
         if number:
             frozen = settled(network, parts, "settled", 0)
             assert torch.allclose(network(**inputs).logits, after, rtol=0, atol=1e-12)
