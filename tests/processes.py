@@ -28,7 +28,7 @@ LIBRARIES = (
     "evaluate", "hydra.main", "wandb", "pandas", "rich.console", "sklearn.metrics", "scipy.stats", "peft",
     "ipykernel.kernelapp", "tests.preloaded",
 )  # fmt: skip
-READ_ONCE = ("PYTHON", "HF_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
+READ_ONCE = ("PYTHON", "HF_H", "HF_MODULES_", "HF_DATASETS_", "OMP_", "MKL_", "TOKENIZERS_", "LD_", "MALLOC_")
 """Variables with these beginnings are read when an interpreter starts or imports a library.
 
 Folders of PYTHONPATH that hold a sitecustomize.py alone are put in front, and it is run, in a fork as well.

@@ -103,8 +103,9 @@ def test_their_number_is_part_of_the_identity_where_they_are_looked_at() -> None
 
 
 def test_in_a_pack_it_trains_by_itself_and_as_it_does_alone(tmp_path: Path) -> None:
-    words = ("steps=3", "rank=2", "calibration_examples=4", "tracking=none", "eval_before_training=false")
+    words = ("steps=2", "rank=2", "calibration_examples=4", "tracking=none", "eval_before_training=false")
     words += ("+task.sizes={train: 12, validation: 4, test: 4}", "eval_splits=[validation]")
+    words += ("task.max_new_tokens=2", "forgetting_text=null", "threads=1")
     packed = start(
         "-m", "init=kaiming,orthogonal,eva", "hydra/launcher=packed", f"out={tmp_path}/p", *words, at=tmp_path
     )

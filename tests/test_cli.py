@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import transformers as tf
 
-from lora_zoo.conformance.cases import WHOLE, firsts, representatives
+from lora_zoo.conformance.cases import WHOLE, bases, firsts
 from lora_zoo.runs.provenance import contradiction, stale
 from tests.processes import run as wrapper
 from tests.processes import start
@@ -24,21 +25,15 @@ pytestmark = pytest.mark.cli
 ROOT = Path(__file__).parents[1]
 SICK = ROOT.parent / "shared" / "data" / "sick"
 E2E = ROOT.parent / "shared" / "data" / "e2e"
-QUICK = (
-    "steps=4", "task.sizes={train: 64, validation: 20, test: 30}", "task.max_new_tokens=8", "batch_size=4",
-    "threads=1",
-)  # fmt: skip
 FEW = (
-    "steps=4", "task.sizes={train: 64, validation: 4, test: 6}", "task.max_new_tokens=8", "batch_size=8",
-    "threads=1",
+    "steps=4", "task.sizes={train: 32, validation: 4, test: 6}", "batch_size=4", "threads=1",
+    "task.max_new_tokens=8",
 )  # fmt: skip
-
-SHORT = (
-    "rank=4", "steps=4", "batch_size=2", "task.sizes={train: 8, validation: 2, test: 2}", "threads=1",
+QUICK = (
+    "steps=2", "batch_size=4", "task.sizes={train: 8, validation: 2, test: 2}", "threads=1",
     "task.max_new_tokens=2", "eval_before_training=false", "eval_splits=[test]", "tracking=none",
     "forgetting_text=null",
 )  # fmt: skip
-"""A run of each variant: what is particular to one is its YAML, its training and its record."""
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -46,7 +41,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_front_door(tmp_path: Path) -> None:
-    ended = wrapper("+variant=dora", "rank=8", "trainer.logging_steps=2", *QUICK, at=tmp_path)
+    ended = wrapper("+variant=dora", "rank=8", "trainer.logging_steps=2", *FEW, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (result,) = results(tmp_path)
     assert result["state"] == "done"
@@ -65,10 +60,10 @@ def test_the_front_door(tmp_path: Path) -> None:
     (folder / "adapter" / "adapter.json").write_text(json.dumps(adapter | {"variant": "lora"}))
     assert contradiction(result, folder).startswith("its saved adapter says variant=lora")
     outcomes = [json.loads(line) for line in (folder / "examples-test.jsonl").read_text().splitlines()]
-    assert len(outcomes) == 30
-    mean = sum(o["score"] for o in outcomes) / 30
+    assert len(outcomes) == 6
+    mean = sum(o["score"] for o in outcomes) / 6
     assert mean == pytest.approx(result["metrics"]["test"]["exact_match"])
-    mean = sum(o["nll"] for o in outcomes) / 30
+    mean = sum(o["nll"] for o in outcomes) / 6
     assert mean == pytest.approx(result["likelihood"]["test"]["nll"])
     assert set(result["likelihood"]) == set(result["zero_shot_likelihood"]) == {"validation", "test"}
     assert len(result["updates"]) == result["parameters"]["adapted"] == 8
@@ -105,23 +100,22 @@ def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Pat
 
 def test_a_run_records_the_rank_that_its_budget_found(tmp_path: Path) -> None:
     words = ("budget=10k", "layers=[0,2-3]", "alpha_pattern={q:4}", "exclude_modules=.*\\.2\\..*q_proj")
-    ended = wrapper("-m", "+variant=lora,dora,full", *words, "tracking=none", *QUICK, at=tmp_path)
+    ended = wrapper("-m", "+variant=dora,full", *words, *QUICK, at=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = {r["variant"]["name"]: r for r in results(tmp_path)}
-    for name in ("lora", "dora"):
-        assert found[name]["variant"]["hyperparameters"]["rank"] == 7
-        assert found[name]["parameters"]["trainable"] <= 10_000
-        adapted = [u["name"].removeprefix("model.layers.") for u in found[name]["updates"]]
-        assert adapted == [f"{n}.self_attn.{r}_proj" for n, r in ("0q", "0v", "2v", "3q", "3v")]
+    found = {r["variant"]["name"]: r for r in results(tmp_path)}["dora"]
+    assert found["variant"]["hyperparameters"]["rank"] == 7
+    assert found["parameters"]["trainable"] <= 10_000
+    adapted = [u["name"].removeprefix("model.layers.") for u in found["updates"]]
+    assert adapted == [f"{n}.self_attn.{r}_proj" for n, r in ("0q", "0v", "2v", "3q", "3v")]
     assert list((tmp_path / "runs").rglob("dora-b10k-*"))
     assert "budget has no effect with variant=full" in ended.stdout
 
 
 @pytest.mark.slow
 def test_a_sweep_over_variants(tmp_path: Path) -> None:
-    """Of every forward pass and kind of hooks one; each variant trains in `test_training`, by the Trainer."""
-    names = sorted({"lora", *representatives(), *firsts(lambda cls: cls.hooks.not_packable() or None, WHOLE)})
-    ended = wrapper("-m", f"+variant={','.join(names)}", *SHORT, at=tmp_path)
+    """Of every abstract base one; each variant trains in `test_training`, by the Trainer."""
+    names = sorted({"lora", *bases(), *firsts(lambda cls: cls.hooks.not_packable() or None, WHOLE)})
+    ended = wrapper("-m", f"+variant={','.join(names)}", "rank=4", *QUICK, at=tmp_path)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     found = results(tmp_path)
     assert sorted(r["variant"]["name"] for r in found) == sorted(names)
@@ -130,19 +124,14 @@ def test_a_sweep_over_variants(tmp_path: Path) -> None:
     assert len(sweeps) == 1
     assert sweeps[0].name.startswith("sweep-variant-")
     assert not list(tmp_path.rglob("wandb"))
-    again = wrapper("-m", "+variant=lora", "seed=0,1", "resume=false", *SHORT, at=tmp_path)
+    again = wrapper("-m", "+variant=lora", "resume=false", "rank=4", *QUICK, at=tmp_path)
     assert again.returncode == 0
-    losses, count = {}, 0
-    for result in results(tmp_path):
-        if result["variant"]["name"] == "lora":
-            losses.setdefault(result["seed"], set()).add(result["history"][-1]["train_loss"])
-            count += 1
-    assert len(losses[0]) == 1  # the same seed gives the same run in another sweep
-    assert losses[0] != losses[1] and count == 3
+    of_lora = [r["history"][-1]["train_loss"] for r in results(tmp_path) if r["variant"]["name"] == "lora"]
+    assert len(of_lora) == 2 and len(set(of_lora)) == 1, "a seed gives the same run in another sweep"
 
 
 def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    ended = wrapper("-m", "+variant=lora,vera", "init=olora", "rank=4", "tracking=none", *QUICK, at=tmp_path)
+    ended = wrapper("-m", "+variant=lora,vera", "init=olora", "rank=4", *QUICK, at=tmp_path)
     assert ended.returncode == 1
     states = {r["variant"]["name"]: r for r in results(tmp_path)} if results(tmp_path) else {}
     assert states["lora"]["state"] == "done"
@@ -156,20 +145,14 @@ def test_one_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("+variant=pissa", "init=gaussian"), "pissa cannot start from init=gaussian"),
-        (("target_modules=[q,vv]",), "unknown target 'vv'"),
-        (("target_modules=[gates]",), "Did you mean 'gate'"),
-        (("rank=4000",), "rank must lie between 1 and the smaller side"),
-        (("trainer.warmup_stepz=3",), "Did you mean 'warmup_steps'"),
-        (("trainer.learning_rate=3",), "use lr="),
-        (("task.metrics=[exactmatch]",), "exact_match"),
-        (("+variant=dora", "init=pissa", "lora_dropout=0.1"), "lora_dropout=0"),
         (("+variant=adalora", "variant.tinit=0.9", "variant.tfinal=0.5"), "leave no step"),
     ],
 )
 def test_what_only_the_model_can_tell_is_one_line_and_code_2(
     arguments: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
-    ended = wrapper(*arguments, "tracking=none", *QUICK, at=tmp_path)
+    """In one process each, and more of them: `test_mistakes`."""
+    ended = wrapper(*arguments, *QUICK, at=tmp_path)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert says in " ".join(ended.stdout.split())
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -183,7 +166,6 @@ def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
         "+variant=full",
         "lr=1e30",
         "trainer.max_grad_norm=0",
-        "tracking=none",
         *QUICK,
         "steps=30",
         at=tmp_path,
@@ -195,7 +177,7 @@ def test_a_divergence_is_recorded_as_one(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_recorded_and_leaves_with_130(tmp_path: Path) -> None:
-    running = start("steps=100000", "tracking=none", *FEW[1:], at=tmp_path)
+    running = start("steps=100000", *QUICK[1:], "eval_before_training=true", at=tmp_path)
     deadline = time.monotonic() + 120
     while (
         not any("zero_shot" in r.get("timings", {}) for r in results(tmp_path))
@@ -218,7 +200,7 @@ def test_a_merged_model_is_an_ordinary_one(tmp_path: Path) -> None:
     from lora_zoo import load_adapter
     from lora_zoo.pocket import HUB as POCKET
 
-    assert wrapper("+variant=dora", "tracking=none", *QUICK, at=tmp_path).returncode == 0
+    assert wrapper("+variant=dora", *QUICK, at=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
     ended = wrapper(str(run), str(tmp_path / "merged"), at=tmp_path, module="lora_zoo.merge")
     assert ended.returncode == 0, ended.stderr
@@ -241,18 +223,20 @@ needs_sick = pytest.mark.skipif(
 def test_a_real_encoder_on_real_pairs(task: str, tmp_path: Path) -> None:
     assert MINILM is not None and MINILM.origin is not None
     model = Path(MINILM.origin).parent / "model"
+    steps = 30 if task == "sick" else 2  # too few to see the other's loss fall beyond its noise
+    names = "lora,linear_probe" if task == "sick" else "lora"
     ended = wrapper(
-        "-m", "+variant=lora,linear_probe", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
-        "tracking=none", "steps=30", "batch_size=8", "task.sizes.test=20", "eval_splits=[test]", "threads=1",
-        "eval_before_training=false", at=tmp_path,
+        "-m", f"+variant={names}", f"model={model}", f"task={task}", f"task.data_dir={SICK}",
+        "tracking=none", f"steps={steps}", "batch_size=4", "task.sizes={train: 200, test: 8}", "threads=1",
+        "eval_before_training=false", "eval_splits=[test]", "trainer.logging_steps=1", at=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for result in results(tmp_path):
         assert any(name.startswith("classifier") for name in result["parameters"]["in_full"])
         losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
         assert all(math.isfinite(loss) for loss in losses)
-        if task == "sick":  # 30 steps are too few to see the other's loss fall beyond its noise
-            assert losses[-1] < losses[0]
+        if task == "sick":
+            assert sum(losses[-10:]) < sum(losses[:10])
         assert set(result["metrics"]["test"]) == set(result["config"]["task"]["metrics"])
 
 
@@ -269,17 +253,16 @@ def test_generation_on_real_text_with_a_model_made_from_it(tmp_path: Path) -> No
         "threads=1",
         "task.num_beams=1",
         "task.max_new_tokens=12",
-        "task.sizes.test=10",
+        "task.sizes={train: 64, test: 6}",
         "batch_size=8",
+        "eval_before_training=false",
+        "eval_splits=[test]",
+        "forgetting_text=null",
     )
-    full = wrapper(
-        "+variant=full", "model=base", "steps=20", "merge=true", "eval_splits=[test]", *common, at=tmp_path
-    )
+    full = wrapper("+variant=full", "model=base", "steps=2", "merge=true", *common, at=tmp_path)
     assert full.returncode == 0, full.stdout + full.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    ended = wrapper(
-        "+variant=lora", f"model={run}/merged", "steps=3", "eval_splits=[test]", *common, at=tmp_path
-    )
+    ended = wrapper("+variant=lora", f"model={run}/merged", "steps=2", *common, at=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lora = next(r for r in results(tmp_path) if r["variant"]["name"] == "lora")
     assert set(lora["metrics"]["test"]) == {"bleu", "rouge_l"}
@@ -292,10 +275,9 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
     (wheel,) = (tmp_path / "dist").iterdir()
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    zipfile.ZipFile(wheel).extractall(site)  # what installing a wheel without scripts or compiled parts does
     (tmp_path / "empty").mkdir()
-    words = ("-m", "hydra/launcher=packed", "+variant=vera", "seed=0,1", "tracking=none")
+    words = ("-m", "hydra/launcher=packed", "+variant=vera", "seed=0,1")
     ended = wrapper(*words, *QUICK, at=tmp_path / "empty", PYTHONPATH=str(site))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [result["packed"]["jobs"] for result in results(tmp_path / "empty")] == [2, 2]

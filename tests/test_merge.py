@@ -2,11 +2,10 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.merge import main
 from lora_zoo.models.merging import merge
 from lora_zoo.pocket import HUB
+from tests.processes import start
 
 LABELS = {
     "num_labels": 3,
@@ -508,20 +508,21 @@ def test_a_model_that_does_not_load_as_saved_is_not_kept(
     assert left(tmp_path) == {"adapter"}
 
 
-def test_a_terminated_merge_leaves_nothing(lora: tuple[Path, Injection], tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from lora_zoo import merge; import transformers as tf; "
-        "wait = lambda *_, **__: (print('here', flush=True), time.sleep(60)); "
-        "tf.PreTrainedTokenizerBase.save_pretrained = wait; "
-        "merge.main(sys.argv[1:])"
+def test_a_terminated_merge_leaves_nothing(
+    lora: tuple[Path, Injection], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here := tmp_path_factory.mktemp("here") / "here").mkdir()
+    (here.parent / "waiting.py").write_text(
+        "import os, sys, time; from lora_zoo import merge; import transformers as tf\n"
+        f"wait = lambda *_, **__: (os.rmdir({str(here)!r}), time.sleep(60))\n"
+        "tf.PreTrainedTokenizerBase.save_pretrained = wait\n"
+        "merge.main(sys.argv[1:])\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(lora[0]), str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    process = start(str(lora[0]), str(tmp_path / "out"), at=here.parent, module="waiting")
+    until = time.monotonic() + 60
+    while here.exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
     assert len(left(tmp_path)) == 2  # it is written beside OUT
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143

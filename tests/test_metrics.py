@@ -19,6 +19,7 @@ from sklearn import metrics as sklearn_metrics
 from lora_zoo import metrics
 from lora_zoo.metrics.inputs import words
 from lora_zoo.runs.record import plain
+from tests.processes import start
 
 RNG = np.random.default_rng(0)
 TRUTH, GUESS = RNG.integers(0, 2, 50), RNG.integers(0, 2, 50)
@@ -197,23 +198,6 @@ def test_facts_that_are_none_are_refused_before_a_run(tmp_path: Path, facts: str
         metrics.load(own(tmp_path, facts))
 
 
-def test_a_metric_of_another_distribution_is_found(tmp_path: Path) -> None:
-    """An entry point `lora_zoo.metric`, in a process that has it on its path."""
-    own(tmp_path, "higher_is_better, range = False, (0.0, 1.0)")
-    (tmp_path / "of_mine-1.0.dist-info").mkdir()
-    (tmp_path / "of_mine-1.0.dist-info" / "METADATA").write_text("Name: of_mine\nVersion: 1.0\n")
-    (tmp_path / "of_mine-1.0.dist-info" / "entry_points.txt").write_text(
-        "[lora_zoo.metric]\nbrier = brier:Brier\n"
-    )
-    program = (
-        f"import sys; sys.path.append({str(tmp_path)!r}); from lora_zoo import metrics; "
-        "print('brier' in metrics.METRICS, metrics.facts('brier')); "
-        "print(metrics.load('brier').compute(predictions=[0.5], references=[1.0]))"
-    )
-    found, value = fresh(program).splitlines()
-    assert found == f"True {metrics.MetricFacts(False, (0.0, 1.0))}" and value == "{'brier': 0.25}"
-
-
 def answers(name: str) -> list:
     """Answers that a metric takes, by the type that it declares; two apart and none like another."""
     features = metrics.load(name).features
@@ -263,29 +247,24 @@ def test_values_lie_within_the_range(name: str) -> None:
 
 
 def test_processes_may_load_at_once_into_an_empty_cache(tmp_path: Path) -> None:
-    program = (
-        "from lora_zoo import metrics; "
+    (tmp_path / "loads.py").write_text(
+        "from pathlib import Path\n"
+        "from evaluate import config\n"
+        "config.HF_METRICS_CACHE = config.HF_EVALUATE_CACHE = Path('cache')\n"
+        "config.HF_MODULES_CACHE = Path('modules')\n"
+        "from lora_zoo import metrics\n"
         "print(metrics.load('exact_match').compute(predictions=['a', 'b'], references=['a', 'c']))"
     )
-    running = [start(program, tmp_path) for _ in range(2)]
+    running = [start(at=tmp_path, module="loads") for _ in range(3)]
     outcomes = [process.communicate(timeout=120) for process in running]
-    assert [out.strip() for out, _ in outcomes] == ["{'exact_match': 0.5}"] * 2, outcomes
-
-
-def start(program: str, home: Path | None = None) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")} if home else {}
-    command = [sys.executable, "-c", program]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    assert [out.strip() for out, _ in outcomes] == ["{'exact_match': 0.5}"] * 3, outcomes
+    assert (tmp_path / "cache").is_dir()
 
 
 def fresh(program: str) -> str:
-    process = start(program)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @given(st.text(min_size=1).filter(str.strip), st.text(alphabet=string.printable, max_size=40))

@@ -22,7 +22,8 @@ from lora_zoo.runs.identity import specify
 from tests.processes import start
 
 WORDS = ("steps=2", "rank=2", "tracking=none", "eval_before_training=false", "eval_splits=[validation]")
-WORDS += ("+task.sizes={train: 8, validation: 4, test: 4}", "out=o")
+WORDS += ("+task.sizes={train: 8, validation: 4, test: 4}", "out=o", "threads=1")
+WORDS += ("task.max_new_tokens=2", "forgetting_text=null")
 SOURCE = '''
 """A variant of one's own."""
 
@@ -82,9 +83,11 @@ def refused(*overrides: str) -> str:
 
 
 def test_a_file_in_an_empty_folder_trains_sweeps_goes_on_and_is_merged(tmp_path: Path) -> None:
-    written(tmp_path, "outside_a")
-    words = ("-m", "+variant=./mine.py,lora", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *WORDS)
-    code, said = ran(*words, at=tmp_path)
+    """In workers, which are new interpreters; the start is of one's own, too."""
+    path = written(tmp_path, "outside_a")
+    path.write_text(path.read_text() + OTHERS)
+    words = ("-m", "+variant=./mine.py:outside_a,lora", "init=./mine.py:outside_start", *WORDS)
+    code, said = ran(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", at=tmp_path)
     assert code == 0, said
     (run,) = tmp_path.glob("o/*/outside_a-*")
     record = json.loads((run / "result.json").read_text())
@@ -184,7 +187,7 @@ def halves(context, *, first: int = 1):
 def test_an_init_and_a_program_of_one_s_own_train_in_a_sweep_that_is_known_again(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OTHERS)
     words = ("-m", "init=./mine.py:outside_start,kaiming", "program=./mine.py:outside_halves", *WORDS)
-    words += ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "program.first=1")
+    words += ("program.first=1",)
     code, said = ran(*words, at=tmp_path)
     assert code == 0, said
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("o/*/*/result.json"))]
@@ -271,7 +274,25 @@ def test_folders_of_options_are_refused_with_what_to_use(flag: str) -> None:
     assert "variant=FILE.py" in refused(flag)
 
 
-def test_a_variant_of_another_distribution_is_chosen_by_name(tmp_path: Path) -> None:
+METRIC = """
+import datasets
+import evaluate
+
+
+class Outside(evaluate.Metric):
+    higher_is_better, range = False, (0.0, 4.0)
+
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"outside": 2.0}
+"""
+
+
+def test_a_variant_and_a_metric_of_another_distribution_are_chosen_by_name(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     written(site, "outside_h", file="of_theirs.py").with_suffix(".yaml").write_text(
@@ -280,13 +301,19 @@ def test_a_variant_of_another_distribution_is_chosen_by_name(tmp_path: Path) -> 
     about = site / "of_theirs-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: of_theirs\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[lora_zoo.variant]\noutside_h = of_theirs:Scaled1\n")
-    code, said = ran("+variant=outside_h", *WORDS, at=tmp_path, PYTHONPATH=str(site))
+    points = {"variant": "outside_h = of_theirs:Scaled1", "metric": "outside = judges:Outside"}
+    lines = [f"[lora_zoo.{kind}]\n{point}\n" for kind, point in points.items()]
+    (about / "entry_points.txt").write_text("".join(lines))
+    (site / "judges.py").write_text(METRIC)
+    words = ("+variant=outside_h", "task.metrics=[outside]", *WORDS)
+    code, said = ran(*words, at=tmp_path, PYTHONPATH=str(site))
     assert code == 0, said
     (run,) = tmp_path.glob("o/outside_h-*")
     record = json.loads((run / "result.json").read_text())
     assert record["variant"]["hyperparameters"]["extra"] == 5.0
     assert record["config"]["files"] == []
+    assert record["metrics"]["validation"]["outside"] == 2.0
+    assert record["metric_facts"] == {"outside": {"higher_is_better": False, "range": [0.0, 4.0]}}
 
 
 def suite(folder: Path, *arguments: str) -> tuple[int, str]:

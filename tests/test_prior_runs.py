@@ -31,6 +31,7 @@ WORDS = (
     "+variant=dora", "rank=2", "steps=4", "batch_size=4", "lr=1e-2", "threads=1", "tracking=none",
     "task.sizes={train: 24, validation: 4, test: 4}", "target_modules=[q,v]", "task.max_new_tokens=4",
     "eval_splits=[test]", "eval_before_training=false", "trainer.save_steps=2", "lora_dropout=0.1",
+    "forgetting_text=null",
 )  # fmt: skip
 
 

@@ -27,12 +27,7 @@ from lora_zoo.training.trainer import ZooTrainer
 from tests.test_programs import QUICK, asked, described, folder_in, products, record
 
 pytestmark = pytest.mark.xdist_group("processes of training")
-FAST: tuple[str, ...] = (
-    *QUICK,
-    "forgetting_text=null",
-    "eval_splits=[validation]",
-    "task.sizes.validation=2",
-)
+FAST: tuple[str, ...] = (*QUICK, "task.sizes.validation=2")
 FAST += ("task.max_new_tokens=1", "trainer.logging_steps=1", "rank=2", "target_modules=[q,v]")
 
 

@@ -4,7 +4,7 @@ import json
 import signal
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from tests.test_packed import batch, model, stirred
 pytestmark = pytest.mark.xdist_group("programs")  # one worker: they share what is trained
 QUICK = ("task.sizes.test=4", "task.sizes.validation=4", "threads=1", "tracking=none")
 QUICK += ("eval_before_training=false", "trainer.logging_steps=2", "trainer.save_steps=2")
-QUICK += ("batch_size=4", "task.sizes.train=64", "task.max_new_tokens=4")
+QUICK += ("batch_size=4", "task.sizes.train=64", "task.max_new_tokens=2", "forgetting_text=null")
+QUICK += ("eval_splits=[validation]",)
 RELORA = ("+variant=lora", "program=relora", "program.rounds=3", "rank=2", "alpha=3", "steps=12")
 RELORA += ("lora_dropout=0.1", "target_modules=[q,v,down]", *QUICK)
 
@@ -150,15 +151,19 @@ def test_a_wrong_choice_is_told_in_one_line(overrides: list[str], says: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "says", "dry"),
     [
-        (["+variant=dora", "program=relora"], "the ΔW of dora is no product"),
-        (["+variant=full", "program=relora"], "full adapts no matrix"),
-        (["+variant=lora", "program=relora", "program.rounds=9"], "between 1 and the 4 steps; got 9"),
-        (["+variant=lora", "program=relora", "program.rounds=0"], "between 1 and the 4 steps; got 0"),
+        (["+variant=dora", "program=relora"], "the ΔW of dora is no product", "true"),
+        (["+variant=dora", "program=relora"], "the ΔW of dora is no product", "false"),
+        (["+variant=full", "program=relora"], "full adapts no matrix", "true"),
+        (["+variant=lora", "program=relora", "program.rounds=9"], "between 1 and the 4 steps; got 9", "true"),
+        (
+            ["+variant=lora", "program=relora", "program.rounds=0"],
+            "between 1 and the 4 steps; got 0",
+            "false",
+        ),
     ],
 )
-@pytest.mark.parametrize("dry", ["true", "false"])
 def test_what_cannot_be_is_refused_before_a_step(
     overrides: list[str], says: str, dry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,16 +181,20 @@ def test_a_dry_run_names_the_program_and_shows_its_first_stage(capsys: pytest.Ca
 # --- settling ----------------------------------------------------------------------------------------------
 
 SETTLE = [name for name, cls in VARIANTS.items() if settling._factored(cls)]
+TARGETS = (("q", "v"), ("all-linear",), ("embed", "down"))
 
 
-@pytest.mark.parametrize("name", SETTLE)
-@pytest.mark.parametrize("targets", [["q", "v"], ["all-linear"], ["embed", "down"]])
-def test_settling_keeps_the_function_and_never_writes_to_the_base(name: str, targets: list[str]) -> None:
+@pytest.mark.parametrize(  # each variant on one, by turns, and LoRA on all: layers are the wrappers' own
+    ("name", "targets"), sorted({*zip(SETTLE, cycle(TARGETS), strict=False), *product(["lora"], TARGETS)})
+)
+def test_settling_keeps_the_function_and_never_writes_to_the_base(
+    name: str, targets: tuple[str, ...]
+) -> None:
     network, inputs = model(), batch(3, 7, seed=1)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     parts: list[Any] = []
     after = torch.empty(0)
-    for number, asked_for in enumerate([fitting(name, network, targets), ["q", "k"]]):
+    for number, asked_for in enumerate([fitting(name, network, list(targets)), ["q", "k"]]):
         if number:
             frozen = settled(network, parts, "settled", 0)
             assert torch.allclose(network(**inputs).logits, after, rtol=0, atol=1e-12)
@@ -285,7 +294,7 @@ def test_killed_in_its_second_stage_a_run_goes_on_to_the_bit(
 
 
 def test_one_round_is_plain_lora_to_the_bit(tmp_path: Path) -> None:
-    words = ("+variant=lora", "rank=2", "steps=6", "lora_dropout=0.1", *QUICK)
+    words = ("+variant=lora", "rank=2", "steps=4", "lora_dropout=0.1", *QUICK)
     for name, more in (("one", ("program=relora", "program.rounds=1")), ("plain", ())):
         (tmp_path / name).mkdir()
         ran(*words, *more, at=tmp_path / name)
@@ -406,7 +415,7 @@ def test_the_threshold_is_between_one_lora_a_shape_and_plain_lora(tmp_path: Path
     found = {}
     for share, threshold in (("true", "1.0"), ("false", "1.0"), ("true", "0.0"), ("false", "0.5")):
         at = tmp_path / f"{share}-{threshold}"
-        words = (*DROP, f"program.threshold={threshold}", f"program.share={share}", f"out={at}")
+        words = (*DROP, "steps=6", f"program.threshold={threshold}", f"program.share={share}", f"out={at}")
         assert runner.run(asked(*words)) == 0
         found[share, threshold] = load_file(folder_in(at) / "adapter" / "adapter.safetensors")
     plain, all_own = found["false", "1.0"], found["true", "1.0"]
@@ -457,7 +466,6 @@ def test_importances_are_of_inputs_in_any_order_and_of_any_layer_that_is_called(
 # --- AutoLoRA and ALoRA ------------------------------------------------------------------------------------
 
 SEARCH = ["+variant=lora", "rank=2", "alpha=3", "lora_dropout=0.1", "lr=0.02", *QUICK]
-SEARCH += ["forgetting_text=null", "eval_splits=[test]"]
 
 
 def test_the_ranks_of_a_search_are_trained_anew_on_all_of_the_data(tmp_path: Path) -> None:

@@ -320,6 +320,9 @@ QUICK = (
     "threads=1",
     "batch_size=4",
     "eval_before_training=false",
+    "eval_splits=[validation]",
+    "task.max_new_tokens=2",
+    "forgetting_text=null",
 )
 
 
@@ -615,7 +618,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    return {**PLANTED, "HOME": str(home), "HF_HOME": str(home / "hub"), "NETRC": str(home / ".netrc")}
+    return {**PLANTED, "HOME": str(home), "NETRC": str(home / ".netrc")}
 
 
 SECRETS = (

@@ -14,7 +14,7 @@ from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.validate import resolved
-from lora_zoo.conformance.cases import representatives
+from lora_zoo.conformance.cases import bases
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import inject
 from lora_zoo.models import snapshot
@@ -70,7 +70,7 @@ ENDS = ("is left as it is", "is merged", "breaks")
     [
         (way, name)
         for turn, name in enumerate(TRAINED)
-        for way in (ENDS if name in representatives() else ENDS[turn % 3 :][:1])
+        for way in (ENDS if name in bases() else ENDS[turn % 3 :][:1])
     ],
 )
 def test_a_base_is_as_it_was_whatever_a_run_did_to_it(name: str, ends: str, pocket: Any) -> None:

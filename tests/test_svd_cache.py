@@ -296,24 +296,29 @@ def test_an_injection_starts_alike_with_and_without(home, monkeypatch):
 
 
 MEASURE = """
-import resource, sys, torch
+import pathlib, sys, torch
 from lora_zoo import inject
 torch.set_num_threads(1)
 torch.linalg.svd(torch.randn(64, 64)); torch.linalg.qr(torch.randn(64, 8))
 torch.randn(64, 2048) @ torch.randn(2048, 64)
-model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(3)))
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-injection = inject(model, sys.argv[1], rank=8, target_modules=[str(n) for n in range(3)])
-own = sum(t.numel() * t.element_size() for t in injection.state_dict().values())
-print((peak() - before - own) / model[0].layer.weight.nbytes)
+def peak():
+    (line,) = (line for line in pathlib.Path("/proc/self/status").open() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+for variant in sys.argv[1:]:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(3)))
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    before = peak()
+    injection = inject(model, variant, rank=8, target_modules=[str(n) for n in range(3)])
+    own = sum(t.numel() * t.element_size() for t in injection.state_dict().values())
+    print((peak() - before - own) / model[0].layer.weight.nbytes)
+    del model, injection
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize("variant", ["pissa", "milora"])
-def test_a_start_needs_at_most_two_matrices_beside_the_model(variant, without):
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_start_needs_at_most_two_matrices_beside_the_model(without):
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is let go of goes back at once
-    command = [sys.executable, "-c", MEASURE, variant]
+    command = [sys.executable, "-c", MEASURE, "pissa", "milora"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=exact)
-    assert float(ended.stdout) <= 2.0
+    needed = [float(line) for line in ended.stdout.split()]
+    assert len(needed) == 2 and max(needed) <= 2.0 and min(needed) > 0.1, needed

@@ -93,12 +93,12 @@ TRAINED = [name for name in VARIANTS if name != "zero_shot"]
 def test_every_variant_trains_and_its_loss_falls(name: str, tmp_path: Path) -> None:
     injection = inject(model(), name, target_modules=["q", "v"], **small(name))
     before = loss_of(injection)
-    run = trainer(tmp_path, injection, max_steps=12)
+    run = trainer(tmp_path, injection, max_steps=8)
     run.train()
     # The examples are random: what a variant with parts learns on one of them says nothing of the others.
     assert loss_of(injection) < before or run.parts
-    assert len([entry for entry in run.state.log_history if "loss" in entry]) == 12
-    assert run.train_state.timer.summary()["steps"] == 12
+    assert len([entry for entry in run.state.log_history if "loss" in entry]) == 8
+    assert run.train_state.timer.summary()["steps"] == 8
     injection.hooks.law()
 
 
