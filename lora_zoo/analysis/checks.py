@@ -226,7 +226,8 @@ def _majority(runs: pd.DataFrame) -> str:
     return f"; the commonest class alone reaches {values}" if values else ""
 
 
-CHECKS: tuple[Callable[[pd.DataFrame], Iterable[Finding]], ...] = (
-    *(_unfinished, _contradictory, _repeated, _copied),
-    *(_stale, _data, _code, _seeds, _degenerate),
-)
+Check = Callable[[pd.DataFrame], Iterable[Finding]]
+MISTAKES: tuple[Check, ...] = (_unfinished, _contradictory, _repeated, _copied, _stale, _data)
+"""These leave runs out."""
+DOUBTS: tuple[Check, ...] = (_code, _seeds, _degenerate)
+"""These warn only."""

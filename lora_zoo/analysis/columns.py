@@ -43,9 +43,10 @@ def varying(frame: pd.DataFrame, among: Iterable[str] | None = None) -> list[str
     """The settings (`among` these) in which the runs differ; of columns that split them alike, the first."""
     found: dict[tuple[int, ...], str] = {}
     for column in settings(frame) if among is None else among:
-        codes, values = pd.factorize(texts(frame, [column]))
-        if len(values) > 1:
-            found.setdefault(tuple(codes), column)
+        numbers: dict[str, int] = {}
+        codes = tuple(numbers.setdefault(text, len(numbers)) for text in _texts_of(frame[column]))
+        if len(numbers) > 1:
+            found.setdefault(codes, column)
     return list(found.values())
 
 
@@ -56,17 +57,21 @@ def texts(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
     return pd.Series(joined, index=frame.index, dtype=object)
 
 
-_ALIKE = ("string", "integer", "floating", "boolean", "empty")
-"""Kinds of columns in which values that are equal have one text."""
+_ALIKE = frozenset((str, int, float, bool))
+"""Types whose equal values have one text."""
 
 
 def _texts_of(column: pd.Series) -> Sequence[str]:
     """The text of each value; of values that are alike it is made once."""
-    if pd.api.types.infer_dtype(column) not in _ALIKE:
-        return [repr(plain(value)) for value in column]
-    codes, values = pd.factorize(column)
-    known = [*(repr(plain(value)) for value in values), repr(None)]  # the code of what is missing is -1
-    return [known[code] for code in codes]
+    known: dict[Any, str] = {}
+    found = []
+    for value in column.tolist():
+        key = (type(value), value)
+        text = known.get(key) if key[0] in _ALIKE else repr(plain(value))
+        if text is None:
+            text = known[key] = repr(plain(value))
+        found.append(text)
+    return found
 
 
 def replicates(frame: pd.DataFrame) -> pd.Series:

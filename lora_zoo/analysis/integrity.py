@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lora_zoo.analysis.checks import CHECKS, Finding
+from lora_zoo.analysis.checks import DOUBTS, MISTAKES, Check, Finding
 from lora_zoo.runs.frame import LEFT_OUT
 
 LISTED = 20
@@ -16,15 +16,20 @@ _SOUND = "lora_zoo: sound"
 
 def findings(frame: pd.DataFrame) -> list[Finding]:
     """All that is wrong with the runs of a frame, worst first. The frame's index must be unique."""
+    return _found(frame, (*MISTAKES, *DOUBTS))
+
+
+def _found(frame: pd.DataFrame, checks: Sequence[Check]) -> list[Finding]:
     if not frame.index.is_unique:
         raise ValueError("the frame's index has a label twice; give it a new one with reset_index(drop=True)")
     found: list[Finding] = []
-    for check in CHECKS:
+    for check in checks:
         if frame.empty:
             break
         new = list(check(frame))
         found += new
-        frame = frame.drop(index=[row for finding in new for row in finding.rows])
+        if rows := [row for finding in new for row in finding.rows]:
+            frame = frame.drop(index=rows)
     return found
 
 
@@ -43,7 +48,8 @@ def sound(frame: pd.DataFrame, found: Sequence[Finding] | None = None) -> pd.Dat
     """
     if frame.attrs.get(_SOUND):
         return frame
-    rows = [row for finding in (findings(frame) if found is None else found) for row in finding.rows]
+    found = _found(frame, MISTAKES) if found is None else found
+    rows = [row for finding in found for row in finding.rows]
     kept = frame.drop(index=rows)
     kept.attrs[_SOUND] = True
     return kept

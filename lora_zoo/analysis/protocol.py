@@ -50,7 +50,8 @@ def cells(
     judge, rates = judge or chosen_by(counted, value), rates_of(counted)
     tuned = {axis: name for axis, name in tuned.items() if not (rates and name in RATES)}
     counted = counted.assign(**{_REPLICATE: replicates(counted)})
-    tries = pd.concat([counted, frame[frame["state"] == "diverged"]])
+    diverged = frame[frame["state"] == "diverged"]
+    tries = pd.concat([counted, diverged]) if len(diverged) else counted
     differing = varying(counted)
     found, noted = [], _doubts(frame, counted, value, bool(tuned))
     for key, mine in _groups(tries, axes):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 import pandas as pd
 
@@ -21,9 +22,12 @@ class Doubt(StrEnum):
     BUSY = "busy machine"
 
 
-def rises(run: pd.Series) -> bool:
-    """True if the training loss ends above the first that was logged."""
-    history = run.get("history")
+def rising(runs: pd.DataFrame) -> int:
+    """The number of runs whose training loss ends above the first that was logged."""
+    return sum(map(_rises, runs["history"])) if "history" in runs else 0
+
+
+def _rises(history: Any) -> bool:
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     losses = pd.to_numeric(pd.Series([entry.get("loss") for entry in entries]), errors="coerce").dropna()
     return len(losses) > 3 and bool(losses.iloc[-3:].mean() > losses.iloc[0])

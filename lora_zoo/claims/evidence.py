@@ -17,7 +17,7 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value, settings, varying
 from lora_zoo.analysis.integrity import sound
 from lora_zoo.analysis.protocol import cells, chosen_by, plan_of, rates_of
-from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rises
+from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rising
 from lora_zoo.runs import column
 from lora_zoo.runs.frame import COLUMNS
 
@@ -127,11 +127,11 @@ class Runs:
         if value in TIMES:
             yield from of_the_machine(_words(where), rows)
         elif value not in FIXED and LR not in where and not rates_of(rows) and self._rates(where) < 2:
-            lost, rising = len(self._matching(self.diverged, where)), int(rows.apply(rises, axis=1).sum())
-            if lost + rising > (lost + len(rows)) / 2:
+            lost, risen = len(self._matching(self.diverged, where)), rising(rows)
+            if lost + risen > (lost + len(rows)) / 2:
                 rate = f", {format_value(rows[LR].iloc[0])}" if LR in rows else ""
                 yield (
-                    f"untuned: {lost + rising} of {lost + len(rows)} runs with {_words(where)} diverged, or "
+                    f"untuned: {lost + risen} of {lost + len(rows)} runs with {_words(where)} diverged, or "
                     f"ended at a greater loss than they began with, at the one rate that was tried{rate}",
                     Doubt.UNTUNED,
                 )
@@ -141,10 +141,10 @@ class Runs:
         return len({rate for runs in every if LR in runs for rate in runs[LR].dropna()})
 
     def _matching(self, frame: pd.DataFrame, where: Axes) -> pd.DataFrame:
-        matches = pd.Series(True, index=frame.index)
+        matches = np.ones(len(frame), dtype=bool)
         for axis, wanted in where.items():
             if axis in frame:
-                matches &= frame[axis].map(_plain) == _plain(wanted)
+                matches &= _equal(frame[axis], wanted)
         return frame[matches]
 
     def _cell(self, where: Axes, value: str | Measure, tune: Tune) -> tuple[pd.Series, pd.DataFrame]:
@@ -215,22 +215,27 @@ class Evidence:
     def of(self, experiment: str) -> list[Runs]:
         """The finished runs of an experiment ("": of no experiment) by model, task, steps and batch size."""
         if experiment not in self._contexts:
-            self._contexts[experiment] = list(_contexts(self.frame, experiment))
+            self._contexts[experiment] = list(_contexts(self._whole, experiment))
         return self._contexts[experiment]
 
+    @cached_property
+    def _whole(self) -> pd.DataFrame:
+        """The frame with every column of `COLUMNS`; texts in one block, of which parts are taken at once."""
+        lacking = [name for name in COLUMNS if name not in self.frame]
+        whole = self.frame.reset_index(drop=True).reindex(columns=[*self.frame.columns, *lacking])
+        return whole.astype({c: object for c, kind in whole.dtypes.items() if kind == "str"}).copy()
 
-def _contexts(frame: pd.DataFrame, experiment: str) -> Iterator[Runs]:
-    if frame.empty:
-        return
-    lacking = [name for name in COLUMNS if name not in frame]
-    whole = frame.reset_index(drop=True).reindex(columns=[*frame.columns, *lacking])
+
+def _contexts(whole: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     ours = whole[(whole["experiment"].fillna("") == experiment) & whole["seed"].notna()]
+    if ours.empty:
+        return
     mine, diverged = (ours[ours["state"] == state] for state in ("done", "diverged"))
     printed = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
         setting = dict(zip(SETTING, values, strict=True))
         words = [str(setting[key]) if key in SETTING[:2] else f"{key}={setting[key]}" for key in printed]
-        alike = [diverged[key].map(_plain) == _plain(setting[key]) for key in SETTING[:2]]
+        alike = [_equal(diverged[key], setting[key]) for key in SETTING[:2]]
         yield Runs(sound(part), ", ".join(words), diverged[alike[0] & alike[1]])
 
 
@@ -251,6 +256,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return ",".join(sorted(value.split(",")))
     return float(value) if isinstance(value, int | float | np.number) else value
+
+
+def _equal(column: pd.Series, wanted: Any) -> np.ndarray:
+    """True for each value of a column that is the one that is wanted."""
+    level = _plain(wanted)
+    return np.fromiter((_plain(value) == level for value in column.tolist()), dtype=bool, count=len(column))
 
 
 def _name(value: str | Measure) -> str:

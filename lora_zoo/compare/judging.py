@@ -26,7 +26,7 @@ from lora_zoo.analysis.protocol import better
 from lora_zoo.analysis.rounds import Plan, Rounds, Seen
 from lora_zoo.analysis.sequential import Decision
 from lora_zoo.analysis.statistics import Interval, interval
-from lora_zoo.claims.doubts import IDLE, rises
+from lora_zoo.claims.doubts import IDLE, rising
 from lora_zoo.compare.contenders import Comparison, Contender
 
 FEWEST = 3
@@ -157,7 +157,7 @@ def _doubts(label: str, ended: pd.DataFrame, runs: pd.DataFrame) -> Iterator[str
             yield f"{label} {state} in {len(lost)} of {len(ended)} runs at its chosen rate{why}"
     if "degenerate" in runs and (said := [text for text in runs["degenerate"] if text]):
         yield f"{label} has a degenerate result in {len(said)} of {len(runs)} runs ({said[0]})"
-    if len(runs) and runs.apply(rises, axis=1).any():
+    if rising(runs):
         yield f"the training loss of {label} ends above its first value"
 
 

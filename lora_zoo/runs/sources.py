@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.hyperparameters import hyperparameters
@@ -103,10 +103,22 @@ def _label(module: str) -> str:
 def _follow(module: str, file: Path, found: dict[str, Path]) -> None:
     """Add to `found` the module and what it imports of ours, of its own package, or from its own folder."""
     found[module] = file
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for name in _imported(file, package, file.stat().st_mtime_ns):
-        if name not in found and (imported := _deciding_file(name, module, file)):
+    changed = file.stat().st_mtime_ns
+    # Ours are where they are; a user's own file may appear, or be loaded, while this process runs.
+    decide = _deciding_of_ours if module.startswith("lora_zoo.") else _deciding
+    for name, imported in decide(module, file, changed):
+        if name not in found:
             _follow(name, imported, found)
+
+
+def _deciding(module: str, file: Path, changed: int) -> tuple[tuple[str, Path], ...]:
+    """The name and file of each import of a module that decides what the module does."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names = _imported(file, package, changed)
+    return tuple((name, found) for name in names if (found := _deciding_file(name, module, file)))
+
+
+_deciding_of_ours = functools.cache(_deciding)
 
 
 def _deciding_file(name: str, importer: str, file: Path) -> Path | None:
@@ -119,28 +131,46 @@ def _deciding_file(name: str, importer: str, file: Path) -> Path | None:
 _installed = functools.cache(_file_of)
 
 
-@functools.cache
 def _imported(file: Path, package: str, changed: int) -> tuple[str, ...]:
     """The modules that a file imports by their whole names, or might: a name may be one's function."""
     names = list[str]()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            near = importlib.util.resolve_name("." * node.level, package) if node.level and package else ""
-            origin = ".".join(filter(None, (near, node.module)))
-            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    for level, module, imported in _parsed(file, changed).imports:
+        near = importlib.util.resolve_name("." * level, package) if level and package else ""
+        origin = ".".join(filter(None, (near, module)))
+        names += [origin, *(f"{origin}.{name}" for name in imported)] if origin else imported
     return tuple(dict.fromkeys(names))
 
 
-@functools.cache
 def _syntax(file: Path, changed: int) -> str:
-    return digest(file.read_text())
+    return _parsed(file, changed).digest
+
+
+class _Parsed(NamedTuple):
+    """What is read from a file's syntax tree: its digest, and of each import level, module and names."""
+
+    digest: str
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+
+
+@functools.cache
+def _parsed(file: Path, changed: int) -> _Parsed:
+    tree = ast.parse(file.read_text())
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = tuple(alias.name for alias in node.names)
+            of = (node.level, node.module or "") if isinstance(node, ast.ImportFrom) else (0, "")
+            imports.append((*of, names))
+    return _Parsed(_digest(tree), tuple(imports))
 
 
 def digest(source: str) -> str:
     """SHA-256 of Python source without its comments, docstrings, formatting and errors' texts."""
-    return hashlib.sha256(_canonical(ast.parse(source)).encode()).hexdigest()
+    return _digest(ast.parse(source))
+
+
+def _digest(tree: ast.Module) -> str:
+    return hashlib.sha256(_canonical(tree).encode()).hexdigest()
 
 
 def _canonical(node: Any) -> str:
