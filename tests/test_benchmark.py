@@ -11,6 +11,7 @@ import time
 import types
 import weakref
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def pointwise(variant: str) -> bool:
 
 TINY = Shape("tiny", 64, 96, 2, 4, 2, 8, kv_heads=2)
 SMALLEST = Shape("smallest", 16, 16, 1, 2, 1, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Every measurement collects garbage: what a model's libraries hold is looked at no more."""
+    TINY.model()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)  # a measurement's would bring all of it back
+        yield
 
 
 def paths_of(shape: Shape, variant: str, **more: object) -> dict[tuple[str, float], StepPath]:
