@@ -3,7 +3,7 @@
 import copy
 import functools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,22 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @functools.cache
 def settings(*overrides: str) -> Settings:
+    """The run's settings; for several seeds they are composed once, and the seed is put where it stands."""
+    seeds = [given for given in overrides if given.startswith("seed=")]
+    if not seeds:
+        return _composed(*overrides)
+    made = _composed(*(given for given in overrides if given not in seeds), f"seed={_ANY_SEED}")
+    seed = int(seeds[-1].removeprefix("seed="))
+    own = {key: seed if value == _ANY_SEED else value for key, value in made.variant.items()}
+    data_seed = seed if made.data_seed == _ANY_SEED else made.data_seed
+    return replace(made, seed=seed, data_seed=data_seed, variant=own)
+
+
+_ANY_SEED = 987_654_321
+
+
+@functools.cache
+def _composed(*overrides: str) -> Settings:
     return specify(compose.check(command_line.rewritten(list(overrides)), multirun=False)[0]).settings
 
 

@@ -26,7 +26,8 @@ def own_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs of a few steps, with checkpoints."""
     folder = tmp_path_factory.mktemp("own")
     grid = ["+variant=lora,full", "rank=2", "seed=0,1", "steps=4", "trainer.save_steps=2"]
-    few = ["task.sizes={train: 128, validation: 20, test: 30}", "threads=1", "tracking=none"]
+    few = ["task.sizes={train: 32, validation: 4, test: 6}", "threads=1", "tracking=none"]
+    few += ["batch_size=4", "task.max_new_tokens=4", "forgetting_text=null"]
     ended = run("-m", *grid, *few, f"out={folder}", at=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder

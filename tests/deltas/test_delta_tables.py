@@ -348,7 +348,9 @@ def test_of_a_wide_random_matrix_the_first_directions_are_taken() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps that kept its checkpoints after the second and the fourth."""
     at = tmp_path_factory.mktemp("run")
-    quick = ("task.sizes={train: 128, validation: 4, test: 4}", "threads=1", "tracking=none")
+    quick = ("task.sizes={train: 32, validation: 4, test: 4}", "threads=1", "tracking=none")
+    quick += ("batch_size=4", "task.max_new_tokens=2", "eval_splits=[test]", "eval_before_training=false")
+    quick += ("forgetting_text=null",)
     ended = wrapper("+variant=lora", "rank=2", "alpha=5", "steps=4", "trainer.save_steps=2", *quick, at=at)
     assert ended.returncode == 0, ended.stderr
     (folder,) = (at / "runs").iterdir()

@@ -18,6 +18,7 @@ from lora_zoo import report
 from lora_zoo import runs as results
 from lora_zoo.report import FORMATS, writing
 from lora_zoo.report import __main__ as front
+from lora_zoo.report import page as pages
 from lora_zoo.report.layout import NumberFormat
 from lora_zoo.report.provenance import command
 from lora_zoo.report.render import HTML, LATEX, MARKDOWN, Markup, Row, Table, TableCell
@@ -387,6 +388,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_write_is_for_the_end_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "VIEWS", 1)
+    monkeypatch.setattr(pages, "STATIC", 1)  # pictures of the page have tests of their own
     sweep(tmp_path / "runs", FAR)
     assert report.write(tmp_path / "runs") == tmp_path / "runs" / "report"
     assert (tmp_path / "runs" / "report" / "runs.html").is_file()
