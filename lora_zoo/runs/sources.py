@@ -146,7 +146,7 @@ def _syntax(file: Path, changed: int) -> str:
 
 
 class _Parsed(NamedTuple):
-    """What is read from a file's syntax tree: its digest, and of each import level, module and names."""
+    """The digest of a file, and the level, module and names of each of its imports."""
 
     digest: str
     imports: tuple[tuple[int, str, tuple[str, ...]], ...]
