@@ -27,9 +27,7 @@ INERT_TRAINER = (
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
-QUANTIZATIONS = (
-    *("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_int4", "torchao_intx"),
-)
+QUANTIZATIONS = (*("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_int4", "torchao_intx"),)
 """Schemes by which a base can be quantised: see config/quantization.py."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 
@@ -78,7 +76,9 @@ class Model:
         None, "nf4, fp4: dtype of the layers' products (float32)", among=("float32", "bfloat16", "float16")
     )
     bnb_4bit_quant_storage: str | None = key(
-        None, "nf4, fp4: dtype in which codes are stored (uint8)", among=("uint8", "float32", "bfloat16", "float16")
+        None,
+        "nf4, fp4: dtype in which codes are stored (uint8)",
+        among=("uint8", "float32", "bfloat16", "float16"),
     )
     llm_int8_threshold: float | None = key(
         None, "int8: inputs above it are not rounded (6.0); 0: all are", least=0
