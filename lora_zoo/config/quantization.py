@@ -20,7 +20,6 @@ SCHEMES = {
     "int8": QuantizationScheme("bitsandbytes", ("llm_int8_threshold",)),
     "torchao_int8": QuantizationScheme("torchao"),
     "torchao_float8": QuantizationScheme("torchao"),
-    "torchao_int4": QuantizationScheme("torchao", ("group_size",)),
     "torchao_intx": QuantizationScheme("torchao", ("group_size",)),
 }
 assert (*SCHEMES,) == QUANTIZATIONS

@@ -27,7 +27,7 @@ INERT_TRAINER = (
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
-QUANTIZATIONS = (*("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_int4", "torchao_intx"),)
+QUANTIZATIONS = (*("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_intx"),)
 """Schemes by which a base can be quantised: see config/quantization.py."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 
@@ -84,7 +84,7 @@ class Model:
         None, "int8: inputs above it are not rounded (6.0); 0: all are", least=0
     )
     group_size: int | None = key(
-        None, "torchao_int4, torchao_intx: weights that share a scale (torchao's; 32)", least=1, most=65536
+        None, "torchao_intx, of 4 bits: weights that share a scale (32)", least=1, most=65536
     )
 
 

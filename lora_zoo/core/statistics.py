@@ -39,5 +39,5 @@ def not_collectable(needs: Iterable[str], host: Host) -> str:
     if asked and not (host.dense and host.sees_input):
         return f"{' and '.join(asked)} are statistics of a linear layer's inputs, and it has none"
     if host.stores_codes and (asked := [name for name in needs if name not in OF_INPUTS]):
-        return f"{' and '.join(asked)} are of W, and a layer of codes gives W no gradient"
+        return f"{' and '.join(asked)} of W cannot be had, as its codes take no gradient"
     return ""

@@ -80,9 +80,7 @@ def four_bits(layer: Any) -> Tensor:
     """W (O, I) of bitsandbytes' `Linear4bit`, in float32. ValueError where its codes are not those of W."""
     state = getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
     if state is None:
-        raise ValueError(
-            "a Linear4bit has no codes yet: move the model to its device first, which makes them"
-        )
+        raise ValueError("a Linear4bit has no codes yet: they are made as the model moves to its device")
     if getattr(state, "packing_format_for_cpu", False):
         raise ValueError(
             "a pass in evaluation mode on this CPU has repacked the codes of a Linear4bit, and rounded their "

@@ -20,7 +20,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, LayerHost]]:
 
 
 def refuse_unreadable(model: nn.Module) -> None:
-    """Raise ValueError for a quantised model with codes that no layer type here reads, or that stop gradients.
+    """Raise ValueError for a quantised model with codes that nothing here reads, or that stop gradients.
 
     A gradient has to pass through every layer, adapted or not.
     """
@@ -36,14 +36,14 @@ def refuse_unreadable(model: nn.Module) -> None:
     method = [str(getattr(scheme.quant_method, "value", scheme.quant_method))] if scheme is not None else []
     if found := next(foreign, None) or ("" if layers else next(iter(method), "")):
         raise ValueError(
-            f"the model is quantised ({found}) in a way that no layer type here reads: take it from before its "
-            "quantisation, or a dequantised copy"
+            f"the model is quantised ({found}) in a way that no layer type here reads: take it from before "
+            "its quantisation, or a dequantised copy"
         )
     for name, host in {type(host.layer.weight): (name, host) for name, host in layers.items()}.values():
         if not differentiable(host):
             raise ValueError(
-                f"{name}, a {host.kind}, rounds its input and gives it no gradient, so that nothing before it "
-                "learns: quantise the weights alone"
+                f"{name}, a {host.kind}, rounds its input and gives it no gradient, so that nothing before "
+                "it learns: quantise the weights alone"
             )
 
 

@@ -21,7 +21,7 @@ from lora_zoo.models.loading import Loaded, load_model, stored_scheme
 
 
 def scheme_of(settings: Model) -> str | None:
-    """The quantisation of the base: `model.quantization`, or its config.json's; None for an ordinary model."""
+    """The base's quantisation: `model.quantization`, or its config.json's; None for an ordinary model."""
     return settings.quantization or (stored_scheme(settings) or {}).get("quant_method")
 
 

@@ -11,6 +11,7 @@ from lora_zoo.config.schema import Model
 from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
+from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.models.classes import TASKS
 from lora_zoo.models.quantization import quantization_config
 from lora_zoo.pocket import HUB
@@ -192,10 +193,16 @@ def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) 
         plain = type(parameter) is nn.Parameter and parameter.dtype in DTYPES
         if plain and not bool(parameter.isfinite().all()):
             raise ValueError(f"model.path={settings.path}: the weight {name} holds NaN or inf")
+    for name, host in quantized_layers(model):
+        if not (host.like.is_meta or bool(host.matrix().isfinite().all())):
+            raise ValueError(
+                f"model.path={settings.path}: the codes of {name} stand for NaN or inf; take another quantization"
+            )
 
 
 def _unreachable(settings: Model, error: Exception, what: str = "") -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     first = next((line for line in lines if line), type(error).__name__)
     by = f"with model.quantization={settings.quantization}" if settings.quantization else "in Hub format"
+    by += f" and group_size={settings.group_size}, which must divide inputs" if settings.group_size else ""
     return f"{what}model.path={settings.path} cannot be loaded as a model {by}: {first}"

@@ -42,12 +42,14 @@ def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
     from torchao.quantization.granularity import PerGroup
 
     def four_bits(group_size: int = 32) -> Any:
-        return quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_size))
+        return quantization.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]
+            granularity=PerGroup(group_size),
+        )
 
     make: Mapping[str, Callable[..., Any]] = {
         "torchao_int8": quantization.Int8WeightOnlyConfig,
         "torchao_float8": quantization.Float8WeightOnlyConfig,
-        "torchao_int4": quantization.Int4WeightOnlyConfig,
         "torchao_intx": four_bits,
     }
     return transformers.TorchAoConfig(make[name](**given))

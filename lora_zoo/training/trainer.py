@@ -286,13 +286,12 @@ class ZooTrainer(Trainer):
 
 @contextlib.contextmanager
 def _known_as_adapted(model: Any) -> Iterator[None]:
-    """Inside, the Trainer takes `model` for one with adapters: it trains a quantised base with these alone."""
-    before = getattr(model, "_hf_peft_config_loaded", False)
-    model._hf_peft_config_loaded = True
+    """Inside, the Trainer takes `model` for one with adapters, without which it trains no quantised base."""
+    vars(model)["_hf_peft_config_loaded"] = True
     try:
         yield
     finally:
-        model._hf_peft_config_loaded = before
+        del vars(model)["_hf_peft_config_loaded"]
 
 
 def num_items(batch: Mapping[str, Any]) -> Tensor:
