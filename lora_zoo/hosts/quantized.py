@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.dtypes import at_least_float32, wide
 from lora_zoo.core.host import EVERY, Rows
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.hosts.linear import LinearHost
@@ -17,7 +18,8 @@ from lora_zoo.hosts.linear import LinearHost
 class QuantizedHost(LinearHost):
     """A linear layer of codes (bitsandbytes, torchao): W is their values, decoded where it is read.
 
-    W is float32 and is not kept; the frozen output is the layer's own, which may round x as well (LLM.int8).
+    W is float32 or wider and is not kept; the frozen output is the layer's own, which may round x as well
+    (LLM.int8).
     """
 
     stores_codes = True
@@ -53,7 +55,9 @@ class QuantizedHost(LinearHost):
 
     @property
     def like(self) -> Tensor:
-        return torch.empty(0, device=self.layer.weight.device)  # type: ignore[arg-type]
+        weight: Any = self.layer.weight
+        dtype = at_least_float32(weight.dtype) if decodable(weight) else torch.float32
+        return torch.empty(0, dtype=dtype, device=weight.device)
 
     @torch.no_grad()
     def tensor(self) -> Tensor:
@@ -71,9 +75,9 @@ def decodable(weight: Any) -> bool:
 
 
 def own_values(layer: Any) -> Tensor:
-    """W (O, I) of a layer with such a tensor, in float32."""
+    """W (O, I) of a layer with such a tensor, in float32 or wider."""
     values: Tensor = layer.weight.dequantize()
-    return values.float()
+    return wide(values)
 
 
 def four_bits(layer: Any) -> Tensor:

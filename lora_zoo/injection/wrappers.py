@@ -234,7 +234,7 @@ class LayerWrapper(AdapterWrapper):
     @property
     def weight(self) -> Tensor:
         """The effective weight in the layer's own layout, for code that reads `.weight`."""
-        return self.effective(self.values)
+        return self.effective(self.values if self.live else self.stored)
 
     @property
     def bias(self) -> Tensor | None:

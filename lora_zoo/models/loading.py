@@ -196,7 +196,8 @@ def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) 
     for name, host in quantized_layers(model):
         if not (host.like.is_meta or bool(host.matrix().isfinite().all())):
             raise ValueError(
-                f"model.path={settings.path}: the codes of {name} stand for NaN or inf; take another quantization"
+                f"model.path={settings.path}: the codes of {name} stand for NaN or inf, "
+                "as this quantisation has them; take another one"
             )
 
 

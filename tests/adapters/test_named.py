@@ -22,6 +22,7 @@ from lora_zoo.conformance.cases import (
     inputs,
     logits,
     lone,
+    mergeable,
     only,
     own_bias,
     perturb,
@@ -40,7 +41,7 @@ from lora_zoo.injection.wrappers import AdapterWrapper
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
-pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), mergeable(few_cases(POINTWISE)))
 
 
 def two(name, kind, rank=2):

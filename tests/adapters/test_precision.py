@@ -34,6 +34,7 @@ from lora_zoo.conformance.cases import (
     logits,
     lone,
     merge,
+    mergeable,
     on_models,
     only,
     perturb,
@@ -58,8 +59,8 @@ EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
 SOME = [*EVERYWHERE, "fused_by_head"]
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_pair = pytest.mark.parametrize(("name", "kind"), few_cases())
-pointwise_pairs = pytest.mark.parametrize(("name", "kind"), few_cases(POINTWISE))
+every_pair = pytest.mark.parametrize(("name", "kind"), mergeable(few_cases()))
+pointwise_pairs = pytest.mark.parametrize(("name", "kind"), mergeable(few_cases(POINTWISE)))
 SOME_PAIRS = [pair for pair in few_cases() if pair[1] in SOME]
 every_variant_in_a_model = pytest.mark.parametrize(("name", "kind"), on_models(MODELS))
 pytestmark = pytest.mark.filterwarnings("ignore:.*tied.*", "ignore:There is a performance drop")
