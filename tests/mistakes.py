@@ -235,6 +235,10 @@ MISTAKES: dict[str, Cases] = {
         "layers=99": "layers=99: the model's layers are 0-3",
         "layers=[]": "layers is empty",
         "layers=abc": "'abc' is no layer",
+        "model.quantization=nf5": "unknown model.quantization 'nf5'. Did you mean 'nf4'?",
+        "model.quantization=int8 model.bnb_4bit_use_double_quant=true": (
+            "model.bnb_4bit_use_double_quant=True has no effect with model.quantization=int8"
+        ),
         "preset=qlra": "unknown preset 'qlra'. Did you mean 'qlora'?",
         "layers=true": "True is no layer",
         "layers=randm:2": "'randm:2' is no layer; write for example [0,2-5], 8-, -1 or random:4",

@@ -315,7 +315,7 @@ def quantised_folder(package: str, tied: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
-def test_other_schemes_are_merged_near_to_what_their_own_layers_compute(
+def test_other_schemes_are_merged_to_what_their_own_layers_compute(
     package: str, lora: tuple[Path, Injection], tied: Path, tmp_path: Path
 ) -> None:
     needed = "torchao" if package == "torchao" else "bitsandbytes"
@@ -326,7 +326,8 @@ def test_other_schemes_are_merged_near_to_what_their_own_layers_compute(
     assert made.explained and "quantization_config" not in config_of(tmp_path / "out")
     apart = float(made.notes[1].rpartition(" ")[2])  # "…: logits differ by 0.16"
     lost = (logits(loaded(tied, "tied")) - logits(loaded(folder, "tied"))).abs().max()
-    assert 0 < apart < max(0.5 * float(lost), 0.05)
+    rounds_inputs = package == "int8"  # LLM.int8; the others multiply by what their codes say
+    assert 0 < apart < max(0.5 * float(lost), 0.05) if rounds_inputs else apart < 1e-4 < float(lost)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

@@ -125,7 +125,7 @@ def test_a_key_is_accepted_exactly_where_the_schema_has_it(part: str, name: str)
         "hydra.launcher.x=${variant.x}",
         "hydra.launcher._target_=os.abort",
         "trainer.x={y:{_target_:os.abort}}",
-        "+model.quantization=nf4",
+        "+model.bits=4",
         "+model.device_map=auto",
         "+task.foo=1",
         "+tracking.foo=1",

@@ -27,6 +27,8 @@ INERT_TRAINER = (
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
+QUANTIZATIONS = (*("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_intx"),)
+"""Schemes by which a base can be quantised: see config/quantization.py."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 
 
@@ -64,6 +66,26 @@ class Model:
     revision: str | None = key(None, "branch, tag or commit on the Hub")
     attn_implementation: str | None = key(None, "eager, sdpa, flash_attention_2, …")
     trust_remote_code: bool = key(False, "run code that a Hub repository brings")
+    quantization: str | None = key(
+        None,
+        "quantise the linear layers as they are loaded: nf4, fp4, int8 (bitsandbytes), torchao_int8, …",
+        among=QUANTIZATIONS,
+    )
+    bnb_4bit_use_double_quant: bool = key(False, "nf4, fp4: quantise the scales as well")
+    bnb_4bit_compute_dtype: str | None = key(
+        None, "nf4, fp4: dtype of the layers' products (float32)", among=("float32", "bfloat16", "float16")
+    )
+    bnb_4bit_quant_storage: str | None = key(
+        None,
+        "nf4, fp4: dtype in which codes are stored (uint8)",
+        among=("uint8", "float32", "bfloat16", "float16"),
+    )
+    llm_int8_threshold: float | None = key(
+        None, "int8: inputs above it are not rounded (6.0); 0: all are", least=0
+    )
+    group_size: int | None = key(
+        None, "torchao_intx, of 4 bits: weights that share a scale (32)", least=1, most=65536
+    )
 
 
 @dataclass

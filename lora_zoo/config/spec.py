@@ -84,7 +84,8 @@ def readable_name(settings: Settings, variant: "type[Variant]") -> str:
         parts += [size, *([_targets(settings.target_modules)] if variant.adapts else [])]
     if "init" in known and settings.init not in ("auto", known["init"].default):
         parts.append(settings.init)
-    parts += [settings.model.name[:40], settings.task.name[:40], f"s{settings.seed}"]
+    parts += [settings.model.name[:40], *filter(None, [settings.model.quantization])]
+    parts += [settings.task.name[:40], f"s{settings.seed}"]
     return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
 
 

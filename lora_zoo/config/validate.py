@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lora_zoo.config.quantization import check_quantization
 from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
 from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
@@ -55,6 +56,7 @@ def check(settings: Settings) -> None:
     """Raises ValueError with the key, its value and what would do."""
     check_group(settings)
     check_group(settings.model, "model.")
+    check_quantization(settings.model)
     check_group(settings.task, "task.")
     check_group(settings.tracking, "tracking.")
     if settings.steps is not None and settings.epochs is not None:

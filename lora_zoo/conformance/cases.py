@@ -54,6 +54,7 @@ class LayerKind(NamedTuple):
     config: dict | None = None
     call: Callable = lambda layer, x: layer(x)
     square: bool = False  # O is I
+    mergeable: bool = True
 
 
 def conv(space, groups=1, stride=1, **more):
@@ -104,6 +105,26 @@ def call_attention(layer, x):
     return y.reshape(*x.shape[:-1], -1)
 
 
+class Codes(nn.Parameter):
+    """A quantised tensor as torchao's are to others: it knows the values of its codes, half of each."""
+
+    def dequantize(self):
+        return self.data / 2
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            x, weight, *bias = args
+            return nn.functional.linear(x, weight.dequantize().as_subclass(torch.Tensor), *bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def of_codes(O, I):
+    layer = nn.Linear(I, O)
+    layer.weight = Codes(layer.weight.data, requires_grad=False)
+    return layer
+
+
 def into_rows(first, last):
     """W written to rows from first * O to last * O of a matrix of O rows a part."""
 
@@ -131,6 +152,7 @@ def into_expert(stored, W):
 KINDS = {
     "linear": LayerKind(lambda O, I: nn.Linear(I, O)),
     "linear_without_bias": LayerKind(lambda O, I: nn.Linear(I, O, bias=False)),
+    "quantised": LayerKind(of_codes, mergeable=False),
     "conv1d": LayerKind(Conv1D, lambda stored, W_OI: W_OI.T),
     "embedding": LayerKind(lambda O, I: nn.Embedding(I, O), lambda stored, W_OI: W_OI.T),
     "scaled_embedding": LayerKind(
@@ -259,6 +281,11 @@ def few_cases(among=tuple(MATRIX)):
     return sorted({(name, kind) for name, kind in found if name in among and takes(name, kind)})
 
 
+def mergeable(pairs):
+    """Those of (variant, kind of layer) whose layer can hold another matrix than its own."""
+    return [(name, kind) for name, kind in pairs if KINDS[kind].mergeable]
+
+
 def with_turns(cases, *values):
     """Each case with one of each list of `values`, by turns, for a rule that needs no product."""
     turns = itertools.cycle(itertools.product(*values))
@@ -384,8 +411,9 @@ def readable(model, injection):
 
 
 def merge(injection):
-    """Merge where the variant has an effective weight; else its adapter stays as it is."""
-    if injection.variant.pointwise:
+    """Merge where variant and layers have an effective weight; else the adapter stays as it is."""
+    unmergeable = any(matrix.host.unmergeable for matrix in injection.matrices.values())
+    if injection.variant.pointwise and not unmergeable:
         injection.merge()
 
 

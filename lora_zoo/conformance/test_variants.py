@@ -40,6 +40,7 @@ from lora_zoo.conformance.cases import (
     in_a_loop,
     inputs,
     lone,
+    mergeable,
     nearest_rank,
     only,
     perturb,
@@ -72,6 +73,8 @@ few_pairs = in_a_loop("name, kind", few_cases())
 pointwise_variants = pytest.mark.parametrize("name", POINTWISE)
 pointwise_pairs = in_a_loop("name, kind", cases(POINTWISE))
 few_pointwise_pairs = in_a_loop("name, kind", few_cases(POINTWISE))
+mergeable_pairs = in_a_loop("name, kind", mergeable(cases(POINTWISE)))
+few_mergeable_pairs = in_a_loop("name, kind", mergeable(few_cases(POINTWISE)))
 
 
 def near(name):
@@ -213,7 +216,7 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
 
 
-@few_pointwise_pairs
+@few_mergeable_pairs
 def test_the_bias_is_effective_where_it_is_read_and_merged_and_comes_back_to_the_bit(name, kind):
     """It stays the layer's own parameter where the class does not change it."""
     model, injection, adapter, host, x = adapted(name, kind)
@@ -253,7 +256,7 @@ def test_factors_are_the_update_or_none(name, kind):
         assert_close(product[0] @ product[1], adapter.weight(W_OI) - W_OI, **CLOSE)
 
 
-@pointwise_pairs
+@mergeable_pairs
 def test_merge_then_remove_equals_the_adapted_output(name, kind):
     model, injection, adapter, _, x = adapted(name, kind)
     expected, effective, plain = model(x), seen(model).detach().clone(), lone(kind)
@@ -269,7 +272,7 @@ def test_merge_then_remove_equals_the_adapted_output(name, kind):
     assert stored_in(model).is_contiguous()
 
 
-@few_pointwise_pairs
+@few_mergeable_pairs
 def test_merging_moves_the_adapted_rows_alone(name, kind):
     """Of a fused projection the other parts, of stacked experts the other matrices, stay to the bit.
 
@@ -286,6 +289,10 @@ def test_merging_moves_the_adapted_rows_alone(name, kind):
 
 @few_pointwise_pairs
 def test_unmerge_restores_the_weights_bit_for_bit(name, kind):
+    if not KINDS[kind].mergeable:
+        with pytest.raises(ValueError, match="layer cannot be merged, a quantised linear: it stores codes"):
+            adapt(lone(kind), name).merge()
+        return
     for dtype in (torch.float64, torch.bfloat16):
         unmerge_restores(name, kind, dtype)
 
@@ -592,7 +599,8 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_adapter_float32(name, kind):
     with torch.no_grad():
         expected = wide(x.double() if x.is_floating_point() else x)
         assert float((model(x).double() - expected).norm() / expected.norm()) < 2e-2
-    assert readable(model, injection).dtype == torch.bfloat16
+    codes = only(injection)[1].stores_codes  # whose values are read in float32
+    assert readable(model, injection).dtype == (torch.float32 if codes else torch.bfloat16)
 
 
 @few_pairs

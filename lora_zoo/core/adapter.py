@@ -44,13 +44,12 @@ class LayerContext:
 
     @property
     def shape(self) -> tuple[int, int]:
-        O, I = self.host.matrix().shape
-        return O, I
+        return self.host.shape
 
     def full(self, shape: tuple[int, ...], value: float = 0.0) -> Tensor:
         """A constant on the device of W, in float32 or wider: what a trained tensor is made of."""
-        W_OI = self.host.matrix()
-        return W_OI.new_full(shape, value, dtype=at_least_float32(W_OI.dtype))
+        like = self.host.like
+        return like.new_full(shape, value, dtype=at_least_float32(like.dtype))
 
     def uniform(self, purpose: str, shape: tuple[int, ...], bound: float) -> Tensor:
         """U(-bound, bound), where and as `full`; the first rows of a taller draw are the same numbers.
@@ -183,12 +182,12 @@ class Variant(ABC):
     @classmethod
     def unfit(cls, host: Host, hyper: Mapping[str, Any]) -> str | None:
         """The reason why the matrix of `host` cannot be adapted: `refusal`'s, its size, or its bias."""
-        O, I = host.matrix().shape
-        if reason := cls.refusal(host.kind, (O, I), hyper):
+        shape = host.shape
+        if reason := cls.refusal(host.kind, shape, hyper):
             return reason
-        most = cls.largest_rank((O, I), hyper)
+        most = cls.largest_rank(shape, hyper)
         if most is not None and not 1 <= hyper[cls.sized_by] <= most:
-            end = "the smaller side" if most == min(O, I) else most
+            end = "the smaller side" if most == min(shape) else most
             return f"{cls.sized_by} must lie between 1 and {end}; got {hyper[cls.sized_by]}"
         if cls.changes_bias and host.sealed_bias:
             return f"its module adds {host.sealed_bias} by itself, and this variant changes the bias as well"
@@ -274,19 +273,21 @@ class Adapter(nn.Module, Variant):
 
     def effective_bias(self, host: Host) -> Tensor:
         """The bias (O,) that the adapted rows have with this adapter."""
-        own_O, W_OI = host.own_bias, host.matrix()
-        with uncast(W_OI.device):
-            return self.bias(W_OI.new_zeros(len(W_OI)) if own_O is None else own_O)
+        own_O, like = host.own_bias, host.like
+        with uncast(like.device):
+            return self.bias(like.new_zeros(host.shape[:1]) if own_O is None else own_O)
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         """The layer's output for x with the effective matrix and bias; a faster one adds `bias` itself.
 
         Where W' would be rounded to fewer bits than float32 has, W is left as it is, and W' - W is rounded.
+        So it is where W is of codes, which the layer multiplies in a way of its own.
         """
         W_OI, bias = host.matrix(), self.bias if self.changes_bias else None
         narrow = cast(W_OI.device) or W_OI.dtype != at_least_float32(W_OI.dtype)
-        if narrow and self.changes_weight:
-            return host.plus_bias(host.times(x, W_OI) + host.times(x, self.change(W_OI)), bias)
+        if host.stores_codes or (narrow and self.changes_weight):
+            y = host.product(x)
+            return host.plus_bias(y + host.times(x, self.change(W_OI)).to(y.dtype), bias)
         with uncast(W_OI.device):
             effective_OI = self.weight(W_OI).to(W_OI.dtype)
         return host.apply(x, effective_OI, bias)
@@ -306,7 +307,7 @@ class Adapter(nn.Module, Variant):
 
     def _beside(self, x: Tensor, host: LayerHost) -> Tensor:
         """The output of a layer whose forward is replaced, and what the adapter changes of W x + bias."""
-        base, plain = host.base(x), host.apply(x, host.matrix())
+        base, plain = host.base(x), host.plus_bias(host.product(x))
         return base + (self(x, host.knowing(plain)) - plain).to(base.dtype)
 
     def path(self, x: Tensor, host: LayerHost) -> str:

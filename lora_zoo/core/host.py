@@ -37,6 +37,8 @@ class Host(ABC):
     sees_input: ClassVar[bool] = True
     """True if an adapter on it is given the layer's input, which dropout acts on."""
 
+    stores_codes: ClassVar[bool] = False
+    """True where the layer is quantised: W is read from codes, which neither kernels nor gradients reach."""
     unmergeable: ClassVar[str] = ""
     """The reason why no merge can write into such a layer ("it stores codes"), "" where `write` does."""
     can_have_bias: ClassVar[bool] = False
@@ -84,6 +86,17 @@ class Host(ABC):
         """The frozen W (O, I)."""
         return self.read(self.tensor())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        O, I = self.matrix().shape
+        return O, I
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of W's dtype and device, for new ones that shall be like it; its values mean nothing."""
+        return self.tensor()
+
 
 class LayerHost(Host):
     """A layer that is called as `layer(x)`: its output is computed anew around the adapted matrix."""
@@ -106,6 +119,10 @@ class LayerHost(Host):
     def times(self, x: Tensor, W_OI: Tensor) -> Tensor:
         """The bias-free output (..., O) if the matrix were `W_OI`."""
 
+    def product(self, x: Tensor) -> Tensor:
+        """The frozen layer's own bias-free output (..., O)."""
+        return self.times(x, self.matrix())
+
     def low_rank(self, x: Tensor, B_OR: Tensor, A_RI: Tensor) -> Tensor:
         """The bias-free output (..., O) of the product B A, by two thin products."""
         return F.linear(self.times(x, A_RI), B_OR)
@@ -119,7 +136,7 @@ class LayerHost(Host):
         """`y` plus the layer's own bias, or what `bias` makes of it (of zeros, where there is none)."""
         b_O = self.own_bias
         if bias:
-            b_O = bias(self.matrix().new_zeros(len(self.matrix())) if b_O is None else b_O)
+            b_O = bias(self.like.new_zeros(self.shape[:1]) if b_O is None else b_O)
         return y if b_O is None else y + self.rows(b_O).to(y.dtype)
 
     def rows(self, v_O: Tensor) -> Tensor:

@@ -38,4 +38,6 @@ def not_collectable(needs: Iterable[str], host: Host) -> str:
     asked = [name for name in needs if name in OF_INPUTS]
     if asked and not (host.dense and host.sees_input):
         return f"{' and '.join(asked)} are statistics of a linear layer's inputs, and it has none"
+    if host.stores_codes and (asked := [name for name in needs if name not in OF_INPUTS]):
+        return f"{' and '.join(asked)} of W cannot be had, as its codes take no gradient"
     return ""

@@ -1,5 +1,7 @@
 """Dense layers: torch's Linear and transformers' Conv1D."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +19,11 @@ class LinearHost(LayerHost):
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
         # Exact type: a subclass (quantised, or bypassed by a fused kernel) needs a host of its own.
-        plain = type(layer) is nn.Linear or type(layer).__name__ == "FalconLinear"
-        return plain and layer.weight.is_floating_point()  # type: ignore[operator]
+        if type(layer) is not nn.Linear and type(layer).__name__ != "FalconLinear":
+            return False
+        weight: Any = layer.weight
+        plain = type(weight).dequantize is Tensor.dequantize  # a tensor of codes has a way of its own
+        return plain and weight.is_floating_point()
 
     def view(self, stored: Tensor) -> Tensor:
         return stored

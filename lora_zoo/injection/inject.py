@@ -24,6 +24,7 @@ from lora_zoo.core.hooks import AdapterHooks, Groups, MakeOptimizer
 from lora_zoo.core.hyperparameters import accepted
 from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.core.statistics import Statistics
+from lora_zoo.hosts.quantized import numel
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
@@ -289,7 +290,7 @@ class Injection:
         """Number of parameters of the model with this adapter alone, tied ones once."""
         base = base_parameters(self.model) | self.trained
         own = adapter_tensors(self.adapters, self.shared, parameters).values()
-        return sum(p.numel() for p in {id(p): p for p in (*base.values(), *own)}.values())
+        return sum(numel(p) for p in {id(p): p for p in (*base.values(), *own)}.values())
 
 
 def inject(

@@ -31,8 +31,7 @@ class TargetMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        O, I = self.host.matrix().shape
-        return O, I
+        return self.host.shape
 
     def holds(self, parameter: str) -> bool:
         """True if `parameter` is stored in the module or parameter that stores this matrix."""
@@ -55,7 +54,7 @@ def find_matrices(model: nn.Module) -> list[TargetMatrix]:
 
 def _of(name: str, module: nn.Module, config: Any) -> Iterator[TargetMatrix]:
     if host := find_host(module):
-        parts = parts_of(name, host.matrix().shape[0], config) if host.dense else {}
+        parts = parts_of(name, host.shape[0], config) if host.dense else {}
         yield TargetMatrix(name, name, "" if parts else role_of(name), host)
         for role, rows in parts.items():
             yield TargetMatrix(f"{name}.{role}", name, role, type(host)(module, rows), whole=name)

@@ -23,6 +23,7 @@ from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.budget import rank_within
 from lora_zoo.injection.layers import layer_of
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
+from lora_zoo.injection.quantized_base import refuse_trained, refuse_unreadable
 from lora_zoo.injection.targets import (
     Layers,
     Names,
@@ -82,8 +83,8 @@ def plan_injection(
 
     A target that matches nothing is in the plan's `unmatched`; it is for the caller to refuse it.
     """
-    refuse_quantised(model)
     refuse_adapted(model)
+    refuse_unreadable(model)
     cls = VARIANTS.find(variant) if isinstance(variant, str) else variant
     complete = complete_hyperparameters(cls, hyper)
     to_save = parameters_of(model, modules_to_save) if modules_to_save else None
@@ -109,20 +110,6 @@ def plan_injection(
     check_present(model, plan)
     refuse_unfit(plan, model)
     return plan
-
-
-def refuse_quantised(model: nn.Module) -> None:
-    """Raise ValueError for a model whose layers hold codes: no layer type here reads them yet."""
-    scheme = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    found = [str(getattr(scheme.quant_method, "value", scheme.quant_method))] if scheme is not None else []
-    for name, parameter in model.named_parameters():
-        package = type(parameter).__module__.partition(".")[0]
-        found += [] if package == "torch" else [f"{name} is a {type(parameter).__name__} of {package}"]
-    if found:
-        raise ValueError(
-            f"the model is quantised ({found[0]}), and quantised layers cannot be adapted yet: take it from "
-            "before its quantisation, or a dequantised copy"
-        )
 
 
 def refuse_adapted(model: nn.Module) -> None:
@@ -157,8 +144,9 @@ def check_present(model: nn.Module, plan: InjectionPlan) -> None:
     for matrix in plan.matrices:
         if clash := next(filter(matrix.holds, plan.fully_trained), None):
             raise ValueError(f"{clash} cannot both be adapted and be fully trained; drop it from one of them")
+    refuse_trained(model, plan.fully_trained)
     check_called(model, {matrix.tensor for matrix in plan.matrices}, plan.fully_trained)
-    tensors = {matrix.name: matrix.host.tensor() for matrix in plan.matrices}
+    tensors = {matrix.name: matrix.host.like for matrix in plan.matrices}
     tensors |= {name: every[name] for name in plan.fully_trained}
     away = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
     if away and (offloaded(model) or not all(parameter.is_meta for parameter in every.values())):
@@ -286,7 +274,7 @@ def build(
     own = {matrix.name: plan.hyperparameters_at(matrix) for matrix in plan.matrices}
     greatest = {"rank": max(h["rank"] for h in own.values())} if own and "rank" in hyper else {}
     shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
-    first = next((m.host.matrix() for m in plan.matrices), None)
+    first = next((m.host.like for m in plan.matrices), None)
     stored = next(p for p in model.parameters() if p.is_floating_point()) if first is None else first
     like = stored.new_empty(0, dtype=at_least_float32(stored.dtype))
     shared = variant.hooks.shared(shapes, like, seed=seed, model=model, **{**hyper, **greatest})

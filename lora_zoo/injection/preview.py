@@ -13,6 +13,7 @@ from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.host import Host
 from lora_zoo.core.hyperparameters import accepted
+from lora_zoo.hosts.quantized import numel
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.matrices import TargetMatrix, find_matrices
@@ -64,10 +65,9 @@ class ShapeOnlyHost(Host):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host.layer)
-        W_OI = host.matrix()
         self.kind, self.sees_input = host.kind, host.sees_input  # type: ignore[misc]
         self.conventional_inits = host.conventional_inits  # type: ignore[misc]
-        self.empty = torch.empty(W_OI.shape, dtype=W_OI.dtype, device="meta")
+        self.empty = torch.empty(host.shape, dtype=host.like.dtype, device="meta")
 
     def tensor(self) -> Tensor:
         return self.empty
@@ -94,7 +94,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     every, names = base_parameters(model), set(plan.fully_trained)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
-    frozen = {id(p): p.numel() for name, p in every.items() if name not in names}
+    frozen = {id(p): numel(p) for name, p in every.items() if name not in names}
     added = sum(p.numel() for p in adapter_tensors(adapters, shared, parameters).values())
     return Preview(
         plan.variant.name,

@@ -125,10 +125,10 @@ class AdapterWrapper(nn.Module, ABC):
             raise ValueError(f"{self.name}.bias is read, but each row of this batch has a bias of its own")
         if not any(map(changes_bias, self.live.values())):
             return self.stored_bias
-        stored, own_O = self.stored, cast(Tensor | None, self.stored_bias)
+        own_O = cast(Tensor | None, self.stored_bias)
         if own_O is None:
-            own_O = stored.new_zeros(len(next(iter(self.live.values()))[0].host.view(stored)))
-        with uncast(stored.device):
+            own_O = (values := self.values).new_zeros(len(self._host.view(values)))
+        with uncast(own_O.device):
             wide_O = own_O.to(at_least_float32(own_O.dtype))
             return self.composed(wide_O, partial(bias_of, wide_O), f"{self.name}.bias").to(own_O.dtype)
 
@@ -136,6 +136,16 @@ class AdapterWrapper(nn.Module, ABC):
     @abstractmethod
     def stored(self) -> nn.Parameter:
         """The tensor that the adapters work on."""
+
+    @property
+    def _host(self) -> Host:
+        """A host of one of its parts."""
+        return next(iter(self.entries.values()))[0].host
+
+    @property
+    def values(self) -> Tensor:
+        """`stored`, or the values of its codes."""
+        return self._host.tensor() if self.entries and self._host.stores_codes else self.stored
 
     @property
     def stored_bias(self) -> nn.Parameter | None:
@@ -224,7 +234,7 @@ class LayerWrapper(AdapterWrapper):
     @property
     def weight(self) -> Tensor:
         """The effective weight in the layer's own layout, for code that reads `.weight`."""
-        return self.effective(self.stored)
+        return self.effective(self.values if self.live else self.stored)
 
     @property
     def bias(self) -> Tensor | None:

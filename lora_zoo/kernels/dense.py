@@ -41,6 +41,8 @@ def _of_layer(x: Tensor, host: LayerHost) -> str:
     """The reason that lies in the layer or in what is asked of it."""
     if not host.dense:
         return f"a layer of type {host.kind} is not dense"
+    if host.stores_codes:
+        return "the layer is quantised, and multiplies in a way of its own"
     if host.known is not None:
         return "the frozen layer's output is computed once for several adapters"
     if host.replaced:

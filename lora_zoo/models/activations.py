@@ -1,8 +1,9 @@
 """Activation memory: the bytes that a forward pass saves for its backward pass."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,13 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return total
 
 
-def _storages(tensors: Iterator[Tensor] | list[Tensor]) -> Iterator[tuple[int, int]]:
+def _storages(tensors: Iterable[Any]) -> Iterator[tuple[int, int]]:
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        yield storage.data_ptr(), storage.nbytes()
+        if hasattr(tensor, "__tensor_flatten__"):  # made of other tensors: codes and scales, say
+            yield from _storages(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        else:
+            storage = tensor.untyped_storage()
+            yield storage.data_ptr(), storage.nbytes()
 
 
 @contextlib.contextmanager

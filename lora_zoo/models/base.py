@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lora_zoo.config.quantization import check_quantization
 from lora_zoo.config.schema import Model
+from lora_zoo.config.validate import check_group
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.hyperparameters import fits
 from lora_zoo.formats.description import DESCRIPTION, read_description
 from lora_zoo.formats.folders import adapter_in
 from lora_zoo.formats.peft.read import FILES
@@ -77,8 +80,9 @@ def warn_of_another_base(folder: Path, model: Model) -> None:
 
 
 def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
-    names = {f.name for f in fields(Model)} - {"trust_remote_code"}
-    if not isinstance(about, Mapping) or any(not isinstance(about.get(n), str | None) for n in names):
+    types = {f.name: f.type for f in fields(Model) if f.name != "trust_remote_code"}
+    names = types.keys()
+    if not isinstance(about, Mapping) or not all(fits(about[n], types[n]) for n in names & about.keys()):
         raise ValueError(f"{folder}: what it says of its model cannot be read")
     settings = {name: about[name] for name in names if name in about}
     if "/" in (settings.get("attn_implementation") or ""):
@@ -90,7 +94,14 @@ def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
     settings |= {"path": model, "revision": None} if model else {}
     if not settings.get("path"):
         raise ValueError(f"{folder} does not say which model it adapts; give --model")
-    return {"name": Path(str(settings["path"])).name} | settings
+    settings = {"name": Path(str(settings["path"])).name} | settings
+    try:
+        known = Model(**settings)
+        check_group(known, "model.")
+        check_quantization(known)
+    except ValueError as wrong:
+        raise ValueError(f"{folder}: {wrong}") from wrong
+    return settings
 
 
 def _is_of_a_head(key: str, value: Any) -> bool:

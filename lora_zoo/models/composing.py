@@ -36,7 +36,7 @@ def common_base(runs: Mapping[str, Path], model: str | None, trust_remote_code: 
     (first, base), *others = bases.items()
     for name, other in others:
         for what, mine, its in (
-            ("base", (base.model.path, base.model.revision), (other.model.path, other.model.revision)),
+            ("base", _place(base), _place(other)),
             ("class", base.auto_class, other.auto_class),
             ("head", base.head, other.head),
             ("unit of labels", base.unit, other.unit),
@@ -46,6 +46,12 @@ def common_base(runs: Mapping[str, Path], model: str | None, trust_remote_code: 
                     f"{first} and {name} cannot be composed: they have another {what}, {mine} and {its}"
                 )
     return base
+
+
+def _place(base: Base) -> tuple[str, ...]:
+    """The base's name or folder, its revision and how it is quantised, as far as they are given."""
+    of = base.model
+    return (of.path, *filter(None, (of.revision, of.quantization)))
 
 
 def load_adapters_of(base: Base, runs: Mapping[str, Path], tokenizer: Any) -> Loaded:

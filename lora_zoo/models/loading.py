@@ -11,7 +11,9 @@ from lora_zoo.config.schema import Model
 from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
+from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.models.classes import TASKS
+from lora_zoo.models.quantization import quantization_config
 from lora_zoo.pocket import HUB
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -55,13 +57,19 @@ def load_model(
     Raises ValueError where the folder or name holds no model of that class.
     """
     torch.manual_seed(seed)
-    options = {k: v for k, v in {"attn_implementation": settings.attn_implementation}.items() if v}
+    options = {"attn_implementation": settings.attn_implementation}
+    options["quantization_config"] = quantization_config(settings)
+    if settings.quantization and (scheme := stored_scheme(settings)):
+        raise ValueError(
+            f"model.path={settings.path} is quantised already ({scheme['quant_method']}): drop "
+            f"model.quantization={settings.quantization}"
+        )
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             source(settings),
             dtype=settings.dtype,
             output_loading_info=True,
-            **options,
+            **{key: value for key, value in options.items() if value},
             **head,
             **_where(settings),
         )
@@ -73,6 +81,16 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
     return Loaded(model.eval(), missing)
+
+
+def stored_scheme(settings: Model) -> dict[str, Any] | None:
+    """The `quantization_config` in the base's config.json; None for an ordinary model."""
+    given = {"revision": settings.revision} if settings.revision else {}
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(source(settings), **given)
+    except (OSError, ValueError):
+        return None  # loading it says why
+    return config.get("quantization_config")
 
 
 def own_class(settings: Model, held: Collection[str] = ()) -> str:
@@ -175,9 +193,17 @@ def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) 
         plain = type(parameter) is nn.Parameter and parameter.dtype in DTYPES
         if plain and not bool(parameter.isfinite().all()):
             raise ValueError(f"model.path={settings.path}: the weight {name} holds NaN or inf")
+    for name, host in quantized_layers(model):
+        if not (host.like.is_meta or bool(host.matrix().isfinite().all())):
+            raise ValueError(
+                f"model.path={settings.path}: the codes of {name} stand for NaN or inf, "
+                "as this quantisation has them; take another one"
+            )
 
 
 def _unreachable(settings: Model, error: Exception, what: str = "") -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     first = next((line for line in lines if line), type(error).__name__)
-    return f"{what}model.path={settings.path} cannot be loaded as a model in Hub format: {first}"
+    by = f"with model.quantization={settings.quantization}" if settings.quantization else "in Hub format"
+    by += f" and group_size={settings.group_size}, which must divide inputs" if settings.group_size else ""
+    return f"{what}model.path={settings.path} cannot be loaded as a model {by}: {first}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.aliases import modern, original
+from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
@@ -25,6 +26,7 @@ from lora_zoo.runs.weights import model_digest
 _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
+    *("model.quantization", *(f"model.{key}" for scheme in SCHEMES.values() for key in scheme.keys)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""
 COVERS = "with imports"
@@ -105,8 +107,10 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k not in _YOUNGER)}
     for key in ("prior", "start_from"):
         chosen.pop(key, None)  # their content counts, not where they lie
-    told = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
-    chosen["task"] = {k: v for k, v in told.items() if v or f"task.{k}" not in _YOUNGER}
+    chosen["task"] = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
+    for part in ("model", "task"):
+        of = chosen[part].items()
+        chosen[part] = {k: v for k, v in of if v or type(v) is float or f"{part}.{k}" not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class ZooTrainer(Trainer):
         **arguments: Any,
     ) -> None:
         # `evaluate` asks the evaluator; the Trainer wants a data set before it evaluates at all.
-        super().__init__(model=injection.model, eval_dataset=[], **arguments)
+        with _known_as_adapted(injection.model):
+            super().__init__(model=injection.model, eval_dataset=[], **arguments)
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.ranks = RankRecorder(injection, whole=stage)
         self.skip, self.train_state = skip, TrainState(self, injection, self.ranks)
@@ -281,6 +282,16 @@ class ZooTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.train_state.load(Path(resume_from_checkpoint))
+
+
+@contextlib.contextmanager
+def _known_as_adapted(model: Any) -> Iterator[None]:
+    """Inside, the Trainer takes `model` for one with adapters, without which it trains no quantised base."""
+    vars(model)["_hf_peft_config_loaded"] = True
+    try:
+        yield
+    finally:
+        del vars(model)["_hf_peft_config_loaded"]
 
 
 def num_items(batch: Mapping[str, Any]) -> Tensor:

@@ -23,6 +23,7 @@ from lora_zoo.conformance.cases import (
     inputs,
     logits,
     lone,
+    mergeable,
     only,
     own_bias,
     perturb,
@@ -41,7 +42,7 @@ from lora_zoo.injection.wrappers import AdapterWrapper
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("name", MATRIX)
 every_pair = in_a_loop("name, kind", few_cases())
-pointwise_pairs = in_a_loop("name, kind", few_cases(POINTWISE))
+pointwise_pairs = in_a_loop("name, kind", mergeable(few_cases(POINTWISE)))
 
 
 def two(name, kind, rank=2):

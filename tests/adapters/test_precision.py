@@ -36,6 +36,7 @@ from lora_zoo.conformance.cases import (
     logits,
     lone,
     merge,
+    mergeable,
     on_models,
     only,
     perturb,
@@ -60,8 +61,8 @@ EXACT = {"rtol": 0, "atol": 0}
 HALF, NARROW = [torch.bfloat16, torch.float16], torch.bfloat16
 SOME = [*EVERYWHERE, "fused_by_head"]
 every_variant = pytest.mark.parametrize("name", MATRIX)
-every_pair = in_a_loop("name, kind", few_cases())
-pointwise_pairs = in_a_loop("name, kind", few_cases(POINTWISE))
+every_pair = in_a_loop("name, kind", mergeable(few_cases()))
+pointwise_pairs = in_a_loop("name, kind", mergeable(few_cases(POINTWISE)))
 SOME_PAIRS = [pair for pair in few_cases() if pair[1] in SOME]
 DISTINCT = {*representatives(), *firsts(lambda cls: cls.hooks, VARIANTS), *WHOLE}
 ON_MODELS = [(name, kind) for name, kind in on_models(MODELS) if name in DISTINCT]

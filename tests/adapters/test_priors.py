@@ -17,6 +17,7 @@ from lora_zoo.conformance.cases import (
     inputs,
     logits,
     lone,
+    mergeable,
     only,
     perturb,
     settings,
@@ -45,7 +46,7 @@ def on_prior(name, kind="linear", variant="lora"):
     return model, first, second
 
 
-@in_a_loop("name, kind", few_cases())
+@in_a_loop("name, kind", mergeable(few_cases()))
 def test_a_prior_stays_as_it_is_active_under_the_new_adapter(name, kind):
     model, first, second = on_prior(name, kind)
     x, kept = inputs(kind), copy.deepcopy(first.state_dict())

@@ -48,7 +48,7 @@ def version_of(folder: PeftFolder, what: str) -> tuple[int, int]:
 def write(host: Any, pairs: Mapping[int, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     """The tensors by PEFT's short names; `pairs` maps experts to (B, A), the scale included."""
     E = len(host.tensor())
-    O, I = host.matrix().shape
+    O, I = host.shape
     some = next(iter(pairs.values()))[0]
     A, B = some.new_zeros(E, rank, I), some.new_zeros(E, O, rank)
     for expert, (B_OR, A_RI) in pairs.items():
@@ -66,7 +66,7 @@ def read(
 ) -> list[tuple[Tensor, Tensor]]:
     """(B, A) of each expert. ValueError for a missing, unexpected or misshapen tensor."""
     E = len(host.tensor())
-    O, I = host.matrix().shape
+    O, I = host.shape
     exchanged = _exchanged(host, version)
     O, I = (I, O) if exchanged else (O, I)
     shapes = {"lora_A.weight": (E * rank, I), "lora_B.weight": (O, rank * E)}

@@ -82,7 +82,7 @@ def _convolution(host: Host, A_RI: Tensor, B_OR: Tensor) -> dict[str, Tensor]:
 
 def read(module: str, host: Host, tensors: Mapping[str, Tensor], dora: bool) -> LayerFactors:
     """The factors in `tensors`. ValueError that names the missing, unexpected or misshapen tensor."""
-    O, I = host.matrix().shape
+    O, I = host.shape
     embedding = host.peft_layer == "embedding"
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     tensors = {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): tensor for name, tensor in tensors.items()}

@@ -171,7 +171,7 @@ class LoRAPrune(LowRank):
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         kept_I = self.kept_I
         x = x if kept_I is None else x * kept_I.to(x.dtype)
-        y = host.base(x) if kept_I is None else host.apply(x, host.matrix())
+        y = host.base(x) if kept_I is None else host.plus_bias(host.product(x))
         return y + host.low_rank(host.dropped(x, self.dropout), *self.branch()).to(y.dtype)
 
     def sensitivity(self, W_OI: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ class DoRA(LowRank):
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         W_OI = host.matrix()
         gain = host.rows(self.m_O / self.norm(W_OI))
-        dropped, base = host.dropped(x, self.dropout), host.times(x, W_OI)
+        dropped, base = host.dropped(x, self.dropout), host.product(x)
         y = gain * host.low_rank(dropped, *self.branch())
         # The official code drops what the gain corrects and not the frozen layer's own output.
-        y = y + (gain * base if dropped is x else base + (gain - 1) * host.times(dropped, W_OI))
+        y = y + (gain * base if dropped is x else base + (gain - 1) * host.product(dropped))
         return host.plus_bias(y.to(base.dtype))
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ class IA3(Adapter):
         if not host.dense:
             return super().forward(x, host)
         if self.of_inputs:
-            return host.plus_bias(host.times(self.l * x, host.matrix()))
+            return host.plus_bias(host.product(self.l * x))
         y = host.base(x)
         return (self.l * y).to(y.dtype)
 

@@ -32,7 +32,7 @@ class SideScaling(Adapter, ABC):
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         if not host.dense:
             return super().forward(x, host)
-        y, o_O = host.times(self.c_I * x, host.matrix()), self.outputs()
+        y, o_O = host.product(self.c_I * x), self.outputs()
         return host.plus_bias(y if o_O is None else (o_O * y).to(y.dtype))
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class MoV(Routed):
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         if self.of_inputs:
-            return host.plus_bias(host.times(self.scaled(x), host.matrix()))
+            return host.plus_bias(host.product(self.scaled(x)))
         return self.scaled(host.base(x))
 
     @torch.no_grad()

@@ -1,0 +1,58 @@
+"""transformers' own configuration of the quantisation that `model.quantization` asks for."""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from lora_zoo.config.quantization import SCHEMES
+from lora_zoo.config.schema import Model
+
+
+def quantization_config(settings: Model) -> Any:
+    """The configuration with which transformers quantises the weights as it loads them; None for none.
+
+    ValueError where the base is quantised already, or the scheme's package is missing.
+    """
+    if not settings.quantization:
+        return None
+    scheme = SCHEMES[settings.quantization]
+    if importlib.util.find_spec(scheme.package) is None:
+        raise ValueError(
+            f"model.quantization={settings.quantization} needs {scheme.package}, which is not installed: "
+            f'pip install "lora_zoo[quant]"'
+        )
+    given = {key: getattr(settings, key) for key in scheme.keys if getattr(settings, key) is not None}
+    make = _of_torchao if scheme.package == "torchao" else _of_bitsandbytes
+    return make(settings.quantization, given)
+
+
+def _of_bitsandbytes(name: str, given: Mapping[str, Any]) -> Any:
+    # On a CPU each pass in evaluation mode would say that LLM.int8 casts its inputs.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    of = {"load_in_8bit": True} if name == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": name}
+    return transformers.BitsAndBytesConfig(**of, **given)
+
+
+def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
+    from torchao import quantization
+    from torchao.quantization.granularity import PerGroup
+
+    def four_bits(group_size: int = 32) -> Any:
+        return quantization.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]
+            granularity=PerGroup(group_size),
+        )
+
+    make: Mapping[str, Callable[..., Any]] = {
+        "torchao_int8": quantization.Int8WeightOnlyConfig,
+        "torchao_float8": quantization.Float8WeightOnlyConfig,
+        "torchao_intx": four_bits,
+    }
+    return transformers.TorchAoConfig(make[name](**given))
+
+
+__all__ = ["quantization_config"]
