@@ -11,6 +11,7 @@ from pathlib import Path
 Cases = dict[str, str | tuple[str, str]]
 CSV = "task=classification task.dataset=csv task.data_files={train:FILE}"
 PAIRS = "task=causal_lm task.dataset=csv task.data_files={train:pairs.csv}"
+TALK = "task=instructions task.dataset=csv task.data_files={train:talk.csv}"
 SCORED = "task=regression task.dataset=csv task.data_files={train:FILE}"
 
 
@@ -337,6 +338,13 @@ MISTAKES: dict[str, Cases] = {
         scored("infinite.csv"): ("holds inf", "a score is `inf`"),
         "task.type=classification task.metrics=[accuracy]": "needs a column text",
     },
+    "Instruction data": {
+        f"{TALK} task.chat_template=none.jinja": "task.chat_template=none.jinja: No such file",
+        TALK: "the model's tokenizer has no chat template; give a file with one",
+        f"{TALK} task.chat_template=chat.jinja task.columns={{output:anser}}": "unknown column 'anser'",
+        f"{TALK.replace('talk.csv', 'pairs.csv')} task.chat_template=chat.jinja": "reads a column messages",
+        f"{TALK} task.chat_template=endless.jinja": ("no token that ends it", "answers without an end"),
+    },
     "Models": {
         "model=/no/such/folder": "there is no such folder",
         "model=nobody/nothing": "cannot be loaded as a model in Hub format",
@@ -385,6 +393,9 @@ def desk(folder: Path) -> None:
         "two.csv": ["text,label", *rows[:2]],
         "infinite.csv": ["text,label", "a cat,1.5", "a dog,inf", *(f"a cat,{n}" for n in range(18))],
         "pairs.csv": ["prompt,target", *(f"question {n},answer {n}" for n in range(20))],
+        "talk.csv": ["instruction,output", *(f"question {n},answer {n}" for n in range(20))],
+        "chat.jinja": ["{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"],
+        "endless.jinja": ["{% for m in messages %}{{ m.content }}{% endfor %}"],
         "typed.yaml": ["type: causal_lm", "dataset: pocket-sql", "metrics: [exact_match]", "lr: fast"],
         "lacking.yaml": ["type: causal_lm", "dataset: pocket-sql", "lr: 1e-3"],
         "strange.yaml": ["type: causal_lm", "dataset: csv", "metrics: [bleu]", "lr: 1e-3", "colums: {}"],

@@ -85,8 +85,11 @@ class Task:
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )
     sizes: dict[str, int] = key({}, "split: at most so many examples", least=1)
-    columns: dict[str, str] = key({}, "text, text_pair and label, or prompt and target: the data's columns")
+    columns: dict[str, str] = key({}, "text, text_pair and label, prompt and target, …: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
+    chat_template: str | None = key(
+        None, "of instructions: a file with a Jinja chat template; default: the tokenizer's own"
+    )
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )

@@ -24,6 +24,7 @@ from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
+    "task.chat_template",
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
 )
 """Keys that the first identities lack: unset, they are no part of one."""

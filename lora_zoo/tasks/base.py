@@ -31,6 +31,8 @@ class TaskType(ABC):
     """Its name in TASK_TYPES."""
     columns: ClassVar[tuple[str, ...]]
     """The columns that it cannot do without."""
+    sources: ClassVar[tuple[str, ...]] = ()
+    """The columns of published data of which `prepared` makes these."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
     has_likelihood = True
@@ -50,6 +52,14 @@ class TaskType(ABC):
                 f"task.max_length={task.max_length} has no room for an input and an answer; give {needed} "
                 "or more"
             )
+
+    @classmethod
+    def prepared(cls, task: Task, splits: Mapping[str, Any]) -> tuple[Task, Mapping[str, Any]]:
+        """The splits as read from their files with the columns of this type, and the task that they fit.
+
+        ValueError where they have none that could become these.
+        """
+        return task, splits
 
     @abstractmethod
     def made_up(self) -> tuple[list[Any], list[Any]]:

@@ -47,6 +47,7 @@ def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
+    task, raw = TASK_TYPES[task.type].prepared(task, raw)
     if task.by_heart:
         raw = dict.fromkeys(SPLITS, raw["train"])
     checked = {"train", *judged}
@@ -123,7 +124,7 @@ def _as_text(task: Task) -> dict[str, Any]:
     if task.dataset != "csv":
         return {}
     kind = TASK_TYPES[task.type]
-    names = {name: name for name in (*kind.columns, "text_pair", *fields_of(task.template))}
+    names = {name: name for name in (*kind.columns, *kind.sources, "text_pair", *fields_of(task.template))}
     roles = task.columns or names
     texts = {old: str for new, old in roles.items() if new not in kind.numbers}
     missing = {"keep_default_na": False, "na_values": ["NaN"]}  # as writers of tables leave an empty cell
@@ -193,7 +194,8 @@ def _sized(task: Task, split: str, data: Dataset) -> Dataset:
 
 def _check_names(task: Task) -> None:
     """Raises ValueError where `task.columns`, known before any data, lacks one that the type needs."""
-    for needed in TASK_TYPES[task.type].columns if task.columns else ():
+    kind = TASK_TYPES[task.type]
+    for needed in kind.columns if task.columns and not kind.sources else ():
         if needed not in task.columns:
             given = ", ".join(task.columns)
             raise ValueError(
