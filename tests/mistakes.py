@@ -345,6 +345,15 @@ MISTAKES: dict[str, Cases] = {
         f"{TALK.replace('talk.csv', 'pairs.csv')} task.chat_template=chat.jinja": "reads a column messages",
         f"{TALK} task.chat_template=endless.jinja": ("no token that ends it", "answers without an end"),
     },
+    "Plain language modelling": {
+        "task=language_modelling": "give task.data_files",
+        "task=language_modelling task.data_files={train:letter.txt}": ("nothing can be held out", "one line"),
+        "task=language_modelling task.data_files={train:two.txt}": (
+            "of 1 tokens predicts",
+            "one letter a line",
+        ),
+        "task=language_modelling task.data_files={train:pairs.csv} model=encoder": "is an encoder (bert)",
+    },
     "Models": {
         "model=/no/such/folder": "there is no such folder",
         "model=nobody/nothing": "cannot be loaded as a model in Hub format",
@@ -403,6 +412,8 @@ def desk(folder: Path) -> None:
         "list.yaml": ["- a", "- b"],
         "broken.json": ['{"text": "a", "label": "yes"}', '{"text": "b", "lab'],
         "file.txt": ["a file"],
+        "letter.txt": ["a"],
+        "two.txt": ["a", "b"],
         "plain.py": ["x = 1"],
     }
     for name, lines in tables.items():

@@ -79,6 +79,10 @@ class TaskType(ABC):
         """The question of an example, as the model reads it: examples with the same are not independent."""
         return task.template.format(**example)
 
+    def divided(self, split: str, data: Any) -> Any:
+        """The examples of a split where they are not those of the file. ValueError where there are none."""
+        return data
+
     @abstractmethod
     def fitted(self, example: Example) -> Fitted:
         """A training example within `task.max_length` tokens."""

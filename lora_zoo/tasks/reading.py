@@ -93,6 +93,8 @@ def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
         parts.append(_classes(classes))
     if labels := about.get("labels"):
         parts.append(f"labels {labels['least']:.4g} to {labels['most']:.4g}")
+    if "blocks" in about:
+        parts.append(f"{about['blocks']:,} blocks")
     if "items" in about:
         parts.append(f"{about['items']:,} items")
     if "information" in about:

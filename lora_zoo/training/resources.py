@@ -45,9 +45,10 @@ class TaskData:
     def __init__(self, settings: Settings) -> None:
         datasets.disable_progress_bars()
         self._loaded = load_splits(settings.task, judged := judged_splits(settings))
-        self.splits = {name: self._loaded[name] for name in self._loaded if name in ("train", *judged)}
+        read = {name: self._loaded[name] for name in self._loaded if name in ("train", *judged)}
         self.tokenizer = load_tokenizer(settings.model)
-        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
+        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, read)
+        self.splits = {name: self.kind.divided(name, data) for name, data in read.items()}
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
