@@ -8,9 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 Cases = dict[str, str | tuple[str, str]]
 CSV = "task=classification task.dataset=csv task.data_files={train:FILE}"
 PAIRS = "task=causal_lm task.dataset=csv task.data_files={train:pairs.csv}"
+PHOTOS = "task=image_classification task.data_dir=photos"
 TALK = "task=instructions task.dataset=csv task.data_files={train:talk.csv}"
 SCORED = "task=regression task.dataset=csv task.data_files={train:FILE}"
 
@@ -354,6 +357,14 @@ MISTAKES: dict[str, Cases] = {
         ),
         "task=language_modelling task.data_files={train:pairs.csv} model=encoder": "is an encoder (bert)",
     },
+    "Images": {
+        "task=image_classification": "needs files; give task.data_files",
+        "task=image_classification task.data_dir=nowhere": "task.data_dir=nowhere is no folder",
+        "task=image_classification task.data_dir=photos": "the image processor of model.path=pocket",
+        PHOTOS.replace("photos", "torn"): ("image 0 0.png cannot be read", "a file is no image"),
+        f"{PHOTOS} task.columns={{image:label,label:image}}": "the column label holds",
+        f"{PHOTOS} task.columns={{image:img,label:label}}": "unknown column 'img'. Did you mean 'image'?",
+    },
     "Models": {
         "model=/no/such/folder": "there is no such folder",
         "model=nobody/nothing": "cannot be loaded as a model in Hub format",
@@ -418,6 +429,11 @@ def desk(folder: Path) -> None:
     }
     for name, lines in tables.items():
         (folder / name).write_text("\n".join(lines) + "\n")
+    for number, (images, kind) in enumerate((i, k) for i in ("photos", "torn") for k in ("cat", "dog") * 4):
+        path = folder / images / "train" / kind / f"{number % 8}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    (folder / "torn" / "train" / "cat" / "0.png").write_bytes(b"no image")
     (folder / "empty.csv").write_bytes(b"")
     (folder / "binary.yaml").write_bytes(bytes(range(128, 256)))
     (folder / "latin.csv").write_bytes("text,label\ncafé,yes\n".encode("latin-1"))

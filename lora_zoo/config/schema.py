@@ -71,7 +71,8 @@ class Task:
     name: str = key(MISSING, "how runs call the task")
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
     dataset: str = key(
-        MISSING, "csv, json, parquet, text, a name on the Hub, or one that is generated (pocket-sql, …)"
+        MISSING,
+        "csv, json, parquet, text, imagefolder, a name on the Hub, or one that is generated (pocket-sql, …)",
     )
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")

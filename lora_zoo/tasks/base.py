@@ -39,6 +39,8 @@ class TaskType(ABC):
     """True if its outcomes have an nll."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
+    has_head = False
+    """True where a head of the model gives the answers."""
     end: tuple[int, ...] = ()
     """The tokens with which every target ends, where the model is to say when it has answered."""
     generated = 0
@@ -46,6 +48,9 @@ class TaskType(ABC):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, tokenizer
+        self._check_length(task, tokenizer)
+
+    def _check_length(self, task: Task, tokenizer: Any) -> None:
         needed = least(tokenizer) + max(len(self.end), 1)
         if task.max_length < needed:
             raise ValueError(
