@@ -81,7 +81,9 @@ class Task:
         {},
         "further arguments: of datasets.load_dataset (delimiter, …), or of a generated data set (difficulty)",
     )
-    splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
+    splits: dict[str, str] = key(
+        {}, "train/validation/test: the split's name in the data set, which it then is alone"
+    )
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )

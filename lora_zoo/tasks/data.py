@@ -115,7 +115,8 @@ def _load(task: Task) -> dict[str, Dataset]:
     for split, name in task.splits.items():
         if name not in loaded:
             raise ValueError(f"task {task.name}, task.splits.{split}: " + unknown("split", name, loaded))
-    names = {split: task.splits.get(split, split) for split in SPLITS}
+    given = task.splits.values()  # what has one role by name has no other by default
+    names = {s: task.splits.get(s, s) for s in SPLITS if s in task.splits or s not in given}
     return {split: loaded[name] for split, name in names.items() if name in loaded}
 
 
@@ -226,6 +227,11 @@ def _check_cells(task: Task, split: str, data: Dataset) -> None:
     """Raises ValueError for an empty split or cell, and for a cell that its column's role cannot take."""
     if not len(data):
         raise ValueError(f"task {task.name}: the {split} split is empty")
+    if "label" in data.column_names and not any(label != -1 for label in data["label"]):
+        raise ValueError(
+            f"task {task.name}, {split}: all its labels are -1, which hides them; name one that has some, "
+            f"task.splits.{split}=validation"
+        )
     used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
     optional = _optional(task)
     for column in filter(used.__contains__, data.column_names):
