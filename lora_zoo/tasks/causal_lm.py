@@ -52,7 +52,7 @@ class CausalLM(TaskType):
         return tuple(ids)
 
     def made_up(self) -> tuple[list[Any], list[Any]]:
-        texts = ["a made-up answer", "another one"]
+        texts = ["a made-up answer, 1", "another one, 2"]
         return texts, [[text] for text in texts] if self.task.group_references else texts
 
     def fitted(self, example: Example) -> Fitted:
