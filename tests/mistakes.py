@@ -14,6 +14,7 @@ Cases = dict[str, str | tuple[str, str]]
 CSV = "task=classification task.dataset=csv task.data_files={train:FILE}"
 PAIRS = "task=causal_lm task.dataset=csv task.data_files={train:pairs.csv}"
 PHOTOS = "task=image_classification task.data_dir=photos"
+CHOSEN = "task=options task.dataset=csv task.data_files={train:pairs.csv}"
 TALK = "task=instructions task.dataset=csv task.data_files={train:talk.csv}"
 SCORED = "task=regression task.dataset=csv task.data_files={train:FILE}"
 
@@ -356,6 +357,11 @@ MISTAKES: dict[str, Cases] = {
             "one letter a line",
         ),
         "task=language_modelling task.data_files={train:pairs.csv} model=encoder": "is an encoder (bert)",
+    },
+    "Options": {
+        "task=options task.dataset=csv task.data_files={train:pairs.csv}": "unknown column 'options'",
+        f"{CHOSEN} task.columns={{prompt:prompt,option1:target,label:label}}": "unknown column 'label'",
+        f"{CHOSEN} task.columns={{prompt:prompt,option1:target,option2:prompt,label:target}}": "label",
     },
     "Images": {
         "task=image_classification": "needs files; give task.data_files",
