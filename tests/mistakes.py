@@ -361,7 +361,6 @@ MISTAKES: dict[str, Cases] = {
     "Options": {
         "task=options task.dataset=csv task.data_files={train:pairs.csv}": "unknown column 'options'",
         f"{CHOSEN} task.columns={{prompt:prompt,option1:target,label:label}}": "unknown column 'label'",
-        f"{CHOSEN} task.columns={{prompt:prompt,option1:target,option2:prompt,label:target}}": "label",
     },
     "Images": {
         "task=image_classification": "needs files; give task.data_files",

@@ -79,8 +79,8 @@ def test_boolq_has_the_same_words_for_all(tmp_path: Path) -> None:
 
 def test_a_decoder_chooses_the_likeliest_option(tmp_path: Path) -> None:
     model, tokenizer = LlamaForCausalLM.from_pretrained(HUB), PreTrainedTokenizerFast.from_pretrained(HUB)
-    texts = [["red", "the small dog", "7 ; 8"], ["a", "the"]]
-    rows = {"prompt": ["a dog is", "who saw"], "options": texts, "label": ["the small dog", "A"]}
+    texts = [["red", "the old dog", "7 ; 8"], ["a", "the"]]
+    rows = {"prompt": ["a dog is", "who saw"], "options": texts, "label": ["the old dog", "A"]}
     task, splits = splits_of(tmp_path, "options", rows, eval_batch_size=2, max_length=40)
     kind = TASK_TYPES["options"](task, tokenizer, splits)
     outcomes = kind.outcomes(model.eval(), splits["test"])
@@ -99,9 +99,7 @@ def test_a_decoder_chooses_the_likeliest_option(tmp_path: Path) -> None:
         assert outcome["score"] == float(outcome["prediction"] == outcome["reference"])
     assert [outcome["reference"] for outcome in outcomes] == [1, 0]
     encoded = kind.encode(splits["train"][0])
-    assert (
-        tokenizer.decode([label for label in encoded["labels"] if label != -100]).strip() == "the small dog"
-    )
+    assert tokenizer.decode([label for label in encoded["labels"] if label != -100]).strip() == "the old dog"
 
 
 REFUSED: dict[str, tuple[dict[str, list[Any]], str]] = {
