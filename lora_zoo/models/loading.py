@@ -33,7 +33,7 @@ def source(settings: Model) -> str:
 
 
 def load_processor(settings: Model, auto_class: str) -> Any:
-    """What makes the inputs of a model of this class: its tokenizer, or of a model of images its processor.
+    """The maker of inputs for a model of this class: its tokenizer, or of a model of images its processor.
 
     ValueError where it cannot be loaded.
     """

@@ -87,7 +87,7 @@ class Instructions(CausalLM):
         return str(self.tokenizer.convert_ids_to_tokens(end))
 
     def _answers(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """Where in the text each answer begins and where its end is over, in characters."""
+        """The places in the text, in characters, at which each answer begins and its end is over."""
         spans: list[tuple[int, int]] = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":

@@ -22,7 +22,7 @@ HIDDEN = ("", None, -1, "-1")
 
 
 @TASK_TYPES.register("options")
-class Options(TaskType):
+class OwnOptions(TaskType):
     """A decoder chooses the option whose tokens are together the likeliest after the prompt.
 
     The loss is on the right option's tokens. nll is of the right option among an example's options, whose

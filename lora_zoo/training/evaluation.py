@@ -201,7 +201,7 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
 def perfect(
     name: str, metric: Any, right: list[Any], references: list[Any], kind: TaskType
 ) -> tuple[list[Any], list[Any]]:
-    """What a metric is given where all answers are `right`. ValueError where the task has no likelihoods."""
+    """The inputs of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
     if reads(metric) == "prediction":
         return right, references
     if not kind.has_likelihood:
