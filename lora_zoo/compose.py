@@ -121,7 +121,7 @@ def compose(
     (other bases, other shapes, no effective weight) or a wrong option, before anything is written.
     """
     from lora_zoo.models.composing import common_base, load_adapters_of, named_runs
-    from lora_zoo.models.loading import load_tokenizer
+    from lora_zoo.models.loading import load_processor
     from lora_zoo.models.saving import refuse_to_overwrite
     from lora_zoo.models.write_composed import write_adapter, write_model
     from lora_zoo.training.retention import tasks_of
@@ -136,7 +136,7 @@ def compose(
     tasks = tasks_of(named, evaluate) if evaluate else []
     base = common_base(named, model, trust_remote_code)
     as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form == "adapter" else base
-    tokenizer = load_tokenizer(base.model)
+    tokenizer = load_processor(base.model, base.auto_class)
     network = load_adapters_of(as_loaded, named, tokenizer).model
     prepare(network, composition, named, data, examples)
     left = [str(task.retained(network)) for task in tasks]

@@ -70,13 +70,15 @@ def export(
     from lora_zoo.formats.peft.write import save_peft
     from lora_zoo.models.base import adapter_in, base_of
     from lora_zoo.models.compare import logits
-    from lora_zoo.models.loading import load_model, load_tokenizer, source
+    from lora_zoo.models.loading import load_model, load_processor, source
     from lora_zoo.models.saving import refuse_to_overwrite
 
     refuse_to_overwrite(out)
     folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
-    network = load_model(base.model, base.auto_class, base.head, load_tokenizer(base.model), seed=0).model
+    network = load_model(
+        base.model, base.auto_class, base.head, load_processor(base.model, base.auto_class), seed=0
+    ).model
     injection = load_adapter(network, folder)
     with contextlib.nullcontext() if view is None else _view(injection, view):
         adapted = logits(network)

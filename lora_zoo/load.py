@@ -50,7 +50,7 @@ def load(
     """
     from lora_zoo.formats.native import load_adapter, save_adapter
     from lora_zoo.models.base import base_of
-    from lora_zoo.models.loading import load_model, load_tokenizer
+    from lora_zoo.models.loading import load_model, load_processor
     from lora_zoo.models.saving import refuse_to_overwrite
 
     refuse_to_overwrite(out)
@@ -60,7 +60,9 @@ def load(
     settings = base.model
     settings.dtype = dtype
     head = {"num_labels": num_labels} if num_labels else base.head
-    network = load_model(settings, base.auto_class, head, load_tokenizer(settings), seed=0).model
+    network = load_model(
+        settings, base.auto_class, head, load_processor(settings, base.auto_class), seed=0
+    ).model
     injection = load_adapter(network, adapter, alpha=alpha, enable=enable or ())
     about = {"name": settings.name, "path": settings.path, "dtype": dtype, "revision": settings.revision}
     save_adapter(injection, out, model=about, auto_class=base.auto_class, head=head)

@@ -8,9 +8,14 @@ import json
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 Cases = dict[str, str | tuple[str, str]]
 CSV = "task=classification task.dataset=csv task.data_files={train:FILE}"
 PAIRS = "task=causal_lm task.dataset=csv task.data_files={train:pairs.csv}"
+PHOTOS = "task=image_classification task.data_dir=photos"
+CHOSEN = "task=options task.dataset=csv task.data_files={train:pairs.csv}"
+TALK = "task=instructions task.dataset=csv task.data_files={train:talk.csv}"
 SCORED = "task=regression task.dataset=csv task.data_files={train:FILE}"
 
 
@@ -341,6 +346,34 @@ MISTAKES: dict[str, Cases] = {
         scored("infinite.csv"): ("holds inf", "a score is `inf`"),
         "task.type=classification task.metrics=[accuracy]": "needs a column text",
     },
+    "Instruction data": {
+        f"{TALK} task.chat_template=none.jinja": "task.chat_template=none.jinja: No such file",
+        TALK: "the model's tokenizer has no chat template; give a file with one",
+        f"{TALK} task.chat_template=chat.jinja task.columns={{output:anser}}": "unknown column 'anser'",
+        f"{TALK.replace('talk.csv', 'pairs.csv')} task.chat_template=chat.jinja": "reads a column messages",
+        f"{TALK} task.chat_template=endless.jinja": ("no token that ends it", "answers without an end"),
+    },
+    "Plain language modelling": {
+        "task=language_modelling": "give task.data_files",
+        "task=language_modelling task.data_files={train:letter.txt}": ("nothing can be held out", "one line"),
+        "task=language_modelling task.data_files={train:two.txt}": (
+            "of 1 tokens predicts",
+            "one letter a line",
+        ),
+        "task=language_modelling task.data_files={train:pairs.csv} model=encoder": "is an encoder (bert)",
+    },
+    "Options": {
+        "task=options task.dataset=csv task.data_files={train:pairs.csv}": "unknown column 'options'",
+        f"{CHOSEN} task.columns={{prompt:prompt,option1:target,label:label}}": "unknown column 'label'",
+    },
+    "Images": {
+        "task=image_classification": "needs files; give task.data_files",
+        "task=image_classification task.data_dir=nowhere": "task.data_dir=nowhere is no folder",
+        "task=image_classification task.data_dir=photos": "the image processor of model.path=pocket",
+        PHOTOS.replace("photos", "torn"): ("image 0 0.png cannot be read", "a file is no image"),
+        f"{PHOTOS} task.columns={{image:label,label:image}}": "the column label holds",
+        f"{PHOTOS} task.columns={{image:img,label:label}}": "unknown column 'img'. Did you mean 'image'?",
+    },
     "Models": {
         "model=/no/such/folder": "there is no such folder",
         "model=nobody/nothing": "cannot be loaded as a model in Hub format",
@@ -389,6 +422,9 @@ def desk(folder: Path) -> None:
         "two.csv": ["text,label", *rows[:2]],
         "infinite.csv": ["text,label", "a cat,1.5", "a dog,inf", *(f"a cat,{n}" for n in range(18))],
         "pairs.csv": ["prompt,target", *(f"question {n},answer {n}" for n in range(20))],
+        "talk.csv": ["instruction,output", *(f"question {n},answer {n}" for n in range(20))],
+        "chat.jinja": ["{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"],
+        "endless.jinja": ["{% for m in messages %}{{ m.content }}{% endfor %}"],
         "typed.yaml": ["type: causal_lm", "dataset: pocket-sql", "metrics: [exact_match]", "lr: fast"],
         "lacking.yaml": ["type: causal_lm", "dataset: pocket-sql", "lr: 1e-3"],
         "strange.yaml": ["type: causal_lm", "dataset: csv", "metrics: [bleu]", "lr: 1e-3", "colums: {}"],
@@ -396,10 +432,17 @@ def desk(folder: Path) -> None:
         "list.yaml": ["- a", "- b"],
         "broken.json": ['{"text": "a", "label": "yes"}', '{"text": "b", "lab'],
         "file.txt": ["a file"],
+        "letter.txt": ["a"],
+        "two.txt": ["a", "b"],
         "plain.py": ["x = 1"],
     }
     for name, lines in tables.items():
         (folder / name).write_text("\n".join(lines) + "\n")
+    for number, (images, kind) in enumerate((i, k) for i in ("photos", "torn") for k in ("cat", "dog") * 4):
+        path = folder / images / "train" / kind / f"{number % 8}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    (folder / "torn" / "train" / "cat" / "0.png").write_bytes(b"no image")
     (folder / "empty.csv").write_bytes(b"")
     (folder / "binary.yaml").write_bytes(bytes(range(128, 256)))
     (folder / "latin.csv").write_bytes("text,label\ncafé,yes\n".encode("latin-1"))

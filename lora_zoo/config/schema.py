@@ -93,7 +93,8 @@ class Task:
     name: str = key(MISSING, "how runs call the task")
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
     dataset: str = key(
-        MISSING, "csv, json, parquet, text, a name on the Hub, or one that is generated (pocket-sql, …)"
+        MISSING,
+        "csv, json, parquet, text, imagefolder, a name on the Hub, or one that is generated (pocket-sql, …)",
     )
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")
@@ -102,13 +103,18 @@ class Task:
         {},
         "further arguments: of datasets.load_dataset (delimiter, …), or of a generated data set (difficulty)",
     )
-    splits: dict[str, str] = key({}, "train/validation/test: the split's name in the data set")
+    splits: dict[str, str] = key(
+        {}, "train/validation/test: the split's name in the data set, which it then is alone"
+    )
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )
     sizes: dict[str, int] = key({}, "split: at most so many examples", least=1)
-    columns: dict[str, str] = key({}, "text, text_pair and label, or prompt and target: the data's columns")
+    columns: dict[str, str] = key({}, "text, text_pair and label, prompt and target, …: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
+    chat_template: str | None = key(
+        None, "of instructions: a file with a Jinja chat template; default: the tokenizer's own"
+    )
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )

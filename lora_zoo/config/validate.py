@@ -5,7 +5,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def resolved(config: Any) -> Settings:
     """The composed configuration as `Settings`, resolved and checked. ValueError for what cannot be run."""
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
-    settings = with_multiples(config, settings)
+    settings = replace(with_multiples(config, settings), task=_with_chat_template(settings.task))
     check(settings)
     if not settings.dry_run:
         _check_files(settings.task)
@@ -50,6 +50,20 @@ def resolved(config: Any) -> Settings:
             saved_folder("start_from", settings.start_from)
         check_folder("out", settings.out)
     return settings
+
+
+def _with_chat_template(task: Task) -> Task:
+    """The task with its chat template's text in place of the file, so that the run is identified by it."""
+    given = task.chat_template
+    if given is None or "{" in given:
+        return task
+    try:
+        return replace(task, chat_template=Path(given).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(
+            f"task.chat_template={given}: {reason}; give a file with a Jinja template"
+        ) from error
 
 
 def check(settings: Settings) -> None:
@@ -218,7 +232,7 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _check_files(task: Task) -> None:
-    local = task.dataset in ("csv", "json", "parquet", "text")
+    local = task.dataset in ("csv", "json", "parquet", "text", "imagefolder")
     if task.dataset in GENERATORS:
         _check_generated(task)
     if local and task.data_dir and not Path(task.data_dir).expanduser().is_dir():

@@ -12,7 +12,7 @@ import regex
 INPUTS = {
     "int64": "predictions, references: one integer class an item",
     "float64": "predictions, references: one number an item, two items or more",
-    "nll": "predictions: the negative log-likelihood of each reference, in nats; references are not read",
+    "nll": "predictions: the negative log-likelihood of each reference, in nats; references: its tokens",
     "string": "predictions: one text an item; references: a text or a list of texts an item",
 }
 
@@ -20,7 +20,8 @@ INPUTS = {
 def info(description: str | None, kind: str, options: str = "") -> evaluate.MetricInfo:
     """A metric's card. A text ("string") has one reference or a list of them."""
     if kind == "nll":
-        features: Any = datasets.Features({"predictions": datasets.Value("float64")})
+        number = datasets.Value("float64")
+        features: Any = datasets.Features({"predictions": number, "references": number})
         return evaluate.MetricInfo(description, "", features, INPUTS[kind] + options)
     value = datasets.Value(kind)
     references = [value, datasets.Sequence(value)] if kind == "string" else [value]

@@ -8,10 +8,16 @@ OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
 def batch(network: Any) -> dict[str, Any]:
-    """Two rows of 16 token ids that depend on vocabulary and end token alone, as keyword arguments.
+    """Two rows of 16 token ids that depend on vocabulary and end token alone, or two images: keywords.
 
     Each row has its end token at its end and nowhere else: there some heads read (T5's, BART's).
     """
+    if network.main_input_name == "pixel_values":
+        size, channels = network.config.image_size, getattr(network.config, "num_channels", 3)
+        height, width = (size, size) if isinstance(size, int) else size
+        return {
+            "pixel_values": torch.arange(2 * channels * height * width).sin().view(2, channels, height, width)
+        }
     vocabulary, end = network.get_input_embeddings().weight.shape[0], network.config.eos_token_id
     ids = (torch.arange(32).view(2, 16) * 7919 + 11) % vocabulary
     if isinstance(end, int) and 0 <= end < vocabulary:

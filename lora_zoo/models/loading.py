@@ -12,7 +12,7 @@ from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
 from lora_zoo.injection.quantized_base import quantized_layers
-from lora_zoo.models.classes import TASKS
+from lora_zoo.models.classes import PROCESSORS, TASKS
 from lora_zoo.models.quantization import quantization_config
 from lora_zoo.pocket import HUB
 
@@ -32,6 +32,21 @@ class Encoder(ValueError):
 def source(settings: Model) -> str:
     """The model's source: the embedded folder, a local one, or a name on the Hub."""
     return str(HUB) if settings.path == "pocket" else settings.path
+
+
+def load_processor(settings: Model, auto_class: str) -> Any:
+    """The maker of inputs for a model of this class: its tokenizer, or of a model of images its processor.
+
+    ValueError where it cannot be loaded.
+    """
+    if auto_class not in PROCESSORS:
+        return load_tokenizer(settings)
+    try:
+        return getattr(transformers, PROCESSORS[auto_class]).from_pretrained(
+            source(settings), **_where(settings)
+        )
+    except Exception as error:  # readers of damaged files raise what they please
+        raise ValueError(_unreachable(settings, error, "the image processor of ")) from error
 
 
 def load_tokenizer(settings: Model) -> Any:
@@ -77,7 +92,7 @@ def load_model(
         raise ValueError(_unreachable(settings, error)) from error
     _check_direction(settings, model.config, auto_class)
     _check_weights(settings, model, info["missing_keys"])
-    if tokenizer is not None and model.config.pad_token_id is None:
+    if hasattr(tokenizer, "pad_token_id") and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
     return Loaded(model.eval(), missing)

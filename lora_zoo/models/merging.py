@@ -15,7 +15,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.models import dequantize, saving
 from lora_zoo.models.base import Base, adapter_in, base_of
 from lora_zoo.models.compare import batch, logits
-from lora_zoo.models.loading import load_model, load_tokenizer
+from lora_zoo.models.loading import load_model, load_processor
 from lora_zoo.models.slicing import without_dead_groups
 
 STORED, COMPUTED = 8, 32
@@ -62,7 +62,7 @@ def merge(
     saving.refuse_to_overwrite(out)
     folder = adapter_in(run)
     base = base_of(folder, model, trust_remote_code=trust_remote_code)
-    scheme, tokenizer = dequantize.scheme_of(base.model), load_tokenizer(base.model)
+    scheme, tokenizer = dequantize.scheme_of(base.model), load_processor(base.model, base.auto_class)
     network, adapted, notes = _merged(base, scheme, tokenizer, folder, alpha=alpha, enable=enable)
     if sliced:
         network, gone = without_dead_groups(network)

@@ -25,6 +25,7 @@ from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
+    "task.chat_template",
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("model.quantization", *(f"model.{key}" for scheme in SCHEMES.values() for key in scheme.keys)),
 )

@@ -31,12 +31,16 @@ class TaskType(ABC):
     """Its name in TASK_TYPES."""
     columns: ClassVar[tuple[str, ...]]
     """The columns that it cannot do without."""
+    sources: ClassVar[tuple[str, ...]] = ()
+    """The columns of published data of which `prepared` makes these."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
     has_likelihood = True
     """True if its outcomes have an nll."""
     auto_class: ClassVar[str]
     """The transformers class that loads the model."""
+    has_head = False
+    """True where a head of the model gives the answers."""
     end: tuple[int, ...] = ()
     """The tokens with which every target ends, where the model is to say when it has answered."""
     generated = 0
@@ -44,12 +48,23 @@ class TaskType(ABC):
 
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, tokenizer
+        self._check_length(task, tokenizer)
+
+    def _check_length(self, task: Task, tokenizer: Any) -> None:
         needed = least(tokenizer) + max(len(self.end), 1)
         if task.max_length < needed:
             raise ValueError(
                 f"task.max_length={task.max_length} has no room for an input and an answer; give {needed} "
                 "or more"
             )
+
+    @classmethod
+    def prepared(cls, task: Task, splits: Mapping[str, Any]) -> tuple[Task, Mapping[str, Any]]:
+        """The splits as read from their files with the columns of this type, and the task that they fit.
+
+        ValueError where they have none that could become these.
+        """
+        return task, splits
 
     @abstractmethod
     def made_up(self) -> tuple[list[Any], list[Any]]:
@@ -68,6 +83,10 @@ class TaskType(ABC):
     def asks(cls, task: Task, example: Example) -> str | tuple[str, ...]:
         """The question of an example, as the model reads it: examples with the same are not independent."""
         return task.template.format(**example)
+
+    def divided(self, split: str, data: Any) -> Any:
+        """The examples of a split where they are not those of the file. ValueError where there are none."""
+        return data
 
     @abstractmethod
     def fitted(self, example: Example) -> Fitted:

@@ -25,15 +25,21 @@ class CausalLM(TaskType):
     def __init__(self, task: Task, tokenizer: Any, splits: Mapping[str, Any]) -> None:
         self.task, self.tokenizer, self.generated = task, tokenizer, task.max_new_tokens
         self.has_likelihood = task.likelihood
-        if not (task.stop or tokenizer.eos_token):
-            raise ValueError(f"task {task.name}: the tokenizer has no end-of-sequence token; give task.stop")
-        self.stop = task.stop or tokenizer.eos_token
+        self.stop = self._stop()
         self.end = self._end_tokens(self.stop)
         super().__init__(task, tokenizer, splits)
         for split, data in splits.items():
             empty = next((n for n, text in enumerate(data["target"]) if not self._body(text)), None)
             if empty is not None:
                 raise ValueError(f"task {task.name}, {split}: the target of example {empty} is its end alone")
+
+    def _stop(self) -> str:
+        """The text that ends an answer. ValueError where there is none."""
+        if not (self.task.stop or self.tokenizer.eos_token):
+            raise ValueError(
+                f"task {self.task.name}: the tokenizer has no end-of-sequence token; give task.stop"
+            )
+        return str(self.task.stop or self.tokenizer.eos_token)
 
     def _end_tokens(self, stop: str) -> tuple[int, ...]:
         """The end as it stands in a target: one token of its own name, or as text goes on."""
@@ -46,7 +52,7 @@ class CausalLM(TaskType):
         return tuple(ids)
 
     def made_up(self) -> tuple[list[Any], list[Any]]:
-        texts = ["a made-up answer", "another one"]
+        texts = ["a made-up answer, 1", "another one, 2"]
         return texts, [[text] for text in texts] if self.task.group_references else texts
 
     def fitted(self, example: Example) -> Fitted:

@@ -16,6 +16,7 @@ class HeadTask(TaskType, ABC):
 
     columns = ("text", "label")
     auto_class = "AutoModelForSequenceClassification"
+    has_head = True
 
     @classmethod
     def asks(cls, task: Task, example: Example) -> tuple[str, ...]:

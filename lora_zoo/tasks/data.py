@@ -47,6 +47,7 @@ def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
         raise ValueError(
             f"task {task.name}: the data has no train split; it has {has} (task.splits names them)"
         )
+    task, raw = TASK_TYPES[task.type].prepared(task, raw)
     if task.by_heart:
         raw = dict.fromkeys(SPLITS, raw["train"])
     checked = {"train", *judged}
@@ -114,7 +115,8 @@ def _load(task: Task) -> dict[str, Dataset]:
     for split, name in task.splits.items():
         if name not in loaded:
             raise ValueError(f"task {task.name}, task.splits.{split}: " + unknown("split", name, loaded))
-    names = {split: task.splits.get(split, split) for split in SPLITS}
+    given = task.splits.values()  # what has one role by name has no other by default
+    names = {s: task.splits.get(s, s) for s in SPLITS if s in task.splits or s not in given}
     return {split: loaded[name] for split, name in names.items() if name in loaded}
 
 
@@ -123,7 +125,7 @@ def _as_text(task: Task) -> dict[str, Any]:
     if task.dataset != "csv":
         return {}
     kind = TASK_TYPES[task.type]
-    names = {name: name for name in (*kind.columns, "text_pair", *fields_of(task.template))}
+    names = {name: name for name in (*kind.columns, *kind.sources, "text_pair", *fields_of(task.template))}
     roles = task.columns or names
     texts = {old: str for new, old in roles.items() if new not in kind.numbers}
     missing = {"keep_default_na": False, "na_values": ["NaN"]}  # as writers of tables leave an empty cell
@@ -193,7 +195,8 @@ def _sized(task: Task, split: str, data: Dataset) -> Dataset:
 
 def _check_names(task: Task) -> None:
     """Raises ValueError where `task.columns`, known before any data, lacks one that the type needs."""
-    for needed in TASK_TYPES[task.type].columns if task.columns else ():
+    kind = TASK_TYPES[task.type]
+    for needed in kind.columns if task.columns and not kind.sources else ():
         if needed not in task.columns:
             given = ", ".join(task.columns)
             raise ValueError(
@@ -224,6 +227,11 @@ def _check_cells(task: Task, split: str, data: Dataset) -> None:
     """Raises ValueError for an empty split or cell, and for a cell that its column's role cannot take."""
     if not len(data):
         raise ValueError(f"task {task.name}: the {split} split is empty")
+    if "label" in data.column_names and not any(label != -1 for label in data["label"]):
+        raise ValueError(
+            f"task {task.name}, {split}: all its labels are -1, which hides them; name one that has some, "
+            f"task.splits.{split}=validation"
+        )
     used = task.columns or (*TASK_TYPES[task.type].columns, "text_pair")
     optional = _optional(task)
     for column in filter(used.__contains__, data.column_names):

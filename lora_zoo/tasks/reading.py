@@ -61,6 +61,8 @@ def _reading(
     generated: int = 0,
 ) -> Reading:
     inputs = [f.inputs for f in fitted]
+    if not all("input_ids" in i for i in inputs):  # of images
+        return Reading({**_information(rows), **about}, 0, 0, 0, 0)
     lengths = [len(i["input_ids"]) for i in inputs]
     if not all(lengths):
         item = rows[lengths.index(0)]["item"]
@@ -87,12 +89,14 @@ def _information(rows: Sequence[Example]) -> dict[str, float]:
 
 def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
     """The account of one split, as a part of one line."""
-    tokens = about["tokens"]
-    parts = [f"{tokens['least']} to {tokens['most']} tokens"]
+    tokens = about.get("tokens")
+    parts = [f"{tokens['least']} to {tokens['most']} tokens"] if tokens else []
     if classes := about.get("classes"):
         parts.append(_classes(classes))
     if labels := about.get("labels"):
         parts.append(f"labels {labels['least']:.4g} to {labels['most']:.4g}")
+    if "blocks" in about:
+        parts.append(f"{about['blocks']:,} blocks")
     if "items" in about:
         parts.append(f"{about['items']:,} items")
     if "information" in about:

@@ -61,7 +61,7 @@ def previewed(spec: RunSpec) -> Preview:
     kind = TASK_TYPES[settings.task.type]
     head = kind.outlined_head(settings.task)
     model = outline(settings.model, kind.auto_class, head)
-    heads = head_names(model) if kind.auto_class == "AutoModelForSequenceClassification" else []
+    heads = head_names(model) if kind.has_head else []
     arguments = target_arguments(settings, heads)
     if not settings.program:
         return preview(model, spec.variant, **arguments, **spec.hyperparameters, seed=settings.seed)

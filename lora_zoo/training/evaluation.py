@@ -154,7 +154,8 @@ def values_of(
         if (read := reads(metric)) in outcomes[0]:
             given = kind.metric_arguments(name)
             predictions = [outcome[read] for outcome in outcomes]
-            values |= metric.compute(predictions=predictions, references=references, **given)
+            against = [outcome["tokens"] for outcome in outcomes] if read == "nll" else references
+            values |= metric.compute(predictions=predictions, references=against, **given)
     check_values(values, what)
     return values
 
@@ -193,22 +194,26 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
         right = [reference[0] if isinstance(reference, list) else reference for reference in references]
         for name, metric in metrics.items():
             what = f"{split} ({len(right)} items)"
-            best = perfect(name, metric, right, kind)
-            try_out(name, metric, best, references, what, **kind.metric_arguments(name))
+            best, of = perfect(name, metric, right, references, kind)
+            try_out(name, metric, best, of, what, **kind.metric_arguments(name))
 
 
-def perfect(name: str, metric: Any, right: list[Any], kind: TaskType) -> list[Any]:
-    """The input of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
+def perfect(
+    name: str, metric: Any, right: list[Any], references: list[Any], kind: TaskType
+) -> tuple[list[Any], list[Any]]:
+    """The inputs of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
     if reads(metric) == "prediction":
-        return right
+        return right, references
     if not kind.has_likelihood:
         asked = f"type={kind.task.type}, task.likelihood={str(kind.task.likelihood).lower()}"
         raise ValueError(f"metric {name!r} is of likelihoods, and {asked} gives none")
-    return [0.0] * len(right)
+    return [0.0] * len(right), [1] * len(right)
 
 
 def check_inputs(model: nn.Module, readings: Mapping[str, Reading]) -> None:
     """ValueError for tokens and lengths that the model cannot take."""
+    if not any(reading.read for reading in readings.values()):
+        return
     words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     for reading in readings.values():
         if reading.token >= words:

@@ -183,8 +183,8 @@ class Experiment:
         predictions, references = kind.made_up()
         for name, metric in metrics.items():
             given, of = kind.metric_arguments(name), f"type={task.type}"
-            best = perfect(name, metric, predictions, kind)
-            found = try_out(name, metric, best, references, of, **given)
+            best, against = perfect(name, metric, predictions, references, kind)
+            found = try_out(name, metric, best, against, of, **given)
             if twice := facts.keys() & found:
                 raise ValueError(
                     f"task.metrics: {name} gives {min(twice)!r}, as another one does; take one out"

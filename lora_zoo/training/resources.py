@@ -25,7 +25,7 @@ from lora_zoo.config.schema import Settings, file_of
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.adapter import Variant
 from lora_zoo.injection.inject import Injection, inject
-from lora_zoo.models.loading import Loaded, load_model, load_tokenizer, source
+from lora_zoo.models.loading import Loaded, load_model, load_processor, source
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.cutting import Example, Fitted
 from lora_zoo.tasks.data import fingerprint, load_splits
@@ -45,9 +45,11 @@ class TaskData:
     def __init__(self, settings: Settings) -> None:
         datasets.disable_progress_bars()
         self._loaded = load_splits(settings.task, judged := judged_splits(settings))
-        self.splits = {name: self._loaded[name] for name in self._loaded if name in ("train", *judged)}
-        self.tokenizer = load_tokenizer(settings.model)
-        self.kind = TASK_TYPES[settings.task.type](settings.task, self.tokenizer, self.splits)
+        read = {name: self._loaded[name] for name in self._loaded if name in ("train", *judged)}
+        kind = TASK_TYPES[settings.task.type]
+        self.tokenizer = load_processor(settings.model, kind.auto_class)
+        self.kind = kind(settings.task, self.tokenizer, read)
+        self.splits = {name: self.kind.divided(name, data) for name, data in read.items()}
 
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:

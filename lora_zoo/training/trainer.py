@@ -219,7 +219,9 @@ class ZooTrainer(Trainer):
         if self.dropper is None:
             return contextlib.nullcontext()
         if self.dropper.is_due(progress):
-            self.dropper.allocate(partial(self._gradients, self._prepare_inputs(inputs)), _length(inputs))
+            self.dropper.allocate(
+                partial(self._gradients, self._prepare_inputs(inputs)), _length(inputs, self.model.config)
+            )
         return self.dropper.dropping(progress)
 
     def _gradients(self, inputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
@@ -299,8 +301,10 @@ def num_items(batch: Mapping[str, Any]) -> Tensor:
     return (batch["labels"] != IGNORED).sum()
 
 
-def _length(batch: Mapping[str, Any]) -> int:
-    """The length of a batch's sequences."""
+def _length(batch: Mapping[str, Any], config: Any) -> int:
+    """The length of a batch's sequences, of images their patches."""
+    if "pixel_values" in batch:
+        return int(batch["pixel_values"][0, 0].numel()) // getattr(config, "patch_size", 1) ** 2
     return int(batch["input_ids"].shape[-1])
 
 

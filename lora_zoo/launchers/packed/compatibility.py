@@ -18,6 +18,8 @@ def unfit(model: nn.Module) -> str:
     """
     if getattr(model, "base_model", model) is model:
         return f"{type(model).__name__} has no part below its head that is called by itself"
+    if not hasattr(model.get_input_embeddings(), "num_embeddings"):  # type: ignore[operator]
+        return f"{type(model).__name__} reads no tokens, of which jobs could make one batch"
     backbone, streams = Backbone(model), _streams()
     buffers = {name: tensor.clone() for name, tensor in base_buffers(model).items()}
     batches = [_made_up(model, rows, length, backbone.padding) for rows, length in ((1, 3), (2, 5))]

@@ -23,7 +23,9 @@ class Bits(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return info(__doc__, "nll", "; choices: the number of answers that are equally likely beforehand")
 
-    def _compute(self, predictions: list[float], choices: int | None = None) -> dict[str, float]:
+    def _compute(
+        self, predictions: list[float], references: list[float], choices: int | None = None
+    ) -> dict[str, float]:
         if isinstance(choices, bool) or not isinstance(choices, int) or choices < 2:
             said = f"got {choices!r}; give task.metric_arguments.bits.choices"
             raise ValueError(f"bits: the number of choices must be an integer of two or more; {said}")

@@ -1,5 +1,7 @@
 """ROUGE-L: the F measure of the longest common subsequence of words, the mean over items."""
 
+from typing import Any
+
 import evaluate
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
@@ -28,15 +30,28 @@ class RougeL(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return info(
-            __doc__, "string", "; stemmer: whether words count as equal by their stem, false by default"
+            __doc__,
+            "string",
+            "; stemmer: whether words count as equal by their stem, false by default; beta: the weight of "
+            "recall in F, with the best precision and the best recall of any reference, as COCO's (1.2)",
         )
 
     def _compute(
-        self, predictions: list[str], references: list[str] | list[list[str]], stemmer: bool = False
+        self,
+        predictions: list[str],
+        references: list[str] | list[list[str]],
+        stemmer: bool = False,
+        beta: float | None = None,
     ) -> dict[str, float]:
         scorer = RougeScorer(["rougeL"], tokenizer=Words(stemmer))
         given = listed_references("rouge_l", references)
-        scores = [
-            scorer.score_multi(rs, p)["rougeL"].fmeasure for p, rs in zip(predictions, given, strict=True)
-        ]
+        found = [[scorer.score(r, p)["rougeL"] for r in rs] for p, rs in zip(predictions, given, strict=True)]
+        scores = [max(one.fmeasure for one in own) if beta is None else _weighed(own, beta) for own in found]
         return {"rouge_l": sum(scores) / len(scores)}
+
+
+def _weighed(found: list[Any], beta: float) -> float:
+    """(1 + β²) P R / (R + β² P)."""
+    precision, recall = max(one.precision for one in found), max(one.recall for one in found)
+    below = recall + beta**2 * precision
+    return (1 + beta**2) * precision * recall / below if below else 0.0
