@@ -274,7 +274,7 @@ MISTAKES: dict[str, Cases] = {
         "trainer.bf16=maybe": "must be true or false; got 'maybe'",
         "trainer.optim=unknown": "unknown",
         "trainer.optim=null": "must be a name; got None",
-        "trainer.optim=adamw_bnb_8bit": "bitsandbytes",
+        "trainer.optim=lomo": "lomo_optim",
         "trainer.lr_scheduler_type=unknown": "unknown",
         "trainer.lr_scheduler_type=cosine_with_min_lr": "min_lr",
         "trainer.lr_scheduler_type=polynomial trainer.warmup_steps=1": "no rate after step 1 of 1",
