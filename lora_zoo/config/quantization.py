@@ -1,9 +1,6 @@
 """`model.quantization`: its schemes, the keys of `model.` that each takes, and the package that it needs."""
 
-from dataclasses import fields
 from typing import NamedTuple
-
-from lora_zoo.config.schema import QUANTIZATIONS, Model
 
 
 class QuantizationScheme(NamedTuple):
@@ -22,23 +19,6 @@ SCHEMES = {
     "torchao_float8": QuantizationScheme("torchao"),
     "torchao_intx": QuantizationScheme("torchao", ("group_size",)),
 }
-assert (*SCHEMES,) == QUANTIZATIONS
 
 
-def check_quantization(model: Model) -> None:
-    """Raise ValueError for a key of a scheme that is not the model's."""
-    own = SCHEMES[model.quantization].keys if model.quantization else ()
-    of = {key: [name for name, scheme in SCHEMES.items() if key in scheme.keys] for key in _keys()}
-    for key, names in of.items():
-        given = getattr(model, key)
-        if given is not None and given is not False and key not in own:
-            chosen = f"model.quantization={model.quantization or 'null'}"
-            raise ValueError(f"model.{key}={given} has no effect with {chosen}; it is for {', '.join(names)}")
-
-
-def _keys() -> list[str]:
-    every = {key for scheme in SCHEMES.values() for key in scheme.keys}
-    return [f.name for f in fields(Model) if f.name in every]
-
-
-__all__ = ["SCHEMES", "QuantizationScheme", "check_quantization"]
+__all__ = ["SCHEMES", "QuantizationScheme"]

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.task_types import TASK_TYPES
 
 # What a run is called, where it goes, who is told of it, how fast it is computed, and what is left of it when
@@ -27,8 +28,6 @@ INERT_TRAINER = (
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
-QUANTIZATIONS = (*("nf4", "fp4", "int8", "torchao_int8", "torchao_float8", "torchao_intx"),)
-"""Schemes by which a base can be quantised: see config/quantization.py."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 
 
@@ -69,7 +68,7 @@ class Model:
     quantization: str | None = key(
         None,
         "quantise the linear layers as they are loaded: nf4, fp4, int8 (bitsandbytes), torchao_int8, …",
-        among=QUANTIZATIONS,
+        among=tuple(SCHEMES),
     )
     bnb_4bit_use_double_quant: bool = key(False, "nf4, fp4: quantise the scales as well")
     bnb_4bit_compute_dtype: str | None = key(

@@ -11,13 +11,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_zoo.config.quantization import check_quantization
-from lora_zoo.config.schema import SPLITS, Settings, Task, file_of
+from lora_zoo.config.quantization import SCHEMES
+from lora_zoo.config.schema import SPLITS, Model, Settings, Task, file_of
 from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
 from lora_zoo.config.template import check_template
 from lora_zoo.core.alpha import Alpha
-from lora_zoo.core.errors import unknown
+from lora_zoo.core.errors import unknown, unreadable
 from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, fits
 from lora_zoo.core.program import complete_program
@@ -60,10 +60,8 @@ def _with_chat_template(task: Task) -> Task:
     try:
         return replace(task, chat_template=Path(given).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(
-            f"task.chat_template={given}: {reason}; give a file with a Jinja template"
-        ) from error
+        said = f"task.chat_template={given}: {unreadable(error)}; give a file with a Jinja template"
+        raise ValueError(said) from error
 
 
 def check(settings: Settings) -> None:
@@ -89,6 +87,17 @@ def check(settings: Settings) -> None:
         _check_program(settings)
     if own := {key: value for key, value in settings.variant.items() if key != "name"}:
         check_hyperparameters(variant_of(settings), own)
+
+
+def check_quantization(model: Model) -> None:
+    """Raise ValueError for a key of a scheme that is not the model's."""
+    own = SCHEMES[model.quantization].keys if model.quantization else ()
+    for key in dict.fromkeys(key for scheme in SCHEMES.values() for key in scheme.keys):
+        given = getattr(model, key)
+        if given is not None and given is not False and key not in own:
+            names = [name for name, scheme in SCHEMES.items() if key in scheme.keys]
+            chosen = f"model.quantization={model.quantization or 'null'}"
+            raise ValueError(f"model.{key}={given} has no effect with {chosen}; it is for {', '.join(names)}")
 
 
 def _check_program(settings: Settings) -> None:

@@ -13,6 +13,11 @@ def reason(error: BaseException) -> str:
     return in_one_line(error) or type(error).__name__
 
 
+def unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """The reason for which a text file cannot be read."""
+    return getattr(error, "strerror", None) or "it is no UTF-8 text"
+
+
 def unknown(kind: str, given: str, choices: Iterable[str]) -> str:
     """The one-line message for a name that does not exist."""
     choices = list(choices)

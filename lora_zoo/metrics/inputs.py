@@ -49,6 +49,11 @@ def words(text: str) -> list[str]:
     return _WORDS.findall(text) or list("".join(text.split()))
 
 
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """The n-grams of a text in their order; of n = 0, one for each token."""
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1 if n else len(tokens))]
+
+
 def listed_references(name: str, references: Sequence[str | list[str]]) -> list[list[str]]:
     """The references of each item as a list. ValueError for an item without one."""
     given = [[item] if isinstance(item, str) else list(item) for item in references]

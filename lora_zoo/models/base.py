@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lora_zoo.config.quantization import check_quantization
 from lora_zoo.config.schema import Model
-from lora_zoo.config.validate import check_group
+from lora_zoo.config.validate import check_group, check_quantization
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import fits
 from lora_zoo.formats.description import DESCRIPTION, read_description

@@ -15,7 +15,7 @@ from lora_zoo.config.schema import Model
 def quantization_config(settings: Model) -> Any:
     """The configuration with which transformers quantises the weights as it loads them; None for none.
 
-    ValueError where the base is quantised already, or the scheme's package is missing.
+    ValueError where the scheme's package is missing.
     """
     if not settings.quantization:
         return None

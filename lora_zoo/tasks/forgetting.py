@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_zoo.core.errors import unreadable
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
 from lora_zoo.pocket import HELD_OUT, HUB
@@ -105,8 +106,8 @@ def _file(path: Path, tokenizer: Any) -> Iterator[int]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"forgetting_text={path}: {reason}; give a text file, or {POCKET}") from error
+        said = f"forgetting_text={path}: {unreadable(error)}; give a text file, or {POCKET}"
+        raise ValueError(said) from error
     lines = (
         tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)
     )

@@ -6,7 +6,7 @@ from collections import Counter
 import evaluate
 
 from lora_zoo.metrics import METRICS
-from lora_zoo.metrics.inputs import info, listed_references, words
+from lora_zoo.metrics.inputs import info, listed_references, ngrams, words
 
 LONGEST, SIGMA = 4, 6.0
 
@@ -51,8 +51,7 @@ def _similarity(guess: list[str], reference: list[str], found: Counter[tuple[str
 
 
 def _counts(text: list[str]) -> Counter[tuple[str, ...]]:
-    lengths = range(1, LONGEST + 1)
-    return Counter(tuple(text[i : i + n]) for n in lengths for i in range(len(text) - n + 1))
+    return Counter(ngram for n in range(1, LONGEST + 1) for ngram in ngrams(text, n))
 
 
 def _weighed(counts: Counter[tuple[str, ...]], found: Counter[tuple[str, ...]], items: int) -> Vector:

@@ -10,7 +10,7 @@ import evaluate
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from lora_zoo.metrics import METRICS
-from lora_zoo.metrics.inputs import info, listed_references
+from lora_zoo.metrics.inputs import info, listed_references, ngrams
 
 LONGEST = 5
 _BETA = math.log(0.5) / math.log(1.5) ** 2  # two thirds of the references' length halve the score
@@ -34,16 +34,16 @@ class Nist(evaluate.Metric):
         guesses = [tokens(text.lower()).split() for text in predictions]
         given = [[tokens(r.lower()).split() for r in rs] for rs in listed_references("nist", references)]
         seen = Counter(
-            ngram for rs in given for r in rs for n in range(LONGEST + 1) for ngram in _ngrams(r, n)
+            ngram for rs in given for r in rs for n in range(LONGEST + 1) for ngram in ngrams(r, n)
         )
         total = 0.0
         for n in range(1, LONGEST + 1):
             told, made = 0.0, 0
             for guess, rs in zip(guesses, given, strict=True):
-                own = Counter(_ngrams(guess, n))
+                own = Counter(ngrams(guess, n))
                 most = Counter[tuple[str, ...]]()
                 for r in rs:
-                    most |= Counter(_ngrams(r, n))
+                    most |= Counter(ngrams(r, n))
                 told += sum(math.log2(seen[g[:-1]] / seen[g]) * hits for g, hits in (own & most).items())
                 made += sum(own.values())
             total += told / made if made else 0.0
@@ -51,8 +51,3 @@ class Nist(evaluate.Metric):
         ratio = sum(map(len, guesses)) / length if length else 1.0
         penalty = math.exp(_BETA * math.log(ratio) ** 2) if 0 < ratio < 1 else min(ratio, 1.0)
         return {"nist": total * penalty}
-
-
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    """The n-grams in their order; of n = 0, one for each word."""
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1 if n else len(words))]
