@@ -92,20 +92,21 @@ def _copied(frame: pd.DataFrame) -> Iterator[Finding]:
     A = B = 0 ends there, whatever it sees.
     """
     frame = _freshest_first(frame)
-    curves = frame.get("history", pd.Series([None] * len(frame), frame.index)).map(_curve)
+    history = frame.get("history", pd.Series([None] * len(frame), frame.index))
+    curves = history.map(_curve)
     for outcome in (curves, text_column(frame, "adapter.sha256").where(curves == "", "")):
         known = outcome[frame.index]
         known = known[known != ""]
         same = texts(frame.loc[known.index], settings(frame)) + known
-        for _, group in frame.loc[known.index].groupby(same, sort=False):
-            if len(group) > 1:
-                seeds = join_names([plain(seed) for seed in group["seed"]])
-                said = (
-                    f"{_format_runs(group)} the same outcome to the last digit under the seeds {seeds}: one "
-                    "run is counted. A copied folder: delete it and run that seed. Otherwise neither seed "
-                    "nor data_seed changes anything here, and more seeds are no more evidence"
-                )
-                yield _warning("duplicated seed", group, said, group.index[1:])
+        again = same[same.duplicated(keep=False)]
+        for _, group in frame.loc[again.index].groupby(again, sort=False):
+            seeds = join_names([plain(seed) for seed in group["seed"]])
+            said = (
+                f"{_format_runs(group)} the same outcome to the last digit under the seeds {seeds}: one "
+                "run is counted. A copied folder: delete it and run that seed. Otherwise neither seed "
+                "nor data_seed changes anything here, and more seeds are no more evidence"
+            )
+            yield _warning("duplicated seed", group, said, group.index[1:])
         frame = frame.drop(index=same.index[same.duplicated()])
 
 

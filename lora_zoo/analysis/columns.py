@@ -33,10 +33,9 @@ def settings(frame: pd.DataFrame) -> list[str]:
 def _is_the_seed(frame: pd.DataFrame, column: str) -> bool:
     if "seed" not in frame or not column.startswith((f"{_CONFIG}variant.", "variant.")):
         return False
-    pairs = zip(frame[column].array, frame["seed"].array, strict=True)
-    known = ((own, plain(seed)) for value, seed in pairs if (own := plain(value)) is not None)
-    first = next(known, None)
-    return first is not None and first[0] == first[1] and all(own == seed for own, seed in known)
+    known = frame[column].notna()
+    pairs = zip(frame[column][known].tolist(), frame["seed"][known].tolist(), strict=True)
+    return bool(known.any()) and all(plain(own) == plain(seed) for own, seed in pairs)
 
 
 def varying(frame: pd.DataFrame, among: Iterable[str] | None = None) -> list[str]:

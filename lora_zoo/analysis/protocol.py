@@ -24,7 +24,7 @@ from lora_zoo.analysis.columns import (
     varying,
 )
 from lora_zoo.analysis.comparison import Cell, Cells, undeclared
-from lora_zoo.analysis.integrity import sound
+from lora_zoo.analysis.integrity import Finding, sound
 from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.sequential import interval_at_stop
 from lora_zoo.analysis.statistics import Interval, interval
@@ -38,22 +38,25 @@ def cells(
     value: str = "test",
     tune: Sequence[str] = (),
     judge: str = "",
+    *,
+    found: Sequence[Finding] | None = None,
 ) -> Cells:
     """The cells of `frame` by the axes `by`, compared in the column `value`.
 
     An axis is a column or a key of the command line; `judge` is the column that tuned ones are chosen by,
-    where it does not follow from `value`. ValueError for an axis that is not there, and where runs of one
-    cell differ in an axis that is named in neither `by` nor `tune`: their mean would be of two things.
+    where it does not follow from `value`; `found` are the frame's findings, where they are known. ValueError
+    for an axis that is not there, and where runs of one cell differ in an axis that is named in neither `by`
+    nor `tune`: their mean would be of two things.
     """
     axes, tuned = {a: column(frame, a) for a in by}, {a: column(frame, a) for a in tune}
-    judged, counted = column(frame, value), sound(frame)
+    judged, counted = column(frame, value), sound(frame, found)
     judge, rates = judge or chosen_by(counted, value), rates_of(counted)
     tuned = {axis: name for axis, name in tuned.items() if not (rates and name in RATES)}
     counted = counted.assign(**{_REPLICATE: replicates(counted)})
     diverged = frame[frame["state"] == "diverged"]
     tries = pd.concat([counted, diverged]) if len(diverged) else counted
     differing = varying(counted)
-    found, noted = [], _doubts(frame, counted, value, bool(tuned))
+    made, noted = [], _doubts(frame, counted, value, bool(tuned))
     for key, mine in _groups(tries, axes):
         group = mine[mine["state"] == "done"]
         if group.empty:
@@ -67,11 +70,11 @@ def cells(
         if absent := int(runs[judged].isna().sum()):
             notes.append(f"{absent} done runs have no {value} and are not counted")
         noted += [f"{format_key(key)}: {note}" for note in notes]
-        found.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
+        made.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
     plan = plan_of(counted, axes)
-    found = [replace(cell, plan=plan) for cell in found]
+    made = [replace(cell, plan=plan) for cell in made]
     rule = _rule(value, tuned, plan, judge, rates)
-    return Cells(found, list(axes), value, _direction(counted, value), rule, tuple(noted), plan)
+    return Cells(made, list(axes), value, _direction(counted, value), rule, tuple(noted), plan)
 
 
 def plan_of(frame: pd.DataFrame, axes: Mapping[str, str] | None = None) -> Plan | None:

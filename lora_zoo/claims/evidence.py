@@ -220,10 +220,9 @@ class Evidence:
 
     @cached_property
     def _whole(self) -> pd.DataFrame:
-        """The frame with every column of `COLUMNS`; texts in one block, of which parts are taken at once."""
+        """The frame with every column of `COLUMNS`."""
         lacking = [name for name in COLUMNS if name not in self.frame]
-        whole = self.frame.reset_index(drop=True).reindex(columns=[*self.frame.columns, *lacking])
-        return whole.astype({c: object for c, kind in whole.dtypes.items() if kind == "str"}).copy()
+        return self.frame.reset_index(drop=True).reindex(columns=[*self.frame.columns, *lacking]).copy()
 
 
 def _contexts(whole: pd.DataFrame, experiment: str) -> Iterator[Runs]:

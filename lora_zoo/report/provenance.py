@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, join_names
-from lora_zoo.analysis.integrity import findings, unread
+from lora_zoo.analysis.integrity import Finding, unread
 from lora_zoo.config.experiments import grid_values
 from lora_zoo.runs.archives import portable
 from lora_zoo.runs.summary import overrides_of
 
 
-def doubts(frame: pd.DataFrame) -> list[str]:
-    """The findings, one line each; those that keep runs out come first."""
-    found = sorted(findings(frame), key=lambda finding: not finding.rows)
+def doubts(frame: pd.DataFrame, found: Sequence[Finding]) -> list[str]:
+    """The frame's findings, one line each; those that keep runs out come first."""
+    found = sorted(found, key=lambda finding: not finding.rows)
     lines = [f"left out ({finding.kind}): {finding.said}" for finding in unread(frame)]
     words = ["left out" if finding.rows else "note" for finding in found]
     return [*lines, *(f"{word} ({f.kind}): {f.said}" for word, f in zip(words, found, strict=True))]

@@ -1,5 +1,6 @@
 """A report of runs: its parts, each made once and when it is asked for, and the words of its page."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -63,8 +64,8 @@ class Report:
     def figures(self) -> FigureList:
         """The figures of each experiment; where there are several, under its name."""
         found = FigureList()
-        for about, part in self.parts:
-            made = _figures(about, sound(part))
+        for (about, part), examined in zip(self.parts, self._examined, strict=True):
+            made = _figures(about, sound(part, examined))
             name = about.get("title") or about.get("name")
             head = f"{name}: " if len(self.parts) > 1 and name else ""
             found.views += [Views(head + views.heading, views.choice, views.charts) for views in made.views]
@@ -72,8 +73,13 @@ class Report:
         return found
 
     @cached_property
+    def _examined(self) -> list[list[Finding]]:
+        """The findings of each part."""
+        return [findings(part) for _, part in self.parts]
+
+    @property
     def findings(self) -> list[Finding]:
-        return [*unread(self.frame), *(finding for _, part in self.parts for finding in findings(part))]
+        return [*unread(self.frame), *itertools.chain(*self._examined)]
 
     @property
     def title(self) -> str:

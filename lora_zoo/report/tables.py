@@ -17,11 +17,12 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.continual import continual
-from lora_zoo.analysis.integrity import sound
+from lora_zoo.analysis.integrity import findings, sound
 from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
+from lora_zoo.runs.curves import groups
 from lora_zoo.runs.keys import axes, column
 from lora_zoo.runs.views import WHOLE, by_view
 
@@ -44,18 +45,22 @@ COSTS = {
 def tables(frame: pd.DataFrame) -> list[Table]:
     """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
-    viewed = [
-        part[part["record"].map(lambda record: bool(record.get("views")))]
-        for part in parts
-        if "record" in part
-    ]
-    views = [view_table(part) for part in viewed if len(sound(part))]
-    return [*map(main_table, parts), *views, *filter(None, map(continual_table, parts))]
+    mains = [main_table(part) for part in parts]
+    viewed = [part for part in map(_with_views, parts) if len(part) and len(sound(part))]
+    return [*mains, *map(view_table, viewed), *filter(None, map(continual_table, parts))]
+
+
+def _with_views(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that were judged in more than one view."""
+    kept = frame["record"].map(lambda record: bool(record.get("views"))) if "record" in frame else []
+    return frame[kept] if any(kept) else frame.iloc[:0]
 
 
 def continual_table(frame: pd.DataFrame) -> Table | None:
     """Average accuracy, transfer and forgetting of runs that learned tasks in sequence; None without any."""
-    told = continual(sound(frame)) if "record" in frame else pd.DataFrame()
+    if "record" not in frame or groups(frame).empty:
+        return None
+    told = continual(sound(frame))
     if told.empty:
         return None
     runs = frame.merge(told, on="run")
@@ -82,12 +87,14 @@ def view_table(frame: pd.DataFrame) -> Table:
 def main_table(frame: pd.DataFrame) -> Table:
     """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
     about: Mapping[str, Any] = next(filter(None, reversed(list(frame["experiment_about"]))), {})
-    counted = sound(frame)
+    examined = findings(frame)
+    counted = sound(frame, examined)
     if counted.empty:
-        raise ValueError(f"none of the {len(frame)} runs may be counted: {'; '.join(doubts(frame))}")
+        said = "; ".join(doubts(frame, examined))
+        raise ValueError(f"none of the {len(frame)} runs may be counted: {said}")
     value = _value(counted, about.get("value", "test"))
     rows, columns = list(about.get("rows") or axes(counted) or ["variant"]), list(about.get("columns", []))
-    found = cells(frame, [*rows, *columns], value, about.get("tune", []))
+    found = cells(frame, [*rows, *columns], value, about.get("tune", []), found=examined)
     layout = Layout(about, found, rows, columns, counted)
     names, body = _grid(layout) if columns else _list(layout)
     return Table(
@@ -101,7 +108,7 @@ def main_table(frame: pd.DataFrame) -> Table:
             *_legend(layout),
             *_stops(found),
             *_rates(counted),
-            *dict.fromkeys([*found.warnings, *doubts(frame)]),
+            *dict.fromkeys([*found.warnings, *doubts(frame, examined)]),
             *origin(counted),
         ),
         command=command(counted, about),

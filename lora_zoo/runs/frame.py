@@ -123,7 +123,9 @@ def _frame(runs: list[Found], records: list[dict[str, Any]], rows: list[dict[str
     objects = {key: [record.get(key, []) for record in records] for key in _OBJECTS}
     objects["experiment_about"] = [record["config"].get("experiment") or {} for record in records]
     objects["record"] = [run.record for run in runs]
-    return pd.concat([named[list(COLUMNS)], flat, pd.DataFrame(objects)], axis=1).copy()  # in one block
+    whole = pd.concat([named[list(COLUMNS)], flat, pd.DataFrame(objects)], axis=1)
+    texts = [column for column in whole if isinstance(whole[column].dtype, pd.StringDtype)]
+    return whole.astype(dict.fromkeys(texts, object)).copy()  # a block a type: parts are taken at once
 
 
 def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:

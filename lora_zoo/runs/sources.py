@@ -45,7 +45,7 @@ def with_imports(variant: type[Variant], config: Mapping[str, Any]) -> str:
             _follow(made.__module__, file, files)
         else:
             bare.append(f"{made.__module__}.{made.__qualname__}")  # defined interactively: it has no file
-    stamped = ((_label(name), _syntax(file, file.stat().st_mtime_ns)) for name, file in files.items())
+    stamped = ((_label(name), _syntax(file, _changed(name, file))) for name, file in files.items())
     return "\n".join([*sorted(bare), *(f"{label} {syntax}" for label, syntax in sorted(stamped))])
 
 
@@ -103,12 +103,22 @@ def _label(module: str) -> str:
 def _follow(module: str, file: Path, found: dict[str, Path]) -> None:
     """Add to `found` the module and what it imports of ours, of its own package, or from its own folder."""
     found[module] = file
-    changed = file.stat().st_mtime_ns
+    changed = _changed(module, file)
     # Ours are where they are; a user's own file may appear, or be loaded, while this process runs.
     decide = _deciding_of_ours if module.startswith("lora_zoo.") else _deciding
     for name, imported in decide(module, file, changed):
         if name not in found:
             _follow(name, imported, found)
+
+
+def _changed(module: str, file: Path) -> int:
+    """When the file was last written; of a file of ours as this process has found it first."""
+    return _first_changed(file) if module.startswith("lora_zoo.") else file.stat().st_mtime_ns
+
+
+@functools.cache
+def _first_changed(file: Path) -> int:
+    return file.stat().st_mtime_ns
 
 
 def _deciding(module: str, file: Path, changed: int) -> tuple[tuple[str, Path], ...]:
