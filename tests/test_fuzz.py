@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -205,6 +206,19 @@ settings_of_runs = st.one_of(
     *[st.tuples(st.just(k), st.sampled_from(given)) for k, given in words_of_runs.items()],
 )
 runs = st.lists(settings_of_runs, min_size=1, max_size=3, unique_by=lambda pair: pair[0])
+
+
+@tries(20)
+@example(words=["variant=vera", "task=pocket-style", "rank=${mul:2,${seed}}", "task.lr=${rank}"])
+@example(words=["target_modules=[q,v]", "target_modules=[k]", "trainer.warmup_steps=3", "~trainer.optim"])
+@example(words=["preset=qlora", "rank=3", "variant.nope=1"])
+@given(words=runs.map(lambda pairs: [f"{key}={value}" for key, value in pairs]))
+def test_values_set_on_a_composition_that_jobs_share_give_what_hydra_composes(words: list[str]) -> None:
+    shared = checked(words, multirun=False)
+    with mock.patch.object(compose, "_with_values", return_value=None):
+        assert shared == checked(words, multirun=False)
+
+
 DONE, DIVERGED, MISTAKE = 0, 1, 2
 SHORT = {
     **{"steps": "2", "batch_size": "4", "task.max_new_tokens": "4", "eval_before_training": "false"},
