@@ -210,7 +210,9 @@ runs = st.lists(settings_of_runs, min_size=1, max_size=3, unique_by=lambda pair:
 
 @tries(20)
 @example(words=["variant=vera", "task=pocket-style", "rank=${mul:2,${seed}}", "task.lr=${rank}"])
-@example(words=["target_modules=[q,v]", "target_modules=[k]", "trainer.warmup_steps=3", "~trainer.optim"])
+@example(words=["target_modules=[q,v]", "target_modules=[k]", "trainer.optim=sgd", "variant.x=1"])
+@example(words=["task.sizes={train: 8}", "trainer.optim=sgd", "lr=1", "lr=2"])
+@example(words=["trainer.warmup_steps=3", "~trainer.optim"])
 @example(words=["preset=qlora", "rank=3", "variant.nope=1"])
 @given(words=runs.map(lambda pairs: [f"{key}={value}" for key, value in pairs]))
 def test_values_set_on_a_composition_that_jobs_share_give_what_hydra_composes(words: list[str]) -> None:
