@@ -109,7 +109,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 @functools.lru_cache(1024)
 def _parsed(override: str) -> Override:
     loader = GlobalHydra.instance().config_loader()
-    return OverridesParser.create(config_loader=loader).parse_override(override)
+    return OverridesParser.create(config_loader=loader).parse_overrides([override])[0]
 
 
 def _check_override(override: Override, multirun: bool) -> None:
