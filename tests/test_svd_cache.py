@@ -301,8 +301,8 @@ from lora_zoo import inject
 torch.set_num_threads(1)
 torch.manual_seed(0)  # W decides whether the iteration converges, or a dense SVD is made
 torch.linalg.svd(torch.randn(64, 64)); torch.linalg.qr(torch.randn(64, 8))
-torch.randn(64, 2048) @ torch.randn(2048, 64)
-model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(3)))
+torch.randn(64, 1024) @ torch.randn(1024, 64)
+model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(3)))
 inject(torch.nn.Sequential(torch.nn.Linear(16, 16)), "milora", rank=2, target_modules=["0"])
 def peak():  # of addresses, as pages may be swapped out and come back
     (line,) = (line for line in pathlib.Path("/proc/self/status").open() if line.startswith("VmPeak"))
