@@ -244,7 +244,7 @@ MISTAKES: dict[str, Cases] = {
         "model.quantization=int8 model.bnb_4bit_use_double_quant=true": (
             "model.bnb_4bit_use_double_quant=True has no effect with model.quantization=int8"
         ),
-        "preset=qlra": "unknown preset 'qlra'. Did you mean 'qlora'?",
+        "recipe=qlra": "unknown recipe 'qlra'. Did you mean 'qlora'?",
         "layers=true": "True is no layer",
         "layers=randm:2": "'randm:2' is no layer; write for example [0,2-5], 8-, -1 or random:4",
         "layers=random:5": "layers=random:5: the model's layers are 0-3",

@@ -261,9 +261,15 @@ KEYS = tuple(f.name for f in fields(Settings))
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name `schema`, and the resolver `mul` to interpolations."""
+    """Make the schema known to Hydra under the name `schema`, and the resolvers of interpolations.
+
+    `${mul:FACTOR,…}` is a product; `${pick:WORD,{WORD: VALUE, …},DEFAULT}` a value by a word (a task's name).
+    """
     ConfigStore.instance().store(name="schema", node=Settings)
     OmegaConf.register_new_resolver("mul", lambda *factors: _product(factors), replace=True)
+    OmegaConf.register_new_resolver(
+        "pick", lambda word, table, default: table.get(word, default), replace=True
+    )
 
 
 def _product(factors: Any) -> float:
