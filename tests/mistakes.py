@@ -286,7 +286,7 @@ MISTAKES: dict[str, Cases] = {
         "trainer.adam_beta1=2": "must lie between 0 and 1",
         "trainer.label_smoothing_factor=2": "must lie between 0 and 1",
         "trainer.save_total_limit=-1": "must lie between 1",
-        "trainer.load_best_model_at_end=true": "cannot be given",
+        "trainer.load_best_model_at_end=true": "give trainer.eval_steps",
         "trainer.deepspeed=x": "cannot be given",
         "trainer.push_to_hub=true": "cannot be given",
     },
