@@ -88,7 +88,7 @@ class TrainingSession:
             raise ValueError(
                 "trainer.label_smoothing_factor is for classes and texts; numbers have none: use 0"
             )
-        of = self.record.content
+        of = evaluator.record.content  # the run's, of which a stage is a part
         choose_best_by(arguments, self.settings, of["metric_facts"], of["metric"], kind.has_likelihood)
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
