@@ -221,6 +221,10 @@ class Settings:
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
+    padding_free: bool = key(
+        False,
+        "examples of a step in one row without padding, each seen by itself: the same training (decoders)",
+    )
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
     eval_splits: list[str] = key(

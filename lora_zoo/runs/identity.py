@@ -27,7 +27,7 @@ _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
     *("task.chat_template", "model.ignore_mismatched_sizes"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
-    *("early_stopping_patience", "early_stopping_threshold"),
+    *("early_stopping_patience", "early_stopping_threshold", "padding_free"),
     *("model.quantization", *(f"model.{key}" for scheme in SCHEMES.values() for key in scheme.keys)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""
