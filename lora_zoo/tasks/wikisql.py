@@ -136,7 +136,7 @@ def read(text: str, table: SqlTable) -> SqlQuery | None:
     if not found or (chosen := _chosen(found[1], table.header)) is None:
         return None
     columns = {name.lower(): number for number, name in reversed([*enumerate(table.header)])}
-    names = "|".join(re.escape(name) for name in sorted(table.header, key=len, reverse=True))
+    names = "|".join(map(re.escape, table.header))
     where = found[2] or ""
     places = [*re.finditer(rf"(?:^| and )({names}) ([=<>]) ", where, re.IGNORECASE)]
     if where and not (places and places[0].start() == 0):
