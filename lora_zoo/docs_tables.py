@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.docs_tables [--write README.md]`: tables of variants, hosts, compositions and tasks."""
+"""`python -m lora_zoo.docs_tables [--write README.md]`: the tables of what can be chosen (`TABLES`)."""
 
 import argparse
 import inspect
@@ -69,6 +69,16 @@ def tasks_table() -> str:
     return "\n".join(rows)
 
 
+def recipes_table() -> str:
+    """One Markdown row a recipe of `conf/recipe`: the variant that it chooses, and what it says of itself."""
+    rows = ["| `recipe=` | variant | from |", "|---|---|---|"]
+    for name, about in options("recipe").items():
+        defaults = option_file("recipe", name)[1].get("defaults", [])
+        chosen = next((entry["override /variant"] for entry in defaults), "any")
+        rows.append(f"| `{name}` | {chosen} | {about} |")
+    return "\n".join(rows)
+
+
 def compositions_table() -> str:
     """One Markdown row a composition: what it makes of the ΔW or factors, its options, what it looks at."""
     rows = ["| composition | equation | options | looks at |", "|---|---|---|---|"]
@@ -84,6 +94,7 @@ _LOOKS = {"": "-", "own": "each run's own examples"}
 TABLES = {
     "variants": variants_table,
     "hosts": hosts_table,
+    "recipes": recipes_table,
     "compositions": compositions_table,
     "tasks": tasks_table,
 }

@@ -23,11 +23,21 @@ def main(arguments: list[str] | None = None) -> None:
         "--slice", dest="sliced", action="store_true", help="take out heads and channels that are masked"
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument(
+        "--evaluate",
+        default="",
+        metavar="TASKS",
+        help="of lm-evaluation-harness, by commas: judge OUT by them",
+    )
     add_files(parser)
     given = parser.parse_args(arguments)
+    tasks = [task for task in given.__dict__.pop("evaluate").split(",") if task]
     with on_the_terminal(given.__dict__.pop("files")):
+        from lora_zoo.models.harness import harness, judged
         from lora_zoo.models.merging import merge
 
+        if tasks:
+            harness()  # a merge that could not be judged is not begun
         merged = merge(**vars(given) | {"enable": [role for role in given.enable.split(",") if role]})
     print(f"merged model in {given.out}: transformers' {merged.auto_class}.from_pretrained loads it")
     print(f"largest logit difference, adapted and reloaded: {merged.difference:.2g}", end=" ")
@@ -36,6 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(note)
     if not merged.explained:
         say(f"warning: rounding in {merged.dtype} does not explain that difference")
+    if tasks:
+        with on_the_terminal():
+            for line in judged(given.out, tasks, trust_remote_code=given.trust_remote_code):
+                print(line)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ MISTAKES: dict[str, Cases] = {
         "model.quantization=int8 model.bnb_4bit_use_double_quant=true": (
             "model.bnb_4bit_use_double_quant=True has no effect with model.quantization=int8"
         ),
-        "preset=qlra": "unknown preset 'qlra'. Did you mean 'qlora'?",
+        "recipe=qlra": "unknown recipe 'qlra'. Did you mean 'qlora'?",
         "layers=true": "True is no layer",
         "layers=randm:2": "'randm:2' is no layer; write for example [0,2-5], 8-, -1 or random:4",
         "layers=random:5": "layers=random:5: the model's layers are 0-3",
@@ -286,7 +286,7 @@ MISTAKES: dict[str, Cases] = {
         "trainer.adam_beta1=2": "must lie between 0 and 1",
         "trainer.label_smoothing_factor=2": "must lie between 0 and 1",
         "trainer.save_total_limit=-1": "must lie between 1",
-        "trainer.load_best_model_at_end=true": "cannot be given",
+        "trainer.load_best_model_at_end=true": "give trainer.eval_steps",
         "trainer.deepspeed=x": "cannot be given",
         "trainer.push_to_hub=true": "cannot be given",
     },

@@ -5,7 +5,8 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,11 +17,14 @@ from lora_zoo.config import aliases, choices, command_line, help_text
 from lora_zoo.config import compose as precheck
 from lora_zoo.config.groups import GROUPS, folder, options
 from lora_zoo.config.schema import Settings, register
+from lora_zoo.config.validate import check
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.targets import ROLES
 from lora_zoo.runs.identity import identified, specify
+from lora_zoo.training.arguments import check_trainer
+from lora_zoo.training.dry_run import previewed
 from lora_zoo.training.experiment import target_arguments
 
 register()
@@ -166,18 +170,53 @@ def test_every_option_composes_and_says_what_it_is(group: str) -> None:
                 compose("config", [f"{group}={name}"])
 
 
-def test_a_preset_is_its_keys_and_the_command_line_stands_over_it() -> None:
-    def composed(*words: str) -> Settings:
-        return precheck.check(command_line.rewritten(["variant=vera", *words]), multirun=False)[0]
+def composed(*words: str) -> Settings:
+    return precheck.check(command_line.rewritten(["variant=vera", *words]), multirun=False)[0]
+
+
+def test_a_recipe_is_its_keys_and_the_command_line_stands_over_it() -> None:
 
     keys = ("rank=8", "lora_dropout=0.05", "target_modules=[lora_query,lora_value]", "lr=3e-4")
     trainer = ("lr_scheduler_type=cosine", "warmup_steps=100", "weight_decay=0.01")
     by_hand = [*keys, "alpha=16", "batch_size=128", *(f"trainer.{word}" for word in trainer)]
-    for preset in ("preset=litgpt", "+preset=litgpt"):
-        assert composed(preset) == composed(*by_hand)
-    assert specify(composed("preset=litgpt")).identity == specify(composed(*by_hand)).identity
-    assert composed("preset=litgpt", "rank=4", "lr=1e-3").rank == 4
-    assert composed("lr=1e-3", "preset=litgpt").lr == 1e-3
+    for recipe in ("recipe=litgpt", "+recipe=litgpt", "preset=litgpt"):
+        assert composed(recipe) == composed(*by_hand)
+    assert specify(composed("recipe=litgpt")).identity == specify(composed(*by_hand)).identity
+    assert composed("recipe=litgpt", "rank=4", "lr=1e-3").rank == 4
+    assert composed("lr=1e-3", "recipe=litgpt").lr == 1e-3
+
+
+@pytest.mark.parametrize("name", options("recipe"))
+def test_a_recipe_would_run_on_a_model_that_stands_for_the_papers(name: str) -> None:
+    """And with other variants: each is tried with one of the recipes."""
+    task = "cola" if name.endswith("glue") else "pocket-sql"
+    words = [f"recipe={name}", f"task={task}", "dry_run=true"]
+    (settings,) = precheck.check(command_line.rewritten(words), multirun=False)
+    found = previewed(specify(settings))
+    assert found.rows and not found.unmatched
+    check_trainer(settings.trainer)
+    known = [*options("recipe")]
+    for variant in [*VARIANTS][known.index(name) :: len(known)]:
+        other = replace(settings, variant={"name": variant}, init="auto")
+        check(other)
+        assert specify(other).variant.name == variant
+
+
+def test_a_recipe_of_several_tasks_has_the_numbers_of_each() -> None:
+    def numbers(recipe: str, task: str, *words: str) -> tuple[str, Any, Any, Any]:
+        (found,) = precheck.check(
+            command_line.rewritten([f"recipe={recipe}", f"task={task}", "dry_run=true", *words]),
+            multirun=False,
+        )
+        return str(found.variant["name"]), found.lr, found.batch_size, found.task.epochs
+
+    assert numbers("lora_roberta_glue", "cola") == ("lora", 4e-4, 32, 80)
+    assert numbers("lora_roberta_glue", "sst2") == ("lora", 5e-4, 16, 60)
+    assert numbers("vera_roberta_glue", "rte") == ("vera", 4e-3, 64, 160)
+    assert numbers("vera_roberta_glue", "rte", "variant=dora", "lr=1e-3") == ("dora", 1e-3, 64, 160)
+    (other,) = precheck.check(["variant=vera", "recipe=lora_ga_metamath"], multirun=False)
+    assert other.init == "auto", "VeRA has no start of LoRA-GA's"
+    assert numbers("lora_roberta_glue", "wnli", "lr=1e-4") == ("lora", 1e-4, 16, 10), "the task's own batch"
 
 
 def test_alpha_can_be_an_interpolation() -> None:

@@ -57,7 +57,7 @@ EVIL: dict[str, tuple[dict[str, Any], str]] = {
     "remote code": ({"model": {"trust_remote_code": True}}, "may run code"),
     "a metric's file": ({"task": {"metrics": ["./evil.py"]}}, "names code"),
     "a nested key": ({"task": {"foo": 1}}, "unknown key of task 'foo'"),
-    "a nested key's own": ({"model": {"device_map": "auto"}}, "unknown key of model 'device_map'"),
+    "a nested key's own": ({"model": {"max_memory": 1}}, "unknown key of model 'max_memory'"),
     "a title that is none": ({"experiment": ABOUT | {"title": {"a": 1}}}, "experiment.title must be a text"),
 }
 
@@ -126,7 +126,7 @@ def test_a_key_is_accepted_exactly_where_the_schema_has_it(part: str, name: str)
         "hydra.launcher._target_=os.abort",
         "trainer.x={y:{_target_:os.abort}}",
         "+model.bits=4",
-        "+model.device_map=auto",
+        "+model.max_memory=1",
         "+task.foo=1",
         "+tracking.foo=1",
         "+experiment.foo=1",

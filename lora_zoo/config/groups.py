@@ -12,7 +12,7 @@ OWN_FILES = (
     "your own"
 )
 """Said where someone asks for folders of options."""
-GROUPS = ("variant", "program", "model", "task", "trainer", "tracking", "preset", "experiment")
+GROUPS = ("variant", "program", "model", "task", "trainer", "tracking", "recipe", "experiment")
 
 
 def folder() -> Path:

@@ -25,7 +25,7 @@ def text() -> str:
         "Examples",
         _EXAMPLES,
     ]
-    for group in ("variant", "program", "model", "task", "tracking", "preset", "experiment"):
+    for group in ("variant", "program", "model", "task", "tracking", "recipe", "experiment"):
         parts += ["", f"{group}=", *_rows(options(group))]
     parts += ["", "Keys", *_rows({f.name: _about(f) for f in fields(Settings) if f.metadata})]
     parts += [

@@ -23,6 +23,7 @@ INERT = (
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TASK = ("likelihood",)
+INERT_MODEL = ("device_map",)
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
@@ -64,7 +65,14 @@ class Model:
     )
     revision: str | None = key(None, "branch, tag or commit on the Hub")
     attn_implementation: str | None = key(None, "eager, sdpa, flash_attention_2, …")
+    device_map: str | None = key(
+        None,
+        "where the weights are loaded (cuda:0, auto), all on one device; default: the CPU, then the run's",
+    )
     trust_remote_code: bool = key(False, "run code that a Hub repository brings")
+    ignore_mismatched_sizes: bool = key(
+        False, "a head of another size than the checkpoint's is drawn anew, and trained"
+    )
     quantization: str | None = key(
         None,
         "quantise the linear layers as they are loaded: nf4, fp4, int8 (bitsandbytes), torchao_int8, …",
@@ -213,6 +221,10 @@ class Settings:
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
     batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
+    padding_free: bool = key(
+        False,
+        "examples of a step in one row without padding, each seen by itself: the same training (decoders)",
+    )
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
     eval_splits: list[str] = key(
@@ -229,6 +241,14 @@ class Settings:
         "true: go on where this run stopped; false: start anew; default: a sweep goes on, a run starts anew",
     )
     save_minutes: float = key(5.0, "minutes between checkpoints, beside trainer.save_steps; 0: none", least=0)
+    early_stopping_patience: int | None = key(
+        None,
+        "stop after so many evaluations (trainer.eval_steps) without a better value of "
+        "trainer.metric_for_best_model, and keep the best adapter; default: train to the end",
+        least=1,
+        most=_COUNT,
+    )
+    early_stopping_threshold: float = key(0.0, "a value that is better by less does not count", least=0)
     on_nonfinite: str = key(
         "stop", "when loss or gradients are NaN or inf: stop, or skip the step", among=("stop", "skip")
     )
@@ -261,9 +281,15 @@ KEYS = tuple(f.name for f in fields(Settings))
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name `schema`, and the resolver `mul` to interpolations."""
+    """Make the schema known to Hydra under the name `schema`, and the resolvers of interpolations.
+
+    `${mul:FACTOR,…}` is a product; `${pick:WORD,{WORD: VALUE, …},DEFAULT}` a value by a word (a task's name).
+    """
     ConfigStore.instance().store(name="schema", node=Settings)
     OmegaConf.register_new_resolver("mul", lambda *factors: _product(factors), replace=True)
+    OmegaConf.register_new_resolver(
+        "pick", lambda word, table, default: table.get(word, default), replace=True
+    )
 
 
 def _product(factors: Any) -> float:

@@ -136,6 +136,8 @@ class Variant(ABC):
     adds_bias: ClassVar[bool] = False
     """True where `bias` makes something of nothing: a layer without a bias is merged into one that has it."""
 
+    by_row: ClassVar[str] = ""
+    """What it does with each row of a batch as with one example; "" where it sees tokens alone."""
     not_recomputable: ClassVar[str] = ""
     """What it does that rules out recomputed activations (gradient checkpointing); "" where nothing does."""
 

@@ -11,7 +11,7 @@ A new metric is a folder `<name>/<name>.py` here, or an entry point `lora_zoo.me
         range = (0.0, 1.0)
 
 A metric with `reads = "nll"` is given, as predictions, the negative log-likelihood of each reference, and as
-references its number of tokens.
+references its number of tokens; one that reads a judgement of the task's (`execution`) is given that.
 
 A module that is loaded by its path or from the Hub declares the same two on its class, without registering.
 """

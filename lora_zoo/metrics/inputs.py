@@ -13,6 +13,7 @@ INPUTS = {
     "int64": "predictions, references: one integer class an item",
     "float64": "predictions, references: one number an item, two items or more",
     "nll": "predictions: the negative log-likelihood of each reference, in nats; references: its tokens",
+    "judgement": "predictions: 1 or 0 an item, as the task has judged it; references: one text an item",
     "string": "predictions: one text an item; references: a text or a list of texts an item",
 }
 
@@ -23,6 +24,9 @@ def info(description: str | None, kind: str, options: str = "") -> evaluate.Metr
         number = datasets.Value("float64")
         features: Any = datasets.Features({"predictions": number, "references": number})
         return evaluate.MetricInfo(description, "", features, INPUTS[kind] + options)
+    if kind == "judgement":
+        judged: Any = {"predictions": datasets.Value("float64"), "references": datasets.Value("string")}
+        return evaluate.MetricInfo(description, "", datasets.Features(judged), INPUTS[kind] + options)
     value = datasets.Value(kind)
     references = [value, datasets.Sequence(value)] if kind == "string" else [value]
     features = [datasets.Features({"predictions": value, "references": each}) for each in references]
@@ -60,6 +64,11 @@ def listed_references(name: str, references: Sequence[str | list[str]]) -> list[
     if [] in given:
         raise ValueError(f"{name}: item {given.index([])} has no reference; it needs one or more")
     return given
+
+
+def rate(judgements: Sequence[float]) -> float:
+    """The share of items that were judged right."""
+    return float(sum(judgements) / len(judgements))
 
 
 def correlation(

@@ -12,6 +12,7 @@ from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
 from lora_zoo.injection.quantized_base import quantized_layers
+from lora_zoo.injection.targets import head_names
 from lora_zoo.models.classes import PROCESSORS, TASKS
 from lora_zoo.models.quantization import quantization_config
 from lora_zoo.pocket import HUB
@@ -65,14 +66,19 @@ def load_tokenizer(settings: Model) -> Any:
 def load_model(
     settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any, seed: int
 ) -> Loaded:
-    """The model on the CPU in evaluation mode; new heads are drawn from `seed` alone.
+    """The model in evaluation mode, on the CPU unless `device_map` says otherwise.
+
+    New heads, and those of another size that may be one, are drawn from `seed` alone.
 
     Without a `tokenizer` (None) the padding token is not set, which the weights do not need.
 
     Raises ValueError where the folder or name holds no model of that class.
     """
     torch.manual_seed(seed)
-    options = {"attn_implementation": settings.attn_implementation}
+    options = {
+        key: getattr(settings, key)
+        for key in ("attn_implementation", "device_map", "ignore_mismatched_sizes")
+    }
     options["quantization_config"] = quantization_config(settings)
     if settings.quantization and (scheme := stored_scheme(settings)):
         raise ValueError(
@@ -91,10 +97,13 @@ def load_model(
     except Exception as error:  # readers of damaged files raise what they please
         raise ValueError(_unreachable(settings, error)) from error
     _check_direction(settings, model.config, auto_class)
+    _check_devices(settings, getattr(model, "hf_device_map", {}))
+    resized = [key for key, *_ in info["mismatched_keys"]]
     _check_weights(settings, model, info["missing_keys"])
+    _check_heads(settings, model, resized)
     if hasattr(tokenizer, "pad_token_id") and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]} - {""})
+    missing = sorted({key.rpartition(".")[0] for key in (*info["missing_keys"], *resized)} - {""})
     return Loaded(model.eval(), missing)
 
 
@@ -216,9 +225,30 @@ def _check_weights(settings: Model, model: nn.Module, missing: Collection[str]) 
             )
 
 
+def _check_devices(settings: Model, placed: Mapping[str, Any]) -> None:
+    """Raise ValueError where parts of the model were put on several devices, or on the disk."""
+    if len(devices := {str(device) for device in placed.values()}) > 1 or "disk" in devices:
+        raise ValueError(
+            f"model.device_map={settings.device_map} spreads the model over {', '.join(sorted(devices))}, "
+            "and a run uses one device; give one, or model.quantization=nf4 or int8, with which it may fit"
+        )
+
+
+def _check_heads(settings: Model, model: nn.Module, resized: Collection[str]) -> None:
+    """Raise ValueError for a weight of another size than the checkpoint's that is no head's."""
+    heads = tuple(f"{name}." for name in head_names(model))
+    for name in (name for name in resized if not f"{name}.".startswith(heads)):
+        raise ValueError(
+            f"model.path={settings.path}: {name} has another size in its files, and only a head can be drawn "
+            "anew; they belong to another architecture"
+        )
+
+
 def _unreachable(settings: Model, error: Exception, what: str = "") -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     first = next((line for line in lines if line), type(error).__name__)
     by = f"with model.quantization={settings.quantization}" if settings.quantization else "in Hub format"
     by += f" and group_size={settings.group_size}, which must divide inputs" if settings.group_size else ""
+    if "ignore_mismatched_sizes" in first:
+        first = "a weight has another size in its files; model.ignore_mismatched_sizes=true draws a head anew"
     return f"{what}model.path={settings.path} cannot be loaded as a model {by}: {first}"

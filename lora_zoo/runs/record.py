@@ -48,6 +48,7 @@ Times are seconds, sizes bytes.
 | environment | versions, platform, device, threads; commit and dirty flag of the code |
 | seed, data_seed | the seeds |
 | diverged | step, layers: where the numbers stopped being any |
+| best | of a run that keeps its best adapter: its step, of (the last step), metric, value |
 | skipped | steps without an update, because a gradient was NaN or inf (on_nonfinite=skip) |
 
 A result that says running, and whose folder no process holds, is of a run that was killed.

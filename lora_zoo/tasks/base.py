@@ -35,6 +35,8 @@ class TaskType(ABC):
     """The columns of published data of which `prepared` makes these."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """Those of its columns that hold numbers; all others hold text."""
+    judgements: ClassVar[tuple[str, ...]] = ()
+    """The parts of its outcomes, 1 or 0, that metrics may read beside the prediction."""
     has_likelihood = True
     """True if its outcomes have an nll."""
     auto_class: ClassVar[str]

@@ -39,12 +39,60 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
     ours = _ours(settings, folder)
     for event in ("eval", "save"):
         ours |= _every(event, given.pop(f"{event}_steps", 0))
+    if keeps_best(settings):
+        ours |= _best(settings, ours | given)
     try:
         arguments = RunArguments(**split_optim(ours | given))
         _try_out(arguments)
     except Exception as error:  # each optimiser, scheduler and backend refuses in a way of its own
         raise ValueError(f"trainer: {reason(error)}") from error
     return _on_one_device(arguments)
+
+
+def keeps_best(settings: Settings) -> bool:
+    """True for a run whose adapter is that of its best evaluation, not of its last step."""
+    asked = settings.trainer.get("load_best_model_at_end")
+    return bool(asked) or settings.early_stopping_patience is not None
+
+
+def _best(settings: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that keep the best adapter. ValueError where nothing would be compared."""
+    patience = settings.early_stopping_patience
+    key = f"early_stopping_patience={patience}" if patience else "trainer.load_best_model_at_end=true"
+    if patience and settings.trainer.get("load_best_model_at_end") is False:
+        raise ValueError(f"{key} keeps the best adapter: drop trainer.load_best_model_at_end=false")
+    if given["eval_strategy"] == "no":
+        raise ValueError(f"{key} compares evaluations in the middle of training: give trainer.eval_steps=…")
+    if settings.program:
+        name = settings.program["name"]
+        raise ValueError(f"{key}: program={name} has stages, each of which ends with its last step; drop it")
+    automatic = {"save_strategy": "best"} if given["save_strategy"] == "no" else {}
+    return {"load_best_model_at_end": True} | automatic
+
+
+def choose_best_by(
+    arguments: TrainingArguments, settings: Settings, facts: Mapping[str, Any], first: str, nll: bool
+) -> None:
+    """Set the value that evaluations are compared by: the task's `first` metric unless one is given.
+
+    `facts` are those of each value that a metric gives; with `nll` there is one, too. ValueError for another
+    value, and for a metric that does not say which way is better.
+    """
+    given = settings.trainer.get("metric_for_best_model")
+    watched = arguments.metric_for_best_model if given or not keeps_best(settings) else first
+    if watched is None:
+        return
+    name, known = watched.removeprefix("eval_"), [*facts, *(["nll"] if nll else [])]
+    if name not in known:
+        raise ValueError(unknown("trainer.metric_for_best_model", watched, known))
+    higher = facts[name]["higher_is_better"] if name in facts else False
+    arguments.metric_for_best_model = watched
+    if settings.trainer.get("greater_is_better") is None and keeps_best(settings):
+        if higher is None:
+            raise ValueError(
+                f"the metric {name} does not say which way is better; add trainer.greater_is_better=…"
+            )
+        arguments.greater_is_better = higher
 
 
 def _on_one_device(arguments: TrainingArguments) -> TrainingArguments:
@@ -180,7 +228,6 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _NEVER = {
     "push_to_hub": "nothing is uploaded but by tracking=wandb",
-    "load_best_model_at_end": "the adapter that is kept is the last one",
     "resume_from_checkpoint": "use resume=true",
     "auto_find_batch_size": "runs would differ in batch_size; give one that fits",
     "group_by_length": "the data order is data_seed's",

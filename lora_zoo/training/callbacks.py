@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from rich import progress
 from rich.console import Console
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import Injection
@@ -58,6 +58,19 @@ class LogCallback(TrainerCallback):
         logs = given["logs"].items()
         values = ", ".join(f"{name} {value:.6g}" for name, value in logs if name != "epoch")
         _log.info("step %d: %s", state.global_step, values)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own; a run that goes on from a checkpoint goes on counting."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **more: Any) -> None:
+        super().on_train_begin(args, state, *rest, **more)
+        for name, value in state.stateful_callbacks[type(self).__name__]["attributes"].items():
+            setattr(self, name, value)
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
 
 
 def progress_of(state: TrainerState, args: TrainingArguments, optimizer: torch.optim.Optimizer) -> Progress:

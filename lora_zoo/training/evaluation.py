@@ -201,9 +201,14 @@ def check_references(data: TaskData, metrics: Mapping[str, Any]) -> None:
 def perfect(
     name: str, metric: Any, right: list[Any], references: list[Any], kind: TaskType
 ) -> tuple[list[Any], list[Any]]:
-    """The inputs of a metric where all answers are `right`. ValueError where the task has no likelihoods."""
-    if reads(metric) == "prediction":
+    """The inputs of a metric where all answers are `right`. ValueError for one that reads something else."""
+    read = reads(metric)
+    if read == "prediction":
         return right, references
+    if read in kind.judgements:
+        return [1.0] * len(right), references
+    if read != "nll":
+        raise ValueError(f"metric {name!r} reads {read!r}, which type={kind.task.type} does not judge")
     if not kind.has_likelihood:
         asked = f"type={kind.task.type}, task.likelihood={str(kind.task.likelihood).lower()}"
         raise ValueError(f"metric {name!r} is of likelihoods, and {asked} gives none")

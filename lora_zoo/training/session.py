@@ -11,7 +11,6 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
-from lora_zoo.core.errors import unknown
 from lora_zoo.core.program import Stage
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
@@ -19,12 +18,14 @@ from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker
 from lora_zoo.tasks.cutting import Example
 from lora_zoo.training import checkpoints
+from lora_zoo.training.arguments import choose_best_by
 from lora_zoo.training.calibration import HASHES, START
-from lora_zoo.training.callbacks import LogCallback, ProgressBar
+from lora_zoo.training.callbacks import EarlyStopping, LogCallback, ProgressBar
 from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
+from lora_zoo.training.padding_free import one_row
 from lora_zoo.training.resources import ResourcePool, TaskData
 from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
@@ -88,13 +89,12 @@ class TrainingSession:
             raise ValueError(
                 "trainer.label_smoothing_factor is for classes and texts; numbers have none: use 0"
             )
-        watched = arguments.metric_for_best_model
-        known = [*evaluator.record.content["metric_facts"], *(["nll"] if kind.has_likelihood else [])]
-        if watched and watched.removeprefix("eval_") not in known:
-            raise ValueError(unknown("trainer.metric_for_best_model", watched, known))
+        of = evaluator.record.content  # the run's, of which a stage is a part
+        choose_best_by(arguments, self.settings, of["metric_facts"], of["metric"], kind.has_likelihood)
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
+        examples = self._examples(evaluator.data)
         trainer = ZooTrainer(
             self.injection,
             evaluator=evaluator,
@@ -104,13 +104,17 @@ class TrainingSession:
             args=arguments,
             handover=self._handover(),
             dropper=self._dropper(),
-            data_collator=kind.collate,
-            train_dataset=self._examples(evaluator.data),
+            data_collator=one_row(self.injection, kind, examples)
+            if self.settings.padding_free
+            else kind.collate,
+            train_dataset=examples,
         )
         trainer.check_schedule()
         if trainer.parts:
             self.record.update(parts={name: len(own) for name, own in trainer.parts.items()})
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
+        if patience := self.settings.early_stopping_patience:
+            trainer.add_callback(EarlyStopping(patience, self.settings.early_stopping_threshold))
         if self.automatic and self.settings.save_minutes:
             trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
         self.context.resources.prepare(trainer.accelerator)
@@ -176,9 +180,22 @@ class TrainingSession:
                 self.record.update(dropbp=trainer.dropper.rates)
         if context.signals.received is not None:
             raise Stopped(context.signals.received)
-        done, asked = trainer.state.global_step, trainer.state.max_steps
-        if done < asked:
+        self._ended(trainer)
+
+    def _ended(self, trainer: ZooTrainer) -> None:
+        """Record of which step the best adapter is. RuntimeError for an end that nobody asked for."""
+        state, args = trainer.state, trainer.args
+        if state.global_step < state.max_steps and not trainer.stopped_early:
+            done, asked = state.global_step, state.max_steps
             raise RuntimeError(f"training ended after {done} of {asked} steps, although nobody stopped it")
+        if trainer.kept_step is not None:
+            metric = str(args.metric_for_best_model).removeprefix("eval_")
+            about = {"step": trainer.kept_step, "of": state.global_step, "metric": metric}
+            self.record.update(best=about | {"value": state.best_metric})
+        elif args.load_best_model_at_end:
+            self.record.tell(
+                "the adapter is that of the last step: no evaluation has an adapter that was saved"
+            )
 
     def _last_checkpoint(self) -> Path | None:
         """Find the last whole checkpoint of an earlier process and note it in the record."""

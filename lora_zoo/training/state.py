@@ -75,15 +75,8 @@ class TrainState(TrainerCallback):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        trainer, injection = self.trainer, self.injection
-        injection.load_state_dict(state["adapter"])
-        injection.counter.counts = dict(
-            zip(injection.counter.sites, state["hooks"]["clock"].tolist(), strict=True)
-        )
-        injection.hooks.load_state_dict({n: t for n, t in state["hooks"].items() if n != "clock"})
-        for name, buffer in base_buffers(injection.model).items():
-            buffer.copy_(state["buffers"][name])
-        progress = state["progress"]
+        trainer, progress = self.trainer, state["progress"]
+        self._load_tensors(state)
         trainer._tr_loss += progress["loss"]
         trainer._total_loss_scalar = progress["total_loss"]
         trainer._globalstep_last_logged = progress["last_logged"]
@@ -93,6 +86,17 @@ class TrainState(TrainerCallback):
         if trainer.dropper is not None:
             trainer.dropper.load_state(progress["dropped"])
 
+    def _load_tensors(self, state: dict[str, dict[str, Any]]) -> None:
+        """Set what the model computes with."""
+        injection = self.injection
+        injection.load_state_dict(state["adapter"])
+        injection.counter.counts = dict(
+            zip(injection.counter.sites, state["hooks"]["clock"].tolist(), strict=True)
+        )
+        injection.hooks.load_state_dict({n: t for n, t in state["hooks"].items() if n != "clock"})
+        for name, buffer in base_buffers(injection.model).items():
+            buffer.copy_(state["buffers"][name])
+
     def save(self, folder: Path, **about: Any) -> None:
         state = self.state_dict()
         save_adapter(self.injection, folder, **about)
@@ -101,9 +105,14 @@ class TrainState(TrainerCallback):
             save_file(tensors, folder / TENSORS[part])
         (folder / PROGRESS).write_text(json.dumps(state["progress"]))
 
+    @torch.no_grad()
+    def load_best(self, folder: Path) -> None:
+        """Set the tensors to those of a checkpoint of this run; what the run has counted stays."""
+        self._load_tensors(_tensors(folder))
+
     def load(self, folder: Path) -> None:
         """Read a checkpoint. It is set when training begins, once transformers has set its sums to zero."""
-        self._loaded = {part: load_file(folder / name) for part, name in TENSORS.items()}
+        self._loaded = _tensors(folder)
         self._loaded["progress"] = json.loads((folder / PROGRESS).read_text())
 
     def flaw(self, folder: Path) -> str:
@@ -125,3 +134,7 @@ class TrainState(TrainerCallback):
             return False
         now = [entry for entry in state.log_history if entry["step"] == state.global_step]
         return not any(name.startswith("eval_") for entry in now for name in entry)
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    return {part: load_file(folder / name) for part, name in TENSORS.items()}

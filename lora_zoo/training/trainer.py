@@ -21,7 +21,7 @@ from lora_zoo.models import activations
 from lora_zoo.tasks.base import IGNORED
 from lora_zoo.training import checkpoints, divergence, parts
 from lora_zoo.training.arguments import check_schedule
-from lora_zoo.training.callbacks import HookCallback, progress_of
+from lora_zoo.training.callbacks import EarlyStopping, HookCallback, progress_of
 from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.handover import Handover, follow_run, take_over
 from lora_zoo.training.optimizers import needs_graph, optimizer_of
@@ -249,11 +249,44 @@ class ZooTrainer(Trainer):
         self.log(metrics)
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self._is_best = super()._determine_best_metric(metrics, None)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """True where the evaluation is the best up to now, of which a checkpoint is then written.
+
+        `evaluate` has found it, so that the evaluation counts, too, that a resumed run makes up for: of that
+        one the checkpoint is there.
+        """
+        if self.args.load_best_model_at_end and self._is_best:
+            self.control.should_save = True
+        return self._is_best
+
+    _is_best = False
+    kept_step: int | None = None
+    """The step of the best evaluation, where the adapter is of that step."""
+
+    @property
+    def stopped_early(self) -> bool:
+        """True where evaluations have not become better for as long as was asked."""
+        watching = (c for c in self.callback_handler.callbacks if isinstance(c, EarlyStopping))
+        return any(callback.stopped for callback in watching)
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        """End training with the checkpoint of the best evaluation, where it is whole."""
+        folder = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.best_global_step}"
+        whole = self.state.best_global_step is not None and not checkpoints.flaw(folder)
+        self.state.best_model_checkpoint = str(folder) if whole else None
+        return super()._finalize_training(*arguments)
+
+    def _load_best_model(self) -> None:
+        """Set the adapter, the hooks and the buffers to those of the best evaluation."""
+        self.train_state.load_best(Path(self.state.best_model_checkpoint or ""))
+        self.kept_step = self.state.best_global_step
 
     def _run_epoch(self, *arguments: Any, **more: Any) -> None:
         """Train for an epoch; for none if the checkpoint resumed from is that of the last step."""
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*arguments, **more)
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -260,8 +260,8 @@ def test_a_row_of_a_is_half_pruned_every_so_often_and_at_the_end(revive: bool, b
     injection.hooks.law()
 
 
-def test_its_preset_has_ranks_from_4_to_12_and_8_on_average() -> None:
-    file = Path(__file__).parents[2] / "conf" / "preset" / "prilora.yaml"
+def test_its_recipe_has_ranks_from_4_to_12_and_8_on_average() -> None:
+    file = Path(__file__).parents[2] / "conf" / "recipe" / "prilora.yaml"
     pattern: Any = OmegaConf.to_container(OmegaConf.load(file).rank_pattern)
     model = nn.Module()
     model.layers = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(16, 16)}) for _ in range(5))

@@ -19,6 +19,7 @@ FREE = (
 NEVER = {
     "torch_compile": "a compiled model is one job's",
     "neftune_noise_alpha": "its noise goes through the embedding that jobs share",
+    "load_best_model_at_end": "its adapter is not that of the pack's last step",
     "full_determinism": "it is a setting of the whole process",
 }
 
@@ -59,6 +60,10 @@ def _reason(settings: Settings, repeated: bool) -> str:
         return "its backward passes are not those of the layers that jobs share"
     if settings.prior:
         return "it has prior adapters in its model"
+    if settings.padding_free:
+        return "its batches are one row each"
+    if settings.early_stopping_patience:
+        return "it may end before the others"
     return next((f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)), "")
 
 

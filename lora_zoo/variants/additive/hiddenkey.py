@@ -110,6 +110,7 @@ class HiddenKey(Additive):
     """§4: LoRA (there of keys and values, r = 8, α = 16) whose model drops keys and hidden elements."""
 
     paper = "arXiv:2403.00812"
+    by_row = "drops keys of each row"
     equation = "W' = W + (α/r) B A, key columns and hidden elements dropped, + α_KL KL of two passes"
     count = "R * (O + I)"
     hooks = DroppedKeys

@@ -84,6 +84,7 @@ class LongLoRA(Additive):
     """
 
     paper = "arXiv:2309.12307"
+    by_row = "attends in groups of each row"
     equation = "W' = W + (α/r) B A, S²-Attn in training"
     count = "R * (O + I)"
     hooks = ShiftedSparseAttention

@@ -24,6 +24,7 @@ class CoLoR(TaskLoRAs):
     """
 
     paper = "arXiv:2311.17601"
+    by_row = "chooses an adapter by the mean embedding of a row"
     equation = "W' x = W x + s B_t A_t x, t the task of the centroid nearest to the input's features"
     count = "R * (O + I)"
     hooks = NearestCentroid

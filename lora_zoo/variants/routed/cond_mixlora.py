@@ -33,6 +33,7 @@ class ConditionalMixLoRA(Scaled, Routed):
     """
 
     paper = "arXiv:2402.15896"
+    by_row = "chooses experts by the mean input of a row"
     equation = (
         "W' x = W x + (α/r) Σᵢ b_j(i) a_k(i)ᵀ x, k = top_r(G x̄), j = top_r(σ(J x̄) + σ(Σᵢ σ(Hᵢ a_k(i))))"
     )

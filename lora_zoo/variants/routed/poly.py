@@ -47,6 +47,7 @@ class Poly(Scaled, Routed):
     """
 
     paper = "arXiv:2202.13914"
+    by_row = "draws the skills of each row"
     equation = "W' x = W x + (α/r) (Σᵢ ωᵢ Bᵢ) (Σᵢ ωᵢ Aᵢ) x, ω = σ(Z of the task) over its sum"
     count = "n_skills * R * (O + I) + n_tasks * n_splits * n_skills"
     paper_alpha = 1.0

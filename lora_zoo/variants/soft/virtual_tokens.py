@@ -124,6 +124,7 @@ class VirtualTokens(Variant, ABC):
     count: ClassVar[str] = ""
     adapts: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
+    by_row: ClassVar[str] = "puts its virtual tokens before each row"
     identity_at_start: ClassVar[bool] = False
 
     @classmethod
