@@ -112,7 +112,7 @@ def _follow(module: str, file: Path, found: dict[str, Path]) -> None:
 
 
 def _changed(module: str, file: Path) -> int:
-    """When the file was last written; of a file of ours as this process has found it first."""
+    """The time of the last change of a file; of one of ours, as this process has found it first."""
     return _first_changed(file) if module.startswith("lora_zoo.") else file.stat().st_mtime_ns
 
 
