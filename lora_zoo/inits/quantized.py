@@ -1,4 +1,4 @@
-"""Initialisations on a quantised base that look at W from before its quantisation: s B A makes up for the error.
+"""Initialisations on a quantised base that look at W from before it: s B A makes up for the error.
 
 Q are the values of the codes, W what was quantised. Those that recode make the codes anew, of W - s B A.
 Shapes: O out, I in, R rank.
@@ -52,13 +52,10 @@ def loftq(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factor
 def loftq_iter(iterations: int) -> Draw:
     def draw(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Factors:
         W, recoding = original(W_OI, source), recoding_of(source)
-        coded = Factors(W_OI.new_zeros(rank, W_OI.shape[1]), W_OI.new_zeros(len(W_OI), rank))
-        for turn in range(iterations):
-            if turn:
-                coded = found
-            found = balanced(
-                *svd.leading(W - recoding.rounded(W - product(coded, scale)), rank), scale
-            )
+        found = Factors(W_OI.new_zeros(rank, W_OI.shape[1]), W_OI.new_zeros(len(W_OI), rank))
+        for _ in range(iterations):
+            coded = found
+            found = balanced(*svd.leading(W - recoding.rounded(W - product(coded, scale)), rank), scale)
         recoding.take(coded)
         return found
 
@@ -78,7 +75,7 @@ def qpissa(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Facto
 
 @register_family(
     "qpissa_iter",
-    "QPiSSA (2404.02948) alg. 1, K iterations: triplets of W - Q and codes of W - s B A take turns, Q = 0 first",
+    "QPiSSA (2404.02948) alg. 1, K iterations: triplets of W - Q, from Q = 0, and codes of W - s B A",
     moves=True,
     recodes=True,
     needs=(ORIGINAL,),
@@ -134,7 +131,7 @@ def lq_lora(W_OI: Tensor, rank: int, scale: float, source: RandomSource) -> Fact
 
 @register(
     "lq_lora_fisher",
-    "LQ-LoRA (2311.12023) eq. 3-4: the error is weighted by √F, its triplets by F's means of rows and columns",
+    "LQ-LoRA (2311.12023) eq. 3-4: the error is weighted by √F, its triplets by F's means along both sides",
     moves=True,
     recodes=True,
     needs=(ORIGINAL, "squared_gradient"),
@@ -143,9 +140,7 @@ def lq_lora_fisher(W_OI: Tensor, rank: int, scale: float, source: RandomSource) 
     return _until_it_rises(W_OI, rank, scale, source, source.statistics["squared_gradient"].to(W_OI))
 
 
-def _until_it_rises(
-    W_OI: Tensor, rank: int, scale: float, source: RandomSource, F_OI: Tensor
-) -> Factors:
+def _until_it_rises(W_OI: Tensor, rank: int, scale: float, source: RandomSource, F_OI: Tensor) -> Factors:
     W, recoding = original(W_OI, source), recoding_of(source)
     row_O1, col_1I = means(F_OI.expand_as(W))
     left, least = W, float("inf")

@@ -27,15 +27,15 @@ class RecodedLayers:
         recodes = bool(init) and init != "auto" and find_init(str(init)).recodes
         if recodes and others:
             raise ValueError(
-                f"init={init} gives the base other codes, and {', '.join(others)} stand on those that it has: "
-                "remove them first"
+                f"init={init} gives the base other codes, and {', '.join(others)} stand on those that it "
+                "has: remove them first"
             )
         hosts = {name: matrix.host for name, matrix in injection.matrices.items()} if recodes else {}
         for name, host in hosts.items():
             if host.coder is None:
                 raise ValueError(
-                    f"init={init} makes the codes of {name} anew, which is known for whole layers of 4 bits of "
-                    f"bitsandbytes (nf4, fp4) and of the reference quantisers, and not for this {host.kind}"
+                    f"init={init} makes the codes of {name} anew, which is known for whole layers of "
+                    f"bitsandbytes' 4 bits and of the reference quantisers, and not for this {host.kind}"
                 )
         self.coders = {name: host.coder for name, host in hosts.items()}
         self.former: dict[str, Any] = {name: coder.codes() for name, coder in self.coders.items()}

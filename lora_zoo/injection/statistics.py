@@ -65,7 +65,7 @@ def _of_original(
 ) -> dict[str, Statistics]:
     original, needs = original_of(model), of_data(plan.needs)
     matrices = original_matrices(original, [matrix.name for matrix in plan.matrices])
-    found: dict[str, Statistics] = dict.fromkeys(matrices, {})
+    found: dict[str, Statistics] = {name: {} for name in matrices}
     if needs:
         collector = Collector(original, list(matrices.values()), needs, _asking(plan))
         found = _collected(collector, batches)

@@ -1,4 +1,4 @@
-"""The project's own quantisation: quantisers in pure torch, layers of codes, errors of starts, mixed widths."""
+"""The project's own quantisation: quantisers in plain torch, layers of codes, errors of starts, widths."""
 
 from lora_zoo.quantization.layers import CodedLinear, quantize
 from lora_zoo.quantization.quantizers import Levels, Quantizer, Uniform, even, normal_float

@@ -16,7 +16,7 @@ from lora_zoo.quantization.quantizers import SCALE_BITS, Quantizer
 
 PLAIN = "plain"
 """Q alone, as QLoRA begins: B A = 0."""
-STARTS = (PLAIN, "loftq", "loftq_iter_5", "qpissa", "qpissa_iter_5", "lq_lora")
+STARTS = (PLAIN, "loftq", "loftq_iter_5", "qpissa", "qpissa_iter_5")
 
 
 class ErrorRow(NamedTuple):
@@ -80,9 +80,10 @@ def error_table(
         ]
         frobenius, nuclear = _together(left)
         plain = (frobenius, nuclear) if start == PLAIN else plain
-        gone = [1 - now / max(before, 1e-30) for now, before in zip((frobenius, nuclear), plain, strict=True)]
+        less_fro, less = 1 - frobenius / max(plain[0], 1e-30), 1 - nuclear / max(plain[1], 1e-30)
         of_all = bits + (0 if start == PLAIN else factors)
-        rows.append(ErrorRow(start, frobenius / whole[0], nuclear / whole[1], *gone, bits, of_all))
+        row = ErrorRow(start, frobenius / whole[0], nuclear / whole[1], less_fro, less, bits, of_all)
+        rows.append(row)
     return rows
 
 
@@ -118,7 +119,9 @@ def lines(rows: Sequence[ErrorRow]) -> Iterator[str]:
     texts: list[Sequence[Any]] = [head]
     for row in rows:
         norms, less = (f"{row.frobenius:.4f}", f"{row.nuclear:.4f}"), (row.reduction_fro, row.reduction)
-        texts.append((row.start, *norms, *map("{:.1%}".format, less), f"{row.bits:.3f}", f"{row.bits_all:.2f}"))
+        texts.append(
+            (row.start, *norms, *map("{:.1%}".format, less), f"{row.bits:.3f}", f"{row.bits_all:.2f}")
+        )
     widths = [max(len(text[column]) for text in texts) for column in range(len(head))]
     for text in texts:
         yield "  ".join(part.ljust(width) for part, width in zip(text, widths, strict=True)).rstrip()

@@ -23,7 +23,9 @@ def fold(injection: Injection) -> nn.Module:
         matrix = injection.matrices.get(name)
         layer = matrix.host.layer if matrix is not None and matrix.host.whole else None
         if not isinstance(layer, CodedLinear) or not isinstance(layer.quantizer, Uniform):
-            raise ValueError(f"{name} has no zero points: quantise the base by model.quantization=reference_int4")
+            raise ValueError(
+                f"{name} has no zero points: quantise the base by model.quantization=reference_int4"
+            )
         found.append((layer, constants(name, dW_OI, layer.quantizer.group)))
     for layer, dW_OG in found:
         zeros: Tensor = layer.zeros  # type: ignore[assignment]

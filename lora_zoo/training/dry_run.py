@@ -11,8 +11,8 @@ from rich.table import Table
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.init import find_init
-from lora_zoo.core.statistics import of_data
 from lora_zoo.core.program import Stage, started
+from lora_zoo.core.statistics import of_data
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names

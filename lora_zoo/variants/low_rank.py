@@ -86,8 +86,8 @@ class Product(Adapter, ABC):
 class LowRank(Scaled, ABC):
     """Owns trainable factors A (R, I) and B (O, R), their scale s, initialisation and dropout.
 
-    A residual init (PiSSA and kin) also keeps its first factors A0, B0; the update is s (B A - B0 A0). One that
-    recodes keeps Aq, Bq: the layer's codes are those of W - s Bq Aq.
+    A residual init (PiSSA and kin) also keeps its first factors A0, B0; the update is s (B A - B0 A0). One
+    that recodes keeps Aq, Bq: the layer's codes are those of W - s Bq Aq.
     """
 
     A0_RI: Tensor | None
@@ -111,9 +111,7 @@ class LowRank(Scaled, ABC):
         if not 0 < abs(self.scale) < float("inf"):
             raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha={alpha}")
         recoding = context.recoding(self.init, scale=self.scale)
-        first, residual = context.first_factors(
-            self.init, rank=rank, scale=self.scale, recoding=recoding
-        )
+        first, residual = context.first_factors(self.init, rank=rank, scale=self.scale, recoding=recoding)
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
