@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import wide
-from lora_zoo.quantization.layers import CodedLinear
+from lora_zoo.quantizers.coded_linear import CodedLinear
 
 Rounding = Callable[[Tensor], Tensor]
 """From W (O, I) to the values of its codes."""

@@ -14,7 +14,7 @@ from lora_zoo.core.host import EVERY, Rows
 from lora_zoo.hosts.coders import Coder, OfFourBits, OfReference, four_bit_values
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.hosts.linear import LinearHost
-from lora_zoo.quantization.layers import CodedLinear
+from lora_zoo.quantizers.coded_linear import CodedLinear
 
 
 @HOSTS.register("quantised linear")

@@ -84,7 +84,8 @@ class Injection:
         for below in self.prior:
             if below not in self._adapter_set:
                 raise ValueError(f"prior: {unknown('adapter', below, self._adapter_set)}")
-        self.recoded = RecodedLayers(self, others=list(self._adapter_set))
+        hosts = {matrix.name: matrix.host for matrix in plan.matrices}
+        self.recoded = RecodedLayers(model, self.hyper.get("init"), hosts, others=list(self._adapter_set))
         with self._adapter_set.disabled(), self.recoded.undone_by_an_error():
             self.adapters, self.shared = build(
                 plan, model, seed=seed, counter=self.counter, statistics=statistics

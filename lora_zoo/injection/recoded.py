@@ -2,17 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dtypes import wide
+from lora_zoo.core.host import Host
 from lora_zoo.core.init import Factors, Recoding, find_init
 from lora_zoo.injection.originals import original_weights
-
-if TYPE_CHECKING:
-    from lora_zoo.injection.inject import Injection
 
 
 class RecodedLayers:
@@ -21,16 +20,17 @@ class RecodedLayers:
     ValueError where other adapters stand on the former codes.
     """
 
-    def __init__(self, injection: "Injection", others: Sequence[str]) -> None:
-        self.model, self.taken = injection.model, dict[str, Factors]()
-        init = injection.hyper.get("init")
-        recodes = bool(init) and init != "auto" and find_init(str(init)).recodes
+    def __init__(
+        self, model: nn.Module, init: str | None, hosts: Mapping[str, Host], others: Sequence[str]
+    ) -> None:
+        self.model, self.taken = model, dict[str, Factors]()
+        recodes = init not in (None, "auto") and find_init(str(init)).recodes
         if recodes and others:
             raise ValueError(
                 f"init={init} gives the base other codes, and {', '.join(others)} stand on those that it "
                 "has: remove them first"
             )
-        hosts = {name: matrix.host for name, matrix in injection.matrices.items()} if recodes else {}
+        hosts = hosts if recodes else {}
         for name, host in hosts.items():
             if host.coder is None:
                 raise ValueError(

@@ -16,11 +16,11 @@ from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
 from lora_zoo.injection.originals import remember_original
+from lora_zoo.injection.quantize import quantize
 from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.models.classes import PROCESSORS, TASKS
 from lora_zoo.models.quantization import quantization_config, reference_quantizer
 from lora_zoo.pocket import HUB
-from lora_zoo.quantization.layers import quantize
 
 UNQUANTISED: dict[str, Any] = {
     key: False if key == "bnb_4bit_use_double_quant" else None

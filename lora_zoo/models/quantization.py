@@ -10,7 +10,7 @@ import transformers
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
-from lora_zoo.quantization.quantizers import Levels, Quantizer, Uniform, even, normal_float
+from lora_zoo.quantizers.codes import BlockLevels, Quantizer, Uniform, even, normal_float
 
 
 def quantization_config(settings: Model) -> Any:
@@ -39,7 +39,7 @@ def reference_quantizer(settings: Model) -> Quantizer | None:
     if kind == "int":
         return Uniform(width, settings.group_size or 32)
     levels = normal_float(width) if kind == "nf" else even(width)
-    return Levels(levels, nested=settings.bnb_4bit_use_double_quant)
+    return BlockLevels(levels, nested=settings.bnb_4bit_use_double_quant)
 
 
 def _of_bitsandbytes(name: str, given: Mapping[str, Any]) -> Any:

@@ -19,27 +19,28 @@ from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import save_peft
 from lora_zoo.hosts.find import find_host
 from lora_zoo.injection.adapter_set import adapters_of
+from lora_zoo.injection.folding import fold
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.injection.originals import remember_original
 from lora_zoo.injection.plan import plan_injection
+from lora_zoo.injection.quantize import quantize
 from lora_zoo.injection.statistics import collect
 from lora_zoo.models.base import Base
 from lora_zoo.models.dequantize import load_dequantised
 from lora_zoo.models.loading import load_model
-from lora_zoo.quantization import CodedLinear, Levels, Quantizer, Uniform, even, normal_float, quantize
-from lora_zoo.quantization.errors import PLAIN, error_table, lines, remainder
-from lora_zoo.quantization.folding import fold
-from lora_zoo.quantization.widths import allotted_widths, least
+from lora_zoo.quantizers import BlockLevels, CodedLinear, Quantizer, Uniform, even, normal_float
+from lora_zoo.updates.mixed_widths import allotted_widths, least
+from lora_zoo.updates.quantization_errors import PLAIN, error_table, lines, remainder
 from tests.test_training import model as tiny
 from tests.test_training import trainer
 
 O, I, R = 24, 64, 4
-NF4 = Levels(normal_float())
-EVEN = Levels(even())
+NF4 = BlockLevels(normal_float())
+EVEN = BlockLevels(even())
 QUANTIZERS: dict[str, Quantizer] = {
     "nf4": NF4,
-    "nf4 nested": Levels(normal_float(), nested=True),
-    "nf2": Levels(normal_float(2)),
+    "nf4 nested": BlockLevels(normal_float(), nested=True),
+    "nf2": BlockLevels(normal_float(2)),
     "even4": EVEN,
     "int4": Uniform(4, 16),
     "int2": Uniform(2, 32),
@@ -67,10 +68,10 @@ def test_nf4_has_the_published_levels_and_every_width_its_own_with_an_exact_zero
 
 def test_levels_are_the_nearest_and_a_tie_goes_down() -> None:
     """Four levels -1, -1/3, 1/3, 1 on one block with scale 3: values -3, -1, 1, 3, middles -2, 0, 2."""
-    stored = Levels(even(2), block=8).encode(torch.tensor([[3.0, -3, 2, 2.1, 0, 0.1, -1.9, -2.1]]))
+    stored = BlockLevels(even(2), block=8).encode(torch.tensor([[3.0, -3, 2, 2.1, 0, 0.1, -1.9, -2.1]]))
     assert stored["codes"].tolist() == [[3, 0, 2, 3, 1, 2, 1, 0]] and stored["scales"].tolist() == [3.0]
     assert_close(
-        Levels(even(2), block=8).decode(stored), torch.tensor([[3.0, -3, 1, 3, -1, 1, -1, -3]]), **CLOSE
+        BlockLevels(even(2), block=8).decode(stored), torch.tensor([[3.0, -3, 1, 3, -1, 1, -1, -3]]), **CLOSE
     )
 
 
@@ -332,7 +333,7 @@ def test_a_model_is_loaded_in_codes_but_for_its_head(folder: Path) -> None:
         model = loaded(settings(folder, scheme, **more))
         layer = model.model.layers[0].self_attn.q_proj
         assert type(layer) is CodedLinear and type(model.lm_head) is nn.Linear
-        expected = Levels(normal_float(), nested=True) if "nf4" in scheme else Uniform(3, 8)
+        expected = BlockLevels(normal_float(), nested=True) if "nf4" in scheme else Uniform(3, 8)
         assert layer.quantizer == expected
     with pytest.raises(ValueError, match=r"model.quantization=reference_int4: model.layers.0.* group_size=7"):
         loaded(settings(folder, "reference_int4", group_size=7))

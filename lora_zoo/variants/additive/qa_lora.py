@@ -18,7 +18,7 @@ class QALoRA(Product, Scaled):
     """§3.3: LoRA on the mean of each group of L inputs, so that ΔW is one number for a row's group.
 
     On codes with a zero point for each of these groups (`model.quantization=reference_int4`) it moves the
-    zero points alone, and the integers stay: `lora_zoo.quantization.folding.fold` merges it so. With
+    zero points alone, and the integers stay: `lora_zoo.injection.folding.fold` merges it so. With
     `group_size=1` it is LoRA. The official code takes the mean, the paper's text the sum, which differ by L
     in the scale; A begins as Xavier's uniform, as in that code. The last group may be smaller.
     """

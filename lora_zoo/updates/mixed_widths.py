@@ -7,8 +7,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from lora_zoo.core.dtypes import wide
-from lora_zoo.quantization.errors import PLAIN, remainder
-from lora_zoo.quantization.quantizers import Quantizer
+from lora_zoo.quantizers.codes import Quantizer
+from lora_zoo.updates.quantization_errors import PLAIN, remainder
 
 
 def allotted_widths(

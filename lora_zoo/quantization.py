@@ -34,13 +34,13 @@ def show(given: argparse.Namespace) -> None:
     """Print the tables. ValueError for an unknown scheme or start, or one that looks at data."""
     from lora_zoo.core.errors import unknown
     from lora_zoo.models.quantization import reference_quantizer
-    from lora_zoo.quantization.errors import STARTS, error_table, lines, needed
+    from lora_zoo.updates.quantization_errors import STARTS, error_table, lines, needed
 
     starts = [name for name in given.starts.split(",") if name] or list(STARTS)
     if needs := needed(starts):
         raise ValueError(
             f"--starts {given.starts}: {', '.join(needs)} are of data; give them to "
-            "lora_zoo.quantization.errors.error_table as `statistics`"
+            "lora_zoo.updates.quantization_errors.error_table as `statistics`"
         )
     if given.rank < 1:
         raise ValueError(f"--rank must be at least 1; got {given.rank}")

@@ -44,7 +44,7 @@ class Quantizer(ABC):
 
 
 @dataclass(frozen=True)
-class Levels(Quantizer):
+class BlockLevels(Quantizer):
     """The nearest of K levels in [-1, 1], times the largest |w| of each block of the flattened matrix.
 
     QLoRA (2305.14314) §3: `levels` are those of NF4, `block` is 64, and `nested` its double quantisation:
@@ -155,8 +155,8 @@ def dynamic() -> tuple[float, ...]:
 
 
 @functools.cache
-def _of_scales() -> Levels:
-    return Levels(dynamic(), block=256)
+def _of_scales() -> BlockLevels:
+    return BlockLevels(dynamic(), block=256)
 
 
 def _in_blocks(tensor: Tensor, block: int) -> Tensor:
@@ -165,4 +165,4 @@ def _in_blocks(tensor: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
 
 
-__all__ = ["Levels", "Quantizer", "Stored", "Uniform", "dynamic", "even", "normal_float"]
+__all__ = ["BlockLevels", "Quantizer", "Stored", "Uniform", "dynamic", "even", "normal_float"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.injection.inject import Injection
-from lora_zoo.quantization.layers import CodedLinear
-from lora_zoo.quantization.quantizers import Uniform
+from lora_zoo.quantizers.coded_linear import CodedLinear
+from lora_zoo.quantizers.codes import Uniform
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.init import Recoding, find_init, initial_factors
 from lora_zoo.core.statistics import ORIGINAL, Statistics, of_data
-from lora_zoo.quantization.quantizers import SCALE_BITS, Quantizer
+from lora_zoo.quantizers.codes import SCALE_BITS, Quantizer
 
 PLAIN = "plain"
 """Q alone, as QLoRA begins: B A = 0."""
