@@ -535,7 +535,7 @@ def statistics_of(W_OI):
     x_NI = torch.randn(50, W_OI.shape[1], generator=source, dtype=torch.float64)
     G_OI = torch.randn(W_OI.shape, generator=source)
     moment_II = x_NI.T @ x_NI / len(x_NI)
-    values = (x_NI.mean(0), moment_II, G_OI, G_OI.square())
+    values = (x_NI.mean(0), moment_II, x_NI.abs().mean(0), G_OI, G_OI.square(), W_OI)
     return dict(zip(STATISTICS, values, strict=True))
 
 
