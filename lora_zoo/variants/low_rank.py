@@ -117,8 +117,8 @@ class LowRank(Scaled, ABC):
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
         coded = (recoding.taken if recoding else None) or Factors(*map(torch.zeros_like, first))
         recodes = find_init(self.init).recodes
-        self.register_buffer("Aq_RI", coded.A_RI.detach().to(first.A_RI) if recodes else None)
-        self.register_buffer("Bq_OR", coded.B_OR.detach().to(first.B_OR) if recodes else None)
+        self.register_buffer("Aq_RI", coded.A_RI.detach().to(first.A_RI, copy=True) if recodes else None)
+        self.register_buffer("Bq_OR", coded.B_OR.detach().to(first.B_OR, copy=True) if recodes else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
             self.drop_beside_start(f"lora_dropout={lora_dropout} with the residual init={init}")

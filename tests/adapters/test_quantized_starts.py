@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lora_zoo.config.schema import Model
-from lora_zoo.conformance.cases import randomise
+from lora_zoo.conformance.cases import perturb, randomise
 from lora_zoo.core.init import Recoding, find_init, init_names, initial_factors
 from lora_zoo.core.statistics import ORIGINAL
 from lora_zoo.formats.native import load_adapter, save_adapter
@@ -279,6 +279,8 @@ def test_an_adapter_is_loaded_with_its_codes_and_leaves_those_that_were(init: st
     assert float((y - plain(x)).norm()) < float((adapt(nets()[0], "kaiming").model(x) - plain(x)).norm())
     moved = not torch.equal(coded.q_proj.layer.stored()["codes"], before)  # type: ignore[union-attr, operator]
     assert moved == find_init(init).recodes
+    perturb(injection)  # what the codes were made of stays
+    y = coded(x)
     save_adapter(injection, tmp_path)
     injection.remove()
     assert torch.equal(coded.q_proj.stored()["codes"], before)  # type: ignore[operator]
