@@ -244,6 +244,10 @@ MISTAKES: dict[str, Cases] = {
         "model.quantization=int8 model.bnb_4bit_use_double_quant=true": (
             "model.bnb_4bit_use_double_quant=True has no effect with model.quantization=int8"
         ),
+        "init=loftq": (
+            "init=loftq makes up for the error of a quantised base, and model.quantization=null: give "
+            "model.quantization=nf4 or, in plain torch, reference_nf4"
+        ),
         "recipe=qlra": "unknown recipe 'qlra'. Did you mean 'qlora'?",
         "layers=true": "True is no layer",
         "layers=randm:2": "'randm:2' is no layer; write for example [0,2-5], 8-, -1 or random:4",

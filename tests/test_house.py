@@ -14,6 +14,7 @@ import lora_zoo
 ROOT = Path(lora_zoo.__file__).parent
 ROOMS = (
     {"core"},
+    {"quantizers"},
     {"hosts", "inits", "kernels", "compositions"},
     {"injection"},
     {"formats"},
@@ -32,9 +33,11 @@ ROOMS = (
 )
 """From the bottom up: a room imports itself and what lies below it."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-COMMANDS = {"run", "compare", "merge", "compose", "export", "load", "spectra", "docs_tables", "__main__", ""}
+COMMANDS = {"run", "compare", "merge", "compose", "export", "load", "spectra", "quantization", "docs_tables"}
+COMMANDS |= {"__main__", ""}
 """Modules at the top: commands, and the package itself, which loads its names when they are asked for."""
-LIFTED = {"core", "hosts", "inits", "kernels", "compositions", "injection", "formats", "variants"}
+LIFTED = {"core", "quantizers", "hosts", "inits", "kernels", "compositions", "injection", "formats"}
+LIFTED |= {"variants"}
 """Rooms of the adapters: someone can lift them out, so they need torch, the standard library, and `regex`."""
 FOREIGN_TO_ANALYSIS = {"hydra", "omegaconf", "wandb", "transformers", "datasets"}
 

@@ -9,7 +9,14 @@ class QuantizationScheme(NamedTuple):
     package: str
     keys: tuple[str, ...] = ()
 
+    @property
+    def own(self) -> bool:
+        """True for the project's own quantisers."""
+        return self.package == "lora_zoo"
 
+
+REFERENCE_WIDTHS = (2, 3, 4, 8)
+"""Bits of a code of the project's own quantisers."""
 _FOUR_BITS = ("bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 SCHEMES = {
     "nf4": QuantizationScheme("bitsandbytes", _FOUR_BITS),
@@ -18,6 +25,9 @@ SCHEMES = {
     "torchao_int8": QuantizationScheme("torchao"),
     "torchao_float8": QuantizationScheme("torchao"),
     "torchao_intx": QuantizationScheme("torchao", ("group_size",)),
+    **{f"reference_nf{b}": QuantizationScheme("lora_zoo", _FOUR_BITS[:1]) for b in REFERENCE_WIDTHS},
+    "reference_even4": QuantizationScheme("lora_zoo", _FOUR_BITS[:1]),
+    **{f"reference_int{b}": QuantizationScheme("lora_zoo", ("group_size",)) for b in REFERENCE_WIDTHS},
 }
 
 

@@ -75,10 +75,11 @@ class Model:
     )
     quantization: str | None = key(
         None,
-        "quantise the linear layers as they are loaded: nf4, fp4, int8 (bitsandbytes), torchao_int8, …",
+        "quantise the linear layers as they are loaded: nf4, fp4, int8 (bitsandbytes), torchao_int8, …, or "
+        "reference_nf4, reference_int4, … in plain torch, for research on any machine",
         among=tuple(SCHEMES),
     )
-    bnb_4bit_use_double_quant: bool = key(False, "nf4, fp4: quantise the scales as well")
+    bnb_4bit_use_double_quant: bool = key(False, "nf4, fp4, reference_nf4: quantise the scales as well")
     bnb_4bit_compute_dtype: str | None = key(
         None, "nf4, fp4: dtype of the layers' products (float32)", among=("float32", "bfloat16", "float16")
     )
@@ -91,7 +92,10 @@ class Model:
         None, "int8: inputs above it are not rounded (6.0); 0: all are", least=0
     )
     group_size: int | None = key(
-        None, "torchao_intx, of 4 bits: weights that share a scale (32)", least=1, most=65536
+        None,
+        "torchao_intx, of 4 bits, and reference_int4: weights that share a scale (32)",
+        least=1,
+        most=65536,
     )
 
 

@@ -57,7 +57,8 @@ class RunSpec:
         idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
         idle += () if self.variant.adapts else _OF_MATRICES
         found = {name: f"variant={self.variant.name}" for name in idle if name in given}
-        if "calibration_examples" in given and not (self.needs or self.settings.program):
+        looks = set(self.needs) - {"original"}
+        if "calibration_examples" in given and not (looks or self.settings.program):
             found["calibration_examples"] = f"init={self.settings.init}"
         return found
 

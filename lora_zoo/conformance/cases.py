@@ -467,8 +467,9 @@ def perturb(injection, size=0.3, seed=1):
 
 
 def settings(name, rank=4, **more):
-    """`rank`, no dropout and `more`, as far as the variant called `name` has such hyperparameters."""
-    known, given = hyperparameters(VARIANTS[name]), {"rank": rank, "lora_dropout": 0.0, **more}
+    """`rank`, no dropout, small groups and `more`, as far as the variant `name` has such hyperparameters."""
+    known = hyperparameters(VARIANTS[name])
+    given = {"rank": rank, "lora_dropout": 0.0, "group_size": 4, **more}
     return {key: value for key, value in given.items() if key in known}
 
 

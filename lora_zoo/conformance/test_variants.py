@@ -56,7 +56,7 @@ from lora_zoo.conformance.cases import (
 )
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
-from lora_zoo.core.statistics import STATISTICS
+from lora_zoo.core.statistics import ORIGINAL, STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.hosts.find import HOSTS
@@ -535,7 +535,7 @@ def statistics_of(W_OI):
     x_NI = torch.randn(50, W_OI.shape[1], generator=source, dtype=torch.float64)
     G_OI = torch.randn(W_OI.shape, generator=source)
     moment_II = x_NI.T @ x_NI / len(x_NI)
-    values = (x_NI.mean(0), moment_II, G_OI, G_OI.square())
+    values = (x_NI.mean(0), moment_II, x_NI.abs().mean(0), G_OI, G_OI.square(), W_OI)
     return dict(zip(STATISTICS, values, strict=True))
 
 
@@ -545,7 +545,7 @@ NESTED = init_names(
     lambda init: (
         not init.control
         and init.name[-1] != "4"
-        and "gradient" not in init.needs
+        and not {"gradient", ORIGINAL} & set(init.needs)
         and init.name != "orthogonal_pair"
     )
 )
@@ -566,7 +566,7 @@ def test_every_start_is_nested_in_rank(init):
 
 def test_orthogonal_rows_are_orthonormal_and_zero_factors_are_zero():
     W_OI = lone("linear").layer.weight
-    for name in init_names():
+    for name in init_names(lambda init: ORIGINAL not in init.needs):
         start_ = find_init(name)
         A_RI, B_OR = initial_factors(
             name, W_OI, rank=4, scale=0.5, seed=0, matrix="layer", statistics=statistics_of(W_OI)

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.dropout import Dropout, ForwardCounter
-from lora_zoo.core.dtypes import at_least_float32, cast, uncast
+from lora_zoo.core.dtypes import at_least_float32, cast, uncast, wide
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.hyperparameters import counted
-from lora_zoo.core.init import Factors, Init, initial_factors, is_blank
+from lora_zoo.core.init import Factors, Init, Recoding, find_init, initial_factors, is_blank
 from lora_zoo.core.kernel import KERNELS, Kernel, hooked
 from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.seeding import flat, generator, normal, uniform
-from lora_zoo.core.statistics import Statistics
+from lora_zoo.core.statistics import ORIGINAL, Statistics
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,13 @@ class LayerContext:
             made.copy_(draw(generator("init", self.seed, self.name, purpose)).view(shape))
         return made
 
-    def first_factors(self, init: str, *, rank: int, scale: float, part: str = "") -> tuple[Factors, bool]:
-        """The factors with which `init` begins here, and if it is residual; a `part` has draws of its own."""
+    def first_factors(
+        self, init: str, *, rank: int, scale: float, part: str = "", recoding: Recoding | None = None
+    ) -> tuple[Factors, bool]:
+        """The factors with which `init` begins here, and if it is residual; a `part` has draws of its own.
+
+        `recoding` is for an adapter that keeps the factors of which such a start has made codes.
+        """
         name = f"{self.name} {part}" if part else self.name
         return initial_factors(
             init,
@@ -84,7 +89,15 @@ class LayerContext:
             seed=self.seed,
             matrix=name,
             statistics=self.statistics,
+            recoding=recoding,
         )
+
+    def recoding(self, init: str, *, scale: float) -> Recoding | None:
+        """The hand of an `init` that gives the layer other codes; None for others, or where none is drawn."""
+        if is_blank() or not find_init(init).recodes or ORIGINAL not in self.statistics:
+            return None
+        original_OI = wide(self.statistics[ORIGINAL]).to(self.host.like.device)
+        return Recoding(self.host.coder, original_OI, scale)
 
     def dropout(self, p: float) -> Dropout:
         """Dropout with masks of this site's own. ValueError unless 0 <= p < 1, 0 where there is no input."""
@@ -345,6 +358,10 @@ class Adapter(nn.Module, Variant):
         ascends within `components()`. ValueError for an adapter without components.
         """
         raise ValueError(f"{self.name} has no components that could be dropped one by one")
+
+    def coded(self) -> Factors | None:
+        """The factors Aq, Bq of a start that has made the layer's codes, of W - s Bq Aq; None for others."""
+        return None
 
     def law(self, W_OI: Tensor) -> None:
         """Assert what makes this variant itself (called by the conformance suite)."""

@@ -7,7 +7,7 @@ Shapes: O out, I in, R rank; x is (..., I) for dense layers, (...) of token ids 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Host(ABC):
     """True where the layer is quantised: W is read from codes, which neither kernels nor gradients reach."""
     unmergeable: ClassVar[str] = ""
     """The reason why no merge can write into such a layer ("it stores codes"), "" where `write` does."""
+    coder: Any = None
+    """Makes the layer's codes anew (`hosts.coders.Coder`); None where that cannot be done."""
     can_have_bias: ClassVar[bool] = False
     """True if the layer has a `bias` that its forward pass adds, or would add where it is None."""
 

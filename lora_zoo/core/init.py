@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.registry import Registry
 from lora_zoo.core.seeding import derived_seed, generator
@@ -27,16 +28,43 @@ class Factors(NamedTuple):
     B_OR: Tensor
 
 
+@dataclass
+class Recoding:
+    """Makes a quantised layer's codes anew, from W - s B A: W is from before its quantisation.
+
+    `coder` is the layer's (`hosts.coders.Coder`), `taken` the factors from which its codes were made.
+    """
+
+    coder: Any
+    original_OI: Tensor
+    scale: float
+    taken: Factors | None = None
+
+    def rounded(self, W_OI: Tensor) -> Tensor:
+        """The values that codes of `W_OI` would have; the layer keeps its own."""
+        values: Tensor = self.coder.rounding(W_OI)
+        return values.to(W_OI.dtype)
+
+    @torch.no_grad()
+    def take(self, factors: Factors) -> None:
+        """Give the layer the codes of W - s B A."""
+        with uncast(self.original_OI.device):
+            A_RI, B_OR = (f.detach().to(self.original_OI) for f in factors)
+            self.coder.put(self.coder.encode(self.original_OI - self.scale * (B_OR @ A_RI)))
+        self.taken = factors
+
+
 class RandomSource(NamedTuple):
     """Randomness of one matrix: a generator for each factor, and the number from which they were made.
 
-    `statistics` are those that the initialisation needs.
+    `statistics` are those that the initialisation needs; `recoding` is for one that `recodes`.
     """
 
     A: torch.Generator
     B: torch.Generator
     seed: int
     statistics: Statistics
+    recoding: Recoding | None = None
 
 
 class Draw(Protocol):
@@ -55,6 +83,7 @@ class Init:
 
     `zero` names the factors that begin at zero ("A", "B", "AB" or none), `source` is the paper. One that
     `moves` leaves W' away from W at step 0. A `control` is what an initialisation must not be, to see why.
+    One that `recodes` gives a quantised layer other codes.
     `needs` are the statistics of data that it looks at, from which `allot` may also give other ranks.
     """
 
@@ -65,6 +94,7 @@ class Init:
     zero: str = ""
     moves: bool = False
     control: bool = False
+    recodes: bool = False
     iterations: int = 0
     needs: tuple[str, ...] = ()
     allot: Allot | None = None
@@ -84,11 +114,14 @@ class InitFamily:
     draw: Callable[[int], Draw]
     source: str
     residual: bool = False
+    moves: bool = False
+    recodes: bool = False
     needs: tuple[str, ...] = ()
 
     def member(self, iterations: int) -> Init:
+        facts = {key: getattr(self, key) for key in ("residual", "moves", "recodes", "needs")}
         name = f"{self.name}_{iterations}"
-        return Init(name, self.draw(iterations), self.source, self.residual, iterations=iterations)
+        return Init(name, self.draw(iterations), self.source, iterations=iterations, **facts)
 
 
 INITS: Registry[Init | InitFamily] = Registry("init", "lora_zoo.inits")
@@ -103,6 +136,7 @@ def register(
     zero: str = "",
     moves: bool = False,
     control: bool = False,
+    recodes: bool = False,
     needs: Iterable[str] = (),
     allot: Allot | None = None,
     refusal: Refusal = lambda shape, rank: "",
@@ -118,6 +152,7 @@ def register(
             zero,
             moves,
             control,
+            recodes,
             needs=check_needs(needs),
             allot=allot,
             refusal=refusal,
@@ -129,12 +164,19 @@ def register(
 
 
 def register_family(
-    name: str, source: str, *, residual: bool = False
+    name: str,
+    source: str,
+    *,
+    residual: bool = False,
+    moves: bool = False,
+    recodes: bool = False,
+    needs: Iterable[str] = (),
 ) -> Callable[[Callable[[int], Draw]], Callable[[int], Draw]]:
     """Add the function below, from a number of iterations to a drawing function, to `INITS`."""
 
     def keep(draw: Callable[[int], Draw]) -> Callable[[int], Draw]:
-        INITS.add(name, InitFamily(name, draw, source, residual), source=draw)
+        made = InitFamily(name, draw, source, residual, moves, recodes, check_needs(needs))
+        INITS.add(name, made, source=draw)
         return draw
 
     return keep
@@ -176,6 +218,7 @@ def initial_factors(
     seed: int,
     matrix: str,
     statistics: Statistics | None = None,
+    recoding: Recoding | None = None,
 ) -> tuple[Factors, bool]:
     """The factors at step 0 on `W_OI`'s device, float32 or wider, and whether they are residual.
 
@@ -197,7 +240,9 @@ def initial_factors(
     missing = [need for need in chosen.needs if need not in (statistics or {})]
     if missing:
         raise ValueError(f"init={name} looks at data: {matrix} lacks the statistics {', '.join(missing)}")
-    source = RandomSource(generator(number, "A"), generator(number, "B"), number, statistics or {})
+    if chosen.recodes and recoding is None:
+        raise ValueError(f"init={name} makes codes of its own, which this adapter of {matrix} cannot keep")
+    source = RandomSource(generator(number, "A"), generator(number, "B"), number, statistics or {}, recoding)
     A_RI, B_OR = chosen.draw(W_OI.detach().to(wide), rank, scale, source)
     A_RI, B_OR = (f.to(W_OI.device, wide).contiguous() for f in (A_RI, B_OR))
     return Factors(A_RI, B_OR), chosen.residual

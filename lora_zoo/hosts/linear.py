@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_zoo.core.host import LayerHost
+from lora_zoo.hosts.coders import Coder, OfValues
 from lora_zoo.hosts.find import HOSTS
 
 
@@ -24,6 +25,10 @@ class LinearHost(LayerHost):
         weight: Any = layer.weight
         plain = type(weight).dequantize is Tensor.dequantize  # a tensor of codes has a way of its own
         return plain and weight.is_floating_point()
+
+    @property
+    def coder(self) -> Coder | None:
+        return OfValues(self.layer) if self.whole and hasattr(self.layer, "rounding") else None
 
     def view(self, stored: Tensor) -> Tensor:
         return stored

@@ -1,6 +1,7 @@
-"""Quantised linear layers: bitsandbytes' `Linear4bit` and `Linear8bitLt`, and torch's with torchao's tensors.
+"""Quantised linear layers: bitsandbytes' `Linear4bit` and `Linear8bitLt`, torch's with torchao's tensors, and
+the project's own `CodedLinear`.
 
-Shapes: O out, I in; x is (..., I). Neither package is imported here: who has such a layer has loaded its own.
+Shapes: O out, I in; x is (..., I). No package is imported here: who has such a layer has loaded its own.
 """
 
 from typing import Any
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import at_least_float32, wide
 from lora_zoo.core.host import EVERY, Rows
+from lora_zoo.hosts.coders import Coder, OfFourBits, OfReference, four_bit_values
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.hosts.linear import LinearHost
+from lora_zoo.quantizers.coded_linear import CodedLinear
 
 
 @HOSTS.register("quantised linear")
@@ -38,6 +41,8 @@ class QuantizedHost(LinearHost):
     @staticmethod
     def read_of(layer: nn.Module) -> Any:
         """The function that decodes such a layer; None for a layer without codes, or of another package."""
+        if isinstance(layer, CodedLinear):
+            return CodedLinear.values
         classes = {c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("bitsandbytes.")}
         weight: Any = getattr(layer, "weight", None)
         if "Linear4bit" in classes:
@@ -45,6 +50,16 @@ class QuantizedHost(LinearHost):
         if "Linear8bitLt" in classes:
             return eight_bits if weight.dtype == torch.int8 else None
         return own_values if type(layer) is nn.Linear and decodable(weight) else None
+
+    @property
+    def coder(self) -> Coder | None:
+        if not self.whole:
+            return None
+        layer: Any = self.layer
+        read = self.read_of(layer)
+        if read is CodedLinear.values:
+            return OfReference(layer)
+        return OfFourBits(layer) if read is four_bits else None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,6 +72,8 @@ class QuantizedHost(LinearHost):
     def like(self) -> Tensor:
         weight: Any = self.layer.weight
         dtype = at_least_float32(weight.dtype) if decodable(weight) else torch.float32
+        if isinstance(self.layer, CodedLinear):
+            dtype = next(t.dtype for t in self.layer.buffers() if t.is_floating_point())
         return torch.empty(0, dtype=dtype, device=weight.device)
 
     @torch.no_grad()
@@ -90,16 +107,7 @@ def four_bits(layer: Any) -> Tensor:
             "a pass in evaluation mode on this CPU has repacked the codes of a Linear4bit, and rounded their "
             "scales to bfloat16: load the model anew and adapt it before its first pass"
         )
-    ops, scales = torch.ops.bitsandbytes, state.absmax
-    if state.nested:
-        of = state.state2
-        scales = ops.dequantize_blockwise(scales, of.absmax, of.code, of.blocksize, torch.float32)
-        scales = scales + state.offset
-    codes, (O, I) = layer.weight.data, state.shape
-    values: Tensor = ops.dequantize_4bit(
-        codes, scales, state.blocksize, state.quant_type, (O, I), torch.float32
-    )
-    return values
+    return four_bit_values(layer.weight.data, state)
 
 
 def eight_bits(layer: Any) -> Tensor:

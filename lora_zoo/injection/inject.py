@@ -39,6 +39,7 @@ from lora_zoo.injection.plan import (
     hyperparameters_at,
     plan_injection,
 )
+from lora_zoo.injection.recoded import RecodedLayers
 from lora_zoo.injection.shrinking import shrink
 from lora_zoo.injection.statistics import allotted, collect
 from lora_zoo.injection.targets import Layers, Names
@@ -83,10 +84,13 @@ class Injection:
         for below in self.prior:
             if below not in self._adapter_set:
                 raise ValueError(f"prior: {unknown('adapter', below, self._adapter_set)}")
-        with self._adapter_set.disabled():
+        hosts = {matrix.name: matrix.host for matrix in plan.matrices}
+        self.recoded = RecodedLayers(model, self.hyper.get("init"), hosts, others=list(self._adapter_set))
+        with self._adapter_set.disabled(), self.recoded.undone_by_an_error():
             self.adapters, self.shared = build(
                 plan, model, seed=seed, counter=self.counter, statistics=statistics
             )
+            self.recoded.know(self.adapters)
             self.hooks = self._new_hooks()
             every = base_parameters(model)
             self.trained = untie(model, plan.fully_trained, state or ())
@@ -95,7 +99,8 @@ class Injection:
             self.statistics = FrozenStatistics(model, self.buffers.own())
         self.fully_trained = list({id(p): n for n, p in reversed(self.trained.items())}.values())[::-1]
         if state is not None:
-            self.load_state_dict({**self.state_dict(), **state} if partial else state)
+            with self.recoded.undone_by_an_error():
+                self.load_state_dict({**self.state_dict(), **state} if partial else state)
         self._pass_counter = model.register_forward_pre_hook(
             self.counter.begin, prepend=True, with_kwargs=True
         )
@@ -103,6 +108,7 @@ class Injection:
             self._adapter_set.add(self)
         except BaseException:
             self._pass_counter.remove()
+            self.recoded.undo()
             raise
         for below in self.prior:
             self._adapter_set[below].freeze()
@@ -252,6 +258,8 @@ class Injection:
     def forget(self) -> None:
         """Let go of the model (called by its `AdapterSet` when the adapter is out)."""
         self._pass_counter.remove()
+        if not self._adapter_set.merged:
+            self.recoded.undo()
         self.matrices, self.adapters, self.fully_trained, self.trained, self.originals = {}, {}, [], {}, {}
         self.buffers = TrainedBuffers(self.model, ())
 
@@ -276,6 +284,7 @@ class Injection:
                 raise ValueError(f"adapter state: {name} is {state[name].dtype}, not {tensor.dtype}")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
+        self.recoded.follow(self.adapters)
 
     def scales(self) -> list[float]:
         """The different scales s of its updates, ascending; none for a variant without one."""

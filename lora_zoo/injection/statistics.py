@@ -1,6 +1,6 @@
 """Collect statistics of data at each target matrix of the unadapted model, before adapters are built."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.init import find_init
-from lora_zoo.core.statistics import OF_INPUTS, Statistics
+from lora_zoo.core.statistics import EVERY_OF_INPUTS, ORIGINAL, Statistics, of_data
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.matrices import TargetMatrix
+from lora_zoo.injection.originals import original_matrices, original_of
 from lora_zoo.injection.plan import InjectionPlan
 
 Batch = Mapping[str, Any]
+OF_X: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "input_mean": lambda x_NI: x_NI.sum(0),
+    "input_moment": lambda x_NI: x_NI.T @ x_NI,
+    "input_magnitude": lambda x_NI: x_NI.abs().sum(0),
+}
+"""Statistic of inputs -> its sum over the rows of x (N, I)."""
 
 
 def collect(
@@ -24,23 +31,46 @@ def collect(
 ) -> dict[str, Statistics]:
     """Matrix -> the statistics that `plan` needs, means over `batches`; {} where it needs none.
 
+    With the weights from before a quantisation, those of data are of the model from before it, too.
+
     The model computes with no adapter but those called `prior`, in evaluation mode, and is left as it was;
     no random number is drawn. ValueError without batches, for padding in them and for a matrix that no pass
     reaches.
     """
     if not plan.needs:
         return {}
+    if ORIGINAL in plan.needs:
+        return _of_original(model, plan, batches)
     collector = Collector(model, plan.matrices, plan.needs, _asking(plan))
-    with adapters_of(model).disabled(keep=prior), in_mode(model, training=False), collector:
+    with adapters_of(model).disabled(keep=prior):
+        return _collected(collector, batches)
+
+
+def _collected(collector: "Collector", batches: Iterable[Batch] | None) -> dict[str, Statistics]:
+    model = collector.model
+    with in_mode(model, training=False), collector:
         for batch in batches or ():
             refuse_padding(model, batch)
             collector.add(batch)
     if not collector.batches:
         raise ValueError(
-            f"{collector.asking} looks at data ({', '.join(plan.needs)}); give inject `batches`, keyword "
-            "arguments of the model"
+            f"{collector.asking} looks at data ({', '.join(collector.needs)}); give inject `batches`, "
+            "keyword arguments of the model"
         )
     return collector.means()
+
+
+def _of_original(
+    model: nn.Module, plan: InjectionPlan, batches: Iterable[Batch] | None
+) -> dict[str, Statistics]:
+    original, needs = original_of(model), of_data(plan.needs)
+    matrices = original_matrices(original, [matrix.name for matrix in plan.matrices])
+    found: dict[str, Statistics] = {name: {} for name in matrices}
+    if needs:
+        collector = Collector(original, list(matrices.values()), needs, _asking(plan))
+        found = _collected(collector, batches)
+    own = {name: {ORIGINAL: matrix.host.matrix().detach()} for name, matrix in matrices.items()}
+    return {name: {**found[name], **own[name]} for name in matrices}
 
 
 def allotted(plan: InjectionPlan, statistics: Mapping[str, Statistics]) -> InjectionPlan:
@@ -74,8 +104,8 @@ class Collector:
         self.batches = 0
         self.sums: dict[str, dict[str, Tensor]] = {matrix.name: {} for matrix in matrices}
         self.positions = dict.fromkeys(self.sums, 0)
-        self._of_inputs = [need for need in self.needs if need in OF_INPUTS]
-        self._gradients = [need for need in self.needs if need not in OF_INPUTS]
+        self._of_inputs = [need for need in self.needs if need in EVERY_OF_INPUTS]
+        self._gradients = [need for need in self.needs if need not in EVERY_OF_INPUTS]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
@@ -122,7 +152,7 @@ class Collector:
         x_NI = arguments[0].detach().flatten(0, -2).double()
         self.positions[name] += len(x_NI)
         for need in self._of_inputs:
-            self._sum(name, need, x_NI.sum(0) if need == "input_mean" else x_NI.T @ x_NI)
+            self._sum(name, need, OF_X[need](x_NI))
 
     def _sum(self, name: str, statistic: str, value: Tensor) -> None:
         held = self.sums[name]
@@ -138,7 +168,7 @@ class Collector:
                 )
         return {
             name: {
-                key: value / (self.positions[name] if key in OF_INPUTS else self.batches)
+                key: value / (self.positions[name] if key in EVERY_OF_INPUTS else self.batches)
                 for key, value in held.items()
             }
             for name, held in self.sums.items()

@@ -41,7 +41,7 @@ def load_dequantised(base: Base, tokenizer: Any) -> Loaded:
             base = base._replace(head={**base.head, "quantization_config": known})
     read = load_quantised(base, tokenizer)
     model: Any = read.model
-    if getattr(model, "hf_quantizer", None) is not None:
+    if getattr(model, "hf_quantizer", None) is not None or any(quantized_layers(model)):
         model = _in_plain_layers(model, settings)
     model._weight_conversions = None  # those of the scheme cannot be undone when the model is saved
     model.requires_grad_(False)
@@ -75,7 +75,8 @@ def _in_plain_layers(model: Any, settings: Model) -> Any:
             f"model.path={settings.path} cannot be dequantised here (its {strange[0].__name__} layers are of "
             f"{scheme_of(settings)}); use a plain copy of it"
         )
-    model.hf_quantizer.remove_quantization_config(model)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
     return model
 
 
@@ -85,6 +86,8 @@ def _plain(host: LayerHost) -> nn.Linear:
     layer = nn.Linear(I, O, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(host.matrix())
     layer.bias = None if bias is None else nn.Parameter(bias.detach())  # type: ignore[assignment]
+    if host.coder is not None:  # an adapter may bring codes of its own
+        layer.rounding = host.coder.rounding
     return layer
 
 

@@ -1,22 +1,34 @@
 """Load a model and its tokenizer, and the names of modules that the checkpoint lacks."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
+from transformers.quantizers.base import get_keys_to_not_convert
 
+from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
 from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
 from lora_zoo.injection.base_model import own_names
+from lora_zoo.injection.originals import remember_original
+from lora_zoo.injection.quantize import quantize
 from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.classes import PROCESSORS, TASKS
-from lora_zoo.models.quantization import quantization_config
+from lora_zoo.models.quantization import quantization_config, reference_quantizer
 from lora_zoo.pocket import HUB
 
+UNQUANTISED: dict[str, Any] = {
+    key: False if key == "bnb_4bit_use_double_quant" else None
+    for scheme in SCHEMES.values()
+    for key in scheme.keys
+}
+"""The keys of quantisation schemes, as they are without one."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -104,7 +116,26 @@ def load_model(
     if hasattr(tokenizer, "pad_token_id") and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = sorted({key.rpartition(".")[0] for key in (*info["missing_keys"], *resized)} - {""})
+    if settings.quantization:
+        _quantize(settings, model, missing)
+        remember_original(model, partial(_plain, settings, auto_class, head, tokenizer, seed))
     return Loaded(model.eval(), missing)
+
+
+def _quantize(settings: Model, model: Any, new_modules: list[str]) -> None:
+    """Quantise with the project's own quantiser, if that is asked for, what transformers would quantise."""
+    if quantizer := reference_quantizer(settings):
+        try:
+            quantize(model, quantizer, keep=[*get_keys_to_not_convert(model), *new_modules])
+        except ValueError as error:
+            raise ValueError(f"model.quantization={settings.quantization}: {error}") from error
+
+
+def _plain(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any, seed: int) -> nn.Module:
+    """The model from before its quantisation; torch's own generator is left as it was."""
+    plain = replace(settings, quantization=None, **UNQUANTISED)
+    with torch.random.fork_rng(devices=[]):
+        return load_model(plain, auto_class, head, tokenizer, seed).model
 
 
 def stored_scheme(settings: Model) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from lora_zoo.core.errors import in_one_line
 from lora_zoo.formats.native import load_adapter
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection
+from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.models import dequantize, saving
 from lora_zoo.models.base import Base, adapter_in, base_of
 from lora_zoo.models.compare import batch, logits
@@ -141,7 +142,7 @@ def _compare_with_quantised(
     """Compare with the scheme's own layers under this adapter, where they run on this machine."""
     try:
         model: Any = dequantize.load_quantised(base, tokenizer).model
-        if getattr(model, "hf_quantizer", None) is None:
+        if not any(quantized_layers(model)):
             return "its own layers do not run on this machine, so they are not compared"
         load(model)
         apart = float((logits(model, inputs) - adapted).abs().max())

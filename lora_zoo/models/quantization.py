@@ -1,4 +1,4 @@
-"""transformers' own configuration of the quantisation that `model.quantization` asks for."""
+"""The quantisation that `model.quantization` asks for: transformers' configuration, or our own quantiser."""
 
 import importlib.util
 import logging
@@ -10,6 +10,7 @@ import transformers
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
+from lora_zoo.quantizers.codes import BlockLevels, Quantizer, Uniform, even, normal_float
 
 
 def quantization_config(settings: Model) -> Any:
@@ -17,7 +18,7 @@ def quantization_config(settings: Model) -> Any:
 
     ValueError where the scheme's package is missing.
     """
-    if not settings.quantization:
+    if not settings.quantization or SCHEMES[settings.quantization].own:
         return None
     scheme = SCHEMES[settings.quantization]
     if importlib.util.find_spec(scheme.package) is None:
@@ -28,6 +29,17 @@ def quantization_config(settings: Model) -> Any:
     given = {key: getattr(settings, key) for key in scheme.keys if getattr(settings, key) is not None}
     make = _of_torchao if scheme.package == "torchao" else _of_bitsandbytes
     return make(settings.quantization, given)
+
+
+def reference_quantizer(settings: Model) -> Quantizer | None:
+    """The project's own quantiser of that name; None for no quantisation or a package's."""
+    if not settings.quantization or not SCHEMES[settings.quantization].own:
+        return None
+    kind, width = settings.quantization[len("reference_") : -1], int(settings.quantization[-1])
+    if kind == "int":
+        return Uniform(width, settings.group_size or 32)
+    levels = normal_float(width) if kind == "nf" else even(width)
+    return BlockLevels(levels, nested=settings.bnb_4bit_use_double_quant)
 
 
 def _of_bitsandbytes(name: str, given: Mapping[str, Any]) -> Any:
@@ -55,4 +67,4 @@ def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
     return transformers.TorchAoConfig(make[name](**given))
 
 
-__all__ = ["quantization_config"]
+__all__ = ["quantization_config", "reference_quantizer"]

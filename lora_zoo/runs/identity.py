@@ -42,7 +42,13 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     if settings.merge:
         variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
-    return RunSpec(settings, variant, identity, parts, tuple(overrides), needs_of(variant, settings.init))
+    needs = needs_of(variant, settings.init)
+    if "original" in needs and not settings.model.quantization:
+        raise ValueError(
+            f"init={settings.init} makes up for the error of a quantised base, and model.quantization=null: "
+            "give model.quantization=nf4 or, in plain torch, reference_nf4"
+        )
+    return RunSpec(settings, variant, identity, parts, tuple(overrides), needs)
 
 
 def completed(settings: Settings, variant: type[Variant]) -> Settings:
@@ -95,7 +101,8 @@ def _identified(
 ) -> tuple[str, dict[str, Any]]:
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
-    if not (needs_of(variant, config["init"]) or "program" in settings):  # which may look at examples
+    looks = set(needs_of(variant, config["init"])) - {"original"}
+    if not (looks or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
         chosen["variant"] = {**chosen["variant"], "name": variant.preset_of}

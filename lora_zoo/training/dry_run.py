@@ -12,6 +12,7 @@ from lora_zoo.config.spec import RunSpec
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.init import find_init
 from lora_zoo.core.program import Stage, started
+from lora_zoo.core.statistics import of_data
 from lora_zoo.formats.folders import prior_folders
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
@@ -48,8 +49,8 @@ def dry_run(spec: RunSpec, console: Console) -> int:
     if parts:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
         console.print(f"training examples in parts, each step from one: {shares}", highlight=False)
-    if spec.needs:
-        count, text = spec.settings.calibration_examples, ", ".join(spec.needs)
+    if needs := of_data(spec.needs):
+        count, text = spec.settings.calibration_examples, ", ".join(needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""
         console.print(f"built from {text} of {count} training examples{moved}", highlight=False)
     return 2 if found.unmatched else 0

@@ -15,7 +15,7 @@ from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
-from lora_zoo.core.init import Init, find_init
+from lora_zoo.core.init import Factors, Init, find_init
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.components import cut
 
@@ -86,11 +86,14 @@ class Product(Adapter, ABC):
 class LowRank(Scaled, ABC):
     """Owns trainable factors A (R, I) and B (O, R), their scale s, initialisation and dropout.
 
-    A residual init (PiSSA and kin) also keeps its first factors A0, B0; the update is s (B A - B0 A0).
+    A residual init (PiSSA and kin) also keeps its first factors A0, B0; the update is s (B A - B0 A0). One
+    that recodes keeps Aq, Bq: the layer's codes are those of W - s Bq Aq.
     """
 
     A0_RI: Tensor | None
     B0_OR: Tensor | None
+    Aq_RI: Tensor | None
+    Bq_OR: Tensor | None
 
     def __init__(
         self,
@@ -107,10 +110,15 @@ class LowRank(Scaled, ABC):
         self.init = conventional_init(type(self), init, context.host)
         if not 0 < abs(self.scale) < float("inf"):
             raise ValueError(f"the scale of {context.name} must be a number other than 0; alpha={alpha}")
-        first, residual = context.first_factors(self.init, rank=rank, scale=self.scale)
+        recoding = context.recoding(self.init, scale=self.scale)
+        first, residual = context.first_factors(self.init, rank=rank, scale=self.scale, recoding=recoding)
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
+        coded = (recoding.taken if recoding else None) or Factors(*map(torch.zeros_like, first))
+        recodes = find_init(self.init).recodes
+        self.register_buffer("Aq_RI", coded.A_RI.detach().to(first.A_RI, copy=True) if recodes else None)
+        self.register_buffer("Bq_OR", coded.B_OR.detach().to(first.B_OR, copy=True) if recodes else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
             self.drop_beside_start(f"lora_dropout={lora_dropout} with the residual init={init}")
@@ -149,12 +157,17 @@ class LowRank(Scaled, ABC):
         with uncast(A_RI.device):
             return B_OR @ A_RI
 
+    def coded(self) -> Factors | None:
+        if self.Aq_RI is None or self.Bq_OR is None:
+            return None
+        return Factors(self.Aq_RI, self.Bq_OR)
+
     def factor_scale(self) -> float:
         return self.scale
 
     def components(self) -> int:
-        """The rank; 0 with a residual initialisation, whose first factors keep theirs."""
-        return self.rank if self.A0_RI is None else 0
+        """The rank; 0 with an initialisation whose first factors are kept, and keep theirs."""
+        return self.rank if self.A0_RI is None and self.Aq_RI is None else 0
 
     def shrink(self, index_K: Tensor) -> dict[str, Any]:
         cut(self, index_K)

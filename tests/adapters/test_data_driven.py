@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_zoo.core.init import INITS, find_init, init_names
+from lora_zoo.core.statistics import ORIGINAL
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.inject import inject
@@ -21,7 +22,7 @@ from lora_zoo.injection.plan import plan_injection
 from lora_zoo.injection.statistics import allotted, collect
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
-DATA_DRIVEN = init_names(lambda init: bool(init.needs))
+DATA_DRIVEN = init_names(lambda init: bool(init.needs) and ORIGINAL not in init.needs)
 ACCEPTED = [
     (variant, init)
     for variant, cls in VARIANTS.items()

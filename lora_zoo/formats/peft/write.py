@@ -67,6 +67,11 @@ def save_peft(
             f"the adapter was trained on {', '.join(injection.prior)} and means nothing alone, and PEFT's "
             "files hold one adapter: merge it with its priors instead (python -m lora_zoo.merge)"
         )
+    if injection.recoded.coders:
+        raise ValueError(
+            f"init={injection.hyper['init']} has given the base codes of its own, and PEFT's files hold an "
+            "adapter alone: merge it instead (python -m lora_zoo.merge)"
+        )
     injection.statistics.warn()
     written = Written(Path(folder), {})
     with adapters_of(injection.model).disabled():
