@@ -368,6 +368,22 @@ def test_training_on_moved_codes_goes_on_to_the_bit(folder: Path, tmp_path: Path
         assert torch.equal(rest.injection.state_dict()[name], tensor), name
 
 
+def test_the_factors_of_the_codes_do_not_move_with_those_that_train() -> None:
+    """On the pocket base: on a smaller layer the start's factors are other tensors anyway."""
+    found = load_model(
+        Model(name="pocket", path="pocket", quantization="reference_nf4"),
+        *("AutoModelForCausalLM", {}, None),
+        seed=0,
+    )
+    injection = inject(found.model, "lora", target_modules=["q"], layers="0", rank=8, init="qpissa")
+    (adapter,) = injection.adapters.values()
+    kept = [factor.clone() for factor in adapter.coded() or ()]
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(1)
+    assert len(kept) == 2 and all(map(torch.equal, kept, adapter.coded() or ()))
+
+
 def test_statistics_of_such_a_start_are_of_the_original(folder: Path) -> None:
     model, plain = loaded(settings(folder, "reference_nf2")), tiny()
     ids = torch.randint(0, 32, (4, 6), generator=torch.Generator().manual_seed(0))
