@@ -153,7 +153,8 @@ def test_sizes_that_a_task_learned_by_heart_has_no_use_for_are_refused() -> None
 
 
 def test_a_task_without_likelihoods_counts_no_bits() -> None:
-    kind = SimpleNamespace(has_likelihood=False, task=SimpleNamespace(type="regression", likelihood=True))
+    task = SimpleNamespace(type="regression", likelihood=True)
+    kind = SimpleNamespace(has_likelihood=False, judgements=(), task=task)
     with pytest.raises(ValueError, match=r"'bits' is of likelihoods, and type=regression, .* gives none"):
         perfect("bits", load("bits"), [1.0], [1.0], kind)
     assert not TASK_TYPES["regression"].has_likelihood and TASK_TYPES["classification"].has_likelihood

@@ -209,6 +209,17 @@ def init_names(accepts: Callable[[Init], bool] = lambda init: True) -> list[str]
     return [member.name for member in members if accepts(member)]
 
 
+def kept_factors(init: str, recoding: Recoding | None, first: Factors) -> Factors | None:
+    """Copies of the factors from which codes were made, zeros where none were; None where `init` makes none.
+
+    They are where and as the `first` factors, which train.
+    """
+    if not find_init(init).recodes:
+        return None
+    taken = (recoding.taken if recoding else None) or Factors(*map(torch.zeros_like, first))
+    return Factors(*(own.detach().to(like, copy=True) for own, like in zip(taken, first, strict=True)))
+
+
 def initial_factors(
     name: str,
     W_OI: Tensor,

@@ -28,7 +28,7 @@ _BELOW: dict[str, type] = {
     "made_of.source": str,
     "made_of.settings": str,
 }
-_WORDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a text"}
+_WORDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 _NEEDED = ("config", "config.task", "config.variant", "config.variant.name")
 
 
@@ -102,12 +102,14 @@ def _check_settings(config: Mapping[str, Any], schema: Any, where: str) -> None:
 
 
 def _form(name: str, hint: Any) -> type | None:
-    """`dict`, `list`, or `object` for a plain value; None where any form will do."""
+    """`dict`, `list`, `bool`, or `object` for a plain value; None where any form will do."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     parts = [part for part in (typing.get_args(hint) if union else [hint]) if part is not type(None)]
     known = {typing.get_origin(part) or part for part in parts}
     if known & {dict, list}:
         return next(iter(known & {dict, list}))
+    if known == {bool}:
+        return bool
     return None if Any in known and name not in ("alpha", "budget") else object
 
 

@@ -15,7 +15,7 @@ from lora_zoo.core.adapter import Adapter, LayerContext, Variant
 from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
-from lora_zoo.core.init import Factors, Init, find_init
+from lora_zoo.core.init import Factors, Init, find_init, kept_factors
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.components import cut
 
@@ -115,10 +115,9 @@ class LowRank(Scaled, ABC):
         self.A_RI, self.B_OR = nn.Parameter(first.A_RI), nn.Parameter(first.B_OR)
         self.register_buffer("A0_RI", first.A_RI.clone() if residual else None)
         self.register_buffer("B0_OR", first.B_OR.clone() if residual else None)
-        coded = (recoding.taken if recoding else None) or Factors(*map(torch.zeros_like, first))
-        recodes = find_init(self.init).recodes
-        self.register_buffer("Aq_RI", coded.A_RI.detach().to(first.A_RI, copy=True) if recodes else None)
-        self.register_buffer("Bq_OR", coded.B_OR.detach().to(first.B_OR, copy=True) if recodes else None)
+        coded = kept_factors(self.init, recoding, first)
+        self.register_buffer("Aq_RI", coded.A_RI if coded else None)
+        self.register_buffer("Bq_OR", coded.B_OR if coded else None)
         self.dropout = context.dropout(lora_dropout)
         if lora_dropout and residual:
             self.drop_beside_start(f"lora_dropout={lora_dropout} with the residual init={init}")
@@ -158,9 +157,7 @@ class LowRank(Scaled, ABC):
             return B_OR @ A_RI
 
     def coded(self) -> Factors | None:
-        if self.Aq_RI is None or self.Bq_OR is None:
-            return None
-        return Factors(self.Aq_RI, self.Bq_OR)
+        return None if self.Aq_RI is None or self.Bq_OR is None else Factors(self.Aq_RI, self.Bq_OR)
 
     def factor_scale(self) -> float:
         return self.scale
