@@ -23,7 +23,7 @@ from lora_zoo.injection.budget import parameters
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import degenerate
 from lora_zoo.runs.loading import Found, found
-from lora_zoo.runs.provenance import contradiction, stale
+from lora_zoo.runs.provenance import contradiction, stale, today
 
 PATHS = {
     "run": "identity",
@@ -131,7 +131,7 @@ def _frame(runs: list[Found], records: list[dict[str, Any]], rows: list[dict[str
 def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
     config, folder = record["config"], run.folder
     metric = record.get("metric") or next(iter(config["task"].get("metrics") or ["-"]))
-    row = {name: _value_at(record, path) for name, path in PATHS.items()}
+    row, now = {name: _value_at(record, path) for name, path in PATHS.items()}, today(record)
     for split in ("validation", "test"):
         row[split] = _value_at(record, f"metrics.{split}.{metric}")
         row[f"zero_shot_{split}"] = _value_at(record, f"zero_shot.{split}.{metric}")
@@ -140,8 +140,8 @@ def _row(record: Mapping[str, Any], run: Found) -> dict[str, Any]:
         "folder": None if folder is None else str(folder),
         "adapter": None if run.adapter is None else str(run.adapter),
         "experiment": (config.get("experiment") or {}).get("name", ""),
-        "stale": record.get("stale") or stale(record),
-        "contradiction": record.get("contradiction") or contradiction(record, folder),
+        "stale": record.get("stale") or stale(record, now),
+        "contradiction": record.get("contradiction") or contradiction(record, folder, now),
         "degenerate": "; ".join(degenerate(record).values()),
         "variant": config["variant"]["name"],
         "metric": metric,

@@ -24,31 +24,41 @@ _SPOKEN = ("seed", "data_seed", "rank", "alpha", "init", "lora_dropout", "lr", "
 """Keys that a command line gives as plain words."""
 
 
-def stale(record: Mapping[str, Any]) -> str:
+Identified = tuple[str, dict[str, Any]]
+"""An identity, and what it is made of."""
+
+
+def today(record: Mapping[str, Any]) -> Identified | None:
+    """The identity that the record's configuration has today; None where what it names is there no more."""
+    variant = _variant(record)
+    return None if variant is None or _missing(record) else identified_as(record, variant)
+
+
+def stale(record: Mapping[str, Any], now: Identified | None = None) -> str:
     """The reason why the variant's source or the data are no longer those of the run; "" where they are.
 
-    What cannot be known (a data file that is not on this machine) accuses nobody.
+    What cannot be known (a data file that is not on this machine) accuses nobody. `now` is `today(record)`,
+    where it is known.
     """
     variant = _variant(record)
     if variant is None:
         return f"there is no variant {_label(record)!r} any more"
     if missing := _missing(record):
         return f"there is no {missing} any more"
-    before = record.get("made_of")
+    before, (code, parts) = record.get("made_of"), now or identified_as(record, variant)
     if before is None:
-        return _stale_as_a_whole(record, variant)
-    now = identified_as(record, variant)[1]
-    if now["source"] != before["source"]:
+        return _stale_as_a_whole(record, variant, code)
+    if parts["source"] != before["source"]:
         return f"the source of {variant.name} has changed since"
-    changed = [s for s, digest in now["data"].items() if digest != before["data"].get(s, digest)]
+    changed = [s for s, digest in parts["data"].items() if digest != before["data"].get(s, digest)]
     return f"the data have changed since: {', '.join(changed)}" if changed else ""
 
 
-def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant]) -> str:
+def _stale_as_a_whole(record: Mapping[str, Any], variant: type[Variant], code: str) -> str:
     """An older record has no hashes but its identity, which says that something changed and not what."""
     if "identity" not in record or record.get("moved") or not _data_is_here(record):
         return ""
-    if identified_as(record, variant)[0] == record["identity"]:
+    if code == record["identity"]:
         return ""
     return f"its settings have another identity today: the source of {variant.name} or the data have changed"
 
@@ -65,17 +75,19 @@ def changes_results(key: str) -> bool:
     return first not in INERT and rest not in inert_below.get(first, ())
 
 
-def contradiction(record: Mapping[str, Any], folder: Path | None = None) -> str:
+def contradiction(
+    record: Mapping[str, Any], folder: Path | None = None, now: Identified | None = None
+) -> str:
     """The first statement of the record that its configuration excludes; "" where there is none.
 
-    `folder` adds what the saved adapter says of itself.
+    `folder` adds what the saved adapter says of itself; `now` is `today(record)`, where it is known.
     """
     if not record.get("config"):
         return ""
-    return next(_contradictions(record, folder), "")
+    return next(_contradictions(record, folder, now), "")
 
 
-def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[str]:
+def _contradictions(record: Mapping[str, Any], folder: Path | None, now: Identified | None) -> Iterator[str]:
     config, label = record["config"], _label(record)
     yield from _differing("its record", {k: record.get(k) for k in ("seed", "data_seed")}, config)
     yield from _of_variant("its record", record.get("variant", {}), config)
@@ -87,17 +99,17 @@ def _contradictions(record: Mapping[str, Any], folder: Path | None) -> Iterator[
             yield f"its name {name} is not of seed {config['seed']}, as its configuration says"
     if folder is not None and not config.get("program"):  # whose adapter is made of several
         yield from _of_adapter(folder, config)
-    yield from _of_identity(record)
+    yield from _of_identity(record, now)
 
 
-def _of_identity(record: Mapping[str, Any]) -> Iterator[str]:
-    variant, before = _variant(record), record.get("made_of")
-    if variant is None or before is None or record.get("moved") or _missing(record):
+def _of_identity(record: Mapping[str, Any], now: Identified | None) -> Iterator[str]:
+    before = record.get("made_of")
+    if before is None or record.get("moved") or (now := now or today(record)) is None:
         return
-    code, now = identified_as(record, variant)
-    if now["settings"] != before["settings"] and MASK not in str(record["config"]):
+    code, parts = now
+    if parts["settings"] != before["settings"] and MASK not in str(record["config"]):
         yield "its configuration is not the one that it ran with: the hash of the settings is another"
-    elif now == before and code != record["identity"]:
+    elif parts == before and code != record["identity"]:
         yield f"its identity {record['identity']} is not that of its configuration"
 
 
@@ -167,4 +179,4 @@ def _missing(record: Mapping[str, Any]) -> str:
     return "" if init == "auto" or known_init(init) else f"init {init!r}"
 
 
-__all__ = ["changes_results", "contradiction", "stale"]
+__all__ = ["changes_results", "contradiction", "stale", "today"]

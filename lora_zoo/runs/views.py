@@ -18,7 +18,7 @@ def by_view(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reset_index(drop=True)
     names = dict.fromkeys(name for record in frame["record"] for name in record.get("views", {}))
     parts = [frame.assign(view=WHOLE), *(_judged_by(frame, name) for name in names)]
-    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True).copy()  # a block a type
 
 
 def _judged_by(frame: pd.DataFrame, name: str) -> pd.DataFrame:
