@@ -39,14 +39,16 @@ def installed() -> bool:
 
 
 def has(ours: Injection) -> bool:
-    """True if PEFT is installed and has this adapter, on these layers and with these settings."""
+    """True if PEFT is installed and has this adapter, on these layers and with these settings.
+
+    Its soft prompts are left out: they take a model whose task is told, and no tuner stands around it.
+    """
     if not installed() or ours.variant.peft is None:
         return False
     try:
-        _written(ours)
+        return "num_virtual_tokens" not in _written(ours).config
     except Unfit:
         return False
-    return True
 
 
 def _written(ours: Injection) -> PeftContent:
