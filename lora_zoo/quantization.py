@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def show(given: argparse.Namespace) -> None:
     """Print the tables. ValueError for an unknown scheme or start, or one that looks at data."""
+    from lora_zoo.config.validate import check_quantization
     from lora_zoo.core.errors import unknown
     from lora_zoo.models.quantization import reference_quantizer
     from lora_zoo.updates.quantization_errors import STARTS, error_table, lines, needed
@@ -50,8 +51,8 @@ def show(given: argparse.Namespace) -> None:
     for scheme in given.scheme.split(","):
         if scheme not in OWN:
             raise ValueError(unknown("scheme", scheme, OWN))
-        nested = given.double_quant and "int" not in scheme
-        own = Model(**{**asdict(settings), "quantization": scheme, "bnb_4bit_use_double_quant": nested})
+        own = replace(settings, quantization=scheme, bnb_4bit_use_double_quant=given.double_quant)
+        check_quantization(own)
         quantizer = reference_quantizer(own)
         assert quantizer is not None
         rows = error_table(weights, quantizer, rank=given.rank, starts=starts)
@@ -68,20 +69,12 @@ def linear_weights(settings: Model) -> "dict[str, Tensor]":
     """W (O, I) of the layers that a quantisation would take, by name."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    from lora_zoo.injection.matrices import find_matrices
+    from lora_zoo.injection.quantize import quantizable
     from lora_zoo.models.loading import load_model, own_class
 
     loaded = load_model(settings, own_class(settings), {}, None, seed=0)
-    model = loaded.model
-    keep = tuple(f"{name}." for name in (*get_keys_to_not_convert(model), *loaded.new_modules))
-    return {
-        matrix.name: matrix.host.matrix().detach()
-        for matrix in find_matrices(model)
-        if matrix.host.dense
-        and matrix.host.whole
-        and not matrix.host.transposed
-        and not f"{matrix.name}.".startswith(keep)
-    }
+    keep = (*get_keys_to_not_convert(loaded.model), *loaded.new_modules)
+    return {name: host.matrix().detach() for name, host in quantizable(loaded.model, keep).items()}
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ class Signal:
         return self.run.state.global_step == self.step
 
 
-def scripted(folder: Path, killed: int = 0) -> Scripted:
+def scripted(folder: Path, killed: int = 0, **more: Any) -> Scripted:
     seen = Scripted()
     best: dict[str, Any] = {"load_best_model_at_end": True, "save_strategy": "best", "save_total_limit": 2}
-    best |= {"metric_for_best_model": "score", "greater_is_better": True, "max_steps": 12}
+    best |= {"metric_for_best_model": "score", "greater_is_better": True, "max_steps": 12} | more
     injection = inject(model(), "lora", rank=2, lora_dropout=0.2)
     seen.run = trainer(folder, injection, seen, eval_strategy="steps", eval_steps=2, **best)
     seen.run.add_callback(EarlyStopping(2))
@@ -84,6 +84,16 @@ def test_a_run_that_was_stopped_ends_where_it_would_have(at: int, tmp_path: Path
     assert equal(second.run.injection.state_dict(), whole.run.injection.state_dict())
     if at < 8:
         assert equal(second.adapters[8], whole.adapters[8])
+
+
+def test_a_run_that_was_killed_once_it_had_stopped_early_trains_no_more(tmp_path: Path) -> None:
+    saved = {"save_strategy": "steps", "save_steps": 2}
+    first = scripted(tmp_path, **saved)
+    first.run.train()
+    second = scripted(tmp_path, **saved)
+    second.run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert second.run.state.global_step == 8 and second.run.kept_step == 4
+    assert equal(second.run.injection.state_dict(), first.run.injection.state_dict())
 
 
 def test_a_best_checkpoint_that_is_damaged_is_not_loaded(

@@ -66,7 +66,8 @@ def test_weights_are_loaded_on_one_device(judge: Any, monkeypatch: pytest.Monkey
         load(folder)
 
 
-def test_where_weights_are_loaded_is_no_part_of_a_run() -> None:
-    plain, placed = specify(settings()), specify(settings("model.device_map=cpu"))
-    assert plain.identity == placed.identity
-    assert specify(settings("model.ignore_mismatched_sizes=true")).identity != plain.identity
+def test_where_weights_are_loaded_is_a_part_of_a_run() -> None:
+    """A new head is drawn there, and codes are made there."""
+    plain = specify(settings())
+    for asked in ("model.device_map=cpu", "model.ignore_mismatched_sizes=true"):
+        assert specify(settings(asked)).identity != plain.identity

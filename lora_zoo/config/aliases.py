@@ -23,8 +23,6 @@ WORDS = {
     ("task", "generation"): "causal_lm",
     ("task.type", "generation"): "causal_lm",
     ("task.type", "choice"): "multiple_choice",
-    ("recipe", "lora_roberta_mnli"): "lora_roberta_glue",
-    ("recipe", "lora_gpt2_e2e"): "lora_gpt2_nlg",
 }
 """New key and old word -> new word."""
 _OLD_KEYS = {new: old for old, new in KEYS.items()}

@@ -23,7 +23,6 @@ INERT = (
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TASK = ("likelihood",)
-INERT_MODEL = ("device_map",)
 INERT_TRAINER = (
     *("save_steps", "save_total_limit", "save_strategy", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),

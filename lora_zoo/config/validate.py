@@ -73,6 +73,7 @@ def check(settings: Settings) -> None:
     check_group(settings.tracking, "tracking.")
     if settings.steps is not None and settings.epochs is not None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
+    _check_training(settings)
     if settings.budget is not None:
         parameters(settings.budget)
     _check_alphas(settings)
@@ -87,6 +88,17 @@ def check(settings: Settings) -> None:
         _check_program(settings)
     if own := {key: value for key, value in settings.variant.items() if key != "name"}:
         check_hyperparameters(variant_of(settings), own)
+
+
+def _check_training(settings: Settings) -> None:
+    """Raise ValueError for keys that would have no effect, or another, beside each other."""
+    if (least := settings.early_stopping_threshold) and settings.early_stopping_patience is None:
+        raise ValueError(f"early_stopping_threshold={least} has no effect without early_stopping_patience=…")
+    if settings.padding_free and (noise := settings.trainer.get("neftune_noise_alpha")):
+        raise ValueError(
+            f"padding_free=true: trainer.neftune_noise_alpha={noise} scales its noise by a row's length, "
+            "which would be that of all examples of a step; drop one of them"
+        )
 
 
 def check_quantization(model: Model) -> None:

@@ -38,7 +38,7 @@ class Coder(ABC):
         """The codes of `W_OI`, for `put`."""
 
 
-class OfReference(Coder):
+class ReferenceCoder(Coder):
     """Of the project's own `CodedLinear`."""
 
     def __init__(self, layer: CodedLinear) -> None:
@@ -54,7 +54,7 @@ class OfReference(Coder):
         return self.layer.quantizer.encode(W_OI)
 
 
-class OfFourBits(Coder):
+class FourBitCoder(Coder):
     """Of bitsandbytes' `Linear4bit`."""
 
     def __init__(self, layer: Any) -> None:
@@ -68,6 +68,7 @@ class OfFourBits(Coder):
 
     def put(self, codes: Any) -> None:
         data, state = codes
+        state.to(self.layer.weight.device)
         self.layer.weight.data.copy_(data)
         self.layer.weight.quant_state = self.layer.quant_state = state
 
@@ -76,7 +77,7 @@ class OfFourBits(Coder):
         return made.data, made.quant_state
 
 
-class OfValues(Coder):
+class ValueCoder(Coder):
     """Of a plain layer that holds the values of codes, since it was dequantised."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -115,4 +116,4 @@ def four_bit_values(codes: Tensor, state: Any) -> Tensor:
     return values
 
 
-__all__ = ["Coder", "OfFourBits", "OfReference", "OfValues", "Rounding", "four_bit_values"]
+__all__ = ["Coder", "FourBitCoder", "ReferenceCoder", "Rounding", "ValueCoder", "four_bit_values"]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_zoo.core.host import LayerHost
-from lora_zoo.hosts.coders import Coder, OfValues
+from lora_zoo.hosts.coders import Coder, ValueCoder
 from lora_zoo.hosts.find import HOSTS
 
 
@@ -28,7 +28,7 @@ class LinearHost(LayerHost):
 
     @property
     def coder(self) -> Coder | None:
-        return OfValues(self.layer) if self.whole and hasattr(self.layer, "rounding") else None
+        return ValueCoder(self.layer) if self.whole and hasattr(self.layer, "rounding") else None
 
     def view(self, stored: Tensor) -> Tensor:
         return stored

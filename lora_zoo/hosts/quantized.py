@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import at_least_float32, wide
 from lora_zoo.core.host import EVERY, Rows
-from lora_zoo.hosts.coders import Coder, OfFourBits, OfReference, four_bit_values
+from lora_zoo.hosts.coders import Coder, FourBitCoder, ReferenceCoder, four_bit_values
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.quantizers.coded_linear import CodedLinear
@@ -58,8 +58,8 @@ class QuantizedHost(LinearHost):
         layer: Any = self.layer
         read = self.read_of(layer)
         if read is CodedLinear.values:
-            return OfReference(layer)
-        return OfFourBits(layer) if read is four_bits else None
+            return ReferenceCoder(layer)
+        return FourBitCoder(layer) if read is four_bits else None
 
     @property
     def shape(self) -> tuple[int, int]:

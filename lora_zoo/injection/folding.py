@@ -15,9 +15,12 @@ from lora_zoo.quantizers.codes import Uniform
 def fold(injection: Injection) -> nn.Module:
     """Add an adapter's ΔW to the zero points of its layers, take it out and return the model (QA-LoRA, §3.3).
 
-    ValueError, before any change, where a layer has no zero points, or where ΔW is no constant of each of
-    its groups.
+    ValueError, before any change, where a layer has no zero points, where ΔW is no constant of each of its
+    groups, or where parameters beside the adapter were trained.
     """
+    if injection.fully_trained:
+        name = injection.fully_trained[0]
+        raise ValueError(f"only zero points can be moved, and {name} was trained in full: merge instead")
     found = []
     for name, _, dW_OI in injection:
         matrix = injection.matrices.get(name)

@@ -5,10 +5,23 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
+from lora_zoo.core.errors import unknown
+from lora_zoo.core.host import Host
 from lora_zoo.hosts.find import find_host
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.wrappers import put
 from lora_zoo.quantizers import CodedLinear, Quantizer
+
+
+def quantizable(model: nn.Module, keep: Collection[str] = ()) -> dict[str, Host]:
+    """The linear layers of a model that can become codes, by name; none called `keep`, or inside of such."""
+    kept = tuple(f"{name}." for name in keep)
+    return {
+        name: host
+        for name, module in named_base_modules(model)
+        if (host := find_host(module)) and host.dense and not (host.stores_codes or host.transposed)
+        if not f"{name}.".startswith(kept)
+    }
 
 
 @torch.no_grad()
@@ -18,17 +31,14 @@ def quantize(
     """Put layers of codes in the place of the model's linear layers, and return their names.
 
     Those called `keep`, or inside of such a module, stay. A mapping names the layers that become codes, each
-    with its own quantiser. ValueError for a layer that the quantiser cannot cut into groups, or where none is
-    left: layers that store W transposed (transformers' Conv1D) stay.
+    with its own quantiser. ValueError for a layer that the quantiser cannot cut into groups, for a name that
+    is no such layer's, or where none is left: layers that store W transposed (transformers' Conv1D) stay.
     """
-    kept = tuple(f"{name}." for name in keep)
-    hosts = {
-        name: host
-        for name, module in named_base_modules(model)
-        if (host := find_host(module)) and host.dense and not (host.stores_codes or host.transposed)
-    }
+    hosts = quantizable(model, keep)
     chosen = {name: quantizer for name in hosts} if isinstance(quantizer, Quantizer) else quantizer
-    found = [name for name in hosts if name in chosen and not f"{name}.".startswith(kept)]
+    if strange := next((name for name in chosen if name not in hosts), ""):
+        raise ValueError(unknown("linear layer", strange, hosts))
+    found = [name for name in hosts if name in chosen]
     if not found:
         raise ValueError("no linear layer is left to quantise")
     for name in found:
@@ -39,4 +49,4 @@ def quantize(
     return found
 
 
-__all__ = ["quantize"]
+__all__ = ["quantizable", "quantize"]

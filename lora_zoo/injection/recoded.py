@@ -45,7 +45,7 @@ class RecodedLayers:
         for name in self.coders:
             coded = adapters[name].coded()
             if coded is not None and bool(coded.A_RI.any()):
-                self.taken[name] = Factors(coded.A_RI.clone(), coded.B_OR.clone())
+                self.taken[name] = _copied(coded)
 
     @torch.no_grad()
     def follow(self, adapters: Mapping[str, Adapter]) -> None:
@@ -59,11 +59,11 @@ class RecodedLayers:
             like, scale = adapters[name], adapters[name].factor_scale()
             device = next(like.buffers()).device
             Recoding(self.coders[name], wide(weights[name]).to(device), scale).take(own)
-            self.taken[name] = Factors(own.A_RI.clone(), own.B_OR.clone())
+            self.taken[name] = _copied(own)
 
     def _same(self, name: str, own: Factors) -> bool:
         before = self.taken.get(name)
-        return before is not None and all(map(torch.equal, before, own))
+        return before is not None and all(map(torch.equal, before, _copied(own)))
 
     def undo(self) -> None:
         """Give the layers the codes that they had."""
@@ -78,6 +78,11 @@ class RecodedLayers:
         except BaseException:
             self.undo()
             raise
+
+
+def _copied(factors: Factors) -> Factors:
+    """Copies on the CPU, where the model may have been when its codes were made."""
+    return Factors(factors.A_RI.detach().cpu().clone(), factors.B_OR.detach().cpu().clone())
 
 
 __all__ = ["RecodedLayers"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lora_zoo.config.schema import INERT_MODEL, Model
+from lora_zoo.config.schema import Model
 from lora_zoo.config.validate import check_group, check_quantization
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.hyperparameters import fits
@@ -79,7 +79,7 @@ def warn_of_another_base(folder: Path, model: Model) -> None:
 
 
 def _settings(folder: Path, about: Any, model: str | None) -> dict[str, Any]:
-    types = {f.name: f.type for f in fields(Model) if f.name not in ("trust_remote_code", *INERT_MODEL)}
+    types = {f.name: f.type for f in fields(Model) if f.name not in ("trust_remote_code", "device_map")}
     names = types.keys()
     if not isinstance(about, Mapping) or not all(fits(about[n], types[n]) for n in names & about.keys()):
         raise ValueError(f"{folder}: what it says of its model cannot be read")

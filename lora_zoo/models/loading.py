@@ -23,7 +23,7 @@ from lora_zoo.models.classes import PROCESSORS, TASKS
 from lora_zoo.models.quantization import quantization_config, reference_quantizer
 from lora_zoo.pocket import HUB
 
-UNQUANTISED: dict[str, Any] = {
+NO_SCHEME: dict[str, Any] = {
     key: False if key == "bnb_4bit_use_double_quant" else None
     for scheme in SCHEMES.values()
     for key in scheme.keys
@@ -132,9 +132,9 @@ def _quantize(settings: Model, model: Any, new_modules: list[str]) -> None:
 
 
 def _plain(settings: Model, auto_class: str, head: Mapping[str, Any], tokenizer: Any, seed: int) -> nn.Module:
-    """The model from before its quantisation; torch's own generator is left as it was."""
-    plain = replace(settings, quantization=None, **UNQUANTISED)
-    with torch.random.fork_rng(devices=[]):
+    """The model from before its quantisation, on the CPU; torch's own generators are left as they were."""
+    plain = replace(settings, quantization=None, device_map=None, **NO_SCHEME)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return load_model(plain, auto_class, head, tokenizer, seed).model
 
 

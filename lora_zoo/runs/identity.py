@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.quantization import SCHEMES
-from lora_zoo.config.schema import INERT, INERT_MODEL, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
+from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.generators import GENERATORS, complete_options
@@ -25,7 +25,7 @@ from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
-    *("task.chat_template", "model.ignore_mismatched_sizes"),
+    *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("early_stopping_patience", "early_stopping_threshold", "padding_free"),
     *("model.quantization", *(f"model.{key}" for scheme in SCHEMES.values() for key in scheme.keys)),
@@ -116,8 +116,9 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k not in _YOUNGER)}
     for key in ("prior", "start_from"):
         chosen.pop(key, None)  # their content counts, not where they lie
-    for part, inert in (("model", INERT_MODEL), ("task", INERT_TASK)):
-        of = {k: v for k, v in chosen[part].items() if k not in inert}.items()
+    chosen["task"] = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
+    for part in ("model", "task"):
+        of = chosen[part].items()
         chosen[part] = {k: v for k, v in of if v or type(v) is float or f"{part}.{k}" not in _YOUNGER}
     trainer = {k: v for k, v in config["trainer"].items() if k not in INERT_TRAINER}
     return original(chosen | {"trainer": trainer})

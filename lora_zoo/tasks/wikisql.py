@@ -34,7 +34,10 @@ class SqlQuery(NamedTuple):
     conds: list[list[Any]]
 
     def form(self) -> tuple[int, int, set[tuple[int, int, str]]]:
-        """The logical form: the order of conditions does not count, nor the case of their values."""
+        """The logical form: the order of conditions does not count, nor the case of their values.
+
+        The text of a value does, as in WikiSQL's own script: 3 is another form than 3.0.
+        """
         return self.sel, self.agg, {(column, op, str(value).lower()) for column, op, value in self.conds}
 
 
@@ -77,6 +80,8 @@ class WikiSQL(CausalLM):
                 try:
                     held = parse_json(line)
                     query, table = SqlQuery(**held["sql"]), tables[held["table_id"]]
+                    if not all(isinstance(value, (str, int, float)) for *_, value in query.conds):
+                        raise TypeError("a condition's value is neither a text nor a number")
                     about = {"prompt": held["question"], "header": " | ".join(table.header)}
                     of = {"target": written(query, table), "table": held["table_id"]}
                     rows.append(about | of | {"query": json.dumps(query)})
@@ -180,7 +185,7 @@ def result(query: SqlQuery, table: SqlTable) -> list[Any] | None:
             f"SELECT {f'{aggregate}({chosen})' if aggregate else chosen} FROM data{where}", values
         )
         return [row[0] for row in found]
-    except (sqlite3.Error, ValueError, IndexError):
+    except (sqlite3.Error, ValueError, IndexError, OverflowError):  # of an integer beyond SQLite's
         return None
     finally:
         base.close()

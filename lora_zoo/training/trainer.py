@@ -285,8 +285,9 @@ class ZooTrainer(Trainer):
         self.kept_step = self.state.best_global_step
 
     def _run_epoch(self, *arguments: Any, **more: Any) -> None:
-        """Train for an epoch; for none if the checkpoint resumed from is that of the last step."""
-        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+        """Train for an epoch; for none if the checkpoint resumed from is one at which training had ended."""
+        ended = self.control.should_training_stop or self.stopped_early
+        if self.state.global_step < self.state.max_steps and not ended:
             super()._run_epoch(*arguments, **more)
 
     def _get_output_dir(self, trial: Any) -> str:

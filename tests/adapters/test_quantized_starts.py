@@ -444,9 +444,14 @@ def test_qa_lora_is_folded_into_zero_points_and_the_integers_stay() -> None:
     randomise(finer.parameters(), 0.5)
     with pytest.raises(ValueError, match=r"q_proj is no constant of each 16 inputs.*variant.group_size=16"):
         fold(finer)
+    finer.remove()
     other = inject(nets()[0], "qa_lora", target_modules=["q"], rank=R)
     with pytest.raises(ValueError, match="q_proj has no zero points"):
         fold(other)
+    coded.norm = nn.LayerNorm(O)
+    both = inject(coded, "qa_lora", target_modules=["q"], rank=R, modules_to_save=["norm"])
+    with pytest.raises(ValueError, match=r"norm\.weight was trained in full"):
+        fold(both)
 
 
 # --- tables and widths -------------------------------------------------------------------------------------
@@ -483,4 +488,7 @@ def test_mixed_widths_are_the_best_choice_within_the_budget() -> None:
     chosen = allotted_widths(weights, {"2": QUANTIZERS["nf2"], "4": NF4}, bits=3.6)
     assert chosen == {"q_proj": QUANTIZERS["nf2"], "big": NF4}
     net = Net()
-    assert quantize(net, chosen) == ["q_proj"] and net.q_proj.quantizer == QUANTIZERS["nf2"]
+    with pytest.raises(ValueError, match="unknown linear layer 'big'"):
+        quantize(net, chosen)
+    assert quantize(net, {"q_proj": chosen["q_proj"]}) == ["q_proj"]
+    assert net.q_proj.quantizer == QUANTIZERS["nf2"]
