@@ -89,6 +89,9 @@ def test_a_sequence_s_matrix_is_what_its_stages_recorded(whole: Path) -> None:
     assert len(runs.groups(frame)) == 4
     table = continual_table(frame)
     assert table is not None and "backward transfer" in table.columns
+    about_it = {"rows": ["variant"], "columns": ["program.adapter"]}
+    laid = continual_table(frame.assign(experiment="mine", experiment_about=[about_it]))
+    assert laid is not None and len(laid.headers) == 2 and laid.columns == table.columns, "axes are all rows"
     (panel,) = figures.accuracy_matrix(frame, ["variant"]).panels
     assert list(panel.rows["value"]) == pytest.approx(found.a_TT.ravel().tolist())
 

@@ -65,8 +65,8 @@ def continual_table(frame: pd.DataFrame) -> Table | None:
         return None
     runs = frame.merge(told, on="run")
     about: Mapping[str, Any] = next(filter(None, frame["experiment_about"]), {})
-    kept = {key: about[key] for key in ("rows",) if key in about}
-    asked = {**kept, "value": "average_accuracy"}
+    by = [*about.get("rows", ()), *about.get("columns", ())]
+    asked = {"value": "average_accuracy"} | ({"rows": by} if by else {})
     made = main_table(runs.assign(experiment="", experiment_about=[asked] * len(runs)))
     title = f"A sequence of tasks: the mean over tasks at its end, of {len(runs)} runs"
     return replace(made, name=f"{about.get('name') or 'runs'}_continual", title=title)
