@@ -67,13 +67,12 @@ def show(given: argparse.Namespace) -> None:
 
 def linear_weights(settings: Model) -> "dict[str, Tensor]":
     """W (O, I) of the layers that a quantisation would take, by name."""
-    from transformers.quantizers.base import get_keys_to_not_convert
-
     from lora_zoo.injection.quantize import quantizable
     from lora_zoo.models.loading import load_model, own_class
+    from lora_zoo.models.quantization import left_out
 
     loaded = load_model(settings, own_class(settings), {}, None, seed=0)
-    keep = (*get_keys_to_not_convert(loaded.model), *loaded.new_modules)
+    keep = left_out(loaded.model, loaded.new_modules)
     return {name: host.matrix().detach() for name, host in quantizable(loaded.model, keep).items()}
 
 

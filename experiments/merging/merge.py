@@ -10,7 +10,6 @@ Options that a method has to find (a weight, a density) are chosen by the mean o
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lora_zoo.core.composition import composition_of
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.models.composing import common_base, load_adapters_of
 from lora_zoo.models.loading import load_tokenizer
+from lora_zoo.runs import load
 from lora_zoo.training.retention import tasks_of
 
 WEIGHTS, DENSITIES = (0.25, 0.5, 0.75, 1.0), (0.2, 0.5)
@@ -66,10 +66,8 @@ def of_seed(runs: dict[str, Path]) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    runs: dict[int, dict[str, Path]] = defaultdict(dict)
-    for file in sorted(folder.glob("**/result.json")):
-        config = json.loads(file.read_text())["config"]
-        runs[config["seed"]][config["task"]["name"]] = file.parent
+    by_seed = load(folder).groupby("seed")
+    runs = {int(seed): dict(zip(own["task"], map(Path, own["folder"]), strict=True)) for seed, own in by_seed}
     found = {seed: of_seed(own) for seed, own in sorted(runs.items())}
     print(json.dumps(found, indent=1))
     tasks = list(next(iter(runs.values())))

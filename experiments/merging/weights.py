@@ -10,7 +10,6 @@ Numbers are the mean loss of 200 test examples, in nats a reference token.
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lora_zoo.core.composition import Composition, composition_of
 from lora_zoo.injection.composition_data import AdapterData
 from lora_zoo.models.composing import common_base, load_adapters_of
 from lora_zoo.models.loading import load_tokenizer
+from lora_zoo.runs import load
 from lora_zoo.training.run_data import examples_of_run
 
 TAKEN = (0.25, 0.5, 1.0)
@@ -82,10 +82,8 @@ def _sum(weights: Mapping[str, float]) -> Composition:
 
 
 def main(folder: Path) -> None:
-    runs: dict[int, dict[str, Path]] = defaultdict(dict)
-    for file in sorted(folder.glob("**/result.json")):
-        config = json.loads(file.read_text())["config"]
-        runs[config["seed"]][config["task"]["name"]] = file.parent
+    by_seed = load(folder).groupby("seed")
+    runs = {int(seed): dict(zip(own["task"], map(Path, own["folder"]), strict=True)) for seed, own in by_seed}
     found = {}
     for seed, own in sorted(runs.items()):
         judge = Judge(own)

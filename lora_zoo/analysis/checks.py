@@ -92,8 +92,7 @@ def _copied(frame: pd.DataFrame) -> Iterator[Finding]:
     A = B = 0 ends there, whatever it sees.
     """
     frame = _freshest_first(frame)
-    history = frame.get("history", pd.Series([None] * len(frame), frame.index))
-    curves = history.map(_curve)
+    curves = frame.get("history", pd.Series([None] * len(frame), frame.index)).map(_curve)
     for outcome in (curves, text_column(frame, "adapter.sha256").where(curves == "", "")):
         known = outcome[frame.index]
         known = known[known != ""]

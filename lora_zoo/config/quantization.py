@@ -29,6 +29,8 @@ SCHEMES = {
     "reference_even4": QuantizationScheme("lora_zoo", _FOUR_BITS[:1]),
     **{f"reference_int{b}": QuantizationScheme("lora_zoo", ("group_size",)) for b in REFERENCE_WIDTHS},
 }
+KEYS = tuple(dict.fromkeys(key for scheme in SCHEMES.values() for key in scheme.keys))
+"""The further keys of `model.` that any scheme takes."""
 
 
-__all__ = ["SCHEMES", "QuantizationScheme"]
+__all__ = ["KEYS", "SCHEMES", "QuantizationScheme"]

@@ -57,8 +57,9 @@ class RunSpec:
         idle = [name for name, of in ({f: f for f in FLAT} | _DERIVED).items() if of not in known]
         idle += () if self.variant.adapts else _OF_MATRICES
         found = {name: f"variant={self.variant.name}" for name in idle if name in given}
-        looks = set(self.needs) - {"original"}
-        if "calibration_examples" in given and not (looks or self.settings.program):
+        from lora_zoo.core.statistics import of_data  # it imports torch
+
+        if "calibration_examples" in given and not (of_data(self.needs) or self.settings.program):
             found["calibration_examples"] = f"init={self.settings.init}"
         return found
 

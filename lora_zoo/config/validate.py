@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_zoo.config.quantization import SCHEMES
+from lora_zoo.config.quantization import KEYS, SCHEMES
 from lora_zoo.config.schema import SPLITS, Model, Settings, Task, file_of
 from lora_zoo.config.sized import with_multiples
 from lora_zoo.config.spec import variant_of
@@ -104,7 +104,7 @@ def _check_training(settings: Settings) -> None:
 def check_quantization(model: Model) -> None:
     """Raise ValueError for a key of a scheme that is not the model's."""
     own = SCHEMES[model.quantization].keys if model.quantization else ()
-    for key in dict.fromkeys(key for scheme in SCHEMES.values() for key in scheme.keys):
+    for key in KEYS:
         given = getattr(model, key)
         if given is not None and given is not False and key not in own:
             names = [name for name, scheme in SCHEMES.items() if key in scheme.keys]

@@ -30,14 +30,14 @@ class RecodedLayers:
                 f"init={init} gives the base other codes, and {', '.join(others)} stand on those that it "
                 "has: remove them first"
             )
-        hosts = hosts if recodes else {}
-        for name, host in hosts.items():
-            if host.coder is None:
+        self.coders = {name: host.coder for name, host in hosts.items()} if recodes else {}
+        for name, coder in self.coders.items():
+            if coder is None:
+                kind = hosts[name].kind
                 raise ValueError(
                     f"init={init} makes the codes of {name} anew, which is known for whole layers of "
-                    f"bitsandbytes' 4 bits and of the reference quantisers, and not for this {host.kind}"
+                    f"bitsandbytes' 4 bits and of the reference quantisers, and not for this {kind}"
                 )
-        self.coders = {name: host.coder for name, host in hosts.items()}
         self.former: dict[str, Any] = {name: coder.codes() for name, coder in self.coders.items()}
 
     def know(self, adapters: Mapping[str, Adapter]) -> None:

@@ -1,16 +1,15 @@
 """Load a model and its tokenizer, and the names of modules that the checkpoint lacks."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
-from transformers.quantizers.base import get_keys_to_not_convert
 
-from lora_zoo.config.quantization import SCHEMES
+from lora_zoo.config.quantization import KEYS
 from lora_zoo.config.schema import Model
 from lora_zoo.formats import loralib
 from lora_zoo.formats.peft.forms import readers
@@ -20,14 +19,10 @@ from lora_zoo.injection.quantize import quantize
 from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.classes import PROCESSORS, TASKS
-from lora_zoo.models.quantization import quantization_config, reference_quantizer
+from lora_zoo.models.quantization import left_out, quantization_config, reference_quantizer
 from lora_zoo.pocket import HUB
 
-NO_SCHEME: dict[str, Any] = {
-    key: False if key == "bnb_4bit_use_double_quant" else None
-    for scheme in SCHEMES.values()
-    for key in scheme.keys
-}
+NO_SCHEME: dict[str, Any] = {f.name: f.default for f in fields(Model) if f.name in KEYS}
 """The keys of quantisation schemes, as they are without one."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -126,7 +121,7 @@ def _quantize(settings: Model, model: Any, new_modules: list[str]) -> None:
     """Quantise with the project's own quantiser, if that is asked for, what transformers would quantise."""
     if quantizer := reference_quantizer(settings):
         try:
-            quantize(model, quantizer, keep=[*get_keys_to_not_convert(model), *new_modules])
+            quantize(model, quantizer, keep=left_out(model, new_modules))
         except ValueError as error:
             raise ValueError(f"model.quantization={settings.quantization}: {error}") from error
 

@@ -2,11 +2,12 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
@@ -42,6 +43,11 @@ def reference_quantizer(settings: Model) -> Quantizer | None:
     return BlockLevels(levels, nested=settings.bnb_4bit_use_double_quant)
 
 
+def left_out(model: Any, new_modules: Sequence[str]) -> list[str]:
+    """The modules that a quantisation leaves as they are: those that transformers would, and new ones."""
+    return [*get_keys_to_not_convert(model), *new_modules]
+
+
 def _of_bitsandbytes(name: str, given: Mapping[str, Any]) -> Any:
     # On a CPU each pass in evaluation mode would say that LLM.int8 casts its inputs.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -67,4 +73,4 @@ def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
     return transformers.TorchAoConfig(make[name](**given))
 
 
-__all__ = ["quantization_config", "reference_quantizer"]
+__all__ = ["left_out", "quantization_config", "reference_quantizer"]

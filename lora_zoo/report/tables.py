@@ -45,9 +45,8 @@ COSTS = {
 def tables(frame: pd.DataFrame) -> list[Table]:
     """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
-    mains = [main_table(part) for part in parts]
-    viewed = [part for part in map(_with_views, parts) if len(part) and len(sound(part))]
-    return [*mains, *map(view_table, viewed), *filter(None, map(continual_table, parts))]
+    views = [view_table(part) for part in map(sound, map(_with_views, parts)) if len(part)]
+    return [*map(main_table, parts), *views, *filter(None, map(continual_table, parts))]
 
 
 def _with_views(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_zoo.config.aliases import modern, original
-from lora_zoo.config.quantization import SCHEMES
+from lora_zoo.config.quantization import KEYS
 from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import complete_program
+from lora_zoo.core.statistics import ORIGINAL, of_data
 from lora_zoo.formats.folders import adapter_digest, adapter_in
 from lora_zoo.metrics import METRICS
 from lora_zoo.runs.redact import by_name_and_shape
@@ -28,7 +29,7 @@ _YOUNGER = (
     *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("early_stopping_patience", "early_stopping_threshold", "padding_free"),
-    *("model.quantization", *(f"model.{key}" for scheme in SCHEMES.values() for key in scheme.keys)),
+    *("model.quantization", *(f"model.{key}" for key in KEYS)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""
 COVERS = "with imports"
@@ -43,7 +44,7 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
         variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
     needs = needs_of(variant, settings.init)
-    if "original" in needs and not settings.model.quantization:
+    if ORIGINAL in needs and not settings.model.quantization:
         raise ValueError(
             f"init={settings.init} makes up for the error of a quantised base, and model.quantization=null: "
             "give model.quantization=nf4 or, in plain torch, reference_nf4"
@@ -101,7 +102,7 @@ def _identified(
 ) -> tuple[str, dict[str, Any]]:
     known, settings = hyperparameters(variant), _effective(config)
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
-    looks = set(needs_of(variant, config["init"])) - {"original"}
+    looks = of_data(needs_of(variant, config["init"]))
     if not (looks or "program" in settings):  # which may look at examples
         chosen.pop("calibration_examples", None)
     if variant.preset_of:  # a preset is the same run as its variant with that init
