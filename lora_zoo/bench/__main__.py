@@ -1,4 +1,6 @@
-"""Measure steps, memory, initialisation, files, sweeps, scaling and switching, beside PEFT and the base.
+"""Measure the variants beside PEFT and the frozen base.
+
+Steps, passes without gradients, memory, initialisation, files, sweeps, scaling, DropBP, switching.
 
 Tables, numbers and figures go to --out. Exit codes: 0 measured; 1 the regression test (--guard) found a
 variant slower than its reference, or a sweep to be timed failed; 2 the command line cannot be run as given.
@@ -42,6 +44,7 @@ def measure(options: "Options", provenance: dict[str, Any]) -> None:
     """Measure, print and write everything that was asked for, in order; targets are read off the others."""
     from lora_zoo.bench import (
         dropbp,
+        inference,
         init_time,
         io,
         memory,
@@ -56,6 +59,7 @@ def measure(options: "Options", provenance: dict[str, Any]) -> None:
     done: dict[str, report.Measurement] = {}
     measurements = {
         "step": step.measure,
+        "inference": inference.measure,
         "memory": memory.measure,
         "init": init_time.measure,
         "io": io.measure,

@@ -15,7 +15,7 @@ from lora_zoo.bench.timing import Stopwatch, clock_for
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.variants import VARIANTS
 
-WHAT = ("step", "memory", "init", "io", "sweep", "scaling", "dropbp", "switching", "targets")
+WHAT = ("step", "inference", "memory", "init", "io", "sweep", "scaling", "dropbp", "switching", "targets")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DROPOUT = 0.05
 

@@ -216,6 +216,23 @@ def test_forward_is_the_effective_weight_for_any_shape_rank_and_dtype(name, data
     assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
 
 
+@few_pointwise_pairs
+def test_passes_without_gradients_compute_the_same_with_and_without_a_kept_weight(name, kind):
+    model, injection, adapter, host, _ = adapted(name, kind)
+    model.eval()
+    for x in (inputs(kind, batch=(3,)), inputs(kind, batch=(40,))):
+        expected = with_effective(lone(kind), adapter, host, x)
+        with torch.no_grad():
+            assert_close(model(x), expected, **CLOSE)
+            with injection.effective() as kept:
+                assert_close(model(x), expected, **CLOSE)
+                perturb(injection, seed=2)
+                changed = model(x)
+            assert_close(changed, model(x), **CLOSE)
+            assert not torch.allclose(changed, expected, atol=1e-3), "an old weight was used"
+        assert bool(kept.left_out) != (kept.memory > 0)
+
+
 @few_mergeable_pairs
 def test_the_bias_is_effective_where_it_is_read_and_merged_and_comes_back_to_the_bit(name, kind):
     """It stays the layer's own parameter where the class does not change it."""

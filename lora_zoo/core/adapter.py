@@ -262,6 +262,13 @@ class Adapter(nn.Module, Variant):
         self.fused: Kernel | None = None if plain else KERNELS.find(self.kernel)()
         self.counter = context.counter
 
+    assigned: int = 0
+    """The number of assignments to attributes so far: a weight may depend on each of them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        vars(self)["assigned"] = self.assigned + 1
+
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         cls.changes_weight = not cls.pointwise or cls.weight is not Adapter.weight
@@ -315,6 +322,10 @@ class Adapter(nn.Module, Variant):
     def output(self, x: Tensor, host: LayerHost) -> Tensor:
         """The adapted layer's output: by the kernel where it serves, else by `forward`."""
         if self.fused is not None and not hooked(self):
+            if not (self.training or torch.is_grad_enabled()):
+                y = self.fused.lean(self, x, host)
+                if y is not None:
+                    return y
             operands = self.fused.operands(self)
             if not self.fused.refusal(x, host, operands):
                 return self.fused.run(x, host, operands, self.dropout.mask(x))

@@ -25,6 +25,10 @@ class Kernel(ABC):
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         """The layer's output (..., O) for x (..., I); the adapter's branch sees x through `mask`."""
 
+    def lean(self, adapter: Any, x: Tensor, host: LayerHost) -> Tensor | None:
+        """The same output where no gradients are recorded and nothing is dropped; None where `run` has to."""
+        return None
+
 
 _KINDS = ("forward", "forward_pre", "backward", "backward_pre")
 GLOBAL = tuple(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _KINDS)

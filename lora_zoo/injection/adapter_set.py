@@ -21,6 +21,7 @@ from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.injection.base_model import BESIDE, base_parameters
 from lora_zoo.injection.batched import BatchRows, RowGroup
 from lora_zoo.injection.compose import LayerParameters, NamedAdapter, check_compatible, merged_parameters
+from lora_zoo.injection.effective import EffectiveWeights
 from lora_zoo.injection.entries import Entries
 from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.named_rows import BASE, NamedRows, own_tensors
@@ -269,6 +270,27 @@ class AdapterSet(Mapping[str, A]):
                 yield
             finally:
                 self.activate(*active, composition=composition)
+
+    @contextlib.contextmanager
+    def effective(self, *, max_memory: int | None = None) -> Iterator[EffectiveWeights]:
+        """Inside, passes without gradients in evaluation mode use effective weights that are formed once.
+
+        They are formed anew when adapters change; where and when they are not used, `EffectiveWeights` says.
+        They take the memory of the adapted weights once more, at most `max_memory` bytes (half of what is
+        free): layers for which none is left do without. ValueError for a negative number.
+        """
+        kept = EffectiveWeights(
+            lambda: {} if self.merged else self._wrappers,
+            lambda: [one.shared for one in self._by_name.values() if one.shared is not None],
+            max_memory=max_memory,
+        )
+        begin = self.model.register_forward_pre_hook(kept.begin)
+        end = self.model.register_forward_hook(kept.end, always_call=True)
+        try:
+            yield kept
+        finally:
+            begin.remove()
+            end.remove()
 
     @contextlib.contextmanager
     def unmerged(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ from lora_zoo.hosts.quantized import numel
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.adapter_tensors import adapter_tensors, parameters, saved
 from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.effective import EffectiveWeights
 from lora_zoo.injection.matrices import TargetMatrix
 from lora_zoo.injection.module_names import unwrapped
 from lora_zoo.injection.named_rows import BASE
@@ -230,6 +231,12 @@ class Injection:
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model is exactly the one that was adapted: the base, with this adapter's priors."""
         return self._adapter_set.disabled(keep=self.prior)
+
+    def effective(
+        self, *, max_memory: int | None = None
+    ) -> contextlib.AbstractContextManager[EffectiveWeights]:
+        """Inside, passes without gradients use effective weights of the active adapters: see AdapterSet."""
+        return self._adapter_set.effective(max_memory=max_memory)
 
     def enable(self, active: bool = True) -> None:
         """Switch this adapter on or off, beside the other active ones, in the composition that there is."""

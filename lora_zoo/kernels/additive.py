@@ -52,6 +52,15 @@ class AdditiveKernel(DenseKernel):
         pair, start = operands
         return product(host, x, pair, start, mask)
 
+    def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+        (B_OR, A_RI), start = operands
+        B0_OR, A0_RI = start or NONE
+        (O, I), rank = W_OI.shape, both(B_OR, B0_OR)
+        if formable(x_NI, B_OR) and cheaper_formed(len(x_NI), rank, (O, I), spared=O + I):
+            return F.linear(x_NI, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI), bias_O)
+        y_NO = F.linear(x_NI, W_OI, bias_O).addmm_(F.linear(x_NI, A_RI), B_OR.T)
+        return y_NO if B0_OR is None or A0_RI is None else y_NO.addmm_(F.linear(x_NI, A0_RI), B0_OR.T)
+
 
 def product(
     host: LayerHost, x: Tensor, pair: FactorPair, start: FactorPair | None = None, mask: Mask | None = None

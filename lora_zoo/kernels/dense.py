@@ -3,6 +3,7 @@
 Shapes: O out, I in, R rank; x is (..., I).
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -20,6 +21,23 @@ class DenseKernel(Kernel):
 
     def refusal(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...]) -> str:
         return _mode() or _of_layer(x, host) or _of_tensors(x, host.matrix(), *flattened(operands))
+
+    def lean(self, adapter: Any, x: Tensor, host: LayerHost) -> Tensor | None:
+        plain = host.dense and not host.stores_codes and host.known is None and not host.replaced
+        if not (plain and type(x) is Tensor and x.is_contiguous() and x.numel()):
+            return None
+        if cast(x.device) or _mode():
+            return None
+        W_OI, operands = host.matrix(), self.operands(adapter)
+        for tensor in (W_OI, *flattened(operands)):
+            if tensor.dtype is not x.dtype or tensor.device != x.device or type(tensor) not in ORDINARY:
+                return None
+        x_NI = x.view(-1, x.shape[-1])
+        return self.value(x_NI, W_OI, host.own_bias, operands).view(*x.shape[:-1], -1)
+
+    @abstractmethod
+    def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+        """The output (N, O), of tensors of one dtype and device."""
 
 
 ORDINARY = (Tensor, nn.Parameter)

@@ -42,6 +42,11 @@ class DoraKernel(DenseKernel):
         m_O, pair, start = operands
         return decomposed(host, x, m_O, pair, start, mask)
 
+    def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+        m_O, (B_OR, A_RI), start = operands
+        V_OI = formed(W_OI, B_OR, A_RI, *(start or NONE))
+        return F.linear(x_NI, V_OI.mul_((m_O / norm_of(V_OI))[:, None]), bias_O)
+
 
 def decomposed(
     host: LayerHost,
@@ -57,7 +62,7 @@ def decomposed(
         dtype = at_least_float32(torch.promote_types(W_OI.dtype, pair.B_OR.dtype))
         B_OR, A_RI = (t.to(dtype) for t in joined(pair, start))
         V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
-        norm_O = V_OI.norm(dim=1).detach().clamp_min(torch.finfo(V_OI.dtype).tiny)
+        norm_O = norm_of(V_OI)
     x, pair, start = branched(x, pair, start)
     x, gain_O, *factors = learning(x, m_O / norm_O, *pair)
     known = V_OI if formable(x, pair.B_OR) else None
@@ -66,6 +71,11 @@ def decomposed(
             x, W_OI, host.own_bias, known, gain_O, *factors, *(start or NONE), mask
         )
     return y
+
+
+def norm_of(V_OI: Tensor) -> Tensor:
+    """The norm of each row (O,), never zero."""
+    return V_OI.norm(dim=1).detach().clamp_min(torch.finfo(V_OI.dtype).tiny)
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -43,6 +43,14 @@ class VeraKernel(DenseKernel):
         b_O, d_R, pair = operands
         return scaled(host, x, b_O, d_R, pair, mask)
 
+    def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+        b_O, d_R, (B_OR, A_RI) = operands
+        (O, I), R = W_OI.shape, len(d_R)
+        if formable(x_NI, B_OR) and len(x_NI) * R * (O + I) > R * O * I:
+            return F.linear(x_NI, torch.addcmul(W_OI, (B_OR * d_R) @ A_RI, b_O[:, None]), bias_O)
+        u_NO = F.linear(F.linear(x_NI, A_RI).mul_(d_R), B_OR)
+        return F.linear(x_NI, W_OI, bias_O).addcmul_(u_NO, b_O)
+
 
 def scaled(
     host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: FactorPair, mask: Mask | None = None

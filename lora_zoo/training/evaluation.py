@@ -88,7 +88,11 @@ class Evaluator:
     def _outcomes(self, split: str, *, keep: bool) -> list[dict[str, Any]]:
         """The outcomes of a split. ValueError for answers of which none can be had."""
         try:
-            with in_mode(self.injection.model, training=False), self.injection.recorded_routing() as routing:
+            with (
+                in_mode(self.injection.model, training=False),
+                self.injection.effective(),
+                self.injection.recorded_routing() as routing,
+            ):
                 outcomes = self._judged(split)
         except NotFinite as broken:
             raise NotFinite(f"{split}: {broken}") from broken
