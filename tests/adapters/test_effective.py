@@ -53,6 +53,11 @@ def replaced_data(model: Net, adapters: AdapterSet, name: str) -> None:
     tensor.data = tensor.data + 0.1
 
 
+def base_replaced(model: Net, adapters: AdapterSet, name: str) -> None:
+    weight = model.first.layer.weight
+    weight.data = 0.9 * weight.data
+
+
 def scale(model: Net, adapters: AdapterSet, name: str) -> None:
     for adapter in adapters["lora"].adapters.values():
         adapter.scale *= 1.1
@@ -111,6 +116,7 @@ CHANGES: list[Change] = [
     in_place,
     through_data,
     replaced_data,
+    base_replaced,
     scale,
     buffer,
     base_weight,

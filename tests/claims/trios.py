@@ -466,8 +466,8 @@ TRIOS: dict[str, Trio] = {
     "asymmetry/b-only-as-good": _as_good("bakeoff_budget", "lora_fa", "lora"),
     "asymmetry/a-alone-is-worse": trio(
         *(
-            "",
-            "config.variant.trained task_lr",
+            "asymmetry",
+            "config.variant.trained",
             _variants({"B": 0.9, "A": 0.8}),
             _variants({"B": 0.8, "A": 0.9}),
         ),
