@@ -465,12 +465,7 @@ TRIOS: dict[str, Trio] = {
     "lora-fa/as-good": _as_good("bakeoff_rank", "lora_fa", "lora"),
     "asymmetry/b-only-as-good": _as_good("bakeoff_budget", "lora_fa", "lora"),
     "asymmetry/a-alone-is-worse": trio(
-        *(
-            "asymmetry",
-            "config.variant.trained",
-            _variants({"B": 0.9, "A": 0.8}),
-            _variants({"B": 0.8, "A": 0.9}),
-        ),
+        *("asymmetry", "config.variant.trained", {"B": 0.9, "A": 0.8}, {"B": 0.8, "A": 0.9}),
         variant="asymmetric_lora",
     ),
     "xgblora/random-layers": trio(
