@@ -279,11 +279,7 @@ class AdapterSet(Mapping[str, A]):
         They take the memory of the adapted weights once more, at most `max_memory` bytes (half of what is
         free): layers for which none is left do without. ValueError for a negative number.
         """
-        kept = EffectiveWeights(
-            lambda: {} if self.merged else self._wrappers,
-            lambda: [one.shared for one in self._by_name.values() if one.shared is not None],
-            max_memory=max_memory,
-        )
+        kept = EffectiveWeights(lambda: {} if self.merged else self._wrappers, max_memory=max_memory)
         begin = self.model.register_forward_pre_hook(kept.begin)
         end = self.model.register_forward_hook(kept.end, always_call=True)
         try:

@@ -5,7 +5,7 @@ model to the bit, and those of the adapted model to rounding.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -37,17 +37,13 @@ class EffectiveWeights:
     def __init__(
         self,
         wrappers: Callable[[], Mapping[str, AdapterWrapper]],
-        shared: Callable[[], Iterable[nn.Module]],
         *,
         max_memory: int | None = None,
     ) -> None:
-        """`shared` are the modules that adapters share; `max_memory` is in bytes.
-
-        ValueError for a negative one.
-        """
+        """`max_memory` is in bytes. ValueError for a negative one."""
         if max_memory is not None and max_memory < 0:
             raise ValueError(f"effective: max_memory is a number of bytes, 0 or more; got {max_memory}")
-        self._wrappers, self._shared, self._max_memory = wrappers, shared, max_memory
+        self._wrappers, self._max_memory = wrappers, max_memory
         self._form()
 
     def begin(self, model: nn.Module, *_: object) -> None:
@@ -87,14 +83,15 @@ class EffectiveWeights:
                     continue
                 reason = f"it takes {needed:,} bytes, and {limit - self.memory:,} of {limit:,} are left"
             self.left_out[name] = reason
-        self._sources = Sources.of([*wrappers.values()], self._shared())
+        self._sources = Sources.of([*wrappers.values()])
         self._marks, tensors = self._sources.marks(), self._sources.tensors()
         self._alive = [
             tensors,
             [wrapper.live for wrapper in self._sources.wrappers],
         ]  # marks have their numbers
         self._devices = {t.device for t in tensors}
-        self._parameters = [p for adapter in self._sources.adapters for p in adapter.parameters()]
+        own = (p for adapter in self._sources.adapters for p in adapter.parameters())
+        self._parameters = [*{id(p): p for p in own}.values()]
         self._values = [p.detach().clone() for p in self._parameters]
 
 
@@ -108,10 +105,10 @@ class Sources(NamedTuple):
     """The modules' tensors by name, as torch keeps them."""
 
     @classmethod
-    def of(cls, wrappers: Sequence[AdapterWrapper], shared: Iterable[nn.Module]) -> "Sources":
+    def of(cls, wrappers: Sequence[AdapterWrapper]) -> "Sources":
         entries = [*chain.from_iterable(own for wrapper in wrappers for own in wrapper.live.values())]
         layers = [*dict.fromkeys(entry.host.layer for entry in entries)]
-        modules = [m for part in (*(e.adapter for e in entries), *shared) for m in part.modules()]
+        modules = dict.fromkeys(m for entry in entries for m in entry.adapter.modules())
         stores = [store for m in modules for store in (m._parameters, m._buffers) if store]
         return cls(
             wrappers, [e.adapter for e in entries], layers, [*stores, *(m._parameters for m in layers)]
