@@ -721,7 +721,7 @@ def test_dropout_acts_on_the_update_alone(name, path):
     dropped = seen_by[0] if seen_by else adapter.dropout.mask(x).zero(x) * 2
     update_OI = adapter.weight(W_OI) - W_OI
     start = adapter.pairs()[1] if adapter.kernel and adapter.fused is None else None
-    spared = 0 if start is None else (x - dropped) @ (start.B_OR @ start.A_RI).T
+    spared = 0 if start is None else start.scale * (x - dropped) @ (start.B_OR @ start.A_RI).T
     assert_close(y, model.layer.layer(x) + dropped @ update_OI.T + spared, **CLOSE)
 
 

@@ -19,13 +19,14 @@ def wide(W: Tensor) -> Tensor:
 
 def cast(device: torch.device) -> bool:
     """True if autocast is on for `device`."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast is off: a weight is computed in its tensors' own dtype, whatever x meets."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False) if cast(device) else contextlib.nullcontext()
 
 
 def product(X: Tensor, Y: Tensor) -> Tensor:

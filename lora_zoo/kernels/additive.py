@@ -15,7 +15,6 @@ from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, learning
 from lora_zoo.kernels.dtypes import exactly, formable, plus_
 from lora_zoo.kernels.shared import (
-    NONE,
     FactorPair,
     columns,
     formed,
@@ -53,13 +52,16 @@ class AdditiveKernel(DenseKernel):
         return product(host, x, pair, start, mask)
 
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
-        (B_OR, A_RI), start = operands
-        B0_OR, A0_RI = start or NONE
+        (B_OR, A_RI, scale), start = operands
+        B0_OR, A0_RI, start_scale = start or NO_PAIR
         (O, I), rank = W_OI.shape, both(B_OR, B0_OR)
-        if formable(x_NI, B_OR) and cheaper_formed(len(x_NI), rank, (O, I), spared=O + I):
-            return F.linear(x_NI, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI), bias_O)
-        y_NO = F.linear(x_NI, W_OI, bias_O).addmm_(F.linear(x_NI, A_RI), B_OR.T)
-        return y_NO if B0_OR is None or A0_RI is None else y_NO.addmm_(F.linear(x_NI, A0_RI), B0_OR.T)
+        if cheaper_formed(len(x_NI), rank, (O, I), spared=O + I) and formable(x_NI, B_OR):
+            scales = scale, start_scale
+            return F.linear(x_NI, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, scales), bias_O)
+        y_NO = F.linear(x_NI, W_OI, bias_O).addmm_(F.linear(x_NI, A_RI), B_OR.T, alpha=scale)
+        if B0_OR is None or A0_RI is None:
+            return y_NO
+        return y_NO.addmm_(F.linear(x_NI, A0_RI), B0_OR.T, alpha=start_scale)
 
 
 def product(
@@ -67,10 +69,15 @@ def product(
 ) -> Tensor:
     """W x + bias + (B A + B0 A0) drop(x); `start` is the frozen B0 A0 of a residual start."""
     x, pair, start = branched(x, pair, start)
-    x, *factors = learning(x, *pair)
+    x, *factors = learning(x, *pair[:2])
+    B0_OR, A0_RI, start_scale = start or NO_PAIR
+    scales = pair.scale, start_scale
     with exactly(x):
-        y, _ = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, *(start or NONE), mask)
+        y, _ = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, B0_OR, A0_RI, scales, mask)
     return y
+
+
+NO_PAIR = (None, None, 1.0)
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,16 +86,18 @@ def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     for_x, _, _, for_B, *_ = ctx.needs_input_grad
     g_NO = g.reshape(-1, g.shape[-1])
     own_NO = g_NO.to(B_OR.dtype)
-    gB_NR, dB_OR, dA_RI, dx = own_NO @ B_OR, None, None, None
+    scale, start_scale = ctx.scales
+    gB_NR, dB_OR, dA_RI, dx = scale * (own_NO @ B_OR), None, None, None
     if x is not None:
         dropped_NI = seen(x.reshape(-1, x.shape[-1]), mask, A_RI.dtype)
         h_NR, dA_RI = dropped_NI @ A_RI.T, gB_NR.T @ dropped_NI
     if for_B:
-        dB_OR = own_NO.T @ linked(h_NR, link)
+        dB_OR = own_NO.T @ (scale * linked(h_NR, link))
     if for_x:
-        branch_NI = gB_NR @ A_RI if B0_OR is None else gB_NR @ A_RI + own_NO @ B0_OR @ A0_RI
+        branch_NI = gB_NR @ A_RI
+        branch_NI = branch_NI if B0_OR is None else branch_NI + start_scale * (own_NO @ B0_OR @ A0_RI)
         dx = returned(g_NO, W_OI, branch_NI, mask)
-    return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
+    return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None, None
 
 
 class LoraFunction(torch.autograd.Function):
@@ -102,23 +111,25 @@ class LoraFunction(torch.autograd.Function):
         A_RI: Tensor,
         B0_OR: Tensor | None,
         A0_RI: Tensor | None,
+        scales: tuple[float, float],
         mask: Mask | None,
     ) -> tuple[Tensor, Tensor | None]:
         x_NI, (O, I) = x.reshape(-1, x.shape[-1]), W_OI.shape
+        ctx.scales = scales
         _, _, _, for_B, for_A, *_ = ctx.needs_input_grad
         # B's gradient takes A x anyway: the branch's first product is not spared where B learns.
         spared, rank = O if for_B else O + I, both(B_OR, B0_OR)
         h_NR = None
         if mask is None and formable(x, B_OR) and cheaper_formed(len(x_NI), rank, (O, I), spared=spared):
-            y = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI), bias_O)
+            y = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, scales), bias_O)
         else:
             y = frozen(x, W_OI, bias_O)
             y_NO = y.view(-1, O)
             dropped_NI = seen(x_NI, mask, A_RI.dtype)
             h_NR = dropped_NI @ A_RI.T
-            plus_(y_NO, h_NR, B_OR.T)
+            plus_(y_NO, h_NR, B_OR.T, scales[0])
             if B0_OR is not None and A0_RI is not None:
-                y_NO.addmm_(dropped_NI @ A0_RI.T, B0_OR.T)
+                y_NO.addmm_(dropped_NI @ A0_RI.T, B0_OR.T, alpha=scales[1])
         if for_B and not for_A and h_NR is None:
             h_NR = x_NI @ A_RI.T  # R numbers a token are kept, not the I of x
         kept = (x if for_A else None, h_NR if for_B else None)
@@ -139,6 +150,9 @@ class LoraFunction(torch.autograd.Function):
         )
         own_NO = g_NO.to(B_OR.dtype)
         gB_NR = own_NO @ columns(B_OR) if for_A or (for_x and not form) else None
+        scale, start_scale = ctx.scales
+        if gB_NR is not None and scale != 1:
+            gB_NR.mul_(scale)
         dB_OR = dA_RI = dx = None
         if for_A:
             dropped_NI = seen(x.reshape(-1, I), mask, A_RI.dtype)
@@ -146,13 +160,13 @@ class LoraFunction(torch.autograd.Function):
             assert gB_NR is not None
             dA_RI = gB_NR.T @ dropped_NI
         if for_B:
-            dB_OR = (h_NR.T @ own_NO).T
+            dB_OR = ((h_NR if scale == 1 else scale * h_NR).T @ own_NO).T
         if for_x and form:
-            dx = g_NO @ formed(W_OI, B_OR, A_RI, B0_OR, A0_RI)
+            dx = g_NO @ formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, ctx.scales)
         elif for_x:
             assert gB_NR is not None
-            dx = through(g_NO, W_OI, gB_NR, A_RI, B0_OR, A0_RI, mask)
-        return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None
+            dx = through(g_NO, W_OI, gB_NR, A_RI, B0_OR, A0_RI, mask, start_scale=start_scale)
+        return unflattened(dx, ctx.shape), None, None, dB_OR, dA_RI, None, None, None, None
 
 
 def both(B_OR: Tensor, B0_OR: Tensor | None) -> int:

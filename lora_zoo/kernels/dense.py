@@ -88,7 +88,7 @@ def flattened(operands: tuple[Any, ...]) -> Any:
         if isinstance(operand, Tensor):
             yield operand
         elif operand is not None:
-            yield from operand
+            yield from operand[:2]
 
 
 def _dtypes_fit(x: Tensor, W_OI: Tensor, *tensors: Tensor) -> bool:
@@ -111,8 +111,8 @@ def branched(
     """
     if cast(x.device) or not formable(x, pair.B_OR):
         pair, start = joined(pair, start), None
-    B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair)
-    return x.to(narrowed(x, x.dtype)), FactorPair(B_OR, A_RI), start
+    B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair[:2])
+    return x.to(narrowed(x, x.dtype)), FactorPair(B_OR, A_RI, pair.scale), start
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -121,10 +121,11 @@ def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def joined(pair: FactorPair, start: FactorPair | None) -> FactorPair:
-    """B A + B0 A0 as one pair."""
+    """B A + B0 A0 as one pair, the scales in B: where it is narrowed, they are not rounded apart."""
     if start is None:
-        return pair
-    return FactorPair(torch.cat([pair.B_OR, start.B_OR], dim=1), torch.cat([pair.A_RI, start.A_RI]))
+        return FactorPair(*pair.scaled())
+    (B_OR, A_RI), (B0_OR, A0_RI) = pair.scaled(), start.scaled()
+    return FactorPair(torch.cat([B_OR, B0_OR], dim=1), torch.cat([A_RI, A0_RI]))
 
 
 def learning(*tensors: Tensor) -> tuple[Tensor, ...]:

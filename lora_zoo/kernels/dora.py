@@ -36,15 +36,16 @@ class DoraKernel(DenseKernel):
     """W x + bias + (W' - W) drop(x) with W' = m V / ‖V‖_row; m and the factors are the adapter's."""
 
     def operands(self, adapter: Any) -> tuple[Any, ...]:
-        return adapter.m_O, *adapter.pairs()
+        pair, start = adapter.pairs()
+        return adapter.m_O, FactorPair(*pair.scaled()), start and FactorPair(*start.scaled())
 
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         m_O, pair, start = operands
         return decomposed(host, x, m_O, pair, start, mask)
 
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
-        m_O, (B_OR, A_RI), start = operands
-        V_OI = formed(W_OI, B_OR, A_RI, *(start or NONE))
+        m_O, pair, start = operands
+        V_OI = formed(W_OI, *pair[:2], *(start[:2] if start else NONE))
         return F.linear(x_NI, V_OI.mul_((m_O / norm_of(V_OI))[:, None]), bias_O)
 
 
@@ -60,15 +61,15 @@ def decomposed(
     W_OI = host.matrix()
     with exactly(x), torch.no_grad():
         dtype = at_least_float32(torch.promote_types(W_OI.dtype, pair.B_OR.dtype))
-        B_OR, A_RI = (t.to(dtype) for t in joined(pair, start))
+        B_OR, A_RI = (t.to(dtype) for t in joined(pair, start).scaled())
         V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
         norm_O = norm_of(V_OI)
     x, pair, start = branched(x, pair, start)
-    x, gain_O, *factors = learning(x, m_O / norm_O, *pair)
+    x, gain_O, *factors = learning(x, m_O / norm_O, *pair.scaled())
     known = V_OI if formable(x, pair.B_OR) else None
     with exactly(x):
         y: Tensor = DoraFunction.apply(
-            x, W_OI, host.own_bias, known, gain_O, *factors, *(start or NONE), mask
+            x, W_OI, host.own_bias, known, gain_O, *factors, *(start.scaled() if start else NONE), mask
         )
     return y
 

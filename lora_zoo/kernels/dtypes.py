@@ -17,10 +17,11 @@ def formable(x: Tensor, B_OR: Tensor) -> bool:
     return x.dtype == B_OR.dtype == at_least_float32(x.dtype)
 
 
-def plus_(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
-    """y += one two in place; where y is narrower than the factors, the sum alone is rounded."""
+def plus_(y: Tensor, one: Tensor, two: Tensor, scale: float = 1.0) -> Tensor:
+    """y += scale · one two in place; where y is narrower than the factors, the sum alone is rounded."""
     if y.dtype == one.dtype:
-        return y.addmm_(one, two)
+        return y.addmm_(one, two, alpha=scale)
+    one = one if scale == 1 else scale * one
     if (y.dtype, one.dtype) == (torch.bfloat16, torch.float32):
         # In two bfloat16 parts the factors keep 16 bits, and nothing of y's size is made in float32.
         (a, da), (b, db) = bfloat16_parts(one), bfloat16_parts(two)

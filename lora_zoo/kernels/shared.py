@@ -17,10 +17,15 @@ from lora_zoo.kernels.dtypes import exactly, plus_
 
 
 class FactorPair(NamedTuple):
-    """A product B A of thin factors, B (O, R) and A (R, I)."""
+    """A product scale · B A of thin factors, B (O, R) and A (R, I)."""
 
     B_OR: Tensor
     A_RI: Tensor
+    scale: float = 1.0
+
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """The factors with the scale in B."""
+        return self.B_OR if self.scale == 1 else self.scale * self.B_OR, self.A_RI
 
 
 NONE = (None, None)
@@ -111,24 +116,35 @@ def through(
     A0_RI: Tensor | None,
     mask: Mask | None,
     of_pair: Tensor | None = None,
+    start_scale: float = 1.0,
 ) -> Tensor:
-    """The input's gradient g W + drop(g B A + g B0 A0); `of_pair` stands for g at B0, where it is another."""
+    """The input's gradient g W + drop(g B A + g B0 A0), B0 A0 times `start_scale`.
+
+    `of_pair` stands for g at B0, where it is another.
+    """
     W_OI = W_OI.to(g_NO.dtype)
     gB0_NR = None if B0_OR is None else (g_NO if of_pair is None else of_pair) @ columns(B0_OR)
     if mask is None:
         dx_NI = plus_(g_NO @ W_OI, gB_NR, A_RI)
-        return dx_NI if gB0_NR is None or A0_RI is None else dx_NI.addmm_(gB0_NR, A0_RI)
+        return dx_NI if gB0_NR is None or A0_RI is None else dx_NI.addmm_(gB0_NR, A0_RI, alpha=start_scale)
     dx_NI = gB_NR @ A_RI
     if gB0_NR is not None and A0_RI is not None:
-        dx_NI.addmm_(gB0_NR, A0_RI)
+        dx_NI.addmm_(gB0_NR, A0_RI, alpha=start_scale)
     mask.drop_(dx_NI)
     return dx_NI.addmm_(g_NO, W_OI) if dx_NI.dtype == g_NO.dtype else (g_NO @ W_OI).add_(dx_NI)
 
 
-def formed(W_OI: Tensor, B_OR: Tensor, A_RI: Tensor, B0_OR: Tensor | None, A0_RI: Tensor | None) -> Tensor:
-    """W + B A + B0 A0, a new tensor."""
-    formed_OI = torch.addmm(W_OI, B_OR, A_RI)
-    return formed_OI if B0_OR is None or A0_RI is None else formed_OI.addmm_(B0_OR, A0_RI)
+def formed(
+    W_OI: Tensor,
+    B_OR: Tensor,
+    A_RI: Tensor,
+    B0_OR: Tensor | None,
+    A0_RI: Tensor | None,
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """W + B A + B0 A0, each product times its scale: a new tensor."""
+    formed_OI = torch.addmm(W_OI, B_OR, A_RI, alpha=scales[0])
+    return formed_OI if B0_OR is None or A0_RI is None else formed_OI.addmm_(B0_OR, A0_RI, alpha=scales[1])
 
 
 def columns(B_OR: Tensor) -> Tensor:

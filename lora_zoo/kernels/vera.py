@@ -37,14 +37,15 @@ class VeraKernel(DenseKernel):
     """W x + bias + diag(b) B diag(d) A drop(x), A and B frozen and shared."""
 
     def operands(self, adapter: Any) -> tuple[Any, ...]:
-        return adapter.b_O, adapter.gain * adapter.d_R, adapter.projections()
+        d_R = adapter.d_R if adapter.gain == 1 else adapter.gain * adapter.d_R
+        return adapter.b_O, d_R, adapter.projections()
 
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         b_O, d_R, pair = operands
         return scaled(host, x, b_O, d_R, pair, mask)
 
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
-        b_O, d_R, (B_OR, A_RI) = operands
+        b_O, d_R, (B_OR, A_RI, _) = operands
         (O, I), R = W_OI.shape, len(d_R)
         if formable(x_NI, B_OR) and len(x_NI) * R * (O + I) > R * O * I:
             return F.linear(x_NI, torch.addcmul(W_OI, (B_OR * d_R) @ A_RI, b_O[:, None]), bias_O)
@@ -57,7 +58,7 @@ def scaled(
 ) -> Tensor:
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
     dtype = narrowed(x, pair.B_OR.dtype)
-    x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair)
+    x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair.scaled())
     with exactly(x):
         y, _ = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
     return y

@@ -131,18 +131,19 @@ class LowRank(Scaled, ABC):
         return True
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        """The scaled (s B, A), and a residual initialisation's (-s B0, A0)."""
-        learning = FactorPair(self.scale * self.B_OR, self.A_RI)
+        """s B A, and a residual initialisation's -s B0 A0."""
+        learning = FactorPair(self.B_OR, self.A_RI, self.scale)
         if self.A0_RI is None or self.B0_OR is None:
             return learning, None
-        return learning, FactorPair(-self.scale * self.B0_OR, self.A0_RI)
+        return learning, FactorPair(self.B0_OR, self.A0_RI, -self.scale)
 
     def branch(self) -> tuple[Tensor, Tensor]:
         """Thin (B, A), with the scale and a residual initialisation's own factors."""
         learning, frozen = self.pairs()
         if frozen is None:
-            return learning
-        return torch.cat([learning.B_OR, frozen.B_OR], dim=1), torch.cat([learning.A_RI, frozen.A_RI])
+            return learning.scaled()
+        (B_OR, A_RI), (B0_OR, A0_RI) = learning.scaled(), frozen.scaled()
+        return torch.cat([B_OR, B0_OR], dim=1), torch.cat([A_RI, A0_RI])
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         dropped = host.dropped(x, self.dropout)
@@ -195,7 +196,8 @@ class Additive(LowRank, Product, ABC):
         learning, start = self.pairs()
         if start is None or dropped is x:
             return y + host.low_rank(dropped, *self.factors()).to(y.dtype)
-        return y + (host.low_rank(dropped, *learning) + host.low_rank(x, *start)).to(y.dtype)
+        of_pair, of_start = host.low_rank(dropped, *learning.scaled()), host.low_rank(x, *start.scaled())
+        return y + (of_pair + of_start).to(y.dtype)
 
 
 def conventional_init(cls: type[Variant], init: str, host: Host) -> str:

@@ -104,7 +104,7 @@ class DyLoRA(Additive):
         if self.last:
             B_OR = torch.cat([B_OR[:, :-1].detach(), B_OR[:, -1:]], dim=1)
             A_RI = torch.cat([A_RI[:-1].detach(), A_RI[-1:]])
-        return FactorPair(scale * B_OR, A_RI), None
+        return FactorPair(B_OR, A_RI, scale), None
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

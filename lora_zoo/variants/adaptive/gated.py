@@ -35,10 +35,10 @@ class Gated(Product, ABC):
         return self.g_R
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        return FactorPair(self.scale * self.B_OR * self.gates(), self.A_RI), None
+        return FactorPair(self.B_OR * self.gates(), self.A_RI, self.scale), None
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.pairs()[0]
+        return self.pairs()[0].scaled()
 
     def components(self) -> int:
         return len(self.A_RI)

@@ -173,11 +173,11 @@ class LoRADropoutMasks(Additive):
         return DenseMask.draw(ones, self.mask_dropout, source).drop(ones)
 
     def pairs(self) -> tuple[FactorPair, FactorPair | None]:
-        B_OR, A_RI = super().pairs()[0]
+        B_OR, A_RI, scale = super().pairs()[0]
         if self.drop is not None and self.mask_dropout:
             B_OR = B_OR * self.drop("B", B_OR.new_ones(len(B_OR)))[:, None]
             A_RI = A_RI * self.drop("A", A_RI.new_ones(A_RI.shape[1]))
-        return FactorPair(B_OR, A_RI), None
+        return FactorPair(B_OR, A_RI, scale), None
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

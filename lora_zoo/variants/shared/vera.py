@@ -63,5 +63,5 @@ class VeRA(Product):
         return FactorPair(B_OR.to(self.b_O.dtype), A_RI.to(self.b_O.dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        B_OR, A_RI = self.projections()
+        B_OR, A_RI, _ = self.projections()
         return self.b_O[:, None] * B_OR * (self.gain * self.d_R), A_RI
