@@ -1,6 +1,7 @@
 """Cells of claims: `{"variant": "lora", "rank": 8}`, or a word alone, which is a variant; and their labels.
 
-"max" and "min" stand for the greatest and the least value of the axis that was run, null for runs without one.
+"max" and "min" stand for the greatest and the least value of the axis that was run, null for runs without
+one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
