@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from lora_zoo.conformance.cases import inputs, lone, only, perturb
+from lora_zoo.conformance.cases import inputs, lone, only, perturb, randomise
 from lora_zoo.core.hooks import Progress
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.runs.identity import specify
 from lora_zoo.training import runner
 from lora_zoo.training.parts import TurnSampler, divided
 from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.variants.adaptive import two_levels
 from tests.test_programs import QUICK, asked, folder_in, record
 from tests.test_training import examples, model, trainer
 
@@ -129,7 +130,7 @@ def test_a_run_of_parts_resumes_to_the_bit_amid_a_round_and_an_epoch(step: int, 
     more = {"gradient_accumulation_steps": 3, "max_steps": 11, "weight_decay": 0.1}  # 4 steps an epoch
 
     def fresh() -> Injection:
-        return bilora(inner_steps=3, outer_steps=2)
+        return bilora(inner_steps=3, outer_steps=2, unroll_lr=0.5)
 
     whole, resumed = fresh(), fresh()
     trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=1, **more).train()
@@ -142,6 +143,7 @@ def test_a_run_of_parts_resumes_to_the_bit_amid_a_round_and_an_epoch(step: int, 
 @pytest.mark.parametrize(
     ("hyper", "changes", "says"),
     [
+        ({"unroll_lr": -1.0}, {}, r"bilora: unroll_lr must be 0 \(first order\) or more; got -1\.0"),
         ({"outer_share": 0.05}, {}, "'outer' is too small: its share of 48 training examples is 2"),
         ({}, {"ignore_data_skip": True}, r"trainer\.ignore_data_skip=true: bilora trains on parts"),
         ({}, {"train_sampling_strategy": "sequential"}, r"strategy=sequential: bilora trains on parts"),
@@ -158,6 +160,84 @@ def test_what_cannot_be_divided_is_refused(
 def test_shares_add_up_to_one(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="above 0 that add up to 1"):
         divided(shares, 100, seed=0, least=1)
+
+
+# --- the unrolled step -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("frozen", "gradient"), [(False, -10.05), (True, -11.4)])
+def test_the_unrolled_gradient_of_a_bilinear_loss_is_that_of_the_page(frozen: bool, gradient: float) -> None:
+    """ΔW = b v a, L_in = 1.5 ΔW, L_out = -2 ΔW at a = 2, b = 3, v = 0.5, ξ = 0.1.
+
+    First order: -2 a b = -12. The second term is -ξ 1.5 (-2) v (a² + b²) = 1.95. With a at rest it is 0.6,
+    and the sum d/dv of -2 a v (b₀ - ξ 1.5 v a), whose step from b₀ = 3.15 led to b.
+    """
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False)).double()
+    injection = inject(net, "bilora", target_modules="0", rank=1, alpha=1.0, unroll_lr=0.1)
+    adapter, host = only(injection)
+    W, values = (
+        host.matrix().detach(),
+        zip((adapter.A_RI, adapter.E_R, adapter.B_OR), (2, 0.5, 3), strict=True),
+    )
+    for p, value in values:
+        torch.nn.init.constant_(p, value)
+    adapter.A_RI.requires_grad_(not frozen)
+    learned = injection.parameters()
+
+    def gradients_of_step(step: int) -> dict[Any, torch.Tensor]:
+        assert step == 1
+        found = torch.autograd.grad(1.5 * adapter.weight(W).sum(), learned)
+        return dict(zip(learned, found, strict=True))
+
+    (-2 * adapter.weight(W).sum() + injection.hooks.regularizer()).backward()
+    with pytest.raises(ValueError, match="bilora: unroll_lr needs this project's trainer"):
+        injection.hooks.on_after_backward(Progress(2, 2))
+    injection.hooks.on_after_backward(Progress(2, 2, gradients_of_step=gradients_of_step))
+    assert adapter.E_R.grad.item() == pytest.approx(gradient, rel=1e-9)
+    assert (adapter.A_RI.item(), adapter.B_OR.item()) == (2, 3) and adapter.B_OR.grad is None
+
+
+@pytest.mark.parametrize("variant", ["bilora", "autolora_search"])
+def test_the_trainer_unrolls_the_last_inner_step(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autograd differentiates twice, on the micro-batches that were seen, with the same dropout."""
+    monkeypatch.setattr(two_levels, "SHIFT", 1e-3)
+    host = model().double()
+    host.set_attn_implementation("eager")
+    injection = inject(host, variant, rank=2, lora_dropout=0.1, inner_steps=2, outer_steps=2, unroll_lr=0.5)
+    randomise(host.parameters(), 0.3, 1)
+    run = trainer(tmp_path, injection, gradient_accumulation_steps=2, max_steps=8)
+    seen, hooks, checked = watched(monkeypatch), injection.hooks, list[float]()
+    upper = [p for n, p in injection.named_parameters().items() if n.endswith(f".{hooks.upper}")]
+    lower = [p for n, p in injection.named_parameters().items() if not n.endswith(f".{hooks.upper}")]
+
+    def on_after_backward(progress: Progress) -> None:
+        plain = [p.grad.clone() for p in upper]
+        of_penalty = torch.as_tensor(hooks.regularizer(), dtype=torch.float64)
+        penalty = torch.autograd.grad(of_penalty + 0 * lower[0].sum(), lower, materialize_grads=True)
+        v = [p.grad - own for p, own in zip(lower, penalty, strict=True)]
+        type(hooks).on_after_backward(hooks, progress)
+        if progress.step % 4 in (1, 2):
+            return
+        last = max(step for step, _ in seen if step % 4 == 2)
+        with run._without_trace():
+            losses = [
+                run.compute_loss(host, run.data_collator([run.train_dataset[n] for n in numbers])) / 2
+                for step, numbers in seen
+                if step == last
+            ]
+            first = torch.autograd.grad(sum(losses), lower, create_graph=True)
+        along = sum((g * own).sum() for g, own in zip(first, v, strict=True))
+        second = torch.autograd.grad(along, upper)
+        for p, own, more in zip(upper, plain, second, strict=True):
+            torch.testing.assert_close(p.grad - own, -0.5 * more, rtol=0, atol=float(5e-3 * more.abs().max()))
+        checked.append(max(float(more.abs().max()) for more in second))
+
+    monkeypatch.setattr(hooks, "on_after_backward", on_after_backward)
+    run.train()
+    assert len(checked) == 4 and max(checked) > 1e-2
+    assert seen[-1][0] == 8 and len(seen) == 16
 
 
 # --- BiLoRA ------------------------------------------------------------------------------------------------

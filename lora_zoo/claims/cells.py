@@ -1,6 +1,7 @@
 """Cells of claims: `{"variant": "lora", "rank": 8}`, or a word alone, which is a variant; and their labels.
 
-"max" and "min" stand for the greatest and the least value of the axis that was run.
+"max" and "min" stand for the greatest and the least value of the axis that was run, null for runs without
+one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ def _level(runs: Runs, axis: str, wanted: Any) -> Any:
 def checked(cell: Any) -> Cell:
     """The cell. ValueError for what is none."""
     values = cell.values() if isinstance(cell, Mapping) else [cell]
-    if isinstance(cell, Mapping | str) and all(isinstance(v, str | int | float) for v in values):
+    if isinstance(cell, Mapping | str) and all(isinstance(v, str | int | float | None) for v in values):
         return cell
     raise ValueError(f"a cell is a variant or {{axis: value}}, not {cell!r}")
 
@@ -55,9 +56,8 @@ _WORDS = {
 
 
 def words(where: Axes) -> str:
-    values = {
-        axis: f"{value:g}" if isinstance(value, int | float) else value for axis, value in where.items()
-    }
+    values = {axis: "none" if value is None else value for axis, value in where.items()}
+    values |= {axis: f"{value:g}" for axis, value in where.items() if isinstance(value, int | float)}
     return " ".join(_WORDS.get(axis, axis + " {}").format(value) for axis, value in values.items())
 
 

@@ -251,9 +251,11 @@ def _words(where: Axes) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of an axis so that equal settings are equal: 8 and 8.0, "q,v" and "v,q"."""
+    """A value of an axis so that equal settings are equal: 8 and 8.0, "q,v" and "v,q", NaN and None."""
     if isinstance(value, str):
         return ",".join(sorted(value.split(",")))
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
     return float(value) if isinstance(value, int | float | np.number) else value
 
 

@@ -128,6 +128,12 @@ def greatest_change(run: pd.Series) -> float:
     return float(pd.to_numeric(changes(run)["norm"], errors="coerce").max())
 
 
+@register_quantity("update_rank", "rank of ΔW", "components", counted=True)
+def update_rank(run: pd.Series) -> float:
+    """The mean numerical rank of a run's ΔW over its matrices."""
+    return float(pd.to_numeric(changes(run)["numerical_rank"], errors="coerce").mean())
+
+
 def number(value: Any) -> float:
     """A cell as a number; NaN for what is none."""
     try:

@@ -24,11 +24,15 @@ class Progress(NamedTuple):
     """Optimiser steps: `step` counts from 1 (the step in hand), `total` is the whole run's.
 
     `rate` is the schedule's factor of this step: every learning rate is so many times its first value.
+    `gradients_of_step` tells `on_after_backward` of a variant with `parts` the gradients that the batches of
+    an earlier step give at the weights of now, all calls with the same dropout masks; what is in hand stays.
+    It raises ValueError with float16's loss scale, and is None outside this project's trainer.
     """
 
     step: int
     total: int
     rate: float = 1.0
+    gradients_of_step: Callable[[int], Mapping[nn.Parameter, Tensor]] | None = None
 
 
 Pass = tuple[Tensor, Any]

@@ -1,8 +1,10 @@
 """Parts of the training examples, and the order in which optimiser steps draw from them."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,14 +71,18 @@ class TurnSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        taken: Counter[str] = Counter()
-        for epoch in range(self.epoch + 1):
-            for name, count in self._turns(epoch):
-                if epoch == self.epoch:
-                    yield from (
-                        self._example(name, number) for number in range(taken[name], taken[name] + count)
-                    )
-                taken[name] += count
+        for turn in self._turns():
+            if turn.epoch > self.epoch:
+                return
+            if turn.epoch == self.epoch:
+                yield from self._examples(turn)
+
+    def of_step(self, step: int) -> list[int]:
+        """The examples of an optimiser step, by its number, from 1, whichever epoch is under way."""
+        return list(self._examples(next(itertools.islice(self._turns(), step - 1, None))))
+
+    def _examples(self, turn: "_Turn") -> Iterator[int]:
+        return (self._example(turn.name, number) for number in turn.numbers)
 
     def _example(self, name: str, number: int) -> int:
         """The example that a part gives as its `number`-th, over all passes through it."""
@@ -87,9 +93,20 @@ class TurnSampler(Sampler[int]):
             self._order[name] = passed, drawn
         return int(own[self._order[name][1][place]])
 
-    def _turns(self, epoch: int) -> Iterator[tuple[str, int]]:
-        """The part and the number of examples of each optimiser step of an epoch."""
-        steps = math.ceil(self.examples / self.a_step)
-        for step in range(steps):
-            count = min(self.a_step, self.examples - step * self.a_step)
-            yield self.part(epoch * steps + step + 1), count
+    def _turns(self) -> Iterator["_Turn"]:
+        """Those of all optimiser steps from the first one on, without end."""
+        steps, taken = math.ceil(self.examples / self.a_step), Counter[str]()
+        for number in itertools.count():
+            epoch, place = divmod(number, steps)
+            count = min(self.a_step, self.examples - place * self.a_step)
+            name = self.part(number + 1)
+            yield _Turn(epoch, name, range(taken[name], taken[name] + count))
+            taken[name] += count
+
+
+class _Turn(NamedTuple):
+    """One optimiser step's epoch, its part, and which of the examples that the part gives it takes."""
+
+    epoch: int
+    name: str
+    numbers: range

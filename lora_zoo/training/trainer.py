@@ -204,6 +204,7 @@ class ZooTrainer(Trainer):
         hooks, progress = self.injection.hooks, self.progress
         with hooks.forward_context(progress), self._dropping(inputs, progress):
             loss = super().training_step(model, inputs, *rest, **more)
+        reported = loss - self._penalty
         if self.accelerator.sync_gradients:
             if progress.step == 1 and self.dropper is None:
                 _assert_gradients(self.injection)
@@ -211,8 +212,9 @@ class ZooTrainer(Trainer):
             check = divergence.StepCheck(self.injection, progress.step, self.args.learning_rate, skipped)
             scaled = self.accelerator.scaler is not None
             if check.passes(loss, lambda: self._prepare_inputs(inputs), scaled=scaled):
-                hooks.on_after_backward(progress)
-        return loss - self._penalty
+                again = self._gradients_of_step if self.parts else None
+                hooks.on_after_backward(progress._replace(gradients_of_step=again))
+        return reported
 
     def _dropping(self, inputs: dict[str, Any], progress: Progress) -> contextlib.AbstractContextManager[Any]:
         """A context for one pass, in which parts of its backward pass are dropped as drawn."""
@@ -225,13 +227,41 @@ class ZooTrainer(Trainer):
         return self.dropper.dropping(progress)
 
     def _gradients(self, inputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
-        """The gradients of a pass that leaves no trace: the next one draws the same numbers."""
-        counts, device = self.injection.counter.counts, self.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with self._without_trace():
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(self.model, inputs)
-            self.injection.counter.counts = counts
             return torch.autograd.grad(loss, self.injection.parameters(), allow_unused=True)
+
+    def _gradients_of_step(self, step: int) -> dict[nn.Parameter, Tensor]:
+        if self.accelerator.scaler is not None:
+            raise ValueError("gradients of an earlier step are not scaled as float16's are: use trainer.bf16")
+        sampler, size = self._get_train_sampler(), self._train_batch_size
+        assert isinstance(sampler, parts.TurnSampler), "of a variant without parts nobody knows them"
+        rows = [self.train_dataset[number] for number in sampler.of_step(step)]
+        batches = [self.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+        parameters, items = self.injection.parameters(), sum(map(num_items, batches))
+        in_hand = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        with self._without_trace():
+            for batch in batches:
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(
+                        self.model, self._prepare_inputs(batch), num_items_in_batch=items
+                    )
+                self.accelerator.backward(loss)
+        found = {p: p.grad for p in parameters if p.grad is not None}
+        for p, own in zip(parameters, in_hand, strict=True):
+            p.grad = own
+        return found
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Inside, passes draw numbers that the next one after it draws, too."""
+        counts, device = self.injection.counter.counts, self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+        self.injection.counter.counts = counts
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         if "train_loss" in logs:  # of the whole run, also where an earlier process has trained a part of it

@@ -367,6 +367,47 @@ rs = ("rslora_ranks", "variant rank")
 svd = ("svd_starts", "variant")
 plus = ("lora_plus_ratio", f"{RATIO} task_lr")
 
+
+def _replayed(with_it: float, without: float) -> Levels:
+    """What earlier tasks lose, in one adapter that goes on and in a chain."""
+    return {(how, share): at for how in ("same", "new") for share, at in ((0.05, with_it), (0.0, without))}
+
+
+def remembered(level: float) -> dict[str, Any]:
+    """A sequence that loses `level`, in its score as well."""
+    return sequences(level) | score(0.9 - level)
+
+
+ROUNDS = ("relora_rank", "program config.program.name rank")
+
+
+def _rounds(times: float) -> Levels:
+    return {(name, name, r): r * by for r in (2, 4) for name, by in ((None, 1.0), ("relora", times))}
+
+
+def rank_of(level: float) -> dict[str, Any]:
+    """Two matrices with so many components."""
+    return score(0.9) | {"updates": [_matrix("q", layer, round(level)) for layer in range(2)]}
+
+
+def _dropped(few: float, part: float, noise: float) -> pd.DataFrame:
+    """LoRA-drop scores `few` with `part` of the parameters, 0.85 with all of them, 0.8 where others rest."""
+    cells = {(0.7, True): few, (1.0, True): 0.85, (0.7, False): 0.8}
+    made = frame("lora_drop", "config.program.threshold config.program.share", cells, noise)
+    return made.assign(trainable=made["config.program.threshold"].map({0.7: part * 16384, 1.0: 16384.0}))
+
+
+HIDDEN_PARTS = "config.variant.key_dropout config.variant.hidden_dropout config.variant.kl_weight"
+
+
+def _parts(keys: float, hidden: float, both: float) -> Levels:
+    """Scores of each kind of dropout alone; plain LoRA has 0.6, both without a KL 0.7."""
+    return {(0.1, 0.0, 0.0): keys, (0.0, 0.1, 0.0): hidden, (0.0, 0.0, 0.0): 0.6} | {
+        (0.1, 0.1, 1.0): both,
+        (0.1, 0.1, 0.0): 0.7,
+    }
+
+
 TRIOS: dict[str, Trio] = {
     "lora/q-or-k-alone": trio(*five, table_5, upside_down),
     "lora/spread-the-budget": trio(*five, table_5, upside_down),
@@ -577,5 +618,40 @@ TRIOS: dict[str, Trio] = {
         *("", f"variant {SIZE}"),
         {("lora", 400): 0.8, ("lora", 6400): 0.85, ("full", 400): 0.81, ("full", 6400): 0.99},
         {("lora", 400): 0.8, ("lora", 6400): 0.98, ("full", 400): 0.9, ("full", 6400): 0.99},
+    ),
+    "replay/needed": trio(
+        *("continual_replay", "config.program.adapter config.program.replay"),
+        _replayed(0.1, 0.5),
+        _replayed(0.5, 0.1),
+        remembered,
+        noisy=_replayed(0.3, 0.32),
+    ),
+    "am-lora/sparsity-helps": trio(
+        "am_lora_sparsity", "config.variant.sparsity", {1e-4: 0.9, 0: 0.8}, {1e-4: 0.8, 0: 0.9}
+    ),
+    "relora/rounds-add-rank": trio(*ROUNDS, _rounds(4), _rounds(1), rank_of, quiet=0.0)._replace(
+        noisy=_sometimes(*ROUNDS, [_rounds(4), _rounds(1)], rank_of)
+    ),
+    "stages/full-then-lora": _zoo("lora", "full", "full_then_lora"),
+    "lora-drop/half-the-parameters": Trio(
+        *(_dropped(*given) for given in ((0.9, 0.4, QUIET), (0.7, 0.4, QUIET), (0.8, 0.4, LOUD)))
+    ),
+    "lora-drop/shared-over-none": Trio(
+        *(_dropped(*given) for given in ((0.95, 0.4, QUIET), (0.6, 0.4, QUIET), (0.8, 0.4, LOUD)))
+    ),
+    "corda/keeps-knowledge": trio(
+        *("data_starts", "init", {"corda_kpm": 0.1, "kaiming": 0.5, "pissa": 0.7}),
+        {"corda_kpm": 0.6, "kaiming": 0.5, "pissa": 0.7},
+        retention,
+        loud=3,
+    ),
+    **{
+        f"{name}/faster-early": trio(
+            *("data_starts", "init", {init: 1.0, "kaiming": 2.0}, {init: 2.0, "kaiming": 1.0}), losses, loud=3
+        )
+        for name, init in (("eva", "eva"), ("lora-ga", "lora_ga"))
+    },
+    "hiddenkey/each-part-helps": trio(
+        *("hiddenkey_parts", HIDDEN_PARTS, _parts(0.7, 0.75, 0.8)), _parts(0.5, 0.75, 0.8)
     ),
 }
