@@ -1,12 +1,13 @@
 """Fused kernels by name, and what each of them answers for."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.core.host import LayerHost
+from lora_zoo.core.host import LayerHost, Rows
 from lora_zoo.core.registry import Registry
 
 
@@ -27,6 +28,10 @@ class Kernel(ABC):
 
     def lean(self, adapter: Any, x: Tensor, host: LayerHost) -> Tensor | None:
         """The same output where no gradients are recorded and nothing is dropped; None where `run` has to."""
+        return None
+
+    def of_parts(self, parts: Sequence[tuple[Rows, Any]], rows: int) -> tuple[Any, ...] | None:
+        """The operands for a whole layer of so many rows, of which adapters have these; None without any."""
         return None
 
 

@@ -54,6 +54,8 @@ class AdapterWrapper(nn.Module, ABC):
         """Those of the active adapters."""
         self.sole: AdapterEntry | None = None
         """The one that makes the whole output by itself."""
+        self.parts: list[AdapterEntry] = []
+        """Those of the one adapter whose parts a kernel may compute together."""
         self.batch: BatchRows | None = None
         """The rows of a batch of which each has its own adapter."""
         self._alone: dict[str, nn.ModuleDict] = {}
@@ -74,6 +76,9 @@ class AdapterWrapper(nn.Module, ABC):
         self.live = {name: self.entries[name] for name in names if name in self.entries}
         alone = [own[0] for name, own in self.live.items() if len(own) == 1 and composition.leaves(name)]
         self.sole = alone[0] if len(alone) == len(self.live) == 1 and alone[0].host.whole else None
+        of_one = [own for name, own in self.live.items() if composition.leaves(name)]
+        together = len(of_one) == len(self.live) == 1 and self.sole is None
+        self.parts = of_one[0] if together and all(entry.adapter.fused for entry in of_one[0]) else []
 
     def isolate(self, adapter_name: str, composition: Composition) -> None:
         """Make `adapter_name` the active adapter, and the only one among the model's modules."""
@@ -203,11 +208,28 @@ class LayerWrapper(AdapterWrapper):
             return self.layer.forward(x)
         if self.composition is not None and not self.composition.of_outputs:
             return self._by_weight(x)
+        y = self._by_one_kernel(x)
+        if y is not None:
+            return y
         base = self.layer.forward(x)
         if self.composition is not None and self.composition.routes:
             weights = self.composition.route(self.name, x, [*self.live])
             return routed(self.name, weights, base, self.live, partial(output_of, x, base))
         return self.composed(base, partial(output_of, x, base))
+
+    def _by_one_kernel(self, x: Tensor) -> Tensor | None:
+        """The output of a layer whose parts one kernel computes together; None where it does not."""
+        if not self.parts:
+            return None
+        adapters = [entry.adapter for entry in self.parts]
+        if any(hooked(adapter) or (adapter.training and adapter.dropout.p) for adapter in adapters):
+            return None
+        kernel, whole = adapters[0].fused, cast(LayerHost, type(self.parts[0].host)(self.layer))
+        if kernel is None or any(kernel.refusal(x, whole, kernel.operands(own)) for own in adapters):
+            return None
+        parts = [(entry.host.part, entry.adapter) for entry in self.parts]
+        operands = kernel.of_parts(parts, whole.shape[0])
+        return None if operands is None else kernel.run(x, whole, operands, None)
 
     def _by_weight(self, x: Tensor) -> Tensor:
         """The output with the composed weight and bias."""

@@ -3,6 +3,9 @@
 Shapes: N tokens, O out, I in, R rank; x is (..., I) and the output (..., O).
 """
 
+import itertools
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.core.host import LayerHost
+from lora_zoo.core.host import LayerHost, Rows
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, learning
 from lora_zoo.kernels.dtypes import exactly, formable, plus_
@@ -47,6 +50,13 @@ class AdditiveKernel(DenseKernel):
     def operands(self, adapter: Any) -> tuple[Any, ...]:
         return adapter.pairs()
 
+    def of_parts(self, parts: Sequence[tuple[Rows, Any]], rows: int) -> tuple[Any, ...] | None:
+        found = [(part, *adapter.pairs()) for part, adapter in parts]
+        starts = [(part, start) for part, _, start in found if start is not None]
+        return placed([(part, pair) for part, pair, _ in found], rows), placed(
+            starts, rows
+        ) if starts else None
+
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         pair, start = operands
         return product(host, x, pair, start, mask)
@@ -78,6 +88,33 @@ def product(
 
 
 NO_PAIR = (None, None, 1.0)
+
+
+def placed(parts: Sequence[tuple[Rows, FactorPair]], rows: int) -> FactorPair:
+    """One product of so many rows: that of each part on its own rows, and 0 elsewhere."""
+    places, scales = [part for part, _ in parts], [pair.scale for _, pair in parts]
+    B_OK = PlacedFunction.apply(rows, places, scales, *[pair.B_OR for _, pair in parts])
+    return FactorPair(B_OK, torch.cat([pair.A_RI for _, pair in parts]))
+
+
+class PlacedFunction(torch.autograd.Function):
+    """The factors B of parts, each times its scale, on the rows of its part and in columns of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: int, places: Sequence[Rows], scales: Sequence[float], *factors: Tensor
+    ) -> Tensor:
+        ends = [*itertools.accumulate((B_OR.shape[1] for B_OR in factors), initial=0)]
+        ctx.places, ctx.scales, ctx.columns = places, scales, [*itertools.starmap(slice, pairwise(ends))]
+        B_OK = factors[0].new_zeros(rows, ends[-1])
+        for part, scale, own, B_OR in zip(places, scales, ctx.columns, factors, strict=True):
+            B_OK[part, own] = scale * B_OR
+        return B_OK
+
+    @staticmethod
+    def backward(ctx: Any, g_OK: Tensor) -> tuple[Tensor | None, ...]:
+        of_parts = zip(ctx.places, ctx.scales, ctx.columns, strict=True)
+        return None, None, None, *[scale * g_OK[part, own] for part, scale, own in of_parts]
 
 
 def differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
