@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.caches import cache_of
 from lora_zoo.core.composition import RoutedComposition
 
 
@@ -32,7 +33,7 @@ class OfPasses(RoutedComposition, ABC):
 
     def _begin(self, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         """ValueError for a pass whose former tokens are in a cache: their weights are not known any more."""
-        if named.get("cache", named.get("past_key_values")) is not None:
+        if cache_of(named) is not None:
             raise ValueError(f"{self.name} reads all tokens in each pass: use_cache=False lets it generate")
         self.weights = self.weigh(model, given, named)
 

@@ -227,5 +227,12 @@ class AdapterHooks(nn.Module):
         """
         return contextlib.nullcontext()
 
+    def expert_of(self, name: str) -> int | None:
+        """The number of the expert that is made for the rows of this group; None where none is.
+
+        The mean weight that the group's rows give to it is their `routing_accuracy`.
+        """
+        return None
+
     def law(self) -> None:
         """Assert what makes this method itself (called by the conformance suite)."""

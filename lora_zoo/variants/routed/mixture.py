@@ -59,7 +59,7 @@ class Routed(Adapter, ABC):
             )
         if balance < 0:
             raise ValueError(f"{self.name}: balance must not be negative; got {balance}")
-        self.place, self.top_k, self.balance = context.name, top_k or experts, balance
+        self.top_k, self.balance = top_k or experts, balance
         self.emits = balance > 0
 
     @classmethod
@@ -75,11 +75,6 @@ class Routed(Adapter, ABC):
         if self.balance:
             self.emit(self.balance * self.imbalance(probabilities_E, weights_E))
         return weights_E
-
-    def note(self, weights_E: Tensor) -> None:
-        """Give the weights (..., E) of this pass to whoever records them."""
-        if self.counter.routing is not None:
-            self.counter.routing.add(self.place, self.counter.tokens(weights_E))
 
     def imbalance(self, probabilities_E: Tensor, weights_E: Tensor) -> Tensor:
         """The loss that is lowest where all experts have the same load; padding has no part in it."""

@@ -112,7 +112,7 @@ class Poly(Scaled, Routed):
     @torch.compiler.disable
     def noise(self, like: Tensor) -> Tensor:
         """log u - log(1 - u) for u ~ U(0, 1), by the seed, the matrix and the pass."""
-        source = generator("skills", self.seed, self.place, self.passes.number())
+        source = generator("skills", self.seed, self.matrix_name, self.passes.number())
         return torch.rand(like.shape, generator=source, dtype=torch.float64).logit(1e-12).to(like)
 
     def mixed(self, omega_NCE: Tensor) -> tuple[Tensor, Tensor]:
