@@ -16,13 +16,14 @@ from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
 from lora_zoo.variants.continual.task_loras import ExpertsOfTasks, TaskLoRAs
+from lora_zoo.variants.routers import RouterRate
 
 
-class SparseSelector(ExpertsOfTasks):
+class SparseSelector(ExpertsOfTasks, RouterRate):
     """λ Σ |V| over the selectors of all matrices. ValueError for a negative λ."""
 
-    def __init__(self, adapters: Mapping[str, Any], *, sparsity: float = 1e-4) -> None:
-        super().__init__(adapters)
+    def __init__(self, adapters: Mapping[str, Any], *, sparsity: float = 1e-4, **rate: float) -> None:
+        super().__init__(adapters, **rate)
         if sparsity < 0:
             raise ValueError(f"am_lora: sparsity must be at least 0; got {sparsity}")
         self.sparsity = sparsity
@@ -49,6 +50,7 @@ class AMLoRA(TaskLoRAs):
     equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …); loss + λ Σ |V|"
     count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"
     hooks = SparseSelector
+    routers = ("V_TO",)
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)

@@ -21,9 +21,10 @@ from lora_zoo.core.init import Init
 from lora_zoo.core.routing import balance_of, top_k
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.variants.low_rank import Scaled
+from lora_zoo.variants.routers import RouterRate
 
 
-class Balance(AdapterHooks):
+class Balance(RouterRate):
     """Adds what the routers emitted, the weighed losses of their balance, to the loss."""
 
     packable = True  # what an adapter emits reaches its own job alone
@@ -46,6 +47,8 @@ class Routed(Adapter, ABC):
 
     pointwise = False
     hooks: ClassVar[type[AdapterHooks]] = Balance
+    routers: ClassVar[tuple[str, ...]] = ("G_EI",)
+    """The names of its routers' parameters."""
 
     def __init__(self, context: LayerContext, *, experts: int, top_k: int = 0, balance: float = 0.0) -> None:
         """`top_k=0` weighs all of the experts; `balance` is the weight of the loss that evens their load."""
