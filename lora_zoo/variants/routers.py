@@ -9,7 +9,7 @@ from lora_zoo.core.hooks import AdapterHooks, Groups, split
 
 
 class RouterRate(AdapterHooks):
-    """Routers, the parameters that an adapter's class names in `routers`, learn at λ times the experts' rate."""
+    """The parameters that an adapter's class names in `routers` learn at λ times the others' rate."""
 
     def __init__(self, adapters: Mapping[str, Any], *, router_lr_ratio: float = 1.0) -> None:
         """ValueError for a λ that is not above 0."""

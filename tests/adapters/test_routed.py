@@ -14,6 +14,7 @@ from lora_zoo import inject
 from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.routing import RoutingRecord, balance_of, routing_means, top_k
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import VARIANTS
@@ -194,7 +195,8 @@ def test_routers_learn_at_a_rate_of_their_own():
     routed = [name for name, cls in VARIANTS.items() if issubclass(cls.hooks, RouterRate)]
     assert {"am_lora", "cond_mixlora", "hydralora", "mixlora", "mov", "poly"} < {*routed}
     for name in routed:
-        injection = inject(fresh("llama")[0], name, router_lr_ratio=3.0)
+        rank = {"rank": 2} if "rank" in hyperparameters(VARIANTS[name]) else {}
+        injection = inject(fresh("llama")[0], name, router_lr_ratio=3.0, **rank)
         rates = {id(p): group["lr"] for group in injection.param_groups(lr=0.5) for p in group["params"]}
         for key, parameter in injection.named_parameters().items():
             router = key.rsplit(".", 1)[-1].split("_")[0] in ("G", "H", "J", "V", "Z")
