@@ -46,7 +46,7 @@ def split(
     lr: float,
     weight_decay: float,
 ) -> Groups:
-    """Two groups, of which the second holds the parameters whose names end so or so, with values of their `own`."""
+    """Two groups, of which the second holds the parameters whose names end so, with values of their `own`."""
     usual = {"lr": lr, "weight_decay": weight_decay}
     second = [p for name, p in named.items() if name.endswith(ending)]
     first = [p for name, p in named.items() if not name.endswith(ending)]
