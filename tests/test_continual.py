@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -94,6 +95,21 @@ def test_a_sequence_s_matrix_is_what_its_stages_recorded(whole: Path) -> None:
     assert laid is not None and len(laid.headers) == 2 and laid.columns == table.columns, "axes are all rows"
     (panel,) = figures.accuracy_matrix(frame, ["variant"]).panels
     assert list(panel.rows["value"]) == pytest.approx(found.a_TT.ravel().tolist())
+    assert continual.continual(frame)["routing_accuracy"].isna().all(), "it is told of the task"
+
+
+def test_the_routing_accuracy_of_a_sequence_is_its_tasks_mean_at_its_end() -> None:
+    tasks, own = ["a", "b"], {"a": 0.5, "b": 1.0}
+    stages = [
+        {"group": "a", "groups": {"test": {"a": {"m": 1, "routing_accuracy": 1.0}, "b": {"m": 0}}}},
+        {"group": "b"},
+    ]
+    last = {"test": {task: {"m": 1, "routing_accuracy": own[task]} for task in tasks}}
+    record = {"stages": stages, "groups": last}
+    frame = pd.DataFrame({"run": ["r"], "metric": ["m"], "record": [record]})
+    assert continual.continual(frame)["routing_accuracy"].tolist() == [0.75]
+    found = continual.matrices(frame, metric="routing_accuracy")["r"].a_TT
+    assert np.array_equal(found, [[1.0, np.nan], [0.5, 1.0]], equal_nan=True)
 
 
 def test_a_run_killed_in_its_second_task_goes_on_to_the_bit(
