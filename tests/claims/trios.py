@@ -514,6 +514,10 @@ TRIOS: dict[str, Trio] = {
             ("color/over-sequential", "color", "lora"),
         ]
     },
+    "replay/needed": trio(
+        *("continual_replay", "config.program.replay", {0.05: 0.9, 0.0: 0.7}, {0.05: 0.7, 0.0: 0.9}),
+        **{"config.program.adapter": "same"},
+    ),
     "o-lora/keeps-and-blocks": trio(
         *("continual", "variant", {"o_lora": 0.1, "lora": 0.5}, {"o_lora": 0.5, "lora": 0.1}),
         sequences,
