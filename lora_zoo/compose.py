@@ -122,7 +122,8 @@ def compose(
     `options` are those of the composition `by`, adapters called like their folders. `rank` is the
     composition's where it has one, and the most that one adapter has. `data` is the run to whose task a
     composition is fitted; `examples` of it, or of each run, are looked at. `evaluate` is a split on which
-    the result is judged by each run's task: the notes then say what that run had reached, and what is left.
+    the result is judged by each run's task: the notes then say what that run had reached, and what is left,
+    and so does `retained.json` in `out`, for reports.
 
     Raises FileNotFoundError where a run holds no adapter, ValueError for adapters that cannot be composed
     (other bases, other shapes, no effective weight) or a wrong option, before anything is written.
@@ -131,6 +132,7 @@ def compose(
     from lora_zoo.models.loading import load_processor
     from lora_zoo.models.saving import refuse_to_overwrite
     from lora_zoo.models.write_composed import write_adapter, write_adapters, write_model
+    from lora_zoo.runs.retained import keep_retained
     from lora_zoo.training.retention import tasks_of
 
     out = Path(out).resolve()
@@ -147,7 +149,7 @@ def compose(
     tokenizer = load_processor(base.model, base.auto_class)
     network = load_adapters_of(as_loaded, named, tokenizer).model
     prepare(network, composition, named, data, examples)
-    left = [str(task.retained(network)) for task in tasks]
+    left = [task.retained(network) for task in tasks]
     if form == "model":
         done = write_model(network, out, base, tokenizer, composition, dtype=dtype)
     elif form == "adapters":
@@ -155,7 +157,9 @@ def compose(
     else:
         made_of = {"by": by, "options": dict(options or {}), "runs": [str(run) for run in runs]}
         done = write_adapter(network, out, base, composition, rank=rank, made_of=made_of)
-    return done._replace(notes=[*done.notes, *left])
+    if evaluate:
+        keep_retained(out, by, options or {}, evaluate, [task._asdict() for task in left])
+    return done._replace(notes=[*done.notes, *map(str, left)])
 
 
 def _composition(

@@ -23,6 +23,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
 from lora_zoo.models.composing import named_runs
 from lora_zoo.models.loading import load_model
+from lora_zoo.runs import merges
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.run_data import examples_of_run
 from tests.test_merge import adapter_folder, base_folder, loaded, logits
@@ -268,6 +269,14 @@ def test_what_is_left_of_each_run_s_task_is_told(trained: dict[str, Path], tmp_p
     )
     assert reached["word_f1"] > 0
     assert note == f"pocket-lists (one): word_f1 0.125 alone, {reached['word_f1']:.4g} composed"
+    table = merges(tmp_path)
+    assert table[["by", "options", "split", "run", "task", "metric"]].to_numpy().tolist() == [
+        ["sum", "", "test", "one", "pocket-lists", "word_f1"]
+    ]
+    assert table["alone"].tolist() == [0.125] and table["composed"].tolist() == [reached["word_f1"]]
+    (tmp_path / "out" / "retained.json").write_text('{"by": "sum", "options": "", "split": 3, "tasks": [{}]}')
+    with pytest.raises(ValueError, match="must hold by, options, split and tasks, as compose --evaluate"):
+        merges(tmp_path)
     with pytest.raises(ValueError, match="was judged on test, not on validation"):
         compose(tmp_path / "other", [run], evaluate="validation")
     assert not (tmp_path / "other").exists()

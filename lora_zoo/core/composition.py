@@ -98,7 +98,7 @@ class Composition(ABC):
         """Look at data, once, before anything is composed."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """What it has learned, beside its options; {} where it learns nothing."""
+        """The tensors that it has learned, beside its options; {} where it learns nothing."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -92,7 +92,7 @@ def write_adapters(
 
 
 def _about(base: Base) -> dict[str, Any]:
-    """What an adapter's description says of its base."""
+    """The part of an adapter's description that is about its base."""
     model = {key: getattr(base.model, key) for key in ("name", "path", "dtype", "revision")}
     about: dict[str, Any] = {"model": model, "auto_class": base.auto_class, "head": base.head}
     return about | ({} if base.unit is None else {"standardised": base.unit})

@@ -38,5 +38,5 @@ def with_replay(
 
 
 def _form(data: TaskData) -> tuple[Any, ...]:
-    """What examples of one batch have in common: the task's type, its head, their keys."""
+    """The task's type, its head and the keys of its examples, which are alike in one batch."""
     return data.kind.task.type, data.kind.head(), {*data.encoded[0]}

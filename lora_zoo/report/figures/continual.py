@@ -38,7 +38,7 @@ def accuracy_matrix(runs: pd.DataFrame, by: Sequence[str], *, split: str = "test
     axes, colour = (Axis("task that is judged"), Axis("after learning")), value
     panels = []
     for name, mean_TT in means.items():
-        rows = unstacked(pd.DataFrame(mean_TT, index=tasks[name], columns=tasks[name]))
+        rows = unstacked(pd.DataFrame(mean_TT.round(3), index=tasks[name], columns=tasks[name]))
         rows = rows.assign(note=f"n = {len(parts[name])}")
         panels.append(Heat(name, *axes, rows, colour, float(low), float(high)))
     return Chart(
