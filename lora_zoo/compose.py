@@ -1,5 +1,7 @@
 """`python -m lora_zoo.compose OUT RUN… --by ties`: several runs' adapters as one model, or as one adapter.
 
+--as adapters keeps them apart, for what weighs them by the input: --by arrow, or xlora, trained on --data.
+
 --by names a composition of `lora_zoo.compositions`; its options are the command's (`--by ties --help`). OUT
 is loaded again as anybody would load it, and its logits are compared with those of the composed model. It
 appears whole or not at all.
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
 
     from lora_zoo.models.write_composed import Composed
 
-EXAMPLES = {"own": 256, "train": 5, "validation": 64}
-"""What a composition looks at -> how many examples, where none are asked for; LoRAHub's are five."""
+FORMS = ("model", "adapter", "adapters")
 _OURS = ("rank", "examples")
 
 
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         ranks = sorted({*done.ranks.values()})
         words = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
         print(f"one LoRA of {words} on {len(done.ranks)} matrices in {out}: load_adapter loads it")
+    elif given["form"] == "adapters":
+        print(f"{len(given['runs'])} adapters, composed by {given['by']}, in {out}: load_composed loads them")
     else:
         print(f"composed model in {out}: transformers' {merged.auto_class}.from_pretrained loads it")
     for note in done.notes:
@@ -56,11 +59,13 @@ def _parser(by: str | None) -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, or adapters: ours or PEFT's")
     parser.add_argument("--by", default="sum", help=f"{', '.join(COMPOSITIONS)} (sum)")
-    parser.add_argument("--as", dest="form", choices=("model", "adapter"), default="model")
+    parser.add_argument("--as", dest="form", choices=FORMS, default="model")
     parser.add_argument(
         "--rank", type=int, help="of svd and byom_lora, and of one adapter; the error is told"
     )
-    parser.add_argument("--data", type=Path, help="the run to whose task one composes (lorahub, controlpe)")
+    parser.add_argument(
+        "--data", type=Path, help="the run to whose task one composes (lorahub, controlpe, xlora)"
+    )
     parser.add_argument("--examples", type=int, help="how many a composition looks at, of each run")
     parser.add_argument(
         "--evaluate", metavar="SPLIT", help="judge the result on this split of each run's task"
@@ -101,7 +106,7 @@ def compose(
     *,
     by: str = "sum",
     options: Mapping[str, Any] | None = None,
-    form: Literal["model", "adapter"] = "model",
+    form: Literal["model", "adapter", "adapters"] = "model",
     rank: int | None = None,
     data: Path | None = None,
     examples: int | None = None,
@@ -110,12 +115,15 @@ def compose(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> "Composed":
-    """Compose the adapters of `runs` and write a merged model, or one adapter, to `out`.
+    """Compose the adapters of `runs` and write a merged model, one adapter, or all of them, to `out`.
+
+    All of them (`form="adapters"`) are what a composition needs that weighs them by the input.
 
     `options` are those of the composition `by`, adapters called like their folders. `rank` is the
     composition's where it has one, and the most that one adapter has. `data` is the run to whose task a
     composition is fitted; `examples` of it, or of each run, are looked at. `evaluate` is a split on which
-    the result is judged by each run's task: the notes then say what that run had reached, and what is left.
+    the result is judged by each run's task: the notes then say what that run had reached, and what is left,
+    and so does `retained.json` in `out`, for reports.
 
     Raises FileNotFoundError where a run holds no adapter, ValueError for adapters that cannot be composed
     (other bases, other shapes, no effective weight) or a wrong option, before anything is written.
@@ -123,29 +131,35 @@ def compose(
     from lora_zoo.models.composing import common_base, load_adapters_of, named_runs
     from lora_zoo.models.loading import load_processor
     from lora_zoo.models.saving import refuse_to_overwrite
-    from lora_zoo.models.write_composed import write_adapter, write_model
+    from lora_zoo.models.write_composed import write_adapter, write_adapters, write_model
+    from lora_zoo.runs.retained import keep_retained
     from lora_zoo.training.retention import tasks_of
 
     out = Path(out).resolve()
     refuse_to_overwrite(out)
-    if dtype and form == "adapter":
+    if dtype and form != "model":
         raise ValueError(f"--dtype={dtype} has no effect on an adapter, which is float32")
     named = named_runs([Path(run) for run in runs])
     composition = _composition(by, tuple(named), dict(options or {}), form, rank)
+    _check_form(composition, form)
     _check_data(composition, data, examples)
     tasks = tasks_of(named, evaluate) if evaluate else []
     base = common_base(named, model, trust_remote_code)
-    as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form == "adapter" else base
+    as_loaded = base._replace(model=replace(base.model, dtype="float32")) if form != "model" else base
     tokenizer = load_processor(base.model, base.auto_class)
     network = load_adapters_of(as_loaded, named, tokenizer).model
     prepare(network, composition, named, data, examples)
-    left = [str(task.retained(network)) for task in tasks]
+    left = [task.retained(network) for task in tasks]
     if form == "model":
         done = write_model(network, out, base, tokenizer, composition, dtype=dtype)
+    elif form == "adapters":
+        done = write_adapters(network, out, base, composition, options or {})
     else:
         made_of = {"by": by, "options": dict(options or {}), "runs": [str(run) for run in runs]}
         done = write_adapter(network, out, base, composition, rank=rank, made_of=made_of)
-    return done._replace(notes=[*done.notes, *left])
+    if evaluate:
+        keep_retained(out, by, options or {}, evaluate, [task._asdict() for task in left])
+    return done._replace(notes=[*done.notes, *map(str, left)])
 
 
 def _composition(
@@ -154,11 +168,22 @@ def _composition(
     if rank is not None:
         if "rank" in keywords(COMPOSITIONS.find(by)):
             options["rank"] = rank
-        elif form == "model":
+        elif form != "adapter":
             raise ValueError(f"--rank has no effect on a model by {by}: use --by svd, or --as adapter")
         if rank < 1:
             raise ValueError(f"rank must be at least 1; got {rank}")
     return composition_of(by, names, options)
+
+
+def _check_form(composition: Composition, form: str) -> None:
+    """Raise ValueError where the result has not the form that was asked for."""
+    if composition.routes and form != "adapters":
+        text = "weighs adapters by the input, which is no one weight: give --as adapters"
+        raise ValueError(f"{composition.name} {text}")
+    if form == "adapters" and not composition.routes:
+        raise ValueError(
+            f"--as adapters is for what weighs them by the input; {composition.name} has one weight"
+        )
 
 
 def _check_data(composition: Composition, data: Path | None, examples: int | None) -> None:
@@ -185,7 +210,7 @@ def prepare(
     from lora_zoo.training.run_data import examples_of_run
 
     if split := composition.examples:
-        number = examples or EXAMPLES[split]
+        number = examples or composition.looks_at
         own = {
             name: examples_of_run(run, network, split="train", number=number)
             for name, run in named.items()

@@ -1,6 +1,7 @@
 """Several runs as one model or one adapter: what is written is what was composed, or nothing is."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from lora_zoo import metrics
 from lora_zoo.compose import compose, main
 from lora_zoo.config.schema import Model
 from lora_zoo.conformance.cases import perturb
+from lora_zoo.formats.composed import load_composed
 from lora_zoo.formats.description import read_description
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.write import save_peft
@@ -21,6 +23,7 @@ from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import inject
 from lora_zoo.models.composing import named_runs
 from lora_zoo.models.loading import load_model
+from lora_zoo.runs import merges
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.run_data import examples_of_run
 from tests.test_merge import adapter_folder, base_folder, loaded, logits
@@ -103,6 +106,18 @@ def test_a_composed_adapter_has_the_exact_rank_or_the_chosen_one(runs: Path, tmp
         (("lora", "dora"), {"by": "lorahub"}, "lorahub is fitted to a task: give --data, a run on that task"),
         (("lora", "dora"), {"by": "ties", "data": "lora"}, "--data has no effect on ties"),
         (("lora", "dora"), {"by": "ties", "examples": 3}, "--examples=3: ties looks at no such number"),
+        (("lora", "dora"), {"by": "arrow"}, "arrow weighs adapters by the input.*: give --as adapters"),
+        (("lora", "dora"), {"by": "xlora", "form": "adapters"}, "xlora is fitted to a task: give --data"),
+        (
+            ("lora", "dora"),
+            {"by": "xlora", "options": {"lr": 0.0}},
+            "lr > 0 and batch_size >= 1; got 200, 0.0",
+        ),
+        (
+            ("lora", "dora"),
+            {"form": "adapters"},
+            "--as adapters is for what weighs them by the input; sum has",
+        ),
         (("lora", "dora"), {"by": "fisher"}, "lora has no result.json: only a run's folder says"),
         (("lora", "dora"), {"by": "ties", "options": {"weights": [1.0]}}, "one for each of lora, dora is"),
     ],
@@ -189,6 +204,43 @@ def test_a_composition_that_looks_at_data_reads_that_of_the_runs(
     assert bool(done.notes) == bool(data)
 
 
+def test_what_weighs_adapters_by_the_input_keeps_them_and_what_it_has_learned(
+    trained: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    folders = [str(run) for run in trained.values()]
+    words = [
+        "--as",
+        "adapters",
+        "--by",
+        "xlora",
+        "--data",
+        folders[1],
+        "--examples",
+        "4",
+        "--layerwise",
+        "true",
+    ]
+    main([str(tmp_path / "x"), *folders, *words, "--steps", "3", "--lr", "0.03", "--batch-size", "3"])
+    said = capsys.readouterr().out
+    before, after = map(float, re.search(r"3 steps: loss (\S+) before training, (\S+) after", said).groups())  # type: ignore[union-attr]
+    assert after < before and f"2 adapters, composed by xlora, in {tmp_path / 'x'}" in said
+    model = load_model(Model(name="pocket", path="pocket"), "AutoModelForCausalLM", {}, None, 0).model
+    composition: Any = load_composed(model, tmp_path / "x")
+    assert composition.names == ("one", "two") and composition.layerwise
+    learned = logits(model)
+    for name, run in trained.items():
+        again = load_adapter(model, run / "adapter", name=f"{name}-again").state_dict()
+        assert all(
+            torch.equal(tensor, again[key]) for key, tensor in adapters_of(model)[name].state_dict().items()
+        )
+    adapters_of(model).activate("one", "two", composition="xlora", layerwise=True)
+    assert not torch.allclose(logits(model), learned, atol=1e-4), "the classifier has learned"
+    assert compose(tmp_path / "a", [*trained.values()], by="arrow", form="adapters").merged.difference < 1e-4
+    (tmp_path / "a" / "composition.json").write_text('{"by": "arrow", "names": ["../one"], "options": {}}')
+    with pytest.raises(ValueError, match="must hold by, names and options"):
+        load_composed(model, tmp_path / "a")
+
+
 def test_examples_of_a_run_are_those_it_trained_on(trained: dict[str, Path]) -> None:
     model = load_model(Model(name="pocket", path="pocket"), "AutoModelForCausalLM", {}, None, 0).model
     drawn = [*examples_of_run(trained["one"], model, split="train", number=100)]
@@ -217,6 +269,14 @@ def test_what_is_left_of_each_run_s_task_is_told(trained: dict[str, Path], tmp_p
     )
     assert reached["word_f1"] > 0
     assert note == f"pocket-lists (one): word_f1 0.125 alone, {reached['word_f1']:.4g} composed"
+    table = merges(tmp_path)
+    assert table[["by", "options", "split", "run", "task", "metric"]].to_numpy().tolist() == [
+        ["sum", "", "test", "one", "pocket-lists", "word_f1"]
+    ]
+    assert table["alone"].tolist() == [0.125] and table["composed"].tolist() == [reached["word_f1"]]
+    (tmp_path / "out" / "retained.json").write_text('{"by": "sum", "options": "", "split": 3, "tasks": [{}]}')
+    with pytest.raises(ValueError, match="must hold by, options, split and tasks, as compose --evaluate"):
+        merges(tmp_path)
     with pytest.raises(ValueError, match="was judged on test, not on validation"):
         compose(tmp_path / "other", [run], evaluate="validation")
     assert not (tmp_path / "other").exists()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -94,6 +95,21 @@ def test_a_sequence_s_matrix_is_what_its_stages_recorded(whole: Path) -> None:
     assert laid is not None and len(laid.headers) == 2 and laid.columns == table.columns, "axes are all rows"
     (panel,) = figures.accuracy_matrix(frame, ["variant"]).panels
     assert list(panel.rows["value"]) == pytest.approx(found.a_TT.ravel().tolist())
+    assert continual.continual(frame)["routing_accuracy"].isna().all(), "it is told of the task"
+
+
+def test_the_routing_accuracy_of_a_sequence_is_its_tasks_mean_at_its_end() -> None:
+    tasks, own = ["a", "b"], {"a": 0.5, "b": 1.0}
+    stages = [
+        {"group": "a", "groups": {"test": {"a": {"m": 1, "routing_accuracy": 1.0}, "b": {"m": 0}}}},
+        {"group": "b"},
+    ]
+    last = {"test": {task: {"m": 1, "routing_accuracy": own[task]} for task in tasks}}
+    record = {"stages": stages, "groups": last}
+    frame = pd.DataFrame({"run": ["r"], "metric": ["m"], "record": [record]})
+    assert continual.continual(frame)["routing_accuracy"].tolist() == [0.75]
+    found = continual.matrices(frame, metric="routing_accuracy")["r"].a_TT
+    assert np.array_equal(found, [[1.0, np.nan], [0.5, 1.0]], equal_nan=True)
 
 
 def test_a_run_killed_in_its_second_task_goes_on_to_the_bit(
@@ -298,6 +314,47 @@ def test_color_sends_each_row_to_its_cluster_and_to_that_lora_alone() -> None:
         for adapter in injection.adapters.values():
             adapter.B_OR.mul_(9)
     assert torch.equal(hooks.features(**inputs), f_NH), "they are the base's, whatever is learned"
+
+
+def test_color_writes_a_text_through_the_lora_that_it_found_for_the_prompt() -> None:
+    """The base's pass for features leaves the cache alone, and no token is routed anew."""
+    injection = two_of("color", tasks=["a", "b"], clusters=1)
+    model, prompt = injection.model.eval(), batch("llama")["input_ids"]
+    injection.shared.C_TKH.copy_(injection.hooks.features(input_ids=prompt)[:2, None])
+    injection.shared.known_T.fill_(1)
+    with injection.recorded_routing() as routing:
+        options: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
+        found = model.generate(prompt, max_new_tokens=4, do_sample=False, eos_token_id=-1, **options)
+    routes = next(iter(injection.adapters.values())).route_N.tolist()
+    (load,) = (own["load"] for own in routing.summary().values())
+    assert routes[:2] == [0, 1] and load == pytest.approx([routes.count(0) / 3, routes.count(1) / 3])
+    for row, task in enumerate(routes):
+        injection.shared.known_T.copy_(torch.tensor([task == 0, task == 1]))
+        with torch.no_grad():
+            whole = model(found.sequences[row : row + 1, :-1]).logits[0, prompt.shape[1] - 1 :]
+        torch.testing.assert_close(torch.stack(found.logits, 1)[row], whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "before"), [("color", 0), ("am_lora", 1)])
+def test_the_routing_accuracy_of_a_group_is_what_its_own_lora_weighs(variant: str, before: int) -> None:
+    injection = two_of(variant, tasks=["a", "b"])
+    assert [injection.hooks.expert_of(name) for name in ("a", "b", "c")] == [before, before + 1, None]
+    weighs = {"a": [0.75, 0.25], "b": [0.5, 0.5], "c": [1.0, 0.0]}
+    data = Dataset.from_dict({"item": [0, 1, 2], "task": ["b", "a", "c"]})
+
+    def outcomes(_: Any, rows: Dataset) -> list[dict[str, Any]]:
+        for adapter in injection.adapters.values():
+            adapter.note(torch.tensor([[0.0] * before + weighs[row["task"]] for row in rows]))
+        return [{"item": row["item"], "prediction": 1, "reference": 1} for row in rows]
+
+    kind = SimpleNamespace(task=SimpleNamespace(groups="task"), outcomes=outcomes)
+    splits = {"train": data, "test": data}
+    task_data: Any = SimpleNamespace(kind=kind, splits=splits)
+    judge = evaluation.Evaluator(injection, task_data, {}, record=None, eval_splits=["test"])
+    groups = judge.evaluate(keep=False).groups["test"]
+    assert groups == {"b": {"routing_accuracy": 0.5}, "a": {"routing_accuracy": 0.75}, "c": {}}
+    (load, *_) = [own["load"] for own in judge.routing["test"].values()]
+    assert load == pytest.approx([0.0] * before + [0.75, 0.25]), "groups are parts of the whole"
 
 
 def test_k_means_finds_clusters_that_are_apart() -> None:

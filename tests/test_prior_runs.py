@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from lora_zoo.models.base import base_of
 from lora_zoo.models.compare import logits
 from lora_zoo.models.loading import load_model
 from lora_zoo.spectra import main as spectra
+from lora_zoo.training import runner
 from lora_zoo.training.calibration import start_from
+from lora_zoo.training.replay import with_replay
+from lora_zoo.training.resources import TaskData
 from tests.processes import run
 from tests.test_programs import asked, killing
 
@@ -183,6 +187,49 @@ def test_an_adapter_that_is_not_the_run_s_is_refused(
     with pytest.raises(ValueError, match=says.replace("AT", str(tiny))):
         start_from(injection, str(tiny / "mine"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in injection.state_dict().items())
+
+
+def test_a_share_of_an_earlier_run_s_examples_is_seen_again(priors: Path, tmp_path: Path) -> None:
+    """The epoch is as much longer, and the examples are those that the earlier run trained on."""
+    old = asked(*WORDS, "task=pocket-lists", "task.sizes={train: 20, test: 4}").settings
+    own = asked(
+        *WORDS, "+variant=lora", "target_modules=[q,down]", f"prior=[{priors}/mine]", "replay=0.5"
+    ).settings
+    (tmp_path / "old").mkdir()
+    shutil.copytree(priors / "mine", tmp_path / "old" / "adapter")
+    (tmp_path / "old" / "result.json").write_text(json.dumps({"config": asdict(old)}))
+    data, before = TaskData(own), TaskData(old).encoded
+    start = replace(own, prior=None, start_from=str(tmp_path / "old"))
+    found, numbers = with_replay(data, start, TaskData)
+    assert numbers == {str(tmp_path / "old"): 10} and found.encoded[:24] == data.encoded
+    assert len(data.encoded) == 24 and len({str(e) for e in found.encoded[24:]}) == 10
+    assert all(example in before for example in found.encoded[24:])
+    assert with_replay(data, replace(start, data_seed=1), TaskData)[0].encoded != found.encoded
+    assert with_replay(data, replace(start, replay=0.0), TaskData) == (data, {})
+    with pytest.raises(ValueError, match=r"mine has no result\.json: only a run's folder says"):
+        with_replay(data, own, TaskData)
+    (tmp_path / "old" / "result.json").write_text(
+        json.dumps({"config": asdict(asked("task=pocket-nli").settings)})
+    )
+    with pytest.raises(
+        ValueError, match=r"replay=0\.5: .*, pocket-nli are of another kind than those of pocket-sql"
+    ):
+        with_replay(data, start, TaskData)
+    with pytest.raises(ValueError, match=r"replay=0\.5 has no effect without start_from=RUN or prior"):
+        asked(*WORDS, "replay=0.5")
+
+
+def test_a_run_that_replays_trains_on_what_it_replays(priors: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    shutil.copytree(priors / "mine", tmp_path / "old" / "adapter")
+    old = asked(*WORDS, "task=pocket-lists", "task.sizes={train: 20, test: 4}").settings
+    (tmp_path / "old" / "result.json").write_text(json.dumps({"config": asdict(old)}))
+    words = ["+variant=lora", "target_modules=[q,down]", "steps=null", "epochs=1"]
+    start = [f"start_from={tmp_path}/old", "replay=0.4", f"out={tmp_path}/out"]
+    assert runner.run(asked(*WORDS, *words, "lora_dropout=0.5", *start)) == 0
+    _, told = ended(tmp_path / "out")
+    assert told["timings"]["steps"] == (24 + 8) / 4
+    assert f"train has 8 examples of {tmp_path}/old as well (replay)" in told["findings"]
 
 
 def test_what_a_run_starts_from_is_part_of_its_identity_and_its_place_is_not(

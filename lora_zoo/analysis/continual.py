@@ -19,6 +19,7 @@ MEASURES = (
     "backward_transfer",
     "task_forgetting",
     "forward_transfer",
+    "routing_accuracy",
 )
 
 
@@ -67,14 +68,16 @@ def _square(a_TT: np.ndarray) -> np.ndarray:
     return a_TT
 
 
-def matrices(frame: pd.DataFrame, split: str = "test") -> dict[str, Matrix]:
+def matrices(frame: pd.DataFrame, split: str = "test", metric: str = "") -> dict[str, Matrix]:
     """The matrix of each run of a frame that learned its groups one after the other.
 
-    It holds the metric that counts. Groups that no stage learned are left out.
+    It holds `metric`, or the one that counts, and NaN where that is not known. Groups that no stage learned
+    are left out.
     """
     counts = dict(zip(frame["run"], frame["metric"], strict=True))
     table = groups(frame)
-    table = table[(table["split"] == split) & (table["metric"] == table["run"].map(counts))]
+    asked = metric or table["run"].map(counts)
+    table = table[(table["split"] == split) & (table["metric"] == asked)]
     return {str(run): found for run, own in table.groupby("run", sort=False) if (found := _matrix(own))}
 
 
@@ -90,8 +93,10 @@ def _matrix(own: pd.DataFrame) -> Matrix | None:
 
 def continual(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """A row for each run with a matrix: run, average_accuracy, learning_accuracy, backward_transfer,
-    task_forgetting, forward_transfer.
+    task_forgetting, forward_transfer and, of methods that choose a LoRA for a row, routing_accuracy: the mean
+    over tasks of what their rows weigh their own at the end.
     """
+    accuracy = _routing_accuracy(frame, split)
     rows = [
         {
             "run": run,
@@ -100,7 +105,14 @@ def continual(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
             "backward_transfer": backward_transfer(found.a_TT),
             "task_forgetting": forgetting(found.a_TT),
             "forward_transfer": forward_transfer(found.a_TT, found.before_T),
+            "routing_accuracy": accuracy.get(run, float("nan")),
         }
         for run, found in matrices(frame, split).items()
     ]
     return pd.DataFrame(rows, columns=["run", *MEASURES])
+
+
+def _routing_accuracy(frame: pd.DataFrame, split: str) -> dict[str, float]:
+    return {
+        run: average_accuracy(own.a_TT) for run, own in matrices(frame, split, "routing_accuracy").items()
+    }

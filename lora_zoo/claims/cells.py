@@ -51,6 +51,8 @@ _WORDS = {
     "alpha": "α={}",
     "variant.hyperparameters.loraplus_lr_ratio": "λ={}",
     "config.task.sizes.train": "{} examples",
+    "config.program.adapter": "adapter {}",
+    "config.program.replay": "replay {}",
 }
 """Words for a value of an axis; others are called by the axis and the value."""
 

@@ -18,7 +18,7 @@ from lora_zoo.core.statistics import Statistics
 class DataDriven(TaskVectors, ABC):
     """A mean of task vectors by what `prepare` has found at each matrix."""
 
-    examples = "own"
+    examples, looks_at = "own", 256
     needs: ClassVar[Sequence[str]]
 
     def __init__(self, names: Sequence[str], *, weights: Sequence[float] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.caches import cache_of
 from lora_zoo.core.composition import RoutedComposition
 
 
@@ -22,17 +23,33 @@ class OfPasses(RoutedComposition, ABC):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
         self.weights = {}
+        self._generation: tuple[Any, Any] = None, None
 
     def enter(self, model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
         super().enter(model, layers)
         if not hasattr(model, "get_input_embeddings"):
             whose = f"a model of transformers', and a {type(model).__name__} is none"
             raise ValueError(f"{self.name} weighs the tokens of {whose}")
+        self._without_a_cache(model)
         self.handles.append(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+
+    def _without_a_cache(self, model: Any) -> None:
+        """Let texts be generated without a cache, until the composition leaves the model."""
+        generation = getattr(model, "generation_config", None)
+        self._generation = generation, getattr(generation, "use_cache", None)
+        if generation is not None:
+            generation.use_cache = False
+
+    def leave(self) -> None:
+        super().leave()
+        generation, before = self._generation
+        if generation is not None:
+            generation.use_cache = before
+        self._generation = None, None
 
     def _begin(self, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         """ValueError for a pass whose former tokens are in a cache: their weights are not known any more."""
-        if named.get("cache", named.get("past_key_values")) is not None:
+        if cache_of(named) is not None:
             raise ValueError(f"{self.name} reads all tokens in each pass: use_cache=False lets it generate")
         self.weights = self.weigh(model, given, named)
 

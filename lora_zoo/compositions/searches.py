@@ -80,7 +80,7 @@ class Hub(Searched):
     simplex of scipy. The best weights that were tried are taken; at budget 0 it is the base.
     """
 
-    examples = "train"
+    examples, looks_at = "train", 5
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class ControlPE(Searched):
     """
 
     equation = "W' = W + w Σ ΔW_i, w by a grid"
-    examples = "validation"
+    examples, looks_at = "validation", 64
 
     def __init__(self, names: Sequence[str], *, bound: float = 1.5, points: int = 16) -> None:
         super().__init__(names)

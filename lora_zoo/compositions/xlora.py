@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.compositions.of_passes import OfPasses
-from lora_zoo.core.composition import register
+from lora_zoo.core.composition import CompositionData, register
 from lora_zoo.core.routing import top_softmax
 from lora_zoo.core.seeding import generator
 
@@ -24,10 +24,12 @@ class XLoRA(OfPasses):
     `scaling_pass_value`), without gradients, for the states; then with the classifier's weights. `classifier`
     alone trains: the adapters take no gradient while they are composed so. `depth=1` is one linear map, more
     are a perceptron `size` wide. `top_k` keeps the greatest weights, all of them with 0; `renormalised` takes
-    the softmax over those alone (PEFT's `enable_softmax_topk` without `enable_softmax`).
+    the softmax over those alone (PEFT's `enable_softmax_topk` without `enable_softmax`). `prepare` trains the
+    classifier for `steps` steps of `batch_size` examples at the rate `lr`, all of them ours.
     """
 
     equation = "W' x = W x + scale Σ ωₖ(t, layer) ΔWₖ x, ω = softmax(MLP(h_t) / temperature)"
+    examples, looks_at = "train", 512
     classifier: nn.Sequential
 
     def __init__(
@@ -43,17 +45,27 @@ class XLoRA(OfPasses):
         renormalised: bool = False,
         first_pass: float = 0.0,
         scale: float = 1.0,
+        steps: int = 200,
+        lr: float = 1e-3,
+        batch_size: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__(names)
         if depth < 1 or size < 1 or not temperature > 0 or not 0 <= dropout < 1:
             needs = "depth >= 1, size >= 1, temperature > 0 and 0 <= dropout < 1"
             raise ValueError(f"xlora needs {needs}; got {depth}, {size}, {temperature} and {dropout}")
+        if steps < 0 or batch_size < 1 or not lr > 0:
+            raise ValueError(
+                f"xlora needs steps >= 0, lr > 0 and batch_size >= 1; got {steps}, {lr} and {batch_size}"
+            )
         if not 0 <= top_k <= len(self.names):
             raise ValueError(f"xlora: top_k must lie between 0 (all) and {len(self.names)}; got {top_k}")
         self.layerwise, self.depth, self.size, self.dropout = layerwise, depth, size, dropout
         self.temperature, self.top_k, self.renormalised = temperature, top_k, renormalised
         self.first_pass, self.scale, self.seed = first_pass, scale, seed
+        self._training: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
+        self.losses: tuple[float, float] | None = None
+        """The mean loss on the examples before training and after it."""
         self._layers: tuple[str, ...] = ()
         self._frozen: list[nn.Parameter] = []
         self._reading = False
@@ -74,6 +86,29 @@ class XLoRA(OfPasses):
         super().leave()
         while self._frozen:
             self._frozen.pop().requires_grad_(True)
+
+    def prepare(self, data: CompositionData) -> None:
+        before = data.loss(self)
+        data.fit(self, self.classifier, **self._training)
+        self.losses = before, data.loss(self)
+
+    def notes(self) -> list[str]:
+        if self.losses is None:
+            return []
+        n = sum(p.numel() for p in self.classifier.parameters())
+        said = "loss {:.4g} before training, {:.4g} after".format(*self.losses)
+        return [f"classifier of {n:,} parameters, {self._training['steps']} steps: {said}"]
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.classifier.state_dict()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            self.classifier.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"xlora: the classifier is of another form: {' '.join(str(error).split())}"
+            ) from error
 
     def _made(self, model: Any) -> nn.Sequential:
         """The classifier, drawn as torch draws linear maps, from the seed."""

@@ -217,6 +217,12 @@ class Settings:
         "the adapter that trains on: a folder of a run, of ours or PEFT's, of this variant and rank",
         filled=True,
     )
+    replay: float = key(
+        0.0,
+        "share of the training examples of start_from's and prior's runs that are seen again",
+        least=0,
+        most=1,
+    )
     modules_to_save: Any = key(
         "auto", "fully trained modules; auto: heads that the checkpoint lacks; all-norms, all-embeddings"
     )

@@ -74,6 +74,8 @@ def check(settings: Settings) -> None:
     if settings.steps is not None and settings.epochs is not None:
         raise ValueError(f"steps={settings.steps} and epochs={settings.epochs} exclude each other; give one")
     _check_training(settings)
+    if settings.replay and not (settings.start_from or settings.prior):
+        raise ValueError(f"replay={settings.replay} has no effect without start_from=RUN or prior=[RUN]")
     if settings.budget is not None:
         parameters(settings.budget)
     _check_alphas(settings)

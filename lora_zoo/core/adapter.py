@@ -350,6 +350,11 @@ class Adapter(nn.Module, Variant):
         if self.training and torch.is_grad_enabled() and not in_backward():
             self.counter.emitted.append(value)
 
+    def note(self, weights_E: Tensor) -> None:
+        """Give the weights (..., E) of its experts in this pass to whoever records them."""
+        if self.counter.routing is not None:
+            self.counter.routing.add(self.matrix_name, self.counter.tokens(weights_E))
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """(B (O, R), A (R, I)) with ΔW = B A, the scale included; None where ΔW is no such product."""
         return None

@@ -31,6 +31,22 @@ class CompositionData(Protocol):
         """The mean loss, over the examples to which one composes, of the model so composed."""
         ...
 
+    def fit(
+        self,
+        composition: "Composition",
+        learns: nn.Module,
+        *,
+        steps: int,
+        lr: float,
+        batch_size: int,
+        seed: int,
+    ) -> float:
+        """Train the parameters of `learns`, a part of the composition, by that loss; return the last step's.
+
+        The composition is active before, during and after it. AdamW without decay, at a constant rate.
+        """
+        ...
+
 
 class Composition(ABC):
     """A way to compose the adapters called `names`; a subclass's keyword-only arguments are its options."""
@@ -46,6 +62,8 @@ class Composition(ABC):
     """The data that `prepare` looks at: "own" (each adapter's), a split ("train", "validation") of those to
     which one composes, or "" for none."""
 
+    looks_at: ClassVar[int] = 0
+    """How many of these examples, where no number is asked for."""
     routes: ClassVar[bool] = False
     """True if the input decides (`RoutedComposition`): no composed weight can be read, merged or exported."""
 
@@ -78,6 +96,15 @@ class Composition(ABC):
 
     def prepare(self, data: CompositionData) -> None:  # noqa: B027
         """Look at data, once, before anything is composed."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors that it has learned, beside its options; {} where it learns nothing."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the `tensors` of one with the same options. ValueError where they do not fit."""
+        if tensors:
+            raise ValueError(f"{self.name} learns nothing; got {min(tensors)}")
 
     def notes(self) -> list[str]:
         """Sentences on what has been composed: an error, a size, weights that were found."""

@@ -43,7 +43,12 @@ MakeOptimizer = Callable[[Groups], Optimizer]
 
 
 def split(
-    named: Mapping[str, nn.Parameter], ending: str, own: Mapping[str, Any], *, lr: float, weight_decay: float
+    named: Mapping[str, nn.Parameter],
+    ending: str | tuple[str, ...],
+    own: Mapping[str, Any],
+    *,
+    lr: float,
+    weight_decay: float,
 ) -> Groups:
     """Two groups, of which the second holds the parameters whose names end so, with values of their `own`."""
     usual = {"lr": lr, "weight_decay": weight_decay}
@@ -230,6 +235,13 @@ class AdapterHooks(nn.Module):
         A run judges each group (a task of a sequence, say) apart. By default the model makes no use of it.
         """
         return contextlib.nullcontext()
+
+    def expert_of(self, name: str) -> int | None:
+        """The number of the expert that is made for the rows of this group; None where none is.
+
+        The mean weight that the group's rows give to it is their `routing_accuracy`.
+        """
+        return None
 
     def law(self) -> None:
         """Assert what makes this method itself (called by the conformance suite)."""

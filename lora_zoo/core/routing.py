@@ -24,7 +24,12 @@ class RoutingRecord:
         entropy = torch.special.entr(wide_TE).sum()
         tokens = wide_TE.new_tensor(len(wide_TE))
         sums = torch.cat([wide_TE.sum(0), torch.stack([entropy, tokens])]).cpu()
-        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        self._sums[name] = self._sums.get(name, 0.0) + sums
+
+    def extend(self, other: "RoutingRecord") -> None:
+        """Add what another record has seen."""
+        for name, sums in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + sums
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """By matrix the mean weight of each expert (`load`) and the mean entropy of a token's, in nats."""
@@ -33,6 +38,11 @@ class RoutingRecord:
             *load, entropy = (sums[:-1] / sums[-1]).tolist()
             found[name] = {"load": load, "entropy": entropy}
         return found
+
+
+def mean_load(summary: Mapping[str, Mapping[str, Any]], expert: int) -> float:
+    """The mean over matrices, of which there must be one, of what an expert has of the weights."""
+    return sum(own["load"][expert] for own in summary.values()) / len(summary)
 
 
 def routing_means(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

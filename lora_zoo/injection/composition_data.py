@@ -1,5 +1,6 @@
 """The data at which a composition of a model's adapters looks (`core.composition.CompositionData`)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from lora_zoo.core.composition import Composition
+from lora_zoo.core.seeding import generator
 from lora_zoo.core.statistics import Statistics, not_collectable
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.adapter_set import adapters_of
@@ -53,6 +55,39 @@ class AdapterData:
         if not collector.batches:
             raise ValueError(f"there are no examples of {name!r} to look at")
         return collector.means()
+
+    def fit(
+        self,
+        composition: Composition,
+        learns: nn.Module,
+        *,
+        steps: int,
+        lr: float,
+        batch_size: int,
+        seed: int,
+    ) -> float:
+        """Train `learns` on the target's batches, in an order drawn anew each time that all were seen.
+
+        ValueError where there is none, and for a loss of NaN or inf.
+        """
+        adapters_of(self.model).activate(*self.names, composition=composition)
+        optimizer = torch.optim.AdamW(learns.parameters(), lr=lr, weight_decay=0.0)
+        source, order, mean = generator("composition", seed), list[int](), float("nan")
+        with in_mode(self.model, training=True):
+            for step in range(1, steps + 1):
+                while len(order) < batch_size:
+                    order += torch.randperm(len(self.target), generator=source).tolist()
+                drawn, order = order[:batch_size], order[batch_size:]
+                optimizer.zero_grad()
+                losses = [self.model(**self.target[number]).loss / batch_size for number in drawn]
+                torch.stack(losses).sum().backward()
+                mean = float(torch.stack(losses).detach().sum())
+                if not math.isfinite(mean):
+                    raise ValueError(
+                        f"{composition.name}: the loss of step {step} is {mean}; give a smaller lr"
+                    )
+                optimizer.step()
+        return mean
 
     @torch.no_grad()
     def loss(self, composition: Composition) -> float:

@@ -14,6 +14,7 @@ from lora_zoo.core import init
 from lora_zoo.core.composition import Composition
 from lora_zoo.core.dtypes import wide
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.formats.composed import load_composed, save_composed
 from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.formats.peft.updates import factored
 from lora_zoo.injection.adapter_set import adapters_of
@@ -64,12 +65,8 @@ def write_adapter(
     """Save the active adapters to `out` as one LoRA, in our format, with what it was `made_of`."""
     adapted = logits(network)
     made, notes = as_adapter(network, composition, rank), composition.notes()
-    settings = base.model
-    model = {key: getattr(settings, key) for key in ("name", "path", "dtype", "revision")}
-    about: dict[str, Any] = {"model": model, "auto_class": base.auto_class, "head": base.head}
-    about |= {} if base.unit is None else {"standardised": base.unit}
     with saving.whole(out) as part:
-        save_adapter(adapters_of(network)["default"], part, **about, composed=dict(made_of))
+        save_adapter(adapters_of(network)["default"], part, **_about(base), composed=dict(made_of))
         adapters_of(network).remove()
         load_adapter(network, part)
         difference = float((logits(network) - adapted).abs().max())
@@ -78,6 +75,27 @@ def write_adapter(
         notes.append(f"largest relative error of a matrix as an adapter: {made.errors[worst]:.2g} ({worst})")
     merged = Merged(difference, float(adapted.abs().max()), "float32", base.auto_class, [])
     return Composed(merged, made.ranks, notes)
+
+
+def write_adapters(
+    network: Any, out: Path, base: Base, composition: Composition, options: Mapping[str, Any]
+) -> Composed:
+    """Save the active adapters to `out`, each in its folder, and what composes them for each input."""
+    adapted = logits(network)
+    with saving.whole(out) as part:
+        save_composed(network, part, options, **_about(base))
+        adapters_of(network).remove()
+        load_composed(network, part)
+        difference = float((logits(network) - adapted).abs().max())
+    merged = Merged(difference, float(adapted.abs().max()), "float32", base.auto_class, [])
+    return Composed(merged, {}, composition.notes())
+
+
+def _about(base: Base) -> dict[str, Any]:
+    """The part of an adapter's description that is about its base."""
+    model = {key: getattr(base.model, key) for key in ("name", "path", "dtype", "revision")}
+    about: dict[str, Any] = {"model": model, "auto_class": base.auto_class, "head": base.head}
+    return about | ({} if base.unit is None else {"standardised": base.unit})
 
 
 class AsAdapter(NamedTuple):

@@ -1,7 +1,8 @@
 """Reports of recorded runs, from folders and archives.
 
 Tables are shown, and written as Markdown, LaTeX, CSV and HTML; figures as SVG, PDF and PNG; and all of it,
-with the claims, the findings and every run's command, as one page that needs no network: report.html.
+with the claims, the findings and every run's command, as one page that needs no network: report.html. What
+`lora_zoo.compose … --evaluate` found in folders given is in it, too.
 """
 
 import argparse
@@ -42,9 +43,9 @@ def report(given: argparse.Namespace) -> None:
     from lora_zoo.report import to_wandb, writing
     from lora_zoo.report.report import Report
     from lora_zoo.report.save_experiment import save_experiment
-    from lora_zoo.runs import archive, load
+    from lora_zoo.runs import archive, load, merges
 
-    made = Report(load(*given.sources))
+    made = Report(load(*given.sources), merges(*given.sources))
     for table in made.tables:
         print(table.markdown())
     if given.archive is not None:

@@ -70,7 +70,9 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
     costs = {axis_of(cost).label: partial(figures.pareto, runs, cost, by, value=value) for cost in COSTS}
     found.add("Outcome against cost", "cost", costs)
     found.add("Learning and forgetting", "by", {"all": partial(figures.forgetting, runs, by, value=value)})
-    found.add("A sequence of tasks", "of", {"all": partial(figures.accuracy_matrix, runs, by, split=value)})
+    matrix = partial(figures.accuracy_matrix, runs, by, split=value)
+    kinds = {"outcome": matrix, "routing accuracy": partial(matrix, metric="routing_accuracy")}
+    found.add("A sequence of tasks", "of", kinds)
     profiles = {name[axis]: partial(figures.profiles, runs, axis, by, value=value) for axis in own}
     found.add("Performance profiles", "by", profiles)
     _add_ranks(found, runs, by)

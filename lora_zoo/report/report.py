@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from lora_zoo.analysis.columns import join_names, plain
 from lora_zoo.analysis.integrity import findings, sound, unread
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.claims import LedgerEntry, Status, ledger
+from lora_zoo.report import figures
 from lora_zoo.report.figure_list import FigureList, Views, figure_list
 from lora_zoo.report.tables import Table, tables
 from lora_zoo.runs.keys import axes, column
@@ -27,10 +28,13 @@ COLUMNS = ("seed", "state", "validation", "test", "trainable", "train_seconds", 
 
 
 class Report:
-    """The report of a frame from `lora_zoo.runs.load`. ValueError where no run may be counted."""
+    """The report of a frame from `lora_zoo.runs.load`. ValueError where no run may be counted.
 
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame, self.axes = frame, axes(frame)
+    `merges` are the models composed of such runs, from `lora_zoo.runs.merges`.
+    """
+
+    def __init__(self, frame: pd.DataFrame, merges: pd.DataFrame | None = None) -> None:
+        self.frame, self.axes, self.merges = frame, axes(frame), merges
         parts = (part for _, part in frame.groupby("experiment", sort=False))
         self.parts = [(_about(part), part) for part in parts]
         """The runs of each experiment, after what its YAML says of it: {} for runs of none."""
@@ -70,6 +74,8 @@ class Report:
             head = f"{name}: " if len(self.parts) > 1 and name else ""
             found.views += [Views(head + views.heading, views.choice, views.charts) for views in made.views]
             found.absent += made.absent
+        if self.merges is not None and len(self.merges):
+            found.add("Composed models", "of", {"all": partial(figures.merges, self.merges)})
         return found
 
     @cached_property

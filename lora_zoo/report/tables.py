@@ -33,6 +33,7 @@ COSTS = {
     "backward_transfer": ("backward transfer", "{:.3f}"),
     "task_forgetting": ("forgetting of tasks", "{:.3f}"),
     "forward_transfer": ("forward transfer", "{:.3f}"),
+    "routing_accuracy": ("routing accuracy", "{:.3f}"),
     "retention_before": ("held-out LM loss, before", "{:.3f}"),
     "retention_after": ("held-out LM loss, after", "{:.3f}"),
     "data.train.information": ("bits there are", "{:,.0f}"),

@@ -19,12 +19,13 @@ _HOMES = {
     "groups": "curves",
     "ranks": "curves",
     "routing": "curves",
+    "merges": "retained",
     "examples": "curves",
     "deltas": "curves",
     "archive": "archives",
     "load_wandb": "from_wandb",
 }
 __all__ = ["archive", "axes", "by_view", "column", "deltas", "examples", "histories", "load", "load_wandb"]
-__all__ += ["groups", "metric_facts", "ranks", "routing", "updates"]
+__all__ += ["groups", "merges", "metric_facts", "ranks", "routing", "updates"]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lora_zoo.core.routing import RoutingRecord, mean_load
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.base_model import named_base_modules
 from lora_zoo.injection.inject import Injection
@@ -55,6 +56,8 @@ class Evaluator:
         self.routing: dict[str, dict[str, Any]] = {}
         """By split what the experts of each matrix weighed when it was last judged; {} without experts."""
         self.groups = _groups(data, self.eval_splits)
+        self._accuracy: dict[str, float] = {}
+        """By group what its rows weigh the expert that is made for it, of the latest split."""
 
     def evaluate(self, *, keep: bool) -> Evaluation:
         """Judge every split; `keep` writes the outcome of every example to the run's folder."""
@@ -93,7 +96,7 @@ class Evaluator:
                 self.injection.effective(),
                 self.injection.recorded_routing() as routing,
             ):
-                outcomes = self._judged(split)
+                outcomes = self._judged(split, routing)
         except NotFinite as broken:
             raise NotFinite(f"{split}: {broken}") from broken
         except ValueError as broken:
@@ -109,7 +112,7 @@ class Evaluator:
             self._tell(split, predictions, references)
         return outcomes
 
-    def _judged(self, split: str) -> list[dict[str, Any]]:
+    def _judged(self, split: str, routing: RoutingRecord) -> list[dict[str, Any]]:
         """The outcomes of a split, each group's with the model told of it, in the order of its items."""
         model, kind, data = self.injection.model, self.data.kind, self.data.splits[split]
         if not self.groups:
@@ -117,8 +120,12 @@ class Evaluator:
         found: list[dict[str, Any]] = []
         for group in self.groups:
             rows = [n for n, own in enumerate(data[kind.task.groups]) if own == group]
-            with self.injection.hooks.of_group(group):
+            with self.injection.hooks.of_group(group), self.injection.recorded_routing() as own:
                 found += kind.outcomes(model, data.select(rows)) if rows else []
+            routing.extend(own)
+            expert = self.injection.hooks.expert_of(group)
+            if expert is not None and (summary := own.summary()):
+                self._accuracy[group] = mean_load(summary, expert)
         return sorted(found, key=lambda outcome: outcome["item"])
 
     def _by_group(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -130,7 +137,13 @@ class Evaluator:
         parts: dict[str, list[Mapping[str, Any]]] = {group: [] for group in self.groups}
         for outcome in outcomes:
             parts[group_of[outcome["item"]]].append(outcome)
-        return {group: self._values(f"{split}, {group}", own) for group, own in parts.items() if own}
+        accuracy = self._accuracy
+        return {
+            group: self._values(f"{split}, {group}", own)
+            | ({"routing_accuracy": accuracy[group]} if group in accuracy else {})
+            for group, own in parts.items()
+            if own
+        }
 
     def _values(self, split: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The metrics of these outcomes, of those that they hold what it needs for."""

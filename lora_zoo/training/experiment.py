@@ -31,6 +31,7 @@ from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator, check_inputs, check_positions, check_references, perfect
+from lora_zoo.training.replay import with_replay
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
@@ -196,6 +197,10 @@ class Experiment:
         self.record.update(data=data.fingerprint, metric=counts, metric_facts=known)
         self.about = {"model": asdict(settings.model), "auto_class": kind.auto_class, "head": kind.head()}
         self.about |= kind.about()
+        data, replayed = with_replay(data, settings, resources.task_data)
+        self.record.tell(
+            *(f"train has {n} examples of {run} as well (replay)" for run, n in replayed.items())
+        )
         loaded = resources.base(settings, data, derived_seed("head", settings.seed))
         check_inputs(loaded.model, data.readings)
         return data, loaded

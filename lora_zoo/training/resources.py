@@ -5,6 +5,7 @@ if it differs, the model is loaded again. `ResourcePool` is the one seam between
 """
 
 import contextlib
+import copy
 import gc
 import json
 import logging
@@ -58,6 +59,12 @@ class TaskData:
         read = {name: reading.about for name, reading in self.readings.items()}
         found = fingerprint(self._loaded).items()
         return {name: about | read.get(name, {}) | left.get(name, {}) for name, about in found}
+
+    def with_examples(self, encoded: list[Example]) -> "TaskData":
+        """The same data with these training examples, as tokens, in the place of its own."""
+        found = copy.copy(self)
+        found.__dict__["encoded"] = encoded
+        return found
 
     @cached_property
     def _fitted(self) -> list[Fitted]:

@@ -14,10 +14,13 @@ from lora_zoo import inject
 from lora_zoo.conformance.cases import batch, fresh, inputs, lone, only, perturb
 from lora_zoo.core.dropout import ForwardCounter
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.routing import RoutingRecord, balance_of, routing_means, top_k
 from lora_zoo.core.seeding import generator
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.tasks.base import _task_of
+from lora_zoo.variants.routers import RouterRate
 
 
 def mixture(name="mola", model=None, **hyper):
@@ -185,6 +188,21 @@ def test_loramoe_s_constraint_is_of_each_sample_s_kind():
 def test_what_no_mixture_can_be_is_refused(name, hyper, said):
     with pytest.raises(ValueError, match=f"{name}: {said}"):
         inject(lone("linear"), name, target_modules="layer", **hyper)
+
+
+def test_routers_learn_at_a_rate_of_their_own():
+    """Of every variant that has some: all of them, and nothing else."""
+    routed = [name for name, cls in VARIANTS.items() if issubclass(cls.hooks, RouterRate)]
+    assert {"am_lora", "cond_mixlora", "hydralora", "mixlora", "mov", "poly"} < {*routed}
+    for name in routed:
+        rank = {"rank": 2} if "rank" in hyperparameters(VARIANTS[name]) else {}
+        injection = inject(fresh("llama")[0], name, router_lr_ratio=3.0, **rank)
+        rates = {id(p): group["lr"] for group in injection.param_groups(lr=0.5) for p in group["params"]}
+        for key, parameter in injection.named_parameters().items():
+            router = key.rsplit(".", 1)[-1].split("_")[0] in ("G", "H", "J", "V", "Z")
+            assert rates[id(parameter)] == (1.5 if router else 0.5), (name, key)
+    with pytest.raises(ValueError, match="router_lr_ratio must be above 0; got 0"):
+        inject(lone("linear"), "hydralora", target_modules="layer", router_lr_ratio=0.0)
 
 
 def test_loads_and_entropies_are_means_over_tokens():

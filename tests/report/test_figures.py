@@ -39,6 +39,14 @@ CHANGES = pd.DataFrame(
     ],
     columns=["run", "step", "name", "role", "layer", "rank"],
 )
+MERGES = pd.DataFrame(
+    [
+        {"by": by, "options": options, "split": "test", "run": task, "task": task, "metric": "exact_match"}
+        | {"alone": 0.9, "composed": composed}
+        for by, options, composed in (("sum", "", 0.5), ("ties", "density=0.2", 0.25), ("sum", "", 0.7))
+        for task in ("lists", "topic")
+    ]
+)
 ROUTING = pd.DataFrame(
     [
         (run, "test", f"model.layers.{layer}.self_attn.q_proj", "q", layer, expert, load, math.log(2) / 2)
@@ -90,6 +98,7 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "ranks": lambda: figures.layer_ranks(results.updates(RUNS.head(3))),
     "ranks over steps": lambda: figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"]),
     "routing": lambda: figures.routing(ROUTING, sweep(ranks=(8,)), ["variant"]),
+    "merges": lambda: figures.merges(MERGES),
     "agreement": lambda: figures.agreement(differing(), ["variant"]),
     "spectra": lambda: figures.spectra(results.updates(RUNS[RUNS["rank"] == 8])),
     "subspaces": lambda: figures.subspaces({"r8 in r64": SIMILARITY}),
@@ -103,6 +112,15 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "evolution": lambda: figures.evolution(TABLES, ["variant", "rank"]),
     "ΔM and ΔD": lambda: figures.magnitude_direction(TABLES, ["variant"]),
 }
+
+
+def test_a_merge_s_cell_is_the_mean_over_models_and_the_first_row_each_run_alone() -> None:
+    (panel,) = figures.merges(MERGES).panels
+    cells = panel.rows.pivot_table("value", "row", "column", sort=False)
+    assert [*cells.index] == ["alone", "sum", "ties density=0.2"] and [*cells] == ["lists", "topic", "mean"]
+    assert cells.to_numpy().tolist() == pytest.approx(np.array([[0.9] * 3, [0.6] * 3, [0.25] * 3]))
+    with pytest.raises(Nothing, match="no composed model was judged"):
+        figures.merges(MERGES.iloc[:0])
 
 
 @pytest.fixture(scope="module", params=CHARTS)

@@ -22,6 +22,16 @@ NEVER = {
     "load_best_model_at_end": "its adapter is not that of the pack's last step",
     "full_determinism": "it is a setting of the whole process",
 }
+ALONE = {
+    "dry_run": "it trains nothing",
+    "program": "it has a program of stages",
+    "dropbp": "its backward passes are not those of the layers that jobs share",
+    "prior": "it has prior adapters in its model",
+    "padding_free": "its batches are one row each",
+    "replay": "it replays examples of other runs",
+    "early_stopping_patience": "it may end before the others",
+}
+"""Keys of a run that trains by itself where they are set -> why."""
 
 
 class PackedGroup(NamedTuple):
@@ -50,21 +60,12 @@ def groups(specs: Sequence[RunSpec | None]) -> list[PackedGroup]:
 
 
 def _reason(settings: Settings, repeated: bool) -> str:
-    if settings.dry_run:
-        return "it trains nothing"
     if repeated:
         return "it is the same run as another one"
-    if settings.program:
-        return "it has a program of stages"
-    if settings.dropbp:
-        return "its backward passes are not those of the layers that jobs share"
-    if settings.prior:
-        return "it has prior adapters in its model"
-    if settings.padding_free:
-        return "its batches are one row each"
-    if settings.early_stopping_patience:
-        return "it may end before the others"
-    return next((f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)), "")
+    found = [why for key, why in ALONE.items() if getattr(settings, key)]
+    return next(
+        iter(found + [f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)]), ""
+    )
 
 
 def _shared(settings: Settings) -> str:

@@ -15,6 +15,7 @@ from lora_zoo.report.figures.deltas import decay, evolution, magnitude_direction
 from lora_zoo.report.figures.groups import Nothing
 from lora_zoo.report.figures.learning import forgetting, learned
 from lora_zoo.report.figures.maps import agreement, grid, layer_ranks, subspaces
+from lora_zoo.report.figures.merges import merges
 from lora_zoo.report.figures.outcomes import against, curves, pareto, profiles
 from lora_zoo.report.figures.planes import Bands, Crosses, Marks, Points
 from lora_zoo.report.figures.rank_history import rank_history

@@ -12,21 +12,25 @@ from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.dtypes import at_least_float32
-from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.core.variants import register
-from lora_zoo.variants.continual.task_loras import TaskLoRAs
+from lora_zoo.variants.continual.task_loras import ExpertsOfTasks, TaskLoRAs
+from lora_zoo.variants.routers import RouterRate
 
 
-class SparseSelector(AdapterHooks):
+class SparseSelector(ExpertsOfTasks, RouterRate):
     """λ Σ |V| over the selectors of all matrices. ValueError for a negative λ."""
 
-    def __init__(self, adapters: Mapping[str, Any], *, sparsity: float = 1e-4) -> None:
-        super().__init__(adapters)
+    def __init__(self, adapters: Mapping[str, Any], *, sparsity: float = 1e-4, **rate: float) -> None:
+        super().__init__(adapters, **rate)
         if sparsity < 0:
             raise ValueError(f"am_lora: sparsity must be at least 0; got {sparsity}")
         self.sparsity = sparsity
+
+    def expert_of(self, name: str) -> int | None:
+        number = super().expert_of(name)
+        return None if number is None else 1 + number  # the zero-LoRA is the first
 
     def regularizer(self) -> Tensor | float:
         return self.sparsity * sum((a.V_TO.abs().sum() for a in self.adapters.values()), torch.zeros(()))
@@ -46,6 +50,7 @@ class AMLoRA(TaskLoRAs):
     equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …); loss + λ Σ |V|"
     count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"
     hooks = SparseSelector
+    routers = ("V_TO",)
 
     def __init__(self, context: LayerContext, **hyper: Any) -> None:
         super().__init__(context, **hyper)
@@ -76,7 +81,9 @@ class AMLoRA(TaskLoRAs):
     def branch(self, x: Tensor, dropped: Tensor, host: LayerHost) -> Tensor:
         h_TO = self.outputs(dropped, host)
         seen_TO = h_TO if dropped is x else self.outputs(x, host)
-        return (self.attention(seen_TO)[..., 1:, None] * h_TO).sum(-2)
+        a_T = self.attention(seen_TO)
+        self.note(a_T)
+        return (a_T[..., 1:, None] * h_TO).sum(-2)
 
     @torch.no_grad()
     def law(self, W_OI: Tensor) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from lora_zoo.core.hooks import AdapterHooks, Pass, Progress
+from lora_zoo.core.caches import cache_of, without_cache
+from lora_zoo.core.hooks import Pass, Progress
 from lora_zoo.core.recomputation import in_backward
 from lora_zoo.core.train_eval import in_mode
-from lora_zoo.variants.continual.task_loras import names_of
+from lora_zoo.variants.continual.task_loras import ExpertsOfTasks, names_of
 
 ROUNDS = 25
 """Of Lloyd's algorithm, at most."""
@@ -62,7 +64,7 @@ def k_means(f_NH: Tensor, clusters: int) -> Tensor:
     return C_KH
 
 
-class NearestCentroid(AdapterHooks):
+class NearestCentroid(ExpertsOfTasks):
     """Finds the task of each row before every pass, by a pass of the base; collects features in training.
 
     A row's features are the mean over its positions of what the last adapted matrix sees in the base: of the
@@ -101,11 +103,14 @@ class NearestCentroid(AdapterHooks):
         self._handle = self.model.register_forward_pre_hook(self._before, with_kwargs=True) if on else None
 
     def _before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if self._asks or in_backward() or (cache is not None and cache.get_seq_length()):
             return
         if not model.training:
-            self._route(self.common.nearest(self.features(*args, **kwargs)))  # type: ignore[union-attr,operator]
+            route_N = self.common.nearest(self.features(*args, **kwargs))  # type: ignore[union-attr,operator]
+            self._route(route_N)
+            last = [*self.adapters.values()][-1]
+            last.note(one_hot(route_N, len(last.tasks)))
             return
         self._route(None)
         room = len(self.F_NH) - int(self.seen) if self._learns else 0
@@ -138,7 +143,7 @@ class NearestCentroid(AdapterHooks):
             adapter.idle = True
         try:
             with in_mode(self.model, training=False):
-                self.model(*args, **inputs)
+                self.model(*args, **without_cache(inputs))
         finally:
             handle.remove()
             self._asks = False

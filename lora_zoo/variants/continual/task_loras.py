@@ -95,6 +95,14 @@ class TaskLoRAs(Scaled, ABC):
         return y + self.branch(x, host.dropped(x, self.dropout), host).to(y.dtype)
 
 
+class ExpertsOfTasks(AdapterHooks):
+    """The expert of a group of rows is the LoRA of the task of that name."""
+
+    def expert_of(self, name: str) -> int | None:
+        tasks = next(iter(self.adapters.values())).tasks
+        return tasks.index(name) if name in tasks else None
+
+
 class ToldOfTasks(AdapterHooks):
     """Tells all adapters of the task to which the rows belong."""
 

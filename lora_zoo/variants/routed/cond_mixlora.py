@@ -39,6 +39,7 @@ class ConditionalMixLoRA(Scaled, Routed):
     )
     count = "experts * (O + I) + experts * I * (2 + R)"
     targets = ("q", "k", "v", "o", "gate", "up", "down")
+    routers = ("G_EI", "J_EI", "H_REI")
     paper_alpha = 32.0  # the official scripts', twice the factors
 
     def __init__(

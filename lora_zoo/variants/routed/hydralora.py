@@ -22,6 +22,7 @@ class HydraLoRA(Mixture):
     paper = "arXiv:2404.19245"
     equation = "W' x = W x + (α/r) Σᵢ ωᵢ Bᵢ A x, ω = softmax(G x)"
     count = "R * I + heads * (R * O + I)"
+    routers = ("G_NI",)
     paper_alpha = 32.0  # the official scripts'; it stays fixed while the rank varies
 
     def __init__(

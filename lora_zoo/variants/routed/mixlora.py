@@ -150,7 +150,7 @@ class MixLoRA(Scaled, Routed):
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         if self.expert is None:
-            raise ValueError(f"mixlora: {self.place} was called outside of its feed-forward block")
+            raise ValueError(f"mixlora: {self.matrix_name} was called outside of its feed-forward block")
         B_OR, A_RI = self.scale * self.B_EOR[self.expert], self.A_ERI[self.expert]
         y = host.base(x)
         return y + host.low_rank(host.dropped(x, self.dropout), B_OR, A_RI).to(y.dtype)

@@ -21,9 +21,10 @@ from lora_zoo.core.init import Init
 from lora_zoo.core.routing import balance_of, top_k
 from lora_zoo.core.seeding import kaiming_bound
 from lora_zoo.variants.low_rank import Scaled
+from lora_zoo.variants.routers import RouterRate
 
 
-class Balance(AdapterHooks):
+class Balance(RouterRate):
     """Adds what the routers emitted, the weighed losses of their balance, to the loss."""
 
     packable = True  # what an adapter emits reaches its own job alone
@@ -46,6 +47,8 @@ class Routed(Adapter, ABC):
 
     pointwise = False
     hooks: ClassVar[type[AdapterHooks]] = Balance
+    routers: ClassVar[tuple[str, ...]] = ("G_EI",)
+    """The names of its routers' parameters."""
 
     def __init__(self, context: LayerContext, *, experts: int, top_k: int = 0, balance: float = 0.0) -> None:
         """`top_k=0` weighs all of the experts; `balance` is the weight of the loss that evens their load."""
@@ -59,7 +62,7 @@ class Routed(Adapter, ABC):
             )
         if balance < 0:
             raise ValueError(f"{self.name}: balance must not be negative; got {balance}")
-        self.place, self.top_k, self.balance = context.name, top_k or experts, balance
+        self.top_k, self.balance = top_k or experts, balance
         self.emits = balance > 0
 
     @classmethod
@@ -75,11 +78,6 @@ class Routed(Adapter, ABC):
         if self.balance:
             self.emit(self.balance * self.imbalance(probabilities_E, weights_E))
         return weights_E
-
-    def note(self, weights_E: Tensor) -> None:
-        """Give the weights (..., E) of this pass to whoever records them."""
-        if self.counter.routing is not None:
-            self.counter.routing.add(self.place, self.counter.tokens(weights_E))
 
     def imbalance(self, probabilities_E: Tensor, weights_E: Tensor) -> Tensor:
         """The loss that is lowest where all experts have the same load; padding has no part in it."""

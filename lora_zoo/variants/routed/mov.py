@@ -15,7 +15,12 @@ from lora_zoo.core.host import LayerHost
 from lora_zoo.core.variants import register
 from lora_zoo.injection.roles import ROLES
 from lora_zoo.variants.routed.mixture import Routed
+from lora_zoo.variants.routers import RouterRate
 from lora_zoo.variants.undecayed import Undecayed
+
+
+class Gains(Undecayed, RouterRate):
+    """Nothing decays, and routers have a rate of their own."""
 
 
 @register("mov")
@@ -31,7 +36,8 @@ class MoV(Routed):
     equation = "W' x = l ⊙ (W x + b), l = Σᵢ ωᵢ lᵢ, ω = softmax(G (W x + b)); feedforward: W (l ⊙ x), of G x"
     count = "2 * experts * (I if role in feedforward else O)"
     targets = ("k", "v", "down")
-    hooks = Undecayed
+    hooks = Gains
+    routers = ("G_ES",)
 
     def __init__(
         self, context: LayerContext, *, experts: int = 10, feedforward: Sequence[str] = ("down",)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora_zoo.core.adapter import LayerContext
 from lora_zoo.core.alpha import Alpha
-from lora_zoo.core.hooks import AdapterHooks, Progress
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init
 from lora_zoo.core.recomputation import CallNumbers
@@ -20,9 +20,10 @@ from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import register
 from lora_zoo.variants.low_rank import Scaled
 from lora_zoo.variants.routed.mixture import Routed, each_by_itself, expert_starts
+from lora_zoo.variants.routers import RouterRate
 
 
-class Relaxation(AdapterHooks):
+class Relaxation(RouterRate):
     """In training steps the skills of each example are drawn: binary Concrete numbers of temperature 1."""
 
     @contextlib.contextmanager
@@ -52,6 +53,7 @@ class Poly(Scaled, Routed):
     count = "n_skills * R * (O + I) + n_tasks * n_splits * n_skills"
     paper_alpha = 1.0
     hooks = Relaxation
+    routers = ("Z_SCE",)
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class Poly(Scaled, Routed):
     @torch.compiler.disable
     def noise(self, like: Tensor) -> Tensor:
         """log u - log(1 - u) for u ~ U(0, 1), by the seed, the matrix and the pass."""
-        source = generator("skills", self.seed, self.place, self.passes.number())
+        source = generator("skills", self.seed, self.matrix_name, self.passes.number())
         return torch.rand(like.shape, generator=source, dtype=torch.float64).logit(1e-12).to(like)
 
     def mixed(self, omega_NCE: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.caches import cache_of
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.seeding import generator
 from lora_zoo.injection.backbone import backbone_of, without_first
@@ -89,7 +90,7 @@ class VirtualTokenHooks(AdapterHooks, ABC):
         names = inspect.signature(backbone.forward).parameters
         named = {**dict(zip(names, given, strict=False)), **named}
         x = named["input_ids"] if named.get("inputs_embeds") is None else named["inputs_embeds"]
-        cache = named.get("cache", named.get("past_key_values"))
+        cache = cache_of(named)
         past, self.longer = 0 if cache is None else cache.get_seq_length(), 0
         if (mask := named.get("attention_mask")) is not None:
             named["attention_mask"] = self._with_room(mask, past + x.shape[1] - (self.rank if past else 0))
