@@ -60,7 +60,7 @@ def _reason(settings: Settings, repeated: bool) -> str:
         return "its backward passes are not those of the layers that jobs share"
     if settings.prior:
         return "it has prior adapters in its model"
-    if settings.padding_free:
+    if settings.padding_free or settings.packing:
         return "its batches are one row each"
     if settings.early_stopping_patience:
         return "it may end before the others"
