@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from lora_zoo import inject
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     schemes = given.scheme.split(",")
     text(schemes, given.rank) if given.what == "text" else cost(given.model, schemes, given.rounds)
 
