@@ -42,7 +42,7 @@ class OneRow:
 def laid_out(
     settings: Settings, injection: Injection, kind: TaskType, examples: list[Example]
 ) -> tuple[list[Any], Callable[[list[Any]], dict[str, Any]]]:
-    """What the trainer draws its batches from, examples or rows of them, and its collator.
+    """The examples of the trainer's batches, or rows of several, and the collator of either.
 
     ValueError where a model or a variant would not keep the examples of a row apart.
     """
