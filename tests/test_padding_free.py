@@ -8,15 +8,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lora_zoo.config import compose
+from lora_zoo.config.schema import register
 from lora_zoo.conformance.cases import firsts
 from lora_zoo.core.hooks import WITHIN_STEP, AdapterHooks, Progress
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.tasks.cutting import Example
-from lora_zoo.training.padding_free import OneRow, one_row
+from lora_zoo.training.padding_free import OneRow, filled, laid_out, one_row
 from lora_zoo.training.trainer import ZooTrainer
 from tests.test_training import TRAINED, model, small, trainer
 
+register()
 G = torch.Generator().manual_seed(1)
 ROWS = [torch.randint(3, 40, (size,), generator=G).tolist() for size in (9, 4, 7, 12, 3, 9, 5, 8)]
 EXAMPLES = [{"input_ids": r, "attention_mask": [1] * len(r), "labels": [-100] * 2 + r[2:]} for r in ROWS]
@@ -76,6 +79,65 @@ def test_training_is_that_of_padded_rows(tmp_path: Path) -> None:
         torch.testing.assert_close(other.injection.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
     losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 6
+
+
+def test_rows_are_filled_with_the_longest_first_each_where_least_is_left() -> None:
+    """By hand, room 10: 9; 6 and the 4 that fits exactly, though the 5's row has room for it too; 5, 3, 2."""
+    examples = [{"input_ids": [0] * size} for size in (6, 5, 4, 3, 2, 9)]
+    rows = [[len(example["input_ids"]) for example in row] for row in filled(examples, 10)]
+    assert rows == [[9], [6, 4], [5, 3, 2]]
+
+
+def test_packing_has_the_losses_and_gradients_of_its_examples_alone() -> None:
+    injection = inject(model().double(), "lora", rank=2, target_modules="all-linear", seed=5, init="zero_a")
+    packing: Any = SimpleNamespace(padding_free=False, packing=True)
+    kind: Any = SimpleNamespace(**{**vars(DECODER), "task": SimpleNamespace(type="causal_lm", max_length=16)})
+    rows, collate = laid_out(packing, injection, kind, EXAMPLES)
+    assert sorted(id(example) for row in rows for example in row) == sorted(map(id, EXAMPLES))
+    assert len(rows) == 4 and all(sum(len(e["labels"]) for e in row) <= 16 for row in rows)
+
+    def summed(batches: list[dict[str, Any]]) -> tuple[float, list[torch.Tensor]]:
+        injection.model.zero_grad()
+        losses = [injection.model(**b).loss * (b["labels"][:, 1:] != -100).sum() for b in batches]
+        torch.stack(losses).sum().backward()
+        return sum(loss.item() for loss in losses), [
+            p.grad.clone() for p in injection.parameters() if p.grad is not None
+        ]
+
+    loss, gradients = summed([padded([example]) for example in EXAMPLES])
+    packed, of_rows = summed([collate(rows[:2]), collate(rows[2:])])
+    assert packed == pytest.approx(loss, rel=1e-6) and len(of_rows) == len(gradients)
+    for one, other in zip(of_rows, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_an_epoch_of_packing_takes_each_example_once(tmp_path: Path) -> None:
+    injection = inject(model(), "lora", rank=2, target_modules=["q"], seed=5)
+    run = trainer(tmp_path, injection, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=2)
+    seen: list[int] = []
+    run.train_dataset = filled(EXAMPLES, 16)
+
+    def collate(batch: list[list[Example]]) -> dict[str, Any]:
+        examples = [example for row in batch for example in row]
+        seen.extend(map(id, examples))
+        return OneRow()(examples)
+
+    run.data_collator = collate
+    run.train()
+    assert run.state.global_step == 2 and sorted(seen) == sorted(map(id, EXAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["padding_free=true"], "no effect beside packing=true"),
+        (["program=relora"], "packing=true: program=relora cuts its run into stages"),
+        (["+trainer.neftune_noise_alpha=5"], "packing=true: trainer.neftune_noise_alpha=5 scales"),
+    ],
+)
+def test_what_packing_does_not_go_with_is_said(given: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compose.check(["packing=true", *given], multirun=False)
 
 
 def within_step(cls: Any) -> Any:

@@ -234,6 +234,10 @@ class Settings:
         False,
         "examples of a step in one row without padding, each seen by itself: the same training (decoders)",
     )
+    packing: bool = key(
+        False,
+        "whole examples fill rows of task.max_length tokens, which batch_size counts; each seen by itself",
+    )
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
     eval_splits: list[str] = key(

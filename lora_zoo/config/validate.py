@@ -96,9 +96,19 @@ def _check_training(settings: Settings) -> None:
     """Raise ValueError for keys that would have no effect, or another, beside each other."""
     if (least := settings.early_stopping_threshold) and settings.early_stopping_patience is None:
         raise ValueError(f"early_stopping_threshold={least} has no effect without early_stopping_patience=…")
-    if settings.padding_free and (noise := settings.trainer.get("neftune_noise_alpha")):
+    if settings.padding_free and settings.packing:
         raise ValueError(
-            f"padding_free=true: trainer.neftune_noise_alpha={noise} scales its noise by a row's length, "
+            "padding_free=true has no effect beside packing=true, whose rows have no padding; drop it"
+        )
+    if settings.packing and settings.program:
+        raise ValueError(
+            f"packing=true: program={settings.program['name']} cuts its run into stages by the number of "
+            "examples, and rows are fewer; drop one of them, or take padding_free=true"
+        )
+    one_row = "packing" if settings.packing else "padding_free" if settings.padding_free else ""
+    if one_row and (noise := settings.trainer.get("neftune_noise_alpha")):
+        raise ValueError(
+            f"{one_row}=true: trainer.neftune_noise_alpha={noise} scales its noise by a row's length, "
             "which would be that of all examples of a step; drop one of them"
         )
 

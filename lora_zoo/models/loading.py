@@ -19,7 +19,7 @@ from lora_zoo.injection.quantize import quantize
 from lora_zoo.injection.quantized_base import quantized_layers
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.classes import PROCESSORS, TASKS
-from lora_zoo.models.quantization import left_out, quantization_config, reference_quantizer
+from lora_zoo.models.quantization import left_out, quantization_config, reference_quantizer, without_codes
 from lora_zoo.pocket import HUB
 
 NO_SCHEME: dict[str, Any] = {f.name: f.default for f in fields(Model) if f.name in KEYS}
@@ -106,11 +106,12 @@ def load_model(
     _check_direction(settings, model.config, auto_class)
     _check_devices(settings, getattr(model, "hf_device_map", {}))
     resized = [key for key, *_ in info["mismatched_keys"]]
+    missing = sorted({key.rpartition(".")[0] for key in (*info["missing_keys"], *resized)} - {""})
+    without_codes(model, missing)
     _check_weights(settings, model, info["missing_keys"])
     _check_heads(settings, model, resized)
     if hasattr(tokenizer, "pad_token_id") and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    missing = sorted({key.rpartition(".")[0] for key in (*info["missing_keys"], *resized)} - {""})
     if settings.quantization:
         _quantize(settings, model, missing)
         remember_original(model, partial(_plain, settings, auto_class, head, tokenizer, seed))

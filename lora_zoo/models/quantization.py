@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from lora_zoo.config.quantization import SCHEMES
@@ -48,6 +49,21 @@ def left_out(model: Any, new_modules: Sequence[str]) -> list[str]:
     return [*get_keys_to_not_convert(model), *new_modules]
 
 
+def without_codes(model: nn.Module, new_modules: Sequence[str]) -> None:
+    """Put ordinary layers in the place of new ones of bitsandbytes, in place.
+
+    transformers takes a head with a bias for a layer to quantise. What the checkpoint lacks is never encoded,
+    so that such a layer holds the drawn weights, and no codes that it could multiply by.
+    """
+    for name in new_modules:
+        layer: Any = model.get_submodule(name)
+        if type(layer).__module__.startswith("bitsandbytes."):
+            plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            drawn = {own: parameter.data for own, parameter in layer.named_parameters()}
+            plain.load_state_dict(drawn, assign=True)
+            model.set_submodule(name, plain)
+
+
 def _of_bitsandbytes(name: str, given: Mapping[str, Any]) -> Any:
     # On a CPU each pass in evaluation mode would say that LLM.int8 casts its inputs.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -73,4 +89,4 @@ def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
     return transformers.TorchAoConfig(make[name](**given))
 
 
-__all__ = ["left_out", "quantization_config", "reference_quantizer"]
+__all__ = ["left_out", "quantization_config", "reference_quantizer", "without_codes"]

@@ -28,7 +28,7 @@ _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
     *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
-    *("early_stopping_patience", "early_stopping_threshold", "padding_free", "replay"),
+    *("early_stopping_patience", "early_stopping_threshold", "padding_free", "packing", "replay"),
     *("model.quantization", *(f"model.{key}" for key in KEYS)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""

@@ -25,7 +25,7 @@ from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
-from lora_zoo.training.padding_free import one_row
+from lora_zoo.training.padding_free import laid_out
 from lora_zoo.training.resources import ResourcePool, TaskData
 from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
@@ -94,7 +94,7 @@ class TrainingSession:
         if self.automatic and arguments.save_total_limit is None:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
-        examples = self._examples(evaluator.data)
+        examples, collate = laid_out(self.settings, self.injection, kind, self._examples(evaluator.data))
         trainer = ZooTrainer(
             self.injection,
             evaluator=evaluator,
@@ -104,9 +104,7 @@ class TrainingSession:
             args=arguments,
             handover=self._handover(),
             dropper=self._dropper(),
-            data_collator=one_row(self.injection, kind, examples)
-            if self.settings.padding_free
-            else kind.collate,
+            data_collator=collate,
             train_dataset=examples,
         )
         trainer.check_schedule()

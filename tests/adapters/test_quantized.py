@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from transformers import BertConfig, BertModel
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
@@ -267,6 +269,30 @@ def test_a_model_is_loaded_as_its_keys_say(scheme: str, more: dict[str, Any], fo
     dense: Any = load_dequantised(base, None).model
     assert type(dense.model.layers[0].self_attn.q_proj) is nn.Linear and not hasattr(dense, "hf_quantizer")
     assert torch.equal(dense.model.layers[0].self_attn.q_proj.weight, W_OI)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "torchao_int8"])
+def test_a_head_that_the_checkpoint_lacks_is_drawn_and_stays_plain(scheme: str, tmp_path: Path) -> None:
+    """transformers makes a layer of bitsandbytes of a head with a bias, to which it then gives no codes."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 40}
+    of = BertConfig(num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16, **sizes)
+    BertModel(of).save_pretrained(tmp_path)
+    given = settings(tmp_path, scheme)
+
+    def classifier(of: Model) -> Any:
+        return load_model(of, "AutoModelForSequenceClassification", {"num_labels": 3}, None, seed=4)
+
+    found, expected = classifier(given), classifier(replace(given, quantization=None))
+    assert found.new_modules == expected.new_modules == ["classifier"]
+    head = found.model.classifier
+    assert type(head) is nn.Linear and type(head.weight) is nn.Parameter
+    assert all(map(torch.equal, head.state_dict().values(), expected.model.classifier.state_dict().values()))
+    injection = inject(
+        found.model, "lora", target_modules=["q", "v"], rank=2, modules_to_save=found.new_modules
+    )
+    ids = torch.arange(8)[None]
+    found.model(input_ids=ids, labels=torch.tensor([1])).loss.backward()
+    assert head.weight.grad is not None and all(p.grad is not None for p in injection.parameters())
 
 
 def test_a_base_that_is_quantised_already_is_adapted_and_not_quantised_again(

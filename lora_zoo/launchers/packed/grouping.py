@@ -28,6 +28,7 @@ ALONE = {
     "dropbp": "its backward passes are not those of the layers that jobs share",
     "prior": "it has prior adapters in its model",
     "padding_free": "its batches are one row each",
+    "packing": "its rows hold several examples each",
     "replay": "it replays examples of other runs",
     "early_stopping_patience": "it may end before the others",
 }
