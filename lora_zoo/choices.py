@@ -1,4 +1,4 @@
-"""What can be chosen, and what is known of each choice: `lora-zoo list KIND`, `lora-zoo show NAME`."""
+"""Choices, and what is known of each: `lora-zoo list KIND` and `lora-zoo show NAME`."""
 
 import argparse
 import inspect
@@ -42,10 +42,10 @@ def show(arguments: list[str] | None = None) -> None:
             names = dict.fromkeys(name for known in every.values() for name in known)
             mistake = unknown("name", given.name, names).partition(" Choices:")[0]
             raise ValueError(f"{mistake} `lora-zoo list` has them all")
-        print("\n\n".join("\n".join(_shown(kind, given.name)) for kind in kinds))
+        print("\n\n".join("\n".join(_lines_of(kind, given.name)) for kind in kinds))
 
 
-def _shown(kind: str, name: str) -> Lines:
+def _lines_of(kind: str, name: str) -> Lines:
     return _SHOWN[kind](name) if kind in _SHOWN else _option(kind.removesuffix("s"), name)
 
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from lora_zoo import __main__ as front, choices
+from lora_zoo import __main__ as front
+from lora_zoo import choices
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
 
@@ -20,7 +21,7 @@ def test_every_choice_is_listed_and_shown(capsys):
         assert f"\n{kind}:\n" in listed
         for name in of():
             assert f"\n  {name} " in listed.replace("\n", " \n"), (kind, name)
-            assert "".join(choices._shown(kind, name)), (kind, name)
+            assert "".join(choices._lines_of(kind, name)), (kind, name)
 
 
 def test_a_variant_is_shown_with_its_keys_and_their_defaults(capsys):

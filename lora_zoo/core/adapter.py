@@ -263,11 +263,12 @@ class Adapter(nn.Module, Variant):
         self.counter = context.counter
 
     assigned: int = 0
-    """The number of assignments to attributes so far: a weight may depend on each of them."""
+    """The number of assignments to attributes so far, in eager mode: a weight may depend on each of them."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        vars(self)["assigned"] = self.assigned + 1
+        if not torch.compiler.is_compiling():
+            vars(self)["assigned"] = self.assigned + 1
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

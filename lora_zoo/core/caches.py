@@ -13,4 +13,6 @@ def cache_of(named: Mapping[str, Any]) -> Any | None:
 
 def without_cache(named: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the same pass that neither reads nor writes a cache."""
-    return {name: value for name, value in named.items() if name not in NAMES} | {"use_cache": False}
+    rest = {name: value for name, value in named.items() if name not in NAMES}
+    told = named.keys() & {*NAMES, "use_cache"}  # a model that is told of no cache may know of none
+    return rest | {"use_cache": False} if told else rest

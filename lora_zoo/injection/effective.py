@@ -5,11 +5,12 @@ model to the bit, and those of the adapted model to rounding.
 """
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from lora_zoo.injection.wrappers import AdapterWrapper, LayerWrapper
 Forward = Callable[[Tensor], Tensor]
 SHARE_OF_FREE = 0.5
 """The part of a device's free memory that effective weights may take, where no limit is given."""
+MEMORY, UNTOLD = Path("/proc/meminfo"), 2**30
+"""Where Linux tells what memory is available; the bytes that are taken where nothing tells it."""
 
 
 class EffectiveWeights:
@@ -118,7 +121,7 @@ class Sources(NamedTuple):
         return [t for store in self.stores for t in store.values() if t is not None]
 
     def marks(self) -> list[Any]:
-        """What differs once anything was assigned, replaced, moved or written in place."""
+        """Marks that differ once anything was assigned, replaced, moved or written in place."""
         return [
             *[(id(wrapper.live), wrapper.batch is None) for wrapper in self.wrappers],
             *[(adapter.assigned, hooked(adapter)) for adapter in self.adapters],
@@ -177,4 +180,5 @@ def _free(device: torch.device) -> int:
     """The bytes that effective weights may take on `device`."""
     if device.type == "cuda":
         return int(SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])
-    return int(SHARE_OF_FREE * psutil.virtual_memory().available)
+    told = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text()) if MEMORY.is_file() else None
+    return int(SHARE_OF_FREE * int(told[1]) * 1024) if told else UNTOLD

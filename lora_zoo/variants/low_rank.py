@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lora_zoo.core.adapter import Adapter, LayerContext, Variant
@@ -16,6 +15,7 @@ from lora_zoo.core.alpha import Alpha, of_rank
 from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import Host, LayerHost
 from lora_zoo.core.init import Factors, Init, find_init, kept_factors
+from lora_zoo.kernels.dense import joined
 from lora_zoo.kernels.shared import FactorPair
 from lora_zoo.variants.components import cut
 
@@ -139,11 +139,7 @@ class LowRank(Scaled, ABC):
 
     def branch(self) -> tuple[Tensor, Tensor]:
         """Thin (B, A), with the scale and a residual initialisation's own factors."""
-        learning, frozen = self.pairs()
-        if frozen is None:
-            return learning.scaled()
-        (B_OR, A_RI), (B0_OR, A0_RI) = learning.scaled(), frozen.scaled()
-        return torch.cat([B_OR, B0_OR], dim=1), torch.cat([A_RI, A0_RI])
+        return joined(*self.pairs()).scaled()
 
     def forward(self, x: Tensor, host: LayerHost) -> Tensor:
         dropped = host.dropped(x, self.dropout)

@@ -362,13 +362,16 @@ def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
     model, injection, x = adapted(name, kind)
     plain = Outer(model.train())
     compiled = torch.compile(plain, backend=backend, fullgraph=True)
+    # The parts of a fused layer are one kernel's call in eager mode alone.
+    near = {"rtol": 1e-4, "atol": 1e-5} if kind == "fused_by_head" else EXACT
     for got, expected in zip(*(passes(f, injection, x, 2) for f in (compiled, plain)), strict=True):
-        assert_close(got, expected, **EXACT)
+        assert_close(got, expected, **near)
     if whole:
         torch._dynamo.reset()
         plain.eval()
         with autocast():
-            assert_close(compiled(x), plain(x), **EXACT)
+            near = {"rtol": 0.05, "atol": 0.05} if near is not EXACT else EXACT
+            assert_close(compiled(x), plain(x), **near)
 
 
 @pytest.mark.compile

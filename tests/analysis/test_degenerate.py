@@ -98,7 +98,7 @@ def test_an_evaluation_records_what_the_commonest_class_reaches(tmp_path: Path) 
     data = SimpleNamespace(kind=kind, splits={"test": []})
     record = Record(tmp_path, name="n", config={})
     metrics = {"accuracy": load_metric("accuracy")}
-    adapted = SimpleNamespace(model=nn.Linear(1, 1), recorded_routing=noted)
+    adapted = SimpleNamespace(model=nn.Linear(1, 1), recorded_routing=noted, effective=nullcontext)
     judge = Evaluator(adapted, data, metrics, record=record, eval_splits=["test"])
     assert judge.evaluate(keep=False) == ({"test": {"accuracy": 0.75}}, {}, {})
     assert "answers" not in record.content

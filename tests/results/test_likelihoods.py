@@ -106,7 +106,7 @@ def test_an_evaluation_records_the_likelihood(tmp_path: Path) -> None:
     record = Record(tmp_path, name="n", config={}, metric="accuracy")
     hooks = SimpleNamespace(views=lambda: {"rank=1": nullcontext()})
     judge = Evaluator(
-        SimpleNamespace(model=nn.Linear(1, 1), hooks=hooks, recorded_routing=noted),
+        SimpleNamespace(model=nn.Linear(1, 1), hooks=hooks, recorded_routing=noted, effective=nullcontext),
         SimpleNamespace(kind=kind, splits={"test": []}),
         {"accuracy": load_metric("accuracy")},
         record=record,

@@ -61,12 +61,10 @@ def groups(specs: Sequence[RunSpec | None]) -> list[PackedGroup]:
 
 
 def _reason(settings: Settings, repeated: bool) -> str:
-    if repeated:
-        return "it is the same run as another one"
     found = [why for key, why in ALONE.items() if getattr(settings, key)]
-    return next(
-        iter(found + [f"trainer.{k}: {why}" for k, why in NEVER.items() if settings.trainer.get(k)]), ""
-    )
+    found += [f"trainer.{key}: {why}" for key, why in NEVER.items() if settings.trainer.get(key)]
+    found += ["it is the same run as another one"] if repeated else []
+    return next(iter(found), "")
 
 
 def _shared(settings: Settings) -> str:
