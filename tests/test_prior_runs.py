@@ -232,6 +232,28 @@ def test_a_run_that_replays_trains_on_what_it_replays(priors: Path, tmp_path: Pa
     assert f"train has 8 examples of {tmp_path}/old as well (replay)" in told["findings"]
 
 
+def test_the_data_that_are_seen_again_are_part_of_a_runs_identity(priors: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    shutil.copytree(priors / "mine", tmp_path / "old" / "adapter")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\na,0\nb,1\n")
+    files = ["task=classification", "task.dataset=csv", f"task.data_files={{train: {rows}}}"]
+    old = asked(*WORDS, *files, "task.labels=[a,b]").settings
+    words = ["+variant=lora", "target_modules=[q,down]", f"start_from={tmp_path}/old"]
+
+    def identity(*more: str, **task: Any) -> str:
+        config = asdict(old) | {"task": asdict(old.task) | task}
+        (tmp_path / "old" / "result.json").write_text(json.dumps({"config": config}))
+        return asked(*WORDS, *words, *more).identity
+
+    first = identity("replay=0.4")
+    assert identity("replay=0.4") == first
+    assert identity("replay=0.4", max_length=7) != first
+    assert identity() == identity(max_length=7)
+    rows.write_text("text,label\na,0\nb,0\n")
+    assert identity("replay=0.4") != first
+
+
 def test_what_a_run_starts_from_is_part_of_its_identity_and_its_place_is_not(
     priors: Path, tmp_path: Path
 ) -> None:

@@ -14,12 +14,14 @@ from lora_zoo.config.quantization import KEYS
 from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.generators import GENERATORS, complete_options
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.program import complete_program
 from lora_zoo.core.statistics import ORIGINAL, of_data
 from lora_zoo.formats.folders import adapter_digest, adapter_in
 from lora_zoo.metrics import METRICS
+from lora_zoo.runs.record import RESULT
 from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
 from lora_zoo.runs.weights import model_digest
@@ -84,6 +86,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
         | _generated(modern(config)["task"])
         | _metrics(config)
         | _priors(config)
+        | _replayed(config)
         | _base(config)
     )
     identity, parts = _identified(config, variant, with_imports, data)
@@ -145,6 +148,21 @@ def _priors(config: Mapping[str, Any]) -> dict[str, str]:
         with contextlib.suppress(FileNotFoundError):
             found[key] = adapter_digest(adapter_in(Path(source).expanduser()))
     return found | {key: f"{key} {found[key]}" for key in ("start_from",) if key in found}
+
+
+def _replayed(config: Mapping[str, Any]) -> dict[str, str]:
+    """`replay N …`: the task of the N-th run whose examples are seen again, and the hashes of its data."""
+    sources = [*filter(None, [config.get("start_from")]), *(config.get("prior") or ())]
+    found: dict[str, str] = {}
+    for number, source in enumerate(dict.fromkeys(sources) if config.get("replay") else (), 1):
+        with contextlib.suppress(FileNotFoundError, KeyError, TypeError):
+            folder = adapter_in(Path(source).expanduser())
+            earlier = read_json(folder.parent / RESULT)["config"]
+            task = {k: v for k, v in modern(earlier)["task"].items() if k not in INERT_TASK}
+            data = _data(earlier) | _generated(task)
+            data["task"] = _hashed(_text({"task": task, "seed": earlier.get("data_seed")}), 16)
+            found |= {f"replay {number} {name}": f"replay {number} {own}" for name, own in data.items()}
+    return found
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:
