@@ -39,6 +39,7 @@ MODELS: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
     "bert_scores": ("regression", BertForSequenceClassification, BertConfig, WIDTH),
     "llama_choices": ("multiple_choice", LlamaForCausalLM, LlamaConfig, WIDTH),
     "llama_texts": ("causal_lm", LlamaForCausalLM, LlamaConfig, WIDTH),
+    "llama_language": ("language_modelling", LlamaForCausalLM, LlamaConfig, WIDTH),
     "t5_texts": ("seq2seq", T5ForConditionalGeneration, T5Config, T5 | {"decoder_start_token_id": 0}),
 }
 
@@ -65,8 +66,9 @@ def data() -> tuple[Any, dict[str, Dataset]]:
         {"text": f"{r['prompt']} </s>", "prompt": r["prompt"], "label": r["label"]} for r in rows["text"]
     ]
     scored = [row | {"label": float(n % 5)} for n, row in enumerate(texts)]
-    given = {"causal_lm": longer, "seq2seq": longer, "regression": scored}
-    kinds = ("classification", "regression", "multiple_choice", "causal_lm", "seq2seq")
+    whole = [{"input_ids": list(range(5, 10 + 4 * (n % 3)))} for n in range(16)]
+    given = {"causal_lm": longer, "seq2seq": longer, "regression": scored, "language_modelling": whole}
+    kinds = ("classification", "regression", "multiple_choice", "causal_lm", "language_modelling", "seq2seq")
     return AutoTokenizer.from_pretrained(HUB), {k: Dataset.from_list(given.get(k, texts)) for k in kinds}
 
 

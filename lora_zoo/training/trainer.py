@@ -95,7 +95,7 @@ class ZooTrainer(Trainer):
     def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one step, and how many items the step's loss is the mean of."""
         batches, _ = super().get_batch_samples(*given, **named)
-        return batches, sum(map(num_items, batches)) if batches else None
+        return batches, sum(map(self.num_items, batches)) if batches else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
@@ -170,6 +170,17 @@ class ZooTrainer(Trainer):
             return None
         return {"saved": saved, "saved_frozen": frozen}
 
+    def num_items(self, batch: Mapping[str, Any]) -> Tensor:
+        """The number of items that a batch's loss is the mean of: its labels, less those that are ignored.
+
+        A decoder predicts a label from what stands before it, and so none that stands first.
+        """
+        labels, ids = batch["labels"], batch.get("input_ids")
+        encodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if ids is not None and labels.shape == ids.shape and not encodes:
+            labels = labels[..., 1:]
+        return (labels != IGNORED).sum()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -177,7 +188,7 @@ class ZooTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        counted = num_items(inputs)
+        counted = self.num_items(inputs)
         share = 1.0 if num_items_in_batch is None else counted / num_items_in_batch
 
         shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
@@ -239,7 +250,7 @@ class ZooTrainer(Trainer):
         assert isinstance(sampler, parts.TurnSampler), "of a variant without parts nobody knows them"
         rows = [self.train_dataset[number] for number in sampler.of_step(step)]
         batches = [self.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
-        parameters, items = self.injection.parameters(), sum(map(num_items, batches))
+        parameters, items = self.injection.parameters(), sum(map(self.num_items, batches))
         in_hand = [p.grad for p in parameters]
         for p in parameters:
             p.grad = None
@@ -358,11 +369,6 @@ def _known_as_adapted(model: Any) -> Iterator[None]:
         yield
     finally:
         del vars(model)["_hf_peft_config_loaded"]
-
-
-def num_items(batch: Mapping[str, Any]) -> Tensor:
-    """The number of items that a batch's loss is the mean of: its labels, less those that are ignored."""
-    return (batch["labels"] != IGNORED).sum()
 
 
 def _length(batch: Mapping[str, Any], config: Any) -> int:
