@@ -4,12 +4,12 @@
 #
 #   pip install -e ".[bench,quant]" && bash experiments/perf/gpu.sh
 #
-# Without a GPU: DEVICE=cpu VARIANTS=lora ROUNDS=1 OUT=/tmp/gpu bash experiments/perf/gpu.sh
+# Without a GPU: DEVICE=cpu SHAPES=llama-192 VARIANTS=lora ROUNDS=1 OUT=/tmp/gpu bash experiments/perf/gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 device=${DEVICE:-cuda} rounds=${ROUNDS:-5} out=${OUT:-experiments/perf/gpu}
 first=${VARIANTS:-lora,rslora,lora_plus,lora_fa,pissa,milora,dora,adalora,vera}
-each=(--shapes llama-1b --device "$device" --dtype bfloat16 --rounds "$rounds")
+each=(--shapes "${SHAPES:-llama-1b}" --device "$device" --dtype bfloat16 --rounds "$rounds")
 
 # What is asked first comes first: a machine may be lent for minutes only.
 timeout 240 python -m lora_zoo.bench --what step,inference,memory --variants "$first" "${each[@]}" --out "$out"
