@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
         if kind and kind not in KINDS:
             raise ValueError(unknown("kind", given.kind, KINDS))
         for name in [kind] if kind else KINDS:
-            print("\n".join([] if kind else ["", f"{name}:"]), end="" if kind else "\n")
-            print("\n".join(_columns(KINDS[name]())))
+            heading = [] if kind else ["", f"{name}:"]
+            print("\n".join([*heading, *_columns(KINDS[name]())]))
 
 
 def show(arguments: list[str] | None = None) -> None:

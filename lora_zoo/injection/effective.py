@@ -19,6 +19,7 @@ from lora_zoo.core.dtypes import at_least_float32, cast
 from lora_zoo.core.host import Host
 from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.wrappers import AdapterWrapper, LayerWrapper
+from lora_zoo.kernels.dense import reason_of_mode
 
 Forward = Callable[[Tensor], Tensor]
 SHARE_OF_FREE = 0.5
@@ -51,7 +52,7 @@ class EffectiveWeights:
 
     def begin(self, model: nn.Module, *_: object) -> None:
         """Let the layers use them in the pass that begins, where it is one that can (a forward pre-hook)."""
-        if model.training or torch.is_grad_enabled() or _traced() or any(map(cast, self._devices)):
+        if model.training or torch.is_grad_enabled() or reason_of_mode() or any(map(cast, self._devices)):
             return
         if self._marks != self._sources.marks() or not self._unwritten():
             self._form()
@@ -128,12 +129,6 @@ class Sources(NamedTuple):
             *[(hooked(layer), "forward" in vars(layer)) for layer in self.layers],
             *[(id(t), t._version, t.data_ptr()) for t in self.tensors()],
         ]
-
-
-def _traced() -> bool:
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    )
 
 
 def _unfit(wrapper: AdapterWrapper) -> str:

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
+from lora_zoo.core.dtypes import uncast
 from lora_zoo.core.host import LayerHost, Rows
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, learning
-from lora_zoo.kernels.dtypes import exactly, formable, plus_
+from lora_zoo.kernels.dtypes import formable, plus_
 from lora_zoo.kernels.shared import (
+    NO_PAIR,
     FactorPair,
     columns,
     formed,
@@ -82,12 +84,9 @@ def product(
     x, *factors = learning(x, *pair[:2])
     B0_OR, A0_RI, start_scale = start or NO_PAIR
     scales = pair.scale, start_scale
-    with exactly(x):
+    with uncast(x.device):
         y, _ = LoraFunction.apply(x, host.matrix(), host.own_bias, *factors, B0_OR, A0_RI, scales, mask)
     return y
-
-
-NO_PAIR = (None, None, 1.0)
 
 
 def placed(parts: Sequence[tuple[Rows, FactorPair]], rows: int) -> FactorPair:

@@ -20,13 +20,13 @@ class DenseKernel(Kernel):
     """A kernel of a whole dense layer with a frozen W and bias, in plain reverse mode."""
 
     def refusal(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...]) -> str:
-        return _mode() or _of_layer(x, host) or _of_tensors(x, host.matrix(), *flattened(operands))
+        return reason_of_mode() or _of_layer(x, host) or _of_tensors(x, host.matrix(), *flattened(operands))
 
     def lean(self, adapter: Any, x: Tensor, host: LayerHost) -> Tensor | None:
         plain = host.dense and not host.stores_codes and host.known is None and not host.replaced
         if not (plain and type(x) is Tensor and x.is_contiguous() and x.numel()):
             return None
-        if cast(x.device) or _mode():
+        if cast(x.device) or reason_of_mode():
             return None
         W_OI, operands = host.matrix(), self.operands(adapter)
         for tensor in (W_OI, *flattened(operands)):
@@ -44,7 +44,7 @@ ORDINARY = (Tensor, nn.Parameter)
 """Types of tensors that a kernel may write into."""
 
 
-def _mode() -> str:
+def reason_of_mode() -> str:
     """The reason that lies in how torch runs now: compilers and functional transforms trace operations."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses ordinary operations itself"

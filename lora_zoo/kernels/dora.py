@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, branched, joined, learning
-from lora_zoo.kernels.dtypes import exactly, formable, plus_
+from lora_zoo.kernels.dtypes import formable, plus_
 from lora_zoo.kernels.shared import (
+    NO_PAIR,
     NONE,
     FactorPair,
     columns,
@@ -36,16 +37,16 @@ class DoraKernel(DenseKernel):
     """W x + bias + (W' - W) drop(x) with W' = m V / ‖V‖_row; m and the factors are the adapter's."""
 
     def operands(self, adapter: Any) -> tuple[Any, ...]:
-        pair, start = adapter.pairs()
-        return adapter.m_O, FactorPair(*pair.scaled()), start and FactorPair(*start.scaled())
+        return adapter.m_O, *adapter.pairs()
 
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         m_O, pair, start = operands
         return decomposed(host, x, m_O, pair, start, mask)
 
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
-        m_O, pair, start = operands
-        V_OI = formed(W_OI, *pair[:2], *(start[:2] if start else NONE))
+        m_O, (B_OR, A_RI, scale), start = operands
+        B0_OR, A0_RI, start_scale = start or NO_PAIR
+        V_OI = formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, (scale, start_scale))
         return F.linear(x_NI, V_OI.mul_((m_O / norm_of(V_OI))[:, None]), bias_O)
 
 
@@ -59,17 +60,18 @@ def decomposed(
 ) -> Tensor:
     """W x + bias + (W' - W) drop(x), W' = m V / ‖V‖_row, V = W + B A + B0 A0; the norm has no gradient."""
     W_OI = host.matrix()
-    with exactly(x), torch.no_grad():
+    pair, start = FactorPair(*pair.scaled()), start and FactorPair(*start.scaled())
+    with uncast(x.device), torch.no_grad():
         dtype = at_least_float32(torch.promote_types(W_OI.dtype, pair.B_OR.dtype))
-        B_OR, A_RI = (t.to(dtype) for t in joined(pair, start).scaled())
+        B_OR, A_RI = (t.to(dtype) for t in joined(pair, start)[:2])
         V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
         norm_O = norm_of(V_OI)
     x, pair, start = branched(x, pair, start)
-    x, gain_O, *factors = learning(x, m_O / norm_O, *pair.scaled())
+    x, gain_O, *factors = learning(x, m_O / norm_O, *pair[:2])
     known = V_OI if formable(x, pair.B_OR) else None
-    with exactly(x):
+    with uncast(x.device):
         y: Tensor = DoraFunction.apply(
-            x, W_OI, host.own_bias, known, gain_O, *factors, *(start.scaled() if start else NONE), mask
+            x, W_OI, host.own_bias, known, gain_O, *factors, *(start[:2] if start else NONE), mask
         )
     return y
 

@@ -4,12 +4,10 @@ The input is widened for the branch while it is used and kept as it is, and a su
 Shapes: N tokens, O out, I in, R rank.
 """
 
-import contextlib
-
 import torch
 from torch import Tensor
 
-from lora_zoo.core.dtypes import at_least_float32, cast, uncast
+from lora_zoo.core.dtypes import at_least_float32
 
 
 def formable(x: Tensor, B_OR: Tensor) -> bool:
@@ -33,8 +31,3 @@ def bfloat16_parts(t: Tensor) -> tuple[Tensor, Tensor]:
     """Two bfloat16 tensors whose sum is the float32 `t`, to 16 bits."""
     high = t.to(torch.bfloat16)
     return high, (t - high).to(torch.bfloat16)
-
-
-def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Inside, autocast changes no dtype."""
-    return uncast(x.device) if cast(x.device) else contextlib.nullcontext()

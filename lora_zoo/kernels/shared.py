@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.kernels.dtypes import exactly, plus_
+from lora_zoo.core.dtypes import uncast
+from lora_zoo.kernels.dtypes import plus_
 
 
 class FactorPair(NamedTuple):
@@ -29,6 +30,7 @@ class FactorPair(NamedTuple):
 
 
 NONE = (None, None)
+NO_PAIR = (*NONE, 1.0)
 
 
 def keep(ctx: Any, x: Tensor, mask: Mask | None, *tensors: Tensor | None) -> None:
@@ -78,7 +80,7 @@ def in_own_dtypes(differentiable: Backward) -> Callable[[Backward], Callable[...
         def within(ctx: Any, g: Tensor | None, g_link_NR: Tensor | None = None) -> Gradients:
             found: Gradients = (None,) * len(ctx.needs_input_grad)
             if g is not None:
-                with exactly(g):
+                with uncast(g.device):
                     found = differentiable(ctx, g) if torch.is_grad_enabled() else backward(ctx, g)
             if g_link_NR is None:
                 return found

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_zoo.core.dropout import Mask
-from lora_zoo.core.dtypes import at_least_float32
+from lora_zoo.core.dtypes import at_least_float32, uncast
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.kernels.dense import DenseKernel, learning, narrowed
-from lora_zoo.kernels.dtypes import exactly, formable
+from lora_zoo.kernels.dtypes import formable
 from lora_zoo.kernels.shared import (
     NONE,
     FactorPair,
@@ -59,7 +59,7 @@ def scaled(
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
     dtype = narrowed(x, pair.B_OR.dtype)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair.scaled())
-    with exactly(x):
+    with uncast(x.device):
         y, _ = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
     return y
 

@@ -150,14 +150,19 @@ def _priors(config: Mapping[str, Any]) -> dict[str, str]:
     return found | {key: f"{key} {found[key]}" for key in ("start_from",) if key in found}
 
 
+def replayed_runs(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Source, as it was given -> folder of each run whose examples are seen again."""
+    sources = [*filter(None, [config.get("start_from")]), *(config.get("prior") or ())]
+    folders = {source: Path(source).expanduser() for source in sources if config.get("replay")}
+    return {source: run.parent if run.name == "adapter" else run for source, run in folders.items()}
+
+
 def _replayed(config: Mapping[str, Any]) -> dict[str, str]:
     """`replay N …`: the task of the N-th run whose examples are seen again, and the hashes of its data."""
-    sources = [*filter(None, [config.get("start_from")]), *(config.get("prior") or ())]
     found: dict[str, str] = {}
-    for number, source in enumerate(dict.fromkeys(sources) if config.get("replay") else (), 1):
+    for number, run in enumerate(replayed_runs(config).values(), 1):
         with contextlib.suppress(FileNotFoundError, KeyError, TypeError):
-            folder = adapter_in(Path(source).expanduser())
-            earlier = read_json(folder.parent / RESULT)["config"]
+            earlier = read_json(run / RESULT)["config"]
             task = {k: v for k, v in modern(earlier)["task"].items() if k not in INERT_TASK}
             data = _data(earlier) | _generated(task)
             data["task"] = _hashed(_text({"task": task, "seed": earlier.get("data_seed")}), 16)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.seeding import generator
+from lora_zoo.runs.identity import replayed_runs
 from lora_zoo.training.resources import TaskData
 from lora_zoo.training.run_data import settings_of_run
 
@@ -21,11 +21,9 @@ def with_replay(
     These are training examples, drawn by `data_seed`; also returned is how many of each run there are.
     ValueError for a folder that is no run's, and for a task whose examples are of another kind.
     """
-    sources = [*filter(None, [settings.start_from]), *(settings.prior or [])] if settings.replay else []
     more, found = list(data.encoded), dict[str, int]()
-    for source in dict.fromkeys(sources):
-        run = Path(source).expanduser()
-        earlier = settings_of_run(run.parent if run.name == "adapter" else run)
+    for source, run in replayed_runs(vars(settings)).items():
+        earlier = settings_of_run(run)
         old = load(replace(earlier, model=settings.model, eval_splits=[]))
         if _form(old) != _form(data):
             kinds = f"{earlier.task.name} are of another kind than those of {settings.task.name}"
