@@ -505,7 +505,9 @@ def test_rates_are_multiples_of_a_contenders_own() -> None:
 # The command ---------------------------------------------------------------------------------------------
 
 
-def test_the_first_word_chooses_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_word_chooses_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran: list[tuple[str, list[str]]] = []
 
     def imported(name: str) -> object:
@@ -514,13 +516,23 @@ def test_the_first_word_chooses_the_command(monkeypatch: pytest.MonkeyPatch) -> 
         return module
 
     monkeypatch.setattr(words_of, "import_module", imported)
-    for argv in (["x", "compare", "a"], ["x", "+variant=dora"], ["x"], ["x", "merge", "run", "out"]):
+    for argv in (
+        ["x", "compare", "a"],
+        ["x", "+variant=dora"],
+        ["x", "sweep", "rank=2"],
+        ["x", "merge", "run", "out"],
+    ):
         monkeypatch.setattr(sys, "argv", argv)
         words_of.main()
     assert ran == [
-        ("lora_zoo.compare.__main__", ["a"]), ("lora_zoo.run", ["+variant=dora"]), ("lora_zoo.run", []),
-        ("lora_zoo.merge", ["run", "out"]),
+        ("lora_zoo.compare.__main__", ["a"]), ("lora_zoo.run", ["+variant=dora"]),
+        ("lora_zoo.run", ["-m", "rank=2"]), ("lora_zoo.merge", ["run", "out"]),
     ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["x"])
+    words_of.main()
+    assert len(ran) == 4, "without a word nothing runs"
+    listed = capsys.readouterr().out
+    assert all(f"\n  {word} " in listed for word in words_of.COMMANDS)
 
 
 def test_the_library_function_and_the_module_are_one_name() -> None:
