@@ -30,6 +30,7 @@ _HOMES = {
     "register": "core.variants",
     "run_file": "core.user_files",
     "compare": "compare",
+    "variants": "variants",
 }
 _RENAMED = {
     "declare_fused": "register_fused",
@@ -64,6 +65,7 @@ __all__ = [
     "save_adapter",
     "save_adapters",
     "save_peft",
+    "variants",
 ]
 
 __getattr__ = lazy(__name__, _HOMES, _RENAMED)

@@ -30,6 +30,8 @@ COMMANDS = {
     "compose": Command("lora_zoo.compose", "several runs' adapters as one"),
     "quantization": Command("lora_zoo.quantization", "errors of a model's quantised weights, by start"),
     "bench": Command("lora_zoo.bench.__main__", "time and memory beside PEFT and the frozen model"),
+    "doctor": Command("lora_zoo.doctor", "what this machine lacks: packages, GPU, disk, logins"),
+    "completion": Command("lora_zoo.completion", "a script for the shell: commands, keys and choices by Tab"),
 }
 """Each has `--help` of its own."""
 

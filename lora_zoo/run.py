@@ -116,7 +116,8 @@ def _sweep(ready: list[str], jobs: list[Settings], plan: list[str], asked: Seque
     sweep = _sweep_folder([*ready, *asked], jobs[0])
     codes = _swept([*ready, *plan], sweep)
     if codes or plan:
-        from lora_zoo.runs.summary import print_plans, print_sweep
+        from lora_zoo.report.of_sweep import print_sweep
+        from lora_zoo.runs.summary import print_plans
 
         print_sweep(sweep)
         print_plans(sweep)

@@ -1,14 +1,17 @@
 """`python -m lora_zoo.claims [DIR|ARCHIVE…]`: the papers' claims, with the verdicts of measured runs.
 
-Without arguments, the results that are kept in experiments/ are read. Exit codes: 0 the ledger was printed,
-whatever it says; 2 the sources cannot be read.
+Without arguments, the results that are kept in experiments/ are read. Each filter that is given must hold.
+Exit codes: 0 the ledger was printed, whatever it says; 2 the sources cannot be read, or no claim is left.
 """
 
 import argparse
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_zoo.claims.rule import Status
+from lora_zoo.core.errors import unknown
 from lora_zoo.terminal import on_the_terminal, say
 
 if TYPE_CHECKING:
@@ -27,11 +30,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("sources", nargs="*", help="folders with runs at any depth, or archives (*.jsonl.gz)")
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table")
+    parser.add_argument("--claim", metavar="GLOB", help="claims of this id, such as 'dora/*'")
+    parser.add_argument("--paper", metavar="TEXT", help="claims of a paper: (a part of) its arXiv id")
+    parser.add_argument("--status", choices=[status.replace(" ", "_") for status in Status])
+    parser.add_argument("--experiment", metavar="NAME", help="claims that this experiment's runs decide")
+    parser.add_argument("--details", action="store_true", help="what each claim says, and what was found")
     given = parser.parse_args(arguments)
     with on_the_terminal():
         from lora_zoo.claims import ledger
 
-        print_ledger(ledger(runs_of(given.sources)), given.format)
+        entries = kept(ledger(runs_of(given.sources)), given)
+        print_ledger(entries, given.format, details=given.details)
+
+
+def kept(entries: "Sequence[LedgerEntry]", filters: argparse.Namespace) -> "list[LedgerEntry]":
+    """The entries that every filter keeps; ValueError where none is left."""
+    status = (filters.status or "").replace("_", " ")
+    left = [
+        entry
+        for entry in entries
+        if (not filters.claim or fnmatch.fnmatch(entry.id, filters.claim))
+        and (not filters.paper or filters.paper in entry.paper)
+        and (not status or entry.verdict.status == status)
+        and (not filters.experiment or entry.needs == filters.experiment)
+    ]
+    if not left:
+        raise ValueError(f"none of {len(entries)} claims is left by the filters{_nearest(entries, filters)}")
+    return left
+
+
+def _nearest(entries: "Sequence[LedgerEntry]", filters: argparse.Namespace) -> str:
+    """The names nearest to one that no claim has."""
+    ids = [entry.id for entry in entries]
+    experiments = {entry.needs for entry in entries if entry.command.endswith(f"+experiment={entry.needs}")}
+    if filters.experiment and filters.experiment not in experiments:
+        return ": " + unknown("experiment", filters.experiment, sorted(experiments))
+    if filters.claim and not fnmatch.filter(ids, filters.claim):
+        return ": " + unknown("claim", filters.claim, ids).partition(" Choices:")[0]
+    return ""
 
 
 def runs_of(sources: Sequence[str]) -> "pd.DataFrame | None":
@@ -45,7 +81,7 @@ def runs_of(sources: Sequence[str]) -> "pd.DataFrame | None":
     return load(*kept)
 
 
-def print_ledger(entries: "Sequence[LedgerEntry]", form: str) -> None:
+def print_ledger(entries: "Sequence[LedgerEntry]", form: str, *, details: bool = False) -> None:
     from lora_zoo.claims import show
 
     if form != "table":
@@ -54,8 +90,11 @@ def print_ledger(entries: "Sequence[LedgerEntry]", form: str) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(show.table(entries))
-    console.print("Contradictions among the sources:", *show.contradictions(entries), sep="\n  ")
+    console.print(show.table(entries) if details else show.overview(entries))
+    if pairs := list(show.contradictions(entries)):
+        console.print("Contradictions among the sources:", *pairs, sep="\n  ")
+    if not details:
+        console.print("--details says what each claims and what was found; --claim, --paper, --status filter")
 
 
 if __name__ == "__main__":

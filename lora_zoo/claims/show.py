@@ -84,8 +84,22 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def overview(entries: Sequence[LedgerEntry]) -> "Table":
+    """The ledger for a terminal, a line a claim where the window allows."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table("claim", "verdict", "effect", "n", title=totals(entries), box=box.SIMPLE_HEAD)
+    made.columns[0].overflow, made.columns[3].justify = "fold", "right"
+    for entry in entries:
+        status, n = entry.verdict.status, str(entry.verdict.n or "")
+        made.add_row(entry.id, Text(status, COLOURS.get(status, "dim")), effect(entry), n)
+    return made
+
+
 def table(entries: Sequence[LedgerEntry]) -> "Table":
-    """The ledger for a terminal."""
+    """The ledger for a terminal, with what each claim says and what was found."""
     from rich.table import Table
     from rich.text import Text
 

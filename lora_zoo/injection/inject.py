@@ -150,6 +150,19 @@ class Injection:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.named_parameters().values())
 
+    def __repr__(self) -> str:
+        """Variant, hyperparameters, matrices and parameters, in one line."""
+        own = ", ".join(f"{key}={value}" for key, value in self.hyper.items() if value is not None)
+        name = f"{self.variant.name}({own})" + ("" if self.name == "default" else f" as {self.name!r}")
+        if not self.matrices and not self.trained:
+            return f"<{name}: taken out of its model>"
+        ends = ", ".join(dict.fromkeys(matrix.rpartition(".")[2] for matrix in self.matrices))
+        parts = [f"{len(self.matrices)} matrices: {ends}"] if self.matrices else []
+        parts += [f"{len(self.fully_trained)} parameters in full"] if self.fully_trained else []
+        trainable, total = self.trainable(), self.total()
+        share = f"trainable {trainable:,} of {total:,} ({trainable / total:.2%})"
+        return f"<{name}; {'; '.join([*parts, share])}>"
+
     def __len__(self) -> int:
         return len(self.adapters)
 

@@ -116,8 +116,11 @@ def missing(model: nn.Module, known: list[TargetMatrix], key: str, target: str) 
             f"not known here; target_modules=[{unsliced[0]}] is the whole; register_fused() declares it"
         )
     roles = [role for role in ROLES if any(p.role == role for p in known)]
+    if roles_in(target) and roles:
+        return f"{key}: this model has no role {target!r}. It has: {', '.join(roles)}"
     if roles_in(target):
-        return f"{key}: this model has no role {target!r}. It has: {', '.join(roles) or 'none'}"
+        there = f"give 'all-linear', or names of its own: {', '.join(ends)}" if ends else "it has none at all"
+        return f"{key}: no matrix of this model has a role such as {target!r}; {there}"
     return f"{key}: " + unknown("target", target, [*roles, "all-linear", *PRESETS, *ends])
 
 

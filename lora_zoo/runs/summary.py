@@ -1,14 +1,12 @@
-"""Print the end of a run and of a sweep, read from the record alone."""
+"""Print the end of a run and the plans of a sweep, read from the record alone."""
 
 import os
 import re
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lora_zoo.core.bounded_json import read_json
@@ -16,7 +14,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
 from lora_zoo.runs.loading import RATES, SEEDS
-from lora_zoo.runs.record import RESULT, Record, read_record
+from lora_zoo.runs.record import Record
 
 
 def print_run(record: Record, console: Console) -> None:
@@ -47,7 +45,7 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     left = f", {parameters['final']:,} left at the end" if "final" in parameters else ""
     share = f"{parameters['total']:,} ({parameters['share']:.2%})"
     rows.append(("trainable", f"{parameters['trainable']:,} of {share}{left}"))
-    if scale := _scale(result):
+    if scale := scale_of(result):
         used = result["variant"]["hyperparameters"]
         rows.append(("scale", f"{scale} (rank {used.get('rank')}, alpha {used.get('alpha'):g})"))
     if doubt := finding(result):
@@ -101,7 +99,7 @@ def _value(result: dict[str, Any], metrics: dict[str, Any]) -> str:
     return f"{float(metrics[result['metric']]):.4g}"
 
 
-def _scale(result: dict[str, Any]) -> str:
+def scale_of(result: dict[str, Any]) -> str:
     """The scale s of the updates, or their scales; "" where there is none."""
     return ", ".join(f"{scale:.4g}" for scale in result.get("variant", {}).get("scales", []))
 
@@ -139,35 +137,6 @@ def print_line(record: Record, console: Console) -> None:
     console.print(f"{word}: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
     if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def print_sweep(folder: Path) -> None:
-    """One line per run of the sweep, by the keys in which its runs differ; those that failed say why."""
-    console = Console()
-    found = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
-    runs = [run for run in found if not run.get("config", {}).get("trial")]
-    keys = differing([overrides_of(run["command"]) for run in runs])
-    trials = f", and {len(found) - len(runs)} trials of learning rates" if len(found) > len(runs) else ""
-    table = Table(title=f"{folder.name}: {len(runs)} runs{trials}", title_justify="left")
-    numbers = ("value", "trainable", "scale", "s/step")
-    for column in (*keys, "state", "metric", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left")
-    for result in runs:
-        given = overrides_of(result["command"])
-        table.add_row(*(escape(given.get(key, "-")) for key in keys), *_sweep_row(result))
-    console.print(table)
-    for result in (r for r in runs if r["state"] != "done"):
-        reason = result.get("error", {}).get("message", "no reason was recorded")
-        console.print(
-            f"{result['state']}: {result['name']}: {reason}", style="red", markup=False, highlight=False
-        )
-    for text, count in Counter(filter(None, map(finding, runs))).items():
-        line = f"finding: {text} ({count} of {len(runs)} runs)"
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written to {folder}", highlight=False)
-    if not any(run.get("config", {}).get("experiment") for run in runs):
-        line = f"next: python -m lora_zoo.report {folder}   (tables, figures and one page)"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plans(folder: Path) -> None:
@@ -209,22 +178,6 @@ def overrides_of(command: str) -> dict[str, str]:
     """The overrides of a run's command line; of a key that is given twice, the last."""
     words = (word.lstrip("+").partition("=") for word in shlex.split(command) if "=" in word)
     return {key: value for key, _, value in words}
-
-
-def _sweep_row(result: dict[str, Any]) -> list[str]:
-    metric = result.get("metric", "-")
-    split = next(reversed(result.get("metrics", {"-": {}})))
-    value = result.get("metrics", {}).get(split, {}).get(metric)
-    trainable = result.get("parameters", {}).get("trainable")
-    step = result.get("timings", {}).get("step_median")
-    return [
-        result["state"],
-        f"{metric} ({split})",
-        "-" if value is None else f"{float(value):.4g}",
-        "-" if trainable is None else f"{trainable:,}",
-        _scale(result) or "-",
-        "-" if step is None else f"{step:.3g}",
-    ]
 
 
 def readable_bytes(size: float) -> str:

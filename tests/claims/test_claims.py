@@ -1,14 +1,19 @@
 """Every claim can be supported, can fail and can stay open; none trips over unexpected results."""
 
+import argparse
+import re
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from lora_zoo.claims import Status, claims, ledger, registry
+from lora_zoo.claims.__main__ import kept
 from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Untestable, measured
+from lora_zoo.claims.show import overview
 from lora_zoo.core.registry import Registry
 from tests.claims.delta_trios import TRIOS as OF_DELTAS
 from tests.claims.trios import SEEDS
@@ -370,3 +375,45 @@ def test_seconds_of_a_busy_machine_decide_nothing(name, share, says):
         found = judged(name, side.assign(cpu_share=share))
         assert found.status is Status.BUSY and says in found.reason
         assert judged(name, side.assign(cpu_share=0.97)).status is not Status.BUSY
+
+
+# The command's filters -------------------------------------------------------------------------------------
+
+
+def filtered(*arguments: str) -> list[str]:
+    words = {"claim": None, "paper": None, "status": None, "experiment": None}
+    given = argparse.Namespace(**(words | dict(zip(arguments[::2], arguments[1::2], strict=True))))
+    return [entry.id for entry in kept(ledger(), given)]
+
+
+def test_each_filter_of_the_command_leaves_the_claims_that_it_names() -> None:
+    every = ledger()
+    assert filtered() == [entry.id for entry in every]
+    assert filtered("claim", "vera/*") == [entry.id for entry in every if entry.id.startswith("vera/")]
+    assert filtered("status", "not_run") == [e.id for e in every if e.verdict.status is Status.NOT_RUN]
+    assert filtered("experiment", "relora_rank", "claim", "relora/*") == [
+        e.id for e in every if e.needs == "relora_rank" and e.id.startswith("relora/")
+    ]
+    paper = every[0].paper
+    assert filtered("paper", paper) == [entry.id for entry in every if entry.paper == paper]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("experiment", "relora_rnk"), "unknown experiment 'relora_rnk'. Did you mean 'relora_rank'?"),
+        (("claim", "relora/rounds-add-rnk"), "Did you mean 'relora/rounds-add-rank'?"),
+        (("paper", "1234.56789"), "none of"),
+    ],
+)
+def test_filters_that_leave_no_claim_are_refused(words: tuple[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        filtered(*words)
+
+
+def test_the_overview_has_a_row_a_claim_and_fits_a_window(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = ledger()[:7]
+    Console(width=80).print(overview(entries))
+    printed = capsys.readouterr().out.splitlines()
+    assert all(sum(line.strip().startswith(entry.id[:20]) for line in printed) == 1 for entry in entries)
+    assert max(map(len, printed)) <= 80
