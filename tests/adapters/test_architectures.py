@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lora_zoo.conformance.cases import randomise, settings, train
+from lora_zoo.conformance.cases import Copies, randomise, settings, train
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
@@ -335,8 +335,13 @@ def _made(name):
     return model.eval()
 
 
+@functools.cache
+def copies_of(name):
+    return Copies(_made(name))
+
+
 def fresh(name):
-    return copy.deepcopy(_made(name))
+    return copies_of(name)()
 
 
 def tokens(length=12):
