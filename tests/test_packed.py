@@ -19,7 +19,7 @@ from greenlet import getcurrent
 from torch import Tensor, nn
 
 from lora_zoo.bench.paths import takes_dropout
-from lora_zoo.conformance.cases import fitting, nearest_rank, representatives, settings
+from lora_zoo.conformance.cases import bases, fitting, nearest_rank, settings
 from lora_zoo.core.hooks import AdapterHooks
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.adapter_set import adapters_of
@@ -100,7 +100,7 @@ def neighbour() -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize(  # what is particular to a host, each representative meets
-    ("name", "targets"), [(n, t) for n in OF_ROWS for t in TARGETS if t == "all" or n in representatives()]
+    ("name", "targets"), [*((n, "all") for n in OF_ROWS), *((n, "linear") for n in OF_ROWS if n in bases())]
 )
 def test_each_adapter_gets_its_own_rows_and_gradients(name: str, targets: str) -> None:
     """Three jobs: this variant twice, at other ranks, seeds and lengths, and LoRA on another target."""

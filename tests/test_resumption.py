@@ -25,7 +25,7 @@ from tests.processes import run as process
 from tests.test_training import TRAINED, model, small, trainer
 
 pytestmark = pytest.mark.xdist_group("resumption")  # one worker: they share what is trained
-STEPS, SAVED = 9, (2, 6, 7)  # 48 examples, 8 a step: in the first epoch, at its end, in the second
+STEPS, SAVED = 7, (2, 5, 6)  # 48 examples, 10 a step: in the first epoch, at its end, in the second
 PASSIVE = {"shared", "law", "packable", "param_groups"}  # of hooks: what does nothing in a step
 
 
@@ -90,7 +90,7 @@ def adapted(name: str, init: str) -> Injection:
 
 def run(folder: Path, name: str, init: str, **more: Any) -> Any:
     usual = {"max_steps": STEPS, "weight_decay": 0.1, "lr_scheduler_type": "cosine", "logging_steps": 3}
-    usual["per_device_train_batch_size"] = 8
+    usual["per_device_train_batch_size"] = 10
     return trainer(folder, adapted(name, init), **(usual | more))
 
 

@@ -420,18 +420,19 @@ def calls(path: Path) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_code_here_unpickles_evaluates_or_trusts(path: Path) -> None:
-    for call in calls(path):
+def test_no_code_here_unpickles_evaluates_or_trusts() -> None:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    assert len(paths) > 400
+    for path, call in ((each, call) for each in paths for call in calls(each)):
         name = call.partition("(")[0]
         assert not re.fullmatch(
             r"(c?[pP]ickle|dill|cloudpickle|joblib|marshal|shelve)\.\w+|yaml\.load", name
-        ), call
-        assert name not in ("exec", "os.system", "os.popen", "compile", "__import__"), call
-        assert name != "eval" or "'__builtins__': {}" in call, call
-        assert name != "torch.load" or "weights_only=True" in call, call
-        assert "shell=True" not in call and "allow_pickle=True" not in call, call
-        assert "trust_remote_code=True" not in call and "weights_only=False" not in call, call
+        ), (path, call)
+        assert name not in ("exec", "os.system", "os.popen", "compile", "__import__"), (path, call)
+        assert name != "eval" or "'__builtins__': {}" in call, (path, call)
+        assert name != "torch.load" or "weights_only=True" in call, (path, call)
+        assert "shell=True" not in call and "allow_pickle=True" not in call, (path, call)
+        assert "trust_remote_code=True" not in call and "weights_only=False" not in call, (path, call)
 
 
 # --- secrets

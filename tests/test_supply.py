@@ -14,7 +14,7 @@ from lora_zoo.config import schema as configuration
 from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.validate import resolved
-from lora_zoo.conformance.cases import bases
+from lora_zoo.conformance.cases import WHOLE, bases, representatives
 from lora_zoo.injection.base_model import base_parameters
 from lora_zoo.injection.inject import inject
 from lora_zoo.models import snapshot
@@ -63,13 +63,15 @@ def portrait(model: Any) -> Any:
 
 
 ENDS = ("is left as it is", "is merged", "breaks")
+MEETING = sorted({*representatives(), *WHOLE} & {*TRAINED})
+"""One variant of each way to meet a layer, and those without a matrix; `test_models` takes every one out."""
 
 
 @pytest.mark.parametrize(
     ("ends", "name"),
     [
         (way, name)
-        for turn, name in enumerate(TRAINED)
+        for turn, name in enumerate(MEETING)
         for way in (ENDS if name in bases() else ENDS[turn % 3 :][:1])
     ],
 )

@@ -95,6 +95,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return Path(spec.origin) if spec and spec.origin else None
 
     def __getitem__(self, name: str) -> T:
+        if name in self._members:
+            return self._members[name]
         if name not in self:
             raise KeyError(name)
         return self.find(name)

@@ -19,22 +19,22 @@ _NOT_THE_BASES = (BESIDE, "parametrizations")
 def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Iterate over the base's modules as `named_modules()` does: each layer once, under its original name."""
     seen: set[int] = set()
-
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    left = [("", model)]
+    while left:
+        name, module = left.pop()
         plain = unwrapped(module)
         plain = plain.layer if isinstance(plain, LayerWrapper) else plain
         if id(plain) in seen:
-            return
+            continue
         seen.add(id(plain))
         yield name, plain
-        for child_name, child in plain._modules.items():
-            if child is None or child_name.startswith(_NOT_THE_BASES):
-                continue
-            if isinstance(child, parametrize.ParametrizationList):
-                continue
-            yield from walk(f"{name}.{child_name}" if name else child_name, child)
-
-    yield from walk("", model)
+        left += [
+            (f"{name}.{child_name}" if name else child_name, child)
+            for child_name, child in reversed(plain._modules.items())
+            if child is not None
+            and not child_name.startswith(_NOT_THE_BASES)
+            and not isinstance(child, parametrize.ParametrizationList)
+        ]
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

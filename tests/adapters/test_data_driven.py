@@ -23,12 +23,18 @@ from lora_zoo.injection.statistics import allotted, collect
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 DATA_DRIVEN = init_names(lambda init: bool(init.needs) and ORIGINAL not in init.needs)
+TAKING = {
+    variant: [init for init in DATA_DRIVEN if cls.accepts_init(find_init(init))]
+    for variant, cls in VARIANTS.items()
+    if cls.adapts
+}
+WIDEST = max(TAKING, key=lambda variant: len(TAKING[variant]))
 ACCEPTED = [
     (variant, init)
-    for variant, cls in VARIANTS.items()
-    for init in DATA_DRIVEN
-    if cls.adapts and cls.accepts_init(find_init(init))
+    for turn, (variant, known) in enumerate(TAKING.items())
+    for init in (known if variant == WIDEST else known[turn % max(len(known), 1) :][:1])
 ]
+"""Each variant with one start, by turns; the one that takes most, with all."""
 
 
 def llama() -> Any:

@@ -375,8 +375,9 @@ def test_a_compiled_model_is_one_graph_and_the_same(name, kind, fresh_compiler):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("name", firsts(lambda cls: cls.kernel, bases()))
+@pytest.mark.parametrize("name", firsts(lambda cls: cls.kernel, bases())[:2])
 def test_compiled_dropout_has_the_same_masks_and_compiles_once(name, fresh_compiler):
+    """Masks are drawn outside of kernels, which are for eager mode: two of these show it."""
     found = []
     for compiled in (True, False):
         model, injection, x = dropped(adapted, name, "linear")
