@@ -57,7 +57,7 @@ def scaled(
     host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: FactorPair, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
-    dtype = narrowed(x, pair.B_OR.dtype)
+    dtype = narrowed(x, pair.B_OR.dtype, host)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair.scaled())
     with uncast(x.device):
         y, _ = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)
