@@ -125,7 +125,8 @@ def narrowed(x: Tensor, dtype: torch.dtype, host: LayerHost | None = None) -> to
     order, with |·| the entries' magnitudes and the scale in B, LoRA's errors are at most
     3 u |Bᵀ| |gᵀ| |x| in A's gradient, 3 u |gᵀ| |x| |Aᵀ| in B's, u (2 |x| |Wᵀ| + 4 |x| |Aᵀ| |Bᵀ|) in the output
     and u (2 |g| |W| + 4 |g| |B| |A|) in the input's gradient; of the frozen layer alone they are u |x| |Wᵀ|
-    and u |g| |W|. Dropout, which scales x, adds one u to what x enters.
+    and u |g| |W|. Dropout, which scales x, adds one u to what x enters. The factors' own rounding is the same
+    for all tokens: it does not average out, and a change of a factor below u of it is seen once it adds up.
     """
     if cast(x.device):
         return torch.get_autocast_dtype(x.device.type)

@@ -369,7 +369,7 @@ def test_a_branch_in_bfloat16_errs_within_its_bound_of_every_entry():
     for got, exact, bound in checks:
         errors = (got - exact).abs()
         assert bool((errors <= 1.01 * U * bound).all())
-        assert float(errors.norm() / exact.norm()) > 2**-11, "nothing is rounded"
+        assert U / 8 < float(errors.norm() / exact.norm()) < U, "roundings of either sign cancel"
 
 
 def in_depth(name, dtype, branch_dtype=None):
@@ -388,7 +388,7 @@ def in_depth(name, dtype, branch_dtype=None):
     return torch.autograd.grad(y, injection.parameters(), g)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", ["lora", "dora", "vera"])
 def test_a_branch_in_bfloat16_keeps_gradients_within_the_base_s_own_error(name):
     """What a bfloat16 base rounds of x and g errs as much as the branch: both are at most √3 of one."""
     exact = in_depth(name, torch.float64)
@@ -396,7 +396,7 @@ def test_a_branch_in_bfloat16_keeps_gradients_within_the_base_s_own_error(name):
     for e, w, n in zip(exact, wide, narrow_, strict=True):
         of_base, of_branch = (float((t.double() - e).norm() / e.norm()) for t in (w, n))
         assert n.dtype == WIDE and of_branch > 2**-11
-        assert of_branch <= 3**0.5 * max(of_base, U / 2), (of_base, of_branch)
+        assert of_branch <= 3**0.5 * max(of_base, U / 2) < 4 * U, (of_base, of_branch)
 
 
 def test_the_branch_is_in_the_dtype_that_is_asked_for_or_that_the_device_multiplies(monkeypatch):
