@@ -228,7 +228,7 @@ class Settings:
     )
     branch_dtype: str | None = key(
         None,
-        "dtype of the adapters' products on a bfloat16 base; default: bfloat16 where the device multiplies it",
+        "of the adapter's products on a bfloat16 base; default: bfloat16 where the device multiplies it",
         among=("float32", "bfloat16"),
     )
     lr: float = key(MISSING, "learning rate", above=0)

@@ -32,7 +32,7 @@ def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """True if `device` has instructions for products of bfloat16, which others emulate, several times slower."""
+    """True if `device` has instructions for products of bfloat16; others emulate them, and take longer."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and any(

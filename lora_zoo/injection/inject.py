@@ -338,8 +338,9 @@ def inject(
     initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `prior` names adapters of the
     model that stay active and frozen under the new one, whose ΔW is its own change alone; `branch_dtype` is
     that of the adapter's products on a bfloat16 base, where a kernel makes them: float32 or bfloat16, by
-    default the latter where the device multiplies it (`kernels.dense.narrowed`); `hyper` are the variant's own keyword arguments (rank, alpha, init, …), with the command line's defaults: alpha is the
-    paper's for the rank that is used, or "2r", twice that rank. Raises ValueError for a name, target, value
+    default the latter where the device multiplies it (`kernels.dense.narrowed`); `hyper` are the variant's
+    own keyword arguments (rank, alpha, init, …), with the command line's defaults: alpha is the paper's for
+    the rank that is used, or "2r", twice that rank. Raises ValueError for a name, target, value
     or combination that does not exist, before anything is changed.
     """
     narrow = branch_dtype if branch_dtype is None else _branch_dtype(branch_dtype)

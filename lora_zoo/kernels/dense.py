@@ -120,13 +120,13 @@ def branched(
 def narrowed(x: Tensor, dtype: torch.dtype, host: LayerHost | None = None) -> torch.dtype:
     """The dtype to which autocast, or a bfloat16 layer, narrows `dtype` in a product with x.
 
-    Products of bfloat16 are summed in float32 and rounded once, and parameters and the sums of their gradients
-    stay float32: factors, thin products and results are rounded by factors within 1 ± u, u = 2^-8. To first
-    order, with |·| the entries' magnitudes and the scale in B, LoRA's errors are at most
-    3 u |Bᵀ| |gᵀ| |x| in A's gradient, 3 u |gᵀ| |x| |Aᵀ| in B's, u (2 |x| |Wᵀ| + 4 |x| |Aᵀ| |Bᵀ|) in the output
-    and u (2 |g| |W| + 4 |g| |B| |A|) in the input's gradient; of the frozen layer alone they are u |x| |Wᵀ|
-    and u |g| |W|. Dropout, which scales x, adds one u to what x enters. The factors' own rounding is the same
-    for all tokens: it does not average out, and a change of a factor below u of it is seen once it adds up.
+    Products of bfloat16 are summed in float32 and rounded once, and parameters and the sums of their
+    gradients stay float32: factors, thin products and results are rounded by factors within 1 ± u, u = 2^-8.
+    To first order, with |·| the entries' magnitudes and the scale in B, LoRA's errors are at most
+    3 u |Bᵀ| |gᵀ| |x| in A's gradient, 3 u |gᵀ| |x| |Aᵀ| in B's, u (2 |x| |Wᵀ| + 4 |x| |Aᵀ| |Bᵀ|) in the
+    output and u (2 |g| |W| + 4 |g| |B| |A|) in the input's gradient; of the frozen layer alone they are
+    u |x| |Wᵀ| and u |g| |W|. Dropout, which scales x, adds one u to what x enters. The factors' own rounding
+    is the same for all tokens, so that it does not average out.
     """
     if cast(x.device):
         return torch.get_autocast_dtype(x.device.type)

@@ -237,9 +237,7 @@ def narrow(name, dtype, *, bias=True, size=0.05, **more):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(IN, OUT, bias=bias, dtype=NARROW)).requires_grad_(False).to(dtype)
     branch_dtype = more.pop("branch_dtype")
-    injection = inject(
-        model, name, target_modules=["0"], branch_dtype=branch_dtype, **settings(name, **more)
-    )
+    injection = inject(model, name, target_modules=["0"], branch_dtype=branch_dtype, **settings(name, **more))
     perturb(injection, size)
     return model.train(), injection
 

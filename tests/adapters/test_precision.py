@@ -188,7 +188,8 @@ def test_the_effective_weight_is_not_less_exact_under_autocast(name, kind):
 def test_a_narrow_base_rounds_each_output_for_itself(name, monkeypatch):
     """No output feature is scaled as a whole: over many tokens the noise averages out.
 
-    A branch in bfloat16, which some devices multiply, has its factors rounded, and promises less. Where ΔW is made as one matrix, each of its entries is rounded once, to 8 bits.
+    A branch in bfloat16, which some devices multiply, has its factors rounded, and promises less. Where ΔW
+    is made as one matrix, each of its entries is rounded once, to 8 bits.
     """
     monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda device: False)
     dense = VARIANTS[name].forward in (Adapter.forward, LowRank.forward)
