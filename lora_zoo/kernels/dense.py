@@ -28,12 +28,16 @@ class DenseKernel(Kernel):
             return None
         if cast(x.device) or reason_of_mode():
             return None
-        W_OI, operands = host.matrix(), self.operands(adapter)
+        W_OI, operands = host.matrix(), self.lean_operands(adapter)
         for tensor in (W_OI, *flattened(operands)):
             if tensor.dtype is not x.dtype or tensor.device != x.device or type(tensor) not in ORDINARY:
                 return None
         x_NI = x.view(-1, x.shape[-1])
         return self.value(x_NI, W_OI, host.own_bias, operands).view(*x.shape[:-1], -1)
+
+    def lean_operands(self, adapter: Any) -> tuple[Any, ...]:
+        """`operands` where no gradients are recorded."""
+        return self.operands(adapter)
 
     @abstractmethod
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:

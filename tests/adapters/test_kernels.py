@@ -1,6 +1,7 @@
 """The fused kernels against ordinary operations, in both orders of each, and what they keep for backward."""
 
 import contextlib
+import copy
 import functools
 import itertools
 
@@ -163,6 +164,42 @@ def test_a_layer_that_writes_over_the_output_does_no_harm(name):
         x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).requires_grad_()
         found.append(gradients(model(x), [x, *injection.parameters()]))
     assert_close(*found)
+
+
+def other_memory(pair):
+    pair.A_RI.data = 2 * pair.A_RI.data
+
+
+def another_tensor(pair):
+    pair.B_OR = -pair.B_OR
+
+
+def written(pair):
+    pair.A_RI.mul_(0.5)
+
+
+@torch.no_grad()
+def test_a_token_sees_the_shared_pair_as_it_is_now():
+    """Views of it are kept between calls without gradients, and made anew; a copy has its own."""
+    injection, x = adapt(lone("linear", dtype=torch.float32).eval(), "vera"), inputs("linear").float()
+    perturb(injection)
+    adapter, host = only(injection)
+    for change in (written, other_memory, another_tensor, written):
+        before = injection.model(x)
+        assert adapter.fused._corner is not None
+        twin = copy.deepcopy(adapter)
+        assert twin.fused._corner is None
+        change(adapter.pair)
+        after = injection.model(x)
+        assert not torch.allclose(after, before)
+        assert_close(after, Adapter.forward(adapter, x, host))
+        assert_close(twin.output(x, host), before)
+    with torch.inference_mode():
+        adapter.fused._corner = None
+        injection.model(x)
+    with torch.enable_grad():
+        injection.model(x).sum().backward()
+    assert all(p.grad is not None for p in injection.parameters())
 
 
 def test_a_zero_magnitude_gives_no_nan():
