@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig
 
 from lora_zoo.bench import (
+    floor,
     init_time,
     io,
     memory,
@@ -41,7 +42,9 @@ from lora_zoo.bench.shapes import SHAPES, Shape
 from lora_zoo.bench.timing import Stopwatch, Timed, quartiles, summary
 from lora_zoo.core import init
 from lora_zoo.core.adapter import Adapter
+from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.variants import VARIANTS
+from lora_zoo.injection.inject import inject
 from lora_zoo.kernels.additive import AdditiveKernel
 from lora_zoo.pocket import HUB
 from lora_zoo.runs.environment import environment
@@ -128,6 +131,35 @@ def test_every_shape_is_adapted_alike_by_every_path(shape: Shape) -> None:
     for path in ("plain", "peft"):
         assert_close(logits(found[path, 0.0], shape), expected, rtol=0, atol=1e-4)
     assert (logits(found["frozen", 0.0], shape) - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "variant, multiplications, numbers",
+    [
+        # O = 6, I = 4, R = 1, N = 10: the layer's own are 2 * 10 * 24 products and 2 * 24 + 2 * 10 * (6 + 4)
+        ("lora", 2 * 10 * (6 + 4) + 24, 3 * 10 + 10 * 4),
+        ("dora", 2 * 10 * (6 + 4) + 24, 3 * 16 + 10 * 4),
+        ("lora_fa", 10 * (6 + 4) + 24, 3 * 6 + 2 * 10),
+        ("vera", 10 * (6 + 4) + 24, 3 * 7 + 2 * 10),
+        ("ia3", 10 * 6, 3 * 6 + 10 * 4),
+        ("full", None, None),
+        ("molora", None, None),
+    ],
+)
+def test_the_floor_is_what_no_order_of_operations_avoids(variant, multiplications, numbers) -> None:
+    model = nn.Sequential(nn.Linear(4, 6))
+    known = {"rank": 1} if "rank" in hyperparameters(VARIANTS[variant]) else {}
+    where = {"target_modules": ["0"]} if adapts_matrices(variant) else {}
+    injection = inject(model, variant, **where, **known)
+    if adapts_matrices(variant):
+        paths.perturb(injection)
+    expected = {} if numbers is None else {"floor_multiplications": 1 + multiplications / 480}
+    expected |= {} if numbers is None else {"floor_bytes": 1 + numbers / 248}
+    assert floor.floor(injection, 10) == pytest.approx(expected)
+
+
+def test_zeros_and_repeated_rows_of_a_factor_are_not_multiplied() -> None:
+    assert floor.distinct(torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 3.0], [1.0, 0.0]])) == 4
 
 
 @pytest.mark.parametrize("name, hidden, tokens", [("llama-192", 192, 1536), ("llama-768", 768, 512)])
@@ -520,6 +552,8 @@ def test_a_table_has_its_command_commit_and_machine_and_the_json_and_figure_go_w
     for row in rows[:2]:
         assert row["fused_low"] <= row["fused"] <= row["fused_high"]
         assert row["fused_over_peft"] == pytest.approx(row["fused"] / row["peft"], rel=0.5)
+    assert rows[0]["floor_multiplications"] == rows[1]["floor_multiplications"] > 1 < rows[0]["floor_bytes"]
+    assert "floor_bytes" not in rows[2] and "| floor | floor, bytes |" in printed
     assert f"| tiny | lora | 0.0 | {rows[0]['frozen_ms']:.2f} | {rows[0]['fused']:.2f} (" in printed
 
 

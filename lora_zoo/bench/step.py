@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from lora_zoo.bench.floor import floor
 from lora_zoo.bench.options import DROPOUT, Options
-from lora_zoo.bench.paths import LABELS, StepPath, paths
+from lora_zoo.bench.paths import LABELS, StepPath, adapted, paths
 from lora_zoo.bench.report import Measurement, Values
 from lora_zoo.bench.shapes import REFERENCE, SHAPES, Shape
 from lora_zoo.bench.timing import Prepare, Run, Timed, summary, texts
@@ -18,8 +19,9 @@ Forward, loss and backward (AdaLoRA: with its regulariser and allocation) on all
 input's gradient through all layers with nothing adapted. *fused* is the variant as it is, *plain* its
 definition `F.linear(x, weight(W))` (which knows no dropout), *PEFT* its adapter with the same settings and
 tensors. Medians over rounds with quartiles; a round takes each path once, in random order, and ratios are
-taken within a round. *optimiser*: AdamW's step alone with what the variant puts around it (PEFT's: AdamW's
-alone), in ms."""
+taken within a round. *floor*: the multiplications and the bytes, as multiples of the frozen layers' own, that
+no order of operations avoids (`lora_zoo/bench/floor.py`); dropout has no part in it. *optimiser*: AdamW's
+step alone with what the variant puts around it (PEFT's: AdamW's alone), in ms."""
 TIMES = (
     Timed("frozen, ms", "frozen_ms", "frozen", unit=1e3, digits=".2f"),
     Timed("fused / frozen", "fused", "fused", "frozen"),
@@ -28,6 +30,7 @@ TIMES = (
     Timed("fused / plain", "fused_over_plain", "fused", "plain"),
     Timed("fused / PEFT", "fused_over_peft", "fused", "peft"),
 )
+FLOOR = {"floor": "{floor_multiplications:.2f}", "floor, bytes": "{floor_bytes:.2f}"}
 OPTIMISERS = (
     Timed("optimiser", "optimiser_ms", "fused", unit=1e3, digits=".2f"),
     Timed("PEFT's optimiser", "optimiser_peft_ms", "peft", unit=1e3, digits=".2f"),
@@ -37,7 +40,7 @@ OPTIMISERS = (
 def measure(options: Options) -> Measurement:
     cases = options.cases(REFERENCE if options.quick else SHAPES, options.variants)
     rows = [row for case in cases for row in measure_one(*case, options)]
-    keys, columns = ("shape", "variant", "dropout"), texts(TIMES + OPTIMISERS)
+    keys, columns = ("shape", "variant", "dropout"), texts(TIMES) | FLOOR | texts(OPTIMISERS)
     return Measurement(
         "step", "One training step", ABOUT, keys, columns, rows, "step / frozen baseline", LABELS
     )
@@ -48,10 +51,12 @@ def measure_one(shape: Shape, base: nn.Module, variant: str, options: Options) -
     watch = options.stopwatch()
     found = paths(shape, base, variant, device=options.device, dropouts=(0.0, DROPOUT))
     steps = watch.interleave({key: path.prepare for key, path in found.items()})
+    least = floor(adapted(base, variant), shape.tokens)
     updates = watch.interleave({key: _update(path) for key, path in found.items() if path.parameters})
     return [
         {"shape": shape.name, "variant": variant, "dropout": dropout}
         | summary(TIMES, with_dropout(steps, dropout) | {"frozen": steps["frozen", 0.0]})
+        | least
         | summary(OPTIMISERS, with_dropout(updates, dropout))
         for name, dropout in found
         if name == "fused"

@@ -226,6 +226,11 @@ class Settings:
     modules_to_save: Any = key(
         "auto", "fully trained modules; auto: heads that the checkpoint lacks; all-norms, all-embeddings"
     )
+    branch_dtype: str | None = key(
+        None,
+        "of the adapter's products on a bfloat16 base; default: bfloat16 where the device multiplies it",
+        among=("float32", "bfloat16"),
+    )
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)

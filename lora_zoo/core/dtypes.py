@@ -1,6 +1,7 @@
 """Dtypes of adapters, and what autocast may change."""
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +28,16 @@ def cast(device: torch.device) -> bool:
 def uncast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, autocast is off: a weight is computed in its tensors' own dtype, whatever x meets."""
     return torch.autocast(device.type, enabled=False) if cast(device) else contextlib.nullcontext()
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """True if `device` has instructions for products of bfloat16; others emulate them, and take longer."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and any(
+        torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
 
 
 def product(X: Tensor, Y: Tensor) -> Tensor:

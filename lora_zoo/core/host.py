@@ -46,6 +46,10 @@ class Host(ABC):
     can_have_bias: ClassVar[bool] = False
     """True if the layer has a `bias` that its forward pass adds, or would add where it is None."""
 
+    branch_dtype: torch.dtype | None = None
+    """The dtype of a kernel's products of the adapter's branch, where the layer and x are bfloat16 and the
+    factors float32; None: bfloat16 where the device multiplies it, else float32."""
+
     def __init__(self, layer: nn.Module, part: Rows = EVERY) -> None:
         self.layer, self.part = layer, part
 

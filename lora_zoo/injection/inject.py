@@ -338,6 +338,7 @@ def inject(
     name: str = "default",
     batches: Iterable[Mapping[str, Any]] | None = None,
     prior: Sequence[str] = (),
+    branch_dtype: torch.dtype | str | None = None,
     **hyper: Any,
 ) -> Injection:
     """Freeze `model`, adapt it in place and return the handle to the adapter, which is then the active one.
@@ -348,11 +349,14 @@ def inject(
     `patterns` holds such a map for any hyperparameter; `budget` ("300k") finds the rank instead of taking
     one; `batches` are keyword arguments of the model, labels included and without padding, on which an
     initialisation that looks at data (EVA, LoRA-GA) collects its statistics; `prior` names adapters of the
-    model that stay active and frozen under the new one, whose ΔW is its own change alone; `hyper` are the
-    variant's own keyword arguments (rank, alpha, init, …), with the command line's defaults: alpha is the
-    paper's for the rank that is used, or "2r", twice that rank. Raises ValueError for a name, target, value
+    model that stay active and frozen under the new one, whose ΔW is its own change alone; `branch_dtype` is
+    that of the adapter's products on a bfloat16 base, where a kernel makes them: float32 or bfloat16, by
+    default the latter where the device multiplies it (`kernels.dense.narrowed`); `hyper` are the variant's
+    own keyword arguments (rank, alpha, init, …), with the command line's defaults: alpha is the paper's for
+    the rank that is used, or "2r", twice that rank. Raises ValueError for a name, target, value
     or combination that does not exist, before anything is changed.
     """
+    narrow = branch_dtype if branch_dtype is None else _branch_dtype(branch_dtype)
     if name in adapters_of(model):
         raise ValueError(f"the model is adapted already by {name!r}; remove() it, or give another name")
     plan = plan_injection(
@@ -373,7 +377,17 @@ def inject(
         raise ValueError(plan.unmatched[0])
     statistics = collect(model, plan, batches, prior)
     allowed = allotted(plan, statistics)
+    for matrix in allowed.matrices:
+        matrix.host.branch_dtype = narrow
     return Injection(model, allowed, seed=seed, name=name, statistics=statistics, prior=prior)
+
+
+def _branch_dtype(asked: torch.dtype | str) -> torch.dtype:
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16)}
+    word = str(asked).removeprefix("torch.")
+    if word not in known:
+        raise ValueError(unknown("branch_dtype", word, known))
+    return known[word]
 
 
 def _of_one_kind(given: Tensor, tensor: Tensor) -> bool:

@@ -225,6 +225,7 @@ class LayerWrapper(AdapterWrapper):
         if any(hooked(adapter) or (adapter.training and adapter.dropout.p) for adapter in adapters):
             return None
         kernel, whole = adapters[0].fused, cast(LayerHost, type(self.parts[0].host)(self.layer))
+        whole.branch_dtype = self.parts[0].host.branch_dtype
         if kernel is None or any(kernel.refusal(x, whole, kernel.operands(own)) for own in adapters):
             return None
         parts = [(entry.host.part, entry.adapter) for entry in self.parts]

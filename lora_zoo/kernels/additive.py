@@ -80,7 +80,7 @@ def product(
     host: LayerHost, x: Tensor, pair: FactorPair, start: FactorPair | None = None, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + (B A + B0 A0) drop(x); `start` is the frozen B0 A0 of a residual start."""
-    x, pair, start = branched(x, pair, start)
+    x, pair, start = branched(host, x, pair, start)
     x, *factors = learning(x, *pair[:2])
     B0_OR, A0_RI, start_scale = start or NO_PAIR
     scales = pair.scale, start_scale

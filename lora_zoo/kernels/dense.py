@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_zoo.core.dtypes import cast
+from lora_zoo.core.dtypes import cast, multiplies_bfloat16
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.kernel import Kernel
 from lora_zoo.kernels.dtypes import formable
@@ -28,12 +28,16 @@ class DenseKernel(Kernel):
             return None
         if cast(x.device) or reason_of_mode():
             return None
-        W_OI, operands = host.matrix(), self.operands(adapter)
+        W_OI, operands = host.matrix(), self.lean_operands(adapter)
         for tensor in (W_OI, *flattened(operands)):
             if tensor.dtype is not x.dtype or tensor.device != x.device or type(tensor) not in ORDINARY:
                 return None
         x_NI = x.view(-1, x.shape[-1])
         return self.value(x_NI, W_OI, host.own_bias, operands).view(*x.shape[:-1], -1)
+
+    def lean_operands(self, adapter: Any) -> tuple[Any, ...]:
+        """`operands` where no gradients are recorded."""
+        return self.operands(adapter)
 
     @abstractmethod
     def value(self, x_NI: Tensor, W_OI: Tensor, bias_O: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
@@ -103,21 +107,36 @@ def _dtypes_fit(x: Tensor, W_OI: Tensor, *tensors: Tensor) -> bool:
 
 
 def branched(
-    x: Tensor, pair: FactorPair, start: FactorPair | None = None
+    host: LayerHost, x: Tensor, pair: FactorPair, start: FactorPair | None = None
 ) -> tuple[Tensor, FactorPair, FactorPair | None]:
-    """The input and the branch, narrowed under autocast; where x is narrow, the start is within the pair.
+    """The input and the branch as they are multiplied; where x is narrow, the start is within the pair.
 
-    A residual start's product is large and nearly the pair's own: it is their difference that is rounded.
+    A residual start's product is large and nearly the pair's own: it is their difference that is rounded. So
+    it keeps its dtype, where autocast is off.
     """
+    own = host if start is None else None
     if cast(x.device) or not formable(x, pair.B_OR):
         pair, start = joined(pair, start), None
-    B_OR, A_RI = (t.to(narrowed(x, t.dtype)) for t in pair[:2])
+    B_OR, A_RI = (t.to(narrowed(x, t.dtype, own)) for t in pair[:2])
     return x.to(narrowed(x, x.dtype)), FactorPair(B_OR, A_RI, pair.scale), start
 
 
-def narrowed(x: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype to which autocast narrows `dtype` in a product with x."""
-    return torch.get_autocast_dtype(x.device.type) if cast(x.device) else dtype
+def narrowed(x: Tensor, dtype: torch.dtype, host: LayerHost | None = None) -> torch.dtype:
+    """The dtype to which autocast, or a bfloat16 layer, narrows `dtype` in a product with x.
+
+    Products of bfloat16 are summed in float32 and rounded once, and parameters and the sums of their
+    gradients stay float32: factors, thin products and results are rounded by factors within 1 ± u, u = 2^-8.
+    To first order, with |·| the entries' magnitudes and the scale in B, LoRA's errors are at most
+    3 u |Bᵀ| |gᵀ| |x| in A's gradient, 3 u |gᵀ| |x| |Aᵀ| in B's, u (2 |x| |Wᵀ| + 4 |x| |Aᵀ| |Bᵀ|) in the
+    output and u (2 |g| |W| + 4 |g| |B| |A|) in the input's gradient; of the frozen layer alone they are
+    u |x| |Wᵀ| and u |g| |W|. Dropout, which scales x, adds one u to what x enters. The factors' own rounding
+    is the same for all tokens, so that it does not average out.
+    """
+    if cast(x.device):
+        return torch.get_autocast_dtype(x.device.type)
+    if host is None or (x.dtype, dtype) != (torch.bfloat16, torch.float32):
+        return dtype
+    return host.branch_dtype or (x.dtype if multiplies_bfloat16(x.device) else dtype)
 
 
 def joined(pair: FactorPair, start: FactorPair | None) -> FactorPair:

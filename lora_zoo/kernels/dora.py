@@ -66,7 +66,7 @@ def decomposed(
         B_OR, A_RI = (t.to(dtype) for t in joined(pair, start)[:2])
         V_OI = torch.addmm(W_OI.to(dtype), B_OR, A_RI)
         norm_O = norm_of(V_OI)
-    x, pair, start = branched(x, pair, start)
+    x, pair, start = branched(host, x, pair, start)
     x, gain_O, *factors = learning(x, m_O / norm_O, *pair[:2])
     known = V_OI if formable(x, pair.B_OR) else None
     with uncast(x.device):

@@ -40,6 +40,26 @@ class VeraKernel(DenseKernel):
         d_R = adapter.d_R if adapter.gain == 1 else adapter.gain * adapter.d_R
         return adapter.b_O, d_R, adapter.projections()
 
+    def __init__(self) -> None:
+        self._corner: tuple[tuple[Any, ...], FactorPair] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks at its own pair."""
+        return {"_corner": None}
+
+    def lean_operands(self, adapter: Any) -> tuple[Any, ...]:
+        """`operands`, whose views of the shared pair are those of the last call: on one token they cost much.
+
+        They are made anew where a tensor of the pair has other memory or another layout.
+        """
+        B_OR, A_RI = adapter.pair.B_OR, adapter.pair.A_RI
+        place = B_OR.data_ptr(), A_RI.data_ptr(), B_OR.stride(), A_RI.stride(), B_OR.device
+        b_O, d_R, kept = adapter.b_O, adapter.d_R, self._corner
+        if kept is None or kept[0] != place:
+            R = len(d_R)  # the views keep their memory alive, so that no other tensor gets its address
+            kept = self._corner = place, FactorPair(B_OR[: len(b_O), :R], A_RI[:R, : adapter.I])
+        return b_O, d_R if adapter.gain == 1 else adapter.gain * d_R, kept[1]
+
     def run(self, x: Tensor, host: LayerHost, operands: tuple[Any, ...], mask: Mask | None) -> Tensor:
         b_O, d_R, pair = operands
         return scaled(host, x, b_O, d_R, pair, mask)
@@ -57,7 +77,7 @@ def scaled(
     host: LayerHost, x: Tensor, b_O: Tensor, d_R: Tensor, pair: FactorPair, mask: Mask | None = None
 ) -> Tensor:
     """W x + bias + diag(b) B diag(d) A drop(x) with B and A frozen."""
-    dtype = narrowed(x, pair.B_OR.dtype)
+    dtype = narrowed(x, pair.B_OR.dtype, host)
     x, *own = learning(x.to(narrowed(x, x.dtype)), b_O, d_R, *pair.scaled())
     with uncast(x.device):
         y, _ = VeraFunction.apply(x, host.matrix(), host.own_bias, *own, dtype, mask)

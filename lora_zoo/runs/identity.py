@@ -28,7 +28,7 @@ from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
     *("program", "trial", "task.metric_arguments", "task.by_heart", "task.groups"),
-    *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map"),
+    *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map", "branch_dtype"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("early_stopping_patience", "early_stopping_threshold", "padding_free", "packing", "replay"),
     *("model.quantization", *(f"model.{key}" for key in KEYS)),

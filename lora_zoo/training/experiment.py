@@ -250,6 +250,7 @@ class Experiment:
         settings, kind, resources = self.settings, data.kind, self.context.resources
         heads = [*loaded.new_modules, *(head_names(loaded.model) if kind.head() else [])]
         arguments = target_arguments(settings, heads) | spec.hyperparameters | self.prior | dict(asked)
+        arguments["branch_dtype"] = settings.branch_dtype
         injection = inject_calibrated(
             spec,
             loaded.model,

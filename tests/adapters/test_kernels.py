@@ -1,6 +1,7 @@
 """The fused kernels against ordinary operations, in both orders of each, and what they keep for backward."""
 
 import contextlib
+import copy
 import functools
 import itertools
 
@@ -23,7 +24,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.paths import paths
-from lora_zoo.kernels import additive, dora, vera
+from lora_zoo.kernels import additive, dense, dora, vera
 from lora_zoo.kernels.dense import DenseKernel
 from lora_zoo.kernels.shared import FactorPair
 
@@ -165,6 +166,42 @@ def test_a_layer_that_writes_over_the_output_does_no_harm(name):
     assert_close(*found)
 
 
+def other_memory(pair):
+    pair.A_RI.data = 2 * pair.A_RI.data
+
+
+def another_tensor(pair):
+    pair.B_OR = -pair.B_OR
+
+
+def written(pair):
+    pair.A_RI.mul_(0.5)
+
+
+@torch.no_grad()
+def test_a_token_sees_the_shared_pair_as_it_is_now():
+    """Views of it are kept between calls without gradients, and made anew; a copy has its own."""
+    injection, x = adapt(lone("linear", dtype=torch.float32).eval(), "vera"), inputs("linear").float()
+    perturb(injection)
+    adapter, host = only(injection)
+    for change in (written, other_memory, another_tensor, written):
+        before = injection.model(x)
+        assert adapter.fused._corner is not None
+        twin = copy.deepcopy(adapter)
+        assert twin.fused._corner is None
+        change(adapter.pair)
+        after = injection.model(x)
+        assert not torch.allclose(after, before)
+        assert_close(after, Adapter.forward(adapter, x, host))
+        assert_close(twin.output(x, host), before)
+    with torch.inference_mode():
+        adapter.fused._corner = None
+        injection.model(x)
+    with torch.enable_grad():
+        injection.model(x).sum().backward()
+    assert all(p.grad is not None for p in injection.parameters())
+
+
 def test_a_zero_magnitude_gives_no_nan():
     (host, *_), x, pair, _, _ = made((4, 3, (5,), 2, True, False, 0.0))
     m_O = torch.tensor([0.0, 1.0, -1.0, 1e-320], dtype=torch.float64, requires_grad=True)
@@ -229,10 +266,15 @@ WAYS = [
 
 
 def narrow(name, dtype, *, bias=True, size=0.05, **more):
-    """A layer in `dtype` and its adapter away from its start; all dtypes hold the layer's numbers."""
+    """A layer in `dtype` and its adapter away from its start; all dtypes hold the layer's numbers.
+
+    The branch is in float32 where `more` does not say otherwise, whatever the device multiplies.
+    """
+    more = {"branch_dtype": WIDE} | more
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(IN, OUT, bias=bias, dtype=NARROW)).requires_grad_(False).to(dtype)
-    injection = inject(model, name, target_modules=["0"], **settings(name, **more))
+    branch_dtype = more.pop("branch_dtype")
+    injection = inject(model, name, target_modules=["0"], branch_dtype=branch_dtype, **settings(name, **more))
     perturb(injection, size)
     return model.train(), injection
 
@@ -333,6 +375,85 @@ def test_a_residual_start_is_no_change_in_a_narrow_dtype(name, dtype):
     got = model(x)
     with injection.disabled():
         assert_close(got, model(x), rtol=0, atol=1e-5)
+
+
+U = 2.0**-8
+"""The largest relative error of rounding to bfloat16."""
+
+
+def test_a_branch_in_bfloat16_errs_within_its_bound_of_every_entry():
+    """That of `narrowed`, beside the same numbers in float64; a second order in u is 1 % of it."""
+    model, injection = narrow("lora", NARROW, rank=8, alpha=24, branch_dtype=NARROW)
+    adapter, host = only(injection)
+    y, dx, *of_factors = (t.detach().double() for t in passed(model, injection, NARROW))
+    gradients_of = dict(zip(injection.named_parameters(), of_factors, strict=True))
+    dA, dB = (next(g for n, g in gradients_of.items() if n.endswith(end)) for end in ("A_RI", "B_OR"))
+    assert adapter.A_RI.dtype == WIDE
+    x = torch.randn(TOKENS, IN, generator=generator("x")).to(NARROW).double()
+    g = torch.randn(TOKENS, OUT, generator=generator("g")).to(NARROW).double()
+    W, bias, A, B = (t.detach().double() for t in (host.matrix(), host.own_bias, adapter.A_RI, adapter.B_OR))
+    B = 3 * B
+    size = [t.abs() for t in (x, g, W, A, B)]
+    x_, g_, W_, A_, B_ = size
+    checks = [
+        (dA, (g @ B).T @ x, 3 * (g_ @ B_).T @ x_),
+        (dB, 3 * g.T @ (x @ A.T), 3 * 3 * g_.T @ (x_ @ A_.T)),
+        (y, x @ W.T + bias + x @ A.T @ B.T, 2 * (x_ @ W_.T + bias.abs()) + 4 * x_ @ A_.T @ B_.T),
+        (dx, g @ W + g @ B @ A, 2 * g_ @ W_ + 4 * g_ @ B_ @ A_),
+    ]
+    for got, exact, bound in checks:
+        errors = (got - exact).abs()
+        assert bool((errors <= 1.01 * U * bound).all())
+        assert U / 8 < float(errors.norm() / exact.norm()) < U, "roundings of either sign cancel"
+
+
+def in_depth(name, dtype, branch_dtype=None):
+    """The gradients of three adapted layers in a row, one vector for each tensor."""
+    torch.manual_seed(5)
+    layers = [nn.Linear(IN, IN, dtype=NARROW) for _ in range(3)]
+    model = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).requires_grad_(False)
+    named = {"target_modules": ["0", "2", "4"], "branch_dtype": branch_dtype}
+    injection = inject(model.to(dtype), name, **named, **settings(name))
+    perturb(injection, 0.05)
+    if dtype == torch.float64:
+        model.double()
+    x = torch.randn(TOKENS, IN, generator=generator("x")).to(NARROW).to(dtype)
+    y = model(x)
+    g = torch.randn(y.shape, generator=generator("g")).to(NARROW).to(dtype)
+    return torch.autograd.grad(y, injection.parameters(), g)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "vera"])
+def test_a_branch_in_bfloat16_keeps_gradients_within_the_base_s_own_error(name):
+    """What a bfloat16 base rounds of x and g errs as much as the branch: both are at most √3 of one."""
+    exact = in_depth(name, torch.float64)
+    wide, narrow_ = (in_depth(name, NARROW, dtype) for dtype in (WIDE, NARROW))
+    for e, w, n in zip(exact, wide, narrow_, strict=True):
+        of_base, of_branch = (float((t.double() - e).norm() / e.norm()) for t in (w, n))
+        assert n.dtype == WIDE and of_branch > 2**-11
+        assert of_branch <= 3**0.5 * max(of_base, U / 2) < 4 * U, (of_base, of_branch)
+
+
+def test_the_branch_is_in_the_dtype_that_is_asked_for_or_that_the_device_multiplies(monkeypatch):
+    found = {}
+    for asked in ("float32", NARROW, None):
+        model, injection = narrow("lora", NARROW, branch_dtype=asked)
+        for fast in (False, True):
+            monkeypatch.setattr(dense, "multiplies_bfloat16", lambda device, fast=fast: fast)
+            found[asked, fast] = torch.cat([t.flatten() for t in passed(model, injection, NARROW)])
+    wide, narrow_ = found["float32", False], found[NARROW, True]
+    assert not torch.equal(wide, narrow_)
+    assert torch.equal(found["float32", True], wide) and torch.equal(found[None, False], wide)
+    assert torch.equal(found[NARROW, False], narrow_) and torch.equal(found[None, True], narrow_)
+    with pytest.raises(ValueError, match="branch_dtype 'float16'"):
+        narrow("lora", NARROW, branch_dtype="float16")
+
+
+def test_a_residual_start_is_not_multiplied_in_bfloat16():
+    """The change of it, which is learned, would be rounded by what the start has."""
+    wide, narrow_ = (narrow("lora", NARROW, init="pissa", branch_dtype=dtype) for dtype in (WIDE, NARROW))
+    for one, other in zip(passed(*wide, NARROW), passed(*narrow_, NARROW), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_double_precision_stays_as_it_is_under_autocast():
