@@ -1,5 +1,6 @@
 """Columns of a frame of runs: the settings among them, those that vary, and their values as text."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def _texts_of(column: pd.Series) -> Sequence[str]:
     if every and {*map(type, every)} in _SINGLE and every.count(every[0]) == len(every):
         return [repr(plain(every[0]))] * len(every)
     for value in every:
-        if value is None or (type(value) is float and value != value):
+        if value is None or (type(value) is float and math.isnan(value)):
             found.append("None")
             continue
         key = (type(value), value)
