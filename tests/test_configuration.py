@@ -1,16 +1,19 @@
 """The command line: what it accepts, and how it says no."""
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from lora_zoo.claims.tiny import Tiny
 from lora_zoo.config import aliases, choices, command_line, help_text
@@ -372,3 +375,20 @@ def test_help_text_shows_each_key() -> None:
 def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lora_zoo.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_sweep_begins_when_each_choice_of_its_options_has_been_composed_once() -> None:
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        sweeper = instantiate(compose("config", return_hydra_config=True).hydra.sweeper)
+    composed: list[list[str]] = []
+    loader = SimpleNamespace(
+        load_sweep_config=lambda master_config, sweep_overrides: composed.append(sweep_overrides)
+    )
+    sweeper.config, sweeper.hydra_context = {}, SimpleNamespace(config_loader=loader)
+    asked = [
+        ["variant=lora", "variant=dora"],
+        ["+task=pocket-nli", "+task=pocket-sql"],
+        [f"seed={n}" for n in range(9)],
+    ]
+    sweeper.validate_batch_is_legal([*itertools.product(*asked)])
+    assert sorted(job[:2] for job in composed) == sorted(map(list, itertools.product(*asked[:2])))

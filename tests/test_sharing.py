@@ -43,8 +43,8 @@ CLASSES = (
     "task.columns={text: text, label: label}", "task.max_length=16", "epochs=null", "lr=1e-3",
 )  # fmt: skip
 SWEEPS = [
-    ["variant=full,vera", "modules_to_save=[lm_head]", "forgetting_text=auto"],
-    ["variant=dora", "lora_dropout=0.2", "lr=1e30,1e-3"],  # the first one diverges in the middle
+    ["variant=full,vera", "modules_to_save=[lm_head]", "forgetting_text=auto", "eval_before_training=true"],
+    ["variant=dora", "lora_dropout=0.2", "lr=1e30,1e-3", "eval_before_training=true"],  # one diverges
     ["variant=lora", "task.metrics=[brittle.py]"],  # fails when it is judged, adapters in place
     ["variant=adalora", "variant.tinit=0", "variant.tfinal=1", "merge=true"],
     ["variant=lora", "+trainer.bf16=true,false", "trainer.use_cpu=true", "eval_before_training=true",
@@ -116,6 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+BEFORE = ("zero_shot", "zero_shot_likelihood")
 TIMED = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
@@ -124,7 +125,7 @@ def outcome(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
     kept = {
         key: result.get(key)
-        for key in ("identity", "state", "variant", "metrics", "zero_shot", "data", "parameters", "updates")
+        for key in ("identity", "state", "variant", "metrics", *BEFORE, "data", "parameters", "updates")
     }
     kept["history"] = [
         {k: v for k, v in entry.items() if k not in TIMED} for entry in result.get("history", [])
@@ -147,6 +148,20 @@ def test_a_sweep_in_one_process_equals_its_jobs_in_their_own(number: int, folder
     assert len(shared) == len(jobs(SWEEPS[number]))
     for name, result in own.items():
         assert shared[name] == result, name
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_what_begins_as_one_function_is_judged_once_before_training(number: int, folder: Path) -> None:
+    """full and VeRA at one rate, DoRA at two, LoRA under bf16 and without it."""
+    told = {
+        how: [json.loads(path.read_text()) for path in (folder / how / str(number)).glob("*/*/result.json")]
+        for how in ("together", "alone")
+    }
+    from_others = {how: [r.get("zero_shot_measured_in") for r in every] for how, every in told.items()}
+    first = [f"{r['name']}-{r['identity']}" for r in told["together"] if "zero_shot_measured_in" not in r]
+    assert from_others["alone"] == [None] * len(told["alone"])
+    assert len(first) == 1 and {*from_others["together"]} == {None, *first}
+    assert all(record["zero_shot"] for every in told.values() for record in every)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from lora_zoo.injection.inject import inject
 from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources
+from lora_zoo.training.before_training import digest_of_function, key_of
+from lora_zoo.training.measured import KEPT, Measured
 from lora_zoo.training.resources import CachedResources, FreshResources, process_as_it_was
 from tests.test_training import TRAINED, examples, small
 
@@ -238,6 +242,79 @@ def test_what_a_run_sets_for_its_process_ends_with_it(monkeypatch: pytest.Monkey
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_default_dtype() == torch.float32
     assert os.environ["ACCELERATE_OLD"] == "1" and "ACCELERATE_NEW" not in os.environ
+
+
+def test_adapters_that_begin_as_one_function_and_no_others_have_one_digest(pocket: Any) -> None:
+    def digest(name: str, change: Any = lambda injection: None, **given: Any) -> str:
+        injection = inject(pocket, name, **given)
+        with torch.no_grad():
+            change(injection)
+        found = digest_of_function(injection)
+        injection.remove()
+        return found
+
+    def trained(injection: Any) -> None:
+        next(iter(injection.adapters.values())).B_OR[0, 0] = 1e-6
+
+    def head(injection: Any) -> None:
+        injection.trained["lm_head.weight"][0, 0] += 1e-6
+
+    base = digest("lora", rank=2, target_modules=["q"])
+    assert base
+    assert base == digest("lora", rank=4, alpha=3, seed=1, target_modules=["v", "up"])
+    assert base == digest("linear_probe", modules_to_save=["lm_head"])
+    begun = {
+        base,
+        digest("lora", trained, rank=2, target_modules=["q"]),
+        digest("linear_probe", head, modules_to_save=["lm_head"]),
+        digest("pissa", rank=2, target_modules=["q"]),
+    }
+    assert len(begun) == 4
+    for name in ("prompt_tuning", "bottleneck"):  # no weights: each is judged by itself
+        assert digest(name, **small(name)) == ""
+    bit(pocket)
+    assert digest("lora", rank=2, target_modules=["q"]) != base
+    bit(pocket)
+
+
+def test_whatever_an_evaluation_depends_on_is_in_its_key(pocket: Any) -> None:
+    spec, made_of = asked(), {"data": {"metric mine.py": "1"}}
+    injection = inject(pocket, "lora", rank=2, target_modules=["q"])
+    data = SimpleNamespace(fingerprint={"test": {"sha256": "1"}})
+    about: dict[str, Any] = {"injection": injection, "data": data, "eval_splits": ["test"], "groups": []}
+
+    def key(settings: Settings = spec, made_of: Any = made_of, **other: Any) -> str:
+        evaluator: Any = SimpleNamespace(**about | other)
+        return key_of(evaluator, SimpleNamespace(settings=settings, made_of=made_of))  # type: ignore[arg-type]
+
+    task, model = replace(spec.task, max_new_tokens=5), replace(spec.model, dtype="bfloat16")
+    others = [
+        key(replace(spec, task=task)),
+        key(replace(spec, model=model)),
+        key(made_of={"data": {"metric mine.py": "2"}}),
+        key(eval_splits=["validation"]),
+        key(data=SimpleNamespace(fingerprint={"test": {"sha256": "2"}})),
+    ]
+    with process_as_it_was():
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        others.append(key())
+    with process_as_it_was():
+        torch.use_deterministic_algorithms(True)
+        others.append(key())
+    assert len({key(), *others}) == 1 + len(others)
+    assert key(replace(spec, lr=0.5, seed=3)) == key()
+    assert key(groups=["a"]) == ""  # its adapters may be told of them
+
+
+def test_what_is_measured_is_kept_by_its_key_and_not_for_ever() -> None:
+    measured, count = Measured(), iter(range(1000))
+    assert measured.once("a", "first", lambda: next(count)) == (0, "first")
+    assert measured.once("a", "second", lambda: next(count)) == (0, "first")
+    assert measured.once("", "third", lambda: next(count)) == (1, "third")
+    assert measured.once("", "fourth", lambda: next(count)) == (2, "fourth")
+    for number in range(KEPT):
+        measured.once(str(number), "other", lambda: next(count))
+    assert measured.once("a", "last", lambda: next(count))[1] == "last"
 
 
 def test_ties_are_part_of_the_hash() -> None:

@@ -257,7 +257,8 @@ def test_wandb_is_silent_and_writes_under_its_folder(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from tests.test_tracking import *\n"
         "m = opened(Path('run')); m.log({'x': 1}, 1); "
-        "m.finish(RESULT, Path(__import__('tests').test_tracking.__file__), [ROW])"
+        "m.finish(RESULT, Path(__import__('tests').test_tracking.__file__), [ROW])\n"
+        "assert 'wandb.sdk.launch' not in sys.modules, 'a third of its start, for nothing'"
     )
     environment = os.environ | {
         "HOME": str(home),

@@ -1,4 +1,4 @@
-"""`lr=auto` and `seed=auto`: a sweeper that launches trials of rates and rounds of seeds, by any launcher."""
+"""The sweepers, by any launcher: of all jobs and, with `lr=auto` and `seed=auto`, of trials and rounds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 
 @dataclass
+class JobsConf:
+    _target_: str = "hydra_plugins.lora_zoo_auto.sweeper.JobSweeper"
+
+
+@dataclass
 class AutoConf:
     _target_: str = "hydra_plugins.lora_zoo_auto.sweeper.AutoSweeper"
     seeds: dict[str, Any] = field(default_factory=dict)
@@ -18,6 +23,21 @@ class AutoConf:
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="auto", node=AutoConf, provider="lora_zoo")
+ConfigStore.instance().store(group="hydra/sweeper", name="jobs", node=JobsConf, provider="lora_zoo")
+
+
+class JobSweeper(BasicSweeper):
+    """Hydra's own sweeper, which begins at once however many jobs there are."""
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=None)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose each choice of options once. The values have been checked; Hydra takes 0.1 s a job."""
+        from lora_zoo.config.groups import GROUPS
+
+        chosen = [tuple(o for o in job if o.lstrip("+~").partition("=")[0] in GROUPS) for job in batch]
+        super().validate_batch_is_legal([*dict(zip(chosen, batch, strict=True)).values()])
 
 
 class AutoSweeper(BasicSweeper):
@@ -28,23 +48,17 @@ class AutoSweeper(BasicSweeper):
         self.seeds, self.rates, self.launched = seeds, rates, 0
 
     def sweep(self, arguments: list[str]) -> None:
+        from lora_zoo.launchers.base import spec_of
         from lora_zoo.sweeps.auto import sweep
 
         assert self.config is not None and self.hydra_context is not None
         parsed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         (cells,) = self.split_arguments(parsed, None)
         plans = {"seeds": self.seeds, "rates": self.rates}
-        sweep(Path(self.config.hydra.sweep.dir), cells, plans, self._launch, self._spec)
+        sweep(Path(self.config.hydra.sweep.dir), cells, plans, self._launch, spec_of)
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
         assert self.launcher is not None
         first, self.launched = self.launched, self.launched + len(jobs)
         for returned in self.launcher.launch(jobs, initial_job_idx=first):
             _ = returned.return_value  # raises what broke the job
-
-    def _spec(self, job: Sequence[str]) -> Any:
-        """A job's run; None where it cannot be run as given: the job itself complains."""
-        from lora_zoo.launchers.base import spec_of
-
-        assert self.config is not None and self.hydra_context is not None
-        return spec_of(self.hydra_context.config_loader.load_sweep_config(self.config, list(job)), job)

@@ -40,15 +40,14 @@ class PackedLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        configs = [self._config(n, own) for n, own in enumerate(job_overrides, start=initial_job_idx)]
-        specs = [spec_of(config, own) for config, own in zip(configs, job_overrides, strict=True)]
+        specs = [*map(spec_of, job_overrides)]
 
         def start(number: int, **shared: Any) -> JobReturn:
             shared["spec"] = specs[number]
             return run_job(
                 hydra_context=self.hydra_context,
                 task_function=partial(self.task_function, **shared),
-                config=configs[number],
+                config=self._config(initial_job_idx + number, job_overrides[number]),
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )

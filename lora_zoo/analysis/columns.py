@@ -1,8 +1,10 @@
 """Columns of a frame of runs: the settings among them, those that vary, and their values as text."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lora_zoo.runs.provenance import changes_results
@@ -33,19 +35,18 @@ def settings(frame: pd.DataFrame) -> list[str]:
 def _is_the_seed(frame: pd.DataFrame, column: str) -> bool:
     if "seed" not in frame or not column.startswith((f"{_CONFIG}variant.", "variant.")):
         return False
-    known = frame[column].notna()
-    pairs = zip(frame[column][known].tolist(), frame["seed"][known].tolist(), strict=True)
-    return bool(known.any()) and all(plain(own) == plain(seed) for own, seed in pairs)
+    values, seeds = frame[column].to_numpy(dtype=object), frame["seed"].to_numpy(dtype=object)
+    known = np.flatnonzero(pd.notna(values))
+    return len(known) > 0 and all(plain(values[row]) == plain(seeds[row]) for row in known)
 
 
 def varying(frame: pd.DataFrame, among: Iterable[str] | None = None) -> list[str]:
     """The settings (`among` these) in which the runs differ; of columns that split them alike, the first."""
     found: dict[tuple[int, ...], str] = {}
     for column in settings(frame) if among is None else among:
-        numbers: dict[str, int] = {}
-        codes = tuple(numbers.setdefault(text, len(numbers)) for text in _texts_of(frame[column]))
-        if len(numbers) > 1:
-            found.setdefault(codes, column)
+        told = _texts_of(frame[column])
+        if len(numbers := {text: number for number, text in enumerate(dict.fromkeys(told))}) > 1:
+            found.setdefault(tuple(map(numbers.__getitem__, told)), column)
     return list(found.values())
 
 
@@ -58,13 +59,19 @@ def texts(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
 
 _ALIKE = frozenset((str, int, float, bool))
 """Types whose equal values have one text."""
+_SINGLE = [{kind} for kind in _ALIKE]
 
 
 def _texts_of(column: pd.Series) -> Sequence[str]:
     """The text of each value; of values that are alike it is made once."""
     known: dict[Any, str] = {}
-    found = []
-    for value in column.tolist():
+    found, every = [], column.tolist()
+    if every and {*map(type, every)} in _SINGLE and every.count(every[0]) == len(every):
+        return [repr(plain(every[0]))] * len(every)
+    for value in every:
+        if value is None or (type(value) is float and math.isnan(value)):
+            found.append("None")
+            continue
         key = (type(value), value)
         text = known.get(key) if key[0] in _ALIKE else repr(plain(value))
         if text is None:

@@ -78,9 +78,20 @@ class Cells:
         """The cells apart for each value of `axis`, each a family of comparisons of its own."""
         if axis not in self.by:
             raise ValueError(f"the cells are not laid out by {axis}; choose of {', '.join(self.by)}")
-        values = dict.fromkeys(cell.key[axis] for cell in self.cells)
-        parts = {v: [cell for cell in self.cells if cell.key[axis] == v] for v in values}
-        return {v: replace(self, cells=part, noted=()) for v, part in parts.items()}
+        if axis not in self._within:
+            parts: dict[Any, list[Cell]] = {}
+            for cell in self.cells:
+                parts.setdefault(cell.key[axis], []).append(cell)
+            whole = len(parts) == 1 and not self.noted
+            self._within[axis] = {
+                v: self if whole else replace(self, cells=part, noted=()) for v, part in parts.items()
+            }
+        return dict(self._within[axis])
+
+    @cached_property
+    def _within(self) -> dict[str, dict[Any, "Cells"]]:
+        """What `within` has taken apart, so that no comparison is made twice."""
+        return {}
 
     def best(self) -> Cell:
         """The cell of the best mean. It need not be better than others: `tied` says which it may not beat."""

@@ -147,10 +147,13 @@ def _matched(a: pd.Series, b: pd.Series) -> np.ndarray:
         if not one.index.is_unique:
             twice = sorted(map(str, one.index[one.index.duplicated()].unique()))
             raise ValueError(f"seeds stand twice: {', '.join(twice)}; a paired test needs one run a seed")
-    if not a.index.equals(b.index):
-        common = a.index.intersection(b.index)
-        a, b = a.loc[common], b.loc[common]
-    return a.to_numpy(float) - b.to_numpy(float)
+    x, y = a.to_numpy(float), b.to_numpy(float)
+    if a.index.equals(b.index):
+        return x - y
+    at = {seed: place for place, seed in enumerate(b.index)}
+    common = [(place, at[seed]) for place, seed in enumerate(a.index) if seed in at]
+    here, there = np.array(common, dtype=int).reshape(-1, 2).T
+    return x[here] - y[there]
 
 
 def _error(x: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 What Hydra and OmegaConf report over many lines becomes one line that names the nearest match.
 """
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -96,6 +97,14 @@ def settings_of(config: DictConfig, overrides: Sequence[str]) -> Settings:
     return _CHECKED[key]
 
 
+def settings_of_job(overrides: Sequence[str]) -> Settings:
+    """The settings of a job, while Hydra runs; what `check` has seen is not composed again.
+
+    ValueError for what cannot be run.
+    """
+    return _CHECKED.get(tuple(overrides)) or _compose(overrides)
+
+
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for override in overrides:
@@ -169,25 +178,42 @@ def _ends(sweep: RangeSweep) -> bool:
 
 def _compose(job: Sequence[str]) -> Settings:
     try:
-        config = _with_values(job) or compose("config", overrides=list(job))
+        with _with_values(job) as config:
+            return _resolved(config or compose("config", overrides=list(job)))
+    except Mistake:
+        raise
     except TROUBLE as error:
         raise Mistake(explain(error)) from error
-    return _resolved(config)
 
 
-def _with_values(job: Sequence[str]) -> DictConfig | None:
-    """The configuration of a job that sets plain values; None where Hydra has to compose, and judge, it.
+@contextlib.contextmanager
+def _with_values(job: Sequence[str]) -> Iterator[DictConfig | None]:
+    """Inside, the configuration of a job of plain values; None where Hydra has to compose, and judge, it.
 
-    Hydra takes 0.1 s for a composition. Jobs that choose the same options share one.
+    Hydra takes 0.1 s for a composition. Jobs that choose the same options share one, whose values return.
     """
     parsed = _parse(job)
     chosen = [o for o in parsed if o.key_or_group in GROUPS and not o.is_delete()]
     values = [o for o in parsed if o not in chosen]
     plain = all(o.package is None and o.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD) for o in values)
     if not plain or any("/" in o.key_or_group or o.is_sweep_override() for o in values):
-        return None
+        yield None
+        return
+    shared = _of_options(chosen)
+    content: Any = shared._content
+    before = dict(content)
     try:
-        config = copy.deepcopy(_of_options(chosen))
+        for top in {o.key_or_group.partition(".")[0] for o in values} & content.keys():
+            content[top] = copy.deepcopy(content[top])
+        yield _updated(shared, values)
+    finally:
+        content.clear()
+        content.update(before)
+
+
+def _updated(config: DictConfig, values: Sequence[Override]) -> DictConfig | None:
+    """The configuration with these values; None where it cannot take one."""
+    try:
         for o in values:
             OmegaConf.update(config, o.key_or_group, o.value(), merge=True, force_add=o.is_force_add())
     except TROUBLE:
@@ -208,9 +234,12 @@ def _of_options(chosen: Sequence[Override]) -> DictConfig:
 def _resolved(config: DictConfig) -> Settings:
     try:
         check_known(config)
-        for key in sorted(OmegaConf.missing_keys(config)):
-            raise ValueError(f"{key} must be given for this choice: add {key}=…")
-        return resolved(config)
+        try:
+            return resolved(config)
+        except TROUBLE:
+            for key in sorted(OmegaConf.missing_keys(config)):
+                raise ValueError(f"{key} must be given for this choice: add {key}=…") from None
+            raise
     except TROUBLE as error:
         raise Mistake(explain(error)) from error
 

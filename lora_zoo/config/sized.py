@@ -21,7 +21,8 @@ def with_multiples(config: DictConfig, settings: Settings) -> Settings:
     """Settings whose alphas are multiples of the rank where `config` computes them so. ValueError else."""
     if settings.budget is not None:
         _refuse_computed(config, settings)
-    written: Any = OmegaConf.to_container(config, resolve=False)
+    alphas = OmegaConf.masked_copy(config, ["alpha", "alpha_pattern"])
+    written: Any = OmegaConf.to_container(alphas, resolve=False)
     if "${" not in f"{written['alpha']} {written['alpha_pattern']}":
         return settings
     later = settings.budget is not None or bool(settings.rank_pattern)

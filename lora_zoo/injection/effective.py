@@ -21,7 +21,6 @@ from lora_zoo.core.kernel import hooked
 from lora_zoo.injection.wrappers import AdapterWrapper, LayerWrapper
 from lora_zoo.kernels.dense import reason_of_mode
 
-Forward = Callable[[Tensor], Tensor]
 SHARE_OF_FREE = 0.5
 """The part of a device's free memory that effective weights may take, where no limit is given."""
 MEMORY, UNTOLD = Path("/proc/meminfo"), 2**30
@@ -50,18 +49,22 @@ class EffectiveWeights:
         self._wrappers, self._max_memory = wrappers, max_memory
         self._form()
 
+    def layers(self) -> dict[nn.Module, nn.Module]:
+        """The adapted layers that have one, each with the plain layer that holds it."""
+        return {wrapper.layer: plain for wrapper, plain in self._plain.items()}
+
     def begin(self, model: nn.Module, *_: object) -> None:
         """Let the layers use them in the pass that begins, where it is one that can (a forward pre-hook)."""
         if model.training or torch.is_grad_enabled() or reason_of_mode() or any(map(cast, self._devices)):
             return
         if self._marks != self._sources.marks() or not self._unwritten():
             self._form()
-        for wrapper, forward in self._forwards.items():
-            vars(wrapper)["forward"] = forward
+        for wrapper, plain in self._plain.items():
+            vars(wrapper)["forward"] = plain.forward
 
     def end(self, *_: object) -> None:
         """Undo `begin` (a forward hook)."""
-        for wrapper in self._forwards:
+        for wrapper in self._plain:
             vars(wrapper).pop("forward", None)
 
     def _unwritten(self) -> bool:
@@ -70,7 +73,7 @@ class EffectiveWeights:
 
     @torch.no_grad()
     def _form(self) -> None:
-        self._forwards = dict[LayerWrapper, Forward]()
+        self._plain = dict[LayerWrapper, nn.Module]()
         self.left_out = dict[str, str]()
         """The adapted tensors without a kept weight, and the reason of each."""
         self.memory = 0
@@ -82,7 +85,7 @@ class EffectiveWeights:
                 limit = _free(wrapper.stored.device) if limit is None else limit
                 needed = wrapper.stored.nbytes
                 if self.memory + needed <= limit:
-                    self._forwards[wrapper] = _forward_with(wrapper)
+                    self._plain[wrapper] = _plain(wrapper)
                     self.memory += needed
                     continue
                 reason = f"it takes {needed:,} bytes, and {limit - self.memory:,} of {limit:,} are left"
@@ -160,15 +163,14 @@ def _without_weight(host: Host, adapter: Adapter) -> str:
     return "the layer is quantised" if host.stores_codes else host.unmergeable
 
 
-def _forward_with(wrapper: LayerWrapper) -> Forward:
-    """The plain layer's forward pass with the effective weight and bias."""
+def _plain(wrapper: LayerWrapper) -> nn.Module:
+    """The plain layer with the effective weight and bias."""
     plain = copy.copy(wrapper.layer)
     bias_O = wrapper.effective_bias()
     own = {"weight": wrapper.effective(wrapper.stored)} | ({} if bias_O is None else {"bias": bias_O})
     frozen = {name: nn.Parameter(tensor.detach(), requires_grad=False) for name, tensor in own.items()}
     plain._parameters = {**plain._parameters, **frozen}
-    forward: Forward = plain.forward
-    return forward
+    return plain
 
 
 def _free(device: torch.device) -> int:

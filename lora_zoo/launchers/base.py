@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig, open_dict
-
-from lora_zoo.config.compose import settings_of
+from lora_zoo.config.compose import settings_of_job
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.registry import Registry
 
@@ -54,14 +52,11 @@ def launcher(name: str) -> type[Launcher]:
     return LAUNCHERS.get(name, Launcher)
 
 
-def spec_of(config: DictConfig, overrides: Sequence[str]) -> RunSpec | None:
-    """The run of a job as Hydra has composed it; None where it cannot be run: the job itself complains."""
+def spec_of(overrides: Sequence[str]) -> RunSpec | None:
+    """The run of a job; None where it cannot be run: the job itself complains."""
     from lora_zoo.runs.identity import specify  # it needs torch
 
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
     try:
-        return specify(settings_of(own, overrides), overrides)
+        return specify(settings_of_job(overrides), overrides)
     except ValueError:
         return None

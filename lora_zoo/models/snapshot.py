@@ -72,11 +72,16 @@ def digest(model: nn.Module) -> str:
     seen: dict[int, str] = {}
     for name, tensor in _tensors(model):
         tied_to = seen.setdefault(id(tensor), name)
-        found.update(repr((name, tied_to, tensor.dtype, tuple(tensor.shape), tensor.stride())).encode())
-        if tied_to == name and tensor.numel():
-            flat = tensor.detach().cpu().contiguous().flatten()
-            found.update(flat.view(torch.uint8).numpy().data)
+        hashed(found, tensor, name, tied_to, values=tied_to == name)
     return found.hexdigest()
+
+
+def hashed(found: xxhash.xxh3_128, tensor: Tensor, *about: Any, values: bool = True) -> None:
+    """Add a tensor to the hash: what is said `about` it, its type and shape and, if asked, its `values`."""
+    found.update(repr((*about, tensor.dtype, tuple(tensor.shape), tensor.stride())).encode())
+    if values and tensor.numel():
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy().data)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

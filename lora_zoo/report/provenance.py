@@ -47,7 +47,8 @@ def command(counted: pd.DataFrame, about: Mapping[str, Any]) -> str:
     told = [portable(line) for line in counted.get("command", ()) if isinstance(line, str)]
     asked = _asked(counted)
     runs = [overrides_of(line) | asked for line in told]
-    values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for run in runs for key in run}
+    keys = dict.fromkeys(key for run in runs for key in run)
+    values = {key: list(dict.fromkeys(run[key] for run in runs if key in run)) for key in keys}
     if about.get("name"):
         grid = {key: set(map(str, given)) for key, given in grid_values(about.get("grid", {})).items()}
         own = {key: given for key, given in values.items() if set(map(_in_yaml, given)) != grid.get(key)}

@@ -41,7 +41,7 @@ class Report:
 
     @cached_property
     def tables(self) -> list[Table]:
-        return tables(self.frame)
+        return tables(self.frame, self._examined)
 
     @cached_property
     def ledger(self) -> list[LedgerEntry]:

@@ -17,7 +17,7 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.continual import continual
-from lora_zoo.analysis.integrity import findings, sound
+from lora_zoo.analysis.integrity import Finding, findings, sound
 from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
@@ -43,11 +43,17 @@ COSTS = {
 }
 
 
-def tables(frame: pd.DataFrame) -> list[Table]:
-    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
+def tables(frame: pd.DataFrame, examined: Sequence[Sequence[Finding]] | None = None) -> list[Table]:
+    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks.
+
+    `examined` are the findings of each experiment's runs, in their order, where they are known.
+    """
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
-    views = [view_table(part) for part in map(sound, map(_with_views, parts)) if len(part)]
-    return [*map(main_table, parts), *views, *filter(None, map(continual_table, parts))]
+    found = [*map(findings, parts)] if examined is None else examined
+    counted = [sound(part, own) for part, own in zip(parts, found, strict=True)]
+    views = [view_table(part) for part in map(_with_views, counted) if len(part)]
+    made = [main_table(part, own) for part, own in zip(parts, found, strict=True)]
+    return [*made, *views, *filter(None, map(continual_table, counted))]
 
 
 def _with_views(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,10 +90,13 @@ def view_table(frame: pd.DataFrame) -> Table:
     return replace(made, name=f"{about.get('name') or 'runs'}_views", title=title)
 
 
-def main_table(frame: pd.DataFrame) -> Table:
-    """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
+def main_table(frame: pd.DataFrame, examined: Sequence[Finding] | None = None) -> Table:
+    """The table of one experiment's runs, or of one sweep; `examined` are its findings, where they are known.
+
+    ValueError where no run may be counted.
+    """
     about: Mapping[str, Any] = next(filter(None, reversed(list(frame["experiment_about"]))), {})
-    examined = findings(frame)
+    examined = findings(frame) if examined is None else examined
     counted = sound(frame, examined)
     if counted.empty:
         said = "; ".join(doubts(frame, examined))

@@ -10,7 +10,10 @@ from typing import Any
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.bounded_json import is_file_name
 
-_TEXTS = ("name", "identity", "state", "command", "started", "ended", "metric", "stale", "contradiction")
+_TEXTS = (
+    *("name", "identity", "state", "command", "started", "ended", "metric", "stale", "contradiction"),
+    "zero_shot_measured_in",
+)
 _OBJECTS = (
     *("config", "metrics", "zero_shot", "parameters", "timings", "memory", "environment", "adapter", "data"),
     *("variant", "made_of", "error", "metric_facts", "deltas", "scores", "retention", "diverged", "packed"),

@@ -11,6 +11,7 @@ Trials, runs that settings were chosen by (lr=auto), are no rows: they are short
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,13 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(tree: Any) -> Any:
+    """The tree with numbers; a part that has no such name is the very one that was given."""
+    if isinstance(tree, str):
+        return _NONES.get(tree, tree)
     if isinstance(tree, dict):
-        return {key: _number(value) for key, value in tree.items()}
+        changed = {key: new for key, value in tree.items() if (new := _number(value)) is not value}
+        return {**tree, **changed} if changed else tree
     if isinstance(tree, list):
-        return [_number(value) for value in tree]
-    return _NONES.get(tree, tree) if isinstance(tree, str) else tree
+        made = [_number(value) for value in tree]
+        return tree if all(map(operator.is_, made, tree)) else made
+    return tree

@@ -81,9 +81,10 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     generated examples, each metric of the user's own, each prior adapter, the start and a local base model.
     What is masked is no part of it, nor what the environment holds.
     """
+    config = modern(config)
     data = (
         _data(config)
-        | _generated(modern(config)["task"])
+        | _generated(config["task"])
         | _metrics(config)
         | _priors(config)
         | _replayed(config)
@@ -97,13 +98,13 @@ def identified_as(record: Mapping[str, Any], variant: type[Variant]) -> tuple[st
     """The same of a record's configuration, its source as it was hashed when the record was made."""
     if "covers" in record.get("made_of", {}):
         return identified(record["config"], variant)
-    return _identified(record["config"], variant, own_files, _data(record["config"]))
+    return _identified(modern(record["config"]), variant, own_files, _data(record["config"]))
 
 
 def _identified(
     config: Mapping[str, Any], variant: type[Variant], source_of: Source, data: dict[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    known, settings = hyperparameters(variant), _effective(config)
+    known, settings = hyperparameters(variant), by_name_and_shape(_effective(config))
     chosen = {k: v for k, v in settings.items() if k not in FLAT or k in known}
     looks = of_data(needs_of(variant, config["init"]))
     if not (looks or "program" in settings):  # which may look at examples
@@ -116,8 +117,8 @@ def _identified(
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that can change a result, by the names that keys had first."""
-    chosen = {k: v for k, v in modern(config).items() if k not in INERT and (v or k not in _YOUNGER)}
+    """The part of a modern configuration that can change a result, by the names that keys had first."""
+    chosen = {k: v for k, v in config.items() if k not in INERT and (v or k not in _YOUNGER)}
     for key in ("prior", "start_from"):
         chosen.pop(key, None)  # their content counts, not where they lie
     chosen["task"] = {k: v for k, v in chosen["task"].items() if k not in INERT_TASK}
@@ -129,7 +130,7 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(settings: dict[str, Any]) -> str:
-    return json.dumps(by_name_and_shape(settings), sort_keys=True, default=str)
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def _hashed(text: str, digits: int = 8) -> str:
@@ -165,7 +166,8 @@ def _replayed(config: Mapping[str, Any]) -> dict[str, str]:
             earlier = read_json(run / RESULT)["config"]
             task = {k: v for k, v in modern(earlier)["task"].items() if k not in INERT_TASK}
             data = _data(earlier) | _generated(task)
-            data["task"] = _hashed(_text({"task": task, "seed": earlier.get("data_seed")}), 16)
+            asked = by_name_and_shape({"task": task, "seed": earlier.get("data_seed")})
+            data["task"] = _hashed(_text(asked), 16)
             found |= {f"replay {number} {name}": f"replay {number} {own}" for name, own in data.items()}
     return found
 

@@ -16,6 +16,7 @@ Times are seconds, sizes bytes.
 | metric | the name of the metric that counts |
 | metric_facts | by value of the metrics: higher_is_better, range (low, high); null where not declared |
 | metrics, zero_shot | split: {metric: value}, after training and before it |
+| zero_shot_measured_in | the run of the same process that it was measured in, which began as this one did |
 | likelihood, zero_shot_likelihood | split: of its references nll (nats an item, mean), nats_per_token, |
 | | bits_per_example, bits_per_token, items, tokens; absent for regression; view_likelihood: by view |
 | groups, zero_shot_groups | split: {group: {metric: value}}, groups being the values of `task.groups`; the |

@@ -7,6 +7,7 @@ the environment, netrc or the Hub's token file hold it. What contains none comes
 """
 
 import contextlib
+import functools
 import json
 import logging
 import netrc
@@ -64,6 +65,7 @@ def by_name_and_shape(value: Any) -> Any:
     return _masked(value, [])
 
 
+@functools.lru_cache(4096)
 def is_secret(name: str) -> bool:
     """True if a value of this name (an option, a variable, a dotted key) is a secret."""
     lower = name.lower().replace("-", "_")
@@ -98,12 +100,18 @@ def _text(text: str, known: list[str], name: str) -> str:
             text = text.replace(secret, MASK)
         elif secret in text:
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, text)
+    return _by_shape(text, bool(_COMMIT.search(name)))
+
+
+@functools.lru_cache(4096)
+def _by_shape(text: str, commit: bool) -> str:
+    """The text without what is a secret by its form; forty digits are none in a value of a `commit`."""
     if (override := _OVERRIDE.fullmatch(text)) and is_secret(override[1].rstrip("=")):
         return text if _PLAIN.fullmatch(override[2]) else override[1] + MASK
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)
     text = _ENTRY.sub(_assigned, text)
-    return text if _COMMIT.search(name) else _FORTY.sub(_unless_commit, text)
+    return text if commit else _FORTY.sub(_unless_commit, text)
 
 
 def _assigned(entry: re.Match[str]) -> str:

@@ -39,14 +39,30 @@ def own_files(variant: type[Variant], config: Mapping[str, Any]) -> str:
 
 def with_imports(variant: type[Variant], config: Mapping[str, Any]) -> str:
     """The syntax of every file that decides a run: of its members, and of what they import."""
+    members = tuple(_members(variant, config))
+    if members not in _OF_OURS:
+        text, ours = _with_imports(members)
+        if not ours:  # a user's own file may change, or be loaded, while this process runs
+            return text
+        _OF_OURS[members] = text
+    return _OF_OURS[members]
+
+
+_OF_OURS: dict[tuple[Any, ...], str] = {}
+"""The text of members whose files are all ours, by the members."""
+
+
+def _with_imports(members: Iterable[Any]) -> tuple[str, bool]:
+    """The text, and True where every file is ours."""
     files, bare = dict[str, Path](), list[str]()
-    for made in _members(variant, config):
+    for made in members:
         if file := _file_of(made.__module__):
             _follow(made.__module__, file, files)
         else:
             bare.append(f"{made.__module__}.{made.__qualname__}")  # defined interactively: it has no file
     stamped = ((_label(name), _syntax(file, _changed(name, file))) for name, file in files.items())
-    return "\n".join([*sorted(bare), *(f"{label} {syntax}" for label, syntax in sorted(stamped))])
+    text = "\n".join([*sorted(bare), *(f"{label} {syntax}" for label, syntax in sorted(stamped))])
+    return text, not bare and all(name.startswith("lora_zoo.") for name in files)
 
 
 def _programs(config: Mapping[str, Any]) -> list[Any]:

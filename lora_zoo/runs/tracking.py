@@ -81,6 +81,7 @@ class WandbTracker(Tracker):
         self.wandb, self.keep_adapter, self.config = wandb, keep_adapter, init["config"]
         known = wandb.Settings.model_fields  # wandb grows them from version to version
         settings: dict[str, Any] = {k: v for k, v in (QUIET | LIMITS).items() if k in known}
+        wandb_session.without_launch()
         if wandb.run is not None:  # someone's who left it open; other jobs' of a pack are not seen here
             wandb.run.finish()
         self.run: Any = wandb.init(settings=wandb.Settings(**settings), reinit="create_new", **init)

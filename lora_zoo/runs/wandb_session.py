@@ -15,6 +15,8 @@ from lora_zoo.core.errors import unknown
 from lora_zoo.runs.redact import redacted
 
 MODES = ("auto", "online", "offline", "disabled")
+_STAGED = "_detect_and_apply_job_inputs"
+"""wandb's method that applies the inputs of a job of W&B Launch to a run."""
 OLD_MODES = {"run": "online", "shared": "online", "dryrun": "offline"}
 
 
@@ -77,6 +79,22 @@ def environment(home: Path) -> Iterator[None]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+def without_launch() -> None:
+    """Keep wandb from importing W&B Launch, a third of its start, where nothing has been staged by it."""
+    from wandb.sdk.wandb_run import Run
+
+    apply = getattr(Run, _STAGED, None)
+    if apply is None or getattr(apply, "lora_zoo", False):
+        return
+
+    def apply_staged(run: Any) -> None:
+        if "wandb.sdk.launch" in sys.modules:
+            apply(run)
+
+    apply_staged.lora_zoo = True  # type: ignore[attr-defined]
+    setattr(Run, _STAGED, apply_staged)
 
 
 def failures() -> tuple[type[BaseException], ...]:

@@ -28,6 +28,7 @@ from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured, 
 from lora_zoo.tasks.judgeable import NotFinite
 from lora_zoo.tasks.reading import findings, in_words
 from lora_zoo.training.arguments import training_arguments
+from lora_zoo.training.before_training import key_of
 from lora_zoo.training.calibration import has_trained, inject_calibrated
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.evaluation import Evaluator, check_inputs, check_positions, check_references, perfect
@@ -89,8 +90,7 @@ class Experiment:
             and not self._evaluated("zero_shot", evaluator)
         ):
             with self.timer.stage("zero_shot"):
-                judged = evaluator.evaluate(keep=False)
-                self.record.update(**judged.under("zero_shot", "zero_shot_likelihood", "zero_shot_groups"))
+                self._judge_before(evaluator)
         with self._tracker() as tracker:
             self.record.update(tracking=tracker.where)
             try:
@@ -124,6 +124,14 @@ class Experiment:
         except NotFinite as broken:
             steps = int(self.record.content.get("timings", {}).get("steps", 0))
             raise Diverged(f"after {steps} steps, {broken}", step=steps, layers=[]) from broken
+
+    def _judge_before(self, evaluator: Evaluator) -> None:
+        """Record what the model reaches before training, which a run that began as it does may have told."""
+        own = self.record.folder.name
+        measure = partial(evaluator.evaluate, keep=False)
+        judged, run = self.context.resources.once(key_of(evaluator, self.spec), own, measure)
+        told = judged.under("zero_shot", "zero_shot_likelihood", "zero_shot_groups")
+        self.record.update(**told, **({} if run == own else {"zero_shot_measured_in": run}))
 
     def _prepare(self) -> tuple[Evaluator, TrainingSession | StagedTraining]:
         """Load, adapt and check all that the run needs."""

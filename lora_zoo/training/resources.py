@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.cutting import Example, Fitted
 from lora_zoo.tasks.data import fingerprint, load_splits
 from lora_zoo.tasks.reading import Reading, read_judged, read_train
+from lora_zoo.training.measured import Measured
 from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
@@ -125,6 +126,10 @@ class ResourcePool(ABC):
     def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
         """Prepare the accelerator that will run the backward passes."""
 
+    def once(self, key: str, run: str, measure: Callable[[], Any]) -> tuple[Any, str]:
+        """What `measure` gives, and the run that it was made for: this one, or an earlier one of this key."""
+        return measure(), run
+
     def about(self) -> dict[str, Any]:
         """Entries for the record of a run that has trained."""
         return {}
@@ -156,6 +161,7 @@ class CachedResources(FreshResources):
     def __init__(self) -> None:
         self._data: dict[str, TaskData] = {}
         self._base: _Kept | None = None
+        self._measured = Measured()
 
     def task_data(self, settings: Settings) -> TaskData:
         key = _key(asdict(settings.task), asdict(settings.model), judged_splits(settings), _files(settings))
@@ -182,6 +188,9 @@ class CachedResources(FreshResources):
             key = _key(key, seed) if loaded.new_modules else key  # a new head depends on the seed
             self._base = _Kept(key, loaded, Snapshot(loaded.model))
         return loaded
+
+    def once(self, key: str, run: str, measure: Callable[[], Any]) -> tuple[Any, str]:
+        return self._measured.once(key, run, measure)
 
     def give_back(self) -> None:
         if self._base is not None:

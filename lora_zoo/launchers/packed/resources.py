@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.models.loading import Loaded
+from lora_zoo.training.measured import Measured
 from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.signals import SignalHandler
 
@@ -35,6 +36,7 @@ class SharedBase:
         self.heads: dict[int, dict[str, Tensor]] = {}
         """Seed -> the values of the parameters that the checkpoint lacks."""
         self.unfit = ""
+        self.measured = Measured()
 
 
 class PackedResources(FreshResources):
@@ -124,6 +126,9 @@ class PackedResources(FreshResources):
         text = f"{self.name} runs by itself, after the others: {reason}"
         Console().print(text, markup=False, highlight=False, soft_wrap=True)
         self.pack.run_alone(reason)
+
+    def once(self, key: str, run: str, measure: Callable[[], Any]) -> tuple[Any, str]:
+        return self.shared.measured.once(key, run, measure)
 
     def prepare(self, accelerator: Accelerator) -> None:
         backward = accelerator.backward

@@ -34,7 +34,7 @@ class Chart:
     panels: Sequence[Panel]
     styles: Styles = field(default_factory=dict)
 
-    @property
+    @cached_property
     def alt(self) -> str:
         """The figure in words, for those who cannot see it."""
         return " ".join([f"{self.title}.", *(panel.describe() for panel in self.panels)])

@@ -74,7 +74,8 @@ def _curve(group: Group, histories: pd.DataFrame, y: str, against: str) -> pd.Da
     """Seeds are averaged at the same step, also where the axis is seconds: then those are averaged, too."""
     own = histories[histories["run"].isin(group.runs["run"])].assign(at=lambda table: table["step"])
     x = "at" if against == "step" else against
-    points = own.groupby("step").agg(x=(x, "mean"), y=(y, "mean"), low=(y, "min"), high=(y, "max"))
+    at, of = own.groupby("step")[x], own.groupby("step")[y]  # one by one: `agg` takes four times as long
+    points = pd.DataFrame({"x": at.mean(), "y": of.mean(), "low": of.min(), "high": of.max()})
     points = points.iloc[:: max(1, -(-len(points) // POINTS))].reset_index(drop=True)
     if own["run"].nunique() < 2:
         points = points.assign(low=float("nan"), high=float("nan"))

@@ -138,8 +138,8 @@ class Plane(Panel):
         return [*words, *({"field": name, "title": title} | numbers for name, title in present.items())]
 
     def describe(self) -> str:
-        series = [*self.names, *dict.fromkeys(self.baselines["series"])]
-        ends = "; ".join(f"{name}: {_ends(self.of(name))}" for name in series)
+        every = pd.concat([self.rows, self.baselines]) if len(self.baselines) else self.rows
+        ends = "; ".join(f"{name}: {_ends(own)}" for name, own in every.groupby("series", sort=False))
         return f"{self.title or 'Panel'}, {self.y.title} against {self.x.title}: {ends}."
 
 
