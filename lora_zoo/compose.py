@@ -1,7 +1,7 @@
 """`python -m lora_zoo.compose OUT RUN… --by ties`: several runs' adapters as one model, or as one adapter.
 
---as adapters keeps them apart, for what weighs them by the input: --by arrow, token_level, whose centroids are
-of each run's own examples, or xlora, trained on --data.
+--as adapters keeps them apart, for what weighs them by the input: --by arrow, token_level, whose centroids
+are of each run's own examples, or xlora, trained on --data.
 
 --by names a composition of `lora_zoo.compositions`; its options are the command's (`--by ties --help`). OUT
 is loaded again as anybody would load it, and its logits are compared with those of the composed model. It

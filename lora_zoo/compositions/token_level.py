@@ -21,8 +21,8 @@ class TokenLevel(OfPasses):
 
     `centroids` are cₖ (K, D), see `centroid`; where they are not given, `prepare` takes them from each
     adapter's training examples, prompts with their answers. eₜ embeds the tokens up to the t-th, so that the
-    next token is foretold with the weights of all that stands before it. The authors embed texts by a sentence
-    encoder; no detail of it matters to the method, and here eₜ is the mean of the model's own input
+    next token is foretold with the weights of all that stands before it. The authors embed texts by a
+    sentence encoder; no detail of it matters to the method, and here eₜ is the mean of the model's own input
     embeddings. In their code all tokens of a pass share the last one's weights.
     """
 

@@ -101,6 +101,10 @@ class Composition(ABC):
     def prepare(self, data: CompositionData) -> None:  # noqa: B027
         """Look at data, once, before anything is composed."""
 
+    def learns(self, model: nn.Module, layers: Sequence[str]) -> nn.Module | None:
+        """Make the part of it that trains, for adapters of these stored tensors; None where nothing does."""
+        return None
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors that it has learned, beside its options; {} where it learns nothing."""
         return {}

@@ -1,7 +1,7 @@
 """Preview of an injection: matrices, ranks and sizes, from the model's structure alone (`meta` will do)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class ShapeOnlyHost(Host):
         return stored
 
 
-def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
+def preview(model: nn.Module, *arguments: Any, prior: Sequence[str] = (), **options: Any) -> Preview:
     """Preview `inject(model, …)` with the same arguments; `model` is left as it is.
 
     Raises ValueError for whatever `inject` refuses, but not for targets without a match: see `unmatched`.
@@ -84,7 +84,8 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     plan = plan_injection(model, *arguments, **options)
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
-        adapters, shared = build(replace(plan, matrices=matrices), model, seed=0, counter=ForwardCounter())
+        on_shapes = replace(plan, matrices=matrices)
+        adapters, shared = build(on_shapes, model, seed=0, counter=ForwardCounter(), prior=prior)
     hooks = plan.variant.hooks(adapters, **accepted(plan.variant.hooks, plan.hyperparameters))
     common = {} if shared is None else {id(t): t for t in saved(shared).values()}
     rows = [

@@ -14,6 +14,7 @@ from lora_zoo.core.init import find_init
 from lora_zoo.core.program import Stage, started
 from lora_zoo.core.statistics import of_data
 from lora_zoo.formats.folders import prior_folders
+from lora_zoo.formats.native import load_adapter
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
 from lora_zoo.models.loading import outline
@@ -65,7 +66,11 @@ def previewed(spec: RunSpec) -> Preview:
     heads = head_names(model) if kind.has_head else []
     arguments = target_arguments(settings, heads)
     if not settings.program:
-        return preview(model, spec.variant, **arguments, **spec.hyperparameters, seed=settings.seed)
+        prior = prior_folders(settings.prior or ())
+        for name, folder in prior.items():
+            load_adapter(model, folder, name=name)
+        own = spec.hyperparameters | {"prior": [*prior], "seed": settings.seed}
+        return preview(model, spec.variant, **arguments, **own)
     stage = _first_stage(spec)
     first = stage_spec(spec, stage, 1)
     if stage.then == "settle":
