@@ -104,9 +104,8 @@ class AdapterSet(Mapping[str, A]):
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
-        if composition is None and not options:
-            composition = self._of_priors(names)
-        together = composition_of(composition, tuple(dict.fromkeys(names)), options)
+        asked = composition or (not options and self._of_priors(names)) or None
+        together = composition_of(asked, tuple(dict.fromkeys(names)), options)
         names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()

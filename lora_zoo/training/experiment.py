@@ -108,8 +108,9 @@ class Experiment:
                     self.record.update(retention=text.before_and_after(injection))
             self._keep(injection)
             own = len(injection) or injection.shared is not None
-            adapter = self.record.folder / "adapter" if own else None  # a whole model stays here
-            tracker.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
+            adapter = self.record.folder / "adapter"
+            sent = adapter if own and adapter.is_dir() else None  # a whole model stays here
+            tracker.finish(self.record.content | {"state": "done"}, sent, self.record.content["updates"])
 
     def _train(
         self, session: TrainingSession | StagedTraining, evaluator: Evaluator, tracker: Tracker

@@ -1,6 +1,5 @@
 """Frozen adapters of earlier runs as one model: composed as they are, or by a router that trains."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,23 +83,15 @@ class Composed(Baseline):
 
 def chosen(hyper: Mapping[str, Any], names: Sequence[str], seed: int) -> Composition:
     """The composition that was asked for. ValueError for options that it has not, or that are the run's."""
-    name, options = str(hyper["composition"]), dict(hyper["options"] or {})
+    name, weight, options = str(hyper["composition"]), hyper["weight"], dict(hyper["options"] or {})
     cls = COMPOSITIONS.find(name)
-    known: Mapping[str, inspect.Parameter] = keywords(cls)
+    known = keywords(cls)
+    if cls.examples and cls.learns is Composition.learns:
+        raise ValueError(f"composed: {name} looks at data first; use python -m lora_zoo.compose --by {name}")
     if wrong := [key for key in FITTED if key in options and key in known]:
         raise ValueError(f"composed: {wrong[0]} of {name} is the run's own; give it as {wrong[0]}=…")
+    if weight is not None and not known.keys() & {"weights", "scale"}:
+        raise ValueError(f"composed: {name} takes no weight; got weight={weight}")
+    of_all = {"weights": [weight] * len(names)} if "weights" in known else {"scale": weight}
     own = {"seed": seed} if "seed" in known else {}
-    composition = composition_of(name, names, own | options | _weighted(hyper["weight"], known, name, names))
-    if cls.examples and composition.learns is Composition.learns:
-        raise ValueError(f"composed: {name} looks at data first: use python -m lora_zoo.compose")
-    return composition
-
-
-def _weighted(weight: float | None, known: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
-    if weight is None:
-        return {}
-    if "weights" in known:
-        return {"weights": [weight] * len(names)}
-    if "scale" in known:
-        return {"scale": weight}
-    raise ValueError(f"composed: {name} takes no weight; got {weight}")
+    return composition_of(name, names, own | options | ({} if weight is None else of_all))
