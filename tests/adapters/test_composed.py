@@ -111,7 +111,7 @@ def test_without_priors_it_is_the_base_and_a_merge_is_the_composition() -> None:
     injection.merge()
     assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
     injection = composed(several(), "xlora")
-    with pytest.raises(ValueError, match="xlora weighs adapters by the input.*cannot be merged"):
+    with pytest.raises(ValueError, match=r"xlora weighs adapters by the input.*cannot be merged"):
         injection.merge()
 
 
