@@ -54,6 +54,8 @@ class Preview:
     trainable: int
     total: int
     bytes: int
+    trained_bytes: int = 0
+    """The bytes of what trains, as it is held in training."""
     shared: int = 0
     unmatched: list[str] = field(default_factory=list)
     idle: dict[str, int] = field(default_factory=dict)
@@ -94,6 +96,8 @@ def preview(model: nn.Module, *arguments: Any, prior: Sequence[str] = (), **opti
     together = sum(t.numel() for t in common.values() if t.requires_grad)
     every, names = base_parameters(model), set(plan.fully_trained)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
+    own = {id(t): t for t in adapter_tensors(adapters, shared, parameters).values() if t.requires_grad}
+    trained = [*own.values(), *(p for _, p in full.values())]
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): numel(p) for name, p in every.items() if name not in names}
     added = sum(p.numel() for p in adapter_tensors(adapters, shared, parameters).values())
@@ -105,6 +109,7 @@ def preview(model: nn.Module, *arguments: Any, prior: Sequence[str] = (), **opti
         total=sum(frozen.values()) + sum(fully_trained.values()) + added,
         bytes=sum(row.bytes for row in rows)
         + sum(t.numel() * t.element_size() for t in (*common.values(), *(p for _, p in full.values()))),
+        trained_bytes=sum(p.nbytes for p in trained),
         shared=together,
         unmatched=list(plan.unmatched),
         idle=_idle(find_matrices(model), plan.matrices, names),
