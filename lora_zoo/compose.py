@@ -22,7 +22,7 @@ from lora_zoo.terminal import add_files, on_the_terminal, say
 if TYPE_CHECKING:
     from torch import nn
 
-    from lora_zoo.models.write_composed import Composed
+    from lora_zoo.models.write_composed import ComposedFiles
 
 FORMS = ("model", "adapter", "adapters")
 _OURS = ("rank", "examples")
@@ -115,7 +115,7 @@ def compose(
     model: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
-) -> "Composed":
+) -> "ComposedFiles":
     """Compose the adapters of `runs` and write a merged model, one adapter, or all of them, to `out`.
 
     All of them (`form="adapters"`) are what a composition needs that weighs them by the input.

@@ -18,8 +18,8 @@ class ImageClassification(FileClassification):
     holds, feature = "image", "Image"
 
     @classmethod
-    def check(cls, content: bytes) -> object:
-        return _opened(content).verify()
+    def check(cls, content: bytes) -> None:
+        _opened(content).verify()
 
     def inputs(self, contents: list[bytes]) -> dict[str, Tensor]:
         images = [_opened(content).convert("RGB") for content in contents]

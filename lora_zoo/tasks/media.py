@@ -27,7 +27,7 @@ class FileClassification(Classification, ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, content: bytes) -> object:
+    def check(cls, content: bytes) -> None:
         """Raise what it pleases for the bytes of a file that cannot be read."""
 
     @abstractmethod
