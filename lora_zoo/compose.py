@@ -1,6 +1,7 @@
 """`python -m lora_zoo.compose OUT RUN… --by ties`: several runs' adapters as one model, or as one adapter.
 
---as adapters keeps them apart, for what weighs them by the input: --by arrow, or xlora, trained on --data.
+--as adapters keeps them apart, for what weighs them by the input: --by arrow, token_level, whose centroids
+are of each run's own examples, or xlora, trained on --data.
 
 --by names a composition of `lora_zoo.compositions`; its options are the command's (`--by ties --help`). OUT
 is loaded again as anybody would load it, and its logits are compared with those of the composed model. It
@@ -21,7 +22,7 @@ from lora_zoo.terminal import add_files, on_the_terminal, say
 if TYPE_CHECKING:
     from torch import nn
 
-    from lora_zoo.models.write_composed import Composed
+    from lora_zoo.models.write_composed import ComposedFiles
 
 FORMS = ("model", "adapter", "adapters")
 _OURS = ("rank", "examples")
@@ -114,7 +115,7 @@ def compose(
     model: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
-) -> "Composed":
+) -> "ComposedFiles":
     """Compose the adapters of `runs` and write a merged model, one adapter, or all of them, to `out`.
 
     All of them (`form="adapters"`) are what a composition needs that weighs them by the input.

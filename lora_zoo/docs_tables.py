@@ -86,7 +86,8 @@ def compositions_table() -> str:
         keys = ", ".join(f"`{key}`" for key in keywords(cls)) or "-"
         equation = cls.equation.replace("|", "\\|")
         looks = _LOOKS.get(cls.examples, f"a run's {cls.examples} examples")
-        rows.append(f"| `{name}` | {equation} | {keys} | {'each input' if cls.routes else looks} |")
+        looks = ", ".join(filter(None, ("each input", cls.examples and looks))) if cls.routes else looks
+        rows.append(f"| `{name}` | {equation} | {keys} | {looks} |")
     return "\n".join(rows)
 
 

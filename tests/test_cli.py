@@ -88,6 +88,7 @@ def test_a_dry_run_lists_what_would_be_adapted_and_leaves_no_trace(tmp_path: Pat
         "10,240",
         "score.weight",
         "not adapted",
+        "memory: base 433 MB (float32), what trains ",
     ):
         assert said in ended.stdout, ended.stdout
     sweep = wrapper("-m", "+variant=lora,vera", "budget=20k", "dry_run=true", at=tmp_path)

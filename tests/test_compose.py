@@ -241,6 +241,30 @@ def test_what_weighs_adapters_by_the_input_keeps_them_and_what_it_has_learned(
         load_composed(model, tmp_path / "a")
 
 
+def test_token_level_takes_each_centroid_from_its_runs_training_examples(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    """A second run on other texts, so that the means, taken here by hand, differ."""
+    runs = {name: tmp_path / name for name in trained}
+    for name, run in trained.items():
+        shutil.copytree(run, runs[name])
+    settings = asked("+variant=lora", "task=pocket-style", *TASK[1:]).settings
+    (runs["two"] / "result.json").write_text(json.dumps({"config": asdict(settings)}))
+    done = compose(tmp_path / "out", [*runs.values()], by="token_level", examples=5, form="adapters")
+    assert done.merged.difference < 1e-5
+    model = load_model(Model(name="pocket", path="pocket"), "AutoModelForCausalLM", {}, None, 0).model
+    composition: Any = load_composed(model, tmp_path / "out")
+    embed = model.get_input_embeddings()
+    for name, run in runs.items():
+        drawn = examples_of_run(run, model, split="train", number=5)
+        mean = torch.stack([embed(batch["input_ids"])[0].mean(0) for batch in drawn]).mean(0)
+        assert_close(composition.centroids_KD[composition.names.index(name)], mean)
+    assert not torch.allclose(*composition.centroids_KD, atol=1e-3)
+    with pytest.raises(ValueError, match="token_level has no centroids: give them, or prepare it"):
+        adapters_of(model).activate("one", "two", composition="token_level")
+        logits(model)
+
+
 def test_examples_of_a_run_are_those_it_trained_on(trained: dict[str, Path]) -> None:
     model = load_model(Model(name="pocket", path="pocket"), "AutoModelForCausalLM", {}, None, 0).model
     drawn = [*examples_of_run(trained["one"], model, split="train", number=100)]

@@ -60,7 +60,7 @@ def test_every_experiment_is_a_sweep_that_composes(name: str, monkeypatch: pytes
         return jobs[:: math.ceil(len(jobs) / 4)]
 
     monkeypatch.setattr(compose, "_representatives", some)
-    ready = command_line.rewritten(["-m", f"+experiment={name}"])
+    ready = command_line.rewritten(["-m", f"+experiment={name}", "dry_run=true"])  # no file is looked for
     arguments, _ = auto.taken(command_line.overrides(ready))
     jobs = compose.check(arguments, multirun=True)
     about = jobs[0].experiment

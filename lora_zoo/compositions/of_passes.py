@@ -4,7 +4,7 @@ Shapes: B sequences, L tokens, K adapters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ class OfPasses(RoutedComposition, ABC):
 
     weights: Mapping[str, Tensor]
     """The weights (B, L, K) of the latest pass: layer -> weights, with "" for layers that are not named."""
+    reading = False
+    """True in a pass of its own, within another one: the weights then stay what they are."""
+    seen: Callable[[Mapping[str, Tensor]], None] | None = None
+    """Called with the weights of each pass."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
@@ -51,7 +55,10 @@ class OfPasses(RoutedComposition, ABC):
         """ValueError for a pass whose former tokens are in a cache: their weights are not known any more."""
         if cache_of(named) is not None:
             raise ValueError(f"{self.name} reads all tokens in each pass: use_cache=False lets it generate")
-        self.weights = self.weigh(model, given, named)
+        if not self.reading:
+            self.weights = self.weigh(model, given, named)
+            if self.seen is not None:
+                self.seen(self.weights)
 
     @abstractmethod
     def weigh(self, model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Mapping[str, Tensor]:

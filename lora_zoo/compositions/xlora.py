@@ -68,13 +68,11 @@ class XLoRA(OfPasses):
         """The mean loss on the examples before training and after it."""
         self._layers: tuple[str, ...] = ()
         self._frozen: list[nn.Parameter] = []
-        self._reading = False
 
     def enter(self, model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
         super().enter(model, layers)
         if not hasattr(self, "classifier"):
-            self._layers = tuple(layers) if self.layerwise else ("",)
-            self.classifier = self._made(model)
+            self.learns(model, [*layers])
         if self.layerwise and {*layers} - {*self._layers}:
             raise ValueError(f"xlora: its classifier knows nothing of {min({*layers} - {*self._layers})}")
         adapters = (a for own in layers.values() for entries in own.values() for _, a in entries)
@@ -86,6 +84,11 @@ class XLoRA(OfPasses):
         super().leave()
         while self._frozen:
             self._frozen.pop().requires_grad_(True)
+
+    def learns(self, model: nn.Module, layers: Sequence[str]) -> nn.Module:
+        self._layers = tuple(layers) if self.layerwise else ("",)
+        self.classifier = self._made(model)
+        return self.classifier
 
     def prepare(self, data: CompositionData) -> None:
         before = data.loss(self)
@@ -124,8 +127,6 @@ class XLoRA(OfPasses):
         return nn.Sequential(*maps).to(like.device)
 
     def weigh(self, model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Mapping[str, Tensor]:
-        if self._reading:
-            return self.weights
         h_BLH = self._states(model, given, named)
         self.classifier.train(model.training)
         logits = self.classifier(h_BLH.to(next(self.classifier.parameters())))
@@ -139,13 +140,13 @@ class XLoRA(OfPasses):
         first: Tensor = named["inputs_embeds"] if ids is None else ids
         equal, shape = self.scale * self.first_pass, (*first.shape[:2], len(self.names))
         self.weights = {"": first.new_full(shape, equal, dtype=torch.float32)} if equal else {}
-        self._reading = True
+        self.reading = True
         rest = {key: value for key, value in named.items() if key != "labels"}
         try:
             with torch.no_grad():
                 states = model(*given, **{**rest, "use_cache": False, "output_hidden_states": True})
         finally:
-            self._reading = False
+            self.reading = False
         h_BLH: Tensor = states.hidden_states[-1]
         return h_BLH
 

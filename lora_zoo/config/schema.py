@@ -104,7 +104,7 @@ class Task:
     type: str = key(MISSING, ", ".join(TASK_TYPES), among=tuple(TASK_TYPES))
     dataset: str = key(
         MISSING,
-        "csv, json, parquet, text, imagefolder, a name on the Hub, or one that is generated (pocket-sql, …)",
+        "csv, json, parquet, text, imagefolder, audiofolder, a name on the Hub, or a generator (pocket-sql…)",
     )
     config_name: str | None = key(None, "the data set's configuration on the Hub")
     data_dir: str | None = key(None, "the folder in which data_files lie, or all its files without them")

@@ -265,7 +265,7 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _check_files(task: Task) -> None:
-    local = task.dataset in ("csv", "json", "parquet", "text", "imagefolder")
+    local = task.dataset in ("csv", "json", "parquet", "text", "imagefolder", "audiofolder")
     if task.dataset in GENERATORS:
         _check_generated(task)
     if local and task.data_dir and not Path(task.data_dir).expanduser().is_dir():

@@ -5,7 +5,7 @@ The tensor is a stored weight, a matrix, a bias or a layer's output. A member is
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from lora_zoo.core.statistics import Statistics
 
 class CompositionData(Protocol):
     """The data at which a composition looks before it composes."""
+
+    model: nn.Module
+    own: Mapping[str, Iterable[Mapping[str, Any]]]
+    """Adapter -> batches of its own training examples, keyword arguments of the model."""
 
     def statistics(self, name: str, needs: Sequence[str]) -> Mapping[str, Statistics]:
         """Matrix -> statistics (`core.statistics`) of the model with the adapter `name` on its own data.
@@ -96,6 +100,10 @@ class Composition(ABC):
 
     def prepare(self, data: CompositionData) -> None:  # noqa: B027
         """Look at data, once, before anything is composed."""
+
+    def learns(self, model: nn.Module, layers: Sequence[str]) -> nn.Module | None:
+        """Make the part of it that trains, for adapters of these stored tensors; None where nothing does."""
+        return None
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors that it has learned, beside its options; {} where it learns nothing."""

@@ -74,6 +74,8 @@ class AdapterHooks(nn.Module):
     class that overrides one of them and does not say so trains by itself."""
     over_priors: ClassVar[bool] = False
     """True if it is about the frozen adapters under these: in a sequence of tasks each has a new one."""
+    needs_priors: ClassVar[bool] = False
+    """True if a run without prior adapters would be one of the base alone."""
     pointwise_views: ClassVar[bool] = True
     """False where a view is no weight (an average of outputs): inside it, reading one raises ValueError."""
     model: nn.Module
@@ -136,7 +138,8 @@ class AdapterHooks(nn.Module):
         `shapes` maps each adapted matrix's name to its (O, I). Tensors belong on the device of `like`,
         trainable ones in its dtype. They train, are counted, saved and resumed once, under their names in the
         module; gradients add over the matrices. Adapters find it in `context.shared`, hooks in `common`, and
-        `switch` is the place to let it act. `hyper` holds the greatest rank, and the plain `model`.
+        `switch` is the place to let it act. `hyper` holds the greatest rank, the plain `model`, and `prior`,
+        the names of the frozen adapters under these.
         """
         return None
 
@@ -153,6 +156,10 @@ class AdapterHooks(nn.Module):
     def part(self, step: int) -> str:
         """The part from which an optimiser step's batches are drawn, by its number, from 1, alone."""
         return ""
+
+    def composition(self) -> Any:
+        """The `Composition` of the frozen adapters under these while these are active; None: their sum."""
+        return None
 
     def to_adapters(self) -> None:
         """Move the buffers to the device of the first adapter."""

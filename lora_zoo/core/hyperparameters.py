@@ -116,6 +116,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, (list, tuple)) and all(fits(v, typing.get_args(hint)[0]) for v in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
@@ -131,5 +133,7 @@ def type_words(hint: Any) -> str:
         return " or ".join(type_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
         return f"a list, each {type_words(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is Mapping:
+        return "keys with values"
     words = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
     return (words | {"NoneType": "None"}).get(getattr(hint, "__name__", ""), str(hint))

@@ -98,13 +98,14 @@ class AdapterSet(Mapping[str, A]):
         """Make `names` and their priors the active adapters, all others idle; merged ones are unmerged first.
 
         `composition` and its `options` are those of `lora_zoo.compositions`: the sum of all changes, or of
-        weighted ones where `weights` are given. Raises ValueError for an unknown name, a wrong option, and
-        where adapters cannot be active together.
+        weighted ones where `weights` are given; by default what one of them has for its priors. Raises
+        ValueError for an unknown name, a wrong option, and where adapters cannot be active together.
         """
         for name in names:
             if name not in self._by_name:
                 raise ValueError(unknown("adapter", name, self._by_name))
-        together = composition_of(composition, tuple(dict.fromkeys(names)), options)
+        asked = composition or (not options and self._of_priors(names)) or None
+        together = composition_of(asked, tuple(dict.fromkeys(names)), options)
         names = self._with_priors(names)
         check_compatible([self._by_name[name] for name in names], together)
         self.unmerge()
@@ -153,6 +154,10 @@ class AdapterSet(Mapping[str, A]):
         for name in names:
             found |= dict.fromkeys([*self._with_priors(self._by_name[name].prior), name])
         return tuple(found)
+
+    def _of_priors(self, names: Sequence[str]) -> Composition | None:
+        """The composition that one of the adapters has for those under it."""
+        return next((own for name in names if (own := self._by_name[name].hooks.composition())), None)
 
     def _show(self, injection: A, shown: bool) -> None:
         """Put what an adapter trains in full into the model, or the base's own back.
@@ -230,7 +235,8 @@ class AdapterSet(Mapping[str, A]):
         active = {name: self._with_priors((name,)) for name in names if name in self._by_name}
         for name in {name for own in active.values() for name in own}:
             injection = self._by_name[name]
-            if type(injection.hooks).switch is not AdapterHooks.switch:
+            hooks = injection.hooks
+            if type(hooks).switch is not AdapterHooks.switch or hooks.composition() is not None:
                 raise ValueError(f"{name!r} ({injection.variant.name}) acts on whole batches")
         return active, composition_of("sum", (), {})
 

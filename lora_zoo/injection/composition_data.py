@@ -32,7 +32,8 @@ class AdapterData:
         own: Mapping[str, Iterable[Batch]] | None = None,
         target: Sequence[Batch] = (),
     ) -> None:
-        self.model, self.names, self.own, self.target = model, names, own or {}, target
+        self.model, self.names, self.target = model, names, target
+        self.own: Mapping[str, Iterable[Batch]] = own or {}
 
     def statistics(self, name: str, needs: Sequence[str]) -> Mapping[str, Statistics]:
         """Means over the batches of `name`, none of them padded; its model is merged meanwhile.

@@ -89,7 +89,7 @@ class Injection:
         self.recoded = RecodedLayers(model, self.hyper.get("init"), hosts, others=list(self._adapter_set))
         with self._adapter_set.disabled(), self.recoded.undone_by_an_error():
             self.adapters, self.shared = build(
-                plan, model, seed=seed, counter=self.counter, statistics=statistics
+                plan, model, seed=seed, counter=self.counter, statistics=statistics, prior=self.prior
             )
             self.recoded.know(self.adapters)
             self.hooks = self._new_hooks()

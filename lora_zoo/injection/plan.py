@@ -265,6 +265,7 @@ def build(
     seed: int,
     counter: ForwardCounter,
     statistics: Mapping[str, Statistics] | None = None,
+    prior: Sequence[str] = (),
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
     """Make the adapters and the module that they share, not yet in `model`.
 
@@ -277,7 +278,8 @@ def build(
     first = next((m.host.like for m in plan.matrices), None)
     stored = next(p for p in model.parameters() if p.is_floating_point()) if first is None else first
     like = stored.new_empty(0, dtype=at_least_float32(stored.dtype))
-    shared = variant.hooks.shared(shapes, like, seed=seed, model=model, **{**hyper, **greatest})
+    about = {"model": model, "prior": prior}
+    shared = variant.hooks.shared(shapes, like, seed=seed, **{**hyper, **greatest, **about})
     make: Callable[..., Any] = variant
     taken, known = accepted(variant, hyper).keys(), statistics or {}
     adapters = {

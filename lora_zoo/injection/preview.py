@@ -1,7 +1,7 @@
 """Preview of an injection: matrices, ranks and sizes, from the model's structure alone (`meta` will do)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,8 @@ class Preview:
     trainable: int
     total: int
     bytes: int
+    trained_bytes: int = 0
+    """The bytes of what trains, as it is held in training."""
     shared: int = 0
     unmatched: list[str] = field(default_factory=list)
     idle: dict[str, int] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class ShapeOnlyHost(Host):
         return stored
 
 
-def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
+def preview(model: nn.Module, *arguments: Any, prior: Sequence[str] = (), **options: Any) -> Preview:
     """Preview `inject(model, …)` with the same arguments; `model` is left as it is.
 
     Raises ValueError for whatever `inject` refuses, but not for targets without a match: see `unmatched`.
@@ -84,7 +86,8 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     plan = plan_injection(model, *arguments, **options)
     matrices = [replace(matrix, host=ShapeOnlyHost(matrix.host)) for matrix in plan.matrices]
     with init.blank():
-        adapters, shared = build(replace(plan, matrices=matrices), model, seed=0, counter=ForwardCounter())
+        on_shapes = replace(plan, matrices=matrices)
+        adapters, shared = build(on_shapes, model, seed=0, counter=ForwardCounter(), prior=prior)
     hooks = plan.variant.hooks(adapters, **accepted(plan.variant.hooks, plan.hyperparameters))
     common = {} if shared is None else {id(t): t for t in saved(shared).values()}
     rows = [
@@ -93,6 +96,8 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
     together = sum(t.numel() for t in common.values() if t.requires_grad)
     every, names = base_parameters(model), set(plan.fully_trained)
     full = {id(every[name]): (name, every[name]) for name in reversed(plan.fully_trained)}
+    own = {id(t): t for t in adapter_tensors(adapters, shared, parameters).values() if t.requires_grad}
+    trained = [*own.values(), *(p for _, p in full.values())]
     fully_trained = {name: p.numel() for name, p in reversed(full.values())}
     frozen = {id(p): numel(p) for name, p in every.items() if name not in names}
     added = sum(p.numel() for p in adapter_tensors(adapters, shared, parameters).values())
@@ -104,6 +109,7 @@ def preview(model: nn.Module, *arguments: Any, **options: Any) -> Preview:
         total=sum(frozen.values()) + sum(fully_trained.values()) + added,
         bytes=sum(row.bytes for row in rows)
         + sum(t.numel() * t.element_size() for t in (*common.values(), *(p for _, p in full.values()))),
+        trained_bytes=sum(p.nbytes for p in trained),
         shared=together,
         unmatched=list(plan.unmatched),
         idle=_idle(find_matrices(model), plan.matrices, names),

@@ -13,14 +13,17 @@ from lora_zoo.injection.wrappers import put
 from lora_zoo.quantizers import CodedLinear, Quantizer
 
 
-def quantizable(model: nn.Module, keep: Collection[str] = ()) -> dict[str, Host]:
-    """The linear layers of a model that can become codes, by name; none called `keep`, or inside of such."""
+def quantizable(model: nn.Module, keep: Collection[str] = (), *, transposed: bool = False) -> dict[str, Host]:
+    """The linear layers of a model that can become codes, by name; none called `keep`, or inside of such.
+
+    Those that store W transposed are among them if asked for: bitsandbytes takes them, others do not.
+    """
     kept = tuple(f"{name}." for name in keep)
     return {
         name: host
         for name, module in named_base_modules(model)
-        if (host := find_host(module)) and host.dense and not (host.stores_codes or host.transposed)
-        if not f"{name}.".startswith(kept)
+        if (host := find_host(module)) and host.dense and not host.stores_codes
+        if (transposed or not host.transposed) and not f"{name}.".startswith(kept)
     }
 
 

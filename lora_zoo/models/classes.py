@@ -1,5 +1,7 @@
 """The classes of transformers that load a base, and PEFT's task types."""
 
+from typing import NamedTuple
+
 TASKS: dict[str, str | None] = {
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
@@ -7,8 +9,21 @@ TASKS: dict[str, str | None] = {
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",
     "AutoModelForImageClassification": None,
+    "AutoModelForAudioClassification": None,
     "AutoModel": "FEATURE_EXTRACTION",
 }
 """The class that loads a base -> PEFT's task type, None where PEFT has none."""
-PROCESSORS = {"AutoModelForImageClassification": "AutoImageProcessor"}
+
+
+class Processor(NamedTuple):
+    """The class that loads what makes inputs, and what people call it."""
+
+    auto_class: str
+    words: str
+
+
+PROCESSORS = {
+    "AutoModelForImageClassification": Processor("AutoImageProcessor", "image processor"),
+    "AutoModelForAudioClassification": Processor("AutoFeatureExtractor", "feature extractor"),
+}
 """The class that loads a base -> the one that loads what makes its inputs, where that is no tokenizer."""

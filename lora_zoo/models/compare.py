@@ -1,5 +1,6 @@
 """Compare two models' logits on a fixed batch."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
 def batch(network: Any) -> dict[str, Any]:
-    """Two rows of 16 token ids that depend on vocabulary and end token alone, or two images: keywords.
+    """Two rows of 16 token ids that depend on vocabulary and end token alone, two images or sounds: keywords.
 
     Each row has its end token at its end and nowhere else: there some heads read (T5's, BART's).
     """
@@ -18,6 +19,10 @@ def batch(network: Any) -> dict[str, Any]:
         return {
             "pixel_values": torch.arange(2 * channels * height * width).sin().view(2, channels, height, width)
         }
+    if network.main_input_name == "input_values":  # a wave, or the spectrogram of one
+        bins = getattr(network.config, "num_mel_bins", None)
+        shape = (network.config.max_length, bins) if bins else (16000,)
+        return {"input_values": torch.arange(2 * math.prod(shape)).sin().view(2, *shape)}
     vocabulary, end = network.get_input_embeddings().weight.shape[0], network.config.eos_token_id
     ids = (torch.arange(32).view(2, 16) * 7919 + 11) % vocabulary
     if isinstance(end, int) and 0 <= end < vocabulary:

@@ -43,18 +43,17 @@ def source(settings: Model) -> str:
 
 
 def load_processor(settings: Model, auto_class: str) -> Any:
-    """The maker of inputs for a model of this class: its tokenizer, or of a model of images its processor.
+    """The maker of inputs for a model of this class: its tokenizer, or the processor of images or sounds.
 
     ValueError where it cannot be loaded.
     """
     if auto_class not in PROCESSORS:
         return load_tokenizer(settings)
+    maker = PROCESSORS[auto_class]
     try:
-        return getattr(transformers, PROCESSORS[auto_class]).from_pretrained(
-            source(settings), **_where(settings)
-        )
+        return getattr(transformers, maker.auto_class).from_pretrained(source(settings), **_where(settings))
     except Exception as error:  # readers of damaged files raise what they please
-        raise ValueError(_unreachable(settings, error, "the image processor of ")) from error
+        raise ValueError(_unreachable(settings, error, f"the {maker.words} of ")) from error
 
 
 def load_tokenizer(settings: Model) -> Any:

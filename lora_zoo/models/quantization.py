@@ -12,6 +12,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
+from lora_zoo.injection.quantize import quantizable
 from lora_zoo.quantizers.codes import BlockLevels, Quantizer, Uniform, even, normal_float
 
 
@@ -42,6 +43,22 @@ def reference_quantizer(settings: Model) -> Quantizer | None:
         return Uniform(width, settings.group_size or 32)
     levels = normal_float(width) if kind == "nf" else even(width)
     return BlockLevels(levels, nested=settings.bnb_4bit_use_double_quant)
+
+
+def base_bytes(model: nn.Module, settings: Model, new_modules: Sequence[str] = ()) -> float:
+    """The bytes of a base of this structure (`meta` will do) once it is loaded and quantised as asked."""
+    whole = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    total = float(sum(p.nbytes for p in whole.values()))
+    if not settings.quantization:
+        return total
+    scheme, own = SCHEMES[settings.quantization], reference_quantizer(settings)
+    hosts = quantizable(model, left_out(model, new_modules), transposed=scheme.package == "bitsandbytes")
+    for host in hosts.values():
+        (O, I), nested = host.shape, bool(settings.bnb_4bit_use_double_quant)
+        made = own.encode(torch.empty(O, I, device="meta")).values() if own else ()
+        stored = scheme.bytes(O, I, nested, settings.group_size) if scheme.bytes else 0.0
+        total += stored + sum(t.nbytes for t in made) - O * I * host.like.element_size()
+    return total
 
 
 def left_out(model: Any, new_modules: Sequence[str]) -> list[str]:
@@ -89,4 +106,4 @@ def _of_torchao(name: str, given: Mapping[str, Any]) -> Any:
     return transformers.TorchAoConfig(make[name](**given))
 
 
-__all__ = ["left_out", "quantization_config", "reference_quantizer", "without_codes"]
+__all__ = ["base_bytes", "left_out", "quantization_config", "reference_quantizer", "without_codes"]

@@ -27,7 +27,7 @@ from lora_zoo.models.compare import logits
 from lora_zoo.models.merging import Merged, compared, in_unit
 
 
-class Composed(NamedTuple):
+class ComposedFiles(NamedTuple):
     """The model as it was written; the rank of each matrix of one adapter; notes, a sentence each."""
 
     merged: Merged
@@ -37,7 +37,7 @@ class Composed(NamedTuple):
 
 def write_model(
     network: Any, out: Path, base: Base, tokenizer: Any, composition: Composition, *, dtype: str | None
-) -> Composed:
+) -> ComposedFiles:
     """Merge the active adapters and save the model to `out`, in its own dtype or in `dtype`."""
     adapted, adapters, notes = logits(network), adapters_of(network), composition.notes()
     adapters.merge()
@@ -50,7 +50,7 @@ def write_model(
     with saving.whole(out) as part:
         network.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        return Composed(compared(part, base, adapted, []), {}, notes)
+        return ComposedFiles(compared(part, base, adapted, []), {}, notes)
 
 
 def write_adapter(
@@ -61,7 +61,7 @@ def write_adapter(
     *,
     rank: int | None,
     made_of: Mapping[str, Any],
-) -> Composed:
+) -> ComposedFiles:
     """Save the active adapters to `out` as one LoRA, in our format, with what it was `made_of`."""
     adapted = logits(network)
     made, notes = as_adapter(network, composition, rank), composition.notes()
@@ -74,12 +74,12 @@ def write_adapter(
         worst = max(made.errors, key=lambda name: made.errors[name])
         notes.append(f"largest relative error of a matrix as an adapter: {made.errors[worst]:.2g} ({worst})")
     merged = Merged(difference, float(adapted.abs().max()), "float32", base.auto_class, [])
-    return Composed(merged, made.ranks, notes)
+    return ComposedFiles(merged, made.ranks, notes)
 
 
 def write_adapters(
     network: Any, out: Path, base: Base, composition: Composition, options: Mapping[str, Any]
-) -> Composed:
+) -> ComposedFiles:
     """Save the active adapters to `out`, each in its folder, and what composes them for each input."""
     adapted = logits(network)
     with saving.whole(out) as part:
@@ -88,7 +88,7 @@ def write_adapters(
         load_composed(network, part)
         difference = float((logits(network) - adapted).abs().max())
     merged = Merged(difference, float(adapted.abs().max()), "float32", base.auto_class, [])
-    return Composed(merged, {}, composition.notes())
+    return ComposedFiles(merged, {}, composition.notes())
 
 
 def _about(base: Base) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_zoo.core.adapter import Variant
+from lora_zoo.core.composition import COMPOSITIONS
 from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.init import INITS, find_init
 from lora_zoo.core.kernel import KERNELS
@@ -23,7 +24,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.injection.inject import inject
 
-ROOMS = ("core", "hosts", "inits", "injection", "kernels", "variants", "programs")
+ROOMS = ("core", "compositions", "hosts", "inits", "injection", "kernels", "variants", "programs")
 """The rooms of lora_zoo in which imports are followed: those whose code an adapter is made of."""
 _FINDING = ("core.errors", "core.lazy", "core.registry", "core.user_files")
 """What finds members and words errors, and computes nothing."""
@@ -91,6 +92,8 @@ def _members(variant: type[Variant], config: Mapping[str, Any]) -> Iterator[Any]
         asked = config.get("init", "auto")
         init = find_init(hyperparameters(variant)["init"].default if asked == "auto" else asked)
         yield INITS[init.family].draw
+    if composition := hyperparameters(variant).get("composition"):
+        yield COMPOSITIONS.find((config.get("variant") or {}).get("composition", composition.default))
     yield from (inject, *HOSTS.values(), *programs)
 
 

@@ -61,6 +61,11 @@ class TaskType(ABC):
             )
 
     @classmethod
+    def read(cls, task: Task) -> Mapping[str, Any]:
+        """The splits of data that this type reads by itself; {} for all that `datasets` reads."""
+        return {}
+
+    @classmethod
     def prepared(cls, task: Task, splits: Mapping[str, Any]) -> tuple[Task, Mapping[str, Any]]:
         """The splits as read from their files with the columns of this type, and the task that they fit.
 

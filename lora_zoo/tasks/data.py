@@ -103,7 +103,7 @@ def _load(task: Task) -> dict[str, Dataset]:
     heard = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a bad file is in the error as well
     try:
-        loaded = load_dataset(task.dataset, task.config_name, **arguments)
+        loaded = TASK_TYPES[task.type].read(task) or load_dataset(task.dataset, task.config_name, **arguments)
         if not hasattr(loaded, "keys"):
             raise ValueError("task.options.split gives one split; name the splits with task.splits")
     except Exception as error:  # whatever a reader of files or the Hub may raise; no run has begun

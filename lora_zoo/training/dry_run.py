@@ -14,26 +14,30 @@ from lora_zoo.core.init import find_init
 from lora_zoo.core.program import Stage, started
 from lora_zoo.core.statistics import of_data
 from lora_zoo.formats.folders import prior_folders
+from lora_zoo.formats.native import load_adapter
 from lora_zoo.injection.preview import Preview, PreviewRow, preview
 from lora_zoo.injection.targets import head_names
-from lora_zoo.models.loading import outline
+from lora_zoo.models.loading import outline, stored_scheme
+from lora_zoo.models.quantization import base_bytes
 from lora_zoo.runs.summary import readable_bytes
 from lora_zoo.training.experiment import target_arguments
 from lora_zoo.training.settling import refuse_unsettled
 from lora_zoo.training.stage_record import program_context, stage_spec
 
 T = TypeVar("T")
+ADAMW = "adamw_torch"
 WIDTH = 110  # a module's name is shown whole, also where the terminal is narrower
 
 
 def dry_run(spec: RunSpec, console: Console) -> int:
     """Print the table and return the exit code: 0, or 2 for what a run would refuse."""
     try:
-        found, parts = previewed(spec), spec.parts
+        found, parts, held = previewed(spec), spec.parts, in_memory(spec)
     except ValueError as mistake:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    console.print(_memory(spec, held, found.trained_bytes), highlight=False, soft_wrap=True)
     if prior := prior_folders(spec.settings.prior or ()):
         console.print(f"under it, frozen: {', '.join(prior)}", markup=False, highlight=False, soft_wrap=True)
     if start := spec.settings.start_from:
@@ -65,13 +69,39 @@ def previewed(spec: RunSpec) -> Preview:
     heads = head_names(model) if kind.has_head else []
     arguments = target_arguments(settings, heads)
     if not settings.program:
-        return preview(model, spec.variant, **arguments, **spec.hyperparameters, seed=settings.seed)
+        prior = prior_folders(settings.prior or ())
+        for name, folder in prior.items():
+            load_adapter(model, folder, name=name)
+        own = spec.hyperparameters | {"prior": [*prior], "seed": settings.seed}
+        return preview(model, spec.variant, **arguments, **own)
     stage = _first_stage(spec)
     first = stage_spec(spec, stage, 1)
     if stage.then == "settle":
         refuse_unsettled(first.variant, f"program {settings.program['name']}")
     own = arguments | first.hyperparameters | stage.arguments
     return preview(model, first.variant, **own, seed=first.settings.seed)
+
+
+def in_memory(spec: RunSpec) -> float | None:
+    """The bytes of the run's base once it is loaded; None where its files say how it is quantised."""
+    settings, kind = spec.settings, TASK_TYPES[spec.settings.task.type]
+    if stored_scheme(settings.model):
+        return None
+    model = outline(settings.model, kind.auto_class, kind.outlined_head(settings.task))
+    return base_bytes(model, settings.model, head_names(model) if kind.has_head else [])
+
+
+def _memory(spec: RunSpec, base: float | None, trained: int) -> str:
+    """One line: what lies in memory whatever the batch is."""
+    optim, of = str(spec.settings.trainer.get("optim", ADAMW)), spec.settings.model
+    adamw, size = optim.startswith(ADAMW), readable_bytes
+    parts = [
+        "base as its files have it" if base is None else f"base {size(base)} ({of.quantization or of.dtype})",
+        f"what trains {size(trained)}, its gradients {size(trained)}",
+        f"AdamW's moments {size(2 * trained)}" if adamw else f"the state of {optim}",
+        *([f"together {size(base + 4 * trained)}"] if adamw and base is not None else []),
+    ]
+    return f"memory: {', '.join(parts)}; activations come on top"
 
 
 def _first_stage(spec: RunSpec) -> Stage:

@@ -108,8 +108,9 @@ class Experiment:
                     self.record.update(retention=text.before_and_after(injection))
             self._keep(injection)
             own = len(injection) or injection.shared is not None
-            adapter = self.record.folder / "adapter" if own else None  # a whole model stays here
-            tracker.finish(self.record.content | {"state": "done"}, adapter, self.record.content["updates"])
+            adapter = self.record.folder / "adapter"
+            sent = adapter if own and adapter.is_dir() else None  # a whole model stays here
+            tracker.finish(self.record.content | {"state": "done"}, sent, self.record.content["updates"])
 
     def _train(
         self, session: TrainingSession | StagedTraining, evaluator: Evaluator, tracker: Tracker
@@ -226,9 +227,12 @@ class Experiment:
     def _load_priors(self, model: nn.Module) -> None:
         """Put the prior adapters into the model; the record says what they and the start are.
 
-        ValueError where one does not fit it. A warning names one that was trained on another base.
+        ValueError where one does not fit it, or where the variant would do nothing without one. A warning
+        names one that was trained on another base.
         """
         folders = prior_folders(self.settings.prior or ())
+        if not folders and self.variant.hooks.needs_priors:
+            raise ValueError(f"{self.variant.name} is made of prior adapters: give prior=[RUN, …]")
         for name, folder in folders.items():
             load_adapter(model, folder, name=name)
             warn_of_another_base(folder, self.settings.model)

@@ -372,10 +372,10 @@ def _known_as_adapted(model: Any) -> Iterator[None]:
 
 
 def _length(batch: Mapping[str, Any], config: Any) -> int:
-    """The length of a batch's sequences, of images their patches."""
+    """The length of a batch's sequences, of images their patches, of sounds their samples or frames."""
     if "pixel_values" in batch:
         return int(batch["pixel_values"][0, 0].numel()) // getattr(config, "patch_size", 1) ** 2
-    return int(batch["input_ids"].shape[-1])
+    return int(batch["input_ids" if "input_ids" in batch else "input_values"].shape[1])
 
 
 def _assert_gradients(injection: Injection) -> None:

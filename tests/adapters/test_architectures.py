@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -991,6 +992,12 @@ def row(name):
 def table():
     header = [f"| architecture | {' | '.join(ROLES)} |", "|---" * (1 + len(ROLES)) + "|"]
     return "\n".join([*header, *map(row, EVERY)])
+
+
+def test_the_measured_table_has_each_of_these_and_says_how_many():
+    told = (Path(__file__).parents[2] / "experiments/architectures/README.md").read_text()
+    rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")]
+    assert rows[1:] == EVERY and f"on {len(EVERY)} models" in told
 
 
 if __name__ == "__main__":

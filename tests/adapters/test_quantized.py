@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from lora_zoo.config.quantization import SCHEMES
 from lora_zoo.config.schema import Model
@@ -30,6 +30,7 @@ from lora_zoo.models import quantization
 from lora_zoo.models.base import Base
 from lora_zoo.models.dequantize import load_dequantised
 from lora_zoo.models.loading import load_model
+from lora_zoo.models.quantization import base_bytes
 from tests.test_training import model as tiny
 from tests.test_training import trainer
 
@@ -293,6 +294,39 @@ def test_a_head_that_the_checkpoint_lacks_is_drawn_and_stays_plain(scheme: str, 
     ids = torch.arange(8)[None]
     found.model(input_ids=ids, labels=torch.tensor([1])).loss.backward()
     assert head.weight.grad is not None and all(p.grad is not None for p in injection.parameters())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "nested", "taken"),
+    [
+        ("nf4", None, 40960 / 2 + 4 * 640),  # half a byte each, and 640 scales
+        (
+            "fp4",
+            True,
+            40960 / 2 + 640 + 4 * 7 + 4 * 7,
+        ),  # in bytes; each of seven matrices has one block of them
+        ("int8", None, 40960 + 4 * (4 * 64 + 2 * 128 + 64)),  # a scale for each row
+        ("reference_nf4", None, 40960 + 4 * 640),
+        ("reference_int8", None, 40960 + 8 * 1280),  # a scale and the least weight of each 32
+    ],
+)
+def test_the_bytes_of_a_base_are_told_from_its_structure(scheme: str, nested: Any, taken: float) -> None:
+    """By hand, of 4 matrices of 64 x 64 and 3 of 128 x 64: 40,960 weights, 640 blocks of 64."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 10, "num_hidden_layers": 1}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
+    asked = Model(quantization=scheme, bnb_4bit_use_double_quant=nested)
+    assert base_bytes(model, Model()) - base_bytes(model, asked) == 4 * 40960 - taken
+    assert base_bytes(model, Model()) >= 4 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_the_bytes_that_are_told_are_those_that_a_layer_takes(scheme: str) -> None:
+    held: Any = quantised(scheme).weight
+    scales = [held.SCB] if scheme == "int8" else [held.quant_state.absmax, held.quant_state.offset]
+    inner = [held.quant_state.state2.absmax] if scheme == "nf4" else []
+    told = SCHEMES[scheme].bytes
+    assert told and told(O, I, True, None) == sum(t.nbytes for t in (held.data, *scales, *inner))
 
 
 def test_a_base_that_is_quantised_already_is_adapted_and_not_quantised_again(

@@ -304,6 +304,12 @@ def _smaller(name: str, part: float, good: float) -> Trio:
     return Trio(made(good, QUIET), made(good - 0.2, QUIET), made(0.8, LOUD))
 
 
+def _mixed(router: float, merges: float) -> Levels:
+    """Each composition at its best weight, and 0.3 less at another; the merges' best is not the router's."""
+    best = {"xlora": (router, 1.0)} | dict.fromkeys(("weighted_sum", "ties", "dare_linear"), (merges, 0.25))
+    return {(of, w): level - 0.3 * (w != at) for of, (level, at) in best.items() for w in (0.25, 1.0)}
+
+
 def _equal(score_of_vera: float, noise: float) -> pd.DataFrame:
     made = frame("bakeoff_budget", "variant task_lr", _variants({"vera": score_of_vera, "lora": 0.8}), noise)
     return made.assign(trainable=made["variant"].map({"vera": 16000.0, "lora": 16384.0}))
@@ -631,6 +637,14 @@ TRIOS: dict[str, Trio] = {
     ),
     "relora/rounds-add-rank": trio(*ROUNDS, _rounds(4), _rounds(1), rank_of, quiet=0.0)._replace(
         noisy=_sometimes(*ROUNDS, [_rounds(4), _rounds(1)], rank_of)
+    ),
+    **dict.fromkeys(
+        ("mixing/learned-over-linear", "mixing/learned-over-merges"),
+        trio(
+            *("mixing", "config.variant.composition config.variant.weight"),
+            _mixed(0.9, 0.8),
+            _mixed(0.8, 0.9),
+        ),
     ),
     "stages/full-then-lora": _zoo("lora", "full", "full_then_lora"),
     "lora-drop/half-the-parameters": Trio(
