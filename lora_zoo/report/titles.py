@@ -17,9 +17,18 @@ def is_baseline(name: str) -> bool:
     return cls is not None and cls.baseline
 
 
-def written(axis: str, value: str) -> str:
-    """A value of an axis as people write it."""
-    return title_of(value) if axis == "variant" else value
+def label_of(axis: str) -> str:
+    """An axis without the places of its key."""
+    for prefix in ("variant.hyperparameters.", "config.", "variant."):
+        axis = axis.removeprefix(prefix)
+    return axis
+
+
+def written(axis: str, value: str, *, alone: bool = True) -> str:
+    """A value of an axis as people write it; after the axis, where it does not stand `alone`."""
+    if axis == "variant":
+        return title_of(value)
+    return value if alone else f"{label_of(axis)} {value}"
 
 
 def _found(name: str) -> Any:
