@@ -35,7 +35,7 @@ def _sentences(layout: Layout, part: Cells) -> Iterator[str]:
     adapters = [cell for cell in cells if not is_baseline(layout.variant(cell))]
     if part.better and len(adapters) > 1 and part.best() not in adapters:
         alone = replace(part, cells=adapters)
-        yield f"Among its {len(adapters)} adapters alone: {'; '.join(_clauses(layout, alone))}."
+        yield f"Among the {len(adapters)} adapters alone: {'; '.join(_clauses(layout, alone))}."
 
 
 def _where(layout: Layout, part: Cells) -> str:
