@@ -28,8 +28,11 @@ BUTTONS = 6  # views chosen by buttons; more by a list
 STATIC = 400_000  # bytes of printed figures in a page, for readers without JavaScript
 
 
-def html(report: Report) -> str:
-    """The page as a file's content. The same results give the same bytes."""
+def html(report: Report, home: str = "") -> str:
+    """The page as a file's content. The same results give the same bytes.
+
+    `home` is the page beside it that lists this one.
+    """
     figures = [*report.rankings, *report.figures.views]
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]
     drawn = {"config": CONFIG | {"background": "transparent"}, "charts": charts}
@@ -38,6 +41,7 @@ def html(report: Report) -> str:
         effect=show.effect,
         totals=show.totals,
         report=report,
+        home=home,
         figures=figures,
         printed=_printed(figures),
         buttons=BUTTONS,

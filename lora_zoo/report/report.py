@@ -186,6 +186,11 @@ class Report:
         runs = self.frame[[name for name in columns if name in self.frame]].map(_text)
         return runs.rename(columns=lambda name: name.rpartition(".")[2].replace("_", " "))
 
+    @cached_property
+    def first_of_run(self) -> list[bool]:
+        """True for each row of the frame whose run stands in none before."""
+        return (~self.frame["run"].duplicated()).tolist()
+
 
 def _about(runs: pd.DataFrame) -> dict[str, Any]:
     return dict((runs["experiment_about"].iloc[0] if "experiment_about" in runs else None) or {})

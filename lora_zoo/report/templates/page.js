@@ -85,6 +85,13 @@
   }), { rootMargin: "600px" });
   every(".view").forEach((view) => near.observe(view));
 
+  const aim = () => { // a run that a link leads to lies in a list that is folded
+    const folded = document.getElementById(location.hash.slice(1))?.closest("details");
+    if (folded) folded.open = true;
+  };
+  addEventListener("hashchange", aim);
+  aim();
+
   const views = every(".view"); // all of them go on paper
   addEventListener("beforeprint", () => views.forEach((view) => {
     view.wasHidden = view.hidden;

@@ -2,7 +2,7 @@
 for (const table of document.querySelectorAll(".table table, table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const key = (row, i) => {
-    const text = row.cells[i].textContent.trim(), number = parseFloat(text.replaceAll(",", ""));
+    const text = row.cells[i].innerText.trim(), number = parseFloat(text.replaceAll(",", ""));
     return Number.isNaN(number) ? text : number;
   };
   const ordered = (a, b) => typeof a === typeof b ? (typeof a === "number" ? a - b : a.localeCompare(b)) : 0;
