@@ -6,6 +6,7 @@ It is made of files alone: index.html and a page for each experiment beside it.
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -131,8 +132,10 @@ def _number(layout: Layout, part: Cells, cell: Cell, leads: bool, page: str) -> 
 def leaderboard(numbers: Sequence[Number]) -> str:
     """The page: a grid of tasks × variants, and every number in a list below."""
     order = sorted(numbers, key=lambda number: (math.isnan(number.chosen_by), -number.chosen_by))
-    columns = sorted({number.column for number in numbers})
-    variants = sorted({number.variant for number in numbers}, key=str.casefold)
+    tasks = Counter(column for _, column in {(number.variant, number.column) for number in numbers})
+    known = Counter(variant for variant, _ in {(number.variant, number.column) for number in numbers})
+    columns = sorted(tasks, key=lambda column: (-tasks[column], column))
+    variants = sorted(known, key=lambda variant: (-known[variant], variant.casefold()))
     grid = {
         name: [[i for i in order if (i.variant, i.column) == (name, column)] for column in columns]
         for name in variants
