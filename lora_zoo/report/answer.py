@@ -71,7 +71,7 @@ def _others(layout: Layout, part: Cells, cells: Sequence[Cell], best: Cell) -> I
     others, against = len(cells) - 1, part.against_best()
     tied = [cell for cell in part.tied() if cell is not best and cell.n]
     if not tied:
-        all_of = "the other one" if others == 1 else f"all {others} others"
+        all_of = {1: "the other one", 2: "both others"}.get(others, f"all {others} others")
         yield f"significantly better than {all_of}"
         return
     who = f" ({_names(layout, tied)})" if len(tied) < others and len(tied) <= NAMED else ""
