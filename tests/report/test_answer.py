@@ -9,6 +9,8 @@ import pytest
 from synthetic import sweep
 
 from lora_zoo.analysis.power import seeds_needed
+from lora_zoo.claims import LedgerEntry, Status
+from lora_zoo.claims.rule import Verdict
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.report import page, site
 from lora_zoo.report.answer import answers
@@ -24,6 +26,15 @@ from lora_zoo.runs.sources import digest
 NOISE = (-0.01, 0.0, 0.01, 0.005, -0.005)
 CLOSE = {"lora": 0.9, "pissa": 0.902, "lora_plus": 0.7}
 """Means of which the first two differ by 0.002 on seeds whose differences vary, and the third by far."""
+
+CLAIMS = [
+    LedgerEntry(name, "paper", "", f"of {name}", needs, "", (), Verdict(status, "reason"))
+    for name, needs, status in (
+        ("runs", "mine", Status.SUPPORTED),
+        ("shapes", "", Status.SUPPORTED),
+        ("others", "another", Status.NOT_RUN),
+    )
+]
 
 
 def runs(means: dict[str, float], **more: Any) -> pd.DataFrame:
@@ -144,6 +155,7 @@ def test_at_one_budget_the_cost_is_not_parameters() -> None:
 def test_the_page_answers_first_and_tells_of_what_is_wrong_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "STATIC", 1)
     monkeypatch.setattr("lora_zoo.report.report.figure_list", lambda *args, **more: FigureList())
+    monkeypatch.setattr("lora_zoo.report.report.ledger", lambda frame: CLAIMS)
     frame = runs(CLOSE)
     wrong = pd.concat([frame, frame.iloc[[0]].assign(test=0.1)], ignore_index=True)
     text = page.html(Report(wrong))
@@ -152,7 +164,10 @@ def test_the_page_answers_first_and_tells_of_what_is_wrong_in_a_line(monkeypatch
     assert order == sorted(order)
     assert re.search(r'<a href="#integrity">1 finding \(.*\): \d of 16 runs left out ↓</a>', text)
     assert Report(frame).alert == ""
-    assert text.count('<details class="claim">') > 20 and "computed facts, which need no runs" in text
+    about, computed = text.split('<section id="claims">')[1].split("1 computed facts, which need no runs")
+    summary = '<details class="claim"><summary><span class="verdict supported">supported</span> '
+    assert f"{summary}of runs<" in about and f"{summary}of shapes<" in computed
+    assert "of shapes<" not in about and "1 claims that these runs say nothing about" in computed
 
 
 def test_a_table_has_its_numbers_right_aligned_and_its_notes_folded() -> None:

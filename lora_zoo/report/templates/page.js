@@ -19,7 +19,8 @@
     return coarse || !marks ? spec : { ...spec, layer: [...spec.layer.slice(0, -1),
       { ...spec.layer.at(-1), layer: [{ ...marks[0], params: [zoom] }, ...marks.slice(1)] }] };
   };
-  const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config };
+  const padding = { left: 5, right: 15, top: 5, bottom: 5 }; // right: half of the last number of an axis
+  const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, padding };
   const draw = (view) => {
     if (view.classList.contains("drawn")) return [];
     view.classList.add("drawn");
