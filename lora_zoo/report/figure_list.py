@@ -118,7 +118,10 @@ def _add_bits(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
 
 
 def _of_one_size(runs: pd.DataFrame) -> bool:
-    """True where contenders have one number of parameters: their cost is memory or time."""
+    """True where all have one budget, or one number of parameters: their cost is memory or time."""
+    budget = runs.get("budget", pd.Series(dtype=float))
+    if len(budget) and budget.notna().all() and budget.nunique() == 1:
+        return True
     sizes = runs[SIZE].dropna() if SIZE in runs else runs.index[:0]
     return len(sizes) > 0 and bool(0 < max(sizes) <= ALIKE * min(sizes))
 

@@ -77,7 +77,8 @@ class Layout:
 
     def text(self, cell: Cell) -> str:
         """Mean, half of the interval, and the number of runs."""
-        return f"{self.cell(_words(cell.key, self.by)).text} (n = {cell.n})"
+        percent = " %" if self.form.scale != 1 else ""
+        return f"{self.cell(_words(cell.key, self.by)).text}{percent} (n = {cell.n})"
 
     def header(self, words: Words) -> Words:
         """The values of the rows' axes, for people."""

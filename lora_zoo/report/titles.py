@@ -4,6 +4,9 @@ from typing import Any
 
 from lora_zoo.core.variants import VARIANTS
 
+BARE = ("variant", "init", "task", "target_modules", "model")
+"""Axes whose values say by themselves what they are."""
+
 
 def title_of(name: str) -> str:
     """The variant's `title`, else its class's name; `name` itself where none can be loaded under it."""
@@ -28,7 +31,7 @@ def written(axis: str, value: str, *, alone: bool = True) -> str:
     """A value of an axis as people write it; after the axis, where it does not stand `alone`."""
     if axis == "variant":
         return title_of(value)
-    return value if alone else f"{label_of(axis)} {value}"
+    return value if alone or axis in BARE else f"{label_of(axis)} {value}"
 
 
 def _found(name: str) -> Any:

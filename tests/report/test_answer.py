@@ -150,6 +150,8 @@ def test_at_one_budget_the_cost_is_not_parameters() -> None:
 
     assert "trainable parameters" in costs(runs(CLOSE).assign(trainable=lambda f: 1000 + f.index * 1000))
     assert costs(runs(CLOSE).assign(trainable=16_384))[0] == "time of a step, median"
+    given = runs(CLOSE).assign(trainable=lambda f: 1000 + f.index * 1000, budget=16_384)
+    assert "trainable parameters" not in costs(given)
 
 
 def test_the_page_answers_first_and_tells_of_what_is_wrong_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

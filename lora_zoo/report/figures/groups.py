@@ -8,10 +8,9 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import plain
 from lora_zoo.report.figures.style import joined
-from lora_zoo.report.titles import written
+from lora_zoo.report.titles import BARE, written
 
 MOST = 10  # series that a panel can hold and a reader tell apart
-BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are
 SHORT = {"rank": "r", "alpha": "α", "lora_dropout": "dropout ", "weight_decay": "decay ", "layers": "layers "}
 
 
