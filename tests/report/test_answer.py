@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import browser
 import pandas as pd
 import pytest
 from synthetic import sweep
@@ -223,3 +224,34 @@ def test_of_several_settings_the_leaderboard_shows_what_validation_chose() -> No
         "parameters": "4000",
         "memory": "670",
     }
+
+
+@browser.needed
+def test_a_reader_sorts_the_tables_and_narrows_the_leaderboard(tmp_path: Path) -> None:
+    one = runs(CLOSE)
+    other = runs({"lora": 0.9, "dora": 0.5}).assign(model="other", trainable=10, rank=4)
+    other["run"] = "b" + other["run"].str[1:]
+    frame = pd.concat([one, other], ignore_index=True)
+    path = tmp_path / "index.html"
+    path.write_text(site.leaderboard(list(site.numbers_of(Report(frame), "a.html"))), encoding="utf-8")
+    seen = browser.look(
+        path,
+        """
+        const names = (table) => [...document.querySelectorAll(`${table} tbody tr`)]
+          .filter((row) => !row.hidden).map((row) => row.cells[table === ".board" ? 0 : 3].innerText);
+        const form = document.querySelector("form"), before = names(".board");
+        document.querySelectorAll(".every thead button")[3].click();
+        const greatest = names(".every");
+        document.querySelectorAll(".every thead button")[3].click();
+        const least = names(".every");
+        form.elements.parameters.value = "10";
+        form.dispatchEvent(new page.Event("input"));
+        const heads = [...document.querySelectorAll(".board thead th")].filter((head) => !head.hidden).length;
+        return { before, greatest, least, after: names(".board"), heads, rows: names(".every").length };
+        """,
+    )
+    found = seen["found"]
+    assert seen["errors"] == [] and found["before"] == ["LoRA", "DoRA", "LoRA+", "PiSSA"]
+    means = [float(text.split()[0]) for text in found["greatest"]]
+    assert means == sorted(means, reverse=True) and found["least"] == found["greatest"][::-1]
+    assert found["after"] == ["LoRA", "DoRA"] and (found["heads"], found["rows"]) == (2, 2)
