@@ -113,6 +113,10 @@ class Variant(ABC):
     """Anything that the registry holds, from a matrix's adapter to full fine-tuning."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """The name as people write it, where the class is not called so (LoRA+)."""
+    baseline: ClassVar[bool] = False
+    """True for what adapters are measured against: reports draw it as a line."""
     paper: ClassVar[str]
     equation: ClassVar[str]
     count: ClassVar[str]

@@ -2,7 +2,8 @@
 
 Tables are shown, and written as Markdown, LaTeX, CSV and HTML; figures as SVG, PDF and PNG; and all of it,
 with the claims, the findings and every run's command, as one page that needs no network: report.html. What
-`lora_zoo.compose … --evaluate` found in folders given is in it, too.
+`lora_zoo.compose … --evaluate` found in folders given is in it, too. --site writes a leaderboard over many
+experiments instead.
 """
 
 import argparse
@@ -26,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     folder = "also keep an experiment's table, claims and runs in FOLDER"
     made.add_argument("--save-experiment", type=Path, metavar="FOLDER", help=folder)
     made.add_argument("--keep", dest="save_experiment", type=Path, help=argparse.SUPPRESS)  # until 0.2
+    site = "write a leaderboard of these experiments, and a page for each, into OUT, and nothing else"
+    made.add_argument("--site", type=Path, metavar="OUT", help=site)
     made.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
     return made
 
@@ -40,6 +43,11 @@ def main() -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Show and write what the command line asks for."""
+    if given.site is not None:
+        from lora_zoo.report.site import write_site
+
+        say(f"written to {write_site(given.sources, given.site)}")
+        return
     from lora_zoo.report import to_wandb, writing
     from lora_zoo.report.report import Report
     from lora_zoo.report.save_experiment import save_experiment

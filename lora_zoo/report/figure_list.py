@@ -15,7 +15,10 @@ from lora_zoo.report.figures.groups import done, groups
 from lora_zoo.report.subspace_pairs import subspace_pairs
 from lora_zoo.runs.curves import deltas, histories, ranks, routing, updates
 
-COSTS = ("trainable", "saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
+SIZE = "trainable"
+COSTS = ("saved_bytes", "step_seconds", "train_seconds", "peak_memory", "retention_after")
+ALIKE = 1.1
+"""Times the fewest trainable parameters, up to which contenders have one budget."""
 OF_SIZE = ("rank", "budget")  # by which runs differ in their number of parameters
 GRIDS = 4  # the fullest
 SPECTRA = 24  # settings
@@ -67,8 +70,11 @@ def figure_list(runs: pd.DataFrame, axes: Sequence[str], *, value: str = "test")
     }
     found.add("Two settings at once", "settings", pairs)
     _add_bits(found, runs, by)
-    costs = {axis_of(cost).label: partial(figures.pareto, runs, cost, by, value=value) for cost in COSTS}
-    found.add("Outcome against cost", "cost", costs)
+    among = [] if _of_one_size(runs) else [SIZE]
+    costs = {c: partial(figures.pareto, runs, c, by, value=value) for c in (*among, *COSTS)}
+    found.add("Outcome against cost", "cost", {axis_of(cost).label: make for cost, make in costs.items()})
+    if not among:
+        found.absent.append("Outcome against cost, trainable parameters: all have one budget")
     found.add("Learning and forgetting", "by", {"all": partial(figures.forgetting, runs, by, value=value)})
     matrix = partial(figures.accuracy_matrix, runs, by, split=value)
     kinds = {"outcome": matrix, "routing accuracy": partial(matrix, metric="routing_accuracy")}
@@ -109,6 +115,15 @@ def _add_bits(found: FigureList, runs: pd.DataFrame, by: list[str]) -> None:
         for x, series in (*((size, by) for size in sizes), ("trainable", apart))
     }
     found.add("Bits learned", "against", makers)
+
+
+def _of_one_size(runs: pd.DataFrame) -> bool:
+    """True where all have one budget, or one number of parameters: their cost is memory or time."""
+    budget = runs.get("budget", pd.Series(dtype=float))
+    if len(budget) and budget.notna().all() and budget.nunique() == 1:
+        return True
+    sizes = runs[SIZE].dropna() if SIZE in runs else runs.index[:0]
+    return len(sizes) > 0 and bool(0 < max(sizes) <= ALIKE * min(sizes))
 
 
 def _numbers(column: pd.Series) -> int:

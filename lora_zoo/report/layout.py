@@ -10,8 +10,11 @@ import pandas as pd
 from lora_zoo.analysis.columns import format_value
 from lora_zoo.analysis.comparison import Cell, Cells
 from lora_zoo.report.render import TableCell
+from lora_zoo.report.titles import written
 
 NOT_AXES = ("value", "spread", "of")
+APART = ("task", "model")
+"""Axes whose values are no contenders: outcomes of different ones do not compare."""
 SHARES = 1.5  # a paper's number above it, beside ours up to 1, is in percent
 Words = tuple[str, ...]
 
@@ -36,6 +39,8 @@ class Layout:
     rows: list[str]
     columns: list[str]
     runs: pd.DataFrame
+    doubts: Sequence[str] = ()
+    """What is wrong with the runs, a sentence each."""
 
     def __post_init__(self) -> None:
         self.by = [*self.rows, *self.columns]
@@ -44,9 +49,13 @@ class Layout:
         self.marks = dict(_marks(self.found))
         self.measured = {_words(cell.key, self.by): cell for cell in self.found.cells}
         told = self.runs.set_index("run").get("degenerate", pd.Series(dtype=object))
-        for words, cell in self.measured.items():
-            if words in self.marks and cell.n and told.reindex(cell.runs).fillna("").astype(bool).all():
-                self.marks[words] = ("", self.marks[words][1])  # nothing was learned that could be best
+        self.unlearned = {
+            words
+            for words, cell in self.measured.items()
+            if cell.n and told.reindex(cell.runs).fillna("").astype(bool).all()
+        }
+        for words in self.unlearned & self.marks.keys():
+            self.marks[words] = ("", self.marks[words][1])  # nothing was learned that could be best
         self.form = _number_format(self.found.cells, self.quoted, bool(self.columns))
 
     def keys(self, axes: Sequence[str]) -> list[Words]:
@@ -59,6 +68,31 @@ class Layout:
 
     def task(self, words: Words) -> str:
         return words[self.by.index("task")] if "task" in self.by else ""
+
+    def name(self, cell: Cell) -> str:
+        """A cell's name within its family, as people write it."""
+        own = [(axis, format_value(cell.key[axis])) for axis in self.by if axis not in APART]
+        words = [written(axis, value, alone=False) for axis, value in own if value != "-"]
+        return ", ".join(words) or "all runs"
+
+    def text(self, cell: Cell) -> str:
+        """Mean, half of the interval, and the number of runs."""
+        percent = " %" if self.form.scale != 1 else ""
+        return f"{self.cell(_words(cell.key, self.by)).text}{percent} (n = {cell.n})"
+
+    def header(self, words: Words) -> Words:
+        """The values of the rows' axes, for people."""
+        return tuple(written(axis, word) for axis, word in zip(self.rows, words, strict=True))
+
+    def runs_of(self, part: Cells) -> pd.DataFrame:
+        """The runs behind these cells."""
+        return self.runs[self.runs["run"].isin({run for cell in part.cells for run in cell.runs})]
+
+    def variant(self, cell: Cell) -> str:
+        return str(self.runs.loc[self.runs["run"] == cell.runs[0], "variant"].iloc[0])
+
+    def learned(self, cell: Cell) -> bool:
+        return _words(cell.key, self.by) not in self.unlearned
 
     def cell(self, words: Words) -> TableCell:
         cell = self.measured.get(words)
@@ -87,13 +121,22 @@ class Layout:
         return TableCell(f"{quote['value']:g}" + ("" if spread is None else f" ± {spread:g}"))
 
 
+def families(found: Cells) -> list[tuple[Words, Cells]]:
+    """The cells that are compared with each other: those of each task and model, after their names."""
+    parts: list[tuple[Words, Cells]] = [((), found)]
+    for axis in APART:
+        if axis in found.by:
+            parts = [
+                ((*name, format_value(value)), inner)
+                for name, part in parts
+                for value, inner in part.within(axis).items()
+            ]
+    return parts
+
+
 def _marks(found: Cells) -> Iterator[tuple[Words, tuple[str, bool]]]:
     """best or second, and whether it ties with the best: of each task and model by itself."""
-    parts = [found]
-    for axis in ("task", "model"):
-        if axis in found.by:
-            parts = [inner for part in parts for inner in part.within(axis).values()]
-    for part in parts:
+    for _, part in families(found):
         sign = 1 if part.better == "lower" else -1
         ranked = sorted((cell for cell in part.cells if cell.n), key=lambda cell: sign * cell.mean)
         if len(ranked) < 2 or not part.better:

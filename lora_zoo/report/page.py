@@ -21,22 +21,27 @@ from lora_zoo.claims import show
 from lora_zoo.report.figure_list import Views
 from lora_zoo.report.figures.chart import VEGA_LITE
 from lora_zoo.report.figures.style import CONFIG
+from lora_zoo.report.render import Table
 from lora_zoo.report.report import Report
 
 BUTTONS = 6  # views chosen by buttons; more by a list
 STATIC = 400_000  # bytes of printed figures in a page, for readers without JavaScript
 
 
-def html(report: Report) -> str:
-    """The page as a file's content. The same results give the same bytes."""
-    figures = report.figures.views
+def html(report: Report, home: str = "") -> str:
+    """The page as a file's content. The same results give the same bytes.
+
+    `home` is the page beside it that lists this one.
+    """
+    figures = [*report.rankings, *report.figures.views]
     charts = [[chart.interactive() for chart in views.charts.values()] for views in figures]
     drawn = {"config": CONFIG | {"background": "transparent"}, "charts": charts}
-    script, library = _template("page.js"), _library()
+    script, library = scripts("sort.js", "page.js"), _library()
     return template("page.html").render(
         effect=show.effect,
         totals=show.totals,
         report=report,
+        home=home,
         figures=figures,
         printed=_printed(figures),
         buttons=BUTTONS,
@@ -45,14 +50,14 @@ def html(report: Report) -> str:
         charts=_packed(json.dumps(drawn, allow_nan=False, separators=(",", ":"))),
         script=Markup(script),
         style=style(),
-        tables=[_scrolling(table.html()) for table in report.tables],
+        scrolling=scrolling,
     )
 
 
-def _scrolling(table: str) -> Markup:
+def scrolling(table: Table) -> Markup:
     """The table's HTML with a box around the table itself, so that a wide one does not widen the page."""
     box = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table'
-    return Markup(table.replace("<table", box).replace("</table>", "</table></div>"))
+    return Markup(table.html().replace("<table", box).replace("</table>", "</table></div>"))
 
 
 def _printed(figures: Sequence[Views]) -> dict[tuple[int, int], str]:
@@ -87,6 +92,11 @@ def template(name: str) -> Template:
 def style() -> Markup:
     """The style sheet of every page."""
     return Markup(_template("page.css"))
+
+
+def scripts(*names: str) -> str:
+    """These scripts as one."""
+    return "\n".join(map(_template, names))
 
 
 def policy(*scripts: str) -> str:

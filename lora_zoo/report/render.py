@@ -137,18 +137,24 @@ class Table:
         )
 
     def html(self) -> str:
-        """A <figure> for any page: the rule in its caption, the notes below."""
+        """A <figure> for any page: the rule in its caption, the legend below, the notes folded."""
         frame, first = self._sparse(HTML), len(self.headers)
-        top = "".join(f'<th scope="col">{name}</th>' for name in frame.columns)
-        opened = ['<th scope="row">{}</th>'] * first + ["<td>{}</td>"] * len(self.columns)
-        line = f"<tr>{''.join(opened)}</tr>"
+        words = [[row.header[i] for row in self.rows] for i in range(first)]
+        numbers = [*(all(map(_is_number, column)) for column in words), *(True for _ in self.columns)]
+        kinds = [' class="number"' if number else "" for number in numbers]
+        heads = [
+            f'<th scope="col"{kind}>{name}</th>' for name, kind in zip(frame.columns, kinds, strict=True)
+        ]
+        opened = [f'<th scope="row"{kind}>{{}}</th>' for kind in kinds[:first]]
+        line = f"<tr>{''.join(opened)}{'<td>{}</td>' * len(self.columns)}</tr>"
         rows = "\n".join(line.format(*row) for row in frame.to_numpy().tolist())
-        notes = "\n".join(f"<li>{note}</li>" for note in self._below(HTML))
+        legend, *notes = (f"<li>{note}</li>" for note in self._below(HTML) or [""])
+        more = "\n".join(["<details><summary>Notes and command</summary><ul>", *notes, "</ul></details>"])
         return (
             f'<figure class="table" id="table-{html.escape(self.name)}">\n'
             f"<figcaption><strong>{html.escape(self.title)}</strong> {html.escape(self.rule)}</figcaption>\n"
-            f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
-            f"<ul>\n{notes}\n</ul>\n</figure>\n"
+            f"<table>\n<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
+            f"<ul>\n{legend}\n</ul>\n{more if notes else ''}</figure>\n"
         )
 
     def csv(self) -> str:

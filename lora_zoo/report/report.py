@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,8 +14,12 @@ from lora_zoo.analysis.integrity import findings, sound, unread
 from lora_zoo.analysis.protocol import cells
 from lora_zoo.claims import LedgerEntry, Status, ledger
 from lora_zoo.report import figures
+from lora_zoo.report.answer import answers
 from lora_zoo.report.figure_list import FigureList, Views, figure_list
-from lora_zoo.report.tables import Table, tables
+from lora_zoo.report.layout import Layout
+from lora_zoo.report.ranking import ranking
+from lora_zoo.report.render import Table
+from lora_zoo.report.tables import further_tables, layout_of, table_of
 from lora_zoo.runs.keys import axes, column
 
 DECIDED = (Status.SUPPORTED, Status.NOT_SUPPORTED, Status.INCONCLUSIVE, Status.UNTUNED, Status.BUSY)
@@ -25,6 +29,15 @@ FACTS = {
     **{"Machine": "environment.device", "torch": "environment.packages.torch"},
 }
 COLUMNS = ("seed", "state", "validation", "test", "trainable", "train_seconds", "command")
+
+
+class Opening(NamedTuple):
+    """The answer in sentences, the figure that shows it, None for a single cell, and the table."""
+
+    heading: str
+    sentences: list[str]
+    ranking: Views | None
+    table: Table
 
 
 class Report:
@@ -40,8 +53,33 @@ class Report:
         """The runs of each experiment, after what its YAML says of it: {} for runs of none."""
 
     @cached_property
+    def layouts(self) -> list[Layout]:
+        """The cells of each part."""
+        return [
+            layout_of(part, examined) for (_, part), examined in zip(self.parts, self._examined, strict=True)
+        ]
+
+    @cached_property
+    def openings(self) -> list[Opening]:
+        """What a reader sees first of each part."""
+        titles = [str(layout.about.get("title") or "") for layout in self.layouts]
+        return [
+            Opening(title if len(titles) > 1 else "", answers(layout), ranking(layout), table_of(layout))
+            for title, layout in zip(titles, self.layouts, strict=True)
+        ]
+
+    @cached_property
+    def further_tables(self) -> list[Table]:
+        return further_tables([part for _, part in self.parts], self._examined)
+
+    @property
     def tables(self) -> list[Table]:
-        return tables(self.frame, self._examined)
+        return [*(opening.table for opening in self.openings), *self.further_tables]
+
+    @property
+    def rankings(self) -> list[Views]:
+        """The first figure of each part."""
+        return [opening.ranking for opening in self.openings if opening.ranking]
 
     @cached_property
     def ledger(self) -> list[LedgerEntry]:
@@ -52,6 +90,16 @@ class Report:
     @property
     def decided(self) -> list[LedgerEntry]:
         return [entry for entry in self.ledger if entry.verdict.status in DECIDED]
+
+    @property
+    def about_runs(self) -> list[LedgerEntry]:
+        """Claims that these runs decide."""
+        return [entry for entry in self.decided if entry.needs]
+
+    @property
+    def computed(self) -> list[LedgerEntry]:
+        """Claims that need no runs."""
+        return [entry for entry in self.decided if not entry.needs]
 
     @property
     def undecided(self) -> list[LedgerEntry]:
@@ -86,6 +134,14 @@ class Report:
     @property
     def findings(self) -> list[Finding]:
         return [*unread(self.frame), *itertools.chain(*self._examined)]
+
+    @property
+    def alert(self) -> str:
+        """A line on what is wrong with the runs; "" where nothing is."""
+        n, kinds = len(self.findings), join_names([*dict.fromkeys(finding.kind for finding in self.findings)])
+        left_out = len({row for found in self._examined for finding in found for row in finding.rows})
+        counted = f"{left_out} of {len(self.frame)} runs left out" if left_out else "every run is counted"
+        return f"{n} finding{'s' if n > 1 else ''} ({kinds}): {counted}" if n else ""
 
     @property
     def title(self) -> str:
@@ -129,6 +185,11 @@ class Report:
         columns = dict.fromkeys(["run", *self.axes, *COLUMNS])
         runs = self.frame[[name for name in columns if name in self.frame]].map(_text)
         return runs.rename(columns=lambda name: name.rpartition(".")[2].replace("_", " "))
+
+    @cached_property
+    def first_of_run(self) -> list[bool]:
+        """True for each row of the frame whose run stands in none before."""
+        return (~self.frame["run"].duplicated()).tolist()
 
 
 def _about(runs: pd.DataFrame) -> dict[str, Any]:

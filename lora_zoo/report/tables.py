@@ -22,6 +22,7 @@ from lora_zoo.analysis.protocol import cells, rates_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
+from lora_zoo.report.titles import label_of, written
 from lora_zoo.runs.curves import groups
 from lora_zoo.runs.keys import axes, column
 from lora_zoo.runs.views import WHOLE, by_view
@@ -43,17 +44,22 @@ COSTS = {
 }
 
 
-def tables(frame: pd.DataFrame, examined: Sequence[Sequence[Finding]] | None = None) -> list[Table]:
-    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks.
-
-    `examined` are the findings of each experiment's runs, in their order, where they are known.
-    """
+def tables(frame: pd.DataFrame) -> list[Table]:
+    """The main table of each experiment and of the runs of none, those of views and of sequences of tasks."""
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
-    found = [*map(findings, parts)] if examined is None else examined
-    counted = [sound(part, own) for part, own in zip(parts, found, strict=True)]
+    examined = [*map(findings, parts)]
+    made = [table_of(layout_of(part, own)) for part, own in zip(parts, examined, strict=True)]
+    return [*made, *further_tables(parts, examined)]
+
+
+def further_tables(parts: Sequence[pd.DataFrame], examined: Sequence[Sequence[Finding]]) -> list[Table]:
+    """The tables of each experiment's views and of its sequences of tasks, where it has them.
+
+    `examined` are the findings of each part.
+    """
+    counted = [sound(part, own) for part, own in zip(parts, examined, strict=True)]
     views = [view_table(part) for part in map(_with_views, counted) if len(part)]
-    made = [main_table(part, own) for part, own in zip(parts, found, strict=True)]
-    return [*made, *views, *filter(None, map(continual_table, counted))]
+    return [*views, *filter(None, map(continual_table, counted))]
 
 
 def _with_views(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,34 +96,44 @@ def view_table(frame: pd.DataFrame) -> Table:
     return replace(made, name=f"{about.get('name') or 'runs'}_views", title=title)
 
 
-def main_table(frame: pd.DataFrame, examined: Sequence[Finding] | None = None) -> Table:
-    """The table of one experiment's runs, or of one sweep; `examined` are its findings, where they are known.
+def main_table(frame: pd.DataFrame) -> Table:
+    """The table of one experiment's runs, or of one sweep. ValueError where no run may be counted."""
+    return table_of(layout_of(frame))
 
-    ValueError where no run may be counted.
+
+def layout_of(frame: pd.DataFrame, examined: Sequence[Finding] | None = None) -> Layout:
+    """The cells of one experiment's runs, or of one sweep. ValueError where no run may be counted.
+
+    `examined` are the frame's findings, where they are known.
     """
     about: Mapping[str, Any] = next(filter(None, reversed(list(frame["experiment_about"]))), {})
     examined = findings(frame) if examined is None else examined
     counted = sound(frame, examined)
+    wrong = doubts(frame, examined)
     if counted.empty:
-        said = "; ".join(doubts(frame, examined))
-        raise ValueError(f"none of the {len(frame)} runs may be counted: {said}")
+        raise ValueError(f"none of the {len(frame)} runs may be counted: {'; '.join(wrong)}")
     value = _value(counted, about.get("value", "test"))
     rows, columns = list(about.get("rows") or axes(counted) or ["variant"]), list(about.get("columns", []))
     found = cells(frame, [*rows, *columns], value, about.get("tune", []), found=examined)
-    layout = Layout(about, found, rows, columns, counted)
-    names, body = _grid(layout) if columns else _list(layout)
+    return Layout(about, found, rows, columns, counted, wrong)
+
+
+def table_of(layout: Layout) -> Table:
+    """The table of cells that are laid out, with what must be said of them."""
+    about, found, counted = layout.about, layout.found, layout.runs
+    names, body = _grid(layout) if layout.columns else _list(layout)
     return Table(
         name=about.get("name") or "runs",
-        title=str(about.get("title") or f"{_metric(counted, value)} of {len(counted)} runs"),
+        title=str(about.get("title") or f"{metric_of(counted, found.value)} of {len(counted)} runs"),
         rule=f"{found.rule[:1].upper()}{found.rule[1:]}.",
-        headers=(*map(_label, rows), *(("",) if columns and layout.quoted else ())),
+        headers=(*map(label_of, layout.rows), *(("",) if layout.columns and layout.quoted else ())),
         columns=tuple(names),
         rows=tuple(body),
         notes=(
             *_legend(layout),
             *_stops(found),
             *_rates(counted),
-            *dict.fromkeys([*found.warnings, *doubts(frame, examined)]),
+            *dict.fromkeys([*found.warnings, *layout.doubts]),
             *origin(counted),
         ),
         command=command(counted, about),
@@ -131,11 +147,12 @@ def _grid(layout: Layout) -> tuple[list[str], list[Row]]:
     for down in layout.keys(layout.rows):
         keys = [(*down, *words) for words in across]
         ours = ("ours",) if layout.quoted else ()
-        rows.append(Row((*down, *ours), tuple(map(layout.cell, keys))))
+        header = layout.header(down)
+        rows.append(Row((*header, *ours), tuple(map(layout.cell, keys))))
         if quotes := [quote for key in keys if (quote := layout.quote(key))]:
-            rows.append(Row((*down, _paper(quotes)), tuple(map(layout.quoted_cell, keys))))
-    labels = [_label(axis) for axis in layout.columns]
-    names = [", ".join(f"{a} {w}" for a, w in zip(labels, words, strict=True)) for words in across]
+            rows.append(Row((*header, _paper(quotes)), tuple(map(layout.quoted_cell, keys))))
+    axes_words = [zip(layout.columns, words, strict=True) for words in across]
+    names = [", ".join(written(axis, w, alone=False) for axis, w in pairs) for pairs in axes_words]
     return names, rows
 
 
@@ -152,8 +169,8 @@ def _list(layout: Layout) -> tuple[list[str], list[Row]]:
         quoted = [layout.quoted_cell(words)] if layout.quoted else []
         n = layout.measured[words].n if words in layout.measured else 0
         more = [str(n), *(values.get(words, "-") for values in costs.values())]
-        rows.append(Row(words, (layout.cell(words), *quoted, *map(TableCell, more))))
-    return [_metric(layout.runs, layout.found.value), *paper, "n", *costs], rows
+        rows.append(Row(layout.header(words), (layout.cell(words), *quoted, *map(TableCell, more))))
+    return [metric_of(layout.runs, layout.found.value), *paper, "n", *costs], rows
 
 
 def _paper(quotes: Iterable[Mapping[str, Any]]) -> str:
@@ -167,7 +184,7 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
     found: dict[str, dict[Words, str]] = {}
     for words, cell in layout.measured.items():
         for axis, value in cell.chosen.items():
-            own = found.setdefault(f"{_label(axis)} (n tried)", {})
+            own = found.setdefault(f"{label_of(axis)} (n tried)", {})
             own[words] = f"{format_value(value)} ({cell.tries})"
     return found
 
@@ -198,7 +215,7 @@ def _shared(values: Mapping[Words, str], by: Sequence[str]) -> str:
         of_axis = dict.fromkeys((words[place], value) for words, value in values.items())
         if len(of_axis) == len({key for key, _ in of_axis}):
             at = {value: [key for key, its in of_axis if its == value] for _, value in of_axis}
-            return "; ".join(f"{value} at {_label(axis)} {_join(keys)}" for value, keys in at.items())
+            return "; ".join(f"{value} at {label_of(axis)} {_join(keys)}" for value, keys in at.items())
     return "; ".join(f"{' '.join(words)}: {value}" for words, value in values.items())
 
 
@@ -280,15 +297,9 @@ def _value(counted: pd.DataFrame, wanted: str) -> str:
     return "validation" if lacking and counted["validation"].notna().any() else name
 
 
-def _metric(runs: pd.DataFrame, value: str) -> str:
+def metric_of(runs: pd.DataFrame, value: str) -> str:
     names = _join(runs["metric"].dropna())
-    return f"{names} ({value})" if value in ("test", "validation") else _label(value)
-
-
-def _label(axis: str) -> str:
-    for prefix in ("variant.hyperparameters.", "config.", "variant."):
-        axis = axis.removeprefix(prefix)
-    return axis
+    return f"{names} ({value})" if value in ("test", "validation") else label_of(value)
 
 
 def _join(words: Iterable[Any]) -> str:

@@ -68,7 +68,7 @@ def write_page(report: Report, out: Path) -> None:
 def write_figures(report: Report, out: Path) -> dict[str, Path]:
     """Each figure, of long lists the first, in `out`/figures as SVG, PDF and PNG; the PNGs by name."""
     pngs = {}
-    for views in report.figures.views:
+    for views in (*report.rankings, *report.figures.views):
         for name, chart in list(views.charts.items())[:VIEWS]:
             stem = _file_name(f"{views.heading} {name}".lower().replace("δ", "d"))[:100].strip("-")
             *_, pngs[stem] = chart.save(out / "figures" / stem)

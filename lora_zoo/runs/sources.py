@@ -1,6 +1,7 @@
 """The source that decides what an adapter learns: files of its members and, with them, what they import.
 
-Hashed as a syntax tree, so that comments, docstrings, formatting and the texts of errors do not count.
+Hashed as a syntax tree, so that comments, docstrings, formatting, the texts of errors and facts for people
+alone do not count.
 """
 
 import ast
@@ -28,6 +29,8 @@ ROOMS = ("core", "compositions", "hosts", "inits", "injection", "kernels", "vari
 """The rooms of lora_zoo in which imports are followed: those whose code an adapter is made of."""
 _FINDING = ("core.errors", "core.lazy", "core.registry", "core.user_files")
 """What finds members and words errors, and computes nothing."""
+FOR_PEOPLE = ("title", "baseline")
+"""Facts of a variant that reports show and that nothing computes with."""
 
 Source = Callable[[type[Variant], Mapping[str, Any]], str]
 """The text that stands for the code of a run: of its variant and its configuration."""
@@ -216,6 +219,9 @@ def _canonical(node: Any) -> str:
 
 
 def _says_nothing(node: Any) -> bool:
-    """True for a string that stands by itself: a docstring."""
+    """True for a string that stands by itself, a docstring, and for the facts that people alone read."""
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return all(isinstance(target, ast.Name) and target.id in FOR_PEOPLE for target in targets)
     value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)

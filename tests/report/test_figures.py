@@ -273,7 +273,7 @@ def test_groups_and_members_look_different(groups: int, members: int) -> None:
 
 def test_a_curve_is_the_seeds_mean_and_its_band_their_range() -> None:
     (panel,) = curves(sweep()).panels
-    rows = panel.of("dora · r8")
+    rows = panel.of("DoRA · r8")
     losses = {step: [(2 + seed / 10) / step for seed in range(3)] for step in (10, 20, 30)}
     assert list(rows.x) == [10, 20, 30]
     assert list(rows.y) == pytest.approx([np.mean(v) for v in losses.values()])
@@ -301,7 +301,7 @@ def test_a_single_seed_has_no_band_and_no_interval() -> None:
 def test_points_are_means_with_t_intervals_along_the_sorted_axis() -> None:
     chart = figures.against(RUNS, "rank", BY)
     panel = next(panel for panel in chart.panels if panel.title == "pocket-nli")
-    rows = panel.of("lora · q,v")
+    rows = panel.of("LoRA · q,v")
     assert list(rows.x) == [1, 2, 8, 64] and panel.x.log and list(rows.note) == ["n = 3"] * 4
     scores = RUNS.query(
         "task == 'pocket-nli' and variant == 'lora' and target_modules == 'q,v' and rank == 8"
@@ -314,7 +314,7 @@ def test_points_are_means_with_t_intervals_along_the_sorted_axis() -> None:
 def test_bits_are_drawn_below_all_that_there_are() -> None:
     chart = figures.learned(memory(), "rank", ["variant", "rank"])
     (panel,) = chart.panels
-    assert list(panel.of("lora").y) == pytest.approx([1010, 2010, 4010])
+    assert list(panel.of("LoRA").y) == pytest.approx([1010, 2010, 4010])
     assert list(panel.of("all there is").y) == [6000, 6000] and list(panel.of("all there is").x) == [1, 8]
     uneven = memory(pd.Series([1.0, 2.0] * 9))
     assert figures.learned(uneven, "rank", ["variant", "rank"]).panels[0].baselines.empty
@@ -336,7 +336,7 @@ def test_bits_are_drawn_by_whatever_draws_a_sweep_that_counts_them() -> None:
 
 def test_gain_and_forgetting_have_their_intervals() -> None:
     (panel,) = figures.forgetting(memory(), ["variant", "rank"]).panels
-    row = panel.rows[(panel.rows["series"] == "lora") & (panel.rows["note"] == "r8")].iloc[0]
+    row = panel.rows[(panel.rows["series"] == "LoRA") & (panel.rows["note"] == "r8")].iloc[0]
     bits = np.array([4000.0, 4010.0, 4020.0])
     low, high = stats.t.interval(0.95, 2, bits.mean(), stats.sem(bits))
     assert tuple(row[["y", "low", "high"]]) == pytest.approx((4510, low + 500, high + 500))
@@ -350,7 +350,7 @@ def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:
     runs = RUNS[(RUNS["target_modules"] != "q") | (RUNS["rank"] != 8)]
     chart = figures.grid(runs, "target_modules", "rank", ["variant"])
     assert [panel.title for panel in chart.panels] == [
-        f"pocket-{task} · {variant}" for task in ("nli", "sql") for variant in ("dora", "lora")
+        f"pocket-{task} · {variant}" for task in ("nli", "sql") for variant in ("DoRA", "LoRA")
     ]
     heat = chart.panels[-1]
     assert isinstance(heat, Heat) and heat.columns == ["1", "2", "8", "64"] and heat.lines == ["q", "q,v"]
@@ -365,7 +365,7 @@ def test_a_grid_has_numbers_in_order_and_holes_where_nothing_was_run() -> None:
 def test_a_grid_has_no_panel_for_runs_without_its_settings() -> None:
     full = sweep(variants=("full",)).assign(rank=math.nan)
     chart = figures.grid(pd.concat([sweep(alpha=8.0), sweep(), full]), "alpha", "rank", ["variant"])
-    assert [panel.title for panel in chart.panels] == ["pocket-sql · dora", "pocket-sql · lora"]
+    assert [panel.title for panel in chart.panels] == ["pocket-sql · DoRA", "pocket-sql · LoRA"]
     assert len(chart.svg) > 1000
 
 
@@ -417,9 +417,9 @@ def test_a_point_without_a_number_is_on_no_front() -> None:
 def test_the_front_names_its_cells() -> None:
     chart = figures.pareto(sweep(), "trainable", ["variant", "rank"])
     (panel,) = chart.panels
-    dora = panel.of("dora")
+    dora = panel.of("DoRA")
     assert list(dora.x) == [4100, 16100] and list(dora.note) == ["r2", "r8"]
-    assert panel.describe().endswith("On the Pareto front: dora · r2, dora · r8, lora · r2, lora · r8.")
+    assert panel.describe().endswith("On the Pareto front: DoRA · r2, DoRA · r8, LoRA · r2, LoRA · r8.")
     assert list(dora.high - dora.y) == pytest.approx(list(dora.y - dora.low))
     assert list(dora.high - dora.y) == pytest.approx([0.02484] * 2, abs=1e-4)
     drawn = {mark["type"]: (rows, encoding) for mark, rows, encoding in layers(chart.interactive()[0])}
@@ -430,7 +430,7 @@ def test_the_front_names_its_cells() -> None:
 
 def test_a_profile_is_the_share_of_runs_above_each_score() -> None:
     chart = figures.profiles(RUNS, "variant", BY)
-    rows = chart.panels[0].of("lora")
+    rows = chart.panels[0].of("LoRA")
     scores = RUNS[RUNS["variant"] == "lora"]["test"].to_numpy()
     assert rows.y.iloc[0] == 1.0 and chart.panels[0].stairs
     for x, y in zip(rows.x, rows.y, strict=True):
@@ -453,7 +453,7 @@ def test_a_rank_holds_until_it_changes_and_seeds_are_averaged() -> None:
     """30 steps, a column each; the third run of the setting recorded no ranks, and dora none at all."""
     chart = figures.rank_history(CHANGES, sweep(ranks=(8,)), ["variant"])
     (heat,) = chart.panels
-    assert isinstance(heat, Heat) and heat.title == "lora" and (heat.low, heat.high) == (0, 13)
+    assert isinstance(heat, Heat) and heat.title == "LoRA" and (heat.low, heat.high) == (0, 13)
     assert heat.lines == ["q 0", "q 1"] and heat.columns == [str(step) for step in range(31)]
     assert numbers(heat)[0] == [4] * 10 + [3] * 10 + [12] * 11
     assert numbers(heat)[1] == [5] * 10 + [4] * 10 + [13] * 11 and set(heat.rows["note"]) == {"n = 2"}

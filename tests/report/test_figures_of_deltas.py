@@ -38,7 +38,7 @@ def test_of_no_change_there_is_no_spectrum() -> None:
 def test_points_are_means_over_matrices_then_over_runs() -> None:
     stable, effective = figures.ranks(END, ["variant"]).panels
     assert isinstance(stable, Marks) and stable.x.log and stable.y.log
-    rows = effective.of("lora")
+    rows = effective.of("LoRA")
     assert list(rows.x) == [4, 8, 64] and list(rows.y) == [3, 3, 3]
     low, high = stats.t.interval(0.95, 2, 3, stats.sem([2, 3, 4]))
     assert (rows.low.iloc[0], rows.high.iloc[0]) == pytest.approx((low, high)), (
@@ -50,7 +50,7 @@ def test_points_are_means_over_matrices_then_over_runs() -> None:
 def test_a_run_counts_once_however_many_matrices_it_has() -> None:
     uneven = END[(END["seed"] > 0) | ((END["role"] == "q") & (END["layer"] == 0))]
     (_, panel) = figures.ranks(uneven, ["variant"]).panels
-    assert list(panel.of("pissa").y) == [3, 3, 3]
+    assert list(panel.of("PiSSA").y) == [3, 3, 3]
 
 
 def test_what_is_in_w_stands_between_its_own_and_chance() -> None:
@@ -68,10 +68,10 @@ def test_cells_share_a_panel_only_where_they_share_the_baselines() -> None:
     chart = figures.amplification(END, "layer", ["variant", "rank"])
     *projected, _ = chart.panels
     assert [panel.title for panel in projected] == [f"first {r} directions" for r in (4, 8, 64)]
-    assert projected[0].names == ["lora · r4", "pissa · r4"]
+    assert projected[0].names == ["LoRA · r4", "PiSSA · r4"]
     other = END.assign(base=END["base"] * np.where(END["variant"] == "lora", 1, 2))
     titles = [panel.title for panel in figures.amplification(other, "rank", ["variant"]).panels]
-    assert titles == ["lora: first r directions", "pissa: first r directions", "amplification"]
+    assert titles == ["LoRA: first r directions", "PiSSA: first r directions", "amplification"]
 
 
 def test_a_matrix_outside_of_the_layers_has_no_place_along_them() -> None:
@@ -82,9 +82,9 @@ def test_a_matrix_outside_of_the_layers_has_no_place_along_them() -> None:
 
 def test_energy_is_summed_over_tenths_and_a_random_change_has_equal_parts() -> None:
     (panel,) = figures.overlap(END, ["variant"]).panels
-    assert list(panel.of("lora").y) == pytest.approx([0.1] * 10)
+    assert list(panel.of("LoRA").y) == pytest.approx([0.1] * 10)
     assert list(panel.of("random").y) == pytest.approx([0.1] * 10)
-    assert list(panel.of("pissa").y) == pytest.approx([1] + [0] * 9)
+    assert list(panel.of("PiSSA").y) == pytest.approx([1] + [0] * 9)
 
 
 @pytest.mark.parametrize("K", [3, 10, 17, 128])
@@ -100,9 +100,12 @@ def test_full_fine_tuning_is_a_line_across_the_ranks() -> None:
     full = END[END["rank"] == 64].assign(variant="full", rank=float("nan"), intruders=0)
     chart = figures.intruders(pd.concat([END[END["variant"] == "lora"], full]))
     (panel,) = chart.panels
-    assert list(panel.of("lora").y) == [17, 9, 2]
-    assert set(panel.baselines.series) == {"full"}
-    assert (list(panel.of("full").x), list(panel.of("full").y)) == ([4, 8, 64], [0, 0, 0])
+    assert list(panel.of("LoRA").y) == [17, 9, 2]
+    assert set(panel.baselines.series) == {"Full fine-tuning"}
+    assert (list(panel.of("Full fine-tuning").x), list(panel.of("Full fine-tuning").y)) == (
+        [4, 8, 64],
+        [0, 0, 0],
+    )
     assert "0.28" in chart.caption and "10 directions" in panel.y.title
 
 
@@ -110,7 +113,7 @@ def test_what_cannot_be_judged_is_no_intruder_and_no_zero() -> None:
     lora = END[END["variant"] == "lora"].astype({"intruders": object})
     lora.loc[lora["role"] == "v", "intruders"] = None
     (panel,) = figures.intruders(lora).panels
-    assert list(panel.of("lora").y) == [17, 9, 2]
+    assert list(panel.of("LoRA").y) == [17, 9, 2]
     with pytest.raises(Nothing, match="no intruders"):
         figures.intruders(lora.assign(intruders=None))
     with pytest.raises(Nothing, match="no run has a rank"):
@@ -119,17 +122,17 @@ def test_what_cannot_be_judged_is_no_intruder_and_no_zero() -> None:
 
 def test_growth_is_shown_by_step() -> None:
     norm, rank = figures.evolution(TABLES, ["variant"]).panels
-    rows = norm.of("lora")
+    rows = norm.of("LoRA")
     assert list(rows.x) == [10, 20, 30] and list(rows.y) == pytest.approx([0.165, 0.33, 0.495])
     assert norm.x.title == "optimiser step" and rank.y.title == "effective rank of ΔW"
 
 
 def test_the_correlation_is_that_of_the_points() -> None:
     lora, pissa = figures.magnitude_direction(TABLES, ["variant"]).panels
-    assert isinstance(lora, Points) and lora.title == "lora: correlation +1.00"
+    assert isinstance(lora, Points) and lora.title == "LoRA: correlation +1.00"
     part = TABLES[TABLES["variant"] == "pissa"]
     r = np.corrcoef(part["direction_change"], part["magnitude_change"])[0, 1]
-    assert r < 0 and pissa.title == f"pissa: correlation {r:+.2f}"
+    assert r < 0 and pissa.title == f"PiSSA: correlation {r:+.2f}"
     assert lora.names == ["step 10", "step 20", "step 30"]
     assert len(lora.rows) == len(part) == 108
     assert set(lora.of("step 30").x) == set(END[END["variant"] == "lora"]["direction_change"])

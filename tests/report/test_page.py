@@ -194,7 +194,7 @@ def test_every_kind_of_figure_is_there(text: str) -> None:
         "Overlap of subspaces",
     ]
     found = json.loads(unpacked(text, "charts"))
-    assert [len(views) for views in found["charts"]] == [4, 1, 3, 4, 3, 16, 16, 1]
+    assert [len(views) for views in found["charts"]] == [1, 4, 1, 3, 4, 3, 16, 16, 1]
     assert all(spec["width"] == "container" for views in found["charts"] for chart in views for spec in chart)
     assert found["config"]["background"] == "transparent"
 
@@ -298,7 +298,7 @@ def test_a_browser_draws_it_without_errors_and_nothing_sticks_out(file: Path, wi
     assert seen["errors"] == []
     found = seen["found"]
     assert found["page_width"] == found["scroll"] == width and found["out"] == []
-    assert found["drawn"] and found["figures"] == 8
+    assert found["drawn"] and found["figures"] == 9
     assert [name for name in found["requests"] if not name.startswith(("data:", "blob:"))] == []
     assert found["wide"] > 0, "wide tables scroll inside of their boxes"
 
@@ -308,7 +308,7 @@ def test_views_series_and_numbers_answer_to_the_keyboard(file: Path) -> None:
     seen = browser.look(
         file,
         """
-        const view = document.querySelector(".view"), group = view.closest(".figure");
+        const view = document.querySelector("article .view"), group = view.closest(".figure");
         const second = group.querySelectorAll("button[data-choice]")[1];
         second.focus();
         const focused = document.activeElement === second;
@@ -367,8 +367,8 @@ def test_print_has_every_figure_and_no_controls(file: Path) -> None:
     )
     assert seen["errors"] == []
     found = seen["found"]
-    assert found["views"] == found["shown"] == 48
-    assert found["other"] == 0 and found["out"] == 0 and found["after"] == 8
+    assert found["views"] == found["shown"] == 49
+    assert found["other"] == 0 and found["out"] == 0 and found["after"] == 9
 
 
 @browser.needed
@@ -380,7 +380,7 @@ def test_the_page_and_its_figures_follow_the_scheme(file: Path, dark: int, darke
         const parts = (colour) => colour.match(/\\d+/g).slice(0, 3).map(Number);
         const light = (colour) => parts(colour).reduce((sum, part) => sum + part, 0) / 3;
         const style = (each) => page.getComputedStyle(each);
-        document.querySelector(".view").scrollIntoView(); await drawn();
+        document.querySelector("article .view").scrollIntoView(); await drawn();
         return { ground: light(style(document.documentElement).backgroundColor),
           ink: light(style(document.body).color),
           tick: light(style(document.querySelector(".drawn .role-axis-label text")).fill) };

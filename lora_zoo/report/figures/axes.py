@@ -20,6 +20,8 @@ class Axis:
     label: str
     unit: str = ""
     log: bool = False
+    range: tuple[float, float] | None = None
+    """The least and the greatest value that can be, beyond which the axis does not go."""
 
     @property
     def title(self) -> str:
@@ -31,6 +33,8 @@ class Axis:
         scale: Spec = {"type": "linear", "zero": False}
         if max(map(abs, numbers), default=0) >= 2e4:
             ruler["format"] = "~s"
+        if self.range and numbers and not self.log:
+            scale |= {"domain": self.bounded(numbers), "nice": False}
         if all(float(number).is_integer() for number in numbers):
             ruler["tickMinStep"] = 1
         if self.log:
@@ -40,6 +44,16 @@ class Axis:
         if ticks:
             ruler |= {"format": ".6~g", "values": ticks}
         return {"type": "quantitative", "scale": scale, "axis": ruler}
+
+    def bounded(self, numbers: Sequence[float]) -> list[float]:
+        """The round ends of a linear axis for these numbers, within its range."""
+        least, most = self.range or (-math.inf, math.inf)
+        low, high = max(least, min(numbers)), min(most, max(numbers))
+        span = (high - low) or abs(high) or 1.0
+        step = 10.0 ** math.floor(math.log10(span / 2))
+        step *= 5 if span / step > 50 else 2 if span / step > 25 else 1
+        ends = math.floor(low / step - 0.2) * step, math.ceil(high / step + 0.2) * step
+        return [rounded(max(least, ends[0])), rounded(min(most, ends[1]))]
 
     def domain(self, numbers: Sequence[float]) -> tuple[float, float]:
         """The ends of a logarithmic axis: what is positive, and a little more."""
@@ -88,8 +102,9 @@ def value_axis(runs: pd.DataFrame, value: str) -> Axis:
         return axis_of(value)
     metrics = sorted({str(name) for name in runs["metric"].dropna()}) or ["metric"]
     label = f"{' or '.join(metrics)}, {value}".replace("_", " ")
-    shares = all(metric_facts(runs, name).range == (0.0, 1.0) for name in metrics)
-    return Axis(label, "share" if shares else "")
+    ranges = {metric_facts(runs, name).range for name in metrics}
+    bounds = ranges.pop() if len(ranges) == 1 else None
+    return Axis(label, "share" if bounds == (0.0, 1.0) else "", range=bounds)
 
 
 def spanning(runs: pd.DataFrame, x: str) -> Axis:

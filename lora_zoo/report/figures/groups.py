@@ -8,9 +8,9 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import plain
 from lora_zoo.report.figures.style import joined
+from lora_zoo.report.titles import BARE, written
 
 MOST = 10  # series that a panel can hold and a reader tell apart
-BARE = ("variant", "init", "task", "target_modules", "model")  # values that say by themselves what they are
 SHORT = {"rank": "r", "alpha": "α", "lora_dropout": "dropout ", "weight_decay": "decay ", "layers": "layers "}
 
 
@@ -66,12 +66,12 @@ def in_order(value: Any) -> tuple[int, float, str]:
 
 
 def word(axis: str, value: Any) -> str:
-    """A value as part of a name: r8, lora, q,v, learning rate 0.01; "" for what a variant does not have."""
+    """A value as part of a name: r8, LoRA, q,v, learning rate 0.01; "" for what a variant does not have."""
     if plain(value) is None:
         return ""
     said = f"{value:g}" if isinstance(value, float) else str(value)
     if axis in BARE:
-        return said
+        return written(axis, said)
     return SHORT.get(axis, f"{axis.rpartition('.')[2]} ") + said
 
 

@@ -55,6 +55,10 @@ class Heat(Panel):
     def height(self) -> int:
         return 34 * max(3, self.deep)
 
+    @property
+    def widest(self) -> int:
+        return 0 if self.is_picture else 200 + 100 * len(self.columns)
+
     def spec(self, styles: Styles, legend: dict[str, Any] | None) -> dict[str, Any]:
         ends = [self.low, self.high if self.high > self.low else self.low + 1]
         scale = {"scheme": SCHEME, "domain": ends}

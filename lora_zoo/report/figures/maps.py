@@ -11,6 +11,7 @@ from lora_zoo.report.figures.chart import Chart
 from lora_zoo.report.figures.groups import Nothing, done, groups, in_order
 from lora_zoo.report.figures.heat import Heat, unstacked
 from lora_zoo.report.figures.rows import by_layer
+from lora_zoo.report.titles import written
 
 RANKS = {
     "effective_rank": Axis("effective rank of ΔW"),
@@ -39,7 +40,12 @@ def _cells(runs: pd.DataFrame, rows: str, columns: str, value: str) -> pd.DataFr
     down, along = (sorted(runs[axis].unique(), key=in_order) for axis in (rows, columns))
     parts = {key: part[value].astype(float) for key, part in runs.groupby([rows, columns])}
     found = [
-        {"row": _plain(r), "column": _plain(c), "value": part.mean(), "note": f"n = {len(part)}"}
+        {
+            "row": written(rows, _plain(r)),
+            "column": written(columns, _plain(c)),
+            "value": part.mean(),
+            "note": f"n = {len(part)}",
+        }
         for r in down
         for c in along
         for part in [parts.get((r, c), pd.Series(dtype=float))]

@@ -41,6 +41,11 @@ class Panel(ABC):
         return 300
 
     @property
+    def widest(self) -> int:
+        """The width in pixels on a screen beyond which it gains nothing; 0 where there is none."""
+        return 0
+
+    @property
     def names(self) -> list[str]:
         """The names that the legend explains, in order."""
         return []

@@ -19,7 +19,8 @@
     return coarse || !marks ? spec : { ...spec, layer: [...spec.layer.slice(0, -1),
       { ...spec.layer.at(-1), layer: [{ ...marks[0], params: [zoom] }, ...marks.slice(1)] }] };
   };
-  const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config };
+  const padding = { left: 5, right: 15, top: 12, bottom: 5 }; // words at the last number and the highest point
+  const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, padding };
   const draw = (view) => {
     if (view.classList.contains("drawn")) return [];
     view.classList.add("drawn");
@@ -85,12 +86,22 @@
   }), { rootMargin: "600px" });
   every(".view").forEach((view) => near.observe(view));
 
+  const aim = () => { // a run that a link leads to lies in a list that is folded
+    const folded = document.getElementById(location.hash.slice(1))?.closest("details");
+    if (folded) folded.open = true;
+  };
+  addEventListener("hashchange", aim);
+  aim();
+
   const views = every(".view"); // all of them go on paper
-  addEventListener("beforeprint", () => views.forEach((view) => {
-    view.wasHidden = view.hidden;
-    view.hidden = false;
-    draw(view);
-  }));
+  addEventListener("beforeprint", () => {
+    every(".table details").forEach((notes) => { notes.open = true; });
+    views.forEach((view) => {
+      view.wasHidden = view.hidden;
+      view.hidden = false;
+      draw(view);
+    });
+  });
   addEventListener("afterprint", () => views.forEach((view) => { view.hidden = view.wasHidden; }));
   document.documentElement.dataset.ready = "true";
 })();

@@ -37,6 +37,7 @@ class AutoLoRASearch(Gated, Additive):
     The selection variables begin at 1, alike. `alpha` is the official script's 16 at rank 8.
     """
 
+    title = "AutoLoRA search"
     paper = "arXiv:2403.09113"
     equation = "W' = W + (α/r) B diag(softmax(g)) A, g learned on data of its own"
     count = "R * (O + I + 1)"

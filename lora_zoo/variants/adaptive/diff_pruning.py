@@ -128,6 +128,7 @@ class DiffPruning(Adapter):
     that are left alone, and this one holds all.
     """
 
+    title = "Diff pruning"
     paper = "arXiv:2012.07463"
     equation = "W' = W + g (G ⊙ D), gates g, G hard concrete, D pruned to a share of its entries"
     count = "2 * O * I + structured"

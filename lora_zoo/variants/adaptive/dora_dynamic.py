@@ -136,6 +136,7 @@ class DynamicRanks(AdapterHooks):
 class DoRADynamic(Budgeted, Gated, ZeroCore):
     """Eq. 2-3: LoRA as a sum of components c b aᵀ, both factors random as torch's Kaiming, all c at zero."""
 
+    title = "DoRA (dynamic ranks)"
     paper = "arXiv:2405.17357"
     equation = "W' = W + (α/r₀) B diag(c) A, c pruned to r of r₀ on average"
     count = "(ceil(3 * R / 2) if init_r == 'auto' else init_r) * (O + I + 1)"

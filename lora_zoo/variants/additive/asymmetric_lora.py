@@ -21,6 +21,7 @@ class AsymmetricLoRA(Additive):
     columns of Vᵀ by mistake. With init=kaiming and B trained this is LoRA-FA.
     """
 
+    title = "Asymmetric LoRA"
     paper = "arXiv:2402.16842"
     equation = "W' = W + (α/r) B A, A Aᵀ = 1 and frozen; trained=A: BᵀB = 1 and frozen"
     count = "R * (O if trained == 'B' else I)"

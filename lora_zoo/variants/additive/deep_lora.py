@@ -22,6 +22,7 @@ class DeepLoRA(Product):
     scale: at step 0 ΔW has the norm ε^depth, 10⁻⁹ with the defaults, and not 0. Letter: D inner matrices.
     """
 
+    title = "Deep LoRA"
     paper = "arXiv:2406.04112"
     equation = "W' = W + W₃ W₂ W₁, each ε times orthogonal at the start"
     identity_at_start = False

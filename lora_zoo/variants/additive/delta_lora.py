@@ -69,6 +69,7 @@ class DeltaLoRA(Additive):
     dropout: only then is ∂L/∂W that of B A, on the same x (§3.2).
     """
 
+    title = "Delta-LoRA"
     paper = "arXiv:2309.02411"
     equation = "W' = W + (1 + λ) s B A - λ s B_K A_K, λ = 0 up to step K"
     count = "R * (O + I)"

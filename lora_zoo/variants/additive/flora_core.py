@@ -21,6 +21,7 @@ class FLoRACore(ZeroCore):
     convolution's core has the kernel's dimensions, which a matrix (O, I) does not show: it is refused.
     """
 
+    title = "FLoRA core"
     paper = "arXiv:2405.14739"
     equation = "W' = W + (α/r) B E A, E = 0 at the start"
     count = "R * (O + I + R)"

@@ -22,6 +22,7 @@ class LLoRA(Additive):
     `init_ab` moves the model. The paper does not say which start its linear LoRA has.
     """
 
+    title = "L-LoRA"
     paper = "arXiv:2310.04742"
     equation = "W' = W + (α/r) (B₀ A₀ + (B - B₀) A₀ + B₀ (A - A₀))"
     count = "R * (O + I)"

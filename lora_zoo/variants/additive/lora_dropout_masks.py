@@ -144,6 +144,7 @@ class LoRADropoutMasks(Additive):
     with α (1-p)² this is the same training. No source settles the authors' p (fig. 5 varies it) or code.
     """
 
+    title = "LoRA Dropout"
     paper = "arXiv:2404.09610"
     equation = "W' = W + (α/r) diag(m_B) B A diag(m_A), masks m drawn each pass, their mean afterwards"
     count = "R * (O + I)"

@@ -39,6 +39,7 @@ class Projection(AdapterHooks):
 class LoRAFA(Additive):
     """§3: A stays at its random start, B alone is trained: of x only x A (R numbers a token) is kept."""
 
+    title = "LoRA-FA"
     paper = "arXiv:2308.03303"
     equation = "W' = W + (α/r) B A, A frozen"
     count = "R * O"

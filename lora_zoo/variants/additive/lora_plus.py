@@ -41,6 +41,7 @@ class Ratio(AdapterHooks):
 class LoRAPlus(Additive):
     """LoRA's forward pass; only the optimiser's groups differ."""
 
+    title = "LoRA+"
     paper = "arXiv:2402.12354"
     equation = "W' = W + (α/r) B A, η_B = λ η_A"
     count = "R * (O + I)"

@@ -125,6 +125,7 @@ def adam(state: dict[str, Any], G_OI: Tensor, group: Mapping[str, Any]) -> Tenso
 class LoRAPro(Additive):
     """LoRA's forward pass; only the optimiser's steps differ."""
 
+    title = "LoRA-Pro"
     paper = "arXiv:2407.18242"
     equation = "W' = W + (α/r) B A, steps with s (B dA + dB A) nearest to full fine-tuning's"
     count = "R * (O + I)"

@@ -20,6 +20,7 @@ class LoRAXS(Product, Scaled):
     the bottom of the spectrum.
     """
 
+    title = "LoRA-XS"
     paper = "arXiv:2405.17604"
     equation = "W' = W + (α/r) U R Σ Vᵀ, U Σ Vᵀ = top-r SVD of W, frozen"
     count = "R * R"

@@ -29,6 +29,7 @@ class LoRETTARep(Product, Scaled):
     That code takes the factors of a side from a table; here they are as equal as its primes allow.
     """
 
+    title = "LoRETTA (weights)"
     paper = "arXiv:2402.11417"
     equation = "W' = W + (α/r) B A, B and A tensor trains"
     count = ""  # no formula: it depends on the factors of the sides

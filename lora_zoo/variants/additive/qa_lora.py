@@ -23,6 +23,7 @@ class QALoRA(Product, Scaled):
     in the scale; A begins as Xavier's uniform, as in that code. The last group may be smaller.
     """
 
+    title = "QA-LoRA"
     paper = "arXiv:2309.14717"
     equation = "W' = W + (α/r) B A P, P x = means of L inputs each"
     count = "R * (O + ceil(I / group_size))"

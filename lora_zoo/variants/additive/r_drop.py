@@ -16,6 +16,7 @@ class RDrop(Additive):
     leaves it to the task whether the KL is a sum or a mean; here it is a mean over what the loss judges.
     """
 
+    title = "R-Drop"
     paper = "arXiv:2106.14448"
     equation = "W' = W + (α/r) B A, + α_KL KL of two passes, each with dropout of its own"
     count = "R * (O + I)"

@@ -69,6 +69,7 @@ def moved(A_RI: Tensor, B_OR: Tensor, G_OI: Tensor) -> Tensor:
 class RiemannianLoRA(Additive):
     """LoRA's forward pass; only the optimiser's steps differ."""
 
+    title = "Riemannian LoRA"
     paper = "arXiv:2402.02347"
     equation = "W' = W + (α/r) B A, steps preconditioned by (BᵀB)⁻¹ and (A Aᵀ)⁻¹"
     count = "R * (O + I)"

@@ -13,6 +13,7 @@ from lora_zoo.variants.low_rank import Additive
 class RsLoRA(Additive):
     """Theorem 3.2: the update neither vanishes nor explodes with the rank iff its scale is Θ(1/√r)."""
 
+    title = "rsLoRA"
     paper = "arXiv:2312.03732"
     equation = "W' = W + (α/√r) B A"
     count = "R * (O + I)"

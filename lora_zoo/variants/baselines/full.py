@@ -13,6 +13,8 @@ from lora_zoo.injection.base_model import base_parameters
 class Full(Baseline):
     """Every parameter of the model is trained, biases, norms and embeddings included."""
 
+    title = "Full fine-tuning"
+    baseline = True
     paper = "-"
     equation = "W' = W + ΔW, every parameter trained"
 

@@ -13,6 +13,8 @@ from lora_zoo.injection.targets import head_names, parameters_of
 class LinearProbe(Baseline):
     """The modules to save are trained (a classifier, say); without any, the model's own head."""
 
+    title = "Linear probe"
+    baseline = True
     paper = "-"
     equation = "W' = W below the head, the head trained"
 

@@ -18,6 +18,7 @@ class LNTuning(Baseline):
     beside them.
     """
 
+    title = "LN-tuning"
     paper = "arXiv:2312.11420"
     equation = "W' = W, γ and β of all layer norms γ (x - E[x]) / σ(x) + β trained"
     peft = LNTuningFormat()

@@ -12,6 +12,8 @@ from lora_zoo.core.variants import register
 class ZeroShot(Baseline):
     """Trains nothing: what the others are measured against."""
 
+    title = "Zero-shot"
+    baseline = True
     paper = "-"
     equation = "W' = W"
 

@@ -46,6 +46,7 @@ class AMLoRA(TaskLoRAs):
     linear layer's, and the scores see no dropout.
     """
 
+    title = "AM-LoRA"
     paper = "arXiv:2409.19611"
     equation = "W' x = W x + Σ_i a_i h_i, h_i = s B_i A_i x, a = softmax(0, σ(v_1·h_1), …); loss + λ Σ |V|"
     count = "R * (O + I) + (1 if tasks == 'auto' else len(tasks)) * O"

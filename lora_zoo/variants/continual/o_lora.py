@@ -67,6 +67,7 @@ class OLoRA(Additive):
     Without an adapter under it, plain LoRA. A sequence of tasks: program=sequence program.adapter=new.
     """
 
+    title = "O-LoRA"
     paper = "arXiv:2310.14152"
     equation = "W' = W + Σ_{j<t} s B_j A_j + s B_t A_t; loss + λ₁ Σ |A_j A_tᵀ|"
     count = "R * (O + I)"

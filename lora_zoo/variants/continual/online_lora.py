@@ -26,6 +26,7 @@ class OnlineLoRA(LowRank):
     """
 
     dW_OI: Tensor
+    title = "Online-LoRA"
     paper = "arXiv:2411.05663"
     by_row = "keeps rows of hard examples"
     equation = "W' = W + Σ_{j<t} s B_j A_j + s B_t A_t; loss + that of hard examples + (λ/2) Σ Ω p²"

@@ -15,6 +15,7 @@ class TaskLoRA(TaskLoRAs):
     Where nobody tells of the task, the newest one is meant.
     """
 
+    title = "LoRA per task"
     paper = "arXiv:2106.09685"
     equation = "W' x = W x + s B_t A_t x, t the task that is told"
     count = "R * (O + I)"

@@ -21,6 +21,7 @@ class IA3(Adapter):
     The paper adapts `target_modules=[k,v,down]`. A gain is neither a rank nor a scale: there is no alpha.
     """
 
+    title = "(IA)³"
     paper = "arXiv:2205.05638"
     equation = "W' = diag(l) W, b' = l ⊙ b; feedforward: W' = W diag(l)"
     count = "I if role in feedforward else O"

@@ -22,6 +22,7 @@ class Bottleneck(HiddenLayer):
     own dropout, in Houlsby's code after it.
     """
 
+    title = "Bottleneck adapter"
     paper = "arXiv:1902.00751"
     count = "R * (O + (O if mode == 'series' else I) + 1) + O"
 

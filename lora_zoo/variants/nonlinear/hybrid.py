@@ -26,6 +26,7 @@ class Hybrid(Scaled):
     trained on their own: several named adapters, `adapters_of(model).activate("a", "b")`, or `prior=`.
     """
 
+    title = "LoRA + bottleneck"
     paper = "arXiv:2110.07577"
     equation = "W' = W + s B A in attention; W' x = y + s (U φ(D y + a) + c) in the FFN, y = W x + b; s = α/r"
     count = "R * (2 * O + 1) + O if role in ('gate', 'up', 'down') else R * (O + I)"

@@ -33,6 +33,7 @@ class LoRETTAAdp(HiddenLayer):
     base. Norms and a tensorised classifier, which it trains as well, are left to `modules_to_save`.
     """
 
+    title = "LoRETTA (adapters)"
     paper = "arXiv:2402.11417"
     equation = "W' x = y + s (U φ(D h + a) + c), U and D tensor trains; series: h = y, parallel: h = x"
     count = ""  # no formula: it depends on the factors of the sides

@@ -32,6 +32,7 @@ class ConditionalMixLoRA(Scaled, Routed):
     factors count 1 as there, and the routers learn by the straight-through gradient of their softmax.
     """
 
+    title = "MixLoRA (conditional)"
     paper = "arXiv:2402.15896"
     by_row = "chooses experts by the mean input of a row"
     equation = (

@@ -97,6 +97,7 @@ class MixLoRA(Scaled, Routed):
     all layers, here it is the mean of the blocks'. Padding has no part in it.
     """
 
+    title = "MixLoRA (TUDB)"
     paper = "arXiv:2404.15159"
     equation = "W' = W + (α/r) Bᵢ Aᵢ in Σᵢ ωᵢ FFNᵢ(x), ω = the top_k of softmax(G x) over their sum"
     count = "(experts if role in ('gate', 'up', 'down') else 1) * R * (O + I) + (role == 'up') * experts * I"

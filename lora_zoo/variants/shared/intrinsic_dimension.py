@@ -45,6 +45,7 @@ class IntrinsicDimension(Adapter):
     a matrix; `fastfood` stacks blocks H G Π H B of D numbers. `structured` is SAID: a trained gain a matrix.
     """
 
+    title = "Intrinsic dimension"
     paper = "arXiv:2012.13255"
     equation = "W' = W + reshape(P θ), θ (d) shared by all matrices, P random and frozen; SAID: λ P θ"
     count = "1 if structured else 0"

@@ -56,6 +56,7 @@ class SharedLoRA(Product, Scaled):
     A smaller rank than the greatest takes the first rows of A and columns of B.
     """
 
+    title = "Shared LoRA"
     paper = "arXiv:2402.07721"
     equation = "W' = W + (α/r) B A, B and A shared by matrices of one shape"
     count = "R * (O + I)"

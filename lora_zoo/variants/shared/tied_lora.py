@@ -47,6 +47,7 @@ class TiedLoRA(Product, Scaled):
     `scales=trained` is the paper's TL6; `fixed` leaves u = v = 1 (TL5): all matrices have one update.
     """
 
+    title = "Tied-LoRA"
     paper = "arXiv:2311.09578"
     equation = "W' = W + (α/r) diag(v) B diag(u) A, A and B shared by all matrices of a shape"
     count = "(O + R) if scales == 'trained' else 0"

@@ -57,6 +57,7 @@ class VBLoRA(Product):
     greatest length up to the paper's 256 that divides the sides of all adapted matrices.
     """
 
+    title = "VB-LoRA"
     paper = "arXiv:2405.15179"
     equation = "W' = W + B A, their sub-vectors Σ_k softmax(top-K logits)_k bank_k"
     count = "num_vectors * R * (O + I) // vector_length"

@@ -76,6 +76,7 @@ class PTuning(VirtualTokens):
     they stand before the input. PEFT's files hold P alone, and are read as prompt_tuning.
     """
 
+    title = "P-tuning"
     paper = "arXiv:2103.10385"
     equation = "W' = W, the input [P; x], P (R, D) = MLP(E) or MLP(LSTM(E)), E (R, D) trained"
     hooks = PTuningHooks

@@ -136,6 +136,7 @@ class PrefixTuning(VirtualTokens):
     layer's keys; PEFT's files, and what is read of them, hold P alone.
     """
 
+    title = "Prefix-tuning"
     paper = "arXiv:2101.00190"
     equation = "W' = W, keys [P_K; K] and values [P_V; V] in each layer, P (R, 2 n H d) trained"
     hooks = PrefixHooks

@@ -49,6 +49,7 @@ class PromptTuning(VirtualTokens):
     paper the 5,000 most common ones), or of `tokens`, ids that are repeated as often as needed (PEFT's text).
     """
 
+    title = "Prompt tuning"
     paper = "arXiv:2104.08691"
     equation = "W' = W, the input [P; x], P (R, D) trained"
     hooks = PromptTuningHooks

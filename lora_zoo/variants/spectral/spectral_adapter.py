@@ -50,6 +50,7 @@ class SpectralSpace(Product, ABC):
 class SpectralAdapterA(SpectralSpace):
     """§2, additive: A and B are added to the singular vectors; the rank of ΔW is up to 2 r."""
 
+    title = "Spectral Adapter (additive)"
     paper = "arXiv:2405.13952"
     equation = "W' = W + (U + A) Σ (V + B)ᵀ - U Σ Vᵀ, U Σ Vᵀ = top-r SVD of W"
     count = "R * (O + I)"
@@ -76,6 +77,7 @@ class SpectralAdapterR(SpectralSpace):
     Their skew parts alone act, so that rank 1 could not turn. The official code for images also trains σ.
     """
 
+    title = "Spectral Adapter (rotational)"
     paper = "arXiv:2405.13952"
     equation = "W' = W + U R_U Σ R_Vᵀ Vᵀ - U Σ Vᵀ, R orthogonal, U Σ Vᵀ = top-r SVD of W"
     count = "2 * R * R"

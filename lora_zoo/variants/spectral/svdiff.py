@@ -69,6 +69,7 @@ class SAMPARSER(SingularValues):
     No weight decay: it would pull W itself to zero, which the paper does not ask for.
     """
 
+    title = "SAM-PARSER"
     paper = "arXiv:2308.14604"
     equation = "W' = U diag(σ') Vᵀ, σ' = σ at the start, U diag(σ) Vᵀ = SVD of W"
     count = "min(O, I)"
