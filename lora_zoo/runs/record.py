@@ -67,7 +67,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,9 +118,17 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         lock.release()
 
 
-def is_finished(root: Path, name: str) -> bool:
-    """True where `root` holds a finished run of this name."""
-    return any(read_record(folder).get("state") in FINISHED for folder in _of_name(root, name))
+def finished_run(root: Path, name: str) -> FolderClaim | None:
+    """The latest finished run of this name in `root`, which nobody holds; None where there is none."""
+    known = (FolderClaim(folder, read_record(folder)) for folder in _of_name(root, name))
+    return next(reversed([run for run in known if run.finished]), None)
+
+
+def validation_of(record: Mapping[str, Any]) -> float:
+    """The validation score of a finished run, by the metric that counts; nan where it has none."""
+    if record.get("state") != "done":
+        return math.nan
+    return float(record.get("metrics", {}).get("validation", {}).get(record["metric"], math.nan))
 
 
 def _locked(folder: Path) -> FileLock:

@@ -25,7 +25,7 @@ from lora_zoo.runs.record import (
     FolderClaim,
     Record,
     claimed,
-    is_finished,
+    finished_run,
     made,
     now,
     write_atomically,
@@ -87,10 +87,16 @@ def run(
         return 2
 
 
+def is_over(spec: RunSpec, sweep: Path) -> bool:
+    """True if the sweep, or a folder beside it, has this run, finished and with all that is asked of it."""
+    done = finished_run(*_found(spec, sweep, f"{spec.name}-{spec.identity}"))
+    return done is not None and not _asks_for_more(spec.settings, done)
+
+
 def _found(spec: RunSpec, root: Path, name: str) -> tuple[Path, str]:
     """The place of a finished run under `out`, to which a sweep then refers; else the run's own."""
     out = Path(spec.settings.out)
-    there = None if is_finished(root, name) else finished(out, spec.identity)
+    there = None if finished_run(root, name) else finished(out, spec.identity)
     if there is None:
         return root, name
     if root != out:
