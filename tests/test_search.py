@@ -11,6 +11,8 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from lora_zoo import run
+from lora_zoo.report.tables import tables
+from lora_zoo.runs import load
 from lora_zoo.runs.record import validation_of
 from lora_zoo.training import runner
 from tests.recorded import recorded
@@ -71,3 +73,44 @@ def test_sweepers_are_told_the_validation_score(tmp_path, monkeypatch):
     assert made.typed("variant=lora", "lr=0.01,0.1", "seed=0", "dry_run=true") == 0
     assert made.returned[3:] == [None, None]
     assert math.isnan(validation_of(recorded(metrics={"test": {"exact_match": 1.0}})))
+
+
+SEARCH = ("hydra/sweeper=optuna", "variant=lora,dora", "seed=0,1", "lr=tag(log,interval(1e-4,1e2))")
+
+
+@pytest.fixture
+def optuna():
+    return pytest.importorskip("optuna", reason="needs the extra lora_zoo[optuna]")
+
+
+def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypatch, capsys, optuna):
+    monkeypatch.chdir(tmp_path)
+    made = MadeUp(monkeypatch)
+    words = (*SEARCH, "rank=choice(2,4)", "hydra.sweeper.n_trials=4")
+    assert made.typed(*words) == 0
+    said = capsys.readouterr().out
+    trials = [run for run in made.runs if run["config"]["trial"]]
+    assert {run["seed"] for run in trials} == {1000}
+    assert {tuple(run["config"]["eval_splits"]) for run in trials} == {("validation",)}
+    results = made.runs[len(trials) :]
+    assert [(r["config"]["variant"]["name"], r["seed"]) for r in results] == [
+        ("lora", 0), ("lora", 1), ("dora", 0), ("dora", 1)
+    ]  # fmt: skip
+    for name in ("lora", "dora"):
+        own = [run for run in trials if run["config"]["variant"]["name"] == name]
+        done = [run for run in own if run["state"] == "done"]
+        best = max(done, key=lambda run: run["metrics"]["validation"]["exact_match"])
+        (chosen,) = {r["config"]["lr"] for r in results if r["config"]["variant"]["name"] == name}
+        assert chosen == best["config"]["lr"] and len(own) == 4
+    assert "4 runs, and 8 trials" in said and "4 configurations searched" in said and "diverged)" in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    (table,) = tables(load(folder))
+    assert "lr, rank found for each cell by a search on validation; " in table.rule
+    assert "lr (found)" in table.columns and "rank (found)" in table.columns
+    (note,) = [note for note in table.notes if note.startswith("lr, rank: ")]
+    assert note.startswith("lr, rank: 4 trials for each cell: variant=lora: ") and "rank 2 " in note
+    again = MadeUp(monkeypatch)
+    assert again.typed(*words) == 0 and not again.runs
+    assert again.typed(*words[:-1], "hydra.sweeper.n_trials=5") == 2 and not again.runs
+    assert "hydra.sweeper.n_trials=5" in capsys.readouterr().err
+    assert "hydra.sweeper.n_trials=4" in table.command and "tag(log,interval(1e-4,1e2))" in table.command

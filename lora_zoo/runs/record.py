@@ -67,7 +67,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,10 +118,13 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         lock.release()
 
 
-def finished_run(root: Path, name: str) -> FolderClaim | None:
-    """The latest finished run of this name in `root`, which nobody holds; None where there is none."""
+def finished_run(root: Path, name: str, states: Sequence[str] = FINISHED) -> FolderClaim | None:
+    """The latest run of this name in `root` that is in one of the `states`; None where there is none.
+
+    Nobody holds its folder.
+    """
     known = (FolderClaim(folder, read_record(folder)) for folder in _of_name(root, name))
-    return next(reversed([run for run in known if run.finished]), None)
+    return next(reversed([run for run in known if run.before.get("state") in states]), None)
 
 
 def validation_of(record: Mapping[str, Any]) -> float:

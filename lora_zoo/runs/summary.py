@@ -15,7 +15,7 @@ from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
-from lora_zoo.runs.loading import RATES, SEEDS
+from lora_zoo.runs.loading import RATES, SEARCH, SEEDS
 from lora_zoo.runs.record import RESULT, Record, read_record
 
 
@@ -135,7 +135,8 @@ def print_line(record: Record, console: Console) -> None:
     reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
     config, word = result["config"], "done"
     if config["trial"]:
-        word, reached = "trial", f"lr {config['lr']:g}, {config['steps']} steps: {reached}"
+        length = f", {config['steps']} steps" if config["steps"] else ""
+        word, reached = "trial", f"lr {config['lr']:g}{length}: {reached}"
     console.print(f"{word}: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
     if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -147,7 +148,8 @@ def print_sweep(folder: Path) -> None:
     found = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
     runs = [run for run in found if not run.get("config", {}).get("trial")]
     keys = differing([overrides_of(run["command"]) for run in runs])
-    trials = f", and {len(found) - len(runs)} trials of learning rates" if len(found) > len(runs) else ""
+    of = " of learning rates" if (folder / RATES).is_file() else ""
+    trials = f", and {len(found) - len(runs)} trials{of}" if len(found) > len(runs) else ""
     table = Table(title=f"{folder.name}: {len(runs)} runs{trials}", title_justify="left")
     numbers = ("value", "trainable", "scale", "s/step")
     for column in (*keys, "state", "metric", *numbers):
@@ -171,9 +173,9 @@ def print_sweep(folder: Path) -> None:
 
 
 def print_plans(folder: Path) -> None:
-    """Print the rates that lr=auto found, and the rule by which seed=auto stopped each cell."""
+    """Print what lr=auto or a search found, and the rule by which seed=auto stopped each cell."""
     console = Console()
-    for lines in (_of_rates(folder), _of_seeds(folder)):
+    for lines in (_of_rates(folder), _of_search(folder), _of_seeds(folder)):
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -188,6 +190,15 @@ def _of_rates(folder: Path) -> list[str]:
         *(found.split("; ") if found else []),
         f"{plan['key']}=auto: {rule if found else 'not found yet'}",
     ]
+
+
+def _of_search(folder: Path) -> list[str]:
+    if not (folder / SEARCH).is_file():
+        return []
+    plan = read_json(folder / SEARCH)
+    rule = f"Optuna's {plan['sampler']} on validation, {plan['n_trials']:,} trials for each cell"
+    found = plan.get("found")
+    return [*(found.split("; ") if found else []), f"{plan['keys']}: {rule if found else 'not found yet'}"]
 
 
 def _of_seeds(folder: Path) -> list[str]:

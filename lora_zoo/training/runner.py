@@ -36,6 +36,7 @@ from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
 from lora_zoo.training.experiment import Experiment
 from lora_zoo.training.logs import logging_to
+from lora_zoo.training.pruning import Pruned
 from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
 from lora_zoo.training.session import RunContext
 from lora_zoo.training.stage_record import STAGES
@@ -189,6 +190,8 @@ def _outcome(experiment: Experiment) -> Outcome:
         experiment.run()
     except Diverged as divergence:
         return Outcome("diverged", _code("diverged", trial=experiment.settings.trial), divergence)
+    except Pruned as end:
+        return Outcome("interrupted", 0, end)
     except ValueError as mistake:
         return Outcome("failed", 1 if experiment.underway else 2, mistake)
     except Exception as failure:
@@ -219,4 +222,4 @@ def _complain(console: Console, text: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = in_one_line(error)
-    return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (ValueError, Diverged, Pruned)) else f"{type(error).__name__}: {text}"
