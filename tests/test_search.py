@@ -40,6 +40,9 @@ class MadeUp:
             return 0
         about = {"name": spec.name, "identity": spec.identity, "made_of": spec.made_of}
         about |= {"config": asdict(spec.settings), "seed": spec.settings.seed}
+        about |= {"data_seed": spec.settings.data_seed, "adapter": {"sha256": spec.identity}}
+        variant = {"name": spec.variant.name, "hyperparameters": spec.hyperparameters}
+        about |= {"variant": self.usual["variant"] | variant}
         about |= {"command": shlex.join(["python", "-m", "lora_zoo.run", *spec.overrides])}
         self.runs.append(self.usual | about | self.ends(spec))
         folder.mkdir(parents=True, exist_ok=True)
