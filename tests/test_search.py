@@ -111,7 +111,7 @@ def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypa
     assert "lr, rank found for each cell by a search on validation; " in table.rule
     assert "lr (found)" in table.columns and "rank (found)" in table.columns
     (note,) = [note for note in table.notes if note.startswith("lr, rank: ")]
-    assert note.startswith("lr, rank: 4 trials for each cell: variant=lora: ") and "rank 2 " in note
+    assert note.startswith("lr, rank: 4 trials for each cell: variant=lora: ") and "2 of rank=2" in note
     again = MadeUp(monkeypatch)
     assert again.typed(*words) == 0 and not again.runs
     assert again.typed(*words[:-1], "hydra.sweeper.n_trials=5") == 2 and not again.runs

@@ -36,7 +36,7 @@ class SpecifiedLauncher(Launcher):
         def start(number: int, **shared: Any) -> JobReturn:
             return run_job(
                 hydra_context=self.hydra_context,
-                task_function=partial(self.task_function, spec=specs[number], **shared),
+                task_function=partial(self.task_function, **shared | {"spec": specs[number]}),
                 config=configs[number],
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",

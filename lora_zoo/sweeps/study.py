@@ -88,8 +88,8 @@ class Study:
         parts = [f"{len(different)} configurations searched"]
         for key in keys:
             values = [t.params[key] for t in different]
-            counts = [f"{value} {values.count(value)}" for value in dict.fromkeys(values)]
-            parts.append(f"{key.lstrip('+')} {', '.join(counts)}")
+            name = key.lstrip("+")
+            parts += [f"{values.count(value)} of {name}={value}" for value in dict.fromkeys(values)]
         for state in ("pruned", "diverged", "failed"):
             if count := sum(t.user_attrs.get("state") == state for t in ended):
                 parts.append(f"{count} {state}")
