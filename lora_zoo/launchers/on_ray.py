@@ -1,7 +1,6 @@
 """Tasks of a Ray cluster."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from lora_zoo.launchers.tasks import Ended, Task
 from lora_zoo.training.watchdog import WITHIN
@@ -20,18 +19,22 @@ def run(tasks: Sequence[Task], *, address: str, cpus: float, gpus: float | None)
     if gpus is None:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
     # Ray ends a worker after one call that has a GPU, unless told otherwise: the base would be loaded anew.
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=0)
-    calls = [remote(partial(Task.__call__, task)).remote() for task in tasks]
+    call = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=0)(_made)
+    calls = [call.remote(task) for task in tasks]
     ended: list[Ended] = []
     try:
-        for call in calls:
+        for begun in calls:
             try:
-                ended.append(ray.get(call))
+                ended.append(ray.get(begun))
             except RayError as lost:
                 ended.append(lost)
     except KeyboardInterrupt:
-        for call in calls:
-            ray.cancel(call)
+        for begun in calls:
+            ray.cancel(begun)
         ray.wait(calls, num_returns=len(calls), timeout=WITHIN)
         raise
     return ended
+
+
+def _made(task: Task) -> list[int]:
+    return task()

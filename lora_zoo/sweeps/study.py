@@ -6,7 +6,7 @@ it would have suggested, and cells begin with the same values.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -71,7 +71,7 @@ class Study:
         number = begun.number if begun else len(self._trials())
         self.study.sampler = self.sampler(seed=derived_seed("search", self.seed, number) % 2**32)
         trial = OptunaTrial(self.study, begun._trial_id) if begun else self.study.ask()
-        return Trial(self, trial, {d.key: d.suggest(trial) for d in dimensions})
+        return Trial(self, trial, _rounded({d.key: d.suggest(trial) for d in dimensions}))
 
     def best(self) -> dict[str, Any] | None:
         """The values of the best done trial; of equal ones, that of the best likelihood, then the first."""
@@ -79,7 +79,7 @@ class Study:
         done = [t for t in self._trials() if t.value is not None and t.state.name == "COMPLETE"]
         likely = [t.user_attrs.get(LIKELIHOOD, 0.0) for t in done]
         ranked = sorted(zip(done, likely, strict=True), key=lambda one: (-sign * one[0].value, one[1]))
-        return dict(ranked[0][0].params) if ranked else None
+        return _rounded(ranked[0][0].params) if ranked else None
 
     def searched(self, keys: Sequence[str]) -> str:
         """The number of configurations that were searched, by each value of `keys`, and how they ended."""
@@ -97,6 +97,11 @@ class Study:
 
     def _trials(self) -> list[Any]:
         return list(self.study.get_trials(deepcopy=False))
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with numbers that people can read."""
+    return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in values.items()}
 
 
 @final
