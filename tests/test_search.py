@@ -6,16 +6,22 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 
 from lora_zoo import run
+from lora_zoo.config import space
 from lora_zoo.report.tables import tables
 from lora_zoo.runs import load
 from lora_zoo.runs.record import validation_of
-from lora_zoo.training import runner
+from lora_zoo.sweeps import study
+from lora_zoo.training import runner, session
 from tests.recorded import recorded
+from tests.test_mistakes import ended
+from tests.test_rates import SMALL
 
 
 class MadeUp:
@@ -78,7 +84,7 @@ def test_sweepers_are_told_the_validation_score(tmp_path, monkeypatch):
     assert math.isnan(validation_of(recorded(metrics={"test": {"exact_match": 1.0}})))
 
 
-SEARCH = ("hydra/sweeper=optuna", "variant=lora,dora", "seed=0,1", "lr=tag(log,interval(1e-4,1e2))")
+SEARCH = ("hydra/sweeper=optuna", "variant=lora,dora", "seed=0", "lr=tag(log,interval(1e-4,1e2))")
 
 
 @pytest.fixture
@@ -96,16 +102,14 @@ def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypa
     assert {run["seed"] for run in trials} == {1000}
     assert {tuple(run["config"]["eval_splits"]) for run in trials} == {("validation",)}
     results = made.runs[len(trials) :]
-    assert [(r["config"]["variant"]["name"], r["seed"]) for r in results] == [
-        ("lora", 0), ("lora", 1), ("dora", 0), ("dora", 1)
-    ]  # fmt: skip
+    assert [(r["config"]["variant"]["name"], r["seed"]) for r in results] == [("lora", 0), ("dora", 0)]
     for name in ("lora", "dora"):
         own = [run for run in trials if run["config"]["variant"]["name"] == name]
         done = [run for run in own if run["state"] == "done"]
         best = max(done, key=lambda run: run["metrics"]["validation"]["exact_match"])
         (chosen,) = {r["config"]["lr"] for r in results if r["config"]["variant"]["name"] == name}
         assert chosen == best["config"]["lr"] and len(own) == 4
-    assert "4 runs, and 8 trials" in said and "4 configurations searched" in said and "diverged)" in said
+    assert "2 runs, and 8 trials" in said and "4 configurations searched" in said and "diverged)" in said
     (folder,) = (tmp_path / "runs").iterdir()
     (table,) = tables(load(folder))
     assert "lr, rank found for each cell by a search on validation; " in table.rule
@@ -117,3 +121,106 @@ def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypa
     assert again.typed(*words[:-1], "hydra.sweeper.n_trials=5") == 2 and not again.runs
     assert "hydra.sweeper.n_trials=5" in capsys.readouterr().err
     assert "hydra.sweeper.n_trials=4" in table.command and "tag(log,interval(1e-4,1e2))" in table.command
+
+
+def test_what_a_search_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda _: True)))
+    made = MadeUp(monkeypatch)
+    for words, said in {
+        ("variant=lora,dora",): "has nothing to search",
+        ("lr=tag(log,interval(0,1))",): "a logarithm needs numbers above 0",
+        ("lr=interval(1,1)",): "lr=interval(1,1) holds fewer than two values",
+        ("seed=range(3)",): "seed is not searched",
+        ("variant=choice(lora,dorra)",): "unknown variant 'dorra'",
+        ("lr=interval(1e-3,1)", "hydra.sweeper.sampler=tpi"): "unknown hydra.sweeper.sampler 'tpi'",
+        ("lr=interval(1e-3,1)", "hydra.sweeper.n_trials=0"): "n_trials must be at least 1; got 0",
+        ("lr=interval(1e-3,1)", "hydra.sweeper.direction=minimize"): "exact_match is better higher",
+        ("lr=interval(1e-3,1)", "hydra.sweeper.pruner=median"): "give trainer.eval_steps",
+        ("lr=interval(1e-3,1)", "hydra.sweeper.pruner=median", "hydra/launcher=joblib"): "leave one of them",
+    }.items():
+        assert made.typed("hydra/sweeper=optuna", *words) == 2
+        text = capsys.readouterr().err.strip().splitlines()[-1]
+        assert text.startswith("lora_zoo: ") and said in text
+    assert made.typed("lr=interval(1e-3,1)") == 2 and "names no values one by one" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(ValueError, match=r"needs Optuna: pip install 'lora_zoo\[optuna\]'"):
+        study.check_names("tpe", "none")
+    assert not made.runs
+
+
+def dimensions(*words: str) -> list:
+    return [space.dimension(o) for o in OverridesParser.create().parse_overrides(list(words))]
+
+
+def test_the_space_is_what_the_overrides_say():
+    assert dimensions(
+        "lr=tag(log,interval(1e-4,1e-1))", "rank=int(interval(2,64))", "rank=range(2,9,2)",
+        "variant=choice(lora,dora)", "++variant.b=interval(0,1)",
+    ) == [
+        space.Real("lr", 1e-4, 1e-1, True), space.Whole("rank", 2, 64), space.Whole("rank", 2, 8, step=2),
+        space.Choice("variant", ("lora", "dora")), space.Real("++variant.b", 0, 1, False),
+    ]  # fmt: skip
+    (searched, compared) = OverridesParser.create().parse_overrides(["rank=choice(2,4)", "rank=2,4"])
+    assert space.is_searched(searched) and not space.is_searched(compared)
+
+
+def test_a_killed_search_suggests_what_it_would_have(tmp_path, optuna):
+    how = {"higher": True, "sampler": "tpe", "pruner": "none", "seed": 3}
+    wanted = dimensions("lr=tag(log,interval(1e-4,1e-1))", "rank=choice(2,4)")
+
+    def score(values: dict) -> float:
+        return -abs(math.log10(values["lr"]) + 2)
+
+    def search(folder: Path, *, killed: bool) -> list[dict]:
+        folder.mkdir()
+        own, found = study.Study(folder, "all", **how), []
+        for number in range(14):
+            trial = own.ask(wanted)
+            if killed and number % 3 == 0:
+                own = study.Study(folder, "all", **how)
+                again = own.ask(wanted)
+                assert (again.trial.number, again.values) == (trial.trial.number, trial.values)
+                trial = again
+            found.append(trial.values)
+            trial.tell("diverged" if number == 1 else "done", None if number == 1 else score(trial.values))
+        assert own.best() == max((f for n, f in enumerate(found) if n != 1), key=score)
+        assert "14 configurations searched" in own.searched([]) and "1 diverged" in own.searched([])
+        return found
+
+    assert search(tmp_path / "a", killed=False) == search(tmp_path / "b", killed=True)
+
+
+def test_of_equal_scores_the_better_likelihood_is_chosen(tmp_path, optuna):
+    own = study.Study(tmp_path, "all", higher=False, sampler="random", pruner="none", seed=0)
+    trials = [own.ask(dimensions("rank=int(interval(1,1000))")) for _ in range(3)]
+    for trial, nll in zip(trials, (2.0, 1.0, 3.0), strict=True):
+        trial.tell("done", 0.5, nll)
+    assert own.best() == trials[1].values
+
+
+def test_a_trial_is_given_up_by_what_others_had_reached(tmp_path, optuna):
+    own = study.Study(tmp_path, "all", higher=True, sampler="random", pruner="median", seed=0)
+    ends = []
+    for score in (0.5, 0.6, 0.7, 0.8, 0.9, 0.1):
+        trial = own.ask(dimensions("lr=interval(0,1)"))
+        ends.append(trial.watch("exact_match")(4, {"exact_match": score, "nll": 1.0}))
+        trial.tell("pruned" if trial.pruned else "done", None if trial.pruned else score)
+    assert ends == [False] * 5 + [True] and "1 pruned" in own.searched([])
+
+
+def test_a_run_that_is_given_up_is_unfinished_and_no_failure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def given_up(step: int, values: dict) -> bool:
+        seen.append((step, set(values) >= {"exact_match", "nll"}))
+        return step == 2
+
+    monkeypatch.setattr(session, "WATCHED", SimpleNamespace(get=lambda _: given_up))
+    end = ended(f"+variant=lora steps=4 trainer.eval_steps=1 trial=true eval_before_training=false {SMALL}")
+    assert end.code == 0 and end.steps == 2 and seen == [(1, True), (2, True)]
+    assert "interrupted: given up at step 2 by its search" in end.text
+    (result,) = (tmp_path / "runs").rglob("result.json")
+    assert json.loads(result.read_text())["state"] == "interrupted"

@@ -1,5 +1,6 @@
 """`hydra/sweeper=optuna`: a search by validation scores for each cell of a sweep, by any launcher."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class OptunaSweeper(PlannedSweeper):
         parsed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(list(arguments))
         searched = [override for override in parsed if is_searched(override)]
         (cells,) = self.split_arguments([o for o in parsed if o not in searched], None)
-        plan = SearchPlan(**self.given, space=[str(o.input_line) for o in searched])
+        plan = SearchPlan(**self.given, space=shlex.join(str(o.input_line) for o in searched))
         launcher = str(self.config.hydra.runtime.choices["hydra/launcher"])
         if plan.pruner != "none" and launcher not in IN_PROCESS:
             raise ValueError(

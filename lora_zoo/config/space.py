@@ -100,10 +100,11 @@ def dimension(override: Override) -> Dimension:
 
 
 def _ends(override: Override, value: Any) -> Sequence[Any]:
-    ends: list[Any] = [value.start, value.end]
     if isinstance(value, RangeSweep):
-        numbers = list(value.range())
+        numbers: list[Any] = list(value.range())
         ends = sorted((numbers[0], numbers[-1])) if numbers else [1, 0]
+    else:
+        ends = [value.start, value.end]
     if not ends[0] < ends[1]:
         raise ValueError(f"{override.input_line} holds fewer than two values")
     return ends

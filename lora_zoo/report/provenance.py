@@ -84,7 +84,8 @@ def _searched(counted: pd.DataFrame) -> dict[str, str]:
         return {}
     space, *rest = counted[columns].iloc[0]
     given = {f"hydra.sweeper.{c.rpartition('.')[2]}": held for c, held in zip(columns[1:], rest, strict=True)}
-    words = ["hydra/sweeper=optuna", *(f"{key}={format_value(held)}" for key, held in given.items()), *space]
+    words = ["hydra/sweeper=optuna", *(f"{key}={format_value(held)}" for key, held in given.items())]
+    words += shlex.split(space)
     return overrides_of(shlex.join(words))
 
 

@@ -43,7 +43,7 @@ class SearchPlan:
     pruner: str
     seed: int
     direction: str
-    space: Sequence[str] = ()
+    space: str = ""
 
     def __post_init__(self) -> None:
         check_names(self.sampler, self.pruner)
