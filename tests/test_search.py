@@ -18,7 +18,7 @@ from lora_zoo.report.tables import tables
 from lora_zoo.runs import load
 from lora_zoo.runs.record import validation_of
 from lora_zoo.sweeps import study
-from lora_zoo.training import runner, session
+from lora_zoo.training import pruning, runner, session
 from tests.recorded import recorded
 from tests.test_mistakes import ended
 from tests.test_rates import SMALL
@@ -187,6 +187,7 @@ def test_a_killed_search_suggests_what_it_would_have(tmp_path, optuna):
             trial.tell("diverged" if number == 1 else "done", None if number == 1 else score(trial.values))
         assert own.best() == max((f for n, f in enumerate(found) if n != 1), key=score)
         assert "14 configurations searched" in own.searched([]) and "1 diverged" in own.searched([])
+        assert own.study.get_trials()[1].state.name == "PRUNED", "worse than any score, to samplers"
         return found
 
     assert search(tmp_path / "a", killed=False) == search(tmp_path / "b", killed=True)
@@ -224,3 +225,6 @@ def test_a_run_that_is_given_up_is_unfinished_and_no_failure(tmp_path, monkeypat
     assert "interrupted: given up at step 2 by its search" in end.text
     (result,) = (tmp_path / "runs").rglob("result.json")
     assert json.loads(result.read_text())["state"] == "interrupted"
+    callback = pruning.PruneCallback(lambda step, _: seen.append((step, False)) is not None, before=5)
+    callback.on_evaluate(None, SimpleNamespace(global_step=2), metrics={})
+    assert seen[-1] == (7, False), "a stage's steps come after those of the stages before it"

@@ -24,7 +24,7 @@ from lora_zoo.runs.record import finished_run, made, validation_of
 from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys, without_keys
 from lora_zoo.sweeps.plans import check_plan, keep, kept
 from lora_zoo.sweeps.rates import SEEDS, TRIAL
-from lora_zoo.sweeps.study import Study, Trial, check_names
+from lora_zoo.sweeps.study import SearchTrial, Study, check_names
 from lora_zoo.terminal import say
 from lora_zoo.training.pruning import WATCHED
 
@@ -56,7 +56,7 @@ class SearchPlan:
 
 @final
 @dataclass
-class _Cell:
+class _SearchedCell:
     """Cells that share a search: their numbers, the overrides that they share, and the metric they have."""
 
     name: str
@@ -110,7 +110,7 @@ class Search:
     def _keys(self) -> str:
         return ", ".join(d.key.lstrip("+") for d in self.dimensions)
 
-    def _searches(self, specify: Specify) -> list[_Cell]:
+    def _searches(self, specify: Specify) -> list[_SearchedCell]:
         groups: dict[tuple[str, ...], list[int]] = {}
         for number, cell in enumerate(self.cells):
             groups.setdefault(tuple(without_keys(cell, SEEDS)), []).append(number)
@@ -130,7 +130,7 @@ class Search:
                     "give trainer.eval_steps=…"
                 )
             study = Study(self.folder, " ".join(group) or "all", higher=higher, **how)
-            found.append(_Cell(name, group, numbers, metric, study))
+            found.append(_SearchedCell(name, group, numbers, metric, study))
         return found
 
     def _higher(self, metric: str) -> bool:
@@ -146,9 +146,9 @@ class Search:
             )
         return bool(declared) if declared is not None else asked == "maximize"
 
-    def _round(self, cells: Sequence[_Cell], launch: Launch, specify: Specify) -> bool:
+    def _round(self, cells: Sequence[_SearchedCell], launch: Launch, specify: Specify) -> bool:
         """Run the next trials of each cell, and tell its study; False where one has come to no end."""
-        asked: list[tuple[_Cell, Trial, RunSpec | None]] = []
+        asked: list[tuple[_SearchedCell, SearchTrial, RunSpec | None]] = []
         jobs: dict[str, Overrides] = {}
         for cell in cells:
             for _ in range(min(self.plan.n_jobs, self.plan.n_trials - cell.study.ended)):
@@ -169,9 +169,9 @@ class Search:
             for identity in watched:
                 del WATCHED[identity]
         pruned = {spec.identity for _, trial, spec in asked if spec and trial.pruned}
-        return all([self._told(trial, spec, pruned) for _, trial, spec in asked])
+        return all([self._ended(trial, spec, pruned) for _, trial, spec in asked])
 
-    def _told(self, trial: Trial, spec: RunSpec | None, pruned: Set[str]) -> bool:
+    def _ended(self, trial: SearchTrial, spec: RunSpec | None, pruned: Set[str]) -> bool:
         """Tell the study how a trial ended; False where it did not."""
         if spec is None or spec.identity in pruned:  # without a run it has said why
             trial.tell("pruned" if spec else "failed")
@@ -188,7 +188,7 @@ class Search:
         trial.tell("done", value, run.before.get("likelihood", {}).get("validation", {}).get("nll"))
         return True
 
-    def _words(self, cell: _Cell) -> str:
+    def _words(self, cell: _SearchedCell) -> str:
         best = cell.study.best()
         values = {key.lstrip("+"): value for key, value in (best or {}).items()}
         chosen = format_key(values) if best is not None else "none: no trial is done"

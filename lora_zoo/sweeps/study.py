@@ -63,7 +63,7 @@ class Study:
         """The number of trials that have come to an end."""
         return sum(trial.state.is_finished() for trial in self._trials())
 
-    def ask(self, dimensions: Sequence[Dimension]) -> "Trial":
+    def ask(self, dimensions: Sequence[Dimension]) -> "SearchTrial":
         """A trial with its values: one that was left, else a new one."""
         from optuna.trial import Trial as OptunaTrial
 
@@ -71,7 +71,7 @@ class Study:
         number = begun.number if begun else len(self._trials())
         self.study.sampler = self.sampler(seed=derived_seed("search", self.seed, number) % 2**32)
         trial = OptunaTrial(self.study, begun._trial_id) if begun else self.study.ask()
-        return Trial(self, trial, _rounded({d.key: d.suggest(trial) for d in dimensions}))
+        return SearchTrial(self, trial, _rounded({d.key: d.suggest(trial) for d in dimensions}))
 
     def best(self) -> dict[str, Any] | None:
         """The values of the best done trial; of equal ones, that of the best likelihood, then the first."""
@@ -105,7 +105,7 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @final
-class Trial:
+class SearchTrial:
     """One configuration of a study, in hand."""
 
     def __init__(self, study: Study, trial: Any, values: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class Trial:
         self.pruned = False
 
     def watch(self, metric: str) -> Callable[[int, dict[str, float]], bool]:
-        """What a run calls after an evaluation: True where the trial is to be given up."""
+        """A function for a run to call after an evaluation: True where the trial is to be given up."""
 
         def given_up(step: int, values: dict[str, float]) -> bool:
             self.trial.report(values[metric], step)

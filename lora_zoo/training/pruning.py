@@ -15,7 +15,7 @@ class Pruned(RuntimeError):
     """A trial that its search gave up. It is unfinished: whoever asks for the run has it go on."""
 
 
-class Pruning(TrainerCallback):
+class PruneCallback(TrainerCallback):
     """Tells who watches the run of its evaluations. `before` are the steps of earlier stages."""
 
     def __init__(self, given_up: GivenUp, before: int = 0) -> None:
