@@ -5,6 +5,7 @@ be run as given; 128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM), `resume=
 """
 
 import gc
+import math
 import os
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.base import Launcher, launcher
 from lora_zoo.runs.processes import refuse_several, wait_passively
-from lora_zoo.runs.record import claim_folder, made, write_atomically
+from lora_zoo.runs.record import claim_folder, finished_run, made, validation_of, write_atomically
 from lora_zoo.runs.redact import redacted
 from lora_zoo.terminal import say
 
@@ -71,7 +72,7 @@ def _run(given: list[str]) -> int:
         _hydra(ready)
         return max(OUTCOMES, default=0)
     try:
-        return _one(lambda: jobs[0], overrides)
+        return _one(_specified(lambda: jobs[0], overrides))
     except Exception as error:
         raise compose.Mistake(compose.explain(error)) from error
 
@@ -203,41 +204,59 @@ def _hydra(arguments: list[str]) -> None:
         raise compose.Mistake(compose.explain(error)) from error
 
 
-def job(config: DictConfig, spec: RunSpec | None = None, **shared: Any) -> None:
-    """One run; what goes wrong in it is recorded and costs no other run of the sweep.
+def job(
+    config: DictConfig, spec: RunSpec | None = None, code: int | None = None, **shared: Any
+) -> float | None:
+    """One run, and its validation score; what goes wrong in it is recorded and costs no other run of a sweep.
 
-    `spec` and `shared` come from a launcher that has made the one and shares the other among its jobs.
+    The score is that of the metric that counts, which declares its direction; nan where the run has come to
+    none, None for a dry run. No test set has a part in it, so that any sweeper of Hydra's may search by it.
+
+    `spec` and `shared` come from a launcher that has made the one and shares the other among its jobs; `code`
+    from one that has made the run elsewhere.
     """
     if not OUTCOMES:
         gc.freeze()  # what is imported stays: the collector need not look at its million objects again
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    one = partial(_one, partial(compose.settings_of, config, overrides), overrides, spec=spec, **shared)
+    spec = spec or _specified(partial(compose.settings_of, config, overrides), overrides)
     if hydra_config.mode != RunMode.MULTIRUN:
-        OUTCOMES.append(one())
-        return
+        OUTCOMES.append(_one(spec, **shared))
+        return _score(spec, Path(spec.settings.out) if spec else Path())
     sweep = Path(hydra_config.sweep.dir)
     chosen = launcher(hydra_config.runtime.choices["hydra/launcher"])(sweep)
-    code = chosen.run(partial(one, sweep=str(sweep)), hydra_config.launcher)
-    if code is not None:
-        OUTCOMES.append(code)
+    one = partial(_one, spec, sweep=str(sweep), **shared)
+    ended = chosen.run(one, hydra_config.launcher) if code is None else code
+    if ended is not None:
+        OUTCOMES.append(ended)
         # In a file, since a launcher's jobs run in processes of their own.
-        write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(code))
+        write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(ended))
+    return _score(spec, sweep)
 
 
-def _one(
-    settings: Callable[[], Settings], overrides: Sequence[str], *, spec: RunSpec | None = None, **how: Any
-) -> int:
-    """Make one run, which a launcher may have specified already, and return its exit code."""
+def _specified(settings: Callable[[], Settings], overrides: Sequence[str]) -> RunSpec | None:
+    """The run that is asked for; None where it cannot be made, which has been said."""
     from lora_zoo.runs.identity import specify
-    from lora_zoo.training import runner
 
     try:
-        spec = spec or specify(settings(), overrides)
+        return specify(settings(), overrides)
     except (ValueError, OSError) as mistake:
         say(str(mistake))
-        return 2
-    return runner.run(spec, **how)
+        return None
+
+
+def _one(spec: RunSpec | None, **how: Any) -> int:
+    """Make one run, if it could be specified, and return its exit code."""
+    from lora_zoo.training import runner
+
+    return runner.run(spec, **how) if spec else 2
+
+
+def _score(spec: RunSpec | None, root: Path) -> float | None:
+    if spec is None or spec.settings.dry_run:
+        return None if spec else math.nan
+    done = finished_run(root, f"{spec.name}-{spec.identity}")
+    return validation_of(done.before) if done else math.nan
 
 
 if __name__ == "__main__":

@@ -212,8 +212,8 @@ def test_a_worker_whose_front_has_died_begins_nothing(
 
 
 def test_a_launcher_is_found_by_its_file_and_any_other_is_basic(tmp_path: Path) -> None:
-    assert set(LAUNCHERS) == {"basic", "joblib"}
-    assert launcher("joblib") is Joblib and launcher("packed") is launcher("submitit_slurm") is Launcher
+    assert set(LAUNCHERS) == {"basic", "joblib", "ray", "submitit_local", "submitit_slurm"}
+    assert launcher("joblib") is Joblib and launcher("packed") is launcher("of_a_plugin") is Launcher
     basic = Launcher(tmp_path)
     with basic.around():
         assert basic.run(lambda: 3, None) == 3

@@ -1,325 +1,116 @@
-"""Data in, outcomes out: splits, kinds and what they refuse."""
+"""Sweeps in tasks of a cluster: `hydra/launcher=ray`, `submitit_local`, `submitit_slurm`."""
 
-import csv
-import json
-import math
+import os
+import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
-from lora_zoo.config.schema import Task
-from lora_zoo.config.task_types import TASK_TYPES
-from lora_zoo.models import from_scratch
-from lora_zoo.tasks import causal_lm
-from lora_zoo.tasks.base import IGNORED
-from lora_zoo.tasks.data import fingerprint, load_splits
-from lora_zoo.tasks.labels import check_numbers
-from lora_zoo.tasks.likelihood import summary
+from lora_zoo.config.choices import TYPED
+from lora_zoo.launchers import on_submitit, tasks
+from lora_zoo.launchers.tasks import STOP, Ray, RunTask, SubmititLocal, launched
+from lora_zoo.runs.identity import specify
+from lora_zoo.training import runner
+from lora_zoo.training.signals import Stopped
+from tests.recorded import settings
+from tests.test_search import MadeUp
 
-ROWS = [
-    {"first": "a cat sits", "second": "a cat", "gold": "yes", "score": 1.5},
-    {"first": "a dog runs", "second": "a cat", "gold": "no", "score": 4.0},
-    {"first": 'he said "hi', "second": "hi", "gold": "yes", "score": 2.0},
-    {"first": "a dog runs", "second": "a dog", "gold": "yes", "score": 5.0},
-] * 5
+
+def specs(*seeds: int, **more: str) -> list:
+    given = [f"{key}={value}" for key, value in more.items()]
+    return [specify(settings(f"seed={seed}", *given), [f"seed={seed}"]) for seed in seeds]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for split in ("train", "test"):
-        with (tmp_path / f"{split}.tsv").open("w", newline="") as file:
-            file.write("first\tsecond\tgold\tscore\r\n")
-            for row in ROWS:
-                file.write("\t".join(str(v) for v in row.values()) + "\r\n")
-        (tmp_path / f"{split}.json").write_text("\n".join(json.dumps(row) for row in ROWS))
-    return tmp_path
+def made(monkeypatch) -> list[tuple[int, str]]:
+    """The seed and the working directory of each run that the runner was asked for."""
+    found: list[tuple[int, str]] = []
+
+    def run(spec, sweep, *, progress) -> int:
+        assert not progress
+        found.append((spec.settings.seed, str(Path.cwd())))
+        return {3: 130, 4: 1}.get(spec.settings.seed, 0)
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "is_over", lambda spec, sweep: spec.settings.seed == 1)
+    return found
 
 
-def task(folder: Path, **changes: Any) -> Task:
-    usual = {
-        "name": "mine",
-        "type": "classification",
-        "dataset": "csv",
-        "data_dir": str(folder),
-        "data_files": {"train": "train.tsv", "test": "test.tsv"},
-        "options": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
-        "columns": {"text": "first", "text_pair": "second", "label": "gold"},
-        "metrics": ["accuracy"],
-        "lr": 1e-3,
-    }
-    return Task(**(usual | changes))
+def test_what_is_missing_is_made_in_tasks_of_one_base(tmp_path, made, capsys):
+    given = [*specs(0, 1), None, *specs(2, dry_run="true"), *specs(5, task="pocket-nli"), *specs(6, 7, 4)]
+    seen: list[list[int]] = []
+
+    def run(own):
+        seen.extend([held.seed for _, held, _ in task.runs] for task in own)
+        return [RuntimeError("the node went away"), *(task() for task in own[1:])]
+
+    codes = launched(given, tmp_path, 2, run)
+    assert seen == [[0, 6], [7, 4], [5]]
+    assert codes == {0: 1, 5: 1, 6: 0, 7: 1, 4: 0} and [seed for seed, _ in made] == [7, 4, 5]
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert "5 of 8 runs are missing: 3 tasks of at most 2" in text
+    assert "a task was lost: the node went away; the same command does what is missing" in text
+    assert launched(specs(1), tmp_path, 2, run) == {}
 
 
-def test_csv_and_json_hold_the_same_examples(folder: Path) -> None:
-    from_csv = load_splits(task(folder))
-    files = {"train": "train.json", "test": "test.json"}
-    from_json = load_splits(task(folder, dataset="json", data_files=files, options={}))
-    assert from_csv["test"].to_list() == from_json["test"].to_list()
-    assert from_csv["test"][2]["text"] == 'he said "hi'  # a bare quote is a character like any other
-    assert [row["item"] for row in from_csv["test"]] == list(range(20))
+def task(folder: Path, *seeds: int, identity: str = "") -> RunTask:
+    runs = [(identity or spec.identity, spec.settings, spec.overrides) for spec in specs(*seeds)]
+    return RunTask(str(folder), runs, folder=str(folder), typed='{"a": "b"}')
 
 
-def test_a_validation_split_is_held_out_of_train(folder: Path) -> None:
-    splits = load_splits(task(folder, validation_fraction=0.25))
-    assert (len(splits["train"]), len(splits["validation"]), len(splits["test"])) == (15, 5, 20)
-    assert fingerprint(splits) == fingerprint(load_splits(task(folder, validation_fraction=0.25)))
+def test_a_task_ends_with_a_run_that_was_stopped_and_where_the_sweep_is(tmp_path, made, monkeypatch, capsys):
+    monkeypatch.chdir("/")
+    monkeypatch.setenv(TYPED, "{}")
+    assert task(tmp_path, 0, 3, 5)() == [0, 130] and made == [(0, str(tmp_path)), (3, str(tmp_path))]
+    assert os.environ[TYPED] == '{"a": "b"}'
+    assert task(tmp_path, 0, identity="00000000")() == [2]
+    said = capsys.readouterr()
+    assert "this machine has other sources" in said.out + said.err
+    (tmp_path / STOP).touch()
+    assert task(tmp_path, 0)() == [] and len(made) == 2
 
 
-def test_sizes_limit_a_split(folder: Path) -> None:
-    assert len(load_splits(task(folder, sizes={"test": 3}))["test"]) == 3
+def test_a_signal_stops_the_tasks_and_the_next_sweep_begins_anew(tmp_path):
+    (tmp_path / STOP).touch()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM"), Ray(tmp_path).around():
+        assert not (tmp_path / STOP).exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    assert (tmp_path / STOP).exists() and signal.getsignal(signal.SIGTERM) == before
 
 
-BAD_DATA = {
-    "column": ({"columns": {"text": "frist", "label": "gold"}}, ["unknown column 'frist'", "'first'"]),
-    "label": ({"labels": ["yes", "maybe"]}, ["unknown label 'no'", "yes, maybe"]),
-    "train": ({"data_files": {"test": "test.tsv"}}, ["no train split"]),
-}
+def test_a_sweep_goes_through_its_launcher_and_tells_the_sweeper(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SubmititLocal, "check", lambda *_: None)
+    given: list = []
+
+    def run(own, *, cluster, sweep, parameters):
+        given.append((cluster, parameters, [len(task.runs) for task in own]))
+        return [task() for task in own]
+
+    monkeypatch.setattr(on_submitit, "run", run)
+    made = MadeUp(monkeypatch)
+    words = ("variant=lora", "lr=0.01,0.1", "seed=0", "hydra.launcher.runs_per_task=3")
+    assert made.typed("hydra/launcher=submitit_local", *words) == 0
+    assert given == [("local", {"timeout_min": 60, "cpus_per_task": 1}, [2])]
+    assert made.returned == [1.0, 0.75]
+    assert made.typed("hydra/launcher=submitit_local", *words) == 0 and len(given) == 1
+    assert made.typed("hydra/launcher=submitit_local", *words[:-1], "hydra.launcher.runs_per_task=0") == 2
+    assert "runs_per_task must be at least 1; got 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data_is_named(case: str, folder: Path, bert: Any) -> None:
-    changes, parts = BAD_DATA[case]
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        mine = task(folder, **changes)
-        TASK_TYPES["classification"](mine, bert[1], load_splits(mine))
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
+@pytest.mark.parametrize("name, package", [("ray", "ray"), ("submitit_slurm", "submitit")])
+def test_without_its_package_a_launcher_says_what_to_install(name, package, monkeypatch):
+    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=rf"{name} needs {package}: pip install 'lora_zoo\[{package}\]'"):
+        tasks.LAUNCHERS.find(name).check({}, 1)
 
 
-def test_an_empty_split_and_an_empty_value_are_named(folder: Path) -> None:
-    (folder / "test.tsv").write_text("first\tsecond\tgold\tscore\n")
-    with pytest.raises(ValueError, match=r"task mine: .*no data"):
-        load_splits(task(folder))
-    (folder / "test.json").write_text('{"first": "x", "second": null, "gold": "yes"}')
-    (folder / "train.json").write_text('{"first": "x", "second": "y", "gold": "yes"}\n' * 10)
-    with pytest.raises(ValueError, match=r"task mine, test: column second has empty values.*example 0"):
-        load_splits(
-            task(folder, dataset="json", data_files={"train": "train.json", "test": "test.json"}, options={})
-        )
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    words = sorted(
-        {w for row in ROWS for key in ("first", "second") for w in str(row[key]).replace('"', "").split()}
-    )
-    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, '"']))
-    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    return config, tokenizer
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    folder = tmp_path_factory.mktemp("llama")
-    (folder / "text.txt").write_text(
-        "\n".join(f"{row['first']} {row['second']} yes no maybe" for row in ROWS)
-    )
-    from_scratch.make(
-        text=[folder / "text.txt"], out=folder / "base", hidden=16, layers=1, heads=2, vocabulary=300, seed=0
-    )
-    model = LlamaForCausalLM.from_pretrained(folder / "base").eval()
-    return model, PreTrainedTokenizerFast.from_pretrained(folder / "base")
-
-
-def test_classification_answers_each_example_as_the_model_does_alone(folder: Path, bert: Any) -> None:
-    mine = task(folder, eval_batch_size=3)
-    splits = load_splits(mine)
-    config, tokenizer = bert
-    kind = TASK_TYPES["classification"](mine, tokenizer, splits)
-    assert kind.head()["id2label"] == {0: "no", 1: "yes"}
-    config.update(kind.head())
-    model = BertForSequenceClassification(config).eval()
-    outcomes = kind.outcomes(model, splits["test"])
-    for row, outcome in zip(splits["test"], outcomes, strict=True):
-        alone = model(**tokenizer(row["text"], row["text_pair"], return_tensors="pt")).logits.argmax().item()
-        assert (outcome["item"], outcome["prediction"]) == (row["item"], alone)
-        assert outcome["reference"] == ["no", "yes"].index(row["label"])
-        assert outcome["score"] == float(outcome["prediction"] == outcome["reference"])
-        logits = model(**tokenizer(row["text"], row["text_pair"], return_tensors="pt")).logits[0]
-        log_p = logits.softmax(0).log().tolist()
-        assert (outcome["nll"], outcome["tokens"]) == (pytest.approx(-log_p[outcome["reference"]]), 1)
-
-
-def test_regression_predicts_numbers(folder: Path, bert: Any) -> None:
-    columns = {"text": "first", "label": "score"}
-    mine = task(folder, type="regression", columns=columns, metrics=["pearson"])
-    splits = load_splits(mine)
-    kind = TASK_TYPES["regression"](mine, bert[1], splits)
-    bert[0].update({"num_labels": 1, "problem_type": "regression"})
-    outcomes = kind.outcomes(BertForSequenceClassification(bert[0]).eval(), splits["test"])
-    assert [o["reference"] for o in outcomes] == [float(r["score"]) for r in ROWS]
-    assert all(o["score"] == -((o["prediction"] - o["reference"]) ** 2) for o in outcomes)
-    assert summary(outcomes) == {}, "the scale of a Gaussian is not given"
-
-
-def test_a_decoder_chooses_the_likeliest_label_word(folder: Path, llama: Any) -> None:
-    mine = task(
-        folder, type="multiple_choice", columns={"prompt": "first", "label": "gold"}, eval_batch_size=3
-    )
-    splits = load_splits(mine)
-    model, tokenizer = llama
-    kind = TASK_TYPES["multiple_choice"](mine, tokenizer, splits)
-    outcomes = kind.outcomes(model, splits["test"])
-    for row, outcome in zip(splits["test"], outcomes, strict=True):
-        likelihood = []
-        for word in ("no", "yes"):
-            prompt = tokenizer(row["prompt"])["input_ids"]
-            tail = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-            log_p = model(torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
-            likelihood.append(sum(log_p[len(prompt) - 1 + i, t].item() for i, t in enumerate(tail)))
-        assert outcome["prediction"] == likelihood.index(max(likelihood))
-        of_both = math.log(sum(map(math.exp, likelihood)))
-        right = likelihood[("no", "yes").index(row["label"])]
-        assert (outcome["nll"], outcome["tokens"]) == (pytest.approx(of_both - right, rel=1e-4), 1)
-
-
-def generation(folder: Path, **changes: Any) -> Task:
-    usual: dict[str, Any] = {"type": "causal_lm", "columns": {"prompt": "first", "target": "second"}}
-    return task(
-        folder, **(usual | {"max_new_tokens": 6, "eval_batch_size": 3, "metrics": ["exact_match"]} | changes)
-    )
-
-
-def test_the_loss_of_generation_is_on_the_target_alone(folder: Path, llama: Any) -> None:
-    mine = generation(folder, template="{prompt} =>")
-    kind = TASK_TYPES["causal_lm"](mine, llama[1], load_splits(mine))
-    encoded = kind.encode({"prompt": "a dog runs", "target": "a cat"})
-    counted = [
-        i for i, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED
-    ]
-    assert llama[1].decode(counted) == " a cat</s>"
-    assert llama[1].decode(encoded["input_ids"]) == "a dog runs => a cat</s>"
-    assert counted[-1] == llama[1].eos_token_id
-
-
-def test_a_batch_generates_what_each_prompt_generates_alone(folder: Path, llama: Any) -> None:
-    model, tokenizer = llama
-    mine = generation(folder)
-    splits = load_splits(mine)
-    outcomes = TASK_TYPES["causal_lm"](mine, tokenizer, splits).outcomes(model, splits["test"])
-    for row, outcome in zip(list(splits["test"])[:4], outcomes, strict=False):
-        ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
-        alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)[0]
-        text = tokenizer.decode(alone[ids.shape[1] :], skip_special_tokens=True)
-        assert outcome["prediction"] == " ".join(text.split())
-
-
-def test_examples_of_one_prompt_are_references_of_one_item(folder: Path, llama: Any) -> None:
-    mine = generation(folder, group_references=True)
-    splits = load_splits(mine)
-    outcomes = TASK_TYPES["causal_lm"](mine, llama[1], splits).outcomes(llama[0], splits["test"])
-    assert len(outcomes) == 3
-    assert sorted(set(outcomes[1]["reference"])) == ["a cat", "a dog"]
-    apart = TASK_TYPES["causal_lm"](generation(folder), llama[1], splits).outcomes(llama[0], splits["test"])
-    found = [one for row, one in zip(splits["test"], apart, strict=True) if row["prompt"] == "a dog runs"]
-    for key in ("nll", "tokens"):
-        each = [one[key] for one in found]
-        assert outcomes[1][key] == pytest.approx(sum(each) / 10) and len(each) == 10
-
-
-@pytest.mark.parametrize("max_length", [256, 7])
-def test_the_likelihood_of_a_target_is_that_of_its_tokens_alone(
-    folder: Path, llama: Any, max_length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By hand and by transformers' loss, without padding; in batches of any size; as in training."""
-    model, tokenizer = llama
-    mine = generation(folder, template="{prompt} =>", max_length=max_length)
-    splits = load_splits(mine)
-    kind = TASK_TYPES["causal_lm"](mine, tokenizer, splits)
-    rows = kind.items(splits["test"])
-    outcomes = kind.outcomes(model, splits["test"])
-    assert len({outcome["tokens"] for outcome in outcomes}) > 1 or max_length == 7
-    for row, outcome in zip(rows[:4], outcomes, strict=False):
-        prompt = tokenizer(f"{row['prompt']} =>")["input_ids"]
-        target = tokenizer(f" {row['target']}", add_special_tokens=False)["input_ids"]
-        target = [*target, tokenizer.eos_token_id]
-        if max_length == 7:
-            inputs, cut = kind.fitted(row)
-            target = [label for label in inputs["labels"] if label != IGNORED]
-            prompt = inputs["input_ids"][: -len(target)]
-            assert cut
-        ids = torch.tensor([prompt + target])
-        log_p = model(ids).logits[0].log_softmax(-1)
-        by_hand = -sum(log_p[len(prompt) - 1 + i, t].item() for i, t in enumerate(target))
-        labels = torch.tensor([[IGNORED] * len(prompt) + target])
-        by_loss = model(ids, labels=labels).loss.item() * len(target)
-        assert outcome["tokens"] == len(target)
-        assert outcome["nll"] == pytest.approx(by_hand, rel=1e-5) == pytest.approx(by_loss, rel=1e-5)
-    told = summary(outcomes)
-    loss = model(**kind.collate(kind.encoded(splits["test"]))).loss.item()
-    assert told["nats_per_token"] == pytest.approx(loss, rel=1e-5)
-    assert told["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-5)
-    assert told["nll"] * 20 == pytest.approx(loss * told["tokens"], rel=1e-5) and told["items"] == 20
-    kind.has_likelihood = False
-    without = [{k: v for k, v in one.items() if k not in ("nll", "tokens")} for one in outcomes]
-    assert kind.outcomes(model, splits["test"]) == without
-    monkeypatch.setattr(causal_lm, "LOGITS", 1)  # one by one
-    alone = kind.likelihoods(model, rows)
-    assert [one["nll"] for one in alone] == pytest.approx([one["nll"] for one in outcomes], rel=1e-6)
-
-
-def test_a_reference_without_a_likelihood_is_refused(
-    folder: Path, llama: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = llama
-    mine = generation(folder)
-    kind = TASK_TYPES["causal_lm"](mine, tokenizer, load_splits(mine))
-    rows = [{"prompt": "a dog runs", "target": "a cat", "item": 0}]
-    for broken in (math.nan, -math.inf):
-        logits = torch.zeros(1, 40, len(tokenizer))
-        logits[..., tokenizer.eos_token_id] = broken
-        monkeypatch.setattr(
-            kind, "_forced", lambda _, batch, z=logits: (z[:, : batch["labels"].shape[1]], batch["labels"])
-        )
-        with pytest.raises(ValueError, match="the likelihood NaN or 0; there is nothing to judge"):
-            kind.likelihoods(model, rows)
-
-
-def test_an_encoder_decoder_writes_targets(folder: Path, llama: Any) -> None:
-    mine = generation(folder, type="seq2seq")
-    splits = load_splits(mine)
-    config = T5Config(
-        vocab_size=len(llama[1]), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-        pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-    )  # fmt: skip
-    model = T5ForConditionalGeneration(config).eval()
-    kind = TASK_TYPES["seq2seq"](mine, llama[1], splits)
-    encoded = kind.encode(splits["train"][0])
-    assert encoded["labels"][-1] == llama[1].eos_token_id
-    loss = model(**kind.collate(kind.encoded(splits["train"]))).loss
-    assert loss.isfinite()
-    outcomes = kind.outcomes(model, splits["test"])
-    assert len(outcomes) == 20
-    loss = model(**kind.collate(kind.encoded(splits["test"]))).loss
-    assert summary(outcomes)["nats_per_token"] == pytest.approx(loss.item(), rel=1e-5)
-    for row, outcome in zip(list(splits["test"])[:4], outcomes, strict=False):
-        alone = kind.collate([kind.encode(row)])
-        tokens = alone["labels"].numel()
-        assert outcome["tokens"] == tokens
-        assert outcome["nll"] == pytest.approx(model(**alone).loss.item() * tokens, rel=1e-5)
-
-
-@pytest.mark.parametrize("label", ["x", None, "nan", float("inf")])
-def test_labels_of_a_regression_are_finite_numbers(label: object) -> None:
-    with pytest.raises(ValueError, match=r"train: the label .* of example 1 is no finite number"):
-        check_numbers(Task(name="t"), {"train": {"label": ["0.5", label]}})
-    check_numbers(Task(name="t"), {"train": {"label": ["0.5", 2]}})
+def test_submitit_gives_back_what_tasks_return_and_what_broke_them(tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra lora_zoo[submitit]")
+    whole, broken = RunTask(str(tmp_path), []), RunTask(str(tmp_path), [], folder=str(tmp_path / "nowhere"))
+    how = {"cluster": "local", "sweep": tmp_path, "parameters": {"timeout_min": 2}}
+    ended = on_submitit.run([whole, broken], **how)
+    assert ended[0] == [] and "nowhere" in str(ended[1])

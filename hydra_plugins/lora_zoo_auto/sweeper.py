@@ -9,6 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lora_zoo.sweeps.planned import PlannedSweeper
+
 
 @dataclass
 class JobsConf:
@@ -40,12 +42,12 @@ class JobSweeper(BasicSweeper):
         super().validate_batch_is_legal([*dict(zip(chosen, batch, strict=True)).values()])
 
 
-class AutoSweeper(BasicSweeper):
+class AutoSweeper(PlannedSweeper):
     """Sweeps over all keys but those that it gives itself, by the plans for them; {}: as given."""
 
     def __init__(self, seeds: dict[str, Any], rates: dict[str, Any]) -> None:
-        super().__init__(max_batch_size=None)
-        self.seeds, self.rates, self.launched = seeds, rates, 0
+        super().__init__()
+        self.seeds, self.rates = seeds, rates
 
     def sweep(self, arguments: list[str]) -> None:
         from lora_zoo.launchers.base import spec_of
@@ -56,9 +58,3 @@ class AutoSweeper(BasicSweeper):
         (cells,) = self.split_arguments(parsed, None)
         plans = {"seeds": self.seeds, "rates": self.rates}
         sweep(Path(self.config.hydra.sweep.dir), cells, plans, self._launch, spec_of)
-
-    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
-        assert self.launcher is not None
-        first, self.launched = self.launched, self.launched + len(jobs)
-        for returned in self.launcher.launch(jobs, initial_job_idx=first):
-            _ = returned.return_value  # raises what broke the job

@@ -29,7 +29,7 @@ from lora_zoo.analysis.rounds import Plan
 from lora_zoo.analysis.sequential import interval_at_stop
 from lora_zoo.analysis.statistics import Interval, interval
 from lora_zoo.runs.directions import higher_is_better
-from lora_zoo.runs.keys import RATES, column
+from lora_zoo.runs.keys import column, searched
 
 
 def cells(
@@ -50,8 +50,8 @@ def cells(
     """
     axes, tuned = {a: column(frame, a) for a in by}, {a: column(frame, a) for a in tune}
     judged, counted = column(frame, value), sound(frame, found)
-    judge, rates = judge or chosen_by(counted, value), rates_of(counted)
-    tuned = {axis: name for axis, name in tuned.items() if not (rates and name in RATES)}
+    judge, found_before = judge or chosen_by(counted, value), searched(counted)
+    tuned = {axis: name for axis, name in tuned.items() if name not in found_before}
     counted = counted.assign(**{_REPLICATE: replicates(counted)})
     diverged = frame[frame["state"] == "diverged"]
     tries = pd.concat([counted, diverged]) if len(diverged) else counted
@@ -73,7 +73,7 @@ def cells(
         made.append(_cell(key, chosen, _tried(mine, tuned), runs[runs[judged].notna()], judged))
     plan = plan_of(counted, axes)
     made = [replace(cell, plan=plan) for cell in made]
-    rule = _rule(value, tuned, plan, judge, rates)
+    rule = _rule(value, tuned, plan, judge, found_of(counted))
     return Cells(made, list(axes), value, _direction(counted, value), rule, tuple(noted), plan)
 
 
@@ -93,21 +93,33 @@ def plan_of(frame: pd.DataFrame, axes: Mapping[str, str] | None = None) -> Plan 
     return replace(plan, against=f"{own[0]}={value}" if own else plan.against)
 
 
-class FoundRates(NamedTuple):
-    """The learning rates that lr=auto has found: the key that it set, and words for each sweep's cells."""
+class FoundSettings(NamedTuple):
+    """Settings that were found for each cell: their keys, how, and words for each sweep's cells."""
 
-    key: str
+    keys: str
+    how: str
     found: tuple[str, ...]
 
 
-def rates_of(frame: pd.DataFrame) -> FoundRates | None:
-    """The rates that lr=auto has found for these runs; None where any of them was given its rate."""
-    names = [f"config.rates.{name}" for name in ("key", "budget", "found")]
-    if frame.empty or names[0] not in frame or frame[names[0]].isna().any():
-        return None
-    plans = frame[names].drop_duplicates().itertuples(index=False)
-    told = tuple(f"{budget:,.0f} steps of trials for each cell: {found}" for _, budget, found in plans)
-    return FoundRates(", ".join(frame[names[0]].unique()), told)
+def found_of(frame: pd.DataFrame) -> FoundSettings | None:
+    """The settings that lr=auto or a search has found for these runs; None where any was given its own."""
+    for how, names in _FOUND_BY.items():
+        if not frame.empty and names[0] in frame and frame[names[0]].notna().all():
+            plans = frame[names].drop_duplicates().itertuples(index=False)
+            told = tuple(f"{_SPENT[how].format(spent)}: {found}" for _, spent, found in plans)
+            return FoundSettings(", ".join(frame[names[0]].unique()), how, told)
+    return None
+
+
+_FOUND_BY = {
+    "successive halving": ["config.rates.key", "config.rates.budget", "config.rates.found"],
+    "a search": ["config.search.keys", "config.search.n_trials", "config.search.found"],
+}
+"""How settings are found: the columns of their keys, of what was spent on each cell, and of the outcome."""
+_SPENT = {
+    "successive halving": "{:,.0f} steps of trials for each cell",
+    "a search": "{:,.0f} trials for each cell",
+}
 
 
 def chosen_by(frame: pd.DataFrame, value: str) -> str:
@@ -218,12 +230,14 @@ def _direction(frame: pd.DataFrame, value: str) -> str:
     return {True: "higher", False: "lower", None: ""}[higher_is_better(frame, column(frame, value))]
 
 
-def _rule(value: str, tuned: dict[str, str], plan: Plan | None, judge: str, rates: FoundRates | None) -> str:
+def _rule(
+    value: str, tuned: dict[str, str], plan: Plan | None, judge: str, found: FoundSettings | None
+) -> str:
     over = f"its first {plan.first} seeds" if plan else "seeds"
     how = [f"{', '.join(tuned)} chosen for each cell by its mean {judge} over {over}, never by test; "]
     how = how if tuned else []
-    if rates:
-        how.append(f"{rates.key} found for each cell by successive halving on validation; ")
+    if found:
+        how.append(f"{found.keys} found for each cell by {found.how} on validation; ")
     tuning = "".join(how)
     if plan:
         return (

@@ -16,7 +16,7 @@ import pandas as pd
 
 from lora_zoo.analysis.columns import format_value, settings, varying
 from lora_zoo.analysis.integrity import sound
-from lora_zoo.analysis.protocol import cells, chosen_by, plan_of, rates_of
+from lora_zoo.analysis.protocol import cells, chosen_by, found_of, plan_of
 from lora_zoo.claims.doubts import FIXED, TIMES, Doubt, of_the_machine, rising
 from lora_zoo.runs import column
 from lora_zoo.runs.frame import COLUMNS
@@ -126,7 +126,7 @@ class Runs:
         """The reasons why the runs of a cell do not decide a claim about `value`."""
         if value in TIMES:
             yield from of_the_machine(_words(where), rows)
-        elif value not in FIXED and LR not in where and not rates_of(rows) and self._rates(where) < 2:
+        elif value not in FIXED and LR not in where and not found_of(rows) and self._rates(where) < 2:
             lost, risen = len(self._matching(self.diverged, where)), rising(rows)
             if lost + risen > (lost + len(rows)) / 2:
                 rate = f", {format_value(rows[LR].iloc[0])}" if LR in rows else ""

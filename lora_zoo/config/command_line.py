@@ -9,7 +9,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -34,6 +35,7 @@ _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
 # A regular expression: no list, not quoted, and with a character that names have not.
 _PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
 _GLOB = re.compile(r"glob\(.*\)")
+_CHOICE = re.compile(r"choice\((.*)\)")
 _TARGETS = ("target_modules", "exclude_modules")
 _REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun", "shell_completion")
 """Flags of Hydra's that would make another program of this one."""
@@ -106,7 +108,14 @@ def _modern(argument: str) -> str:
         return argument
     plus, key, value = match.groups()
     key = modern_key(key)
-    return f"{plus}{key}=" + ",".join(modern_word(key, word) for word in value.split(","))
+    return f"{plus}{key}={_each(value, partial(modern_word, key))}"
+
+
+def _each(value: str, change: Callable[[str], str]) -> str:
+    """The value with each word of its list, or of its choice(…), changed."""
+    choice = _CHOICE.fullmatch(value)
+    words = ",".join(map(change, (choice[1] if choice else value).split(",")))
+    return f"choice({words})" if choice else words
 
 
 def _rewritten(argument: str) -> str:
@@ -122,7 +131,7 @@ def _rewritten(argument: str) -> str:
         value = ",".join(_matching(key, value))
     if key in CHOSEN or key in OWN:
         choice = choose if key in CHOSEN else registered_name
-        value = ",".join(choice(key, part) for part in value.split(","))
+        value = _each(value, partial(choice, key))
     return f"{plus}{key}={_quoted(key, value)}"
 
 
@@ -139,7 +148,8 @@ def _matching(group: str, value: str) -> list[str]:
 def _files(arguments: Sequence[str]) -> list[str]:
     """The override that has every job run the Python files of the user's own."""
     matches = filter(None, map(_OVERRIDE.fullmatch, arguments))
-    files = dict.fromkeys(file for match in matches for file in own_files(match[2], match[3]))
+    given = [(m[2], c[1] if (c := _CHOICE.fullmatch(m[3])) else m[3]) for m in matches]
+    files = dict.fromkeys(file for key, value in given for file in own_files(key, value))
     return [f"files={json.dumps(list(files), ensure_ascii=False)}"] if files else []
 
 

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -27,6 +27,7 @@ from lora_zoo.config.groups import GROUPS, OWN_FILES, folder, options
 from lora_zoo.config.hydra_keys import check_hydra
 from lora_zoo.config.outside import TARGET
 from lora_zoo.config.schema import KEYS, Settings
+from lora_zoo.config.space import dimension, is_searched, samples
 from lora_zoo.config.spec import FLAT, variant_of
 from lora_zoo.config.validate import resolved
 from lora_zoo.core.errors import unknown
@@ -36,6 +37,8 @@ TROUBLE = (
     *(ArithmeticError, OSError, ImportError, RecursionError),
 )
 """Exceptions of Hydra and OmegaConf for a command line that they cannot take."""
+EXHAUSTIVE = ("basic", "auto")
+"""Sweepers that run every value; any other takes intervals as well."""
 _MOST = 10_000
 _LENGTH = 900
 _CHECKED: dict[tuple[str, ...], Settings] = {}
@@ -62,7 +65,9 @@ def check(overrides: Sequence[str], *, multirun: bool) -> list[Settings]:
         for override in parsed:
             _check_override(override, multirun)
         tasks = [o for o in parsed if not o.is_hydra_override()]
-        jobs = list(_representatives(tasks)) if multirun else [[str(o.input_line) for o in tasks]]
+        sweeper = [o.value() for o in parsed if o.key_or_group == "hydra/sweeper"]
+        searched = is_searched if sweeper and sweeper[-1] not in EXHAUSTIVE else lambda _: False
+        jobs = list(_representatives(tasks, searched)) if multirun else [[str(o.input_line) for o in tasks]]
         given = {o.key_or_group for o in parsed}
         for job in jobs:
             _CHECKED[tuple(job)] = settings = _compose(job)
@@ -143,10 +148,13 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, (str, QuotedString))
 
 
-def _representatives(parsed: list[Override]) -> Iterator[list[str]]:
-    """Jobs as Hydra's sweeper writes them: as many as the longest list of values has."""
-    columns = {o.get_key_element(): _values(o) for o in parsed}
-    jobs = math.prod(map(len, columns.values()))
+def _representatives(parsed: list[Override], searched: Callable[[Override], bool]) -> Iterator[list[str]]:
+    """Jobs as Hydra's sweeper writes them: as many as the longest list of values has.
+
+    A sweeper that searches runs no product of the values that are `searched`.
+    """
+    columns = {o.get_key_element(): _samples(o) if searched(o) else _values(o) for o in parsed}
+    jobs = math.prod(len(columns[o.get_key_element()]) for o in parsed if not searched(o))
     if jobs > _MOST:
         raise Mistake(f"the sweep has {jobs:,} runs, more than {_MOST:,}; give fewer values")
     for row in range(max(map(len, columns.values()), default=1)):
@@ -169,6 +177,17 @@ def _values(override: Override) -> list[str]:
     if not values:
         raise Mistake(f"{line} gives no value")
     return [f"{key}={value}" for value in values]
+
+
+def _samples(override: Override) -> list[str]:
+    """Overrides by which one that is searched is checked. Mistake where it is empty or has no logarithm."""
+    if isinstance(override.value(), (ChoiceSweep, RangeSweep)):
+        return _values(override)
+    try:
+        dimension(override)
+        return [f"{override.get_key_element()}={value}" for value in samples(override)]
+    except ValueError as error:
+        raise Mistake(str(error)) from error
 
 
 def _ends(sweep: RangeSweep) -> bool:

@@ -11,6 +11,7 @@ _EXAMPLES = """\
   python -m lora_zoo.run -m +variant=lora,dora,pissa rank=2,8 seed=0,1,2
   python -m lora_zoo.run -m +variant=lora,dora,pissa seed=auto seeds.most=20 seeds.hours=2
   python -m lora_zoo.run -m +variant=lora,dora,full lr=auto seed=auto
+  python -m lora_zoo.run -m hydra/sweeper=optuna variant=lora,dora 'lr=tag(log,interval(1e-4,1e-1))'
   python -m lora_zoo.run +variant=lora init=olora target_modules=[q,k,v,o] task=pocket-nli
   python -m lora_zoo.run +variant=lora model=FOLDER_OR_HUB_NAME task=sick task.data_dir=FOLDER epochs=3
   python -m lora_zoo.run -m +experiment=lora_table5

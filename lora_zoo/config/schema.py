@@ -19,7 +19,7 @@ from lora_zoo.config.task_types import TASK_TYPES
 INERT = (
     *("out", "tracking", "threads", "eval_before_training", "merge", "eval_splits", "dry_run"),
     *("resume", "save_minutes", "forgetting_text", "experiment"),
-    *("seeds", "rates"),  # the plans of a sweep with seed=auto and lr=auto: see config/auto.py
+    *("seeds", "rates", "search"),  # the plans of sweeps that add seeds or search: see `sweeps`
     *("files", "variant_file"),  # whose content stands in the identity, not where they lie; once, one alone
 )
 INERT_TASK = ("likelihood",)

@@ -98,7 +98,7 @@ class Joblib(Launcher):
         if not is_worker():
             return run()
         self._enter(config.n_jobs)
-        return _uninterrupted(partial(run, progress=False))
+        return uninterrupted(partial(run, progress=False))
 
     def stopped(self) -> bool:
         """True where no further run is to begin: the user stopped the sweep, or the front has died."""
@@ -148,7 +148,7 @@ def is_worker() -> bool:
     return os.environ.get(FRONT, str(os.getpid())) != str(os.getpid())
 
 
-def _uninterrupted(run: Callable[[], int]) -> int:
+def uninterrupted(run: Callable[[], int]) -> int:
     """The exit code of `run`; a run that is stopped gives its code, and the worker lives on.
 
     A worker that dies takes the others with it, whose checkpoints are not yet written.

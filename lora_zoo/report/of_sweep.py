@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lora_zoo.analysis.statistics import interval
 from lora_zoo.runs.degenerate import finding
+from lora_zoo.runs.loading import RATES
 from lora_zoo.runs.record import RESULT, read_record
 from lora_zoo.runs.summary import differing, overrides_of, scale_of
 
@@ -21,7 +22,8 @@ def print_sweep(folder: Path) -> None:
     console = Console()
     found = [run for path in sorted(folder.glob(f"*/{RESULT}")) if (run := read_record(path.parent))]
     runs = [run for run in found if not run.get("config", {}).get("trial")]
-    trials = f", and {len(found) - len(runs)} trials of learning rates" if len(found) > len(runs) else ""
+    of = " of learning rates" if (folder / RATES).is_file() else ""
+    trials = f", and {len(found) - len(runs)} trials{of}" if len(found) > len(runs) else ""
     console.print(_table_of_cells(f"{folder.name}: {len(runs)} runs{trials}", runs))
     for result in (r for r in runs if r["state"] != "done"):
         reason = result.get("error", {}).get("message", "no reason was recorded")

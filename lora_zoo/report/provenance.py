@@ -73,7 +73,21 @@ def _asked(counted: pd.DataFrame) -> dict[str, str]:
         if len(plans := counted[columns].drop_duplicates()) == 1:
             told = {c.removeprefix("config."): format_value(plans[c].iloc[0]) for c in columns}
             found |= {told.pop("rates.key", "seed"): "auto"} | told
-    return found
+    return found | _searched(counted)
+
+
+def _searched(counted: pd.DataFrame) -> dict[str, str]:
+    """The overrides that ask for the search of the runs, where all have one and the same."""
+    columns = [f"config.search.{name}" for name in ("space", "n_trials", "sampler", "seed")]
+    if counted.empty or not {*columns} <= {*counted} or counted[columns[0]].isna().any():
+        return {}
+    if len(counted[columns].astype(str).drop_duplicates()) > 1:
+        return {}
+    space, *rest = counted[columns].iloc[0]
+    given = {f"hydra.sweeper.{c.rpartition('.')[2]}": held for c, held in zip(columns[1:], rest, strict=True)}
+    words = ["hydra/sweeper=optuna", *(f"{key}={format_value(held)}" for key, held in given.items())]
+    words += shlex.split(space)
+    return overrides_of(shlex.join(words))
 
 
 def _in_yaml(value: str) -> str:

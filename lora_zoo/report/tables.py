@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import format_value
+from lora_zoo.analysis.columns import format_value, plain
 from lora_zoo.analysis.comparison import Cells
 from lora_zoo.analysis.continual import continual
 from lora_zoo.analysis.integrity import Finding, findings, sound
-from lora_zoo.analysis.protocol import cells, rates_of
+from lora_zoo.analysis.protocol import cells, found_of
 from lora_zoo.report.layout import Layout, Words
 from lora_zoo.report.provenance import command, doubts, origin
 from lora_zoo.report.render import Row, Table, TableCell
@@ -132,7 +132,7 @@ def table_of(layout: Layout) -> Table:
         notes=(
             *_legend(layout),
             *_stops(found),
-            *_rates(counted),
+            *_searches(counted),
             *dict.fromkeys([*found.warnings, *layout.doubts]),
             *origin(counted),
         ),
@@ -190,12 +190,16 @@ def _chosen(layout: Layout) -> dict[str, dict[Words, str]]:
 
 
 def _found(layout: Layout) -> dict[str, dict[Words, str]]:
-    """Title: {cell: the rate that lr=auto has found}, where it has."""
-    if not rates_of(layout.runs):
-        return {}
+    """Title: {cell: the value that lr=auto or a search has found}, of each key."""
+    found = found_of(layout.runs)
     runs = layout.runs.set_index("run")
-    found = {words: runs.loc[cell.runs, "lr"].median() for words, cell in layout.measured.items()}
-    return {"lr (found)": {words: format_value(rate) for words, rate in found.items()}}
+    return {
+        f"{_label(key)} (found)": {
+            words: format_value(plain(runs.loc[cell.runs, column(layout.runs, key)].iloc[0]))
+            for words, cell in layout.measured.items()
+        }
+        for key in (found.keys.split(", ") if found else ())
+    }
 
 
 def _scales(layout: Layout) -> dict[str, dict[Words, str]]:
@@ -269,10 +273,10 @@ def _stops(found: Cells) -> Iterator[str]:
         yield from (f"{about}: {stop}" for stop in part.stops())
 
 
-def _rates(counted: pd.DataFrame) -> Iterator[str]:
-    """The rates that lr=auto found, and what was spent on them."""
-    if rates := rates_of(counted):
-        yield from (f"{rates.key}: {found}" for found in rates.found)
+def _searches(counted: pd.DataFrame) -> Iterator[str]:
+    """The settings that lr=auto or a search found, and what was spent on them."""
+    if settings := found_of(counted):
+        yield from (f"{settings.keys}: {found}" for found in settings.found)
 
 
 def _records(layout: Layout) -> Iterator[dict[str, Any]]:

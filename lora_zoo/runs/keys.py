@@ -1,5 +1,6 @@
 """Columns of a frame of runs by the keys of the command line, and those in which the runs differ."""
 
+import contextlib
 import difflib
 from collections.abc import Iterable
 
@@ -13,8 +14,7 @@ _KEYS = {"trainer.weight_decay": "weight_decay"} | {
     for column, path in PATHS.items()
     if (key := path.removeprefix("config.")) != path and column in SETTINGS
 }
-RATES = ("lr", "task_lr")
-"""The columns of learning rates, which are no axes of runs for which lr=auto has found them."""
+_RATES = ("lr", "task_lr")
 # What the axes of a comparison are looked for in first: what follows from an earlier one is none.
 _AXES = (
     *("task", "model", "variant", "program", "target_modules", "layers", "budget", "rank", "alpha", "init"),
@@ -44,15 +44,28 @@ def axes(frame: pd.DataFrame) -> list[str]:
     """
     done = frame[frame["state"] == "done"] if (frame["state"] == "done").any() else frame
     chosen: list[str] = []
-    found = "config.rates.key" in done and done["config.rates.key"].notna().all()
-    left_out = RATES if found else ()
-    known = [name for name in _AXES if name in frame and name not in left_out]  # an older one lacks some
-    for name in (*known, *_further(frame.columns)):
+    left_out = searched(done)
+    known = [name for name in _AXES if name in frame]  # an older one lacks some
+    for name in (name for name in (*known, *_further(frame.columns)) if name not in left_out):
         values = done[name].astype(str)
         groups = values.groupby([done[c].astype(str) for c in chosen]) if chosen else values
         if (groups.nunique().max() if chosen else values.nunique()) > 1:
             chosen.append(name)
     return chosen
+
+
+def searched(frame: pd.DataFrame) -> list[str]:
+    """The columns of settings that were found for the cell of each run, and are no axes.
+
+    They are learning rates (lr=auto), or the keys of a search (hydra/sweeper=optuna).
+    """
+    found: list[str] = []
+    for plan in ("config.rates.key", "config.search.keys"):
+        if plan in frame and len(frame) and frame[plan].notna().all():
+            keys = {key for held in frame[plan].unique() for key in held.split(", ")}
+            with contextlib.suppress(ValueError):  # a key of some variants that no run here has
+                found += [column(frame, key) for key in sorted(keys)]
+    return [*found, *_RATES] if {*found} & {*_RATES} else found
 
 
 def _further(columns: Iterable[str]) -> list[str]:

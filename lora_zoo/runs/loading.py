@@ -26,7 +26,9 @@ SEEDS = ".seeds.json"
 """The plan by which a sweep with seed=auto added its seeds, in the sweep's folder."""
 RATES = ".rates.json"
 """The plan by which a sweep with lr=auto chose its learning rates, and the rates, likewise."""
-_PLANS = {"seeds": SEEDS, "rates": RATES}
+SEARCH = ".search.json"
+"""The plan by which a sweep with hydra/sweeper=optuna searched for each cell, and what it found, likewise."""
+_PLANS = {"seeds": SEEDS, "rates": RATES, "search": SEARCH}
 _OF_SWEEP = ("seconds", "stops")  # of these files, what says nothing of a single run
 MOST, DAMAGED = 1 << 32, 100
 """Of one archive: bytes of text, and damaged lines after which it is not read on."""

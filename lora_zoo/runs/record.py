@@ -68,7 +68,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,9 +119,20 @@ def claimed(root: str | Path, name: str, *, resume: bool) -> Iterator[FolderClai
         lock.release()
 
 
-def is_finished(root: Path, name: str) -> bool:
-    """True where `root` holds a finished run of this name."""
-    return any(read_record(folder).get("state") in FINISHED for folder in _of_name(root, name))
+def finished_run(root: Path, name: str, states: Sequence[str] = FINISHED) -> FolderClaim | None:
+    """The latest run of this name in `root` that is in one of the `states`; None where there is none.
+
+    Nobody holds its folder.
+    """
+    known = (FolderClaim(folder, read_record(folder)) for folder in _of_name(root, name))
+    return next(reversed([run for run in known if run.before.get("state") in states]), None)
+
+
+def validation_of(record: Mapping[str, Any]) -> float:
+    """The validation score of a finished run, by the metric that counts; nan where it has none."""
+    if record.get("state") != "done":
+        return math.nan
+    return float(record.get("metrics", {}).get("validation", {}).get(record["metric"], math.nan))
 
 
 def _locked(folder: Path) -> FileLock:

@@ -13,7 +13,7 @@ from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.runs.bits import learned
 from lora_zoo.runs.degenerate import finding
-from lora_zoo.runs.loading import RATES, SEEDS
+from lora_zoo.runs.loading import RATES, SEARCH, SEEDS
 from lora_zoo.runs.record import Record
 
 
@@ -133,16 +133,17 @@ def print_line(record: Record, console: Console) -> None:
     reached = f"{result['metric']} ({split}) {_against(result, split)}, {result['timings']['total']:.1f} s"
     config, word = result["config"], "done"
     if config["trial"]:
-        word, reached = "trial", f"lr {config['lr']:g}, {config['steps']} steps: {reached}"
+        length = f", {config['steps']} steps" if config["steps"] else ""
+        word, reached = "trial", f"lr {config['lr']:g}{length}: {reached}"
     console.print(f"{word}: {result['name']}: {reached}", markup=False, highlight=False, soft_wrap=True)
     if doubt := finding(result):
         console.print(f"finding: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plans(folder: Path) -> None:
-    """Print the rates that lr=auto found, and the rule by which seed=auto stopped each cell."""
+    """Print what lr=auto or a search found, and the rule by which seed=auto stopped each cell."""
     console = Console()
-    for lines in (_of_rates(folder), _of_seeds(folder)):
+    for lines in (_of_rates(folder), _of_search(folder), _of_seeds(folder)):
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -157,6 +158,15 @@ def _of_rates(folder: Path) -> list[str]:
         *(found.split("; ") if found else []),
         f"{plan['key']}=auto: {rule if found else 'not found yet'}",
     ]
+
+
+def _of_search(folder: Path) -> list[str]:
+    if not (folder / SEARCH).is_file():
+        return []
+    plan = read_json(folder / SEARCH)
+    rule = f"Optuna's {plan['sampler']} on validation, {plan['n_trials']:,} trials for each cell"
+    found = plan.get("found")
+    return [*(found.split("; ") if found else []), f"{plan['keys']}: {rule if found else 'not found yet'}"]
 
 
 def _of_seeds(folder: Path) -> list[str]:

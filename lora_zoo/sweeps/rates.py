@@ -35,7 +35,7 @@ TRIAL = {
     "merge": "false",
 }
 """What makes a run a trial, which no test set is shown to."""
-_SEEDS = ("seed", "data_seed")
+SEEDS = ("seed", "data_seed")
 
 
 @final
@@ -57,7 +57,7 @@ class RateSweep:
         self.folder, self.cells, self.plan = folder, cells, plan
         self.groups: dict[tuple[str, ...], list[int]] = {}
         for number, cell in enumerate(cells):
-            self.groups.setdefault(tuple(without_keys(cell, _SEEDS)), []).append(number)
+            self.groups.setdefault(tuple(without_keys(cell, SEEDS)), []).append(number)
         self.seconds = 0.0
         """Seconds that the trials took, in this process and before."""
 

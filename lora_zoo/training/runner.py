@@ -25,7 +25,7 @@ from lora_zoo.runs.record import (
     FolderClaim,
     Record,
     claimed,
-    is_finished,
+    finished_run,
     made,
     now,
     write_atomically,
@@ -36,6 +36,7 @@ from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
 from lora_zoo.training.experiment import Experiment
 from lora_zoo.training.logs import logging_to
+from lora_zoo.training.pruning import Pruned
 from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
 from lora_zoo.training.session import RunContext
 from lora_zoo.training.stage_record import STAGES
@@ -87,10 +88,16 @@ def run(
         return 2
 
 
+def is_over(spec: RunSpec, sweep: Path) -> bool:
+    """True if the sweep, or a folder beside it, has this run, finished and with all that is asked of it."""
+    done = finished_run(*_found(spec, sweep, f"{spec.name}-{spec.identity}"))
+    return done is not None and not _asks_for_more(spec.settings, done)
+
+
 def _found(spec: RunSpec, root: Path, name: str) -> tuple[Path, str]:
     """The place of a finished run under `out`, to which a sweep then refers; else the run's own."""
     out = Path(spec.settings.out)
-    there = None if is_finished(root, name) else finished(out, spec.identity)
+    there = None if finished_run(root, name) else finished(out, spec.identity)
     if there is None:
         return root, name
     if root != out:
@@ -183,6 +190,8 @@ def _outcome(experiment: Experiment) -> Outcome:
         experiment.run()
     except Diverged as divergence:
         return Outcome("diverged", _code("diverged", trial=experiment.settings.trial), divergence)
+    except Pruned as end:
+        return Outcome("interrupted", 0, end)
     except ValueError as mistake:
         return Outcome("failed", 1 if experiment.underway else 2, mistake)
     except Exception as failure:
@@ -213,4 +222,4 @@ def _complain(console: Console, text: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = in_one_line(error)
-    return text if isinstance(error, (ValueError, Diverged)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (ValueError, Diverged, Pruned)) else f"{type(error).__name__}: {text}"

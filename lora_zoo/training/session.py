@@ -26,6 +26,7 @@ from lora_zoo.training.evaluation import Evaluator
 from lora_zoo.training.handover import FILE, Handover, Moments, flat, moments_of, pruned
 from lora_zoo.training.interrupt import StopOnSignal, TimedCheckpoints
 from lora_zoo.training.padding_free import laid_out
+from lora_zoo.training.pruning import WATCHED, PruneCallback
 from lora_zoo.training.resources import ResourcePool, TaskData
 from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
@@ -111,6 +112,8 @@ class TrainingSession:
         if trainer.parts:
             self.record.update(parts={name: len(own) for name, own in trainer.parts.items()})
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
+        if given_up := WATCHED.get(of["identity"]):
+            trainer.add_callback(PruneCallback(given_up, self.position.steps))
         if patience := self.settings.early_stopping_patience:
             trainer.add_callback(EarlyStopping(patience, self.settings.early_stopping_threshold))
         if self.automatic and self.settings.save_minutes:

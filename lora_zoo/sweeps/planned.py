@@ -1,0 +1,19 @@
+"""A sweeper of Hydra's whose jobs follow from those before them: the base of our own."""
+
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class PlannedSweeper(BasicSweeper):
+    """Launches batches of jobs one after the other, as a plan asks for them."""
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=None)
+        self.launched = 0
+
+    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
+        assert self.launcher is not None
+        first, self.launched = self.launched, self.launched + len(jobs)
+        for returned in self.launcher.launch(jobs, initial_job_idx=first):
+            _ = returned.return_value  # raises what broke the job
