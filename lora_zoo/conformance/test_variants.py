@@ -54,6 +54,7 @@ from lora_zoo.conformance.cases import (
     train,
     with_effective,
 )
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
 from lora_zoo.core.statistics import ORIGINAL, STATISTICS
@@ -839,6 +840,40 @@ def test_training_goes_on_to_the_bit_from_what_a_checkpoint_holds(name):
     go(2, first=6, steps=8)
     whole = runs[0][1].state_dict()
     assert {n for n, t in resumed.state_dict().items() if not torch.equal(t, whole[n])} == set()
+
+
+def gathers(name, **more):
+    cls = VARIANTS[name]
+    return cls.hooks.gathers(**check_hyperparameters(cls, settings(name, **more)))
+
+
+@pytest.mark.parametrize("name", [name for name in MATRIX if not gathers(name)])
+def test_processes_that_divide_a_batch_learn_what_one_learns_of_it(name):
+    """Each has its rows, its share of the loss and of the penalty, and the sum of all gradients."""
+    runs, x = [(model, adapt(model, name)) for model in map(lone, 3 * ("linear",))], inputs("linear")
+    target, rows = torch.randn_like(runs[0][0](x)), (slice(None), slice(0, None, 2), slice(1, None, 2))
+    optimizers = [adamw(injection) for _, injection in runs]
+    for _, injection in runs:
+        perturb(injection)
+        injection.hooks.on_train_begin(3)
+    for progress in (Progress(step, 3) for step in (1, 2, 3)):
+        for (model, injection), own in zip(runs, rows, strict=True):
+            with injection.hooks.forward_context(progress):
+                loss = (model(x[own]) - target[own]).square().mean() * len(x[own]) / len(x)
+                (loss + injection.hooks.regularizer() / (1 if own == slice(None) else 2)).backward()
+        for one, other in zip(runs[1][1].parameters(), runs[2][1].parameters(), strict=True):
+            if one.grad is not None and other.grad is not None:
+                one.grad += other.grad
+                other.grad = one.grad.clone()
+        for (_, injection), optimizer in zip(runs, optimizers, strict=True):
+            injection.hooks.on_after_backward(progress)
+            if optimizer:
+                optimizer.step()
+            injection.hooks.on_step_end(progress)
+            injection.model.zero_grad()
+    alone, *others = ({**own.state_dict(), **own.hooks.state_dict()} for _, own in runs)
+    for other in others:
+        assert_close(other, alone, rtol=1e-6, atol=1e-6)
 
 
 def shares_of(name):

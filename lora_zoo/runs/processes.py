@@ -37,6 +37,11 @@ def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
                 "(torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 and "
                 "trainer.gradient_checkpointing=true"
             )
+    if (precision := environment.get("ACCELERATE_MIXED_PRECISION") or "no") != "no":
+        raise ValueError(
+            f"ACCELERATE_MIXED_PRECISION={precision}: the precision is one of the run's settings; start "
+            f"accelerate launch --mixed_precision no, and give trainer.{precision}=true"
+        )
     join(environment)
     if current().size == 1:
         refuse_several(environment)

@@ -213,6 +213,9 @@ class ZooTrainer(Trainer):
         else:
             hooks = self.injection.hooks
             loss, outputs, extra = hooks.objective(once, self.progress)
+            if self.processes.size > 1 and self.injection.counter.emitted:
+                name = self.injection.variant.name
+                raise ValueError(f"{name} emits losses of all tokens, of which each process has a part")
             passes = self.current_gradient_accumulation_steps * self.processes.size
             added = share * extra + hooks.regularizer() / passes
             loss = share * loss + added
