@@ -1,4 +1,4 @@
-"""`python -m tests.torchrun MODULE WORD … -- MODULE WORD …`: torchrun, whose two processes are forks of its own.
+"""`python -m tests.torchrun MODULE WORD … -- MODULE WORD …`: torchrun, whose two processes are its forks.
 
 What its agent sets, watches and sends on is torchrun's; the processes need not import torch anew. Each runs
 the commands one after the other and leaves with the last exit code. STOP=R:N has process R stop after step N.

@@ -847,30 +847,40 @@ def gathers(name, **more):
     return cls.hooks.gathers(**check_hyperparameters(cls, settings(name, **more)))
 
 
+def add_gradients(one, other):
+    """As processes do: each has the sum of both, and None where neither has one."""
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        if p.grad is not None and q.grad is not None:
+            p.grad += q.grad
+            q.grad = p.grad.clone()
+
+
+def end_step(injection, optimizer, progress):
+    injection.hooks.on_after_backward(progress)
+    if optimizer is not None:
+        optimizer.step()
+    injection.hooks.on_step_end(progress)
+    for p in injection.parameters():
+        p.grad = None
+
+
 @pytest.mark.parametrize("name", [name for name in MATRIX if not gathers(name)])
 def test_processes_that_divide_a_batch_learn_what_one_learns_of_it(name):
     """Each has its rows, its share of the loss and of the penalty, and the sum of all gradients."""
     runs, x = [(model, adapt(model, name)) for model in map(lone, 3 * ("linear",))], inputs("linear")
-    target, rows = torch.randn_like(runs[0][0](x)), (slice(None), slice(0, None, 2), slice(1, None, 2))
+    target, (whole, *parts) = torch.randn_like(runs[0][0](x)), (slice(0, 3), slice(0, 3, 2), slice(1, 3, 2))
     optimizers = [adamw(injection) for _, injection in runs]
     for _, injection in runs:
         perturb(injection)
         injection.hooks.on_train_begin(3)
     for progress in (Progress(step, 3) for step in (1, 2, 3)):
-        for (model, injection), own in zip(runs, rows, strict=True):
+        for (model, injection), own, processes in zip(runs, (whole, *parts), (1, 2, 2), strict=True):
             with injection.hooks.forward_context(progress):
                 loss = (model(x[own]) - target[own]).square().mean() * len(x[own]) / len(x)
-                (loss + injection.hooks.regularizer() / (1 if own == slice(None) else 2)).backward()
-        for one, other in zip(runs[1][1].parameters(), runs[2][1].parameters(), strict=True):
-            if one.grad is not None and other.grad is not None:
-                one.grad += other.grad
-                other.grad = one.grad.clone()
+                (loss + injection.hooks.regularizer() / processes).backward()
+        add_gradients(runs[1][1], runs[2][1])
         for (_, injection), optimizer in zip(runs, optimizers, strict=True):
-            injection.hooks.on_after_backward(progress)
-            if optimizer:
-                optimizer.step()
-            injection.hooks.on_step_end(progress)
-            injection.model.zero_grad()
+            end_step(injection, optimizer, progress)
     alone, *others = ({**own.state_dict(), **own.hooks.state_dict()} for _, own in runs)
     for other in others:
         assert_close(other, alone, rtol=1e-6, atol=1e-6)

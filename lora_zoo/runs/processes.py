@@ -19,9 +19,9 @@ def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
         size = environment.get(name, "")
         if size.isdigit() and int(size) > 1:
             raise ValueError(
-                f"{name}={size}: the command was started {size} times over; start it once, and let -m "
-                "hydra/launcher=joblib run several side by side, or torchrun --nproc-per-node "
-                f"{size} -m lora_zoo.run … train one on {size} processes"
+                f"{name}={size}: the command was started {size} times over; start it once, and let "
+                f"-m hydra/launcher=joblib run several side by side, or torchrun --nproc-per-node {size} "
+                f"-m lora_zoo.run … train one on {size} processes"
             )
 
 
@@ -33,8 +33,8 @@ def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
     for what, name in _SHARDED.items():
         if environment.get(name, "").lower() in ("1", "true", "yes"):
             raise ValueError(
-                f"{name}=true: {what} divides the model, and here each process has all of it; start plain DDP "
-                "(torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 and "
+                f"{name}=true: {what} divides the model, and here each process has all of it; start plain "
+                "DDP (torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 and "
                 "trainer.gradient_checkpointing=true"
             )
     if (precision := environment.get("ACCELERATE_MIXED_PRECISION") or "no") != "no":
@@ -56,8 +56,8 @@ def refuse_sweep() -> None:
     """ValueError where several processes are to train one run."""
     if (size := current().size) > 1:
         raise ValueError(
-            f"{size} processes train one run, and a sweep (-m, seed=auto, lr=auto) has many: start it once, with "
-            f"-m hydra/launcher=joblib for runs side by side, or torchrun once for each run"
+            f"{size} processes train one run, and a sweep (-m, seed=auto, lr=auto) has many: start it once, "
+            "with -m hydra/launcher=joblib for runs side by side, or torchrun once for each run"
         )
 
 

@@ -56,8 +56,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
     if threads := result.get("environment", {}).get("threads"):
         rows.append(("threads", f"{threads} of {os.cpu_count()} cores (threads= says otherwise)"))
-    if several := result["config"].get("processes"):
-        rows.append(("processes", f"{several}; times and memory are of the one that leads"))
+    several = result["config"].get("processes")
+    rows += [("processes", f"{several}; times and memory are of the one that leads")] if several else []
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))

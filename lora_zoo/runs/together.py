@@ -15,7 +15,8 @@ def divided(settings: Settings) -> Settings:
     size, asked = current().size, settings.processes
     if asked not in (None, size):
         raise ValueError(
-            f"processes={asked}, and there is {size}: start torchrun --nproc-per-node {asked} -m lora_zoo.run …"
+            f"processes={asked}, and there is {size}: start torchrun --nproc-per-node {asked} -m "
+            "lora_zoo.run …"
         )
     if size == 1:
         return replace(settings, processes=None)
@@ -35,6 +36,6 @@ def refuse_divided(spec: RunSpec) -> None:
     """ValueError where several processes are to train a variant that needs whole batches."""
     if spec.settings.processes and (needs := spec.gathers):
         raise ValueError(
-            f"variant={spec.variant.name} {needs}, and each of {spec.settings.processes} processes has a part "
-            "of them; start it once"
+            f"variant={spec.variant.name} {needs}, and each of {spec.settings.processes} processes has a "
+            "part of the examples; start it once"
         )

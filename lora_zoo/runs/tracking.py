@@ -8,7 +8,6 @@ What W&B cannot do (no network, no disk, its process gone) costs a warning, not 
 """
 
 import contextlib
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
