@@ -54,9 +54,11 @@ from lora_zoo.conformance.cases import (
     train,
     with_effective,
 )
+from lora_zoo.core import processes
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.processes import Processes, Several
 from lora_zoo.core.statistics import ORIGINAL, STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
@@ -865,19 +867,21 @@ def end_step(injection, optimizer, progress):
 
 
 @pytest.mark.parametrize("name", [name for name in MATRIX if not gathers(name)])
-def test_processes_that_divide_a_batch_learn_what_one_learns_of_it(name):
+def test_processes_that_divide_a_batch_learn_what_one_learns_of_it(name, monkeypatch):
     """Each has its rows, its share of the loss and of the penalty, and the sum of all gradients."""
     runs, x = [(model, adapt(model, name)) for model in map(lone, 3 * ("linear",))], inputs("linear")
-    target, (whole, *parts) = torch.randn_like(runs[0][0](x)), (slice(0, 3), slice(0, 3, 2), slice(1, 3, 2))
+    target, places = torch.randn_like(runs[0][0](x)), (Processes(), Several(0, 2, ""), Several(1, 2, ""))
     optimizers = [adamw(injection) for _, injection in runs]
     for _, injection in runs:
         perturb(injection)
         injection.hooks.on_train_begin(3)
     for progress in (Progress(step, 3) for step in (1, 2, 3)):
-        for (model, injection), own, processes in zip(runs, (whole, *parts), (1, 2, 2), strict=True):
+        for (model, injection), here in zip(runs, places, strict=True):
+            monkeypatch.setattr(processes, "_HERE", [here])
             with injection.hooks.forward_context(progress):
-                loss = (model(x[own]) - target[own]).square().mean() * len(x[own]) / len(x)
-                (loss + injection.hooks.regularizer() / processes).backward()
+                share = len(own := here.part(x)) / len(x)
+                loss = (model(own) - here.part(target)).square().mean() * share
+                (loss + injection.hooks.regularizer() / here.size).backward()
         add_gradients(runs[1][1], runs[2][1])
         for (_, injection), optimizer in zip(runs, optimizers, strict=True):
             end_step(injection, optimizer, progress)

@@ -34,8 +34,8 @@ def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
         if environment.get(name, "").lower() in ("1", "true", "yes"):
             raise ValueError(
                 f"{name}=true: {what} divides the model, and here each process has all of it; start plain "
-                "DDP (torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 and "
-                "trainer.gradient_checkpointing=true"
+                "DDP (torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 "
+                "and trainer.gradient_checkpointing=true"
             )
     if (precision := environment.get("ACCELERATE_MIXED_PRECISION") or "no") != "no":
         raise ValueError(
