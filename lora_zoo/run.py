@@ -25,7 +25,7 @@ from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.base import Launcher, launcher
-from lora_zoo.runs.processes import refuse_several, wait_passively
+from lora_zoo.runs.processes import refuse_sweep, speaks, take_part, wait_passively
 from lora_zoo.runs.record import claim_folder, finished_run, made, validation_of, write_atomically
 from lora_zoo.runs.redact import redacted
 from lora_zoo.terminal import say
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(_run(given))
     except compose.Mistake as mistake:
-        print(f"lora_zoo: {redacted(str(mistake))}", file=sys.stderr)
+        if speaks():
+            print(f"lora_zoo: {redacted(str(mistake))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "code", 130))
@@ -54,10 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(given: list[str]) -> int:
     try:
-        refuse_several()
+        take_part()
         _refuse_secrets(given)
         flags = command_line.parse(given)
         ready, plans = auto.taken(command_line.rewritten(given))
+        if flags.multirun or plans.asked:
+            refuse_sweep()
     except ValueError as error:
         raise compose.Mistake(str(error)) from error
     overrides = command_line.overrides(ready)
@@ -241,7 +244,8 @@ def _specified(settings: Callable[[], Settings], overrides: Sequence[str]) -> Ru
     try:
         return specify(settings(), overrides)
     except (ValueError, OSError) as mistake:
-        say(str(mistake))
+        if speaks():
+            say(str(mistake))
         return None
 
 

@@ -14,8 +14,12 @@ from transformers import TrainingArguments
 
 from lora_zoo import run
 from lora_zoo.config.schema import Model, Settings, Task
+from lora_zoo.core import processes
+from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.variants import VARIANTS
 from lora_zoo.launchers.joblib import FRONT, Joblib
 from lora_zoo.runs.processes import refuse_several
+from lora_zoo.runs.together import divided
 from lora_zoo.training.arguments import _on_one_device
 from lora_zoo.training.threads import PER_THREAD, choose_threads, work
 
@@ -32,6 +36,81 @@ def test_one_of_several_processes_is_refused_before_anything_is_written(
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and f"{name}=2" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP divides the model"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed divides the model"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "give trainer.bf16=true"),
+    ],
+)
+def test_what_accelerate_may_ask_for_and_is_not_ours_is_refused(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run.main(["tracking=none"])
+    heard = capsys.readouterr().err
+    assert ended.value.code == 2 and heard.count("\n") == 1 and said in heard
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_one_run_refuse_a_sweep_and_one_of_them_says_so(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(processes, "_HERE", [processes.Several(rank, 2, "")])
+    with pytest.raises(SystemExit) as ended:
+        run.main(["-m", "seed=0,1", "tracking=none"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 - rank
+    assert ("2 processes train one run" in said) == (rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"batch_size": 7}, "batch_size=7 is of all processes together, and 2 cannot divide it"),
+        ({"processes": 3}, "processes=3, and there is 2: start torchrun --nproc-per-node 3"),
+        ({"program": {"name": "relora"}}, "program=relora is for one process, and 2 were started"),
+        ({"dropbp": 0.5}, "dropbp=0.5 is for one process"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_refused(
+    more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_HERE", [processes.Several(1, 2, "")])
+    assert divided(settings()).processes == divided(settings(processes=2)).processes == 2
+    with pytest.raises(ValueError, match=said):
+        divided(settings(**more))
+
+
+def test_one_process_has_the_identity_that_it_had() -> None:
+    assert divided(settings(processes=1)).processes is divided(settings()).processes is None
+    with pytest.raises(ValueError, match="processes=2, and there is 1"):
+        divided(settings(processes=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "gathers"),
+    [
+        ("prilora", {}, "the norms of its layers' inputs"),
+        ("mixlora", {"balance": 0.1}, "balances its experts"),
+        ("mixlora", {"balance": 0.0}, ""),
+        ("sparse_adapter", {"score": "grasp"}, "differentiates the gradient"),
+        ("sparse_adapter", {}, ""),
+        ("online_lora", {}, "the hardest of all examples"),
+        ("color", {"tasks": ["a"]}, "features of all examples"),
+        ("adalora", {}, ""),
+    ],
+)
+def test_variants_say_what_they_take_from_whole_batches(
+    name: str, more: dict[str, Any], gathers: str
+) -> None:
+    cls = VARIANTS[name]
+    found = cls.hooks.gathers(**check_hyperparameters(cls, more))
+    assert bool(found) == bool(gathers) and gathers in found
 
 
 def test_one_process_of_a_launcher_is_none_of_several() -> None:

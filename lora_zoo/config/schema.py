@@ -234,7 +234,10 @@ class Settings:
     lr: float = key(MISSING, "learning rate", above=0)
     steps: int | None = key(None, "optimiser steps", least=1, most=_COUNT)
     epochs: float | None = key(None, "epochs, instead of steps", above=0, most=_COUNT)
-    batch_size: int = key(16, "examples per step and device", least=1, most=_COUNT)
+    batch_size: int = key(16, "examples per step, of all processes together", least=1, most=_COUNT)
+    processes: int | None = key(
+        None, "processes that train the run together; torchrun --nproc-per-node sets it", least=1, most=_COUNT
+    )
     padding_free: bool = key(
         False,
         "examples of a step in one row without padding, each seen by itself: the same training (decoders)",

@@ -48,6 +48,11 @@ class RunSpec:
         """The parts into which the variant divides the training examples, with their shares; {} for none."""
         return self.variant.hooks.parts(**check_hyperparameters(self.variant, self.hyperparameters))
 
+    @cached_property
+    def gathers(self) -> str:
+        """What the variant takes from a whole batch, which several processes divide; "" for nothing."""
+        return self.variant.hooks.gathers(**check_hyperparameters(self.variant, self.hyperparameters))
+
     def without_effect(self) -> dict[str, str]:
         """The flat keys that the command line gave to no use, each with the setting that has none for it."""
         given, known = (

@@ -54,8 +54,11 @@ from lora_zoo.conformance.cases import (
     train,
     with_effective,
 )
+from lora_zoo.core import processes
+from lora_zoo.core.hooks import Progress
 from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import find_init, init_names, initial_factors
+from lora_zoo.core.processes import Processes, Several
 from lora_zoo.core.statistics import ORIGINAL, STATISTICS
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.formats.native import load_adapter, save_adapter
@@ -839,6 +842,52 @@ def test_training_goes_on_to_the_bit_from_what_a_checkpoint_holds(name):
     go(2, first=6, steps=8)
     whole = runs[0][1].state_dict()
     assert {n for n, t in resumed.state_dict().items() if not torch.equal(t, whole[n])} == set()
+
+
+def gathers(name, **more):
+    cls = VARIANTS[name]
+    return cls.hooks.gathers(**check_hyperparameters(cls, settings(name, **more)))
+
+
+def add_gradients(one, other):
+    """As processes do: each has the sum of both, and None where neither has one."""
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        if p.grad is not None and q.grad is not None:
+            p.grad += q.grad
+            q.grad = p.grad.clone()
+
+
+def end_step(injection, optimizer, progress):
+    injection.hooks.on_after_backward(progress)
+    if optimizer is not None:
+        optimizer.step()
+    injection.hooks.on_step_end(progress)
+    for p in injection.parameters():
+        p.grad = None
+
+
+@pytest.mark.parametrize("name", [name for name in MATRIX if not gathers(name)])
+def test_processes_that_divide_a_batch_learn_what_one_learns_of_it(name, monkeypatch):
+    """Each has its rows, its share of the loss and of the penalty, and the sum of all gradients."""
+    runs, x = [(model, adapt(model, name)) for model in map(lone, 3 * ("linear",))], inputs("linear")
+    target, places = torch.randn_like(runs[0][0](x)), (Processes(), Several(0, 2, ""), Several(1, 2, ""))
+    optimizers = [adamw(injection) for _, injection in runs]
+    for _, injection in runs:
+        perturb(injection)
+        injection.hooks.on_train_begin(3)
+    for progress in (Progress(step, 3) for step in (1, 2, 3)):
+        for (model, injection), here in zip(runs, places, strict=True):
+            monkeypatch.setattr(processes, "_HERE", [here])
+            with injection.hooks.forward_context(progress):
+                share = len(own := here.part(x)) / len(x)
+                loss = (model(own) - here.part(target)).square().mean() * share
+                (loss + injection.hooks.regularizer() / here.size).backward()
+        add_gradients(runs[1][1], runs[2][1])
+        for (_, injection), optimizer in zip(runs, optimizers, strict=True):
+            end_step(injection, optimizer, progress)
+    alone, *others = ({**own.state_dict(), **own.hooks.state_dict()} for _, own in runs)
+    for other in others:
+        assert_close(other, alone, rtol=1e-6, atol=1e-6)
 
 
 def shares_of(name):

@@ -9,6 +9,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from lora_zoo.core.processes import current
 from lora_zoo.core.recomputation import CallNumbers, in_backward
 from lora_zoo.core.routing import RoutingRecord
 from lora_zoo.core.seeding import generator
@@ -183,9 +184,14 @@ class Dropout(nn.Module):
 
     @torch.compiler.disable  # the seed is hashed in Python, from a count that is a constant once compiled
     def _drawn(self, x: Tensor) -> Mask:
-        source = generator("dropout", self.seed, self.name, self.calls.number(), device=x.device)
+        source = self._source(x.device)
         kind: type[Mask] = SparseMask if self.p <= SPARSE_UP_TO and x.device.type == "cpu" else DenseMask
         return kind.draw(x, self.p, source)
+
+    def _source(self, device: torch.device) -> torch.Generator:
+        """The numbers of this call; of several processes, whose rows differ, each has its own."""
+        of = [f"process {rank}"] if (rank := current().rank) else []
+        return generator("dropout", self.seed, self.name, self.calls.number(), *of, device=device)
 
     def end(self) -> None:
         """Drop nothing from now on, in training mode either."""
@@ -203,7 +209,7 @@ class SpanDropout(Dropout):
 
     @torch.compiler.disable
     def _drawn(self, x: Tensor) -> Mask:
-        source = generator("dropout", self.seed, self.name, self.calls.number(), device=x.device)
+        source = self._source(x.device)
         T = x.shape[-1]
         length = min(math.ceil(self.p * T), T - 1)
         start = torch.randint(T - length + 1, (*x.shape[:-1], 1), generator=source, device=x.device)

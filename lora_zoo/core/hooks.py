@@ -153,6 +153,16 @@ class AdapterHooks(nn.Module):
         """
         return {}
 
+    @classmethod
+    def gathers(cls, **hyper: Any) -> str:
+        """What it does with all examples of a batch, "" where a step needs no more than their gradients.
+
+        Said of the variant, as "balances its experts over all tokens". Several processes, each of which has a
+        part of every batch, are refused then. Gradients, in `on_after_backward`, are those of all of them.
+        `hyper` is complete.
+        """
+        return ""
+
     def part(self, step: int) -> str:
         """The part from which an optimiser step's batches are drawn, by its number, from 1, alone."""
         return ""

@@ -24,6 +24,7 @@ from lora_zoo.metrics import METRICS
 from lora_zoo.runs.record import RESULT
 from lora_zoo.runs.redact import by_name_and_shape
 from lora_zoo.runs.sources import Source, own_files, with_imports
+from lora_zoo.runs.together import divided, refuse_divided
 from lora_zoo.runs.weights import model_digest
 
 _YOUNGER = (
@@ -31,6 +32,7 @@ _YOUNGER = (
     *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map", "branch_dtype"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("early_stopping_patience", "early_stopping_threshold", "padding_free", "packing", "replay"),
+    "processes",
     *("model.quantization", *(f"model.{key}" for key in KEYS)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""
@@ -41,7 +43,7 @@ COVERS = "with imports"
 def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that the settings ask for. ValueError where its variant is unknown or cannot be loaded."""
     variant = variant_of(settings)
-    settings = completed(settings, variant)
+    settings = divided(completed(settings, variant))
     if settings.merge:
         variant.require_weight("merged: use merge=false")
     identity, parts = identified(asdict(settings), variant)
@@ -51,7 +53,9 @@ def specify(settings: Settings, overrides: Sequence[str] = ()) -> RunSpec:
             f"init={settings.init} makes up for the error of a quantised base, and model.quantization=null: "
             "give model.quantization=nf4 or, in plain torch, reference_nf4"
         )
-    return RunSpec(settings, variant, identity, parts, tuple(overrides), needs)
+    spec = RunSpec(settings, variant, identity, parts, tuple(overrides), needs)
+    refuse_divided(spec)
+    return spec
 
 
 def completed(settings: Settings, variant: type[Variant]) -> Settings:

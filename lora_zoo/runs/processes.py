@@ -1,11 +1,15 @@
-"""The processes and threads of a run: one process, one device, threads that wait without spinning."""
+"""The processes and threads of a run: one device a process, threads that wait without spinning."""
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+
+from lora_zoo.core.processes import current, join
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which torchrun, MPI and Slurm tell a process how many of its kind there are."""
+_SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""Ways of `accelerate launch` to divide one model among processes, and the variable that asks for each."""
 _PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
@@ -15,9 +19,46 @@ def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
         size = environment.get(name, "")
         if size.isdigit() and int(size) > 1:
             raise ValueError(
-                f"{name}={size}: the command was started {size} times over, and one process trains one run; "
-                "start it once, and let -m hydra/launcher=joblib run several side by side"
+                f"{name}={size}: the command was started {size} times over; start it once, and let "
+                f"-m hydra/launcher=joblib run several side by side, or torchrun --nproc-per-node {size} "
+                f"-m lora_zoo.run … train one on {size} processes"
             )
+
+
+def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Be one of the processes that torchrun or accelerate has started to train one run, where it has.
+
+    ValueError for another launcher's, and for those that are to divide the model.
+    """
+    for what, name in _SHARDED.items():
+        if environment.get(name, "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"{name}=true: {what} divides the model, and here each process has all of it; start plain "
+                "DDP (torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 "
+                "and trainer.gradient_checkpointing=true"
+            )
+    if (precision := environment.get("ACCELERATE_MIXED_PRECISION") or "no") != "no":
+        raise ValueError(
+            f"ACCELERATE_MIXED_PRECISION={precision}: the precision is one of the run's settings; start "
+            f"accelerate launch --mixed_precision no, and give trainer.{precision}=true"
+        )
+    join(environment)
+    if current().size == 1:
+        refuse_several(environment)
+
+
+def speaks() -> bool:
+    """True for the one process, of those that were started together, whose words the user sees."""
+    return current().leads and os.environ.get("RANK", "0") == "0"
+
+
+def refuse_sweep() -> None:
+    """ValueError where several processes are to train one run."""
+    if (size := current().size) > 1:
+        raise ValueError(
+            f"{size} processes train one run, and a sweep (-m, seed=auto, lr=auto) has many: start it once, "
+            "with -m hydra/launcher=joblib for runs side by side, or torchrun once for each run"
+        )
 
 
 def wait_passively() -> None:

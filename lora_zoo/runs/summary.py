@@ -56,6 +56,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
     if threads := result.get("environment", {}).get("threads"):
         rows.append(("threads", f"{threads} of {os.cpu_count()} cores (threads= says otherwise)"))
+    several = result["config"].get("processes")
+    rows += [("processes", f"{several}; times and memory are of the one that leads")] if several else []
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
@@ -107,9 +109,12 @@ def scale_of(result: dict[str, Any]) -> str:
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
     whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
     whole |= {key: "null" for key in ("prior", "start_from") if result["config"].get(key)}
+    seeds = _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
+    if result["config"].get("processes"):  # which train no sweep
+        of_one = re.sub(r" seed=\S+$", " seed=$seed", _with(result["command"], seed="0"))
+        seeds = f"for seed in 0 1 2; do {of_one}; done"
     lines = [
-        _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
-        + "   (three seeds)",
+        f"{seeds}   (three seeds)",
         _with(result["command"], **whole) + "   (what all parameters reach)",
     ]
     variant = VARIANTS.find(result["config"]["variant"]["name"])

@@ -8,13 +8,13 @@ What W&B cannot do (no network, no disk, its process gone) costs a warning, not 
 """
 
 import contextlib
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 from lora_zoo.core.errors import unknown
+from lora_zoo.core.processes import current
 from lora_zoo.runs import wandb_session
 from lora_zoo.runs.record import plain
 from lora_zoo.runs.redact import redacted
@@ -162,7 +162,7 @@ def open_tracker(
     backend, mode = tracking.get("backend", "wandb"), wandb_session.mode(tracking.get("mode", "auto"))
     if backend not in BACKENDS:
         raise ValueError(unknown("tracking.backend", backend, BACKENDS))
-    if backend == "none" or mode == "disabled" or os.environ.get("RANK", "0") != "0":
+    if backend == "none" or mode == "disabled" or not current().leads:
         return Tracker()
     chosen = {key: tracking.get(key) or None for key in ("project", "entity", "notes")}
     labels = dict.fromkeys(str(tag)[:64] for tag in (*(tracking.get("tags") or ()), *tags) if tag)

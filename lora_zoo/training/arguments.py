@@ -223,18 +223,22 @@ _RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1),
     "adam_epsilon": (0, 1),
     "neftune_noise_alpha": (0, math.inf),
-    "ddp_timeout": (1, 2**31),
     "torch_empty_cache_steps": (1, 2**31),
 }
+_WHOLE = (
+    "each process has the whole model: start plain DDP (torchrun --nproc-per-node N -m lora_zoo.run …), and "
+    "save memory by model.quantization=nf4 and trainer.gradient_checkpointing=true"
+)
+_SUMMED = "processes add their gradients up once a step, in one call, whatever the variant does between"
 _NEVER = {
     "push_to_hub": "nothing is uploaded but by tracking=wandb",
     "resume_from_checkpoint": "use resume=true",
     "auto_find_batch_size": "runs would differ in batch_size; give one that fits",
     "group_by_length": "the data order is data_seed's",
     "use_liger_kernel": "it replaces the layers that adapters are in",
-    "deepspeed": "one process trains one run",
-    "fsdp": "one process trains one run",
-    "parallelism_config": "one process trains one run",
+    **dict.fromkeys(("deepspeed", "fsdp", "parallelism_config"), _WHOLE),
+    **dict.fromkeys(("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb"), _SUMMED),
+    **dict.fromkeys(("ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph"), _SUMMED),
 }
 _NAMES = ("optim", "lr_scheduler_type", "logging_strategy")
 

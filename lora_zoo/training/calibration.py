@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core import init
+from lora_zoo.core.processes import current
 from lora_zoo.core.seeding import generator
 from lora_zoo.formats.description import DESCRIPTION, WEIGHTS, read_description
 from lora_zoo.formats.folders import adapter_in
@@ -48,7 +49,8 @@ def inject_calibrated(
         return resources.inject(model, spec.variant, spec.settings.seed, arguments | options, batches)
 
     saved = folder / ("adapter" if trained else START)
-    if trained or (spec.needs and (saved / DESCRIPTION).is_file()):
+    known = trained or (spec.needs and current().from_first((saved / DESCRIPTION).is_file))
+    if known:
         with init.blank():
             injection = injected(**exactly(read_description(saved)))
         injection.load_state_dict(load_file(saved / WEIGHTS))
@@ -56,7 +58,7 @@ def inject_calibrated(
     injection = injected()
     if spec.settings.start_from:
         start_from(injection, spec.settings.start_from)
-    if spec.needs:
+    if spec.needs and current().leads:
         save_adapter(injection, folder / START)
     return injection
 

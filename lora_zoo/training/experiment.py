@@ -11,6 +11,7 @@ from torch import nn
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.hyperparameters import check_hyperparameters
+from lora_zoo.core.processes import current
 from lora_zoo.core.seeding import derived_seed
 from lora_zoo.formats.folders import adapter_digest, prior_folders, saved_folder
 from lora_zoo.formats.native import load_adapter
@@ -112,6 +113,11 @@ class Experiment:
             sent = adapter if own and adapter.is_dir() else None  # a whole model stays here
             tracker.finish(self.record.content | {"state": "done"}, sent, self.record.content["updates"])
 
+    def follow(self) -> None:
+        """Train with the process that leads, which alone judges and keeps anything."""
+        _, session = self._prepare()
+        session.run(Tracker(), self.timer)
+
     def _train(
         self, session: TrainingSession | StagedTraining, evaluator: Evaluator, tracker: Tracker
     ) -> None:
@@ -159,7 +165,7 @@ class Experiment:
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )
         session.prepare(evaluator, arguments)
-        trainer = session.trainer if self.context.resources.exclusive else None
+        trainer = session.trainer if self.context.resources.exclusive and current().leads else None
         if trainer is not None and (saved := trainer.saved_bytes()):
             record.update(memory=record.content.get("memory", {}) | saved)
         return evaluator, session

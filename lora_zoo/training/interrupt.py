@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl
 
+from lora_zoo.core.processes import current
 from lora_zoo.training.signals import SignalHandler
 from lora_zoo.training.state import TrainState
 
@@ -31,7 +32,7 @@ class TimedCheckpoints(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        control.should_save |= time.monotonic() - self.last >= self.seconds
+        control.should_save |= bool(current().greatest(int(time.monotonic() - self.last >= self.seconds)))
 
     def on_save(self, *_: Any, **__: Any) -> None:
         self.last = time.monotonic()

@@ -1,9 +1,12 @@
 """One run, from its specification to a complete record."""
 
+import contextlib
 import logging
+import os
 import shlex
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +20,7 @@ from lora_zoo.config.choices import originals
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.core.errors import in_one_line
+from lora_zoo.core.processes import current
 from lora_zoo.runs import summary
 from lora_zoo.runs.environment import environment, peak_memory
 from lora_zoo.runs.finding import finished, link, why_anew
@@ -32,6 +36,7 @@ from lora_zoo.runs.record import (
 )
 from lora_zoo.runs.redact import redacted
 from lora_zoo.tasks.forgetting import AUTO, is_measured
+from lora_zoo.terminal import say
 from lora_zoo.training.divergence import Diverged
 from lora_zoo.training.dry_run import dry_run
 from lora_zoo.training.experiment import Experiment
@@ -40,6 +45,7 @@ from lora_zoo.training.pruning import Pruned
 from lora_zoo.training.resources import FreshResources, ResourcePool, of_this_process
 from lora_zoo.training.session import RunContext
 from lora_zoo.training.stage_record import STAGES
+from lora_zoo.training.together import UnwrittenRecord
 
 _log = logging.getLogger("lora_zoo")
 
@@ -55,8 +61,22 @@ def run(
 
     `sweep` is the sweep's folder; the run's own is made inside it, or under `settings.out`. What is finished
     there already is not run again. Raises Stopped where a signal stops the run. `resources` are those of
-    a job that shares its process with others.
+    a job that shares its process with others. Of several processes one leads, and the others follow it.
     """
+    if not current().leads:
+        return _follow(spec)
+    with _followers() as begin:
+        return _lead(spec, sweep, progress, resources, begin)
+
+
+def _lead(
+    spec: RunSpec,
+    sweep: str | None,
+    progress: bool,
+    resources: ResourcePool | None,
+    begin: Callable[[Record], None],
+) -> int:
+    """The same in the process that leads, which lets the others `begin` once it has a record."""
     console, settings = Console(), spec.settings
     for name, setting in spec.without_effect().items():
         text = f"note: {name} has no effect with {setting}"
@@ -77,6 +97,7 @@ def run(
                 reason = why_anew(Path(settings.out), spec)
                 console.print(f"starts anew: {reason}", markup=False, highlight=False, soft_wrap=True)
             record = _opened(claim, spec)
+            begin(record)
             with logging_to(claim.folder / "run.log", console), resources.process() as signals:
                 context = RunContext(console, group, signals, resources, progress)
                 return _kept(Experiment(spec, record, context))
@@ -94,6 +115,46 @@ def is_over(spec: RunSpec, sweep: Path) -> bool:
     return done is not None and not _asks_for_more(spec.settings, done)
 
 
+@contextlib.contextmanager
+def _followers() -> Iterator[Callable[[Record], None]]:
+    """Inside, the other processes wait for the record of the run; at the end, for no longer."""
+    waiting = [True]
+
+    def begin(record: Record | None) -> None:
+        if waiting:
+            current().from_first(lambda: record and (record.folder, record.content))
+            waiting.clear()
+
+    try:
+        yield begin
+    finally:
+        begin(None)
+
+
+def _follow(spec: RunSpec) -> int:
+    """Train with the process that leads, write and print nothing, and return an exit code."""
+    told = current().from_first(lambda: None)
+    if told is None:
+        return 0
+    record, console = UnwrittenRecord(*told), Console(quiet=True)
+    with logging_to(Path(os.devnull), console), FreshResources().process() as signals:
+        context = RunContext(console, None, signals, FreshResources(), progress=False)
+        experiment = Experiment(spec, record, context)
+        try:
+            if record.content["identity"] != spec.identity:
+                raise RuntimeError("this process has other settings, data or sources than the one that leads")
+            experiment.follow()
+        except Diverged:
+            return _code("diverged", trial=spec.settings.trial)
+        except ValueError:
+            return 1 if experiment.underway else 2
+        except Exception as failure:
+            _log.error("%s", "".join(traceback.format_exception(failure)))
+            say(f"process {current().rank}: {_one_line(failure)}")
+            return 1
+    return 0
+
+
 def _found(spec: RunSpec, root: Path, name: str) -> tuple[Path, str]:
     """The place of a finished run under `out`, to which a sweep then refers; else the run's own."""
     out = Path(spec.settings.out)
@@ -109,7 +170,9 @@ def _opened(claim: FolderClaim, spec: RunSpec) -> Record:
     """Open the run's record: a new one or, where the claim says so, one that goes on."""
     settings, config = spec.settings, asdict(spec.settings)
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
-    words = redacted(["python", "-m", "lora_zoo.run", *originals(spec.overrides)])
+    several = settings.processes
+    start = ["torchrun", "--nproc-per-node", str(several)] if several else ["python"]
+    words = redacted([*start, "-m", "lora_zoo.run", *originals(spec.overrides)])
     record = Record(
         claim.folder,
         claim.before,

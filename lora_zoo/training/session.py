@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
+from lora_zoo.core.processes import current
 from lora_zoo.core.program import Stage
 from lora_zoo.formats.native import save_adapter
 from lora_zoo.injection.inject import Injection
@@ -32,6 +33,7 @@ from lora_zoo.training.signals import SignalHandler, Stopped
 from lora_zoo.training.stage_record import RunPosition, RunSteps
 from lora_zoo.training.state import REQUIRED
 from lora_zoo.training.timing import TRAINING, StageTimer
+from lora_zoo.training.together import Alike, of_part
 from lora_zoo.training.trainer import ZooTrainer
 
 
@@ -96,6 +98,7 @@ class TrainingSession:
             arguments.save_total_limit = 2
         skip = arguments.logging_nan_inf_filter = self.settings.on_nonfinite == "skip"
         examples, collate = laid_out(self.settings, self.injection, kind, self._examples(evaluator.data))
+        collate = of_part(collate)
         trainer = ZooTrainer(
             self.injection,
             evaluator=evaluator,
@@ -111,6 +114,8 @@ class TrainingSession:
         trainer.check_schedule()
         if trainer.parts:
             self.record.update(parts={name: len(own) for name, own in trainer.parts.items()})
+        if current().size > 1:
+            trainer.add_callback(Alike(trainer.train_state))
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
         if given_up := WATCHED.get(of["identity"]):
             trainer.add_callback(PruneCallback(given_up, self.position.steps))
@@ -151,7 +156,8 @@ class TrainingSession:
         if not self.position.total and self.injection.shrink():  # a stage's adapter is not the run's
             counts = self.record.content["parameters"]
             self.record.update(parameters=counts | {"final": self.injection.trainable()})
-        self._save()
+        if current().leads:
+            self._save()
 
     def _train(self, trainer: ZooTrainer, tracker: Tracker, timer: StageTimer) -> None:
         context = self.context
@@ -179,8 +185,8 @@ class TrainingSession:
                 self.record.update(skipped=skipped)
             if trainer.dropper is not None:
                 self.record.update(dropbp=trainer.dropper.rates)
-        if context.signals.received is not None:
-            raise Stopped(context.signals.received)
+        if (number := context.signals.agree()) is not None:
+            raise Stopped(number)
         self._ended(trainer)
 
     def _ended(self, trainer: ZooTrainer) -> None:
@@ -201,7 +207,8 @@ class TrainingSession:
     def _last_checkpoint(self) -> Path | None:
         """Find the last whole checkpoint of an earlier process and note it in the record."""
         assert self.trainer is not None
-        last = checkpoints.newest(self.checkpoints, REQUIRED, self.trainer.train_state.flaw)
+        flaw = self.trainer.train_state.flaw
+        last = current().from_first(lambda: checkpoints.newest(self.checkpoints, REQUIRED, flaw))
         if "resumed" in self.record.content:
             *earlier, entry = self.record.content["resumed"]
             step = self.position.steps + (int(last.name.rpartition("-")[2]) if last else 0)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
 
+from lora_zoo.core.processes import current
 from lora_zoo.training.watchdog import Watchdog, call_off
 
 PATIENCE = 7.0  # seconds that a step has to end, of the ten in which a run promises to leave
@@ -41,7 +42,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class SignalHandler:
-    """Stops a run on signals. `received` is the number of the first one, None before."""
+    """Stops a run on signals. `received` is the number of the first one, None before.
+
+    Of several processes all stop where one has received a signal.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -68,7 +72,12 @@ class SignalHandler:
     @property
     def stopping(self) -> bool:
         """True if training is to end after the present step."""
-        return self.received is not None
+        return self.agree() is not None
+
+    def agree(self) -> int | None:
+        """The signal that one of the processes has received, if any; all of them ask at the same step."""
+        self.received = current().greatest(self.received or 0) or None
+        return self.received
 
     @contextlib.contextmanager
     def defer(self) -> Iterator[None]:
@@ -81,6 +90,8 @@ class SignalHandler:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if current().size > 1:  # torchrun sends on what the terminal sends as well
+                return
             os._exit(128 + number)
         self.received = number
         if not self._deferring:

@@ -73,6 +73,11 @@ class TrainState(TrainerCallback):
             },
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the model computes with and training changes, by part and name."""
+        state = self.state_dict()
+        return {f"{part}/{name}": tensor for part in TENSORS for name, tensor in state[part].items()}
+
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         trainer, progress = self.trainer, state["progress"]

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.core.hooks import Progress
+from lora_zoo.core.processes import current
 from lora_zoo.core.routing import routing_means
 from lora_zoo.core.train_eval import in_mode
 from lora_zoo.injection.inject import Injection
@@ -79,7 +80,7 @@ class ZooTrainer(Trainer):
         self.injection, self.evaluator, self.about = injection, evaluator, about or {}
         self.ranks = RankRecorder(injection, whole=stage)
         self.skip, self.train_state = skip, TrainState(self, injection, self.ranks)
-        self.handover, self.dropper = handover, dropper
+        self.handover, self.dropper, self.processes = handover, dropper, current()
         self._penalty: Tensor | float = 0.0
         self.parts = self._divided()
         # Whether a model's loss heeds the number of items differs by class and head: none is asked to.
@@ -95,7 +96,11 @@ class ZooTrainer(Trainer):
     def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one step, and how many items the step's loss is the mean of."""
         batches, _ = super().get_batch_samples(*given, **named)
-        return batches, sum(map(self.num_items, batches)) if batches else None
+        if not batches:
+            return batches, None
+        items = torch.stack([self.num_items(batch) for batch in batches]).sum()
+        self.processes.add_up([items])
+        return batches, items
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # type: ignore[has-type]
@@ -175,6 +180,8 @@ class ZooTrainer(Trainer):
 
         A decoder predicts a label from what stands before it, and so none that stands first.
         """
+        if not batch:
+            return torch.zeros((), dtype=torch.int64, device=self.args.device)
         labels, ids = batch["labels"], batch.get("input_ids")
         encodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         if ids is not None and labels.shape == ids.shape and not encodes:
@@ -196,6 +203,8 @@ class ZooTrainer(Trainer):
             inputs = inputs | {"decoder_input_ids": shifted(labels=inputs["labels"])}
 
         def once() -> Any:
+            if not inputs:  # of fewer rows than processes, this one has none
+                return torch.zeros((), device=self.args.device, requires_grad=True), {}
             return super(ZooTrainer, self).compute_loss(model, dict(inputs), True)
 
         self._penalty = 0.0
@@ -204,7 +213,11 @@ class ZooTrainer(Trainer):
         else:
             hooks = self.injection.hooks
             loss, outputs, extra = hooks.objective(once, self.progress)
-            added = share * extra + hooks.regularizer() / self.current_gradient_accumulation_steps
+            if self.processes.size > 1 and self.injection.counter.emitted:
+                name = self.injection.variant.name
+                raise ValueError(f"{name} emits losses of all tokens, of which each process has a part")
+            passes = self.current_gradient_accumulation_steps * self.processes.size
+            added = share * extra + hooks.regularizer() / passes
             loss = share * loss + added
             self._penalty = torch.as_tensor(added).detach()
             if self.dropper and not loss.requires_grad:  # all of it was dropped: nothing learns in this pass
@@ -216,7 +229,9 @@ class ZooTrainer(Trainer):
         with hooks.forward_context(progress), self._dropping(inputs, progress):
             loss = super().training_step(model, inputs, *rest, **more)
         reported = loss - self._penalty
+        self.processes.add_up([loss, reported])
         if self.accelerator.sync_gradients:
+            self.processes.add_up_gradients(self.injection.parameters())
             if progress.step == 1 and self.dropper is None:
                 _assert_gradients(self.injection)
             skipped = self.train_state.skipped if self.skip else None
@@ -226,6 +241,9 @@ class ZooTrainer(Trainer):
                 again = self._gradients_of_step if self.parts else None
                 hooks.on_after_backward(progress._replace(gradients_of_step=again))
         return reported
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return super()._prepare_inputs(inputs) if inputs else inputs
 
     def _dropping(self, inputs: dict[str, Any], progress: Progress) -> contextlib.AbstractContextManager[Any]:
         """A context for one pass, in which parts of its backward pass are dropped as drawn."""
@@ -250,7 +268,8 @@ class ZooTrainer(Trainer):
         assert isinstance(sampler, parts.TurnSampler), "of a variant without parts nobody knows them"
         rows = [self.train_dataset[number] for number in sampler.of_step(step)]
         batches = [self.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
-        parameters, items = self.injection.parameters(), sum(map(self.num_items, batches))
+        parameters, items = self.injection.parameters(), torch.stack([*map(self.num_items, batches)]).sum()
+        self.processes.add_up([items])
         in_hand = [p.grad for p in parameters]
         for p in parameters:
             p.grad = None
@@ -261,6 +280,7 @@ class ZooTrainer(Trainer):
                         self.model, self._prepare_inputs(batch), num_items_in_batch=items
                     )
                 self.accelerator.backward(loss)
+        self.processes.add_up_gradients(parameters)
         found = {p: p.grad for p in parameters if p.grad is not None}
         for p, own in zip(parameters, in_hand, strict=True):
             p.grad = own
@@ -283,15 +303,18 @@ class ZooTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute the task's metrics and nll on the validation split, in the middle of training."""
-        values, likelihood = self.evaluator.evaluate_split("validation")
-        told = {"nll": likelihood["nll"]} if likelihood else {}
-        told |= routing_means(self.evaluator.routing.get("validation", {}))
-        metrics = {f"eval_{name}": value for name, value in (told | values).items()}
+        metrics = self.processes.from_first(self._judged)
         self.log(metrics)
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
         self._is_best = super()._determine_best_metric(metrics, None)
         return metrics
+
+    def _judged(self) -> dict[str, float]:
+        values, likelihood = self.evaluator.evaluate_split("validation")
+        told = {"nll": likelihood["nll"]} if likelihood else {}
+        told |= routing_means(self.evaluator.routing.get("validation", {}))
+        return {f"eval_{name}": value for name, value in (told | values).items()}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """True where the evaluation is the best up to now, of which a checkpoint is then written.
@@ -338,6 +361,13 @@ class ZooTrainer(Trainer):
     """The folder in which a checkpoint is being written."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Have the process that leads save a checkpoint, once all have the same tensors."""
+        self.processes.check_alike(self.train_state.tensors(), f"after step {self.state.global_step}")
+        if self.processes.leads:
+            self._save_whole(model, trial)
+        self.state.best_model_checkpoint = self.processes.from_first(lambda: self.state.best_model_checkpoint)
+
+    def _save_whole(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint of transformers', whole or not at all; a disk that refuses costs a warning."""
         root = Path(self.args.output_dir or ".")
         try:

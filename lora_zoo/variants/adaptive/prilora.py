@@ -51,6 +51,10 @@ class InputWeightedPruning(AdapterHooks):
         empty = [A_RI.detach().new_zeros(A_RI.shape[1]) for A_RI in self.masks.tensors]
         self.register_buffer("norms_N", torch.cat(empty) if empty else torch.empty(0))
 
+    @classmethod
+    def gathers(cls, **hyper: Any) -> str:
+        return "prunes by the norms of its layers' inputs"
+
     def on_train_begin(self, total: int) -> None:
         self.to_adapters()
 

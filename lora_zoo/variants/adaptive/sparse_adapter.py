@@ -66,6 +66,10 @@ class PrunedOnce(AdapterHooks):
                 f"{attention} does not allow: give model.attn_implementation=eager"
             )
 
+    @classmethod
+    def gathers(cls, *, score: Score = "snip", **hyper: Any) -> str:
+        return "with score=grasp differentiates the gradient of a batch's loss" if score == "grasp" else ""
+
     @property
     def fixed(self) -> bool:
         """True once entries are masked."""

@@ -102,6 +102,10 @@ class NearestCentroid(ExpertsOfTasks):
             self._handle.remove()
         self._handle = self.model.register_forward_pre_hook(self._before, with_kwargs=True) if on else None
 
+    @classmethod
+    def gathers(cls, **hyper: Any) -> str:
+        return "keeps features of all examples, whose centres tell tasks apart"
+
     def _before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache = cache_of(kwargs)
         if self._asks or in_backward() or (cache is not None and cache.get_seq_length()):

@@ -63,6 +63,10 @@ class TaskFree(AdapterHooks):
         self._losses: list[float] = []
         self._steps_of: Optimizer | None = None
 
+    @classmethod
+    def gathers(cls, **hyper: Any) -> str:
+        return "keeps the hardest of all examples, and consolidates where their loss says so"
+
     @property
     def stream(self) -> Stream:
         return cast(Stream, self.common)

@@ -29,6 +29,10 @@ class Balance(RouterRate):
 
     packable = True  # what an adapter emits reaches its own job alone
 
+    @classmethod
+    def gathers(cls, *, balance: float = 0.0, **hyper: Any) -> str:
+        return "balances its experts over all tokens (variant.balance=0 does not)" if balance else ""
+
     def regularizer(self) -> Tensor | float:
         """ValueError where nothing was emitted: reentrant checkpointing keeps no graph of a pass."""
         if not self.counter.emitted and any(own.training and own.emits for own in self.adapters.values()):

@@ -15,6 +15,7 @@ from lora_zoo.core.alpha import Alpha
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.host import LayerHost
 from lora_zoo.core.init import Init
+from lora_zoo.core.processes import current
 from lora_zoo.core.recomputation import CallNumbers
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import register
@@ -113,9 +114,11 @@ class Poly(Scaled, Routed):
 
     @torch.compiler.disable
     def noise(self, like: Tensor) -> Tensor:
-        """log u - log(1 - u) for u ~ U(0, 1), by the seed, the matrix and the pass."""
-        source = generator("skills", self.seed, self.matrix_name, self.passes.number())
-        return torch.rand(like.shape, generator=source, dtype=torch.float64).logit(1e-12).to(like)
+        """log u - log(1 - u) for u ~ U(0, 1), by the seed, the matrix, the pass and the example."""
+        source, here = generator("skills", self.seed, self.matrix_name, self.passes.number()), current()
+        of_all = (here.size * len(like), *like.shape[1:])  # the examples of all processes, who take turns
+        u = torch.rand(of_all, generator=source, dtype=torch.float64)[here.rank :: here.size]
+        return u.logit(1e-12).to(like)
 
     def mixed(self, omega_NCE: Tensor) -> tuple[Tensor, Tensor]:
         """Each example's B (N, O, R) and A (N, R, I)."""

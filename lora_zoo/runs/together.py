@@ -1,0 +1,41 @@
+"""A run that several processes train: what is divided among them, and what cannot be."""
+
+from dataclasses import replace
+
+from lora_zoo.config.schema import Settings
+from lora_zoo.config.spec import RunSpec
+from lora_zoo.core.processes import current
+
+
+def divided(settings: Settings) -> Settings:
+    """The settings with the number of processes that train together.
+
+    ValueError where they cannot divide each batch among them, or train what is asked for.
+    """
+    size, asked = current().size, settings.processes
+    if asked not in (None, size):
+        raise ValueError(
+            f"processes={asked}, and there is {size}: start torchrun --nproc-per-node {asked} -m "
+            "lora_zoo.run …"
+        )
+    if size == 1:
+        return replace(settings, processes=None)
+    if settings.batch_size % size:
+        raise ValueError(
+            f"batch_size={settings.batch_size} is of all processes together, and {size} cannot divide it: "
+            f"give a multiple of {size}"
+        )
+    for key in ("program", "dropbp"):
+        if given := getattr(settings, key):
+            name = given["name"] if key == "program" else given
+            raise ValueError(f"{key}={name} is for one process, and {size} were started; start it once")
+    return replace(settings, processes=size)
+
+
+def refuse_divided(spec: RunSpec) -> None:
+    """ValueError where several processes are to train a variant that needs whole batches."""
+    if spec.settings.processes and (needs := spec.gathers):
+        raise ValueError(
+            f"variant={spec.variant.name} {needs}, and each of {spec.settings.processes} processes has a "
+            "part of the examples; start it once"
+        )

@@ -1,0 +1,124 @@
+"""Two processes that train one run learn what one does with the same batches."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.processes import run
+
+pytestmark = pytest.mark.xdist_group("together")  # one worker: they share the runs
+RUNS = {
+    "lora": ["init=eva", "calibration_examples=2", "trainer.gradient_accumulation_steps=2"],
+    "dora": ["trainer.save_steps=2"],
+    "adalora": ["variant.tinit=1", "variant.tfinal=1", "variant.deltaT=1"],
+    "vera": ["trainer.eval_steps=2", "trainer.load_best_model_at_end=true"],
+    "bilora": [],
+}
+"""Further overrides by variant: a start from data, sums over micro-batches, checkpoints, evaluations."""
+SHORT = (
+    *("task=pocket-nli", "steps=6", "batch_size=4", "threads=1", "eval_before_training=false"),
+    *("task.sizes={train: 21, validation: 3}", "eval_splits=[validation]", "tracking=none"),
+    *("forgetting_text=null", "trainer.logging_steps=1"),
+)
+"""Of the last of the batches, one row, the second process has nothing."""
+
+
+def words(name: str) -> list[str]:
+    return ["lora_zoo.run", f"+variant={name}", *RUNS[name], *SHORT]
+
+
+def chained(*commands: list[str]) -> list[str]:
+    return [word for command in commands for word in ("--", *command)][1:]
+
+
+@pytest.fixture(scope="module", name="two")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs by two processes, in one launch."""
+    at = tmp_path_factory.mktemp("two")
+    ended = run(*chained(*map(words, RUNS)), at=at, module="tests.torchrun")
+    assert ended.returncode == 0, ended.stderr
+    return at
+
+
+@pytest.fixture(scope="module", name="one")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    at = tmp_path_factory.mktemp("one")
+    for name in RUNS:
+        assert run(*words(name)[1:], at=at).returncode == 0
+    return at
+
+
+def result(at: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    [folder] = (at / "runs").glob(f"{name}-*")
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_learn_what_one_does(name: str, one: Path, two: Path) -> None:
+    (alone, expected), (folder, found) = result(one, name), result(two, name)
+    of = [[(e["step"], e.get("loss")) for e in own["history"] if "loss" in e] for own in (expected, found)]
+    assert len(of[0]) == 6
+    for (step, loss), (same, its) in zip(*of, strict=True):
+        assert step == same and its == pytest.approx(loss, abs=1e-5)
+    theirs, ours = (load_file(own / "adapter" / "adapter.safetensors") for own in (folder, alone))
+    assert theirs.keys() == ours.keys()
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-5)
+    assert found["metrics"] == expected["metrics"] and found["parameters"] == expected["parameters"]
+    assert found["identity"] != expected["identity"] and found["config"]["processes"] == 2
+    assert found["command"].startswith("torchrun --nproc-per-node 2 -m lora_zoo.run ")
+    assert {p.name for p in folder.iterdir()} == {p.name for p in alone.iterdir()}
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_bit(two: Path, tmp_path: Path) -> None:
+    ended = run(*words("dora"), at=tmp_path, module="tests.torchrun", STOP="1:3")
+    folder, stopped = result(tmp_path, "dora")
+    assert ended.returncode == 128 + signal.SIGTERM and stopped["state"] == "interrupted"
+    assert {own.name for own in (folder / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-3"}
+    assert run(*words("dora"), "resume=true", at=tmp_path, module="tests.torchrun").returncode == 0
+    found, (_, whole) = result(tmp_path, "dora")[1], result(two, "dora")
+    assert found["resumed"][0]["step"] == 3 and found["identity"] == whole["identity"]
+    assert found["adapter"]["sha256"] == whole["adapter"]["sha256"]
+    assert found["metrics"] == whole["metrics"]
+
+
+APART = """
+import os, sys, torch
+from lora_zoo.core.processes import current, join
+rank = int(os.environ["RANK"])
+join(os.environ)
+assert "RANK" not in os.environ and current().rank == rank and current().leads == (rank == 0)
+assert [*current().part([0, 1, 2])] == ([0, 2], [1])[rank] and not [*current().part([0])][1 - rank:]
+one, two = torch.tensor([1.0 + rank]), torch.tensor([[2, 3]]) + rank
+current().add_up([one, two])
+assert one.item() == 3 and two.tolist() == [[5, 7]]
+p, q, r = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+p.grad = torch.ones(2) if rank else None
+q.grad = torch.ones(2, dtype=q.dtype) * (rank + 1)
+current().add_up_gradients([p, q, r])
+assert p.grad.tolist() == [1, 1] and q.grad.tolist() == [3, 3] and r.grad is None
+assert current().greatest(15 * rank) == 15
+assert current().from_first(lambda: f"of {rank}") == "of 0"
+try:
+    current().from_first(lambda: 1 / 0)
+except (ZeroDivisionError, RuntimeError) as error:
+    assert type(error) is (RuntimeError if rank else ZeroDivisionError)
+current().check_alike({"a": one}, "now")
+try:
+    current().check_alike({"a": one, "b": torch.tensor(float(rank))}, "after step 7")
+except RuntimeError as error:
+    assert str(error) == "b of process 1 is not that of process 0 after step 7"
+else:
+    raise AssertionError
+"""
+
+
+def test_what_processes_exchange(tmp_path: Path) -> None:
+    (tmp_path / "apart.py").write_text(APART)
+    ended = run("apart", at=tmp_path, module="tests.torchrun")
+    assert ended.returncode == 0, ended.stderr
