@@ -39,23 +39,11 @@ class PrintedVerdict(NamedTuple):
 
 def rows_of(page: str, variant: str) -> list[MeasuredRow]:
     """The rows of a variant in a page of `ALL_VARIANTS`."""
-    return [row for row in _rows(page) if row.head[1] == "variant" and row.cells[1] == variant]
+    return [row for row in rows(page) if row.head[1] == "variant" and row.cells[1] == variant]
 
 
 @functools.cache
-def verdicts() -> Mapping[str, Sequence[PrintedVerdict]]:
-    """The printed verdicts by the claim's id."""
-    found: dict[str, list[PrintedVerdict]] = defaultdict(list)
-    for path in sorted(EXPERIMENTS.glob("*/README.md")):
-        for head, cells in _rows(f"{path.parent.name}/README.md"):
-            claim = re.match(r"\*\*(\S+/\S+)\*\*:", cells[0])
-            if claim and head[2:5] == ("verdict", "effect", "n"):
-                found[claim[1]].append(PrintedVerdict(path.parent.name, *cells[2:5]))
-    return found
-
-
-@functools.cache
-def _rows(page: str) -> tuple[MeasuredRow, ...]:
+def rows(page: str) -> tuple[MeasuredRow, ...]:
     """Every row of every table of a page of experiments/."""
     rows: list[MeasuredRow] = []
     head: tuple[str, ...] = ()
@@ -67,6 +55,18 @@ def _rows(page: str) -> tuple[MeasuredRow, ...]:
         elif not line.startswith(("|-", "| -")):
             rows.append(MeasuredRow(head, _cells(line)))
     return tuple(rows)
+
+
+@functools.cache
+def verdicts() -> Mapping[str, Sequence[PrintedVerdict]]:
+    """The printed verdicts by the claim's id."""
+    found: dict[str, list[PrintedVerdict]] = defaultdict(list)
+    for path in sorted(EXPERIMENTS.glob("*/README.md")):
+        for head, cells in rows(f"{path.parent.name}/README.md"):
+            claim = re.match(r"\*\*(\S+/\S+)\*\*:", cells[0])
+            if claim and head[2:5] == ("verdict", "effect", "n"):
+                found[claim[1]].append(PrintedVerdict(path.parent.name, *cells[2:5]))
+    return found
 
 
 def _cells(line: str) -> tuple[str, ...]:

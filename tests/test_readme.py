@@ -1,4 +1,4 @@
-"""What README and docs/ say is so: tables, the two commands, the example of a new variant, generated pages."""
+"""README and docs/ say what is so: tables, the two commands, the example of a variant, generated pages."""
 
 import re
 import shutil
