@@ -111,11 +111,11 @@ def _keys(found: Mapping[str, inspect.Parameter]) -> Lines:
     """A line a hyperparameter: its name, its default and its type."""
     from lora_zoo.core.hyperparameters import type_words
 
-    told = {f"{name}={_written(p.default)}": type_words(p.annotation) for name, p in found.items()}
+    told = {f"{name}={written_default(p.default)}": type_words(p.annotation) for name, p in found.items()}
     return ["keys, with their defaults:", *_columns(told)] if told else []
 
 
-def _written(value: Any) -> str:
+def written_default(value: Any) -> str:
     """A default as one writes it on the command line."""
     if value is inspect.Parameter.empty:
         return "(must be given)"
@@ -128,14 +128,19 @@ def _about(of: object) -> Lines:
 
 def _show_variant(name: str) -> Lines:
     from lora_zoo.core.hyperparameters import hyperparameters
-    from lora_zoo.core.init import init_names
     from lora_zoo.core.variants import VARIANTS
 
     cls = VARIANTS[name]
+    facts = _columns({"W'": cls.equation, "paper": cls.paper, **variant_facts(cls)})
+    return [f"variant={name}", *_about(cls), *facts, "", *_keys(hyperparameters(cls))]
+
+
+def variant_facts(cls: Any) -> dict[str, str]:
+    """Facts that a variant declares, as words by word."""
+    from lora_zoo.core.init import init_names
+
     otherwise = "as LoRA, where its update has low rank" if cls.pointwise else "no"
-    facts = {
-        "W'": cls.equation,
-        "paper": cls.paper,
+    return {
         "trainable": f"{cls.count} a matrix (O, I)" if cls.count else "no adapter on a matrix",
         "targets": ", ".join(cls.targets) if cls.adapts else "-",
         "looks at data": ", ".join(cls.needs) or "no",
@@ -143,23 +148,27 @@ def _show_variant(name: str) -> Lines:
         "exports to PEFT": "in PEFT's own form" if cls.peft else otherwise,
         "init": ", ".join(init_names(cls.accepts_init)) or "-",
     }
-    return [f"variant={name}", *_about(cls), *_columns(facts), "", *_keys(hyperparameters(cls))]
 
 
 def _show_init(name: str) -> Lines:
     from lora_zoo.core.init import INITS
-    from lora_zoo.core.variants import VARIANTS
 
     init = INITS[name.removesuffix("_K")]
-    one = init.member(4) if name.endswith("_K") else init  # type: ignore[union-attr]
-    takers = [cls.name for cls in VARIANTS.values() if cls.accepts_init(one)]  # type: ignore[arg-type]
-    facts = {
-        "source": one.source,
+    return [f"init={name}", *_about(init.draw), *_columns({"source": init.source, **init_facts(init)})]
+
+
+def init_facts(init: Any) -> dict[str, str]:
+    """Facts that an initialisation, or a family of them, declares, as words by word."""
+    from lora_zoo.core.init import InitFamily
+    from lora_zoo.core.variants import VARIANTS
+
+    one = init.member(4) if isinstance(init, InitFamily) else init
+    takers = [cls.name for cls in VARIANTS.values() if cls.accepts_init(one)]
+    return {
         "residual": "yes: its first product is taken off W" if one.residual else "no",
         "looks at data": ", ".join(one.needs) or "no",
         "variants": ", ".join(takers),
     }
-    return [f"init={name}", *_about(one.draw), *_columns(facts)]
 
 
 def _show_program(name: str) -> Lines:

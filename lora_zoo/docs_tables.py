@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.docs_tables [--write README.md]`: the tables of what can be chosen (`TABLES`)."""
+"""`python -m lora_zoo.docs_tables [--write docs]`: the tables of what can be chosen (`TABLES`)."""
 
 import argparse
 import inspect
@@ -13,7 +13,7 @@ from lora_zoo.core.hyperparameters import check_hyperparameters, hyperparameters
 from lora_zoo.core.init import init_names
 from lora_zoo.core.variants import VARIANTS
 
-_MARKERS = "<!-- {0}: made by python -m lora_zoo.docs_tables --write README.md -->", "<!-- /{0} -->"
+_MARKERS = "<!-- {0}: made by python -m lora_zoo.docs_tables --write docs -->", "<!-- /{0} -->"
 
 
 def variants_table() -> str:
@@ -23,7 +23,7 @@ def variants_table() -> str:
         keys = ", ".join(f"`{key}`" for key in _choices(cls)) or "-"
         count = f"`{cls.count}`" if cls.count else "-"
         equation = cls.equation.replace("|", "\\|")
-        rows.append(f"| `{name}` | {equation} | {count} | {keys} | {_link(cls.paper)} |")
+        rows.append(f"| `{name}` | {equation} | {count} | {keys} | {link(cls.paper)} |")
     return "\n".join(rows)
 
 
@@ -42,14 +42,14 @@ def hosts_table() -> str:
     adapters = [cls for cls in VARIANTS.values() if issubclass(cls, Adapter)]
     for host in HOSTS.values():
         about = inspect.cleandoc(host.__doc__ or "").partition("\n")[0].rstrip(".")
-        refusing = [f"`{cls.name}`" for cls in adapters if _refuses(cls, host)]
+        refusing = [f"`{cls.name}`" for cls in adapters if refuses(cls, host)]
         who = f"all {len(adapters)}{' but ' if refusing else ''}{', '.join(refusing)}"
         dropout = "yes" if host.sees_input else "refused: an adapter there never sees the input"
         rows.append(f"| {host.kind} | {about} | {who} | {dropout} |")
     return "\n".join(rows)
 
 
-def _refuses(cls: Any, host: Any) -> bool:
+def refuses(cls: Any, host: Any) -> bool:
     """True if a variant with its defaults adapts no matrix, however large, of this type of layer."""
     hyper = cls.complete(check_hyperparameters(cls, {}))
     if (cls.adds_bias and not host.can_have_bias) or not (cls.pointwise or host.sees_input):
@@ -84,7 +84,7 @@ def compositions_table() -> str:
     rows = ["| composition | equation | options | looks at |", "|---|---|---|---|"]
     for name, cls in COMPOSITIONS.items():
         keys = ", ".join(f"`{key}`" for key in keywords(cls)) or "-"
-        equation = cls.equation.replace("|", "\\|")
+        equation = cls.equation.replace("|", "\\|").replace("[", "\\[")  # no references of Markdown
         looks = _LOOKS.get(cls.examples, f"a run's {cls.examples} examples")
         looks = ", ".join(filter(None, ("each input", cls.examples and looks))) if cls.routes else looks
         rows.append(f"| `{name}` | {equation} | {keys} | {looks} |")
@@ -101,31 +101,37 @@ TABLES = {
 }
 
 
-def _link(paper: str) -> str:
+def link(paper: str) -> str:
     number = paper.removeprefix("arXiv:")
     return f"[{number}](https://arxiv.org/abs/{number})" if number != paper else paper
 
 
 def written(text: str) -> str:
-    """`text` with what stands between each table's markers replaced. ValueError where there are none."""
+    """`text` with what stands between the markers of each table that it has replaced."""
     for name, table in TABLES.items():
         begin, end = (marker.format(name) for marker in _MARKERS)
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"the file lacks the markers {begin} … {end}")
-        made = f"{begin}\n{table()}\n{end}"
-        text = pattern.sub(lambda _, made=made: made, text)  # type: ignore[misc]
+        if pattern.search(text):
+            made = f"{begin}\n{table()}\n{end}"
+            text = pattern.sub(lambda _, made=made: made, text)  # type: ignore[misc]
     return text
+
+
+def tables_in(text: str) -> list[str]:
+    """The names of the tables whose markers `text` has."""
+    return [name for name in TABLES if all(marker.format(name) in text for marker in _MARKERS)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_zoo.docs_tables", description=__doc__)
-    parser.add_argument("--write", type=Path, help="replace the tables in this file")
-    path = parser.parse_args().write
-    if path is None:
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="replace the tables in its pages (*.md)")
+    folder = parser.parse_args().write
+    if folder is None:
         print("\n\n".join(table() for table in TABLES.values()))
-    else:
-        path.write_text(written(path.read_text()))
+        return
+    for path in sorted(folder.glob("*.md")):
+        if tables_in(text := path.read_text()):
+            path.write_text(written(text))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ ROOMS = (
 """From the bottom up: a room imports itself and what lies below it."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 COMMANDS = {"run", "compare", "merge", "compose", "export", "load", "spectra", "quantization", "docs_tables"}
-COMMANDS |= {"choices", "completion", "doctor", "__main__", ""}
+COMMANDS |= {"docs_pages", "docs_evidence", "choices", "completion", "doctor", "__main__", ""}
 """Modules at the top: commands, and the package itself, which loads its names when they are asked for."""
 LIFTED = {"core", "quantizers", "hosts", "inits", "kernels", "compositions", "injection", "formats"}
 LIFTED |= {"variants"}

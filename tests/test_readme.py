@@ -1,4 +1,4 @@
-"""What the README says is so: its table, its commands, and its example of a new variant."""
+"""README and docs/ say what is so: tables, the two commands, the example of a variant, generated pages."""
 
 import re
 import shutil
@@ -9,14 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from lora_zoo import docs_tables
+from lora_zoo import docs_evidence, docs_pages, docs_tables
+from lora_zoo.core.init import INITS
+from lora_zoo.core.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 
-def test_the_table_of_variants_is_the_registrys() -> None:
-    assert docs_tables.written(README) == README, "run: python -m lora_zoo.docs_tables --write README.md"
+def test_each_table_stands_on_one_page_and_is_the_registrys() -> None:
+    found = [name for text in DOCS.values() for name in docs_tables.tables_in(text)]
+    assert sorted(found) == sorted(docs_tables.TABLES)
+    for name, text in DOCS.items():
+        assert docs_tables.written(text) == text, f"{name}: run python -m lora_zoo.docs_tables --write docs"
+
+
+def test_every_variant_and_initialisation_has_a_page_with_its_definition_and_code() -> None:
+    pages = docs_pages.pages()
+    for name, cls in VARIANTS.items():
+        assert cls.equation in pages[f"variants/{name}.md"]
+        assert f'register("{name}")' in pages[f"variants/{name}.md"] or cls.preset_of
+    held = "".join(text for path, text in pages.items() if path.startswith("initialisations/"))
+    assert all(init.source in held for init in INITS.values())
+    assert "0.659 ± 0.026" in pages["variants/lora.md"]  # from experiments/zoo
+    assert "bakeoff_rank" in pages["variants/dora.md"].partition("## Claims")[2]
+
+
+def test_verdicts_are_read_back_from_the_pages_of_experiments() -> None:
+    found = docs_evidence.verdicts()["dora/over-lora"]
+    assert {one.experiment for one in found} >= {"bakeoff_rank", "digits"}
+    assert all(one.verdict in ("supported", "not supported", "inconclusive") for one in found)
+    assert found[0].n.isdigit()
 
 
 def test_there_are_exactly_two_commands_and_ci_runs_the_second() -> None:
@@ -29,13 +53,13 @@ def test_there_are_exactly_two_commands_and_ci_runs_the_second() -> None:
 
 
 def examples() -> dict[str, str]:
-    found = re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    found = re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", DOCS["adding-a-variant.md"], re.DOTALL)
     return dict(found)
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the README's example variant in it."""
+    """A copy of the project with the example variant of docs/ in it."""
     copy = tmp_path_factory.mktemp("extended")
     for name in ("lora_zoo", "conf", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
