@@ -484,7 +484,7 @@ def test_a_start_depends_on_its_seeds_and_not_on_the_global_stream(name, kind):
         assert any(not torch.equal(other[n], t) for n, t in again.items()), "the seed changes nothing"
 
 
-class Several(nn.Module):
+class UnequalLayers(nn.Module):
     """A layer, its equal and a greater one: its sides are multiples, so that all can be cut alike."""
 
     def __init__(self, kind="linear"):
@@ -497,7 +497,7 @@ class Several(nn.Module):
 
 @few_pointwise_pairs
 def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
-    alone, beside = Several(kind), Several(kind)
+    alone, beside = UnequalLayers(kind), UnequalLayers(kind)
     found = []
     for model, which in ((alone, ["layer"]), (beside, ["layer", "equal", "greater"])):
         injection = adapt(model, name, targets=model.names(*which))
@@ -512,7 +512,7 @@ def test_a_start_does_not_depend_on_which_other_layers_are_adapted(name, kind):
 @few_pairs
 def test_equal_layers_draw_starts_of_their_own(name, kind):
     """Unless all layers share what is drawn, or nothing is."""
-    model = Several(kind)
+    model = UnequalLayers(kind)
     with Draws() as draws:
         injection = adapt(model, name, targets=model.names("layer", "equal"))
     first, second = injection.adapters.values()
@@ -749,7 +749,7 @@ def test_a_recomputed_layer_sees_the_same_mask(name):
 @every_variant
 def test_two_layers_do_not_share_a_dropout_mask(name):
     with_dropout(name)
-    model = Several().train()
+    model = UnequalLayers().train()
     injection = adapt(model, name, targets=model.names("layer", "equal"), lora_dropout=0.5)
     x = torch.ones(64, dtype=torch.float64)
     first, second = (a.dropout(x) for a in injection.adapters.values())

@@ -97,7 +97,7 @@ def _seeds(best: Cell, nearest: Cell, difference: Difference) -> str:
 
 def _rounded(seeds: float) -> int:
     """Two digits: a pilot of few seeds knows no more."""
-    return round(seeds, 1 - math.floor(math.log10(seeds))) if seeds >= 100 else int(seeds)
+    return int(round(seeds, 1 - math.floor(math.log10(seeds))) if seeds >= 100 else seeds)
 
 
 def _names(layout: Layout, cells: Sequence[Cell]) -> str:

@@ -59,9 +59,8 @@ def _baselines(layout: Layout, part: Cells, runs: pd.DataFrame) -> Iterator[tupl
         (f"zero_shot_{part.value}", "before training"),
         (f"majority_{part.value}", "commonest class"),
     ):
-        known = runs[column].dropna() if column in runs else ()
-        if len(known):
-            yield name, float(known.median())
+        if column in runs and runs[column].notna().any():
+            yield name, float(runs[column].median())
     cells = [(layout.variant(cell), cell) for cell in part.cells if cell.n]
     found = [(variant, cell) for variant, cell in cells if is_baseline(variant)]
     if len(found) < len(cells) and len({variant for variant, _ in found}) == len(found):

@@ -194,7 +194,7 @@ def _found(layout: Layout) -> dict[str, dict[Words, str]]:
     found = found_of(layout.runs)
     runs = layout.runs.set_index("run")
     return {
-        f"{_label(key)} (found)": {
+        f"{label_of(key)} (found)": {
             words: format_value(plain(runs.loc[cell.runs, column(layout.runs, key)].iloc[0]))
             for words, cell in layout.measured.items()
         }

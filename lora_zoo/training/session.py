@@ -114,17 +114,20 @@ class TrainingSession:
         trainer.check_schedule()
         if trainer.parts:
             self.record.update(parts={name: len(own) for name, own in trainer.parts.items()})
+        self._add_callbacks(trainer, of["identity"])
+        self.context.resources.prepare(trainer.accelerator)
+        self.trainer = trainer
+
+    def _add_callbacks(self, trainer: ZooTrainer, identity: str) -> None:
         if current().size > 1:
             trainer.add_callback(Alike(trainer.train_state))
         trainer.add_callback(StopOnSignal(trainer.train_state, self.context.signals))
-        if given_up := WATCHED.get(of["identity"]):
+        if given_up := WATCHED.get(identity):
             trainer.add_callback(PruneCallback(given_up, self.position.steps))
         if patience := self.settings.early_stopping_patience:
             trainer.add_callback(EarlyStopping(patience, self.settings.early_stopping_threshold))
         if self.automatic and self.settings.save_minutes:
             trainer.add_callback(TimedCheckpoints(self.settings.save_minutes))
-        self.context.resources.prepare(trainer.accelerator)
-        self.trainer = trainer
 
     def _dropper(self) -> BackwardDropper | None:
         settings = self.settings

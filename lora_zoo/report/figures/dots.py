@@ -41,7 +41,7 @@ class Dots(Panel):
         ends = self.x if self.x.range else Axis(self.x.title, range=(-math.inf, math.inf))
         low, high = ends.bounded(numbers)
         across = {"field": "x", **ends.encoding(numbers)}
-        down = {"field": "series", "type": "nominal", "sort": [*self.rows["series"]]}
+        down: Spec = {"field": "series", "type": "nominal", "sort": [*self.rows["series"]]}
         down["axis"] = {"title": None, "ticks": False, "domain": False, "labelLimit": 200}
         best = {"condition": {"test": "datum.tied", "value": COLOURS[0]}, "value": GREY}
         shade = {"x": {"value": 0}, "x2": {"value": "width"}, "color": {"value": COLOURS[0]}}
