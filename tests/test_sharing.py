@@ -151,7 +151,7 @@ def test_a_sweep_in_one_process_equals_its_jobs_in_their_own(number: int, folder
 
 
 def test_what_begins_as_one_function_is_judged_once_before_training(folder: Path) -> None:
-    """full and VeRA at one rate, DoRA at two, LoRA under bf16 and without it: a process has several sweeps."""
+    """full and VeRA at one rate, DoRA at two, LoRA under bf16 and without it."""
     every = {
         how: [json.loads(path.read_text()) for path in sorted((folder / how).glob("*/*/*/result.json"))]
         for how in ("together", "alone")

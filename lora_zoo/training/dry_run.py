@@ -37,6 +37,8 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
+    if found.unmatched:
+        return 2
     console.print(_memory(spec, held, found.trained_bytes), highlight=False, soft_wrap=True)
     if prior := prior_folders(spec.settings.prior or ()):
         console.print(f"under it, frozen: {', '.join(prior)}", markup=False, highlight=False, soft_wrap=True)
@@ -57,7 +59,7 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         count, text = spec.settings.calibration_examples, ", ".join(needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""
         console.print(f"built from {text} of {count} training examples{moved}", highlight=False)
-    return 2 if found.unmatched else 0
+    return 0
 
 
 def previewed(spec: RunSpec) -> Preview:
