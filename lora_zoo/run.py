@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -26,14 +27,14 @@ from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.base import Launcher, launcher
 from lora_zoo.runs.processes import refuse_sweep, speaks, take_part, wait_passively
-from lora_zoo.runs.record import claim_folder, finished_run, made, validation_of, write_atomically
+from lora_zoo.runs.record import claim_folder, finished_run, made, validation_of
 from lora_zoo.runs.redact import redacted
+from lora_zoo.sweeps import progress
 from lora_zoo.terminal import say
 
 schema.register()
 OUTCOMES: list[int] = []
 """The exit code of each job that Hydra ran in this process."""
-_OUTCOME = ".outcome-"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,20 +171,14 @@ def _swept(ready: list[str], sweep: Path) -> list[int]:
     chosen = _launcher(ready)(sweep)
     keys = {f"hydra.launcher.{key}": value for key, value in chosen.defaults.items()}
     defaults = [f"{key}={value}" for key, value in keys.items() if not _values(ready, key)]
+    progress.clear(sweep)
     try:
         with chosen.around():
             _hydra([*ready, f"hydra.sweep.dir={sweep}", *defaults])
     finally:
-        codes = _outcomes(sweep)
+        codes = progress.codes(sweep)
+        progress.clear(sweep)
     return [*codes, 1] if chosen.broken else codes
-
-
-def _outcomes(sweep: Path) -> list[int]:
-    files = list(sweep.glob(f"{_OUTCOME}*"))
-    codes = [int(path.read_text()) for path in files]
-    for path in files:
-        path.unlink()
-    return codes
 
 
 def _conclude(sweep: Path) -> None:
@@ -228,12 +223,14 @@ def job(
         return _score(spec, Path(spec.settings.out) if spec else Path())
     sweep = Path(hydra_config.sweep.dir)
     chosen = launcher(hydra_config.runtime.choices["hydra/launcher"])(sweep)
+    begins = None if code is not None or _is_over(spec, sweep) else time.time()
     one = partial(_one, spec, sweep=str(sweep), **shared)
     ended = chosen.run(one, hydra_config.launcher) if code is None else code
     if ended is not None:
         OUTCOMES.append(ended)
-        # In a file, since a launcher's jobs run in processes of their own.
-        write_atomically(sweep / f"{_OUTCOME}{hydra_config.job.num}", str(ended))
+        progress.note(sweep, hydra_config.job.num, ended, begins)
+        if begins and (told := progress.progress(sweep)):
+            print(told, flush=True)
     return _score(spec, sweep)
 
 
@@ -254,6 +251,13 @@ def _one(spec: RunSpec | None, **how: Any) -> int:
     from lora_zoo.training import runner
 
     return runner.run(spec, **how) if spec else 2
+
+
+def _is_over(spec: RunSpec | None, sweep: Path) -> bool:
+    """True for a job that makes no run."""
+    from lora_zoo.training import runner
+
+    return spec is None or spec.settings.dry_run or runner.is_over(spec, sweep)
 
 
 def _score(spec: RunSpec | None, root: Path) -> float | None:

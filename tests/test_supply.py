@@ -23,7 +23,7 @@ from lora_zoo.models import snapshot
 from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.training import resources
 from lora_zoo.training.before_training import digest_of_function, key_of
-from lora_zoo.training.measured import KEPT, Measured
+from lora_zoo.training.measured import KEPT, Measurements
 from lora_zoo.training.resources import CachedResources, FreshResources, process_as_it_was
 from tests.test_training import TRAINED, examples, small
 
@@ -307,7 +307,7 @@ def test_whatever_an_evaluation_depends_on_is_in_its_key(pocket: Any) -> None:
 
 
 def test_what_is_measured_is_kept_by_its_key_and_not_for_ever() -> None:
-    measured, count = Measured(), iter(range(1000))
+    measured, count = Measurements(), iter(range(1000))
     assert measured.once("a", "first", lambda: next(count)) == (0, "first")
     assert measured.once("a", "second", lambda: next(count)) == (0, "first")
     assert measured.once("", "third", lambda: next(count)) == (1, "third")

@@ -8,7 +8,7 @@ import pytest
 
 from lora_zoo.config.choices import TYPED
 from lora_zoo.launchers import on_submitit, tasks
-from lora_zoo.launchers.tasks import STOP, Ray, RunTask, SubmititLocal, launched
+from lora_zoo.launchers.tasks import STOP, Ray, SubmititLocal, SweepTask, launched
 from lora_zoo.runs.identity import specify
 from lora_zoo.training import runner
 from lora_zoo.training.signals import Stopped
@@ -54,9 +54,9 @@ def test_what_is_missing_is_made_in_tasks_of_one_base(tmp_path, made, capsys):
     assert launched(specs(1), tmp_path, 2, run) == {}
 
 
-def task(folder: Path, *seeds: int, identity: str = "") -> RunTask:
+def task(folder: Path, *seeds: int, identity: str = "") -> SweepTask:
     runs = [(identity or spec.identity, spec.settings, spec.overrides) for spec in specs(*seeds)]
-    return RunTask(str(folder), runs, folder=str(folder), typed='{"a": "b"}')
+    return SweepTask(str(folder), runs, folder=str(folder), typed='{"a": "b"}')
 
 
 def test_a_task_ends_with_a_run_that_was_stopped_and_where_the_sweep_is(tmp_path, made, monkeypatch, capsys):
@@ -110,7 +110,10 @@ def test_without_its_package_a_launcher_says_what_to_install(name, package, monk
 
 def test_submitit_gives_back_what_tasks_return_and_what_broke_them(tmp_path):
     pytest.importorskip("submitit", reason="needs the extra lora_zoo[submitit]")
-    whole, broken = RunTask(str(tmp_path), []), RunTask(str(tmp_path), [], folder=str(tmp_path / "nowhere"))
+    whole, broken = (
+        SweepTask(str(tmp_path), []),
+        SweepTask(str(tmp_path), [], folder=str(tmp_path / "nowhere")),
+    )
     how = {"cluster": "local", "sweep": tmp_path, "parameters": {"timeout_min": 2}}
     ended = on_submitit.run([whole, broken], **how)
     assert ended[0] == [] and "nowhere" in str(ended[1])

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lora_zoo.sweeps.planned import PlannedSweeper
+from lora_zoo.sweeps.progress import expect
 
 
 @dataclass
@@ -38,6 +39,8 @@ class JobSweeper(BasicSweeper):
         """Compose each choice of options once. The values have been checked; Hydra takes 0.1 s a job."""
         from lora_zoo.config.groups import GROUPS
 
+        assert self.config is not None
+        expect(Path(str(self.config.hydra.sweep.dir)), len(batch))
         chosen = [tuple(o for o in job if o.lstrip("+~").partition("=")[0] in GROUPS) for job in batch]
         super().validate_batch_is_legal([*dict(zip(chosen, batch, strict=True)).values()])
 

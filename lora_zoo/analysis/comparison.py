@@ -90,7 +90,7 @@ class Cells:
 
     @cached_property
     def _within(self) -> dict[str, dict[Any, "Cells"]]:
-        """What `within` has taken apart, so that no comparison is made twice."""
+        """Cells that `within` has taken apart, so that no comparison is made twice."""
         return {}
 
     def best(self) -> Cell:

@@ -24,14 +24,14 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.kernels.shared import FactorPair
 
 
-class Work(NamedTuple):
+class Operations(NamedTuple):
     """Multiplications, and numbers that are read or written."""
 
     multiplications: float
     moved: float
 
-    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
-        return Work(self.multiplications + other.multiplications, self.moved + other.moved)
+    def __add__(self, other: "Operations") -> "Operations":  # type: ignore[override]
+        return Operations(self.multiplications + other.multiplications, self.moved + other.moved)
 
 
 def floor(injection: Injection, tokens: int) -> Values:
@@ -41,7 +41,7 @@ def floor(injection: Injection, tokens: int) -> Values:
     """
     if not injection.adapters or not injection.variant.pointwise:
         return {}
-    base = more = Work(0, 0)
+    base = more = Operations(0, 0)
     for name, adapter in injection.adapters.items():
         shape = injection.matrices[name].host.shape
         base, more = base + of_layer(tokens, shape), more + of_adapter(adapter, tokens, shape)
@@ -51,22 +51,24 @@ def floor(injection: Injection, tokens: int) -> Values:
     }
 
 
-def of_layer(N: int, shape: tuple[int, int]) -> Work:
+def of_layer(N: int, shape: tuple[int, int]) -> Operations:
     O, I = shape
-    return Work(2 * N * O * I, 2 * O * I + 2 * N * (O + I))
+    return Operations(2 * N * O * I, 2 * O * I + 2 * N * (O + I))
 
 
-def of_adapter(adapter: Adapter, N: int, shape: tuple[int, int]) -> Work:
+def of_adapter(adapter: Adapter, N: int, shape: tuple[int, int]) -> Operations:
     O, I = shape
     P = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     operands = adapter.fused.operands(adapter) if adapter.fused else ()
     pair = next((operand for operand in operands if isinstance(operand, FactorPair)), None)
     if pair is None:
-        return Work(min(N * P, N * O * I), 3 * P + N * I)
+        return Operations(min(N * P, N * O * I), 3 * P + N * I)
     b, a, R = distinct(pair.B_OR), distinct(pair.A_RI.T), len(pair.A_RI)
     learn = max(pair.B_OR.requires_grad + pair.A_RI.requires_grad, 1)
     gradients, branch = min(learn * N * (b + a), N * O * I), min(N * (b + a), b * a / R)
-    return Work(gradients + branch, 3 * P + (N * I if pair.A_RI.requires_grad else min(N * I, 2 * N * R)))
+    return Operations(
+        gradients + branch, 3 * P + (N * I if pair.A_RI.requires_grad else min(N * I, 2 * N * R))
+    )
 
 
 def distinct(factor: Tensor) -> int:

@@ -50,7 +50,7 @@ class RunSpec:
 
     @cached_property
     def gathers(self) -> str:
-        """What the variant takes from a whole batch, which several processes divide; "" for nothing."""
+        """Its use of a whole batch, which several processes divide; "" for none."""
         return self.variant.hooks.gathers(**check_hyperparameters(self.variant, self.hyperparameters))
 
     def without_effect(self) -> dict[str, str]:

@@ -155,7 +155,7 @@ class AdapterHooks(nn.Module):
 
     @classmethod
     def gathers(cls, **hyper: Any) -> str:
-        """What it does with all examples of a batch, "" where a step needs no more than their gradients.
+        """Its use of all examples of a batch, "" where a step needs no more than their gradients.
 
         Said of the variant, as "balances its experts over all tokens". Several processes, each of which has a
         part of every batch, are refused then. Gradients, in `on_after_backward`, are those of all of them.

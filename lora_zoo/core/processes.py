@@ -47,7 +47,7 @@ class Processes:
         return number
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the process that leads. RuntimeError in the others where it raises."""
+        """The value of `make` in the process that leads. RuntimeError in the others where it raises."""
         return make()
 
     def check_alike(self, tensors: Mapping[str, "Tensor"], when: str) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from lora_zoo.launchers.tasks import Ended, RunTask
+from lora_zoo.launchers.tasks import Ended, SweepTask
 from lora_zoo.training.watchdog import WITHIN
 
 
-def run(tasks: Sequence[RunTask], *, address: str, cpus: float, gpus: float | None) -> list[Ended]:
+def run(tasks: Sequence[SweepTask], *, address: str, cpus: float, gpus: float | None) -> list[Ended]:
     """Wait for the tasks, each with so many processors and GPUs of its own; gpus=None: one, if there is any.
 
     A task that is stopped writes the checkpoint of the run in hand.
@@ -36,5 +36,5 @@ def run(tasks: Sequence[RunTask], *, address: str, cpus: float, gpus: float | No
     return ended
 
 
-def _made(task: RunTask) -> list[int]:
+def _made(task: SweepTask) -> list[int]:
     return task()

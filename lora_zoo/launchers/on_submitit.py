@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_zoo.launchers.tasks import Ended, RunTask
+from lora_zoo.launchers.tasks import Ended, SweepTask
 from lora_zoo.training.watchdog import WITHIN
 
 LOGS = ".submitit"
 """The folder in a sweep's for submitit's own files: what each task was given, and what it wrote."""
 
 
-def run(tasks: Sequence[RunTask], *, cluster: str, sweep: Path, parameters: Mapping[str, Any]) -> list[Ended]:
+def run(
+    tasks: Sequence[SweepTask], *, cluster: str, sweep: Path, parameters: Mapping[str, Any]
+) -> list[Ended]:
     """Wait for the tasks. ValueError for more tasks on this machine than it has GPUs, if it has any."""
     import submitit
 
@@ -34,7 +36,7 @@ def run(tasks: Sequence[RunTask], *, cluster: str, sweep: Path, parameters: Mapp
         raise
 
 
-def _local(executor: Any, task: RunTask, number: int, tasks: int) -> Any:
+def _local(executor: Any, task: SweepTask, number: int, tasks: int) -> Any:
     """Submit the task to this machine, where each needs a GPU of its own, if there is any."""
     import torch
 

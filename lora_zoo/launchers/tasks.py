@@ -84,7 +84,7 @@ class SubmititSlurm(Cluster):
 
 @final
 @dataclass(frozen=True)
-class RunTask:
+class SweepTask:
     """Several runs of a sweep: `runs` are their identities, settings and overrides.
 
     A task has the working directory and the words of the process in front; it can be pickled.
@@ -131,7 +131,7 @@ def launched(
     specs: Sequence[RunSpec | None],
     sweep: Path,
     size: int,
-    run: Callable[[list[RunTask]], list[Ended]],
+    run: Callable[[list[SweepTask]], list[Ended]],
 ) -> dict[int, int]:
     """Make the runs that are missing in tasks of at most `size` runs; the exit code of each by its number.
 
@@ -151,7 +151,7 @@ def launched(
         groups.setdefault(f"{spec.settings.model} {spec.settings.task.name}", []).append(number)
     chunks = [own[i : i + size] for own in groups.values() for i in range(0, len(own), size)]
     say(f"{len(missing)} of {len(specs)} runs are missing: {len(chunks)} tasks of at most {size}")
-    tasks = [RunTask(str(sweep), [_described(missing[number]) for number in chunk]) for chunk in chunks]
+    tasks = [SweepTask(str(sweep), [_described(missing[number]) for number in chunk]) for chunk in chunks]
     codes = dict.fromkeys(missing, 1)  # of a run that its task did not come to
     for chunk, ended in zip(chunks, run(tasks), strict=True):
         if isinstance(ended, Exception):

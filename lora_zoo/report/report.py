@@ -61,7 +61,7 @@ class Report:
 
     @cached_property
     def openings(self) -> list[Opening]:
-        """What a reader sees first of each part."""
+        """The first things that a reader sees of each part."""
         titles = [str(layout.about.get("title") or "") for layout in self.layouts]
         return [
             Opening(title if len(titles) > 1 else "", answers(layout), ranking(layout), table_of(layout))

@@ -52,7 +52,7 @@ class Number(NamedTuple):
 
     @property
     def limits(self) -> dict[str, str]:
-        """What a reader filters by."""
+        """The values that a reader filters by."""
         known = {"parameters": self.parameters, "memory": self.memory}
         return {"model": self.column[1]} | {k: "" if math.isnan(v) else f"{v:.0f}" for k, v in known.items()}
 

@@ -1,8 +1,11 @@
 """A sweeper of Hydra's whose jobs follow from those before them: the base of our own."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+from lora_zoo.sweeps.progress import expect
 
 
 class PlannedSweeper(BasicSweeper):
@@ -13,7 +16,8 @@ class PlannedSweeper(BasicSweeper):
         self.launched = 0
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
-        assert self.launcher is not None
+        assert self.launcher is not None and self.config is not None
         first, self.launched = self.launched, self.launched + len(jobs)
+        expect(Path(str(self.config.hydra.sweep.dir)), self.launched)
         for returned in self.launcher.launch(jobs, initial_job_idx=first):
             _ = returned.return_value  # raises what broke the job

@@ -23,7 +23,7 @@ from lora_zoo.training.evaluation import Evaluator
 
 
 def key_of(evaluator: Evaluator, spec: RunSpec) -> str:
-    """What an evaluation of the model as it stands depends on, in one text; "" where it cannot be told."""
+    """All that an evaluation of the model as it stands depends on; "" where it cannot be told."""
     settings = spec.settings
     function = "" if evaluator.groups else digest_of_function(evaluator.injection)
     if not function:
@@ -55,7 +55,7 @@ def _tensors(model: nn.Module, weights: EffectiveWeights) -> Iterator[tuple[str,
 
 
 def _process() -> list[Any]:
-    """What the process has set that may round a product otherwise."""
+    """The settings of the process by which a product may round otherwise."""
     return [
         torch.get_num_threads(),
         str(torch.get_default_dtype()),

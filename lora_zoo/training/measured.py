@@ -1,4 +1,4 @@
-"""What runs of one process measure, kept for those that would measure the same."""
+"""Measurements of the runs of one process, kept for those that would measure the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ KEPT = 64
 """Values that are kept: adapters that begin elsewhere, each by itself, would fill the memory."""
 
 
-class Measured:
+class Measurements:
     """Values by their key, each with the name of the run that it was measured for."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from lora_zoo.models.snapshot import Snapshot, can_be_shared
 from lora_zoo.tasks.cutting import Example, Fitted
 from lora_zoo.tasks.data import fingerprint, load_splits
 from lora_zoo.tasks.reading import Reading, read_judged, read_train
-from lora_zoo.training.measured import Measured
+from lora_zoo.training.measured import Measurements
 from lora_zoo.training.signals import SignalHandler
 
 _log = logging.getLogger("lora_zoo")
@@ -127,7 +127,7 @@ class ResourcePool(ABC):
         """Prepare the accelerator that will run the backward passes."""
 
     def once(self, key: str, run: str, measure: Callable[[], Any]) -> tuple[Any, str]:
-        """What `measure` gives, and the run that it was made for: this one, or an earlier one of this key."""
+        """The value of `measure`, and the run for which it was made: this one or one before of this key."""
         return measure(), run
 
     def about(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class CachedResources(FreshResources):
     def __init__(self) -> None:
         self._data: dict[str, TaskData] = {}
         self._base: _Kept | None = None
-        self._measured = Measured()
+        self._measured = Measurements()
 
     def task_data(self, settings: Settings) -> TaskData:
         key = _key(asdict(settings.task), asdict(settings.model), judged_splits(settings), _files(settings))

@@ -22,7 +22,7 @@ from lora_zoo.launchers.packed.compatibility import unfit
 from lora_zoo.launchers.packed.job import PackedJob
 from lora_zoo.launchers.packed.scheduler import Pack
 from lora_zoo.models.loading import Loaded
-from lora_zoo.training.measured import Measured
+from lora_zoo.training.measured import Measurements
 from lora_zoo.training.resources import FreshResources, TaskData
 from lora_zoo.training.signals import SignalHandler
 
@@ -36,7 +36,7 @@ class SharedBase:
         self.heads: dict[int, dict[str, Tensor]] = {}
         """Seed -> the values of the parameters that the checkpoint lacks."""
         self.unfit = ""
-        self.measured = Measured()
+        self.measured = Measurements()
 
 
 class PackedResources(FreshResources):
