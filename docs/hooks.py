@@ -66,7 +66,7 @@ def _uri(path: str, files: Any, config: Any) -> str:
     if (ROOT / path).is_dir():
         uri = f"{path}/README.md"
     if not files.get_file_from_path(uri) and (ROOT / path).is_file():
-        uri = f"source/{path}"
+        uri = f"source/{path}" + (".txt" if path.endswith(".md") else "")  # a copy, not a page
         if not files.get_file_from_path(uri):
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return uri

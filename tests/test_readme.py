@@ -61,7 +61,7 @@ def examples() -> dict[str, str]:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the example variant of docs/ in it."""
     copy = tmp_path_factory.mktemp("extended")
-    for name in ("lora_zoo", "conf", "tests"):
+    for name in ("lora_zoo", "hydra_plugins", "conf", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     for path, text in examples().items():
