@@ -153,7 +153,7 @@ class Runs:
         if axes and not self._numbers(chosen, "validation").notna().any():
             raise Missing(f"the runs with {words} have no validation to choose {', '.join(axes)} by")
         chosen = chosen.assign(measured=self._measured(chosen, value), cell=words)
-        chosen = chosen.drop(columns=self._constant.difference(axes))
+        chosen = chosen.drop(columns=self._constant.difference(axes)).copy()  # in few blocks
         try:
             judge = chosen_by(chosen, value if isinstance(value, str) else "")
             table = cells(chosen, by=["cell"], value="measured", tune=axes, judge=judge).cells
@@ -229,6 +229,8 @@ def _contexts(whole: pd.DataFrame, experiment: str) -> Iterator[Runs]:
     ours = whole[(whole["experiment"].fillna("") == experiment) & whole["seed"].notna()]
     if ours.empty:
         return
+    empty = ours.columns[ours.isna().all()].difference(COLUMNS)  # keys of other experiments' variants
+    ours = ours.drop(columns=empty).copy()
     mine, diverged = (ours[ours["state"] == state] for state in ("done", "diverged"))
     printed = [key for key in SETTING if key in SETTING[:2] or mine[key].nunique(dropna=False) > 1]
     for values, part in mine.groupby(list(SETTING), dropna=False):
