@@ -1,10 +1,15 @@
 """Every notebook runs from top to bottom, in a fresh kernel, from a folder of its own.
 
-On the results that are committed, and on a reader's own runs.
+On the results that are committed, and on a reader's own runs. Notebooks are committed with the outputs of the
+former: `python -m tests.test_notebooks --write` makes them.
 """
 
+import html
 import os
+import re
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,8 +53,8 @@ def warm_kernel(command: list[str], *, cwd: str, env: dict[str, str], **_: Any) 
     return Forked(command[module], command[module + 1 :], Path(cwd), env, merged=True)
 
 
-def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
-    """What the notebook's cells display, figures in words; an error in one of them is raised."""
+def executed(path: Path, cwd: Path, own: Path | None = None) -> Any:
+    """The notebook with the outputs of a run of all its cells; an error in one of them is raised."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -58,24 +63,41 @@ def shown(path: Path, cwd: Path, own: Path | None = None) -> str:
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(cwd)}})
     with mock.patch.object(local_provisioner, "launch_kernel", warm_kernel):
         client.execute(env=environment)
-    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(text(data) for data in outputs)
+    return notebook
 
 
-def text(data: dict[str, Any]) -> str:
-    return str(data.get("text/html", data.get("text/plain", "")))
+def shown(notebook: Any) -> list[str]:
+    """The outputs of each cell in one text, figures as SVG."""
+    return [
+        "\n".join(str(next(iter(_kept(o.get("data", {})).values()), "")) for o in cell.get("outputs", []))
+        for cell in notebook.cells
+    ]
 
 
-def test_notebooks_are_committed_without_output() -> None:
-    assert NOTEBOOKS
-    for path in NOTEBOOKS:
-        cells = nbformat.read(path, as_version=4).cells
-        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
+def _kept(data: dict[str, Any]) -> dict[str, Any]:
+    """An output in the one form that a reader sees."""
+    return {kind: data[kind] for kind in ("text/html", "text/plain") if data.get(kind)}
+
+
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
+    """The words of an output, without markup, and the numbers between them."""
+    text = html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", text, flags=re.DOTALL))
+    text = text.replace("\N{MINUS SIGN}", "-")
+    return NUMBER.sub(" # ", text).split(), [float(n.replace(",", "")) for n in NUMBER.findall(text)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_reads_committed_results(path: Path, tmp_path: Path) -> None:
-    assert "<figure>" in shown(path, tmp_path)
+def test_a_notebook_shows_what_the_committed_results_give(path: Path, tmp_path: Path) -> None:
+    """In words the same as its committed outputs, and in numbers to one in a hundred."""
+    kept, found = shown(nbformat.read(path, as_version=4)), shown(executed(path, tmp_path))
+    assert any("<figure>" in text for text in found)
+    for number, (theirs, ours) in enumerate(zip(kept, found, strict=True)):
+        (words, numbers), (expected, given) = map(words_and_numbers, (ours, theirs))
+        assert words == expected, f"cell {number}: python -m tests.test_notebooks --write"
+        assert numbers == pytest.approx(given, rel=1e-2, abs=1e-3), f"cell {number}"
     assert OWN in path.read_text(), "one variable names a reader's own runs"
     assert not list(tmp_path.iterdir()), "a notebook that reads leaves nothing behind"
 
@@ -84,11 +106,31 @@ def test_a_notebook_reads_committed_results(path: Path, tmp_path: Path) -> None:
 def test_a_notebook_reads_the_runs_that_one_variable_names(
     path: Path, own_runs: Path, tmp_path: Path
 ) -> None:
-    assert "<figure>" in shown(path, tmp_path, own_runs)
+    assert any("<figure>" in text for text in shown(executed(path, tmp_path, own_runs)))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[:3], ids=lambda path: path.stem)
 def test_a_notebook_on_spectra_takes_adapters_without_runs(
     path: Path, own_adapters: Path, tmp_path: Path
 ) -> None:
-    assert "<figure>" in shown(path, tmp_path, own_adapters)
+    assert any("<figure>" in text for text in shown(executed(path, tmp_path, own_adapters)))
+
+
+def write(path: Path) -> None:
+    """Execute the notebook and keep each output in the one form that a reader sees."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        notebook = executed(path, Path(nowhere))
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it ran
+        if "outputs" in cell:
+            displayed = [output for output in cell.outputs if _kept(output.get("data", {}))]
+            for output in displayed:
+                output["data"] = dict([next(iter(_kept(output["data"]).items()))])
+            cell.outputs = displayed
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    assert sys.argv[1:] == ["--write"], "usage: python -m tests.test_notebooks --write"
+    for notebook_of in NOTEBOOKS:
+        write(notebook_of)
