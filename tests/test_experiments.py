@@ -55,8 +55,8 @@ def test_every_experiment_is_a_sweep_that_composes(name: str, monkeypatch: pytes
     """At most four of its jobs are composed here: what each variant is by itself, its own tests compose."""
     every = compose._representatives
 
-    def some(parsed: Any) -> list[list[str]]:
-        jobs = list(every(parsed))
+    def some(*of: Any) -> list[list[str]]:
+        jobs = list(every(*of))
         return jobs[:: math.ceil(len(jobs) / 4)]
 
     monkeypatch.setattr(compose, "_representatives", some)

@@ -127,6 +127,7 @@ def test_a_program_is_part_of_what_a_run_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert groups([plain, four])[1] == ([1], "it has a program of stages")
     before = [asked(f"program={name}").identity for name in ("relora", "none")]
     syntax = sources._syntax
+    monkeypatch.setattr(sources, "_OF_OURS", {})
     monkeypatch.setattr(
         sources, "_syntax", lambda file, at: "another" if file.stem == "relora" else syntax(file, at)
     )

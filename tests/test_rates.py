@@ -102,7 +102,7 @@ def test_tables_count_no_trials_and_say_what_was_found_and_spent(swept, tmp_path
     assert len(frame) == 4 and axes(frame) == ["variant"]
     (table,) = tables(frame)
     assert "lr found for each cell by successive halving on validation; " in table.rule
-    assert "lr (found)" in table.columns and "| lora | " in table.markdown() and "0.04" in table.markdown()
+    assert "lr (found)" in table.columns and "| LoRA | " in table.markdown() and "0.04" in table.markdown()
     (note,) = [note for note in table.notes if note.startswith("lr: ")]
     assert note.startswith("lr: 80 steps of trials for each cell: variant=lora: 0.04 of 5 rates from 0.005 ")
     assert "variant=full: 0.001 of 4 rates" in note and "80 steps in 6 runs, 1 diverged" in note

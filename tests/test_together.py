@@ -68,7 +68,7 @@ def test_two_processes_learn_what_one_does(name: str, one: Path, two: Path) -> N
     theirs, ours = (load_file(own / "adapter" / "adapter.safetensors") for own in (folder, alone))
     assert theirs.keys() == ours.keys()
     for key, tensor in ours.items():
-        torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-4)  # a hundredth of the rate
     assert found["metrics"] == expected["metrics"] and found["parameters"] == expected["parameters"]
     assert found["identity"] != expected["identity"] and found["config"]["processes"] == 2
     assert found["command"].startswith("torchrun --nproc-per-node 2 -m lora_zoo.run ")

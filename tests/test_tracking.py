@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lora_zoo.core import processes
+from lora_zoo.core.processes import Several
 from lora_zoo.runs import tracking, wandb_session
 from lora_zoo.runs.tracking import Tracker, open_tracker
 
@@ -186,7 +188,7 @@ def test_no_tracker_writes_nothing(tmp_path: Path, changes: dict[str, str]) -> N
 
 
 def test_other_ranks_of_a_distributed_run_open_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(processes, "_HERE", [Several(1, 2, "")])
     assert opened(tmp_path).report_to == []
 
 

@@ -164,14 +164,17 @@ SPARSE_UP_TO = 0.125
 class Dropout(nn.Module):
     """Inverted dropout whose masks depend on the seed, the layer's name and the call, and on nothing else.
 
-    Raises ValueError unless 0 <= p < 1.
+    `of_rows` says that its input is of examples, which several processes divide: each then has masks of its
+    own. Masks of parameters are alike in all of them. Raises ValueError unless 0 <= p < 1.
     """
 
-    def __init__(self, p: float, *, seed: int, name: str, counter: ForwardCounter) -> None:
+    def __init__(
+        self, p: float, *, seed: int, name: str, counter: ForwardCounter, of_rows: bool = True
+    ) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1); got {p}")
-        self.p, self.seed, self.name = p, seed, name
+        self.p, self.seed, self.name, self.of_rows = p, seed, name, of_rows
         self.calls = counter.sites.setdefault(name, CallNumbers()) if p else CallNumbers()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,8 +192,8 @@ class Dropout(nn.Module):
         return kind.draw(x, self.p, source)
 
     def _source(self, device: torch.device) -> torch.Generator:
-        """The numbers of this call; of several processes, whose rows differ, each has its own."""
-        of = [f"process {rank}"] if (rank := current().rank) else []
+        """The numbers of this call."""
+        of = [f"process {rank}"] if self.of_rows and (rank := current().rank) else []
         return generator("dropout", self.seed, self.name, self.calls.number(), *of, device=device)
 
     def end(self) -> None:

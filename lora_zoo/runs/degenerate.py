@@ -43,6 +43,8 @@ def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             what = "one answer" if told["common"] is None else "one class"
             which = f", {told['only']!r}" if "only" in told else ""
             yield "one answer", f"{what} for all {told['items']} items of {split}{which}"
+    if record.get("prior") == []:
+        yield "nothing composed", "without prior adapters it is the base as it stands: give prior=[RUN, …]"
     updates = record.get("updates") or []
     if updates and all(map(_rests, updates)) and record.get("parameters", {}).get("trainable"):
         yield "nothing moved", "ΔW is 0 in every matrix after training, to W's rounding"

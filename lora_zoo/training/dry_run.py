@@ -1,7 +1,7 @@
 """`dry_run=true`: preview the adapters of a run from the model's configuration alone."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from rich import box
@@ -37,7 +37,14 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         console.print(f"lora_zoo: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     print_preview(found, console)
-    console.print(_memory(spec, held, found.trained_bytes), highlight=False, soft_wrap=True)
+    if not found.unmatched:
+        console.print(_memory(spec, held, found.trained_bytes), highlight=False, soft_wrap=True)
+        _print_setting(spec, found, parts, console)
+    return 2 if found.unmatched else 0
+
+
+def _print_setting(spec: RunSpec, found: Preview, parts: Mapping[str, float], console: Console) -> None:
+    """Print what a run would begin with beside its adapter, and what it would be judged by."""
     if prior := prior_folders(spec.settings.prior or ()):
         console.print(f"under it, frozen: {', '.join(prior)}", markup=False, highlight=False, soft_wrap=True)
     if start := spec.settings.start_from:
@@ -57,7 +64,6 @@ def dry_run(spec: RunSpec, console: Console) -> int:
         count, text = spec.settings.calibration_examples, ", ".join(needs)
         moved = "; ranks may move across matrices" if find_init(spec.settings.init).allot else ""
         console.print(f"built from {text} of {count} training examples{moved}", highlight=False)
-    return 2 if found.unmatched else 0
 
 
 def previewed(spec: RunSpec) -> Preview:

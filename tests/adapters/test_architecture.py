@@ -65,7 +65,8 @@ def test_every_hyperparameter_has_a_type_and_a_default():
             for p in inspect.signature(source).parameters.values():
                 if p.kind is p.KEYWORD_ONLY:
                     assert p.annotation is not p.empty, (name, p)
-                    assert p.default is not None, (name, p)
+                    assert p.default is not p.empty, (name, p)
+                    assert p.default is not None or "None" in str(p.annotation), (name, p)
 
 
 @pytest.mark.parametrize("name", MATRIX)

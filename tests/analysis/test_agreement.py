@@ -80,7 +80,7 @@ def test_ranks_are_read_from_records_and_drawn() -> None:
     assert ranks[(ranks["method"] == "sora") & (ranks["seed"] == 1)]["rank"].tolist() == [1, 3, 2, 4]
     (heat,) = figures.agreement(runs, ["variant"]).panels
     assert heat.rows.set_index(["row", "column"])["value"].to_dict() == pytest.approx(
-        {("adalora",) * 2: 1, ("sora",) * 2: 1, ("adalora", "sora"): 4 / 6, ("sora", "adalora"): 4 / 6}
+        {("AdaLoRA",) * 2: 1, ("SoRA",) * 2: 1, ("AdaLoRA", "SoRA"): 4 / 6, ("SoRA", "AdaLoRA"): 4 / 6}
     )
     with pytest.raises(Nothing, match="no two settings leave ranks that differ"):
         figures.agreement(sweep(), ["variant", "rank"])

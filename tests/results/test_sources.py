@@ -37,6 +37,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, path: str, before: str, after: str,
     assert before in text
     syntax, edited = sources._syntax, digest(text.replace(before, after))
     with monkeypatch.context() as patch:
+        patch.setattr(sources, "_OF_OURS", {})  # which is kept for as long as a process runs
         patch.setattr(sources, "_syntax", lambda f, at: edited if f == PACKAGE / path else syntax(f, at))
         return identified(config, variant)[0] != first
 

@@ -110,7 +110,8 @@ class PackedResources(FreshResources):
     ) -> str:
         """The reason why the job cannot share the base; "" if it can."""
         with warnings.catch_warnings(action="ignore"):  # `inject` warns
-            plan = plan_injection(model, variant, **arguments)
+            of_matrices = {key: value for key, value in arguments.items() if key != "branch_dtype"}
+            plan = plan_injection(model, variant, **of_matrices)
         if plan.needs:
             return f"it looks at data ({', '.join(plan.needs)}) before its adapter is built"
         if method := variant.hooks.not_packable():

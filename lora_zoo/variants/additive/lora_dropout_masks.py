@@ -156,7 +156,7 @@ class LoRADropoutMasks(Additive):
             raise ValueError(f"lora_dropout_masks: mask_dropout must lie in [0, 1); got {mask_dropout}")
         self.mask_dropout, self.place = mask_dropout, (context.seed, context.name)
         self.drop: Drop | None = None
-        dropout = partial(Dropout, mask_dropout, seed=context.seed, counter=context.counter)
+        dropout = partial(Dropout, mask_dropout, seed=context.seed, counter=context.counter, of_rows=False)
         self.masks = nn.ModuleDict({factor: dropout(name=f"{context.name}.{factor}") for factor in "AB"})
 
     @classmethod
