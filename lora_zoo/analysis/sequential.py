@@ -88,7 +88,8 @@ def decide(
     """Say whether the mean of `differences`, in the order of their seeds, is beyond ± `margin`.
 
     better or worse: the interval lies beyond the margin on that side; same: it lies within ± margin, which
-    must then be above 0; else open. What is not finite is left out, and what comes after `most` is not seen.
+    must then be above 0; else open. The interval of what is open holds the estimate. What is not finite is
+    left out, and what comes after `most` is not seen.
     ValueError for a margin below 0, a level outside (0, 1), or fewer than 3 seeds at most.
     """
     _check(margin, level, most, better)
@@ -100,6 +101,10 @@ def decide(
     if equal <= min(len(x), most) and _all_equal(x[:equal]) and (margin or abs(x[0]) > 1e-12):
         verdict, how, after = _verdict(x[0], x[0], margin, better), f"sign test over {equal} seeds", equal
     estimate = float(x.mean()) if len(x) else NAN
+    if (
+        verdict == "open"
+    ):  # a late outlier leaves what earlier looks had left: a wider interval covers as well
+        low, high = min(low, estimate), max(high, estimate)
     rule = f"{how}, level {level:.3g}"
     return Decision(verdict, estimate, low, high, len(x), after, margin, level, most, rule)
 

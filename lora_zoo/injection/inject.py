@@ -242,8 +242,11 @@ class Injection:
         self._adapter_set.activate(self.name)
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model is exactly the one that was adapted: the base, with this adapter's priors."""
-        return self._adapter_set.disabled(keep=self.prior)
+        """Inside, the model is exactly the one that was adapted: the base, with this adapter's priors.
+
+        Priors that the adapter is made of are a part of it.
+        """
+        return self._adapter_set.disabled(keep=() if self.hooks.needs_priors else self.prior)
 
     def effective(
         self, *, max_memory: int | None = None

@@ -62,6 +62,9 @@ def test_it_is_the_composition_of_its_priors_to_the_bit(
     sizes = [preview(model, "composed", prior=NAMES, composition=name, **more).trainable]
     injection = composed(model, name, **more)
     assert torch.equal(logits(model), expected)
+    with injection.disabled():
+        assert torch.equal(logits(model), logits(fresh("llama")[0].eval())), "its priors are a part of it"
+    assert torch.equal(logits(model), expected)
     adapters.activate("a")
     assert not torch.equal(logits(model), expected)
     adapters.activate("m")

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from lora_zoo.analysis.boundaries import FIRST, critical, spent
@@ -108,6 +110,12 @@ def test_what_is_decided_stays_decided():
     widths = [decide(RISING[:n]) for n in range(2, len(RISING))]
     assert math.isinf(widths[0].high)
     assert all(a.high - a.low >= b.high - b.low for a, b in itertools.pairwise(widths))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=12), st.floats(-30, 30))
+def test_the_interval_of_what_is_open_holds_its_estimate(differences: list[float], outlier: float) -> None:
+    found = decide([*differences, outlier])
+    assert not found.is_open or found.low <= found.estimate <= found.high
 
 
 def test_equal_differences_go_by_the_sign_test():
