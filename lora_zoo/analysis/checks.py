@@ -123,13 +123,12 @@ def _curve(history: Any) -> str:
 
 def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
     """A variant whose runs are all of one old source is at one with itself: a warning. A mixture is not."""
-    origin = [c for c in ("stale", "made_of.source", "commit") if c in frame][:2]
     alike = []
     for _, group in frame.groupby("variant", sort=False):
         old = group[text_column(group, "stale") != ""]
         if old.empty:
             continue
-        if len(old) == len(group) and texts(group, origin).nunique() == 1:
+        if len(old) == len(group) and _of_one_source(group):
             alike.append(old)
         else:
             text = f"{_format_runs(old)} stale among runs that are not alike: {_why(old)}; {_AGAIN}"
@@ -138,6 +137,15 @@ def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
         old = pd.concat(alike)
         text = f"{_format_runs(old)} stale: {_why(old)}; they are counted, those of a variant being all alike"
         yield _warning("stale", old, f"{text}; {_AGAIN}")
+
+
+def _of_one_source(group: pd.DataFrame) -> bool:
+    """True for one text of the source, or one clean commit: what a run is made of may go by its init."""
+    source = [c for c in ("stale", "made_of.source", "commit") if c in group][:2]
+    if texts(group, source).nunique() == 1:
+        return True
+    known = "commit" in group and "dirty" in group and (group["dirty"] == False).all()  # noqa: E712
+    return known and group["commit"].nunique(dropna=False) == 1 and text_column(group, "stale").nunique() == 1
 
 
 def _why(old: pd.DataFrame) -> str:

@@ -1,6 +1,7 @@
 """Columns of a frame of runs: the settings among them, those that vary, and their values as text."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,16 @@ _OWN = (
     *("view", "budget", "lr", "task_lr", "weight_decay", "batch_size", "steps"),
 )
 _CONFIG = "config."
+_RUNS = (f"{_CONFIG}prior", f"{_CONFIG}start_from")
+_OF_SEED = (f"{_CONFIG}variant.", *_RUNS)
 _NOT_SETTINGS = ("experiment", *SEEDS)
 
 
 def settings(frame: pd.DataFrame) -> list[str]:
     """The columns that hold what a person can set and that can change a result; the seeds are none.
 
-    Nor is a variant's own key that is the run's seed (VeRA's projection_prng_key).
+    Nor is a variant's own key that is the run's seed (VeRA's projection_prng_key), or the runs that one goes
+    on from, where they differ in the seed's number alone (`prior: [style-s${seed}]`).
     """
     keys = [c.removeprefix(_CONFIG) for c in frame if str(c).startswith(_CONFIG)]
     kept = [k for k in keys if k.partition(".")[0] not in _NOT_SETTINGS and changes_results(k)]
@@ -29,13 +33,16 @@ def settings(frame: pd.DataFrame) -> list[str]:
         *(_CONFIG + k for k in kept),
         *(c for c in frame if str(c).startswith("variant.hyperparameters.")),
     ]
-    return [*(c for c in _OWN if c in frame), *(c for c in found if not _is_the_seed(frame, c))]
+    return [*(c for c in _OWN if c in frame), *(c for c in found if not _follows_the_seed(frame, c))]
 
 
-def _is_the_seed(frame: pd.DataFrame, column: str) -> bool:
-    if "seed" not in frame or not column.startswith((f"{_CONFIG}variant.", "variant.")):
+def _follows_the_seed(frame: pd.DataFrame, column: str) -> bool:
+    if "seed" not in frame or not column.startswith(("variant.", *_OF_SEED)):
         return False
     values, seeds = frame[column].to_numpy(dtype=object), frame["seed"].to_numpy(dtype=object)
+    if column in _RUNS:
+        given = [(str(plain(value)), plain(seed)) for value, seed in zip(values, seeds, strict=True)]
+        return len({re.sub(rf"(?<!\d){seed}(?!\d)", "{seed}", text) for text, seed in given}) == 1
     known = np.flatnonzero(pd.notna(values))
     return len(known) > 0 and all(plain(values[row]) == plain(seeds[row]) for row in known)
 

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from lora_zoo.analysis.columns import settings
 from lora_zoo.analysis.integrity import Finding, findings, sound
 from lora_zoo.analysis.protocol import cells
 from tests.analysis.made_frames import run, study
@@ -126,7 +127,19 @@ def test_runs_that_are_all_stale_alike_are_counted_with_a_warning() -> None:
     (finding,) = of_kind(whole, "stale")  # one line for all variants
     assert finding.rows == () and "of dora" in finding.said and "of lora" in finding.said
     frame.loc[9, "made_of.source"] = "older still"
-    assert of_kind(frame, "stale")[0].rows == (5, 6, 7, 8, 9)
+    assert of_kind(frame, "stale")[0].rows == (), "its init has a source of its own, of one commit"
+    for change in ({"commit": "another"}, {"dirty": True}):
+        mixed = frame.copy()
+        mixed.loc[9, [*change]] = [*change.values()]
+        assert of_kind(mixed, "stale")[0].rows == (5, 6, 7, 8, 9)
+
+
+def test_the_runs_that_one_goes_on_from_may_go_by_its_seed() -> None:
+    frame = HONEST.copy()
+    frame["config.prior"] = [[f"style-s{seed}", "of-10"] for seed in frame["seed"]]
+    assert "config.prior" not in settings(frame)
+    frame.at[9, "config.prior"] = ["style-s40", "of-10"]
+    assert "config.prior" in settings(frame)
 
 
 def test_other_data_under_the_same_settings_is_left_out() -> None:
