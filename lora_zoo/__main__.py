@@ -16,9 +16,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("lora_zoo.run", "train and judge one adapter: lora-zoo run +variant=dora rank=8"),
-    "sweep": Command("lora_zoo.run", "a run for each: lora-zoo sweep +variant=lora,dora", before=("-m",)),
-    "compare": Command("lora_zoo.compare.__main__", "a fair comparison within so many hours"),
+    "run": Command("lora_zoo.run", "train and evaluate one adapter: lora-zoo run +variant=dora rank=8"),
+    "sweep": Command(
+        "lora_zoo.run", "one run per combination: lora-zoo sweep +variant=lora,dora", before=("-m",)
+    ),
+    "compare": Command("lora_zoo.compare.__main__", "a fair comparison within a number of hours"),
     "report": Command("lora_zoo.report.__main__", "tables, figures and a page of recorded runs"),
     "claims": Command("lora_zoo.claims.__main__", "the papers' claims, judged by recorded runs"),
     "spectra": Command("lora_zoo.spectra", "singular values, norms and subspaces of weight updates"),
@@ -28,10 +30,10 @@ COMMANDS = {
     "export": Command("lora_zoo.export", "an adapter in PEFT's or loralib's format"),
     "merge": Command("lora_zoo.merge", "the model with the adapter in its weights, as a plain Hub folder"),
     "compose": Command("lora_zoo.compose", "several runs' adapters as one"),
-    "quantization": Command("lora_zoo.quantization", "errors of a model's quantised weights, by start"),
+    "quantization": Command("lora_zoo.quantization", "errors of a model's quantised weights, by init"),
     "bench": Command("lora_zoo.bench.__main__", "time and memory beside PEFT and the frozen model"),
     "doctor": Command("lora_zoo.doctor", "what this machine lacks: packages, GPU, disk, logins"),
-    "completion": Command("lora_zoo.completion", "a script for the shell: commands, keys and choices by Tab"),
+    "completion": Command("lora_zoo.completion", "a shell script: Tab completes commands, keys and choices"),
 }
 """Each has `--help` of its own."""
 
@@ -54,7 +56,7 @@ def help_text() -> str:
     """The commands, a line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {word:<{width}}  {command.about}" for word, command in COMMANDS.items()]
-    usage = "usage: lora-zoo COMMAND …, lora-zoo COMMAND --help; settings without a command are a run's"
+    usage = "usage: lora-zoo COMMAND …, lora-zoo COMMAND --help; without a COMMAND: lora-zoo run"
     return "\n".join([usage, "", *lines])
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def show(arguments: list[str] | None = None) -> None:
     """Show one choice, of whatever kind it is."""
-    parser = argparse.ArgumentParser(prog="lora-zoo show", description="Show what is known of a choice.")
+    parser = argparse.ArgumentParser(prog="lora-zoo show", description="Show what is known about a choice.")
     parser.add_argument("name", help="a variant, an initialisation, a program, a task, a recipe, …")
     add_files(parser)
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""`lora-zoo completion bash`: a script by which a shell completes commands, keys and their choices.
+"""`lora-zoo completion bash`: print a shell script that completes commands, keys and their choices.
 
 eval "$(lora-zoo completion bash)"              # in ~/.bashrc; zsh alike
 lora-zoo completion fish | source               # in ~/.config/fish/config.fish

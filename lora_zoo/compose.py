@@ -61,20 +61,22 @@ def _parser(by: str | None) -> argparse.ArgumentParser:
     parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, or adapters: ours or PEFT's")
     parser.add_argument("--by", default="sum", help=f"{', '.join(COMPOSITIONS)} (sum)")
     parser.add_argument("--as", dest="form", choices=FORMS, default="model")
+    parser.add_argument("--rank", type=int, help="rank for svd, byom_lora and --as adapter; prints the error")
     parser.add_argument(
-        "--rank", type=int, help="of svd and byom_lora, and of one adapter; the error is told"
+        "--data", type=Path, help="the run whose task the weights are fitted to (lorahub, controlpe, xlora)"
     )
     parser.add_argument(
-        "--data", type=Path, help="the run to whose task one composes (lorahub, controlpe, xlora)"
+        "--examples", type=int, help="the number of each run's examples that a composition uses"
     )
-    parser.add_argument("--examples", type=int, help="how many a composition looks at, of each run")
     parser.add_argument(
-        "--evaluate", metavar="SPLIT", help="judge the result on this split of each run's task"
+        "--evaluate", metavar="SPLIT", help="evaluate the result on this split of each run's task"
     )
-    parser.add_argument("--model", help="the base, where it is not (or not where) the adapters say it is")
+    parser.add_argument("--model", help="the base; default: the one that the adapters name")
     dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, help="of the written weights; default: the base's")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument("--dtype", choices=dtypes, help="dtype of the written weights; default: the base's")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository"
+    )
     add_files(parser)
     for key, parameter in _own_options(by).items():
         words = type_words(parameter.annotation)

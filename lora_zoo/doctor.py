@@ -1,4 +1,4 @@
-"""`lora-zoo doctor`: what this machine lacks for a run, before one is begun."""
+"""`lora-zoo doctor`: check what this machine lacks for a run."""
 
 import argparse
 import os
@@ -31,9 +31,7 @@ class CheckUp(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Print the findings; exit code 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="lora-zoo doctor", description=__doc__)
-    parser.add_argument(
-        "--out", default="runs", metavar="DIR", help="where results are to go (default: runs)"
-    )
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder for the results (default: runs)")
     given = parser.parse_args(arguments)
     with on_the_terminal():
         found = list(findings(Path(given.out)))

@@ -32,9 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
         default="peft",
         help="peft: PEFT's own form of the variant, where it has one (default); lora: plain LoRA",
     )
-    parser.add_argument("--rank", type=int, help="plain LoRA of this rank at most; the error is reported")
-    parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument("--rank", type=int, help="plain LoRA of this rank at most; prints the error")
+    parser.add_argument("--model", help="the base; default: the one that the adapter names")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository"
+    )
     parser.add_argument("--view", help="write a view of the run (`rank=2` of DyLoRA) instead of the whole")
     add_files(parser)
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.load ADAPTER OUT`: an adapter of PEFT's or loralib's as a folder of ours."""
+"""`python -m lora_zoo.load ADAPTER OUT`: convert an adapter of PEFT or loralib to this project's format."""
 
 import argparse
 from pathlib import Path
@@ -15,13 +15,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_zoo.load", description=__doc__)
     parser.add_argument("adapter", type=Path, help="PEFT's folder, or loralib's file (.pt or .safetensors)")
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--model", help="the base; default: what PEFT's configuration names")
+    parser.add_argument("--model", help="the base; default: the one that PEFT's configuration names")
     parser.add_argument("--auto-class", choices=TASKS, help="the class that loads the base")
-    parser.add_argument("--num-labels", type=int, help="of a classifier's head")
-    parser.add_argument("--dtype", default="float32", help="of the base (float32)")
-    parser.add_argument("--alpha", type=float, help="loralib's files do not hold it")
+    parser.add_argument("--num-labels", type=int, help="number of labels of a classifier's head")
+    parser.add_argument("--dtype", default="float32", help="dtype of the base (float32)")
+    parser.add_argument("--alpha", type=float, help="alpha of a loralib file, which does not hold it")
     parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository"
+    )
     given = parser.parse_args(arguments)
     with on_the_terminal():
         injection = load(**vars(given) | {"enable": [role for role in given.enable.split(",") if role]})

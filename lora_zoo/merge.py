@@ -14,20 +14,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_zoo.merge", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or an adapter: ours, PEFT's or loralib's")
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
+    parser.add_argument("--model", help="the base; default: the one that the adapter names")
     dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, help="of the merged weights; default: the run's")
-    parser.add_argument("--alpha", type=float, help="of an adapter that loralib saved")
+    parser.add_argument("--dtype", choices=dtypes, help="dtype of the merged weights; default: the run's")
+    parser.add_argument("--alpha", type=float, help="alpha of a loralib file, which does not hold it")
     parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
     parser.add_argument(
         "--slice", dest="sliced", action="store_true", help="take out heads and channels that are masked"
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base brings")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository"
+    )
     parser.add_argument(
         "--evaluate",
         default="",
         metavar="TASKS",
-        help="of lm-evaluation-harness, by commas: judge OUT by them",
+        help="evaluate OUT on these tasks of lm-evaluation-harness, comma-separated",
     )
     add_files(parser)
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""`python -m lora_zoo.quantization MODEL`: the errors that starts leave on the model's quantised weights."""
+"""`python -m lora_zoo.quantization MODEL`: the quantisation error that each initialisation leaves on W."""
 
 import argparse
 import csv

@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
             "  spectra        norm, ranks, energy of each ΔW\n"
             "  changes        ‖ΔW‖ / ‖W‖, DoRA's ΔM and ΔD\n"
             "  amplification  LoRA's table 7: ‖UᵀWVᵀ‖ for U, V of ΔW, of W, at random\n"
-            "  overlap        the parts of ‖ΔW‖² along W's first and last directions\n"
-            "  intruders      singular vectors of W' that are like none of W's (2410.21228)\n"
+            "  overlap        the fraction of ‖ΔW‖² along W's first and last directions\n"
+            "  intruders      singular vectors of W' unlike any of W's (2410.21228)\n"
             "  evolution      norm, ranks, ΔM and ΔD at each checkpoint of a run"
         ),
     )
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     former = parser.add_argument("--of", dest="factor", choices=DIRECTIONS, help=argparse.SUPPRESS)
     former.default = argparse.SUPPRESS
-    parser.add_argument("--first", type=int, default=8, help="how many directions are compared (8)")
+    parser.add_argument("--first", type=int, default=8, help="the number of directions to compare (8)")
     parser.add_argument("--all", action="store_true", help="show every matrix, however many there are")
     parser.add_argument("--out", type=Path, help="write the tables as CSV, and figures as SVG, PDF and PNG")
     parser.add_argument(
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="also keep the tables in the runs' folders, where reports, archives and claims find them",
     )
-    parser.add_argument("--model", help="the base, where it is not (or not where) the adapter says it is")
-    parser.add_argument("--alpha", type=float, help="of loralib's files, which do not hold it")
+    parser.add_argument("--model", help="the base; default: the one that the adapter names")
+    parser.add_argument("--alpha", type=float, help="alpha of a loralib file, which does not hold it")
     parser.add_argument("--enable", default="", help="loralib: the adapted parts of fused layers, e.g. q,v")
     add_files(parser)
     given = parser.parse_args(arguments)

@@ -60,13 +60,13 @@ def _unfinished(frame: pd.DataFrame) -> Iterator[Finding]:
         yield _left_out("unfinished", group, said)
 
 
-_AGAIN = "the sweep's command does what is missing"
+_AGAIN = "the sweep's command runs what is missing"
 
 
 def _contradictory(frame: pd.DataFrame) -> Iterator[Finding]:
     for row in frame.index[text_column(frame, "contradiction") != ""]:
         who, why = _format_runs(frame.loc[[row]]), frame.at[row, "contradiction"]
-        said = f"{who} at odds with itself: {why}; delete the folder and run it again"
+        said = f"{who} contradictory: {why}; delete the folder and run it again"
         yield _left_out("label", frame.loc[[row]], said)
 
 
@@ -80,7 +80,7 @@ def _repeated(frame: pd.DataFrame) -> Iterator[Finding]:
         same = pd.concat([key == key[row] for key in keys], axis=1).any(axis=1)
         said = (
             f"{_format_runs(frame[same])} one run, found {int(same.sum())} times: it is counted once; give "
-            "every folder to the report only once, and delete copies"
+            "each folder to the report only once, and delete copies"
         )
         yield _left_out("repeated", frame.loc[[row]], said)
 
@@ -101,9 +101,9 @@ def _copied(frame: pd.DataFrame) -> Iterator[Finding]:
         for _, group in frame.loc[again.index].groupby(again, sort=False):
             seeds = join_names([plain(seed) for seed in group["seed"]])
             said = (
-                f"{_format_runs(group)} the same outcome to the last digit under the seeds {seeds}: one "
-                "run is counted. A copied folder: delete it and run that seed. Otherwise neither seed "
-                "nor data_seed changes anything here, and more seeds are no more evidence"
+                f"{_format_runs(group)} identical to the last digit under the seeds {seeds}: one "
+                "run is counted. If a folder was copied, delete it and run that seed. Otherwise neither "
+                "seed nor data_seed changes anything here, and more seeds add no evidence"
             )
             yield _warning("duplicated seed", group, said, group.index[1:])
         frame = frame.drop(index=same.index[same.duplicated()])
@@ -122,7 +122,7 @@ def _curve(history: Any) -> str:
 
 
 def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
-    """A variant whose runs are all of one old source is at one with itself: a warning. A mixture is not."""
+    """Warn where all runs of a variant are of the same old source; leave out old runs among newer ones."""
     alike = []
     for _, group in frame.groupby("variant", sort=False):
         old = group[text_column(group, "stale") != ""]
@@ -131,12 +131,12 @@ def _stale(frame: pd.DataFrame) -> Iterator[Finding]:
         if len(old) == len(group) and _of_one_source(group):
             alike.append(old)
         else:
-            text = f"{_format_runs(old)} stale among runs that are not alike: {_why(old)}; {_AGAIN}"
+            text = f"{_format_runs(old)} stale, and others of the variant are not: {_why(old)}; {_AGAIN}"
             yield _left_out("stale", old, text)
     if alike:
         old = pd.concat(alike)
-        text = f"{_format_runs(old)} stale: {_why(old)}; they are counted, those of a variant being all alike"
-        yield _warning("stale", old, f"{text}; {_AGAIN}")
+        text = f"{_format_runs(old)} stale: {_why(old)}; they are counted, since each variant's runs have one"
+        yield _warning("stale", old, f"{text} source; {_AGAIN}")
 
 
 def _of_one_source(group: pd.DataFrame) -> bool:
@@ -165,7 +165,7 @@ def _data(frame: pd.DataFrame) -> Iterator[Finding]:
         if len(counts) > 1:
             said = (
                 f"{_format_runs(group[found != kept])} of other data than the {counts[kept]} runs that "
-                "count, under the same settings of the task; run them again, or report them apart"
+                "are counted, with the same task settings; run them again, or report them separately"
             )
             yield _left_out("data", group[found != kept], said)
             frame = frame.drop(index=group.index[found != kept])
@@ -173,8 +173,8 @@ def _data(frame: pd.DataFrame) -> Iterator[Finding]:
         for task, group in frame.groupby("task", sort=False):
             if (sets := group[judged].nunique()) > 1:
                 split = judged.split(".")[1]
-                said = f"task {task}: the runs were judged on {sets} {split} sets, as their settings ask"
-                yield _warning("data", group, f"{said}; compare only what was judged on the same items")
+                said = f"task {task}: the runs were evaluated on {sets} {split} sets, by their settings"
+                yield _warning("data", group, f"{said}; compare only runs on the same items")
 
 
 _OF_TRAINING = tuple(
@@ -224,8 +224,8 @@ def _degenerate(frame: pd.DataFrame) -> Iterator[Finding]:
     for _, runs in trained.groupby(texts(trained, settings(trained)), sort=False):
         if len(runs) > 1 and runs["test"].nunique(dropna=False) == 1 and runs["test"].notna().all():
             score = format_value(runs["test"].iloc[0])
-            said = f"{_format_runs(runs)} equal: all {len(runs)} seeds reach {score}; ± 0 is no precision"
-            yield _warning("equal seeds", runs, said + _majority(runs))
+            said = f"{_format_runs(runs)} equal: all {len(runs)} seeds reach {score}"
+            yield _warning("equal seeds", runs, f"{said}; ± 0 does not mean precision{_majority(runs)}")
 
 
 def _majority(runs: pd.DataFrame) -> str:

@@ -1,10 +1,10 @@
 """Judge one variant against others: `lora-zoo compare ./mine.py --against lora,dora --hours 2`.
 
-Every contender gets the same tuning; a second call goes on, or does nothing. The page says first what is
-known.
+Every contender gets the same tuning. The same command again continues, or finds that all is done. The page
+begins with the answer.
 
 Exit codes: 0 every comparison has a verdict (which may be: not distinguishable); 1 one has none; 2 the
-request cannot be run as given; 128 + n stopped by signal n, the same command goes on.
+request cannot be run as given; 128 + n stopped by signal n, the same command continues.
 """
 
 import argparse
@@ -38,21 +38,25 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("candidate", help="FILE.py[:NAME], a variant's name, init=NAME, or 'dora init=NAME'")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the run that hold for all")
-    made.add_argument("--against", required=True, help="references, commas between them; the first sizes all")
+    made.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="keys of the runs, for all contenders"
+    )
+    made.add_argument(
+        "--against", required=True, help="references, separated by commas; the first sets the size"
+    )
     made.add_argument("--task", help="task=; default: pocket-sql")
     made.add_argument("--model", help="model=; default: pocket")
     made.add_argument("--rank", type=int, help="rank=; default: each variant's own, 8 for most")
-    made.add_argument("--hours", type=float, help="to spend on runs, trials not counted; default: 1")
+    made.add_argument("--hours", type=float, help="time for runs, without cost trials; default: 1")
     made.add_argument("--quick", action="store_true", help="ten minutes")
     made.add_argument(
         "--at", choices=("rank", "parameters", "both"), default="both", help="equal rank or parameters"
     )
-    made.add_argument("--jobs", type=int, help="workers; default: one a GPU, else one a core")
+    made.add_argument("--jobs", type=int, help="workers; default: one per GPU, else per core")
     made.add_argument(
-        "--rates", help="3 or more factors of each contender's default rate; default: 1,2,0.5,4,0.25"
+        "--rates", help="3 or more multiples of each contender's default rate; default: 1,2,0.5,4,0.25"
     )
-    made.add_argument("--seeds", type=int, help="the greatest number of seeds; default: 30")
+    made.add_argument("--seeds", type=int, help="the largest number of seeds; default: 30")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs; default: runs")
     made.add_argument("--plan", action="store_true", help="only show the plan")
     return made

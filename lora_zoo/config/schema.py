@@ -66,11 +66,11 @@ class Model:
     attn_implementation: str | None = key(None, "eager, sdpa, flash_attention_2, …")
     device_map: str | None = key(
         None,
-        "where the weights are loaded (cuda:0, auto), all on one device; default: the CPU, then the run's",
+        "device on which the weights are loaded (cuda:0, auto); default: the CPU, then the run's device",
     )
     trust_remote_code: bool = key(False, "run code that a Hub repository brings")
     ignore_mismatched_sizes: bool = key(
-        False, "a head of another size than the checkpoint's is drawn anew, and trained"
+        False, "a head of another size than the checkpoint's is initialised again, and fully trained"
     )
     quantization: str | None = key(
         None,
@@ -114,36 +114,35 @@ class Task:
         "further arguments: of datasets.load_dataset (delimiter, …), or of a generated data set (difficulty)",
     )
     splits: dict[str, str] = key(
-        {}, "train/validation/test: the split's name in the data set, which it then is alone"
+        {}, "train/validation/test: the split's name in the data set; it then has no other role"
     )
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )
-    sizes: dict[str, int] = key({}, "split: at most so many examples", least=1)
+    sizes: dict[str, int] = key({}, "split: the largest number of examples", least=1)
     columns: dict[str, str] = key({}, "text, text_pair and label, prompt and target, …: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
     chat_template: str | None = key(
-        None, "of instructions: a file with a Jinja chat template; default: the tokenizer's own"
+        None, "for instructions: a file with a Jinja chat template; default: the tokenizer's own"
     )
     labels: list[str] | None = key(
         None, "the label set; its order gives the label ids (f1 counts the second)", filled=True
     )
-    by_heart: bool = key(
-        False, "learned by heart: judged on the train split itself, which stands for all others"
-    )
+    by_heart: bool = key(False, "memorisation: the train split is also the validation and the test split")
     stop: str | None = key(None, "what ends a target; default: the tokenizer's end-of-sequence token")
     group_references: bool = key(False, "examples with the same prompt are several references of one item")
     groups: str | None = key(
-        None, "a column by whose values results are told apart as well: the tasks of a sequence"
+        None, "a column: results are also given for each of its values, such as the tasks of a sequence"
     )
     metrics: list[str] = key(MISSING, "evaluate modules; the first is the one that counts", filled=True)
     metric_arguments: dict[str, Any] = key({}, "metric: its own arguments (f1: {average: macro})")
     likelihood: bool = key(
-        True, "also the likelihood of references; false saves a task that generates one pass of each example"
+        True,
+        "also measure the likelihood of references; false saves a task that generates one pass over the data",
     )
     max_length: int = key(
         256,
-        "tokens of input and target; of more, a prompt loses its start, a text or target its end",
+        "tokens of input and target; longer prompts lose their start, longer texts and targets their end",
         least=2,
         most=_LONGEST,
     )
@@ -184,7 +183,7 @@ class Settings:
     init: str = key("auto", "kaiming, gaussian, orthogonal, pissa, milora, olora, …; auto: the variant's own")
     calibration_examples: int = key(
         128,
-        "training examples that an init sees which looks at data (eva, lora_ga)",
+        "training examples for an init that needs data (eva, lora_ga)",
         least=1,
         most=_COUNT,
     )
@@ -195,7 +194,7 @@ class Settings:
         "names, a regex; auto: q, v or the paper's own",
         filled=True,
     )
-    exclude_modules: Any = key([], "targets that stay as they are, in the same words")
+    exclude_modules: Any = key([], "targets that are not adapted, in the same words")
     layers: Any = key(
         None,
         "layers to adapt: 3, 0-5, 8-, -1 (the last), random:4 (drawn by seed), a list of these; default: all",
@@ -203,23 +202,25 @@ class Settings:
     )
     rank_pattern: dict[str, Any] = key(
         {},
-        "target: a rank of its own, e.g. rank_pattern={q:4}; 4-12: 4 in the first layer, 12 in the last",
+        "ranks of some targets, e.g. rank_pattern={q:4}; 4-12: 4 in the first layer, 12 in the last",
         least=1,
         most=65536,
     )
-    alpha_pattern: dict[str, Any] = key({}, "target: an alpha of its own", above=0)
+    alpha_pattern: dict[str, Any] = key({}, "alphas of some targets, e.g. alpha_pattern={q:32}", above=0)
     budget: Any = key(None, "trainable parameters of the adapters (300k, 1.5M): finds the rank")
     prior: list[str] | None = key(
-        None, "adapters that stay, frozen, under the new one: folders of runs, of ours or PEFT's", filled=True
+        None,
+        "frozen adapters that stay active under the new one: folders of runs, ours or PEFT's",
+        filled=True,
     )
     start_from: str | None = key(
         None,
-        "the adapter that trains on: a folder of a run, of ours or PEFT's, of this variant and rank",
+        "an adapter to train further: a run's folder, ours or PEFT's, with this variant and rank",
         filled=True,
     )
     replay: float = key(
         0.0,
-        "share of the training examples of start_from's and prior's runs that are seen again",
+        "fraction of the training examples of start_from's and prior's runs that are trained on again",
         least=0,
         most=1,
     )
@@ -228,7 +229,7 @@ class Settings:
     )
     branch_dtype: str | None = key(
         None,
-        "of the adapter's products on a bfloat16 base; default: bfloat16 where the device multiplies it",
+        "dtype of the adapter's products on a bfloat16 base; default: bfloat16 if the device supports it",
         among=("float32", "bfloat16"),
     )
     lr: float = key(MISSING, "learning rate", above=0)
@@ -240,11 +241,11 @@ class Settings:
     )
     padding_free: bool = key(
         False,
-        "examples of a step in one row without padding, each seen by itself: the same training (decoders)",
+        "examples of a step in one row without padding, attention within each: the same training (decoders)",
     )
     packing: bool = key(
         False,
-        "whole examples fill rows of task.max_length tokens, which batch_size counts; each seen by itself",
+        "whole examples fill rows of task.max_length tokens, attention within each; batch_size counts rows",
     )
     seed: int = key(0, "seed of initialisation, dropout and new heads", least=0, most=_SEEDS)
     data_seed: int = key(0, "seed of the data order", least=0, most=_SEEDS)
@@ -259,36 +260,40 @@ class Settings:
     eval_before_training: bool = key(True, "also evaluate the model before training")
     resume: bool | None = key(
         None,
-        "true: go on where this run stopped; false: start anew; default: a sweep goes on, a run starts anew",
+        "true: continue where this run stopped; false: start again; default: true in a sweep, false in a run",
     )
-    save_minutes: float = key(5.0, "minutes between checkpoints, beside trainer.save_steps; 0: none", least=0)
+    save_minutes: float = key(
+        5.0, "minutes between checkpoints, in addition to trainer.save_steps; 0: none", least=0
+    )
     early_stopping_patience: int | None = key(
         None,
-        "stop after so many evaluations (trainer.eval_steps) without a better value of "
+        "stop after this number of evaluations (trainer.eval_steps) without a better value of "
         "trainer.metric_for_best_model, and keep the best adapter; default: train to the end",
         least=1,
         most=_COUNT,
     )
-    early_stopping_threshold: float = key(0.0, "a value that is better by less does not count", least=0)
+    early_stopping_threshold: float = key(
+        0.0, "the smallest improvement that counts for early stopping", least=0
+    )
     on_nonfinite: str = key(
-        "stop", "when loss or gradients are NaN or inf: stop, or skip the step", among=("stop", "skip")
+        "stop", "when loss or gradients are NaN or Inf: stop, or skip the step", among=("stop", "skip")
     )
     dropbp: float = key(
         0.0,
-        "DropBP: probability that a sub-layer's backward pass is dropped, beside any variant; 0: never",
+        "DropBP: probability that a sub-layer's backward pass is dropped, with any variant; 0: never",
         least=0,
         below=1,
     )
-    dropbp_warmup: float = key(0.0, "share of the run in which nothing is dropped", least=0, below=1)
+    dropbp_warmup: float = key(0.0, "fraction of the run in which nothing is dropped", least=0, below=1)
     dropbp_uniform: bool = key(
         False, "one rate for all sub-layers; false: rates by their sensitivity, from a tenth of the run on"
     )
-    trial: bool = key(False, "a run to choose settings by, as lr=auto makes them: no table counts it")
-    dry_run: bool = key(False, "only list what would be adapted; needs the model's config.json alone")
+    trial: bool = key(False, "a run that only serves to choose settings, as lr=auto does: no table counts it")
+    dry_run: bool = key(False, "only list what would be adapted; needs only the model's config.json")
     merge: bool = key(False, "also write the merged model, in Hub format")
-    threads: int | None = key(None, "CPU threads; default: by the work of a step", least=1, most=1024)
-    out: str = key("runs", "folder under which run folders are made")
-    experiment: dict[str, Any] = key({}, "what conf/experiment/ says of the sweep that the run is part of")
+    threads: int | None = key(None, "CPU threads; default: by the size of a step", least=1, most=1024)
+    out: str = key("runs", "folder for the run folders")
+    experiment: dict[str, Any] = key({}, "the entries of conf/experiment/ about the run's sweep")
     variant: dict[str, Any] = key({}, "the variant's own hyperparameters")
     program: dict[str, Any] = key({}, "the program's own hyperparameters, where program= chooses one")
     files: list[str] = key([], "Python files of your own: variant=, init= and program=FILE.py set them")

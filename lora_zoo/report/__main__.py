@@ -19,7 +19,9 @@ ALL = (*FORMATS, "figures", "page")
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m lora_zoo.report", description=__doc__)
     made.add_argument("sources", nargs="+", help="folders with runs at any depth, or archives (*.jsonl.gz)")
-    made.add_argument("--out", type=Path, help="folder to write to; default: report, in the folder given")
+    made.add_argument(
+        "--out", type=Path, help="folder to write to; default: report in the only source, or here"
+    )
     made.add_argument("--archive", type=Path, metavar="FILE", help="also keep the runs in FILE, a *.jsonl.gz")
     made.add_argument("--pack", dest="archive", type=Path, help=argparse.SUPPRESS)  # until 0.2
     formats = f"of {', '.join(ALL)}; default: all"
@@ -27,9 +29,11 @@ def parser() -> argparse.ArgumentParser:
     folder = "also keep an experiment's table, claims and runs in FOLDER"
     made.add_argument("--save-experiment", type=Path, metavar="FOLDER", help=folder)
     made.add_argument("--keep", dest="save_experiment", type=Path, help=argparse.SUPPRESS)  # until 0.2
-    site = "write a leaderboard of these experiments, and a page for each, into OUT, and nothing else"
+    site = "only write a leaderboard of these experiments, with a page for each, into OUT"
     made.add_argument("--site", type=Path, metavar="OUT", help=site)
-    made.add_argument("--wandb", action="store_true", help="also into the runs' group in Weights & Biases")
+    made.add_argument(
+        "--wandb", action="store_true", help="also send it to the runs' group in Weights & Biases"
+    )
     return made
 
 

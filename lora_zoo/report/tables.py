@@ -29,7 +29,7 @@ from lora_zoo.runs.views import WHOLE, by_view
 
 COSTS = {
     "trainable": ("trainable", "{:,.0f}"),
-    "saved_bytes": ("activation memory (bytes)", "{:,.0f}"),
+    "saved_bytes": ("activation memory (MB)", "{:,.1f}"),
     "learning_accuracy": ("each task when learned", "{:.3f}"),
     "backward_transfer": ("backward transfer", "{:.3f}"),
     "task_forgetting": ("forgetting of tasks", "{:.3f}"),
@@ -37,11 +37,13 @@ COSTS = {
     "routing_accuracy": ("routing accuracy", "{:.3f}"),
     "retention_before": ("held-out LM loss, before", "{:.3f}"),
     "retention_after": ("held-out LM loss, after", "{:.3f}"),
-    "data.train.information": ("bits there are", "{:,.0f}"),
-    "bits_per_parameter": ("bits a parameter", "{:.3f}"),
+    "data.train.information": ("bits in the data", "{:,.0f}"),
+    "bits_per_parameter": ("bits per parameter", "{:.3f}"),
     "step_seconds": ("s/step", "{:.3f}"),
     "load_seconds": ("start-up (s)", "{:.1f}"),
 }
+UNITS = {"saved_bytes": 1e6}
+"""What a column's numbers are divided by in a table."""
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -80,7 +82,7 @@ def continual_table(frame: pd.DataFrame) -> Table | None:
     by = [*about.get("rows", ()), *about.get("columns", ())]
     asked = {"value": "average_accuracy"} | ({"rows": by} if by else {})
     made = main_table(runs.assign(experiment="", experiment_about=[asked] * len(runs)))
-    title = f"A sequence of tasks: the mean over tasks at its end, of {len(runs)} runs"
+    title = f"A sequence of tasks: mean over tasks at the end, {len(runs)} runs"
     return replace(made, name=f"{about.get('name') or 'runs'}_continual", title=title)
 
 
@@ -237,7 +239,8 @@ def _costs(layout: Layout) -> dict[str, dict[Words, str]]:
     }
     for name, (title, form) in {**against, **COSTS}.items():
         if name != value and name in runs and runs[name].notna().any():
-            medians = {words: runs.loc[cell.runs, name].median() for words, cell in layout.measured.items()}
+            column = runs[name] / UNITS.get(name, 1)
+            medians = {words: column[cell.runs].median() for words, cell in layout.measured.items()}
             found[title] = {words: form.format(m) for words, m in medians.items() if not math.isnan(m)}
     return found
 

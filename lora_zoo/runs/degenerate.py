@@ -44,13 +44,13 @@ def _kinds(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             which = f", {told['only']!r}" if "only" in told else ""
             yield "one answer", f"{what} for all {told['items']} items of {split}{which}"
     if record.get("prior") == []:
-        yield "nothing composed", "without prior adapters it is the base as it stands: give prior=[RUN, …]"
+        yield "nothing composed", "without prior adapters it is the unchanged base: give prior=[RUN, …]"
     updates = record.get("updates") or []
     if updates and all(map(_rests, updates)) and record.get("parameters", {}).get("trainable"):
-        yield "nothing moved", "ΔW is 0 in every matrix after training, to W's rounding"
+        yield "nothing moved", "ΔW is 0 in every matrix after training, up to W's rounding"
     for split, values in sorted(record.get("metrics", {}).items()):
         if lost := [name for name, value in sorted(values.items()) if not math.isfinite(_number(value))]:
-            yield "no number", f"{', '.join(lost)} of {split} is NaN or inf"
+            yield "no number", f"{', '.join(lost)} of {split} is NaN or Inf"
 
 
 def _rests(row: Mapping[str, Any]) -> bool:

@@ -55,9 +55,9 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     if timings.get("steps"):
         rows.append(("steps", f"{timings['steps']} at {timings['step_median']:.3g} s each (median)"))
     if threads := result.get("environment", {}).get("threads"):
-        rows.append(("threads", f"{threads} of {os.cpu_count()} cores (threads= says otherwise)"))
+        rows.append(("threads", f"{threads} on {os.cpu_count()} cores (threads= sets it)"))
     several = result["config"].get("processes")
-    rows += [("processes", f"{several}; times and memory are of the one that leads")] if several else []
+    rows += [("processes", f"{several}; times and memory are those of the first")] if several else []
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
@@ -73,14 +73,14 @@ def _learned_and_forgotten(result: dict[str, Any]) -> list[tuple[str, str]]:
         each = found["bits_per_parameter"]
         of = "" if total is None else f" of {total:,.0f}"
         rows.append(
-            ("learned", f"{bits:,.0f} bits{of}" + ("" if each is None else f", {each:.3g} a parameter"))
+            ("learned", f"{bits:,.0f} bits{of}" + ("" if each is None else f", {each:.3g} per parameter"))
         )
     text = result.get("retention", {})
     if "before" in text:
         before, after = float(text["before"]), float(text["after"])
-        rows.append(("held-out text", f"{after:.4g} nats a token (before training: {before:.4g})"))
+        rows.append(("held-out LM loss", f"{after:.4g} nats per token (before training: {before:.4g})"))
     elif "why" in text:
-        rows.append(("held-out text", text["why"]))
+        rows.append(("held-out LM loss", text["why"]))
     return rows
 
 
@@ -92,7 +92,7 @@ def _against(result: dict[str, Any], split: str) -> str:
 def _nll(result: dict[str, Any], split: str) -> str:
     """Of the references, by item and by token, which are one where classes are judged."""
     told, before = result["likelihood"][split], result.get("zero_shot_likelihood", {}).get(split)
-    text = f"{told['nll']:.4g} nats, {told['bits_per_token']:.4g} bits a token"
+    text = f"{told['nll']:.4g} nats, {told['bits_per_token']:.4g} bits per token"
     return text + (f"   (before training: {before['nll']:.4g} nats)" if before else "")
 
 
@@ -115,7 +115,7 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         seeds = f"for seed in 0 1 2; do {of_one}; done"
     lines = [
         f"{seeds}   (three seeds)",
-        _with(result["command"], **whole) + "   (what all parameters reach)",
+        _with(result["command"], **whole) + "   (full fine-tuning)",
     ]
     variant = VARIANTS.find(result["config"]["variant"]["name"])
     if "adapter" in result and variant.pointwise and not variant.adds_bias:

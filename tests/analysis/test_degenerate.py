@@ -42,8 +42,8 @@ STILL = {"updates": [update("q", 0.0) | {"norm": 0.0}]}
         ),
         (STILL, "nothing moved", "ΔW is 0 in every matrix"),
         ({"updates": [BELOW_ROUNDING]}, "nothing moved", "to W's rounding"),
-        ({"test": "nan"}, "no number", "exact_match of validation is NaN or inf"),
-        ({"test": float("inf")}, "no number", "is NaN or inf"),
+        ({"test": "nan"}, "no number", "exact_match of validation is NaN or Inf"),
+        ({"test": float("inf")}, "no number", "is NaN or Inf"),
     ],
 )
 def test_each_kind_is_found(more: dict[str, Any], kind: str, says: str) -> None:
@@ -118,7 +118,7 @@ def test_two_that_predict_one_class_lead_nowhere(tmp_path: Path) -> None:
     assert "commonest class" in table.columns
     notes = "\n".join(table.notes)
     assert "degenerate, 3 of 3 runs of these settings: one class for all 100 items of test" in notes
-    assert "the commonest class alone reaches 0.56" in notes and "± 0 is no precision" in notes
+    assert "the commonest class alone reaches 0.56" in notes and "± 0 does not mean precision" in notes
     assert "share the best mean: none leads" in notes and "leads within" not in notes
     assert {finding.rows for finding in findings(frame)} == {()}, "they are counted"
 

@@ -78,7 +78,7 @@ def test_equal_scores_alone_are_no_copy() -> None:
     """On few items two seeds often score alike; a run that trains nothing always does."""
     found = findings(HONEST.assign(test=0.5, validation=0.5))
     assert [(f.kind, f.rows) for f in found] == [("equal seeds", ()), ("equal seeds", ())]
-    assert all("all 5 seeds reach 0.5; ± 0 is no precision" in f.said for f in found)
+    assert all("all 5 seeds reach 0.5; ± 0 does not mean precision" in f.said for f in found)
     still = HONEST.assign(**{"adapter.sha256": None}, history=[[]] * 10)
     assert findings(still) == []
 

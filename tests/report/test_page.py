@@ -201,7 +201,7 @@ def test_every_kind_of_figure_is_there(text: str) -> None:
 
 def test_what_was_not_drawn_is_said_with_its_reason(text: str) -> None:
     said = " ".join(Elements(text).text.split())
-    assert "activations kept for backward: the results have no saved_bytes" in said
+    assert "activation memory: the results have no saved_bytes" in said
     assert "nothing was evaluated there (trainer.eval_steps=0)" in said
 
 

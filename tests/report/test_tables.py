@@ -50,6 +50,13 @@ def sweep(root: Path, values: dict[str, list[float]], **more: Any) -> pd.DataFra
     return results.load(root)
 
 
+def test_activation_memory_is_in_megabytes_with_one_decimal(tmp_path: Path) -> None:
+    frame = sweep(tmp_path, {"rank=2": [0.5, 0.52], "rank=8": [0.7, 0.71]})
+    table = main_table(frame.assign(saved_bytes=frame["rank"] * 1_234_567))
+    (column,) = (number for number, name in enumerate(table.columns) if name == "activation memory (MB)")
+    assert [row.cells[column].text for row in table.rows] == ["9.9", "2.5"]  # the best, rank 8, first
+
+
 def experiment(root: Path) -> Table:
     values = {
         "task=pocket-sql rank=2": [0.5, 0.52, 0.54],
