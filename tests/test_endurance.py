@@ -243,7 +243,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(whole: Path, killed: Path) -> 
     (before,) = results(tmp_path)
     assert before["state"] == "running" and "adapter" not in before
     code, said = run(*LONG, "resume=true", at=tmp_path)
-    assert code == 0 and "going on from step" in said, said
+    assert code == 0 and "resuming from step" in said, said
     same_run(whole, tmp_path)
     (result,) = results(tmp_path)
     assert result["resumed"][0]["step"] == 12
@@ -265,7 +265,7 @@ def test_killed_after_its_last_checkpoint_a_run_takes_no_step_more(whole: Path, 
     path.write_text(json.dumps(result | {"state": "running", "timings": {"load": 1.0}}))
     shutil.rmtree(path.parent / "adapter")
     code, said = run(*LONG, "resume=true", at=tmp_path)
-    assert code == 0 and "going on from step 16" in said, said
+    assert code == 0 and "resuming from step 16" in said, said
     same_run(whole, tmp_path)
 
 
@@ -283,7 +283,7 @@ def test_a_stopped_run_leaves_within_seconds_with_a_checkpoint(
     said = running.communicate(timeout=30)[0]
     assert time.monotonic() - told < 10
     assert running.returncode == 128 + number, said
-    assert "Traceback" not in said and "resume=true goes on" in said
+    assert "Traceback" not in said and "resume=true continues" in said
     (result,) = results(tmp_path)
     assert result["state"] == "interrupted" and number.name in result["error"]["message"]
     assert [path.name for path in log.glob("checkpoints/checkpoint-*")] == ["checkpoint-11"]
@@ -409,7 +409,7 @@ def test_the_evaluation_at_an_epoch_s_end_is_made_up_for(step: int, two_epochs: 
     if step < 6:
         shutil.rmtree(path.parent / "checkpoints" / "checkpoint-6")
     code, said = run(*EPOCHS, "resume=true", at=tmp_path)
-    assert code == 0 and f"going on from step {step}" in said, said
+    assert code == 0 and f"resuming from step {step}" in said, said
     told = [
         [(e["step"], e.get("loss"), e.get("eval_exact_match")) for e in r["history"]]
         for r in (whole, *results(tmp_path))
@@ -535,7 +535,7 @@ def test_a_full_disk_costs_checkpoints_and_lets_training_end(small_disk: Path, t
     """LoRA's checkpoints take a fifth of a megabyte each, and all are kept."""
     asked = ("+variant=lora", "steps=12", "trainer.save_steps=1", f"out={small_disk}", *QUICK)
     code, said = run(*asked, at=tmp_path)
-    assert "could not be written: No space left on device" in said and "training goes on" in said
+    assert "could not be written: No space left on device" in said and "training continues" in said
     assert "Traceback" not in said
     (folder,) = small_disk.iterdir()
     kept = sorted(folder.glob("checkpoints/checkpoint-*"))

@@ -228,7 +228,7 @@ def test_a_worker_that_dies_is_said_in_a_line_and_the_sweep_can_go_on(tmp_path: 
     os.kill(int(worker.name.rpartition("-")[2]), signal.SIGKILL)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    assert "the same command does what is missing" in said
+    assert "the same command runs what is missing" in said
     assert "Traceback" not in said
 
 

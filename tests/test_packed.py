@@ -596,7 +596,7 @@ def test_being_told_to_stop_saves_every_job_and_the_same_command_goes_on(tmp_pat
     assert [result["state"] for result in broken.values()] == ["interrupted"] * 2, said
     assert len(list((tmp_path / "stopped").rglob("checkpoint-3/manifest.json"))) == 2
     again = started(PACKED, *words, "out=stopped", at=tmp_path)
-    assert again.communicate(timeout=120)[0].count("going on from step 3") == 2
+    assert again.communicate(timeout=120)[0].count("resuming from step 3") == 2
     assert again.returncode == whole.wait(120) == 0
     for one in (tmp_path / "whole").rglob("adapter.safetensors"):
         (other,) = (tmp_path / "stopped").rglob(f"{one.parent.parent.name}/adapter/{one.name}")

@@ -287,7 +287,7 @@ def test_killed_in_its_second_stage_a_run_goes_on_to_the_bit(
     first = record(folder_in(tmp_path))["stages"][0]
     code, said = run(*words, "resume=true", at=tmp_path)
     reached = (4 if step == 5 else 6) + (number == signal.SIGTERM)
-    assert code == 0 and f"going on from step {reached}" in said, said
+    assert code == 0 and f"resuming from step {reached}" in said, said
     same_run(whole, folder_in(tmp_path))
     content = record(folder_in(tmp_path))
     assert [entry["step"] for entry in content["resumed"]] == [reached]

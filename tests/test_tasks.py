@@ -50,7 +50,7 @@ def test_what_is_missing_is_made_in_tasks_of_one_base(tmp_path, made, capsys):
     said = capsys.readouterr()
     text = said.out + said.err
     assert "5 of 8 runs are missing: 3 tasks of at most 2" in text
-    assert "a task was lost: the node went away; the same command does what is missing" in text
+    assert "a task was lost: the node went away; the same command runs what is missing" in text
     assert launched(specs(1), tmp_path, 2, run) == {}
 
 

@@ -1,4 +1,4 @@
-"""Kill runs at random moments, let them go on, and compare what comes out with the run that nothing befell.
+"""Kill runs at random moments, resume them, and compare the results with those of the uninterrupted run.
 
 python experiments/endurance/kills.py --kills 5 --write experiments/endurance/README.md
 
@@ -117,14 +117,15 @@ def report(found: list[Kill], kills: int) -> str:
     ]
     total = sum(len(k.seconds) for k in found)
     lines = [
-        "# Kill it anywhere, go on",
+        "# Killed at a random moment and resumed",
         "",
-        "Does a run that SIGKILL ended at a random moment come out to the bit as one that nothing befell?",
+        "Is a run that SIGKILL ended at a random moment and that was resumed bitwise identical to an "
+        "uninterrupted one?",
         "",
         f"{total} kills in {len(found)} runs; **{sum(k.survived for k in found)} of {len(found)}** equal the "
-        "unbroken run: the adapter's file, every logged loss, the metrics and the singular values of ΔW.",
+        "uninterrupted run: the adapter's file, every logged loss, the metrics and the singular values of ΔW.",
         "",
-        "| variant | kills | equal to the bit | steps from which runs went on |",
+        "| variant | kills | bitwise identical | steps from which runs resumed |",
         "|---|---|---|---|",
         *rows,
         "",

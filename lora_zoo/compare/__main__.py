@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         say(str(mistake))
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        say("stopped; the same command goes on")
+        say("stopped; the same command continues")
         sys.exit(getattr(stop, "code", 130))
     sys.exit(int(any(ruling.finding == Standing.NONE for ruling in found)))
 

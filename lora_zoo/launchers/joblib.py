@@ -58,7 +58,7 @@ class Joblib(Launcher):
         except BrokenExecutor as death:
             self.broken = True
             if self.received is None:
-                say(f"{death}; the same command does what is missing")
+                say(f"{death}; the same command runs what is missing")
         finally:
             if self.received is not None:
                 raise Stopped(self.received)

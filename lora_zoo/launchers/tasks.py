@@ -155,7 +155,7 @@ def launched(
     codes = dict.fromkeys(missing, 1)  # of a run that its task did not come to
     for chunk, ended in zip(chunks, run(tasks), strict=True):
         if isinstance(ended, Exception):
-            say(f"a task was lost: {ended}; the same command does what is missing")
+            say(f"a task was lost: {ended}; the same command runs what is missing")
         else:
             codes |= dict(zip(chunk, ended, strict=False))
     return codes

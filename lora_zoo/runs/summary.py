@@ -179,7 +179,7 @@ def _of_seeds(folder: Path) -> list[str]:
         return []
     plan = read_json(folder / SEEDS)
     rule = f"up to {plan['most']} seeds, level {plan['level']:g} for all comparisons of a task"
-    line = f"seed=auto: sequential t boundary, {rule}; its intervals hold at whatever seed a cell stopped"
+    line = f"seed=auto: sequential t boundary, {rule}; its intervals hold wherever a cell stopped"
     return [*plan.get("stops", []), line]
 
 

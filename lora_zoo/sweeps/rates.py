@@ -85,7 +85,7 @@ class RateSweep:
                 read=trials.read,
             )
         except Unended as open_:
-            say(f"lr=auto: {open_}; the same command goes on")
+            say(f"lr=auto: {open_}; the same command continues")
             return None
         finally:
             self.seconds = spent + time.monotonic() - began

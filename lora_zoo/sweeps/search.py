@@ -95,7 +95,7 @@ class Search:
         keep(self.folder, SEARCH, asdict(self.plan) | {"keys": self._keys()})
         while open_ := [cell for cell in searches if cell.study.ended < self.plan.n_trials]:
             if not self._round(open_, launch, specify):
-                say("the search is not over; the same command goes on")
+                say("the search is not finished; the same command continues")
                 return None
         best = {cell.name: cell.study.best() for cell in searches}
         keep(self.folder, SEARCH, {"found": "; ".join(map(self._words, searches))})

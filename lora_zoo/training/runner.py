@@ -95,7 +95,7 @@ def _lead(
                 return _finished_before(claim, console)
             if settings.resume and not claim.before:
                 reason = why_anew(Path(settings.out), spec)
-                console.print(f"starts anew: {reason}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"starts again: {reason}", markup=False, highlight=False, soft_wrap=True)
             record = _opened(claim, spec)
             begin(record)
             with logging_to(claim.folder / "run.log", console), resources.process() as signals:
@@ -272,10 +272,10 @@ def _interrupted(record: Record, console: Console, told: KeyboardInterrupt) -> N
     record.end("interrupted", error={"type": type(told).__name__, "message": str(told) or "stopped"})
     staged = [*record.folder.glob(f"{STAGES}/*/adapter"), *record.folder.glob(f"{STAGES}/*/checkpoints/c*")]
     saved = [*(record.folder / "checkpoints").glob("checkpoint-*"), *staged]
-    text = f"interrupted; what there is lies in {record.folder}"
+    text = f"interrupted; the results so far are in {record.folder}"
     console.print(text, style="yellow", highlight=False, soft_wrap=True)
     how = "from its last checkpoint" if saved else "from the start, as it had no checkpoint yet"
-    console.print(f"resume=true goes on {how}", style="yellow", highlight=False)
+    console.print(f"resume=true continues {how}", style="yellow", highlight=False)
 
 
 def _complain(console: Console, text: str) -> None:

@@ -216,7 +216,7 @@ class TrainingSession:
             *earlier, entry = self.record.content["resumed"]
             step = self.position.steps + (int(last.name.rpartition("-")[2]) if last else 0)
             self.record.update(resumed=[*earlier, entry | {"step": step}])
-            self.context.console.print(f"going on from step {step}", highlight=False)
+            self.context.console.print(f"resuming from step {step}", highlight=False)
         return last
 
     def _save(self) -> None:

@@ -378,7 +378,7 @@ class ZooTrainer(Trainer):
                     self.state.best_model_checkpoint = str(root / f"checkpoint-{self.state.best_global_step}")
                     self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         except checkpoints.Unsaved as refusal:
-            _log.warning("%s; training goes on", refusal)
+            _log.warning("%s; training continues", refusal)
         else:
             checkpoints.rotate(root, self.args.save_total_limit, self.state.best_model_checkpoint)
         finally:
