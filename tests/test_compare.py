@@ -325,7 +325,7 @@ def test_what_it_would_take_is_in_seeds_and_hours() -> None:
     assert wanted is not None
     assert wanted > SEEDS
     said = words.to_know(ruling, 3600.0)
-    assert f"about {wanted} seeds would show it, some {words.duration(3600 * (wanted - SEEDS))} more" in said
+    assert f"about {wanted} seeds would show it, about {words.duration(3600 * (wanted - SEEDS))} more" in said
     assert f"a difference of {least_seen:.4f}" in said
 
 

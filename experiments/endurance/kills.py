@@ -122,8 +122,9 @@ def report(found: list[Kill], kills: int) -> str:
         "Is a run that SIGKILL ended at a random moment and that was resumed bitwise identical to an "
         "uninterrupted one?",
         "",
-        f"{total} kills in {len(found)} runs; **{sum(k.survived for k in found)} of {len(found)}** equal the "
-        "uninterrupted run: the adapter's file, every logged loss, the metrics and the singular values of ΔW.",
+        f"{total} kills in {len(found)} runs; **{sum(k.survived for k in found)} of {len(found)}** equal "
+        "the uninterrupted run: the adapter's file, every logged loss, the metrics and the singular values "
+        "of ΔW.",
         "",
         "| variant | kills | bitwise identical | steps from which runs resumed |",
         "|---|---|---|---|",

@@ -114,6 +114,6 @@ def _made(work: Work, side: CellRuns) -> dict[str, str]:
         "learning rate, by halving": str(side.found),
         "runs": str(len(side.every)),
         "diverged": str(int((side.every["state"] == "diverged").sum())),
-        "seconds a run, foretold and median": f"{work.seconds(side.cell):.3g}, "
+        "seconds per run, predicted and median": f"{work.seconds(side.cell):.3g}, "
         + _value(side.runs, "total_seconds", "{:.3g}"),
     }

@@ -121,11 +121,11 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
     d = ruling.difference
     if math.isnan(least):
         return (
-            "The difference is the same in every seed, so that nothing can be foretold of more."
+            "The difference is the same in every seed, so it does not show how many more would decide."
             if d.n > 1
             else ""
         )
-    sees = f"{d.n} seeds see a difference of {least:.4f} with 80 % power"
+    sees = f"{d.n} seeds detect a difference of {least:.4f} with 80 % power"
     if math.isinf(wanted):
         return f"{sees}; one as small as the measured takes more than {MOST:,} seeds."
     if wanted <= d.n:
@@ -133,7 +133,7 @@ def to_know(ruling: Ruling, pair_seconds: float) -> str:
     more = duration((wanted - d.n) * pair_seconds)
     return (
         f"{sees}; if the true difference is the measured {abs(d.estimate):.4f}, about {wanted} seeds would "
-        f"show it, some {more} more on this machine."
+        f"show it, about {more} more on this machine."
     )
 
 

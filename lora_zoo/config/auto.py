@@ -21,13 +21,15 @@ class Seeds:
 
     first: int = key(3, "seeds of every cell before anything is decided", least=3, most=100)
     most: int = key(
-        20, "the greatest number of seeds of a cell; chosen before the first look", least=3, most=100
+        20, "the largest number of seeds of a cell; chosen before the first look", least=3, most=100
     )
-    hours: float | None = key(None, "begin no round that would not end within so many hours", above=0)
+    hours: float | None = key(None, "begin no round that would not end within this number of hours", above=0)
     against: str = key(
-        "best", "best (each cell with the best one), all (every pair), KEY=VALUE, the reference, or claim:ID"
+        "best", "best (each cell with the best), all (every pair), KEY=VALUE (a reference), or claim:ID"
     )
-    margin: float = key(0.0, "differences within ± margin are decided to be the same", least=0)
+    margin: float = key(
+        0.0, "cells that differ by less than the margin are decided to be equivalent", least=0
+    )
     step: int = key(1, "seeds that are added at a time to each side of an open comparison", least=1)
     value: str | None = key(None, "the outcome that is compared; default: the experiment's, else test")
 
@@ -37,7 +39,7 @@ class Rates:
     """The keys `rates.NAME` of a sweep with lr=auto."""
 
     count: int = key(
-        8, "rates to begin with, each twice the one before, around the cell's own", least=4, most=64
+        8, "rates to begin with, each twice the one before, around the cell's default", least=4, most=64
     )
     budget: int | None = key(
         None, "optimiser steps of all trials of a cell; default: three times those of a run", least=1

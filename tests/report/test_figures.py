@@ -325,7 +325,7 @@ def test_bits_are_drawn_below_all_that_there_are() -> None:
 def test_bits_are_drawn_by_whatever_draws_a_sweep_that_counts_them() -> None:
     views = {view.heading: view for view in figure_list(memory(), ["variant", "rank"]).views}
     assert list(views["Bits learned"].charts) == [
-        f"{what}, {of}" for what in ("bits learned", "bits learned a trainable parameter")
+        f"{what}, {of}" for what in ("bits learned", "bits learned per trainable parameter")
         for of in ("rank r", "trainable parameters")
     ]  # fmt: skip
     assert "Learning and forgetting" in views
