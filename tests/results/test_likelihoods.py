@@ -128,7 +128,7 @@ def test_an_evaluation_records_the_likelihood(tmp_path: Path) -> None:
 
 def test_a_run_ends_with_one_row_of_it(tmp_path: Path) -> None:
     judged = recorded(likelihood={"test": TESTED}, zero_shot_likelihood={"test": TESTED})
-    row = "0.5 nats, 0.3607 bits a token   (before training: 0.5 nats)"
+    row = "0.5 nats, 0.3607 bits per token   (before training: 0.5 nats)"
     assert dict(_rows(judged, tmp_path))["nll (test)"] == row
     assert not any("nll" in name for name, _ in _rows(recorded(), tmp_path))
 
