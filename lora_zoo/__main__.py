@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
+from lora_zoo import __version__
+
 
 class Command(NamedTuple):
     """A module, the function of it that runs the command, and what it does."""
@@ -43,6 +45,9 @@ def main() -> None:
     word = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if word in ("-h", "--help", "help"):
         print(help_text())
+        return
+    if word == "--version":
+        print(f"lora_zoo {__version__}")
         return
     command = COMMANDS.get(word)
     if command is None:

@@ -608,19 +608,19 @@ def measurement(name: str, rows: list[dict[str, object]]) -> Measurement:
 
 def test_each_target_stands_beside_what_was_measured() -> None:
     rows = [
-        {"shape": "llama-768", "variant": "dora", "dropout": 0.0, "fused_over_peft": 0.64},
-        {"shape": "llama-768", "variant": "dora", "dropout": 0.05, "fused_over_peft": 0.51},
+        {"shape": "llama-768", "variant": "dora", "dropout": 0.0, "fused": 1.11, "fused_over_peft": 1.2},
+        {"shape": "llama-768", "variant": "dora", "dropout": 0.05, "fused": 2.01},
     ]
     done = {name: measurement(name, []) for name in ("memory", "init")} | {"step": measurement("step", rows)}
     page = targets.measure(options.parse(["--what", "targets"], ""), done)
-    assert len(page.rows) == 37
+    assert len(page.rows) == 43
     text = page.markdown(defaultdict(str))
-    assert "| dora, step / PEFT's | llama-768 | 0.65 | 0.64 | yes |" in text
-    assert "| dora with dropout 0.05, step / PEFT's | llama-768 | 0.50 | 0.51 | no |" in text
-    assert "| lora, step / the frozen baseline | llama-192 | 1.20 | - | - |" in text
-    assert "| lora, step / the frozen baseline | llama-768 | 1.12 | - | - |" in text
-    assert "| lora with dropout 0.05, step / PEFT's | llama-192 | 0.70 | - | - |" in text
-    assert "Met: 2 of 3 measured" in text  # dora's 0.64 is also at most 1.0
+    assert "| dora, step / the frozen baseline | llama-768 | 1.12 | 1.11 | yes |" in text
+    assert "| dora, step / PEFT's | llama-768 | 1.00 | 1.20 | no |" in text
+    assert "| dora with dropout 0.05, step / the frozen baseline | llama-768 | 2.00 | 2.01 | no |" in text
+    assert "| lora, step / the frozen baseline | llama-192 | 1.15 | - | - |" in text
+    assert "| vera, step / the frozen baseline | llama-768 | 1.45 | - | - |" in text
+    assert "Met: 1 of 3 measured" in text
 
 
 def test_every_target_is_one_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 import lora_zoo
 from lora_zoo import doctor
+from lora_zoo.__main__ import main
 from lora_zoo.completion import SCRIPTS, completions
 from lora_zoo.config.groups import options
 from lora_zoo.core.errors import ELSEWHERE, unknown
@@ -112,3 +115,12 @@ def test_variants_are_listed_by_a_call_and_are_a_package_all_the_same() -> None:
 def test_a_model_without_roles_is_told_what_it_has(layer: nn.Module, there: str) -> None:
     with pytest.raises(ValueError, match=there):
         lora_zoo.inject(nn.Sequential(layer), rank=2)
+
+
+def test_the_version_is_the_packages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    monkeypatch.setattr(sys, "argv", ["lora-zoo", "--version"])
+    main()
+    assert capsys.readouterr().out == f"lora_zoo {project['version']}\n"
