@@ -26,6 +26,7 @@ from lora_zoo.core.variants import VARIANTS
 from lora_zoo.injection.inject import inject
 from lora_zoo.injection.targets import ROLES
 from lora_zoo.runs.identity import identified, specify
+from lora_zoo.sweeps import progress
 from lora_zoo.training.arguments import check_trainer
 from lora_zoo.training.dry_run import previewed
 from lora_zoo.training.experiment import target_arguments
@@ -377,14 +378,15 @@ def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_sweep_begins_when_each_choice_of_its_options_has_been_composed_once() -> None:
+def test_a_sweep_begins_when_each_choice_of_its_options_has_been_composed_once(tmp_path: Path) -> None:
     with initialize_config_dir(str(folder()), version_base="1.3"):
         sweeper = instantiate(compose("config", return_hydra_config=True).hydra.sweeper)
     composed: list[list[str]] = []
     loader = SimpleNamespace(
         load_sweep_config=lambda master_config, sweep_overrides: composed.append(sweep_overrides)
     )
-    sweeper.config, sweeper.hydra_context = {}, SimpleNamespace(config_loader=loader)
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    sweeper.hydra_context = SimpleNamespace(config_loader=loader)
     asked = [
         ["variant=lora", "variant=dora"],
         ["+task=pocket-nli", "+task=pocket-sql"],
@@ -392,3 +394,5 @@ def test_a_sweep_begins_when_each_choice_of_its_options_has_been_composed_once()
     ]
     sweeper.validate_batch_is_legal([*itertools.product(*asked)])
     assert sorted(job[:2] for job in composed) == sorted(map(list, itertools.product(*asked[:2])))
+    progress.note(tmp_path, 0, 0)
+    assert progress.progress(tmp_path) == "1 of 36"
