@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from lora_zoo.claims.tiny import Tiny
 from lora_zoo.config import aliases, choices, command_line, help_text
