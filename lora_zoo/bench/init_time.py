@@ -57,7 +57,8 @@ def inits_of(variant: str) -> Iterator[str]:
         return
     known = hyperparameters(VARIANTS.find(variant))
     default = str(known["init"].default) if "init" in known else "-"
-    of_weights = tuple(name for name, init in inits.INITS.items() if not init.needs)
+    accepts = VARIANTS.find(variant).accepts_init
+    of_weights = inits.init_names(lambda init: not init.needs and accepts(init))
     more = {"lora": of_weights, "pissa": FAST}.get(variant, ())
     yield from dict.fromkeys((default, *more))
 
