@@ -15,7 +15,7 @@ from lora_zoo.runs.archives import archive
 from lora_zoo.runs.identity import specify
 from lora_zoo.runs.loading import RATES
 from lora_zoo.sweeps.auto import planned, sweep
-from lora_zoo.sweeps.plans import kept
+from lora_zoo.sweeps.plans import keep_found, kept
 from lora_zoo.sweeps.rates import RatePlan, RateSweep, score
 from tests.processes import SHORT
 from tests.processes import run as typed
@@ -197,3 +197,12 @@ def test_as_typed(tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     (run,) = load(folder).to_dict("records")
     assert f"all runs: {run['lr']:g} of" in ended.stdout and (run["seed"], run["steps"]) == (0, 2)
+
+
+def test_what_the_sweeps_of_one_folder_found_stands_together(tmp_path: Path) -> None:
+    keep_found(tmp_path, RATES, {("variant=lora",): "0.1 of 8"})
+    assert kept(tmp_path, RATES)["found"] == "all runs: 0.1 of 8"
+    keep_found(tmp_path, RATES, {("variant=sora", "rank=12"): "0.2 of 8"})
+    assert kept(tmp_path, RATES)["found"] == "variant=lora: 0.1 of 8; variant=sora rank=12: 0.2 of 8"
+    keep_found(tmp_path, RATES, {("variant=lora",): "0.3 of 8"})
+    assert kept(tmp_path, RATES)["found"] == "variant=lora: 0.3 of 8; variant=sora rank=12: 0.2 of 8"

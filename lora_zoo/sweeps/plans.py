@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_zoo.analysis.columns import format_key
 from lora_zoo.core.bounded_json import read_json
+from lora_zoo.runs.loading import CELLS
 from lora_zoo.runs.record import made, plain, write_atomically
+from lora_zoo.sweeps.cells import keys_of
 
 
 def kept(folder: Path, name: str) -> dict[str, Any]:
@@ -19,6 +22,15 @@ def keep(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Add this content to the plan."""
     text = json.dumps(plain(kept(folder, name) | dict(content)), indent=1)
     write_atomically(made(folder) / name, text + "\n")
+
+
+def keep_found(folder: Path, name: str, found: Mapping[tuple[str, ...], str]) -> None:
+    """Add what was found for each cell, by its overrides, to what earlier sweeps of the folder found."""
+    new = {json.dumps(list(cell)): text for cell, text in found.items()}
+    cells: dict[str, str] = kept(folder, name).get(CELLS, {}) | new
+    names = map(format_key, keys_of([json.loads(cell) for cell in cells]))
+    told = (f"{key}: {text}" for key, text in zip(names, cells.values(), strict=True))
+    keep(folder, name, {CELLS: cells, "found": "; ".join(told)})
 
 
 def check_plan(folder: Path, name: str, group: str, now: Mapping[str, Any]) -> None:

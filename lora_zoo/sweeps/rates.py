@@ -17,14 +17,13 @@ from typing import final
 
 import pandas as pd
 
-from lora_zoo.analysis.columns import format_key
 from lora_zoo.analysis.halving import FoundRate, Score, Trial, Unended, grid, halve, rungs
 from lora_zoo.analysis.protocol import better, chosen_by
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.runs import load
 from lora_zoo.runs.loading import RATES
-from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys, without_keys
-from lora_zoo.sweeps.plans import check_plan, keep, kept
+from lora_zoo.sweeps.cells import Launch, Overrides, Specify, with_keys, without_keys
+from lora_zoo.sweeps.plans import check_plan, keep, keep_found, kept
 from lora_zoo.terminal import say
 
 TRIAL = {
@@ -69,7 +68,6 @@ class RateSweep:
         check_plan(self.folder, RATES, "rates", asdict(self.plan))
         keep(self.folder, RATES, asdict(self.plan))
         began, spent = time.monotonic(), float(kept(self.folder, RATES).get("seconds", 0.0))
-        names = map(format_key, keys_of([list(group) for group in self.groups]))
         known = {group: specify(self.cells[own[0]]) for group, own in self.groups.items()}
         able = [
             _Cell(group, spec, self.plan, specify)
@@ -91,8 +89,7 @@ class RateSweep:
             self.seconds = spent + time.monotonic() - began
             keep(self.folder, RATES, {"seconds": self.seconds})
         rates = {cell.group: one for cell, one in zip(able, found, strict=True)}
-        told = {name: rates[g] for name, g in zip(names, self.groups, strict=True) if g in rates}
-        keep(self.folder, RATES, {"found": "; ".join(f"{name}: {one}" for name, one in told.items())})
+        keep_found(self.folder, RATES, {group: str(one) for group, one in rates.items()})
         return self._rated(rates)
 
     def _rated(self, rates: Mapping[tuple[str, ...], FoundRate]) -> list[Overrides]:

@@ -22,7 +22,7 @@ from lora_zoo.metrics import facts
 from lora_zoo.runs.loading import SEARCH
 from lora_zoo.runs.record import finished_run, made, validation_of
 from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys, without_keys
-from lora_zoo.sweeps.plans import check_plan, keep, kept
+from lora_zoo.sweeps.plans import check_plan, keep, keep_found, kept
 from lora_zoo.sweeps.rates import SEEDS, TRIAL
 from lora_zoo.sweeps.study import SearchTrial, Study, check_names
 from lora_zoo.terminal import say
@@ -98,7 +98,7 @@ class Search:
                 say("the search is not finished; the same command continues")
                 return None
         best = {cell.name: cell.study.best() for cell in searches}
-        keep(self.folder, SEARCH, {"found": "; ".join(map(self._words, searches))})
+        keep_found(self.folder, SEARCH, {tuple(cell.overrides): self._words(cell) for cell in searches})
         found = [
             (number, with_keys(self.cells[number], values))
             for cell in searches
@@ -193,4 +193,4 @@ class Search:
         values = {key.lstrip("+"): value for key, value in (best or {}).items()}
         chosen = format_key(values) if best is not None else "none: no trial is done"
         counted = cell.study.searched([d.key for d in self.dimensions if isinstance(d, Choice)])
-        return f"{cell.name}: {chosen} ({counted.replace('; ', ', ')})"
+        return f"{chosen} ({counted.replace('; ', ', ')})"
