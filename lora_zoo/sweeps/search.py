@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import final
 
 from lora_zoo.analysis.columns import format_key
+from lora_zoo.config.schema import INERT
 from lora_zoo.config.space import Choice, Dimension
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.metrics import facts
@@ -27,6 +28,9 @@ from lora_zoo.sweeps.rates import SEEDS, TRIAL
 from lora_zoo.sweeps.study import SearchTrial, Study, check_names
 from lora_zoo.terminal import say
 from lora_zoo.training.pruning import WATCHED
+
+JUDGES = ("task", *(f"task.{key}" for key in ("name", "type", "dataset", "splits", "sizes", "metrics")))
+"""The keys that say what a score is of."""
 
 
 @final
@@ -77,8 +81,8 @@ class Search:
                 "hydra/sweeper=optuna has nothing to search: write for example "
                 "'lr=tag(log,interval(1e-4,1e-1))' or 'rank=choice(2,4,8)'"
             )
-        if searched := [d.key for d in dimensions if d.key.lstrip("+") in SEEDS]:
-            raise ValueError(f"{searched[0]} is not searched, as luck is no setting: give a list of seeds")
+        for dimension in dimensions:
+            _check_key(dimension.key.lstrip("+"))
         self.folder, self.cells, self.dimensions, self.plan = made(folder), cells, dimensions, plan
 
     def run(self, launch: Launch, specify: Specify) -> list[Overrides] | None:
@@ -121,6 +125,8 @@ class Search:
             spec = specify(with_keys(group, first))
             if spec is None:
                 raise ValueError(f"{name} cannot be run as given")
+            if spec.settings.dry_run:
+                raise ValueError("hydra/sweeper=optuna searches by scores, and dry_run=true gives none")
             metric = spec.settings.task.metrics[0]
             how = {key: getattr(self.plan, key) for key in ("sampler", "pruner", "seed")}
             higher = self._higher(metric)
@@ -194,3 +200,13 @@ class Search:
         chosen = format_key(values) if best is not None else "none: no trial is done"
         counted = cell.study.searched([d.key for d in self.dimensions if isinstance(d, Choice)])
         return f"{cell.name}: {chosen} ({counted.replace('; ', ', ')})"
+
+
+def _check_key(key: str) -> None:
+    """Raise ValueError for a key whose values no validation score can choose between."""
+    if key in SEEDS:
+        raise ValueError(f"{key} is not searched, as luck is no setting: give a list of seeds")
+    if key.partition(".")[0] in (*INERT, *TRIAL):
+        raise ValueError(f"{key} is not searched: no training depends on it; give one value")
+    if key in JUDGES:
+        raise ValueError(f"{key} is not searched: scores of different tasks do not compare; give a list")
