@@ -236,6 +236,11 @@ def test_a_regular_expression_needs_no_quotes(pattern: str) -> None:
     assert settings.target_modules == pattern
 
 
+def test_a_choice_of_targets_is_no_regular_expression() -> None:
+    words = command_line.rewritten(["-m", "target_modules=choice([q],[q,v])"])
+    assert command_line.swept(words) == ["target_modules"]
+
+
 def test_a_folder_becomes_a_model_with_a_readable_name(tmp_path) -> None:
     (tmp_path / "tiny-bert").mkdir()
     (tmp_path / "tiny-bert" / "config.json").write_text("{}")

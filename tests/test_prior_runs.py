@@ -102,6 +102,15 @@ def test_a_run_above_priors_can_be_killed_merged_and_read(priors: Path, tmp_path
     assert frame["stale"].tolist() == [""] and frame["contradiction"].tolist() == [""]
 
 
+def test_a_merge_of_which_nothing_trains_says_that_it_writes_no_model(priors: Path, tmp_path: Path) -> None:
+    own = [word for word in words(priors, "one") if not word.startswith(("+variant", "lora_dropout"))]
+    made = run(*own, "+variant=composed", "variant.composition=ties", "merge=true", at=tmp_path)
+    assert made.returncode == 0, made.stdout + made.stderr
+    folder, record = ended(tmp_path / "one")
+    assert "merge=true writes no model, as nothing has trained" in record["findings"]
+    assert not (folder / "merged").exists()
+
+
 def test_what_a_prior_holds_is_part_of_the_identity_and_its_place_is_not(
     priors: Path, tmp_path: Path
 ) -> None:

@@ -206,3 +206,10 @@ def test_what_the_sweeps_of_one_folder_found_stands_together(tmp_path: Path) -> 
     assert kept(tmp_path, RATES)["found"] == "variant=lora: 0.1 of 8; variant=sora rank=12: 0.2 of 8"
     keep_found(tmp_path, RATES, {("variant=lora",): "0.3 of 8"})
     assert kept(tmp_path, RATES)["found"] == "variant=lora: 0.3 of 8; variant=sora rank=12: 0.2 of 8"
+
+
+def test_trials_have_a_seed_of_their_own(tmp_path: Path) -> None:
+    made = MadeUp(tmp_path)
+    with pytest.raises(ValueError, match=r"rates.seed=1 is a seed of the results, too"):
+        made.sweep(rates=PLAN | {"seed": 1})
+    assert not made.made

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,10 +139,15 @@ def test_settings_are_not_changed_by_being_named() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_merging_is_proposed_where_there_is_a_weight_to_merge(name: str, tmp_path: Path) -> None:
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m lora_zoo.run",
         "adapter": {"bytes": 1},
         "config": {"variant": {"name": name}},
     }
-    proposed = any("lora_zoo.merge" in line for line in summary._next(result, tmp_path))
-    assert proposed == (VARIANTS[name].pointwise and not VARIANTS[name].adds_bias)
+
+    def proposed() -> bool:
+        return any("lora_zoo.merge" in line for line in summary._next(result, tmp_path))
+
+    assert proposed() == (VARIANTS[name].pointwise and not VARIANTS[name].adds_bias)
+    result["routing"] = {"test": {"all layers": {"load": [0.5, 0.5]}}}
+    assert not proposed(), "what weighs adapters by the input has no one weight"

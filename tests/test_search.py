@@ -131,7 +131,14 @@ def test_what_a_search_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, caps
         ("variant=lora,dora",): "has nothing to search",
         ("lr=tag(log,interval(0,1))",): "a logarithm needs numbers above 0",
         ("lr=interval(1,1)",): "lr=interval(1,1) holds fewer than two values",
+        ("lr=tag(logg,interval(1e-3,1))",): "unknown tag 'logg'; the only one is log",
+        ("rank=tag(log,choice(2,4))",): "words have no logarithm",
+        ("rank=tag(log,range(2,17,2))",): "no steps of 2; give an interval",
         ("seed=range(3)",): "seed is not searched",
+        ("eval_splits=choice([test],[validation])",): "eval_splits is not searched: no training",
+        ("out=choice(a,b)",): "out is not searched",
+        ("task=choice(pocket-sql,pocket-nli)",): "scores of different tasks do not compare",
+        ("lr=interval(1e-3,1)", "dry_run=true"): "dry_run=true gives none",
         ("variant=choice(lora,dorra)",): "unknown variant 'dorra'",
         ("lr=interval(1e-3,1)", "hydra.sweeper.sampler=tpi"): "unknown hydra.sweeper.sampler 'tpi'",
         ("lr=interval(1e-3,1)", "hydra.sweeper.n_trials=0"): "n_trials must be at least 1; got 0",
@@ -157,10 +164,12 @@ def dimensions(*words: str) -> list:
 def test_the_space_is_what_the_overrides_say():
     assert dimensions(
         "lr=tag(log,interval(1e-4,1e-1))", "rank=int(interval(2,64))", "rank=range(2,9,2)",
-        "variant=choice(lora,dora)", "++variant.b=interval(0,1)",
+        "variant=choice(lora,dora)", "++variant.b=interval(0,1)", "alpha=range(0.5,2,0.5)",
+        "rank=tag(log,range(1,5))",
     ) == [
         space.Real("lr", 1e-4, 1e-1, True), space.Whole("rank", 2, 64), space.Whole("rank", 2, 8, step=2),
         space.Choice("variant", ("lora", "dora")), space.Real("++variant.b", 0, 1, False),
+        space.Real("alpha", 0.5, 1.5, step=0.5), space.Whole("rank", 1, 4, log=True),
     ]  # fmt: skip
     (searched, compared) = OverridesParser.create().parse_overrides(["rank=choice(2,4)", "rank=2,4"])
     assert space.is_searched(searched) and not space.is_searched(compared)

@@ -32,8 +32,8 @@ _OPEN = re.compile(
     r"task\.(?:sizes|columns|data_files|options|splits|metric_arguments)(?:\.|$)"
 )
 _NESTED = re.compile(r"\$\{[^\"']*\$\{[^\"']*\}[^\"']*\}")
-# A regular expression: no list, not quoted, and with a character that names have not.
-_PATTERN = re.compile(r"""(?!\[)(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
+# A regular expression: no list or choice(…), not quoted, and with a character that names have not.
+_PATTERN = re.compile(r"""(?!\[|choice\()(?=.*[\\()|*+?^$\[\]{}])[^"']*""")
 _GLOB = re.compile(r"glob\(.*\)")
 _CHOICE = re.compile(r"choice\((.*)\)")
 _TARGETS = ("target_modules", "exclude_modules")

@@ -6,6 +6,7 @@
 | `lr=tag(log,interval(1e-4,1e-1))` | the same, by their logarithm |
 | `rank=int(interval(2,64))` | whole numbers |
 | `rank=range(2,17,2)` | 2, 4, …, 16 |
+| `lr=range(0.1,0.6,0.2)` | 0.1, 0.3, 0.5 |
 | `variant=choice(lora,dora)` | the words |
 
 Values in a plain list (`variant=lora,dora`) are not searched but compared.
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+
+LOG = "log"
+"""The tag of numbers that are searched by their logarithm."""
 
 
 class Dimension(Protocol):
@@ -42,15 +46,16 @@ class Choice:
 @final
 @dataclass(frozen=True)
 class Real:
-    """A real number from `low` to `high`."""
+    """A real number from `low` to `high`: any, or low, low + step, …, high."""
 
     key: str
     low: float
     high: float
-    log: bool
+    log: bool = False
+    step: float | None = None
 
     def suggest(self, trial: Any) -> float:
-        return float(trial.suggest_float(self.key, self.low, self.high, log=self.log))
+        return float(trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log))
 
 
 @final
@@ -84,19 +89,25 @@ def samples(override: Override) -> list[str]:
 
 
 def dimension(override: Override) -> Dimension:
-    """The dimension of a searched override. ValueError where it is empty or has no logarithm."""
-    key = override.get_key_element()
+    """The dimension of a searched override. ValueError where it is empty, or its tag means nothing."""
+    key, line = override.get_key_element(), override.input_line
     value: Any = override.value()
+    if strange := value.tags - {LOG}:
+        raise ValueError(f"{line}: unknown tag {min(strange)!r}; the only one is {LOG}")
+    log = LOG in value.tags
     if isinstance(value, ChoiceSweep):
+        if log:
+            raise ValueError(f"{line}: words have no logarithm; tag(log,…) is for an interval or a range")
         return Choice(key, tuple(override.sweep_string_iterator()))
     low, high = _ends(override, value)
-    log = "log" in value.tags
     if log and low <= 0:
-        raise ValueError(f"{override.input_line}: a logarithm needs numbers above 0, and it begins at {low}")
+        raise ValueError(f"{line}: a logarithm needs numbers above 0, and it begins at {low}")
+    step = abs(value.step) if isinstance(value, RangeSweep) else None
+    if log and step not in (None, 1):
+        raise ValueError(f"{line}: a search by logarithm has no steps of {step}; give an interval, or no tag")
     if isinstance(low, int) and isinstance(high, int):
-        step = int(abs(value.step)) if isinstance(value, RangeSweep) else 1
-        return Whole(key, low, high, log, step)
-    return Real(key, low, high, log)
+        return Whole(key, low, high, log, int(step or 1))
+    return Real(key, low, high, log, step)
 
 
 def _ends(override: Override, value: Any) -> Sequence[Any]:

@@ -121,6 +121,8 @@ def _merged(
 def refuse_unmergeable(injection: Injection) -> None:
     """ValueError where no model in Hub format would compute the same."""
     injection.variant.require_weight("merged")
+    if composition := injection.hooks.composition():
+        composition.require_weight("merged")
     for name, adapter in injection.adapters.items():
         if adapter.adds_bias and injection.matrices[name].host.own_bias is None:
             raise ValueError(

@@ -118,7 +118,8 @@ def _next(result: dict[str, Any], folder: Path) -> list[str]:
         _with(result["command"], **whole) + "   (full fine-tuning)",
     ]
     variant = VARIANTS.find(result["config"]["variant"]["name"])
-    if "adapter" in result and variant.pointwise and not variant.adds_bias:
+    by_input = bool(result.get("routing"))  # adapters that are weighed by it have no one weight
+    if "adapter" in result and variant.pointwise and not variant.adds_bias and not by_input:
         own = "".join(f" --file {shlex.quote(file)}" for file in result["config"].get("files", ()))
         command = f"python -m lora_zoo.merge {folder} {folder / 'merged'}{own}"
         lines.append(f"{command}   (an ordinary model for transformers)")

@@ -19,6 +19,12 @@ def keys_of(cells: Sequence[Overrides], apart: Sequence[str] = ()) -> list[dict[
     return [{name: one[name] for name in differing if name in one} for one in given]
 
 
+def check_seed(cells: Sequence[Overrides], key: str, seed: int) -> None:
+    """Raise ValueError where the seed of the trials, given by `key`, is one of the results' too."""
+    if any(o.lstrip("+") == f"seed={seed}" for cell in cells for o in cell):
+        raise ValueError(f"{key}={seed} is a seed of the results, too: give trials a seed of their own")
+
+
 def with_keys(cell: Overrides, given: Mapping[str, object]) -> list[str]:
     """The cell with these keys, each in the place of what it gives for them."""
     return [*without_keys(cell, given), *(f"{key}={value}" for key, value in given.items())]

@@ -22,7 +22,7 @@ from lora_zoo.analysis.protocol import better, chosen_by
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.runs import load
 from lora_zoo.runs.loading import RATES
-from lora_zoo.sweeps.cells import Launch, Overrides, Specify, with_keys, without_keys
+from lora_zoo.sweeps.cells import Launch, Overrides, Specify, check_seed, with_keys, without_keys
 from lora_zoo.sweeps.plans import check_plan, keep, keep_found, kept
 from lora_zoo.terminal import say
 
@@ -66,6 +66,7 @@ class RateSweep:
         ValueError where the folder holds another plan, or trials have no score to choose by.
         """
         check_plan(self.folder, RATES, "rates", asdict(self.plan))
+        check_seed(self.cells, "rates.seed", self.plan.seed)
         keep(self.folder, RATES, asdict(self.plan))
         began, spent = time.monotonic(), float(kept(self.folder, RATES).get("seconds", 0.0))
         known = {group: specify(self.cells[own[0]]) for group, own in self.groups.items()}

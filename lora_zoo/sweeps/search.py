@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import final
 
 from lora_zoo.analysis.columns import format_key
+from lora_zoo.config.schema import INERT
 from lora_zoo.config.space import Choice, Dimension
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.metrics import facts
 from lora_zoo.runs.loading import SEARCH
 from lora_zoo.runs.record import finished_run, made, validation_of
-from lora_zoo.sweeps.cells import Launch, Overrides, Specify, keys_of, with_keys, without_keys
+from lora_zoo.sweeps.cells import Launch, Overrides, Specify, check_seed, keys_of, with_keys, without_keys
 from lora_zoo.sweeps.plans import check_plan, keep, keep_found, kept
 from lora_zoo.sweeps.rates import SEEDS, TRIAL
 from lora_zoo.sweeps.study import SearchTrial, Study, check_names
 from lora_zoo.terminal import say
 from lora_zoo.training.pruning import WATCHED
+
+JUDGES = ("task", *(f"task.{key}" for key in ("name", "type", "dataset", "splits", "sizes", "metrics")))
+"""The keys that say what a score is of."""
 
 
 @final
@@ -77,8 +81,8 @@ class Search:
                 "hydra/sweeper=optuna has nothing to search: write for example "
                 "'lr=tag(log,interval(1e-4,1e-1))' or 'rank=choice(2,4,8)'"
             )
-        if searched := [d.key for d in dimensions if d.key.lstrip("+") in SEEDS]:
-            raise ValueError(f"{searched[0]} is not searched, as luck is no setting: give a list of seeds")
+        for dimension in dimensions:
+            _check_key(dimension.key.lstrip("+"))
         self.folder, self.cells, self.dimensions, self.plan = made(folder), cells, dimensions, plan
 
     def run(self, launch: Launch, specify: Specify) -> list[Overrides] | None:
@@ -91,6 +95,7 @@ class Search:
         if "found" not in kept(self.folder, SEARCH):
             del chosen["n_trials"]  # as long as nothing was judged on test, more of them may be asked for
         check_plan(self.folder, SEARCH, "hydra.sweeper", chosen)
+        check_seed(self.cells, "hydra.sweeper.seed", self.plan.seed)
         searches = self._searches(specify)
         keep(self.folder, SEARCH, asdict(self.plan) | {"keys": self._keys()})
         while open_ := [cell for cell in searches if cell.study.ended < self.plan.n_trials]:
@@ -121,6 +126,8 @@ class Search:
             spec = specify(with_keys(group, first))
             if spec is None:
                 raise ValueError(f"{name} cannot be run as given")
+            if spec.settings.dry_run:
+                raise ValueError("hydra/sweeper=optuna searches by scores, and dry_run=true gives none")
             metric = spec.settings.task.metrics[0]
             how = {key: getattr(self.plan, key) for key in ("sampler", "pruner", "seed")}
             higher = self._higher(metric)
@@ -194,3 +201,13 @@ class Search:
         chosen = format_key(values) if best is not None else "none: no trial is done"
         counted = cell.study.searched([d.key for d in self.dimensions if isinstance(d, Choice)])
         return f"{chosen} ({counted.replace('; ', ', ')})"
+
+
+def _check_key(key: str) -> None:
+    """Raise ValueError for a key whose values no validation score can choose between."""
+    if key in SEEDS:
+        raise ValueError(f"{key} is not searched, as no seed is better than another: give a list of seeds")
+    if key.partition(".")[0] in (*INERT, *TRIAL):
+        raise ValueError(f"{key} is not searched: no training depends on it; give one value")
+    if key in JUDGES:
+        raise ValueError(f"{key} is not searched: scores of different tasks do not compare; give a list")

@@ -306,7 +306,9 @@ class Experiment:
     def _keep(self, injection: Injection) -> None:
         """Record the summary of the updates and save the merged model, if set."""
         self.record.update(updates=summary(injection))
-        if self.settings.merge and injection.trainable() and not (self.record.folder / "merged").is_dir():
+        if self.settings.merge and not injection.trainable():
+            self.record.tell("merge=true writes no model, as nothing has trained")
+        elif self.settings.merge and not (self.record.folder / "merged").is_dir():
             trust = self.settings.model.trust_remote_code
             merge(self.record.folder, self.record.folder / "merged", trust_remote_code=trust)
 

@@ -13,6 +13,7 @@ from lora_zoo.formats.native import load_adapter, save_adapter
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.injection.inject import Injection, inject
 from lora_zoo.injection.preview import preview
+from lora_zoo.models.merging import refuse_unmergeable
 from lora_zoo.runs.sources import own_files, with_imports
 from lora_zoo.variants.routed.composed import Composed
 
@@ -113,9 +114,12 @@ def test_without_priors_it_is_the_base_and_a_merge_is_the_composition() -> None:
     expected = logits(model)
     injection.merge()
     assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
-    injection = composed(several(), "xlora")
-    with pytest.raises(ValueError, match=r"xlora weighs adapters by the input.*cannot be merged"):
-        injection.merge()
+    refuse_unmergeable(composed(several(), "average"))
+    for name in ("xlora", "arrow"):
+        injection = composed(several(), name)
+        for refused in (injection.merge, lambda own=injection: refuse_unmergeable(own)):
+            with pytest.raises(ValueError, match=rf"{name} weighs adapters by the input.*cannot be merged"):
+                refused()
 
 
 @pytest.mark.parametrize(
