@@ -39,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with on_the_terminal():
         from lora_zoo.claims import ledger
 
-        kept(ledger(None), argparse.Namespace(**vars(given) | {"status": None}))  # a mistake costs no reading
-        entries = kept(ledger(runs_of(given.sources)), given)
+        asked = kept(
+            ledger(), argparse.Namespace(**vars(given) | {"status": None})
+        )  # before results are read
+        entries = kept(ledger(runs_of(given.sources), {entry.id for entry in asked}), given)
         print_ledger(entries, given.format, details=given.details)
 
 

@@ -1,6 +1,6 @@
 """The ledger: every claim beside its verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,10 +24,11 @@ class LedgerEntry:
     verdict: Verdict
 
 
-def ledger(frame: pd.DataFrame | None = None) -> list[LedgerEntry]:
-    """Every claim with its verdict by `frame` (None: no runs), by id."""
+def ledger(frame: pd.DataFrame | None = None, among: Container[str] | None = None) -> list[LedgerEntry]:
+    """Every claim, or those whose id is `among` these, with its verdict by `frame` (None: no runs), by id."""
     evidence = Evidence(pd.DataFrame() if frame is None else frame)
     return [
         LedgerEntry(c.id, c.paper, c.where, c.statement, c.needs, c.command, c.against, c.verdict(evidence))
         for c in claims().values()
+        if among is None or c.id in among
     ]
