@@ -40,9 +40,12 @@ def refuse_unreadable(model: nn.Module) -> None:
             "its quantisation, or a dequantised copy"
         )
     for name, host in {type(host.layer.weight): (name, host) for name, host in layers.items()}.values():
-        if not host.like.is_meta:
+        try:
+            learns = differentiable(host)
+        except RuntimeError:
             host.matrix()  # which says what is wrong with its codes
-        if not differentiable(host):
+            raise
+        if not learns:
             raise ValueError(
                 f"{name}, a {host.kind}, rounds its input and gives it no gradient, so that nothing before "
                 "it learns: quantise the weights alone"
