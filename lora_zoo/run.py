@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,18 +221,20 @@ def job(
     spec = spec or _specified(partial(compose.settings_of, config, overrides), overrides)
     if hydra_config.mode != RunMode.MULTIRUN:
         OUTCOMES.append(_one(spec, **shared))
-        return _score(spec, Path(spec.settings.out) if spec else Path())
+        return _score(spec, _ended(spec, Path(spec.settings.out) if spec else Path()))
     sweep = Path(hydra_config.sweep.dir)
     chosen = launcher(hydra_config.runtime.choices["hydra/launcher"])(sweep)
-    begins = None if code is not None or _is_over(spec, sweep) else time.time()
+    began = time.time()
     one = partial(_one, spec, sweep=str(sweep), **shared)
     ended = chosen.run(one, hydra_config.launcher) if code is None else code
+    record = _ended(spec, sweep)
     if ended is not None:
         OUTCOMES.append(ended)
-        progress.note(sweep, hydra_config.job.num, ended, begins)
-        if begins and (told := progress.progress(sweep)):
+        has_run = code is None and _has_run(spec, record, began)
+        progress.note(sweep, hydra_config.job.num, ended, began if has_run else None)
+        if has_run and (told := progress.progress(sweep)):
             print(told, flush=True)
-    return _score(spec, sweep)
+    return _score(spec, record)
 
 
 def _specified(settings: Callable[[], Settings], overrides: Sequence[str]) -> RunSpec | None:
@@ -253,18 +256,24 @@ def _one(spec: RunSpec | None, **how: Any) -> int:
     return runner.run(spec, **how) if spec else 2
 
 
-def _is_over(spec: RunSpec | None, sweep: Path) -> bool:
-    """True for a job that makes no run."""
-    from lora_zoo.training import runner
+def _ended(spec: RunSpec | None, root: Path) -> dict[str, Any] | None:
+    """The record of the run in `root`, where it is finished there."""
+    done = spec and not spec.settings.dry_run and finished_run(root, f"{spec.name}-{spec.identity}")
+    return done.before if done else None
 
-    return spec is None or spec.settings.dry_run or runner.is_over(spec, sweep)
 
-
-def _score(spec: RunSpec | None, root: Path) -> float | None:
+def _has_run(spec: RunSpec | None, record: dict[str, Any] | None, began: float) -> bool:
+    """True where a job made a run since it `began`; False where there was none to make."""
     if spec is None or spec.settings.dry_run:
-        return None if spec else math.nan
-    done = finished_run(root, f"{spec.name}-{spec.identity}")
-    return validation_of(done.before) if done else math.nan
+        return False
+    ended = record.get("ended") if record else None
+    return record is None or bool(ended and datetime.fromisoformat(ended).timestamp() >= int(began))
+
+
+def _score(spec: RunSpec | None, record: dict[str, Any] | None) -> float | None:
+    if spec and spec.settings.dry_run:
+        return None
+    return validation_of(record) if record else math.nan
 
 
 if __name__ == "__main__":

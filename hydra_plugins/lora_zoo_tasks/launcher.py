@@ -1,5 +1,6 @@
 """`hydra/launcher=ray`, `submitit_local`, `submitit_slurm`: a sweep's missing runs, several to a task."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +67,9 @@ class TaskLauncher(SpecifiedLauncher):
         codes = launched(specs, sweep, self.runs_per_task, lambda tasks: self.run_tasks(tasks, sweep))
         return [start(number, code=codes.get(number)) for number in range(len(specs))]
 
+    @abstractmethod
     def run_tasks(self, tasks: list[Any], sweep: Path) -> list[Any]:
-        raise NotImplementedError
+        """Wait for the tasks and return what ended each."""
 
 
 class RayLauncher(TaskLauncher):

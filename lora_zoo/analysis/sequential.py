@@ -101,9 +101,7 @@ def decide(
     if equal <= min(len(x), most) and _all_equal(x[:equal]) and (margin or abs(x[0]) > 1e-12):
         verdict, how, after = _verdict(x[0], x[0], margin, better), f"sign test over {equal} seeds", equal
     estimate = float(x.mean()) if len(x) else NAN
-    if (
-        verdict == "open"
-    ):  # a late outlier leaves what earlier looks had left: a wider interval covers as well
+    if verdict == "open":  # a late outlier may lie outside; a wider interval covers as well
         low, high = min(low, estimate), max(high, estimate)
     rule = f"{how}, level {level:.3g}"
     return Decision(verdict, estimate, low, high, len(x), after, margin, level, most, rule)

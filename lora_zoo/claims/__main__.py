@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with on_the_terminal():
         from lora_zoo.claims import ledger
 
-        asked = kept(
-            ledger(), argparse.Namespace(**vars(given) | {"status": None})
-        )  # before results are read
+        before_reading = argparse.Namespace(**vars(given) | {"status": None})
+        asked = kept(ledger(), before_reading)
         entries = kept(ledger(runs_of(given.sources), {entry.id for entry in asked}), given)
         print_ledger(entries, given.format, details=given.details)
 

@@ -155,24 +155,25 @@ def print_plans(folder: Path) -> None:
 
 
 def _of_rates(folder: Path) -> list[str]:
-    if not (folder / RATES).is_file():
-        return []
-    plan = read_json(folder / RATES)
-    rule = f"successive halving on validation, {plan['budget']:,} steps of trials for each cell"
-    found = plan.get("found")
-    return [
-        *(found.split("; ") if found else []),
-        f"{plan['key']}=auto: {rule if found else 'not found yet'}",
-    ]
+    rule = "successive halving on validation, {budget:,} steps of trials for each cell"
+    return _of_found(folder / RATES, "{key}=auto", rule)
 
 
 def _of_search(folder: Path) -> list[str]:
-    if not (folder / SEARCH).is_file():
+    rule = "Optuna's {sampler} on validation, {n_trials:,} trials for each cell"
+    return _of_found(folder / SEARCH, "{keys}", rule)
+
+
+def _of_found(file: Path, key: str, rule: str) -> list[str]:
+    """The lines of a plan: what it found for each cell, and its rule; [] where there is no plan."""
+    if not file.is_file():
         return []
-    plan = read_json(folder / SEARCH)
-    rule = f"Optuna's {plan['sampler']} on validation, {plan['n_trials']:,} trials for each cell"
+    plan = read_json(file)
     found = plan.get("found")
-    return [*(found.split("; ") if found else []), f"{plan['keys']}: {rule if found else 'not found yet'}"]
+    return [
+        *(found.split("; ") if found else []),
+        f"{key}: {rule if found else 'not found yet'}".format(**plan),
+    ]
 
 
 def _of_seeds(folder: Path) -> list[str]:
