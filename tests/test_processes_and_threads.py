@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from lora_zoo.core import processes
 from lora_zoo.core.hyperparameters import check_hyperparameters
 from lora_zoo.core.variants import VARIANTS
 from lora_zoo.launchers.joblib import FRONT, Joblib
-from lora_zoo.runs.processes import refuse_several
+from lora_zoo.runs.processes import refuse_several, take_part
 from lora_zoo.runs.together import divided
 from lora_zoo.training.arguments import _on_one_device
 from lora_zoo.training.threads import PER_THREAD, choose_threads, work
@@ -41,8 +42,9 @@ def test_one_of_several_processes_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP divides the model"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed divides the model"),
+        ("ACCELERATE_USE_FSDP", "true", "one process was started"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate launch --use_fsdp"),
+        ("FSDP_OFFLOAD_PARAMS", "True", "weights stay on the device"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "give trainer.bf16=true"),
     ],
 )
@@ -75,6 +77,10 @@ def test_processes_of_one_run_refuse_a_sweep_and_one_of_them_says_so(
         ({"processes": 3}, "processes=3, and there is 2: start torchrun --nproc-per-node 3"),
         ({"program": {"name": "relora"}}, "program=relora is for one process, and 2 were started"),
         ({"dropbp": 0.5}, "dropbp=0.5 is for one process"),
+        ({"fsdp": True, "merge": True}, "merge=true cannot be given with fsdp=true: run lora-zoo merge"),
+        ({"fsdp": True, "trainer": {"torch_compile": True}}, "trainer.torch_compile=true cannot be given"),
+        ({"fsdp": True, "model": Model("m", "m", quantization="nf4")}, "quantization=nf4 cannot be"),
+        ({"fsdp": True, "model": Model("m", "m", device_map="auto")}, "device_map=auto cannot be"),
     ],
 )
 def test_what_several_processes_cannot_train_is_refused(
@@ -90,6 +96,32 @@ def test_one_process_has_the_identity_that_it_had() -> None:
     assert divided(settings(processes=1)).processes is divided(settings()).processes is None
     with pytest.raises(ValueError, match="processes=2, and there is 1"):
         divided(settings(processes=2))
+    with pytest.raises(ValueError, match="and there is one: start torchrun"):
+        divided(settings(fsdp=True))
+
+
+def test_accelerate_asks_for_a_divided_base_by_variables_that_no_library_sees_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_HERE", [processes.Processes()])
+    asked = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    environment = asked | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "OTHER": "1"}
+    take_part(environment)
+    assert {*environment} == {"MASTER_ADDR", "MASTER_PORT", "OTHER"}
+    assert divided(settings()).fsdp and processes.current().size == 2
+
+
+def test_a_dry_run_tells_what_each_of_several_processes_keeps_of_the_base(capsys: Any) -> None:
+    def base(*more: str) -> tuple[float, str]:
+        with pytest.raises(SystemExit):
+            run.main(["dry_run=true", "tracking=none", *more])
+        said = re.search(r"base ([\d.]+) (kB|MB) \((.*?)\)", capsys.readouterr().out)
+        assert said
+        return float(said[1]) * {"kB": 1e3, "MB": 1e6}[said[2]], said[3]
+
+    (whole, of), (part, divided_of) = base(), base("fsdp=true", "processes=4")
+    assert part == pytest.approx(whole / 4, rel=0.01)
+    assert of == "float32" and divided_of == "float32, of 4 processes each its part"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +195,8 @@ class Sized(nn.Module):
 
 
 def settings(**more: Any) -> Settings:
-    return Settings(lr=1.0, model=Model(name="m", path="p"), task=Task(name="t"), **more)
+    usual: dict[str, Any] = {"lr": 1.0, "model": Model(name="m", path="p"), "task": Task(name="t")}
+    return Settings(**usual | more)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,11 @@ SHORT = (
 """Of the last of the batches, one row, the second process has nothing."""
 
 
-def words(name: str) -> list[str]:
-    return ["lora_zoo.run", f"+variant={name}", *RUNS[name], *SHORT]
+DIVIDED = ("fsdp=true", "out=divided")
+
+
+def words(name: str, *more: str) -> list[str]:
+    return ["lora_zoo.run", f"+variant={name}", *RUNS[name], *SHORT, *more]
 
 
 def chained(*commands: list[str]) -> list[str]:
@@ -40,7 +43,8 @@ def chained(*commands: list[str]) -> list[str]:
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs by two processes, in one launch."""
     at = tmp_path_factory.mktemp("two")
-    ended = run(*chained(*map(words, RUNS)), at=at, module="tests.torchrun")
+    both = [words(name, *more) for name in RUNS for more in ((), DIVIDED)]
+    ended = run(*chained(*both), at=at, module="tests.torchrun")
     assert ended.returncode == 0, ended.stderr
     return at
 
@@ -53,8 +57,8 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-def result(at: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    [folder] = (at / "runs").glob(f"{name}-*")
+def result(at: Path, name: str, out: str = "runs") -> tuple[Path, dict[str, Any]]:
+    [folder] = (at / out).glob(f"{name}-*")
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -75,13 +79,35 @@ def test_two_processes_learn_what_one_does(name: str, one: Path, two: Path) -> N
     assert {p.name for p in folder.iterdir()} == {p.name for p in alone.iterdir()}
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_bit(two: Path, tmp_path: Path) -> None:
-    ended = run(*words("dora"), at=tmp_path, module="tests.torchrun", STOP="1:3")
-    folder, stopped = result(tmp_path, "dora")
+@pytest.mark.parametrize("name", RUNS)
+def test_processes_that_divide_the_base_learn_the_same_to_the_bit(name: str, two: Path) -> None:
+    """Also of a batch that is one row: the second process passes it as well, and learns nothing of it."""
+    (_, whole), (_, found) = result(two, name), result(two, name, "divided")
+    assert found["adapter"]["sha256"] == whole["adapter"]["sha256"]
+    for key in ("metrics", "updates", "parameters", "ranks"):
+        assert found.get(key) == whole.get(key), key
+    nll, of = (own["likelihood"]["validation"]["nll"] for own in (found, whole))
+    assert nll == pytest.approx(of, rel=1e-5), "no effective weights are formed of divided ones"
+    losses = [[e["loss"] for e in own["history"] if "loss" in e] for own in (whole, found)]
+    assert losses[0] == losses[1] and found["identity"] != whole["identity"]
+
+
+def test_a_base_of_which_all_trains_is_not_divided(tmp_path: Path) -> None:
+    ended = run("lora_zoo.run", "+variant=full", *SHORT, *DIVIDED, at=tmp_path, module="tests.torchrun")
+    assert ended.returncode == 2 and "variant=full trains all of it" in ended.stdout
+
+
+@pytest.mark.parametrize("more", [(), DIVIDED], ids=["whole", "divided"])
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_bit(
+    more: tuple[str, ...], two: Path, tmp_path: Path
+) -> None:
+    ended = run(*words("dora", *more), at=tmp_path, module="tests.torchrun", STOP="1:3")
+    out = "divided" if more else "runs"
+    folder, stopped = result(tmp_path, "dora", out)
     assert ended.returncode == 128 + signal.SIGTERM and stopped["state"] == "interrupted"
     assert {own.name for own in (folder / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-3"}
-    assert run(*words("dora"), "resume=true", at=tmp_path, module="tests.torchrun").returncode == 0
-    found, (_, whole) = result(tmp_path, "dora")[1], result(two, "dora")
+    assert run(*words("dora", *more), "resume=true", at=tmp_path, module="tests.torchrun").returncode == 0
+    found, (_, whole) = result(tmp_path, "dora", out)[1], result(two, "dora", out)
     assert found["resumed"][0]["step"] == 3 and found["identity"] == whole["identity"]
     assert found["adapter"]["sha256"] == whole["adapter"]["sha256"]
     assert found["metrics"] == whole["metrics"]

@@ -239,6 +239,11 @@ class Settings:
     processes: int | None = key(
         None, "processes that train the run together; torchrun --nproc-per-node sets it", least=1, most=_COUNT
     )
+    fsdp: bool = key(
+        False,
+        "processes divide the frozen base among them (FSDP2), each with a part of every weight: the same "
+        "results in less memory; accelerate launch --use_fsdp sets it",
+    )
     padding_free: bool = key(
         False,
         "examples of a step in one row without padding, attention within each: the same training (decoders)",

@@ -934,6 +934,10 @@ def test_a_view_is_a_model_of_its_own_and_leaves_the_whole_as_it_was(name):
         assert not torch.allclose(judged, whole), f"{view} is the whole model"
         with injection.hooks.views()[view]:
             assert torch.equal(model(x), judged), "a view differs from one use to the next"
+            with torch.no_grad(), injection.effective():
+                assert_close(model.eval()(x), judged, **CLOSE)
+        with torch.no_grad(), injection.effective(), injection.hooks.views()[view]:
+            assert_close(model(x), judged, **CLOSE)
         assert torch.equal(model(x), whole)
     assert all(torch.equal(t, before[n]) for n, t in injection.state_dict().items())
     assert list(preview(lone("linear"), name, target_modules="layer", **settings(name)).views) == [

@@ -89,8 +89,13 @@ class Host(ABC):
         self.view(stored)[self.part] = W_OI.to(stored.dtype)
 
     def matrix(self) -> Tensor:
-        """The frozen W (O, I)."""
-        return self.read(self.tensor())
+        """The frozen W (O, I).
+
+        Outside of passes, processes that have divided the base (fsdp=true) gather it, all at the same time.
+        """
+        stored = self.tensor()
+        gather = getattr(stored, "full_tensor", None)
+        return self.read(stored if gather is None else gather())
 
     @property
     def shape(self) -> tuple[int, int]:

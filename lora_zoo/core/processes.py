@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, and accelerate by it, tell each process; the first three are kept from libraries."""
+FSDP = "ACCELERATE_USE_FSDP"
+"""The variable by which `accelerate launch --use_fsdp` asks for a divided model; FSDP_… say more of it."""
 PATIENCE = datetime.timedelta(days=1)
 """So long a process waits for another, which may be judging; a process that dies is known at once."""
 
@@ -26,6 +28,10 @@ class Processes:
     """One process by itself, which exchanges nothing."""
 
     rank, size = 0, 1
+    fsdp = False
+    """True if a launcher has asked that they divide the frozen base among them."""
+    divided = False
+    """True if they have divided it."""
 
     @property
     def leads(self) -> bool:
@@ -50,16 +56,26 @@ class Processes:
         """The value of `make` in the process that leads. RuntimeError in the others where it raises."""
         return make()
 
+    def of_passes(self, make: Callable[[], T]) -> T:
+        """The value of `make`, which calls the model: of the process that leads, or of all that divide it."""
+        return make()
+
     def check_alike(self, tensors: Mapping[str, "Tensor"], when: str) -> None:
         """RuntimeError, in each process, where a tensor has other bits in one of them."""
+
+    def divide(self, model: "nn.Module", blocks: Iterable["nn.Module"], kept: set["nn.Parameter"]) -> None:
+        """Keep a part of each parameter of `model`, but for those `kept`, and gather them for each pass.
+
+        Each of the `blocks` gathers its own. Every process then makes every pass of the model.
+        """
 
 
 @final
 class Several(Processes):
     """One of several processes. All of them call each method, in the same order."""
 
-    def __init__(self, rank: int, size: int, address: str) -> None:
-        self.rank, self.size, self.address = rank, size, address
+    def __init__(self, rank: int, size: int, address: str, *, fsdp: bool = False) -> None:
+        self.rank, self.size, self.address, self.fsdp = rank, size, address, fsdp
 
     @functools.cached_property
     def group(self) -> Any:
@@ -121,6 +137,9 @@ class Several(Processes):
             raise RuntimeError(found[1])
         return cast(T, found[0])
 
+    def of_passes(self, make: Callable[[], T]) -> T:
+        return make() if self.divided else self.from_first(make)
+
     def check_alike(self, tensors: Mapping[str, "Tensor"], when: str) -> None:
         found: list[Any] = [None] * self.size
         self.group.all_gather_object(found, {name: digest(tensor) for name, tensor in tensors.items()})
@@ -129,6 +148,18 @@ class Several(Processes):
             for name in first.keys() | own.keys():
                 if first.get(name) != own.get(name):
                     raise RuntimeError(f"{name} of process {rank} is not that of process 0 {when}")
+
+    def divide(self, model: "nn.Module", blocks: Iterable["nn.Module"], kept: set["nn.Parameter"]) -> None:
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.group.is_initialized()
+        mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
+        for block in (*blocks, model):
+            fully_shard(block, mesh=mesh, ignored_params=kept)
+        model.to(mesh.device_type)  # what is kept whole
+        self.divided = True
 
 
 def digest(tensor: "Tensor") -> str:
@@ -148,6 +179,11 @@ def current() -> Processes:
     return _HERE[-1]
 
 
+def asks(environment: Mapping[str, str], name: str) -> bool:
+    """True if a variable that accelerate sets to a truth value is true."""
+    return environment.get(name, "").lower() in ("1", "true", "yes")
+
+
 def join(environment: MutableMapping[str, str]) -> None:
     """Take the variables that a launcher has set, if any, and be one of its processes from now on.
 
@@ -162,9 +198,10 @@ def join(environment: MutableMapping[str, str]) -> None:
         )
     rank, size, local, host, port = (environment[name] for name in VARIABLES)
     _take_device(environment, int(local), int(environment.get("LOCAL_WORLD_SIZE") or size))
-    for name in VARIABLES[:3]:
-        del environment[name]
-    _HERE.append(Several(int(rank), int(size), f"tcp://{host}:{port}"))
+    fsdp = asks(environment, FSDP)
+    for name in (*VARIABLES[:3], *(name for name in environment if name.startswith((FSDP, "FSDP_")))):
+        environment.pop(name, None)
+    _HERE.append(Several(int(rank), int(size), f"tcp://{host}:{port}", fsdp=fsdp))
 
 
 def _take_device(environment: MutableMapping[str, str], local: int, size: int) -> None:

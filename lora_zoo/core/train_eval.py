@@ -1,9 +1,12 @@
-"""Evaluation and training mode for a while."""
+"""Evaluation and training mode for a while, and passes without gradients."""
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+from lora_zoo.core.processes import current
 
 
 @contextlib.contextmanager
@@ -18,4 +21,11 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-__all__ = ["in_mode"]
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """Inside, no gradients are computed. What processes gather in these passes can serve in training."""
+    with torch.no_grad() if current().divided else torch.inference_mode():
+        yield
+
+
+__all__ = ["in_mode", "without_gradients"]

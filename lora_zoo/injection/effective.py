@@ -143,23 +143,31 @@ def _unfit(wrapper: AdapterWrapper) -> str:
         return "its module reads it by itself"
     if wrapper.batch is not None:
         return "rows have adapters of their own"
-    composition, own = wrapper.composition, wrapper.layer._parameters
+    composition = wrapper.composition
     if composition is not None and composition.routes:
         return f"{composition.name} has no weight"
+    return _unplain(wrapper) or next(filter(None, (_without_weight(*entry) for entry in entries)), "")
+
+
+def _unplain(wrapper: LayerWrapper) -> str:
+    """The reason why the layer of `wrapper` is not one that holds a plain weight, or ""."""
+    own = wrapper.layer._parameters
     if hooked(wrapper.layer) or "forward" in {*vars(wrapper.layer), *vars(wrapper)}:
         return "the layer has hooks, or a forward pass that was given to it"
+    if hasattr(wrapper.stored, "full_tensor"):
+        return "processes have divided its weight"
     if own.get("weight") is not wrapper.stored or own.get("bias") is not wrapper.stored_bias:
         return "its layer makes its weight from others"
     if wrapper.stored.dtype != at_least_float32(wrapper.stored.dtype):
         return f"an effective weight in {wrapper.stored.dtype} would lose a small change"
-    return next(filter(None, (_without_weight(*entry) for entry in entries)), "")
+    return ""
 
 
 def _without_weight(host: Host, adapter: Adapter) -> str:
     if not adapter.pointwise:
         return f"{adapter.name} has no effective weight"
-    if hooked(adapter):
-        return "the adapter has hooks"
+    if hooked(adapter) or adapter.varies:
+        return "the adapter has hooks" if hooked(adapter) else "its weight differs within a pass"
     return "the layer is quantised" if host.stores_codes else host.unmergeable
 
 

@@ -32,7 +32,7 @@ _YOUNGER = (
     *("task.chat_template", "model.ignore_mismatched_sizes", "model.device_map", "branch_dtype"),
     *("dropbp", "dropbp_warmup", "dropbp_uniform"),
     *("early_stopping_patience", "early_stopping_threshold", "padding_free", "packing", "replay"),
-    "processes",
+    *("processes", "fsdp"),
     *("model.quantization", *(f"model.{key}" for key in KEYS)),
 )
 """Keys that the first identities lack: unset, they are no part of one."""

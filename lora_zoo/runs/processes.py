@@ -4,12 +4,17 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping
 
-from lora_zoo.core.processes import current, join
+from lora_zoo.core.processes import FSDP, asks, current, join
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which torchrun, MPI and Slurm tell a process how many of its kind there are."""
-_SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-"""Ways of `accelerate launch` to divide one model among processes, and the variable that asks for each."""
+_OTHERWISE = {
+    "ACCELERATE_USE_DEEPSPEED": "start accelerate launch --use_fsdp, which divides the frozen base, or plain "
+    "DDP (torchrun, --multi_gpu)",
+    "FSDP_OFFLOAD_PARAMS": "weights stay on the device; more processes keep less of them each",
+    "FSDP_ACTIVATION_CHECKPOINTING": "give trainer.gradient_checkpointing=true",
+}
+"""Variables of `accelerate launch` that ask for what is not done so, and what would be right."""
 _PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
@@ -28,15 +33,11 @@ def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
 def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
     """Be one of the processes that torchrun or accelerate has started to train one run, where it has.
 
-    ValueError for another launcher's, and for those that are to divide the model.
+    ValueError for another launcher's, and for settings of accelerate's that are given otherwise here.
     """
-    for what, name in _SHARDED.items():
-        if environment.get(name, "").lower() in ("1", "true", "yes"):
-            raise ValueError(
-                f"{name}=true: {what} divides the model, and here each process has all of it; start plain "
-                "DDP (torchrun, accelerate launch --multi_gpu), and save memory by model.quantization=nf4 "
-                "and trainer.gradient_checkpointing=true"
-            )
+    for name, instead in _OTHERWISE.items():
+        if asks(environment, name):
+            raise ValueError(f"{name}=true is not known here: {instead}")
     if (precision := environment.get("ACCELERATE_MIXED_PRECISION") or "no") != "no":
         raise ValueError(
             f"ACCELERATE_MIXED_PRECISION={precision}: the precision is one of the run's settings; start "
@@ -45,6 +46,10 @@ def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
     join(environment)
     if current().size == 1:
         refuse_several(environment)
+        if asks(environment, FSDP):
+            raise ValueError(
+                f"{FSDP}=true, and one process was started: give accelerate launch --num_processes"
+            )
 
 
 def speaks() -> bool:

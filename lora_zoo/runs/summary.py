@@ -57,7 +57,8 @@ def _rows(result: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     if threads := result.get("environment", {}).get("threads"):
         rows.append(("threads", f"{threads} on {os.cpu_count()} cores (threads= sets it)"))
     several = result["config"].get("processes")
-    rows += [("processes", f"{several}; times and memory are those of the first")] if several else []
+    how = ", which have divided the base (FSDP2)" if result["config"].get("fsdp") else ""
+    rows += [("processes", f"{several}{how}; times and memory are those of the first")] if several else []
     rows.append(("time", f"{timings['total']:.1f} s, of which training {timings.get('train', 0):.1f} s"))
     peak = memory.get("peak_cuda", memory["peak_rss"])
     rows.append(("peak memory", f"{readable_bytes(peak)}{' on the GPU' if 'peak_cuda' in memory else ''}"))
@@ -109,6 +110,7 @@ def scale_of(result: dict[str, Any]) -> str:
 def _next(result: dict[str, Any], folder: Path) -> list[str]:
     whole = {"variant": "full"} | ({"program": "none"} if result["config"].get("program") else {})
     whole |= {key: "null" for key in ("prior", "start_from") if result["config"].get(key)}
+    whole |= {"fsdp": "false"} if result["config"].get("fsdp") else {}  # no part of the base is frozen
     seeds = _with(result["command"], seed="0,1,2").replace("lora_zoo.run ", "lora_zoo.run -m ", 1)
     if result["config"].get("processes"):  # which train no sweep
         of_one = re.sub(r" seed=\S+$", " seed=$seed", _with(result["command"], seed="0"))

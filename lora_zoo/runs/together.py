@@ -12,12 +12,17 @@ def divided(settings: Settings) -> Settings:
 
     ValueError where they cannot divide each batch among them, or train what is asked for.
     """
+    settings = replace(settings, fsdp=settings.fsdp or current().fsdp)
     size, asked = current().size, settings.processes
+    if settings.dry_run and asked:
+        return settings
     if asked not in (None, size):
         raise ValueError(
             f"processes={asked}, and there is {size}: start torchrun --nproc-per-node {asked} -m "
             "lora_zoo.run …"
         )
+    if settings.fsdp:
+        _check_divisible(settings, size)
     if size == 1:
         return replace(settings, processes=None)
     if settings.batch_size % size:
@@ -30,6 +35,26 @@ def divided(settings: Settings) -> Settings:
             name = given["name"] if key == "program" else given
             raise ValueError(f"{key}={name} is for one process, and {size} were started; start it once")
     return replace(settings, processes=size)
+
+
+def _check_divisible(settings: Settings, size: int) -> None:
+    """ValueError for a base that cannot be divided among processes."""
+    if size == 1:
+        raise ValueError(
+            "fsdp=true divides the base among processes, and there is one: start torchrun --nproc-per-node N "
+            "-m lora_zoo.run …"
+        )
+    instead = {
+        "model.quantization": "codes are not divided, and take a quarter of the memory already",
+        "model.device_map": "each process loads the model on the CPU and moves its part to its device",
+        "merge": "run lora-zoo merge RUN OUT afterwards",
+        "trainer.torch_compile": "compiled passes do not gather weights",
+    }
+    for key, why in instead.items():
+        group, _, name = key.rpartition(".")
+        of = {"model": vars(settings.model), "trainer": settings.trainer, "": vars(settings)}[group]
+        if of.get(name):
+            raise ValueError(f"{key}={str(of[name]).lower()} cannot be given with fsdp=true: {why}")
 
 
 def refuse_divided(spec: RunSpec) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_zoo.config.schema import Task
+from lora_zoo.core.train_eval import without_gradients
 from lora_zoo.injection.adapter_set import adapters_of
 from lora_zoo.tasks.cutting import IGNORED, Example, Fitted, least
 from lora_zoo.tasks.judgeable import NotFinite
@@ -127,7 +128,7 @@ class TaskType(ABC):
         """The examples of a split as they are judged."""
         return list(data)
 
-    @torch.inference_mode()
+    @without_gradients()
     def outcomes(self, model: nn.Module, data: Any) -> list[Outcome]:
         """The model's answer to each example of a split, in evaluation mode, without gradients.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
+from lora_zoo.core.train_eval import without_gradients
 from lora_zoo.tasks.base import Outcome, TaskType, on_device
 from lora_zoo.tasks.cutting import Example, Fitted, continuation, continued, fitted
 from lora_zoo.tasks.generating import AllNumbers, EndsWith, before_end
@@ -81,7 +82,7 @@ class CausalLM(TaskType):
         right = text == reference if isinstance(reference, str) else text in reference
         return {"prediction": text, "reference": reference, "score": float(right)}
 
-    @torch.inference_mode()
+    @without_gradients()
     def likelihoods(self, model: nn.Module, rows: list[Example]) -> list[Outcome]:
         """nll and tokens of each row's reference after its prompt, both encoded as for training.
 

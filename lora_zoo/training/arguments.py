@@ -226,8 +226,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "torch_empty_cache_steps": (1, 2**31),
 }
 _WHOLE = (
-    "each process has the whole model: start plain DDP (torchrun --nproc-per-node N -m lora_zoo.run …), and "
-    "save memory by model.quantization=nf4 and trainer.gradient_checkpointing=true"
+    "start torchrun --nproc-per-node N -m lora_zoo.run …, and give fsdp=true to divide the frozen base among "
+    "the processes"
 )
 _SUMMED = "processes add their gradients up once a step, in one call, whatever the variant does between"
 _NEVER = {

@@ -101,8 +101,12 @@ def _memory(spec: RunSpec, base: float | None, trained: int) -> str:
     """One line: what lies in memory whatever the batch is."""
     optim, of = str(spec.settings.trainer.get("optim", ADAMW)), spec.settings.model
     adamw, size = optim.startswith(ADAMW), readable_bytes
+    several = (spec.settings.processes or 1) if spec.settings.fsdp else 1
+    divided = f", of {several} processes each its part" if several > 1 else ""
+    base = base and base / several
+    kind = f"{of.quantization or of.dtype}{divided}"
     parts = [
-        "base as its files have it" if base is None else f"base {size(base)} ({of.quantization or of.dtype})",
+        "base as its files have it" if base is None else f"base {size(base)} ({kind})",
         f"what trains {size(trained)}, its gradients {size(trained)}",
         f"AdamW's moments {size(2 * trained)}" if adamw else f"the state of {optim}",
         *([f"together {size(base + 4 * trained)}"] if adamw and base is not None else []),

@@ -39,6 +39,7 @@ from lora_zoo.training.session import RunContext, TrainingSession
 from lora_zoo.training.stages import StagedTraining
 from lora_zoo.training.threads import choose_threads
 from lora_zoo.training.timing import StageTimer
+from lora_zoo.training.together import divide_base
 from lora_zoo.updates.summary import summary
 
 _log = logging.getLogger("lora_zoo")
@@ -114,7 +115,10 @@ class Experiment:
             tracker.finish(self.record.content | {"state": "done"}, sent, self.record.content["updates"])
 
     def follow(self) -> None:
-        """Train with the process that leads, which alone judges and keeps anything."""
+        """Train with the process that leads, which alone keeps anything and, with the whole base, judges."""
+        if self.settings.fsdp:
+            self.run()
+            return
         _, session = self._prepare()
         session.run(Tracker(), self.timer)
 
@@ -165,7 +169,8 @@ class Experiment:
             session.injection, data, metrics, record=record, eval_splits=settings.eval_splits
         )
         session.prepare(evaluator, arguments)
-        trainer = session.trainer if self.context.resources.exclusive and current().leads else None
+        alone = self.context.resources.exclusive and current().leads and not current().divided
+        trainer = session.trainer if alone else None
         if trainer is not None and (saved := trainer.saved_bytes()):
             record.update(memory=record.content.get("memory", {}) | saved)
         return evaluator, session
@@ -228,6 +233,8 @@ class Experiment:
             return StagedTraining(self.spec, record, context, **of)
         finished = has_trained(record)
         injection = make(self.spec, record, {}, trained=finished)
+        if self.settings.fsdp:
+            divide_base(injection)
         return TrainingSession(self.settings, record, context, injection, self.about, finished=finished)
 
     def _load_priors(self, model: nn.Module) -> None:

@@ -172,7 +172,9 @@ def _opened(claim: FolderClaim, spec: RunSpec) -> Record:
     resumed = [*claim.before.get("resumed", []), {"at": now()}] if claim.before else []
     several = settings.processes
     start = ["torchrun", "--nproc-per-node", str(several)] if several else ["python"]
-    words = redacted([*start, "-m", "lora_zoo.run", *originals(spec.overrides)])
+    given = originals(spec.overrides)
+    told = ["fsdp=true"] if settings.fsdp and "fsdp=true" not in given else []  # accelerate was told of it
+    words = redacted([*start, "-m", "lora_zoo.run", *given, *told])
     record = Record(
         claim.folder,
         claim.before,

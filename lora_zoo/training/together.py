@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from lora_zoo.core.processes import current
 from lora_zoo.core.seeding import derived_seed
+from lora_zoo.injection.base_model import base_parameters
+from lora_zoo.injection.inject import Injection
 from lora_zoo.models.snapshot import can_be_shared, digest
 from lora_zoo.runs.record import Record
 from lora_zoo.training.state import TrainState
@@ -15,11 +18,51 @@ from lora_zoo.training.state import TrainState
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
+class Borrowed(dict[str, Any]):
+    """A batch of another process, passed so that the base can be gathered, of which nothing is learned."""
+
+
 def of_part(collate: Collator) -> Collator:
-    """The collator of this process's part of a batch: of no row it makes {}."""
+    """The collator of this process's part of a batch: of no row it makes {}, or a batch that is Borrowed."""
     if current().size == 1:
         return collate
-    return lambda rows: collate(list(own)) if (own := current().part(rows)) else {}
+
+    def of_own(rows: list[Any]) -> dict[str, Any]:
+        if own := list(current().part(rows)):
+            return collate(own)
+        return Borrowed(collate(rows[:1])) if current().divided else {}
+
+    return of_own
+
+
+def divide_base(injection: Injection) -> None:
+    """Have the processes divide the frozen weights of the base (FSDP2), each block by itself.
+
+    Adapters, and whatever trains, each process keeps whole. A pass gathers the weights of a block, exactly,
+    and drops them after it. ValueError where nothing of the base is frozen, or where its blocks are unknown.
+    """
+    model, trained = injection.model, {id(p) for p in injection.parameters()}
+    frozen = {p for p in base_parameters(model).values() if not p.requires_grad and id(p) not in trained}
+    if not frozen:
+        name = injection.variant.name
+        raise ValueError(
+            f"fsdp=true divides the frozen base, and variant={name} trains all of it; use fsdp=false"
+        )
+    classes = getattr(model, "_no_split_modules", None) or ()
+    blocks = [module for module in model.modules() if type(module).__name__ in classes]
+    if not blocks:
+        raise ValueError(
+            f"fsdp=true: {type(model).__name__} does not say what its blocks are; use fsdp=false"
+        )
+    check_same_base(model)
+    current().divide(model, reversed(blocks), {*model.parameters()} - frozen)
+
+
+def check_same_base(model: nn.Module, **more: torch.Tensor) -> None:
+    """RuntimeError where processes have other numbers in their model, as far as it holds plain tensors."""
+    if can_be_shared(model):
+        more["the model"] = torch.frombuffer(bytearray.fromhex(digest(model)), dtype=torch.uint8)
+    current().check_alike(more, "where training begins")
 
 
 class Alike(TrainerCallback):
@@ -33,10 +76,7 @@ class Alike(TrainerCallback):
         self.train_state = train_state
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        tensors, model = self.train_state.tensors(), self.train_state.injection.model
-        if can_be_shared(model):
-            tensors["the model"] = torch.frombuffer(bytearray.fromhex(digest(model)), dtype=torch.uint8)
-        current().check_alike(tensors, "where training begins")
+        check_same_base(self.train_state.injection.model, **self.train_state.tensors())
 
     def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         if rank := current().rank:

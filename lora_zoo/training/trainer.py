@@ -28,6 +28,7 @@ from lora_zoo.training.handover import Handover, follow_run, take_over
 from lora_zoo.training.optimizers import needs_graph, optimizer_of
 from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.state import TrainState
+from lora_zoo.training.together import Borrowed
 
 _log = logging.getLogger("lora_zoo")
 
@@ -180,7 +181,7 @@ class ZooTrainer(Trainer):
 
         A decoder predicts a label from what stands before it, and so none that stands first.
         """
-        if not batch:
+        if not batch or isinstance(batch, Borrowed):
             return torch.zeros((), dtype=torch.int64, device=self.args.device)
         labels, ids = batch["labels"], batch.get("input_ids")
         encodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
@@ -303,7 +304,7 @@ class ZooTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute the task's metrics and nll on the validation split, in the middle of training."""
-        metrics = self.processes.from_first(self._judged)
+        metrics = self.processes.of_passes(self._judged)
         self.log(metrics)
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)

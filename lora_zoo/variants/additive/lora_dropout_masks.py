@@ -77,6 +77,7 @@ class MaskedPasses(AdapterHooks):
     def _drop(self, by: Callable[["LoRADropoutMasks"], Drop | None]) -> None:
         for site in self.adapters.values():
             site.drop = by(site)
+            site.varies = site.drop is not None
 
     @contextlib.contextmanager
     def _averaging(self) -> Iterator[None]:
