@@ -77,6 +77,24 @@ class FourBitCoder(Coder):
         return made.data, made.quant_state
 
 
+class EightBitCoder(Coder):
+    """Of bitsandbytes' `Linear8bitLt`: rows of int8 codes with one scale each, of W rounded to float16."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer, _eight_bits_rounded)
+
+    def codes(self) -> Any:
+        return self.layer.weight.data.cpu().clone(), row_scales(self.layer).cpu().clone()
+
+    def put(self, codes: Any) -> None:
+        data, scales_O = codes
+        self.layer.weight.data.copy_(data)
+        row_scales(self.layer).copy_(scales_O)
+
+    def encode(self, W_OI: Tensor) -> Any:
+        return _eight_bits(W_OI)
+
+
 class ValueCoder(Coder):
     """Of a plain layer that holds the values of codes, since it was dequantised."""
 
@@ -102,6 +120,26 @@ def _rounded(make: Callable[[Tensor], Any], W_OI: Tensor) -> Tensor:
     return four_bit_values(made.data, made.quant_state)
 
 
+def _eight_bits(W_OI: Tensor) -> tuple[Tensor, Tensor]:
+    data, scales_O, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(W_OI.half().contiguous())
+    return data, scales_O
+
+
+def _eight_bits_rounded(W_OI: Tensor) -> Tensor:
+    return eight_bit_values(*_eight_bits(W_OI))
+
+
+def eight_bit_values(codes: Tensor, scales_O: Tensor) -> Tensor:
+    """The values (O, I) of bitsandbytes' int8 codes, in float32."""
+    return codes.float() * (scales_O[:, None] / 127)
+
+
+def row_scales(layer: Any) -> Tensor:
+    """The scales (O,) of a `Linear8bitLt`: its first pass moves them from the weight to the layer's state."""
+    scales_O: Tensor = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+    return scales_O
+
+
 def four_bit_values(codes: Tensor, state: Any) -> Tensor:
     """The values (O, I) of bitsandbytes' packed 4-bit codes, in float32."""
     ops, scales = torch.ops.bitsandbytes, state.absmax
@@ -116,4 +154,14 @@ def four_bit_values(codes: Tensor, state: Any) -> Tensor:
     return values
 
 
-__all__ = ["Coder", "FourBitCoder", "ReferenceCoder", "Rounding", "ValueCoder", "four_bit_values"]
+__all__ = [
+    "Coder",
+    "EightBitCoder",
+    "FourBitCoder",
+    "ReferenceCoder",
+    "Rounding",
+    "ValueCoder",
+    "eight_bit_values",
+    "four_bit_values",
+    "row_scales",
+]

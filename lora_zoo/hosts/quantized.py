@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from lora_zoo.core.dtypes import at_least_float32, wide
 from lora_zoo.core.host import EVERY, Rows
-from lora_zoo.hosts.coders import Coder, FourBitCoder, ReferenceCoder, four_bit_values
+from lora_zoo.hosts.coders import (
+    Coder,
+    EightBitCoder,
+    FourBitCoder,
+    ReferenceCoder,
+    eight_bit_values,
+    four_bit_values,
+    row_scales,
+)
 from lora_zoo.hosts.find import HOSTS
 from lora_zoo.hosts.linear import LinearHost
 from lora_zoo.quantizers.coded_linear import CodedLinear
@@ -59,6 +67,8 @@ class QuantizedHost(LinearHost):
         read = self.read_of(layer)
         if read is CodedLinear.values:
             return ReferenceCoder(layer)
+        if read is eight_bits:
+            return EightBitCoder(layer)
         return FourBitCoder(layer) if read is four_bits else None
 
     @property
@@ -112,9 +122,7 @@ def four_bits(layer: Any) -> Tensor:
 
 def eight_bits(layer: Any) -> Tensor:
     """W (O, I) of bitsandbytes' `Linear8bitLt`, in float32: rows of int8 codes with one scale each."""
-    scales_O = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
-    values: Tensor = layer.weight.data.float() * (scales_O[:, None] / 127)
-    return values
+    return eight_bit_values(layer.weight.data, row_scales(layer))
 
 
 def numel(parameter: Tensor) -> int:

@@ -36,7 +36,7 @@ class RecodedLayers:
                 kind = hosts[name].kind
                 raise ValueError(
                     f"init={init} makes the codes of {name} anew, which is known for whole layers of "
-                    f"bitsandbytes' 4 bits and of the reference quantisers, and not for this {kind}"
+                    f"bitsandbytes and of the reference quantisers, and not for this {kind}"
                 )
         self.former: dict[str, Any] = {name: coder.codes() for name, coder in self.coders.items()}
 

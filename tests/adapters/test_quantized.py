@@ -61,29 +61,31 @@ class Net(nn.Module):
         return y
 
 
-def plain() -> nn.Linear:
+def plain(size: float = 0.3) -> nn.Linear:
     layer = nn.Linear(I, O)
-    randomise(layer.parameters(), 0.3, set_to=True)
+    randomise(layer.parameters(), size, set_to=True)
     return layer.requires_grad_(False)
 
 
-def four_bits(scheme: str = "nf4", nested: bool = True, **more: Any) -> nn.Module:
-    bnb, of = package("bitsandbytes"), plain()
+def four_bits(
+    scheme: str = "nf4", nested: bool = True, of: nn.Linear | None = None, **more: Any
+) -> nn.Module:
+    bnb = package("bitsandbytes")
     layer = bnb.nn.Linear4bit(I, O, quant_type=scheme, compress_statistics=nested, **more)
-    layer.load_state_dict(of.state_dict())
+    layer.load_state_dict((of or plain()).state_dict())
     return layer.to("cpu").requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def quantised(kind: str) -> nn.Module:
+def quantised(kind: str, of: nn.Linear | None = None) -> nn.Module:
     if kind == "nf4":
-        return four_bits()
+        return four_bits(of=of)
     if kind == "int8":
         layer = package("bitsandbytes").nn.Linear8bitLt(I, O, has_fp16_weights=False, threshold=6.0)
-        layer.load_state_dict(plain().state_dict())
+        layer.load_state_dict((of or plain()).state_dict())
         return layer.to("cpu").requires_grad_(False)  # type: ignore[no-any-return]
-    of = package("torchao.quantization")
-    net = nn.Sequential(plain())
-    of.quantize_(net, of.Int8WeightOnlyConfig())
+    torchao = package("torchao.quantization")
+    net = nn.Sequential(of or plain())
+    torchao.quantize_(net, torchao.Int8WeightOnlyConfig())
     return net[0].requires_grad_(False)
 
 
@@ -116,6 +118,27 @@ def test_eight_bits_are_read_as_bitsandbytes_reads_them_before_and_after_a_pass(
     layer.train()(given())  # which moves the scales from the weight to the layer's state
     assert layer.weight.SCB is None
     assert_close(host.matrix(), W_OI, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_codes_made_anew_are_those_that_bitsandbytes_makes_of_the_weight(kind: str, passes: int) -> None:
+    of = plain(0.1)
+    layer, other = quantised(kind), quantised(kind, of)
+    host, expected = find_host(layer), find_host(other)
+    assert host is not None and expected is not None
+    for _ in range(passes):
+        layer.train()(given())
+    former, coder, W_OI = host.matrix(), host.coder, of.weight.detach()
+    kept = coder.codes()
+    assert torch.equal(coder.rounding(W_OI), expected.matrix()) and not torch.equal(former, expected.matrix())
+    coder.put(coder.encode(W_OI))
+    assert torch.equal(host.matrix(), expected.matrix())
+    with torch.no_grad():
+        layer.bias.copy_(of.bias)  # type: ignore[operator]
+    assert torch.equal(layer.train()(given()), other.train()(given()))
+    coder.put(kept)
+    assert torch.equal(host.matrix(), former)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
