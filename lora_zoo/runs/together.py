@@ -45,7 +45,7 @@ def _check_divisible(settings: Settings, size: int) -> None:
             "-m lora_zoo.run …"
         )
     instead = {
-        "model.quantization": "codes are not divided, and take a quarter of the memory already",
+        "model.quantization": "codes are not divided",
         "model.device_map": "each process loads the model on the CPU and moves its part to its device",
         "merge": "run lora-zoo merge RUN OUT afterwards",
         "trainer.torch_compile": "compiled passes do not gather weights",

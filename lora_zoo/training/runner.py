@@ -63,6 +63,7 @@ def run(
     there already is not run again. Raises Stopped where a signal stops the run. `resources` are those of
     a job that shares its process with others. Of several processes one leads, and the others follow it.
     """
+    current().divided = False
     if not current().leads:
         return _follow(spec)
     with _followers() as begin:

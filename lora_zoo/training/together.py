@@ -39,7 +39,7 @@ def divide_base(injection: Injection) -> None:
     """Have the processes divide the frozen weights of the base (FSDP2), each block by itself.
 
     Adapters, and whatever trains, each process keeps whole. A pass gathers the weights of a block, exactly,
-    and drops them after it. ValueError where nothing of the base is frozen, or where its blocks are unknown.
+    and drops them after it. ValueError where nothing is frozen, for codes, and for unknown blocks.
     """
     model, trained = injection.model, {id(p) for p in injection.parameters()}
     frozen = {p for p in base_parameters(model).values() if not p.requires_grad and id(p) not in trained}
@@ -48,13 +48,17 @@ def divide_base(injection: Injection) -> None:
         raise ValueError(
             f"fsdp=true divides the frozen base, and variant={name} trains all of it; use fsdp=false"
         )
+    if not can_be_shared(model):
+        raise ValueError(
+            "fsdp=true: the base holds codes or other tensors that are not divided; use fsdp=false"
+        )
     classes = getattr(model, "_no_split_modules", None) or ()
     blocks = [module for module in model.modules() if type(module).__name__ in classes]
     if not blocks:
         raise ValueError(
             f"fsdp=true: {type(model).__name__} does not say what its blocks are; use fsdp=false"
         )
-    check_same_base(model)
+    check_same_base(model)  # else each process would keep a part of another base
     current().divide(model, reversed(blocks), {*model.parameters()} - frozen)
 
 
