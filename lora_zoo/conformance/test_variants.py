@@ -914,6 +914,23 @@ def test_every_part_has_its_turns_and_every_parameter_learns_on_some_part(name):
 
 
 @every_variant
+def test_the_model_may_write_into_the_output_of_an_adapted_layer(name):
+    """As Wav2Vec2 writes zeros over masked frames, and Longformer divides its queries."""
+    model, injection, _, _, x = adapted(name, "linear")
+    counts, found = dict(injection.counter.counts), []
+    for in_place in (True, False):
+        injection.counter.counts = counts
+        y = model.train()(x)
+        y = y.div_(3) if in_place else y / 3
+        y[:, 0] = 0
+        y.square().sum().backward()
+        found.append([y.detach(), *[p.grad for p in injection.parameters()]])
+        model.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, **CLOSE)
+
+
+@every_variant
 def test_a_view_is_a_model_of_its_own_and_leaves_the_whole_as_it_was(name):
     model = lone("linear")
     injection = adapt(model, name)

@@ -27,6 +27,7 @@ from lora_zoo.kernels.shared import (
     in_own_dtypes,
     keep,
     kept_of,
+    linear,
     link_of,
     linked,
     returned,
@@ -157,7 +158,7 @@ class LoraFunction(torch.autograd.Function):
         spared, rank = O if for_B else O + I, both(B_OR, B0_OR)
         h_NR = None
         if mask is None and formable(x, B_OR) and cheaper_formed(len(x_NI), rank, (O, I), spared=spared):
-            y = F.linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, scales), bias_O)
+            y = linear(x, formed(W_OI, B_OR, A_RI, B0_OR, A0_RI, scales), bias_O)
         else:
             y = frozen(x, W_OI, bias_O)
             y_NO = y.view(-1, O)

@@ -25,6 +25,7 @@ from lora_zoo.kernels.shared import (
     in_own_dtypes,
     keep,
     kept_of,
+    linear,
     returned,
     seen,
     through,
@@ -128,12 +129,12 @@ class DoraFunction(torch.autograd.Function):
                 wide.sub_(kept).add_(frozen(x, W_OI))
             y = (wide if bias_O is None else wide.add_(bias_O)).to(x.dtype)
         elif mask is None:
-            y = F.linear(x, V_OI.mul_(gain_O[:, None]), bias_O)
+            y = linear(x, V_OI.mul_(gain_O[:, None]), bias_O)
             kept = y
             if learns:
                 ctx.saved_output, kept = SavedOutput.of(y)
         else:
-            y = F.linear(x - dropped, W_OI, bias_O)
+            y = linear(x - dropped, W_OI, bias_O)
             kept = F.linear(dropped, V_OI)
             y.addcmul_(kept, gain_O)
         own = (x, kept) if learns else NONE

@@ -99,9 +99,18 @@ def returned(g_NO: Tensor, W_OI: Tensor, branch_NI: Tensor, mask: Mask | None) -
     return g_NO @ W_OI.to(g_NO.dtype) + branch_NI.to(g_NO.dtype)
 
 
+def linear(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias as a tensor that the model may write in place once a Function has returned it.
+
+    With a bias and x of three dimensions, F.linear's is a view of a flat product, which nobody else has.
+    """
+    y = F.linear(x, W_OI, bias_O)
+    return y if y._base is None else torch.ops.aten._unsafe_view(y, y.shape)
+
+
 def frozen(x: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """The frozen layer's own output, in x's dtype."""
-    return F.linear(x, W_OI.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
+    return linear(x, W_OI.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
 
 
 def seen(x_NI: Tensor, mask: Mask | None, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ from lora_zoo.kernels.shared import (
     in_own_dtypes,
     keep,
     kept_of,
+    linear,
     link_of,
     linked,
     returned,
@@ -128,7 +129,7 @@ class VeraFunction(torch.autograd.Function):
         if ctx.formed:
             M_OI = (B_OR * d_R) @ A_RI
             if together:
-                y = F.linear(x, torch.addcmul(W_OI, M_OI, b_O[:, None]), bias_O)
+                y = linear(x, torch.addcmul(W_OI, M_OI, b_O[:, None]), bias_O)
             else:
                 y = frozen(x, W_OI, bias_O).add_(F.linear(x.to(M_OI.dtype), b_O[:, None] * M_OI))
             kept: tuple[Tensor, Tensor | None] = x, M_OI

@@ -18,6 +18,7 @@ from lora_zoo.conformance.cases import MATRIX, adapt, firsts, inputs, lone, only
 from lora_zoo.core import dropout
 from lora_zoo.core.adapter import Adapter
 from lora_zoo.core.dropout import SPARSE_UP_TO, DenseMask, SparseMask
+from lora_zoo.core.hyperparameters import hyperparameters
 from lora_zoo.core.kernel import KERNELS
 from lora_zoo.core.seeding import generator
 from lora_zoo.core.variants import VARIANTS
@@ -152,17 +153,19 @@ def test_whole_dense_layers_take_a_kernel_and_equal_the_plain_definition(name, m
     assert_close(gradients(y, own), gradients(plain, own))
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (2, 2, 6)])
 @pytest.mark.parametrize("name", MATRIX)
-def test_a_layer_that_writes_over_the_output_does_no_harm(name):
+def test_a_layer_that_writes_over_the_output_does_no_harm(name, shape):
     """LeakyReLU(inplace=True) after the adapted layer; DoRA's magnitude learns from that output."""
-    found = []
+    found, drops = [], {"lora_dropout": 0.4} if "lora_dropout" in hyperparameters(VARIANTS[name]) else {}
     for inplace in (True, False):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.5, inplace=inplace)).double()
-        injection = inject(model, name, target_modules=["0"], **settings(name, 2))
+        injection = inject(model, name, target_modules=["0"], **{**settings(name, 2), **drops})
         perturb(injection)
-        x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).requires_grad_()
-        found.append(gradients(model(x), [x, *injection.parameters()]))
+        x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(shape).requires_grad_()
+        own = [x, *injection.parameters()]
+        found.append([gradients(model.train(mode)(x), own) for mode in (True, False)])
     assert_close(*found)
 
 
