@@ -381,6 +381,17 @@ def test_what_a_reader_has_to_know_is_told() -> None:
         kind(task("regression"), {"train": {"label": [3.0, 3.0]}})
 
 
+def test_a_tokenizer_that_reads_all_inputs_alike_is_told_of() -> None:
+    """So does that of another model, to which all words are unknown."""
+    of = {"label": ["yes", "no"]}
+    train = Dataset.from_dict({"text": ["a cat", "a dog"], **of})
+    for text, told in (("同", ["同", "異"]), ("a", ["a", "b"])):
+        test = Dataset.from_dict({"text": told, **of}).add_column("item", [0, 1])
+        about = read_judged(kind(task("classification"), {"train": train, "test": test}), test, set()).about
+        said = ["to the tokenizer all inputs of test are the same: it may not be this model's"]
+        assert findings("test", about, 2) == (said if text == "同" else [])
+
+
 def test_a_length_without_room_for_an_answer_is_refused() -> None:
     data = Dataset.from_dict(PAIRS)
     needed = least(POCKET) + 1

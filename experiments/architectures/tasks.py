@@ -5,6 +5,7 @@ python experiments/architectures/tasks.py FOLDER     # models, data and runs; pr
 "-": transformers has no such class for the architecture.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import transformers as tf
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 CLASSES = {
     **dict.fromkeys(("classification", "regression"), tf.AutoModelForSequenceClassification),
@@ -52,7 +53,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
     "mpt": {"n_heads": 2, "expansion_ratio": 2},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
-    "mamba": {"state_size": 4},
+    "mamba": {"state_size": 4, "time_step_rank": 4},
     "bert roberta xlm-roberta electra mpnet camembert deberta deberta-v2": {},
     "distilbert": {"hidden_dim": 32},
     "albert": {"embedding_size": 16},
@@ -72,25 +73,33 @@ CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }} {{ eos_token }} {% e
 CHAT += "{% if add_generation_prompt %}assistant {% endif %}"
 
 
-def write_tokenizer(folder: Path) -> None:
-    numbers = {word: n for n, word in enumerate([*SPECIAL.values(), *WORDS])}
-    made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+@functools.cache
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    """Byte-level BPE, as most architectures' own tokenizers are."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        WORDS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=[*SPECIAL.values()], initial_alphabet=alphabet),
+    )
+    ends = [(word, made.token_to_id(word)) for word in ("<s>", "</s>")]
     of = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B </s>"}
-    ends = [(word, numbers[word]) for word in ("<s>", "</s>")]
     made.post_processor = processors.TemplateProcessing(**of, special_tokens=ends)  # type: ignore[assignment]
     whole = tf.PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, **SPECIAL)
     whole.chat_template = CHAT
-    whole.save_pretrained(folder)
+    return whole
 
 
 def write_model(name: str, kind: str, folder: Path) -> None:
-    """Save a tiny random model of the architecture, without a head that is trained anew."""
+    """Save a tiny random model of the architecture, without a head for classes or numbers."""
     torch.manual_seed(0)
-    words = {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 80}
+    words = {"vocab_size": len(tokenizer()), "max_position_embeddings": 80}
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = tf.AutoConfig.for_model(name, **{**SIZES, **words, **ends, **ARCHITECTURES[name]})
-    CLASSES[kind].from_config(config).save_pretrained(folder)
+    model = CLASSES[kind].from_config(config)
+    (model.base_model if "classification" in kind or kind == "regression" else model).save_pretrained(folder)
     if kind == "image_classification":
         side = getattr(config, "image_size", 32)
         tf.ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
@@ -99,7 +108,7 @@ def write_model(name: str, kind: str, folder: Path) -> None:
     elif kind == "audio_classification":
         tf.Wav2Vec2FeatureExtractor(sampling_rate=16000, return_attention_mask=True).save_pretrained(folder)
     else:
-        write_tokenizer(folder)
+        tokenizer().save_pretrained(folder)
 
 
 def write_data(folder: Path) -> dict[str, list[str]]:
@@ -138,39 +147,48 @@ def write_data(folder: Path) -> dict[str, list[str]]:
     for kind, name in (("image_classification", "images"), ("audio_classification", "sounds")):
         told[kind] = [f"task.data_dir={folder / name}", "task.validation_fraction=0.25"]
     for kind in ("instructions", "causal_lm", "seq2seq"):
-        told[kind] += ["task.max_new_tokens=4", "task.max_length=32"]
+        told[kind] += ["task.max_new_tokens=4"]
+    for kind in told.keys() - {"image_classification", "audio_classification"}:
+        told[kind] += ["task.max_length=48"]
     return told
 
 
+def swept(kind: str, told: list[str], names: list[str], folder: Path) -> dict[str, str]:
+    """Run the task type on the models: "ran", or the message of the refusal."""
+    sweep = folder / "runs" / kind
+    words = [f"task={kind}", *told, f"model={','.join(str(folder / kind / name) for name in names)}"]
+    words += ["+variant=lora", "rank=2", "target_modules=[all-linear]", "steps=2", "task.batch_size=4"]
+    words += ["threads=1", "tracking=none", f"hydra.sweep.dir={sweep}", f"out={folder / 'out'}"]
+    command = [sys.executable, "-m", "lora_zoo.run", "-m", *words]
+    subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, check=False)
+    found = dict.fromkeys(names, "no record")
+    for path in sweep.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        name = Path(record["config"]["model"]["path"]).name
+        said = record.get("error", {}).get("message", record["state"])
+        said = said.replace(str(folder / kind / name), "MODEL").replace(f"({name})", "(TYPE)")
+        found[name] = "ran" if record["state"] == "done" else said
+    return found
+
+
 def main(folder: Path) -> None:
-    table: dict[str, dict[str, str]] = {name: {} for name in ARCHITECTURES}
     folder.mkdir(parents=True, exist_ok=True)
-    told = write_data(folder)
+    told, table = write_data(folder), dict[str, dict[str, str]]()
     for kind, classes in CLASSES.items():
         able = [n for n in ARCHITECTURES if tf.CONFIG_MAPPING[n] in classes._model_mapping]
         for name in able:
             write_model(name, kind, folder / kind / name)
-        sweep = folder / "runs" / kind
-        words = [f"task={kind}", *told[kind], f"model={','.join(str(folder / kind / n) for n in able)}"]
-        words += ["+variant=lora", "rank=2", "target_modules=[all-linear]", "steps=2", "task.batch_size=4"]
-        words += ["threads=1", "tracking=none", f"hydra.sweep.dir={sweep}", f"out={folder / 'out'}"]
-        command = [sys.executable, "-m", "lora_zoo.run", "-m", *words]
-        subprocess.run(
-            command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, check=False
-        )
-        for path in sweep.glob("*/result.json"):
-            found = json.loads(path.read_text())
-            name = Path(found["config"]["model"]["path"]).name
-            said = found.get("error", {}).get("message", found["state"]).replace(str(folder), "…")
-            table[name][kind] = "ran" if found["state"] == "done" else said
-        for name in able:
-            table[name].setdefault(kind, "no record")
+        table[kind] = swept(kind, told[kind], able, folder)
+    cells = [said for row in table.values() for said in row.values()]
+    notes = [*dict.fromkeys(said for said in cells if said != "ran")]
+    short = {"ran": "ran", "-": "-"} | {said: f"refused ({n})" for n, said in enumerate(notes, start=1)}
     print("| architecture |", " | ".join(CLASSES), "|")
     print("|" + "---|" * (len(CLASSES) + 1))
-    for name, row in table.items():
-        print(f"| {name} |", " | ".join(row.get(kind, "-") for kind in CLASSES), "|")
-    cells = [cell for row in table.values() for cell in row.values()]
-    print(f"\n{cells.count('ran')} of {len(cells)} ran, of {len(table)} architectures.")
+    for name in ARCHITECTURES:
+        print(f"| {name} |", " | ".join(short[row.get(name, "-")] for row in table.values()), "|")
+    print(f"\n{cells.count('ran')} of {len(cells)} ran, on {len(ARCHITECTURES)} architectures. Refused:\n")
+    for number, said in enumerate(notes, start=1):
+        print(f"{number}. {said}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from lora_zoo.injection.module_names import base_name
 from lora_zoo.injection.roles import PRESETS, ROLES, fused, of_head, role_of, roles_in
 from lora_zoo.injection.trained_kinds import KINDS
 
+ALL_LINEAR = "all-linear"
+"""Every linear layer outside of the head, as in PEFT."""
 Names = str | Sequence[str]
 Layers = int | str | Sequence[int | str]
 
@@ -78,7 +80,7 @@ def choose(known: list[TargetMatrix], targets: Targets) -> tuple[list[TargetMatr
 
 def matching(known: list[TargetMatrix], target: str, key: str = "target_modules") -> list[TargetMatrix]:
     """The matrices that one target selects, none where it matches nothing. `key` is named in errors."""
-    if target == "all-linear":
+    if target == ALL_LINEAR:
         return [p for p in known if p.linear and not p.whole and not of_head(p.name)]
     if meant := roles_in(target):
         return [p for p in known if p.role in meant]
@@ -118,10 +120,13 @@ def missing(model: nn.Module, known: list[TargetMatrix], key: str, target: str) 
     roles = [role for role in ROLES if any(p.role == role for p in known)]
     if roles_in(target) and roles:
         return f"{key}: this model has no role {target!r}. It has: {', '.join(roles)}"
+    linear = "'all-linear', or " if matching(known, ALL_LINEAR) else ""
+    there = f"give {linear}names of its own: {', '.join(ends)}" if ends else "it has none at all"
+    if target == ALL_LINEAR:
+        return f"{key}: this model has no linear layer outside of its head; {there}"
     if roles_in(target):
-        there = f"give 'all-linear', or names of its own: {', '.join(ends)}" if ends else "it has none at all"
         return f"{key}: no matrix of this model has a role such as {target!r}; {there}"
-    return f"{key}: " + unknown("target", target, [*roles, "all-linear", *PRESETS, *ends])
+    return f"{key}: " + unknown("target", target, [*roles, ALL_LINEAR, *PRESETS, *ends])
 
 
 def _unsliced(known: list[TargetMatrix]) -> list[str]:

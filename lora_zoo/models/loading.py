@@ -225,7 +225,7 @@ def _check_direction(settings: Model, config: Any, auto_class: str) -> None:
     if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder:
         raise Encoder(
             f"model.path={settings.path} is an encoder ({config.model_type}), which reads both ways and "
-            "continues no text; take a decoder, or a task of kind classification or regression"
+            "continues no text; take a decoder, or a task of type classification or regression"
         )
 
 

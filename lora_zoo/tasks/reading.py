@@ -70,7 +70,8 @@ def _reading(
     labels = [i["labels"] for i in inputs if isinstance(i.get("labels"), list)]
     tokens = {"least": min(lengths), "median": median(lengths), "most": max(lengths)}
     cut = sum(f.cut for f in fitted)
-    about = {**_information(rows), **about}
+    alike = len(inputs) > 1 and all(i["input_ids"] == inputs[0]["input_ids"] for i in inputs)
+    about = {**_information(rows), **about} | ({"alike": True} if alike else {})
     return Reading(
         {"tokens": tokens, **about, "cut": cut},
         max(*(max(i["input_ids"]) for i in inputs), *(max(label) for label in labels), 0),
@@ -121,6 +122,8 @@ def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
     if len(present) == 1 or (labels and labels["least"] == labels["most"]):
         what = present[0] if present else f"{labels['least']:.6g}"
         found.append(f"{split} holds one label alone, {what}: it tells no two models apart")
+    if about.get("alike"):
+        found.append(f"to the tokenizer all inputs of {split} are the same: it may not be this model's")
     if about.get("cut"):
         found.append(f"{about['cut']} of {size} examples of {split} were cut to task.max_length")
     if about.get("stop_within"):

@@ -299,6 +299,16 @@ def test_a_fused_projection_is_adapted_whole_or_in_parts():
         resolved(module, ["c_attn", "q"])
 
 
+def test_a_model_without_linear_layers_says_what_it_has():
+    convolutions = nn.Sequential(nn.Conv1d(3, 3, 1))
+    for target, said in (
+        ("all-linear", "has no linear layer outside of its head"),
+        ("q", "has a role such as 'q'"),
+    ):
+        with pytest.raises(ValueError, match=f"{said}; give names of its own: 0"):
+            inject(convolutions, "lora", target_modules=[target])
+
+
 def test_excluded_modules_stay_as_they_are():
     module = model("llama")
     assert resolved(module, ["q", "v"], exclude_modules=["v"]) == resolved(module, "q")
