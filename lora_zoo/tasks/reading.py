@@ -101,8 +101,8 @@ def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
         parts.append(f"{about['items']:,} items")
     if "information" in about:
         parts.append(f"{about['information']:,.0f} bits")
-    words = {"cut": "cut", "left_out": "left out by task.sizes", "also_in_train": "also in train"}
-    words |= {"by_heart": "learned by heart"}
+    words = {"cut": "cut", "left_out": "left out by task.sizes", "drawn": "drawn at random"}
+    words |= {"also_in_train": "also in train", "by_heart": "learned by heart"}
     parts += [f"{about[key]:,} {text}" for key, text in words.items() if about.get(key)]
     return f"{split} {size:,} ({', '.join(parts)})"
 
