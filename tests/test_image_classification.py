@@ -1,6 +1,7 @@
 """Image classification: the Hub's two layouts, a tiny ViT against its own processor, a whole run."""
 
 import base64
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_sizes_draw_a_folders_files_from_all_classes_and_the_record_tells(
     (file,) = (tmp_path / "runs").glob("*/result.json")
     assert read_json(file)["data"]["test"].items() >= {"size": 4, "left_out": 4, "drawn": 4}.items()
     assert "drawn" not in read_json(file)["data"]["train"]
+
+
+def test_a_class_that_train_lacks_is_named_with_its_split(photos: Path, vit: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(own / "test" / "dog", own / "test" / "horse")
+    two = ViTForImageClassification.from_pretrained(vit)
+    two.save_pretrained(tmp_path / "two")
+    ViTImageProcessor.from_pretrained(vit).save_pretrained(tmp_path / "two")
+    words = (
+        f"+variant=lora rank=2 task=image_classification task.data_dir={own} steps=1 tracking=none threads=1"
+    )
+    lacks = "test holds 4 examples of the class horse, and train none"
+    refused = run(*words.split(), "task.validation_fraction=0.25", "model=./two", at=tmp_path)
+    assert refused.returncode == 2 and f"the task has 3 classes; {lacks}" in refused.stdout + refused.stderr
+    warned = run(*words.split(), "task.validation_fraction=0.25", f"model={vit}", at=tmp_path)
+    assert warned.returncode == 0 and f"note: {lacks}" in warned.stdout, warned.stderr
 
 
 def test_a_table_with_images_in_it_holds_the_same(photos: Path, tmp_path: Path) -> None:

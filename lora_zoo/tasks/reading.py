@@ -113,6 +113,17 @@ def _classes(classes: Mapping[str, int]) -> str:
     return " ".join(f"{name}:{count:,}" for name, count in classes.items())
 
 
+def untaught(read: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on each class, by the account of all splits, of which train has no example."""
+    train = read["train"].get("classes", {})
+    return [
+        f"{split} holds {count:,} examples of the class {name}, and train none"
+        for split, about in read.items()
+        for name, count in about.get("classes", {}).items()
+        if count and not train.get(name)
+    ]
+
+
 def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:
     """Sentences on a split that a reader of the numbers has to know."""
     present = [name for name, count in about.get("classes", {}).items() if count]
