@@ -134,6 +134,7 @@ def test_what_a_search_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, caps
         ("lr=tag(logg,interval(1e-3,1))",): "unknown tag 'logg'; the only one is log",
         ("rank=tag(log,choice(2,4))",): "words have no logarithm",
         ("rank=tag(log,range(2,17,2))",): "no steps of 2; give an interval",
+        ("lr=1e-3", "task.lr=interval(1e-4,1)"): "has no effect: it is a default, and lr=0.001 takes its",
         ("seed=range(3)",): "seed is not searched",
         ("eval_splits=choice([test],[validation])",): "eval_splits is not searched: no training",
         ("out=choice(a,b)",): "out is not searched",
