@@ -25,11 +25,13 @@ from tests.test_rates import SMALL
 
 
 class MadeUp:
-    """Stands for the runner: writes records of runs that nobody trains. `returned` is what sweepers read."""
+    """Stands for the runner: writes records of runs that nobody trains. `returned` is what sweepers read,
+    `expected` the number of jobs that the sweep told of when each began."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: list[dict] = []
         self.returned: list[float | None] = []
+        self.expected: list[int] = []
         self.monkeypatch, self.usual = monkeypatch, recorded("variant=lora")
         monkeypatch.setattr(runner, "run", self.run)
         read, write = JobReturn.return_value.fget, JobReturn.return_value.fset
@@ -42,6 +44,7 @@ class MadeUp:
 
     def run(self, spec, sweep=None, **_):
         folder = Path(sweep) / f"{spec.name}-{spec.identity}"
+        self.expected.append(int((folder.parent / ".jobs").read_text()))
         if (folder / "result.json").is_file():
             return 0
         about = {"name": spec.name, "identity": spec.identity, "made_of": spec.made_of}
@@ -97,6 +100,7 @@ def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypa
     made = MadeUp(monkeypatch)
     words = (*SEARCH, "rank=choice(2,4)", "hydra.sweeper.n_trials=4")
     assert made.typed(*words) == 0
+    assert made.expected == [10] * 10, "all trials and the runs at their best are counted from the first on"
     said = capsys.readouterr().out
     trials = [run for run in made.runs if run["config"]["trial"]]
     assert {run["seed"] for run in trials} == {1000}
