@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -205,6 +206,28 @@ def test_a_killed_search_suggests_what_it_would_have(tmp_path, optuna):
         return found
 
     assert search(tmp_path / "a", killed=False) == search(tmp_path / "b", killed=True)
+
+
+@pytest.mark.parametrize("torn", [1, 20])
+def test_a_torn_last_line_of_the_journal_is_cut_and_another_one_is_named(tmp_path, optuna, capsys, torn):
+    file, wanted = tmp_path / study.FILE, dimensions("rank=int(interval(1,1000))")
+
+    def opened() -> study.Study:
+        return study.Study(tmp_path, "all", higher=True, sampler="random", pruner="none", seed=0)
+
+    first = opened().ask(wanted)
+    first.tell("done", 0.5)
+    os.truncate(file, file.stat().st_size - torn)
+    again = opened().ask(wanted)
+    assert f"{file}: its last line was torn and is cut off" in capsys.readouterr().err
+    assert (again.trial.number, again.values) == (0, first.values), "the trial whose end was lost"
+    again.tell("done", 0.5)
+    assert opened().ended == 1
+    assert capsys.readouterr().err == ""
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1][:9] + "\n", *lines[2:]]))
+    with pytest.raises(ValueError, match=rf"{file}: line 2 is damaged .*; take the file away"):
+        opened()
 
 
 def test_of_equal_scores_the_better_likelihood_is_chosen(tmp_path, optuna):
