@@ -109,6 +109,11 @@ def test_a_folder_is_judged_as_the_models_own_extractor_and_classes_do(sounds: P
         kind.encode(splits["train"][0])
 
 
+def test_sizes_draw_a_folders_files_from_all_classes(sounds: Path) -> None:
+    few = load_splits(task(data_dir=str(sounds), sizes={"test": 2}))
+    assert few.cuts == {"test": {"left_out": 2, "drawn": 2}} and {*few["test"]["label"]} == {0, 1}
+
+
 def test_a_table_with_sounds_in_it_holds_the_same(sounds: Path, tmp_path: Path) -> None:
     """Parquet, as the Hub keeps sounds: their bytes in the table, classes by number."""
     folder = load_splits(task(data_dir=str(sounds)))

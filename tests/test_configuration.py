@@ -366,6 +366,20 @@ def test_a_sweep_is_checked_value_by_value() -> None:
     assert [s.target_modules for s in jobs] == [["q"], ["q", "v"], ["q"]]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lr=${mul:2,${task.lr}} task.lr=1e-3,2e-3",
+        "variant=lora,full task.lr=1e-3,2e-3",
+        "recipe=lora_roberta_glue,lora_gpt2_nlg task.lr=1e-3,2e-3",
+        "lr=1e-3 task.lr=2e-3 rank=2,4",
+        "epochs=null task.steps=10,20",
+    ],
+)
+def test_a_default_of_the_task_may_be_swept_where_a_run_takes_it(words: str) -> None:
+    assert precheck.check(command_line.rewritten(["-m", *words.split()])[1:], multirun=True)
+
+
 def test_sweep_names_are_readable_and_tell_sweeps_apart() -> None:
     one = command_line.sweep_name(["-m", "variant=lora,dora", "rank=1,2"])
     other = command_line.sweep_name(["-m", "variant=lora,dora", "rank=1,4"])

@@ -1,6 +1,7 @@
 """Image classification: the Hub's two layouts, a tiny ViT against its own processor, a whole run."""
 
 import base64
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,38 @@ def test_a_folder_is_judged_as_the_models_own_processor_and_classes_do(photos: P
         assert outcome["nll"] == pytest.approx(-log_p[outcome["reference"]].item(), rel=1e-5)
 
 
+def test_sizes_draw_a_folders_files_from_all_classes_and_the_record_tells(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    whole = load_splits(task(data_dir=str(photos)))["test"]
+    four, five = (load_splits(task(data_dir=str(photos), sizes={"test": n}))["test"] for n in (4, 5))
+    assert {*four["label"]} == {0, 1} and whole["label"][:4] == [0] * 4
+    assert five["image"][:4] == four["image"] and {*five["image"]} < {*whole["image"]}
+    words = f"+variant=lora rank=2 task=image_classification task.data_dir={photos} model={vit} steps=1"
+    more = "task.sizes.test=4 task.validation_fraction=0.25 seed=1 tracking=none threads=1"
+    done = run(*words.split(), *more.split(), at=tmp_path)
+    assert "(cat:2 dog:2, 4 left out by task.sizes, 4 drawn at random)" in done.stdout, done.stderr
+    (file,) = (tmp_path / "runs").glob("*/result.json")
+    assert read_json(file)["data"]["test"].items() >= {"size": 4, "left_out": 4, "drawn": 4}.items()
+    assert "drawn" not in read_json(file)["data"]["train"]
+
+
+def test_a_class_that_train_lacks_is_named_with_its_split(photos: Path, vit: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(own / "test" / "dog", own / "test" / "horse")
+    two = ViTForImageClassification.from_pretrained(vit)
+    two.save_pretrained(tmp_path / "two")
+    ViTImageProcessor.from_pretrained(vit).save_pretrained(tmp_path / "two")
+    words = (
+        f"+variant=lora rank=2 task=image_classification task.data_dir={own} steps=1 tracking=none threads=1"
+    )
+    lacks = "test holds 4 examples of the class horse, and train none"
+    refused = run(*words.split(), "task.validation_fraction=0.25", "model=./two", at=tmp_path)
+    assert refused.returncode == 2 and f"the task has 3 classes; {lacks}" in refused.stdout + refused.stderr
+    warned = run(*words.split(), "task.validation_fraction=0.25", f"model={vit}", at=tmp_path)
+    assert warned.returncode == 0 and f"note: {lacks}" in warned.stdout, warned.stderr
+
+
 def test_a_table_with_images_in_it_holds_the_same(photos: Path, tmp_path: Path) -> None:
     """Parquet, as the Hub keeps images: their bytes in the table, classes by number."""
     folder = load_splits(task(data_dir=str(photos)))
@@ -95,6 +128,8 @@ def test_a_table_with_images_in_it_holds_the_same(photos: Path, tmp_path: Path) 
     columns = {"image": "img", "label": "fine"}
     table = load_splits(task(dataset="parquet", data_dir=str(tmp_path), data_files=files, columns=columns))
     assert fingerprint(table) == fingerprint(folder)  # wherever the files lie
+    first = {"data_dir": str(tmp_path), "data_files": files, "columns": columns, "sizes": {"test": 5}}
+    assert load_splits(task(dataset="parquet", **first))["test"]["image"] == table["test"]["image"][:5]
     kind = TASK_TYPES["image_classification"](task(), None, table)
     assert kind.labels == list(KINDS)
 

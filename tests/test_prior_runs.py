@@ -111,6 +111,22 @@ def test_a_merge_of_which_nothing_trains_says_that_it_writes_no_model(priors: Pa
     assert not (folder / "merged").exists()
 
 
+def test_a_router_has_no_one_update_and_the_error_tells_where_updates_are(
+    priors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [word for word in words(priors, "one") if not word.startswith(("+variant", "lora_dropout"))]
+    made = run(*own, "+variant=composed", "variant.composition=xlora", at=tmp_path)
+    assert made.returncode == 0, made.stdout + made.stderr
+    adapter = ended(tmp_path / "one")[0] / "adapter"
+    with pytest.raises(SystemExit) as end:
+        spectra([str(adapter.parent)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and "xlora composes prior adapters and has no ΔW of its own" in line
+    assert line.endswith(f"python -m lora_zoo.spectra {adapter}/prior/*")
+    spectra([str(folder) for folder in sorted((adapter / "prior").iterdir())])
+    assert "q_proj" in capsys.readouterr().out
+
+
 def test_what_a_prior_holds_is_part_of_the_identity_and_its_place_is_not(
     priors: Path, tmp_path: Path
 ) -> None:

@@ -135,9 +135,9 @@ def test_a_text_column_is_what_the_file_says(engine: str, written: list[str], tm
     rows = [row for data in splits.values() for row in data]
     assert sorted(row["prompt"] for row in rows) == sorted(written)
     assert {row["label"] for row in rows} == {text.strip() for text in written}
-    assert splits.left_out == {}
+    assert splits.cuts == {}
     few = load_splits(dataclasses.replace(mine, sizes={"train": 1}))
-    assert few.left_out == ({"train": len(splits["train"]) - 1} if len(splits["train"]) > 1 else {})
+    assert few.cuts == ({"train": {"left_out": len(splits["train"]) - 1}} if len(splits["train"]) > 1 else {})
 
 
 @settings(deadline=None, max_examples=40)

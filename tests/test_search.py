@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -25,11 +26,13 @@ from tests.test_rates import SMALL
 
 
 class MadeUp:
-    """Stands for the runner: writes records of runs that nobody trains. `returned` is what sweepers read."""
+    """Stands for the runner: writes records of runs that nobody trains. `returned` is what sweepers read,
+    `expected` the number of jobs that the sweep told of when each began."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: list[dict] = []
         self.returned: list[float | None] = []
+        self.expected: list[int] = []
         self.monkeypatch, self.usual = monkeypatch, recorded("variant=lora")
         monkeypatch.setattr(runner, "run", self.run)
         read, write = JobReturn.return_value.fget, JobReturn.return_value.fset
@@ -42,6 +45,7 @@ class MadeUp:
 
     def run(self, spec, sweep=None, **_):
         folder = Path(sweep) / f"{spec.name}-{spec.identity}"
+        self.expected.append(int((folder.parent / ".jobs").read_text()))
         if (folder / "result.json").is_file():
             return 0
         about = {"name": spec.name, "identity": spec.identity, "made_of": spec.made_of}
@@ -97,6 +101,7 @@ def test_each_variant_gets_a_search_of_as_many_configurations(tmp_path, monkeypa
     made = MadeUp(monkeypatch)
     words = (*SEARCH, "rank=choice(2,4)", "hydra.sweeper.n_trials=4")
     assert made.typed(*words) == 0
+    assert made.expected == [10] * 10, "all trials and the runs at their best are counted from the first on"
     said = capsys.readouterr().out
     trials = [run for run in made.runs if run["config"]["trial"]]
     assert {run["seed"] for run in trials} == {1000}
@@ -134,6 +139,7 @@ def test_what_a_search_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, caps
         ("lr=tag(logg,interval(1e-3,1))",): "unknown tag 'logg'; the only one is log",
         ("rank=tag(log,choice(2,4))",): "words have no logarithm",
         ("rank=tag(log,range(2,17,2))",): "no steps of 2; give an interval",
+        ("lr=1e-3", "task.lr=interval(1e-4,1)"): "has no effect: it is a default, and lr=0.001 takes its",
         ("seed=range(3)",): "seed is not searched",
         ("eval_splits=choice([test],[validation])",): "eval_splits is not searched: no training",
         ("out=choice(a,b)",): "out is not searched",
@@ -200,6 +206,28 @@ def test_a_killed_search_suggests_what_it_would_have(tmp_path, optuna):
         return found
 
     assert search(tmp_path / "a", killed=False) == search(tmp_path / "b", killed=True)
+
+
+@pytest.mark.parametrize("torn", [1, 20])
+def test_a_torn_last_line_of_the_journal_is_cut_and_another_one_is_named(tmp_path, optuna, capsys, torn):
+    file, wanted = tmp_path / study.FILE, dimensions("rank=int(interval(1,1000))")
+
+    def opened() -> study.Study:
+        return study.Study(tmp_path, "all", higher=True, sampler="random", pruner="none", seed=0)
+
+    first = opened().ask(wanted)
+    first.tell("done", 0.5)
+    os.truncate(file, file.stat().st_size - torn)
+    again = opened().ask(wanted)
+    assert f"{file}: its last line was torn and is cut off" in capsys.readouterr().err
+    assert (again.trial.number, again.values) == (0, first.values), "the trial whose end was lost"
+    again.tell("done", 0.5)
+    assert opened().ended == 1
+    assert capsys.readouterr().err == ""
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1][:9] + "\n", *lines[2:]]))
+    with pytest.raises(ValueError, match=rf"{file}: line 2 is damaged .*; take the file away"):
+        opened()
 
 
 def test_of_equal_scores_the_better_likelihood_is_chosen(tmp_path, optuna):

@@ -279,6 +279,17 @@ def test_wandb_is_silent_and_writes_under_its_folder(tmp_path: Path) -> None:
     assert not list(home.rglob("*wandb*")) and {p.name for p in tmp_path.iterdir()} <= {"home", "run"}
 
 
+@pytest.mark.parametrize("name", ["runner", "dry_run"])
+def test_transformers_does_not_say_that_wandb_is_offline(name: str) -> None:
+    """It prints this when its trainer is imported, by whichever module of ours comes first."""
+    code = f"import lora_zoo.training.{name}, sys; assert 'transformers.trainer' in sys.modules"
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_auto_is_online_only_with_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()
     assert not wandb_session.logged_in() and not wandb_session.goes_online("auto")

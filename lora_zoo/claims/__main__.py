@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lora_zoo.claims import LedgerEntry
+    from lora_zoo.claims.registry import Claim
 
 KEPT = "experiments"
 
@@ -37,34 +38,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--details", action="store_true", help="what each claim says, and what was found")
     given = parser.parse_args(arguments)
     with on_the_terminal():
-        from lora_zoo.claims import ledger
+        from lora_zoo.claims import claims, ledger
 
-        before_reading = argparse.Namespace(**vars(given) | {"status": None})
-        asked = kept(ledger(), before_reading)
-        entries = kept(ledger(runs_of(given.sources), {entry.id for entry in asked}), given)
+        asked = asked_for([*claims().values()], given)  # before any run is read
+        entries = of_status(ledger(runs_of(given.sources), {claim.id for claim in asked}), given.status)
         print_ledger(entries, given.format, details=given.details)
 
 
-def kept(entries: "Sequence[LedgerEntry]", filters: argparse.Namespace) -> "list[LedgerEntry]":
-    """The entries that every filter keeps; ValueError where none is left."""
-    status = (filters.status or "").replace("_", " ")
+def asked_for(claims: "Sequence[Claim]", filters: argparse.Namespace) -> "list[Claim]":
+    """The claims that every filter keeps, whatever their verdicts; ValueError where none is left."""
     left = [
-        entry
-        for entry in entries
-        if (not filters.claim or fnmatch.fnmatch(entry.id, filters.claim))
-        and (not filters.paper or filters.paper in entry.paper)
-        and (not status or entry.verdict.status == status)
-        and (not filters.experiment or entry.needs == filters.experiment)
+        claim
+        for claim in claims
+        if (not filters.claim or fnmatch.fnmatch(claim.id, filters.claim))
+        and (not filters.paper or filters.paper in claim.paper)
+        and (not filters.experiment or claim.needs == filters.experiment)
     ]
     if not left:
-        raise ValueError(f"none of {len(entries)} claims is left by the filters{_nearest(entries, filters)}")
+        raise ValueError(f"none of {len(claims)} claims is left by the filters{_nearest(claims, filters)}")
     return left
 
 
-def _nearest(entries: "Sequence[LedgerEntry]", filters: argparse.Namespace) -> str:
+def of_status(entries: "list[LedgerEntry]", status: str | None) -> "list[LedgerEntry]":
+    """The entries of a verdict, all where none is named; ValueError where none is left."""
+    left = [entry for entry in entries if not status or entry.verdict.status == status.replace("_", " ")]
+    if not left:
+        raise ValueError(f"none of {len(entries)} claims is left by the filters")
+    return left
+
+
+def _nearest(claims: "Sequence[Claim]", filters: argparse.Namespace) -> str:
     """The names nearest to one that no claim has."""
-    ids = [entry.id for entry in entries]
-    experiments = {entry.needs for entry in entries if entry.command.endswith(f"+experiment={entry.needs}")}
+    ids = [claim.id for claim in claims]
+    experiments = {claim.needs for claim in claims if claim.command.endswith(f"+experiment={claim.needs}")}
     if filters.experiment and filters.experiment not in experiments:
         return ": " + unknown("experiment", filters.experiment, sorted(experiments))
     if filters.claim and not fnmatch.filter(ids, filters.claim):

@@ -29,6 +29,7 @@ from lora_zoo.config.outside import TARGET
 from lora_zoo.config.schema import KEYS, Settings
 from lora_zoo.config.space import dimension, is_searched, samples
 from lora_zoo.config.spec import FLAT, variant_of
+from lora_zoo.config.task_defaults import swept_without_effect, unused
 from lora_zoo.config.validate import resolved
 from lora_zoo.core.errors import unknown
 
@@ -69,9 +70,13 @@ def check(overrides: Sequence[str], *, multirun: bool) -> list[Settings]:
         searched = is_searched if sweeper and sweeper[-1] not in EXHAUSTIVE else lambda _: False
         jobs = list(_representatives(tasks, searched)) if multirun else [[str(o.input_line) for o in tasks]]
         given = {o.key_or_group for o in parsed}
+        idle = []
         for job in jobs:
-            _CHECKED[tuple(job)] = settings = _compose(job)
-            _check_budget(settings, given)
+            _CHECKED[tuple(job)], unused_here = _compose(job)
+            idle.append(unused_here)
+            _check_budget(_CHECKED[tuple(job)], given)
+        if complaint := swept_without_effect([o for o in tasks if o.is_sweep_override()], idle):
+            raise Mistake(complaint)
         return [_CHECKED[tuple(job)] for job in jobs]
 
 
@@ -107,7 +112,7 @@ def settings_of_job(overrides: Sequence[str]) -> Settings:
 
     ValueError for what cannot be run.
     """
-    return _CHECKED.get(tuple(overrides)) or _compose(overrides)
+    return _CHECKED.get(tuple(overrides)) or _compose(overrides)[0]
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -195,10 +200,12 @@ def _ends(sweep: RangeSweep) -> bool:
     return bool(step) and all(map(math.isfinite, (start, stop, step))) and (stop - start) / step <= _MOST
 
 
-def _compose(job: Sequence[str]) -> Settings:
+def _compose(job: Sequence[str]) -> tuple[Settings, dict[str, str]]:
+    """The settings of a job, and what it leaves `unused`."""
     try:
-        with _with_values(job) as config:
-            return _resolved(config or compose("config", overrides=list(job)))
+        with _with_values(job) as updated:
+            config = updated or compose("config", overrides=list(job))
+            return _resolved(config), unused(config)
     except Mistake:
         raise
     except TROUBLE as error:

@@ -119,7 +119,9 @@ class Task:
     validation_fraction: float = key(
         0.1, "part of train held out where there is no validation split", above=0, below=1
     )
-    sizes: dict[str, int] = key({}, "split: the largest number of examples", least=1)
+    sizes: dict[str, int] = key(
+        {}, "split: the most examples; a table gives its first, a folder of classes some at random", least=1
+    )
     columns: dict[str, str] = key({}, "text, text_pair and label, prompt and target, …: the data's columns")
     template: str = key("{prompt}", "the model's input, from the data's columns in braces")
     chat_template: str | None = key(

@@ -37,6 +37,10 @@ class Encoder(ValueError):
     """An encoder was given where a causal language model is needed."""
 
 
+class OtherSize(ValueError):
+    """A weight has another size in the model's files, as a head of another number of classes has."""
+
+
 def source(settings: Model) -> str:
     """The model's source: the embedded folder, a local one, or a name on the Hub."""
     return str(HUB) if settings.path == "pocket" else settings.path
@@ -101,7 +105,8 @@ def load_model(
             **_where(settings),
         )
     except Exception as error:  # readers of damaged files raise what they please
-        raise ValueError(_unreachable(settings, error)) from error
+        kind = OtherSize if "ignore_mismatched_sizes" in str(error) else ValueError
+        raise kind(_unreachable(settings, error)) from error
     _check_direction(settings, model.config, auto_class)
     _check_devices(settings, getattr(model, "hf_device_map", {}))
     resized = [key for key, *_ in info["mismatched_keys"]]

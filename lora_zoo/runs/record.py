@@ -41,7 +41,8 @@ Times are seconds, sizes bytes.
 | retention | of (the text), tokens; before, after: loss on it, nats a token; or why it was not measured |
 | stages | of a program: per stage variant, steps, seed, inject, then, adapter, timings, logs of `history` |
 | updates | per changed matrix: shape, norms, ranks, change of rows (magnitude, direction), singular values |
-| data | split: size, content hash, left_out (by task.sizes); of those in use tokens (least, median, most), |
+| data | split: size, content hash, left_out (by task.sizes) and, of a folder of classes, drawn (rows taken |
+| | at random, the same for all runs); of those in use tokens (least, median, most), |
 | | classes (examples of each) or labels (least, mean, most), items (where several examples are one), and |
 | | information (bits, of all answers, where the data say it of each), and the number of examples that are |
 | | cut, also_in_train (of a task learned by_heart that), or have task.stop within their target |

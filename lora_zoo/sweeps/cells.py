@@ -1,12 +1,18 @@
 """The cells of a sweep, by their overrides."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from lora_zoo.config.spec import RunSpec
 
 Overrides = Sequence[str]
-Launch = Callable[[list[Overrides]], None]
-"""Runs jobs by their overrides."""
+
+
+class Launch(Protocol):
+    def __call__(self, jobs: list[Overrides], later: int = 0, /) -> None:
+        """Run jobs by their overrides; so many more are to come, as far as is known."""
+
+
 Specify = Callable[[Overrides], RunSpec | None]
 """A job's run; None where it cannot be run as given."""
 

@@ -15,9 +15,10 @@ class PlannedSweeper(BasicSweeper):
         super().__init__(max_batch_size=None)
         self.launched = 0
 
-    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
+    def _launch(self, jobs: Sequence[Sequence[str]], later: int = 0) -> None:
+        """Run the jobs, after which so many more are to come as far as the plan knows."""
         assert self.launcher is not None and self.config is not None
         first, self.launched = self.launched, self.launched + len(jobs)
-        expect(Path(str(self.config.hydra.sweep.dir)), self.launched)
+        expect(Path(str(self.config.hydra.sweep.dir)), self.launched + later)
         for returned in self.launcher.launch(jobs, initial_job_idx=first):
             _ = returned.return_value  # raises what broke the job

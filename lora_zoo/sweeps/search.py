@@ -157,8 +157,9 @@ class Search:
         """Run the next trials of each cell, and tell its study; False where one has come to no end."""
         asked: list[tuple[_SearchedCell, SearchTrial, RunSpec | None]] = []
         jobs: dict[str, Overrides] = {}
-        for cell in cells:
-            for _ in range(min(self.plan.n_jobs, self.plan.n_trials - cell.study.ended)):
+        left = [self.plan.n_trials - cell.study.ended for cell in cells]
+        for cell, trials in zip(cells, left, strict=True):
+            for _ in range(min(self.plan.n_jobs, trials)):
                 trial = cell.study.ask(self.dimensions)
                 job = with_keys(cell.overrides, {**TRIAL, "seed": self.plan.seed, **trial.values})
                 spec = specify(job)
@@ -171,7 +172,7 @@ class Search:
         }
         WATCHED.update(watched)
         try:
-            launch(list(jobs.values()))
+            launch(list(jobs.values()), sum(left) - len(asked) + len(self.cells))
         finally:
             for identity in watched:
                 del WATCHED[identity]

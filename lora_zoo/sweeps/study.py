@@ -6,6 +6,8 @@ it would have suggested, and cells begin with the same values.
 """
 
 import importlib.util
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -13,6 +15,7 @@ from typing import Any, Literal, final
 from lora_zoo.config.space import Dimension
 from lora_zoo.core.errors import unknown
 from lora_zoo.core.seeding import derived_seed
+from lora_zoo.terminal import say
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler"}
 PRUNERS = {
@@ -47,6 +50,7 @@ class Study:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _check_journal(folder / FILE)
         self.higher, self.seed, self.sampler = higher, seed, getattr(optuna.samplers, SAMPLERS[sampler])
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder / FILE))),
@@ -97,6 +101,26 @@ class Study:
 
     def _trials(self) -> list[Any]:
         return list(self.study.get_trials(deepcopy=False))
+
+
+def _check_journal(file: Path) -> None:
+    """Cut a last line that a killed process left torn, to which Optuna would append the next one.
+
+    ValueError for any other line that it could not read.
+    """
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if not (isinstance(json.loads(line), dict) and line.endswith(b"\n")):
+                raise ValueError("it is no object that ends its line")
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"{file}: line {number} is damaged ({error}); take the file away, and the same command "
+                    "searches anew, without running again what is finished"
+                ) from error
+            os.truncate(file, file.stat().st_size - len(line))
+            say(f"{file}: its last line was torn and is cut off; the search goes on from the line before")
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,10 @@ def _of_files(files: Sequence[Path], every: Sequence[Path]) -> Any:
         "label": [file.parent.name for file in files],
     }
     held = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-    return datasets.Dataset.from_dict(cells, datasets.Features(audio=held, label=classes))
+    features = datasets.Features(audio=held, label=classes)
+    return datasets.Dataset.from_dict(
+        cells, info=datasets.DatasetInfo(features=features, builder_name="audiofolder")
+    )
 
 
 def sound(content: bytes) -> Sound:

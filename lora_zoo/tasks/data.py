@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 # One data set for every run and seed: what differs between seeds is the order in which it is seen.
 _DATA_SEED = 0
+_FOLDERS = ("imagefolder", "audiofolder")
+"""Readers of folders of classes, which give one class after the other."""
 
 
 class Splits(dict[str, "Dataset"]):
-    """The splits of a task by name, in `SPLITS`' order, and the number that `task.sizes` left out of each."""
+    """The splits of a task by name, in `SPLITS`' order, and how `task.sizes` cut each that it did."""
 
-    left_out: Mapping[str, int] = {}
+    cuts: Mapping[str, Mapping[str, int]] = {}
 
 
 def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
@@ -57,8 +59,7 @@ def load_splits(task: Task, judged: Collection[str] = SPLITS) -> Splits:
     if "validation" not in named:
         named |= _held_out(task, named["train"])
     found = Splits({name: _sized(task, name, named[name]) for name in SPLITS if name in named})
-    left = {name: len(named[name]) - len(data) for name, data in found.items()}
-    found.left_out = {name: number for name, number in left.items() if number}
+    found.cuts = {name: cut for name, data in found.items() if (cut := _cut(named[name], data))}
     return found
 
 
@@ -189,8 +190,21 @@ def _optional(task: Task) -> set[str]:
 
 def _sized(task: Task, split: str, data: Dataset) -> Dataset:
     size = task.sizes.get("train" if task.by_heart else split)
-    data = data.select(range(min(size, len(data)))) if size else data
+    if size and size < len(data):
+        data = data.shuffle(seed=_DATA_SEED, keep_in_memory=True) if _by_class(data) else data
+        data = data.select(range(size))
     return data.add_column("item", list(range(len(data))))
+
+
+def _by_class(data: Dataset) -> bool:
+    """True for a folder of classes, whose first rows are all of one; tables are taken as they are."""
+    return data.builder_name in _FOLDERS
+
+
+def _cut(whole: Dataset, data: Dataset) -> dict[str, int]:
+    """The number of rows left out, and of those that were drawn at random; {} where all are there."""
+    left = len(whole) - len(data)
+    return ({"left_out": left} | ({"drawn": len(data)} if _by_class(whole) else {})) if left else {}
 
 
 def _check_names(task: Task) -> None:

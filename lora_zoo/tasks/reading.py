@@ -102,8 +102,8 @@ def in_words(split: str, size: int, about: Mapping[str, Any]) -> str:
         parts.append(f"{about['items']:,} items")
     if "information" in about:
         parts.append(f"{about['information']:,.0f} bits")
-    words = {"cut": "cut", "left_out": "left out by task.sizes", "also_in_train": "also in train"}
-    words |= {"by_heart": "learned by heart"}
+    words = {"cut": "cut", "left_out": "left out by task.sizes", "drawn": "drawn at random"}
+    words |= {"also_in_train": "also in train", "by_heart": "learned by heart"}
     parts += [f"{about[key]:,} {text}" for key, text in words.items() if about.get(key)]
     return f"{split} {size:,} ({', '.join(parts)})"
 
@@ -112,6 +112,17 @@ def _classes(classes: Mapping[str, int]) -> str:
     if len(classes) > MOST_CLASSES:
         return f"{len(classes)} classes of {min(classes.values()):,} to {max(classes.values()):,}"
     return " ".join(f"{name}:{count:,}" for name, count in classes.items())
+
+
+def untaught(read: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on each class, by the account of all splits, of which train has no example."""
+    train = read["train"].get("classes", {})
+    return [
+        f"{split} holds {count:,} examples of the class {name}, and train none"
+        for split, about in read.items()
+        for name, count in about.get("classes", {}).items()
+        if count and not train.get(name)
+    ]
 
 
 def findings(split: str, about: Mapping[str, Any], size: int) -> list[str]:

@@ -21,13 +21,13 @@ from lora_zoo.injection.targets import head_names
 from lora_zoo.metrics import MetricFacts, try_out
 from lora_zoo.metrics import load as load_metric
 from lora_zoo.models.base import warn_of_another_base
-from lora_zoo.models.loading import Loaded, source
+from lora_zoo.models.loading import Loaded, OtherSize, source
 from lora_zoo.models.merging import merge, refuse_unmergeable
 from lora_zoo.runs.record import Record
 from lora_zoo.runs.tracking import Tracker, open_tracker
 from lora_zoo.tasks.forgetting import AUTO, HeldOutLoss, held_out, is_measured, reads_on
 from lora_zoo.tasks.judgeable import NotFinite
-from lora_zoo.tasks.reading import findings, in_words
+from lora_zoo.tasks.reading import findings, in_words, untaught
 from lora_zoo.training.arguments import training_arguments
 from lora_zoo.training.before_training import key_of
 from lora_zoo.training.calibration import has_trained, inject_calibrated
@@ -180,6 +180,7 @@ class Experiment:
         read = data.fingerprint
         parts = [in_words(split, read[split]["size"], read[split]) for split in data.splits]
         found = [text for s in data.splits for text in findings(s, read[s], read[s]["size"])]
+        found += untaught(read)
         size, asked = len(data.encoded), self.settings.batch_size
         if size < asked:
             found.append(f"train has {size} examples, less than batch_size={asked}: each step sees them all")
@@ -221,7 +222,12 @@ class Experiment:
         self.record.tell(
             *(f"train has {n} examples of {run} as well (replay)" for run, n in replayed.items())
         )
-        loaded = resources.base(settings, data, derived_seed("head", settings.seed))
+        try:
+            loaded = resources.base(settings, data, derived_seed("head", settings.seed))
+        except OtherSize as error:
+            names = kind.head().get("id2label", {})
+            classes = [f"the task has {len(names)} classes"] if names else []
+            raise OtherSize("; ".join([str(error), *classes, *untaught(data.fingerprint)])) from error
         check_inputs(loaded.model, data.readings)
         return data, loaded
 

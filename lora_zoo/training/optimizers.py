@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from lora_zoo.core.errors import unknown
 from lora_zoo.training.flora import Flora
+from lora_zoo.training.transformers_trainer import Trainer
 
 Groups = Iterable[Mapping[str, Any]]
 LIBRARY = "pytorch_optimizer"

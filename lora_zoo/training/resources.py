@@ -56,10 +56,10 @@ class TaskData:
     @cached_property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Size and hash of every split, with how it was read if it is used."""
-        left = {name: {"left_out": number} for name, number in self._loaded.left_out.items()}
+        cuts = self._loaded.cuts
         read = {name: reading.about for name, reading in self.readings.items()}
         found = fingerprint(self._loaded).items()
-        return {name: about | read.get(name, {}) | left.get(name, {}) for name, about in found}
+        return {name: about | read.get(name, {}) | dict(cuts.get(name, {})) for name, about in found}
 
     def with_examples(self, encoded: list[Example]) -> "TaskData":
         """The same data with these training examples, as tokens, in the place of its own."""

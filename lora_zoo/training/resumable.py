@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from lora_zoo.core.bounded_json import read_json
+from lora_zoo.training.transformers_trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 LARGEST = 1 << 28
 _PROGRESS = {

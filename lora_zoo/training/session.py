@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from safetensors.torch import save_file
 from transformers import TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
-from transformers.trainer import TRAINER_STATE_NAME
 
 from lora_zoo.config.schema import Settings
 from lora_zoo.core.processes import current
@@ -35,6 +33,11 @@ from lora_zoo.training.state import REQUIRED
 from lora_zoo.training.timing import TRAINING, StageTimer
 from lora_zoo.training.together import Alike, of_part
 from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.training.transformers_trainer import (
+    TRAINER_STATE_NAME,
+    get_reporting_integration_callbacks,
+    rewrite_logs,
+)
 
 
 class RunContext(NamedTuple):

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import TrainerCallback
 
 from lora_zoo.formats.description import WEIGHTS
 from lora_zoo.formats.native import save_adapter
@@ -17,6 +16,7 @@ from lora_zoo.injection.inject import Injection
 from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.resumable import flaw_of_content
 from lora_zoo.training.timing import StepTimer
+from lora_zoo.training.transformers_trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, Trainer
 
 TENSORS = {"adapter": WEIGHTS, "hooks": "method.safetensors", "buffers": "buffers.safetensors"}
 PROGRESS = "progress.json"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback
 
 from lora_zoo.core.hooks import Progress
 from lora_zoo.core.processes import current
@@ -29,6 +28,7 @@ from lora_zoo.training.optimizers import needs_graph, optimizer_of
 from lora_zoo.training.ranks import RankRecorder
 from lora_zoo.training.state import TrainState
 from lora_zoo.training.together import Borrowed
+from lora_zoo.training.transformers_trainer import TRAINER_STATE_NAME, Trainer
 
 _log = logging.getLogger("lora_zoo")
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lora_zoo.core.bounded_json import read_json
 from lora_zoo.core.errors import unknown
 from lora_zoo.formats.description import DESCRIPTION, read_description
-from lora_zoo.formats.native import inject_saved, read_adapter
+from lora_zoo.formats.native import PRIOR, inject_saved, read_adapter
+from lora_zoo.formats.peft.forms import SavedAdapter
 from lora_zoo.injection.inject import Injection
 from lora_zoo.injection.roles import role_of
 from lora_zoo.models.base import PEFT, adapter_in, base_of
@@ -135,11 +136,22 @@ def _loaded(folder: Path, model: str | None, trust_remote_code: bool = False) ->
 def _on(
     network: nn.Module, folder: Path, label: str, alpha: float | None = None, enable: Sequence[str] = ()
 ) -> AdapterUpdates:
-    known = read_adapter(network, folder, alpha=alpha, enable=enable)._replace(prior=())  # ΔW is its own
-    updates = AdapterUpdates(label, inject_saved(network, known))
+    updates = AdapterUpdates(label, inject_saved(network, _alone(network, folder, alpha, enable)))
     if not updates:
         raise ValueError(f"{folder}: {updates.variant} changes no matrix")
     return updates
+
+
+def _alone(network: nn.Module, folder: Path, alpha: float | None, enable: Sequence[str]) -> SavedAdapter:
+    """The adapter without those on which it was trained. ValueError for one that only composes them."""
+    known = read_adapter(network, folder, alpha=alpha, enable=enable)
+    if known.prior and known.plan.variant.hooks.needs_priors:
+        how = known.plan.hyperparameters["composition"]
+        raise ValueError(
+            f"{folder}: {how} composes prior adapters and has no ΔW of its own: a router weighs theirs by "
+            f"the input. Read theirs instead: python -m lora_zoo.spectra {folder / PRIOR}/*"
+        )
+    return known._replace(prior=())
 
 
 def checkpoints(run: str | Path) -> dict[int, Path]:
@@ -188,7 +200,7 @@ def _from_factors(
             f"{folder}: it holds tensors of its base, which only the base's weights tell from trained"
         )
     network = model_without_weights(folder, model, enable)
-    known = read_adapter(network, folder, alpha=alpha, enable=enable)._replace(prior=())  # ΔW is its own
+    known = _alone(network, folder, alpha, enable)
     if known.init_from_base:
         raise NeedsBase(f"{folder}: its initial factors come from the base's weights")
     factored = FactoredUpdates(label, inject_saved(network, known))

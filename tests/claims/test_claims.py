@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lora_zoo.claims import Status, claims, ledger, registry
-from lora_zoo.claims.__main__ import kept
+from lora_zoo.claims.__main__ import asked_for, main, of_status
 from lora_zoo.claims.evidence import Evidence
 from lora_zoo.claims.registry import Computed, Measured, NotBuilt, Untestable, measured
 from lora_zoo.claims.show import overview
@@ -383,7 +383,17 @@ def test_seconds_of_a_busy_machine_decide_nothing(name, share, says):
 def filtered(*arguments: str) -> list[str]:
     words = {"claim": None, "paper": None, "status": None, "experiment": None}
     given = argparse.Namespace(**(words | dict(zip(arguments[::2], arguments[1::2], strict=True))))
-    return [entry.id for entry in kept(ledger(), given)]
+    asked = {claim.id for claim in asked_for([*claims().values()], given)}
+    return [entry.id for entry in of_status(ledger(among=asked), given.status)]
+
+
+def test_the_command_computes_each_claim_once(monkeypatch, tmp_path) -> None:
+    judged: list[str] = []
+    verdict = Computed.verdict
+    monkeypatch.setattr(Computed, "verdict", lambda own, runs: judged.append(own.id) or verdict(own, runs))
+    monkeypatch.chdir(tmp_path)
+    main([])
+    assert sorted(judged) == [name for name, claim in claims().items() if isinstance(claim, Computed)] != []
 
 
 def test_each_filter_of_the_command_leaves_the_claims_that_it_names() -> None:
