@@ -100,6 +100,7 @@ def test_sizes_draw_a_folders_files_from_all_classes_and_the_record_tells(
     (file,) = (tmp_path / "runs").glob("*/result.json")
     assert read_json(file)["data"]["test"].items() >= {"size": 4, "left_out": 4, "drawn": 4}.items()
     assert "drawn" not in read_json(file)["data"]["train"]
+    assert read_json(file)["made_of"]["data"]["rows"] == "drawn", "runs on the first rows were others"
 
 
 def test_a_class_that_train_lacks_is_named_with_its_split(photos: Path, vit: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ INERT_TRAINER = (
     *("dataloader_prefetch_factor", "dataloader_persistent_workers", "run_name", "push_to_hub", "hub_token"),
 )
 SPLITS = ("train", "validation", "test")
+FOLDERS = ("imagefolder", "audiofolder")
+"""Readers of folders of classes, which give one class after the other."""
 _SEEDS, _COUNT, _LONGEST = 2**32 - 1, 2**31 - 1, 2**20
 
 

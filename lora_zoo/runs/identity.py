@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_zoo.config.aliases import modern, original
 from lora_zoo.config.quantization import KEYS
-from lora_zoo.config.schema import INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
+from lora_zoo.config.schema import FOLDERS, INERT, INERT_TASK, INERT_TRAINER, Settings, Task, file_of
 from lora_zoo.config.spec import FLAT, RunSpec, needs_of, variant_of
 from lora_zoo.core.adapter import Variant
 from lora_zoo.core.bounded_json import read_json
@@ -89,6 +89,7 @@ def identified(config: Mapping[str, Any], variant: type[Variant]) -> tuple[str, 
     data = (
         _data(config)
         | _generated(config["task"])
+        | _drawn(config["task"])
         | _metrics(config)
         | _priors(config)
         | _replayed(config)
@@ -191,6 +192,11 @@ def _generated(task: Mapping[str, Any]) -> dict[str, str]:
         return {"generated examples": _sample(task["dataset"], json.dumps(dict(task.get("options") or {})))}
     except ValueError:  # options that there are no more
         return {}
+
+
+def _drawn(task: Mapping[str, Any]) -> dict[str, str]:
+    """The rule by which `task.sizes` takes rows of a folder of classes; the first runs took its first."""
+    return {"rows": "drawn"} if task.get("sizes") and task.get("dataset") in FOLDERS else {}
 
 
 @functools.cache

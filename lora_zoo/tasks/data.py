@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_zoo.config.schema import SPLITS, Task, file_of
+from lora_zoo.config.schema import FOLDERS, SPLITS, Task, file_of
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.config.template import check_template, fields_of
 from lora_zoo.core.errors import reason, unknown
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # One data set for every run and seed: what differs between seeds is the order in which it is seen.
 _DATA_SEED = 0
-_FOLDERS = ("imagefolder", "audiofolder")
-"""Readers of folders of classes, which give one class after the other."""
 
 
 class Splits(dict[str, "Dataset"]):
@@ -198,7 +196,7 @@ def _sized(task: Task, split: str, data: Dataset) -> Dataset:
 
 def _by_class(data: Dataset) -> bool:
     """True for a folder of classes, whose first rows are all of one; tables are taken as they are."""
-    return data.builder_name in _FOLDERS
+    return data.builder_name in FOLDERS
 
 
 def _cut(whole: Dataset, data: Dataset) -> dict[str, int]:
