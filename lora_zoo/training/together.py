@@ -19,18 +19,17 @@ Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 class Borrowed(dict[str, Any]):
-    """A batch of another process, passed so that the base can be gathered, of which nothing is learned."""
+    """A batch of another process, of which nothing is learned: each process makes, and counts, every pass."""
 
 
 def of_part(collate: Collator) -> Collator:
-    """The collator of this process's part of a batch: of no row it makes {}, or a batch that is Borrowed."""
+    """The collator of this process's part of a batch: of no row it makes one that is Borrowed."""
     if current().size == 1:
         return collate
 
     def of_own(rows: list[Any]) -> dict[str, Any]:
-        if own := list(current().part(rows)):
-            return collate(own)
-        return Borrowed(collate(rows[:1])) if current().divided else {}
+        own = list(current().part(rows))
+        return collate(own) if own else Borrowed(collate(rows[:1]))
 
     return of_own
 
