@@ -123,6 +123,20 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_bit(
     assert found["metrics"] == whole["metrics"]
 
 
+LATE = """
+import os, sys, time
+time.sleep(2 * (os.environ["RANK"] == "0"))
+from lora_zoo.run import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_mistake_is_told_though_the_process_that_speaks_is_last(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    ended = run("late", "+variant=lora", "batch_size=3", at=tmp_path, module="tests.torchrun")
+    assert ended.returncode == 2 and "batch_size=3 is of all processes together" in ended.stderr
+
+
 APART = """
 import os, sys, torch
 from lora_zoo.core.processes import current, join
