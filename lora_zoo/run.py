@@ -27,7 +27,7 @@ from lora_zoo.config.groups import folder
 from lora_zoo.config.schema import Settings
 from lora_zoo.config.spec import RunSpec
 from lora_zoo.launchers.base import Launcher, launcher
-from lora_zoo.runs.processes import refuse_sweep, speaks, take_part, wait_passively
+from lora_zoo.runs.processes import let_speak, refuse_sweep, speaks, take_part, wait_passively
 from lora_zoo.runs.record import claim_folder, finished_run, made, validation_of
 from lora_zoo.runs.redact import redacted
 from lora_zoo.sweeps import progress
@@ -46,13 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(help_text.text())
         return
     try:
-        sys.exit(_run(given))
+        code = _run(given)
     except compose.Mistake as mistake:
+        code = 2
         if speaks():
             print(f"lora_zoo: {redacted(str(mistake))}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "code", 130))
+    if code:
+        let_speak()
+    sys.exit(code)
 
 
 def _run(given: list[str]) -> int:

@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -21,6 +23,7 @@ from transformers import (
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.bounded_json import read_json
+from lora_zoo.models.activations import embedded_inputs_learn
 from lora_zoo.models.merging import merge
 from lora_zoo.tasks.data import fingerprint, load_splits
 from tests.processes import run
@@ -151,3 +154,11 @@ def test_a_run_learns_and_its_merged_model_is_transformers_own(
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     assert model.config.id2label == {0: "cat", 1: "dog"}
     AutoImageProcessor.from_pretrained(tmp_path / "merged")
+
+
+def test_gradients_reach_patches_that_a_model_embeds_together_with_their_size() -> None:
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "window_size": 4}
+    model = SwinForImageClassification(SwinConfig(**sizes, depths=[1], num_heads=[2])).requires_grad_(False)
+    with embedded_inputs_learn(model):
+        assert model(torch.zeros(1, 3, 16, 16)).logits.requires_grad
+    assert not model(torch.zeros(1, 3, 16, 16)).logits.requires_grad

@@ -152,12 +152,16 @@ class Several(Processes):
     def divide(self, model: "nn.Module", blocks: Iterable["nn.Module"], kept: set["nn.Parameter"]) -> None:
         import torch
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         assert self.group.is_initialized()
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (self.size,))
         for block in (*blocks, model):
+            name = type(block).__name__
             fully_shard(block, mesh=mesh, ignored_params=kept)
+            type(block).__name__ = name  # not FSDP…: transformers knows by it how labels stand to tokens
+        if hasattr(model, "generate"):  # it calls an encoder by itself
+            register_fsdp_forward_method(model, "generate")
         model.to(mesh.device_type)  # what is kept whole
         self.divided = True
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping, MutableMapping
 
 from lora_zoo.core.processes import FSDP, asks, current, join
@@ -15,6 +16,8 @@ _OTHERWISE = {
     "FSDP_ACTIVATION_CHECKPOINTING": "give trainer.gradient_checkpointing=true",
 }
 """Variables of `accelerate launch` that ask for what is not done so, and what would be right."""
+PATIENCE = 10
+"""Seconds; torchrun ends a process that waits as soon as another has left with an error."""
 _PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
@@ -55,6 +58,15 @@ def take_part(environment: MutableMapping[str, str] = os.environ) -> None:
 def speaks() -> bool:
     """True for the one process, of those that were started together, whose words the user sees."""
     return current().leads and os.environ.get("RANK", "0") == "0"
+
+
+def let_speak() -> None:
+    """Stay, in a process whose words nobody sees, until the one that speaks has left, or for `PATIENCE`.
+
+    Once one has left with an error, torchrun ends the others, whatever they are about to say.
+    """
+    if not speaks():
+        time.sleep(PATIENCE)
 
 
 def refuse_sweep() -> None:

@@ -19,18 +19,17 @@ Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 class Borrowed(dict[str, Any]):
-    """A batch of another process, passed so that the base can be gathered, of which nothing is learned."""
+    """A batch of another process, of which nothing is learned: each process makes, and counts, every pass."""
 
 
 def of_part(collate: Collator) -> Collator:
-    """The collator of this process's part of a batch: of no row it makes {}, or a batch that is Borrowed."""
+    """The collator of this process's part of a batch: of no row it makes one that is Borrowed."""
     if current().size == 1:
         return collate
 
     def of_own(rows: list[Any]) -> dict[str, Any]:
-        if own := list(current().part(rows)):
-            return collate(own)
-        return Borrowed(collate(rows[:1])) if current().divided else {}
+        own = list(current().part(rows))
+        return collate(own) if own else Borrowed(collate(rows[:1]))
 
     return of_own
 
@@ -39,7 +38,8 @@ def divide_base(injection: Injection) -> None:
     """Have the processes divide the frozen weights of the base (FSDP2), each block by itself.
 
     Adapters, and whatever trains, each process keeps whole. A pass gathers the weights of a block, exactly,
-    and drops them after it. ValueError where nothing is frozen, for codes, and for unknown blocks.
+    and drops them after it. ValueError where nothing is frozen, for codes, and for blocks that are unknown
+    or skipped.
     """
     model, trained = injection.model, {id(p) for p in injection.parameters()}
     frozen = {p for p in base_parameters(model).values() if not p.requires_grad and id(p) not in trained}
@@ -52,14 +52,27 @@ def divide_base(injection: Injection) -> None:
         raise ValueError(
             "fsdp=true: the base holds codes or other tensors that are not divided; use fsdp=false"
         )
+    blocks = _blocks(model)
+    check_same_base(model)  # else each process would keep a part of another base
+    current().divide(model, reversed(blocks), {*model.parameters()} - frozen)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model. ValueError for one that says none, or that skips some of them at random."""
+    for module in model.modules():
+        for name, share in vars(getattr(module, "config", module)).items():
+            if name.endswith("layerdrop") and share:
+                raise ValueError(
+                    f"fsdp=true: with {name}={share} each process skips other blocks, which all have to "
+                    f"gather; set {name} to 0 in the model's config.json, or use fsdp=false"
+                )
     classes = getattr(model, "_no_split_modules", None) or ()
     blocks = [module for module in model.modules() if type(module).__name__ in classes]
     if not blocks:
         raise ValueError(
             f"fsdp=true: {type(model).__name__} does not say what its blocks are; use fsdp=false"
         )
-    check_same_base(model)  # else each process would keep a part of another base
-    current().divide(model, reversed(blocks), {*model.parameters()} - frozen)
+    return blocks
 
 
 def check_same_base(model: nn.Module, **more: torch.Tensor) -> None:

@@ -181,7 +181,7 @@ class ZooTrainer(Trainer):
 
         A decoder predicts a label from what stands before it, and so none that stands first.
         """
-        if not batch or isinstance(batch, Borrowed):
+        if isinstance(batch, Borrowed):
             return torch.zeros((), dtype=torch.int64, device=self.args.device)
         labels, ids = batch["labels"], batch.get("input_ids")
         encodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
@@ -204,8 +204,6 @@ class ZooTrainer(Trainer):
             inputs = inputs | {"decoder_input_ids": shifted(labels=inputs["labels"])}
 
         def once() -> Any:
-            if not inputs:  # of fewer rows than processes, this one has none
-                return torch.zeros((), device=self.args.device, requires_grad=True), {}
             return super(ZooTrainer, self).compute_loss(model, dict(inputs), True)
 
         self._penalty = 0.0
@@ -242,9 +240,6 @@ class ZooTrainer(Trainer):
                 again = self._gradients_of_step if self.parts else None
                 hooks.on_after_backward(progress._replace(gradients_of_step=again))
         return reported
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return super()._prepare_inputs(inputs) if inputs else inputs
 
     def _dropping(self, inputs: dict[str, Any], progress: Progress) -> contextlib.AbstractContextManager[Any]:
         """A context for one pass, in which parts of its backward pass are dropped as drawn."""
