@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -20,6 +22,7 @@ from transformers import (
 from lora_zoo.config.schema import Task
 from lora_zoo.config.task_types import TASK_TYPES
 from lora_zoo.core.bounded_json import read_json
+from lora_zoo.models.activations import embedded_inputs_learn, saved_bytes
 from lora_zoo.models.merging import merge
 from lora_zoo.tasks.data import fingerprint, load_splits
 from tests.processes import run
@@ -115,3 +118,12 @@ def test_a_run_learns_and_its_merged_model_is_transformers_own(
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     assert model.config.id2label == {0: "cat", 1: "dog"}
     AutoImageProcessor.from_pretrained(tmp_path / "merged")
+
+
+def test_the_activations_of_a_model_are_counted_whose_embeddings_give_a_grid_too() -> None:
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1], "num_heads": [2]}
+    model = SwinForImageClassification(SwinConfig(**sizes, window_size=4)).requires_grad_(False)
+    pixels, labels = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
+    assert not saved_bytes(model, lambda: model(pixels, labels=labels).loss)
+    with embedded_inputs_learn(model):
+        assert saved_bytes(model, lambda: model(pixels, labels=labels).loss)

@@ -41,8 +41,10 @@ def _storages(tensors: Iterable[Any]) -> Iterator[tuple[int, int]]:
 def embedded_inputs_learn(model: nn.Module) -> Iterator[None]:
     """Inside, the gradient reaches the model's first layer, as where that is adapted."""
 
-    def learn(_: nn.Module, __: object, y: Tensor) -> Tensor:
-        return y if y.requires_grad else y.requires_grad_()
+    def learn(_: nn.Module, __: object, y: Tensor | tuple[Tensor, ...]) -> None:
+        first = y[0] if isinstance(y, tuple) else y  # some embeddings of images say their grid, too
+        if not first.requires_grad:
+            first.requires_grad_()
 
     hook = model.get_input_embeddings().register_forward_hook(learn)  # type: ignore[operator]
     try:
