@@ -223,6 +223,21 @@ def test_a_layer_that_the_model_does_not_use_is_named(tmp_path: Path) -> None:
         trainer(tmp_path, injection).train()
 
 
+def test_a_layer_that_training_skips_at_random_is_no_unused_one(tmp_path: Path) -> None:
+    """As `layerdrop` has it: here the first layer is skipped in the first step alone."""
+    skipping, passes = model(), 0
+
+    def first_skipped(layer: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += layer.training
+        return x[0] if layer.training and passes == 1 else y
+
+    skipping.model.layers[0].register_forward_hook(first_skipped)
+    injection = inject(skipping, "lora", rank=2)
+    trainer(tmp_path, injection).train()
+    assert passes == 6 and all(p.abs().sum() > 0 for n, p in injection.named_parameters().items() if "B" in n)
+
+
 def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Path) -> None:
     run = trainer(tmp_path, inject(model(), "lora_plus", rank=2, loraplus_lr_ratio=8.0))
     run.train()
