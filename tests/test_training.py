@@ -5,6 +5,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from lora_zoo.training.checkpoints import newest, seal
 from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.optimizers import RunArguments
 from lora_zoo.training.state import REQUIRED, TrainState
-from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.training.trainer import ZooTrainer, length_of
 
 
 def examples(count: int = 48) -> list[dict[str, list[int]]]:
@@ -236,6 +237,24 @@ def test_a_layer_that_training_skips_at_random_is_no_unused_one(tmp_path: Path) 
     injection = inject(skipping, "lora", rank=2)
     trainer(tmp_path, injection).train()
     assert passes == 6 and all(p.abs().sum() > 0 for n, p in injection.named_parameters().items() if "B" in n)
+
+
+@pytest.mark.parametrize(
+    "batch, patch, length",
+    [
+        ({"input_ids": (2, 9)}, None, 9),
+        ({"input_values": (2, 600)}, None, 600),
+        ({"input_values": (2, 30, 16)}, None, 30),
+        ({"input_features": (2, 4, 16)}, None, 16),
+        ({"pixel_values": (2, 3, 8, 8)}, 4, 4),
+        ({"pixel_values": (2, 3, 8, 8)}, [2, 4], 8),
+        ({"pixel_values": (2, 3, 8, 8)}, None, 64),
+    ],
+)
+def test_the_length_of_a_batch_is_that_of_its_sequences(batch: Any, patch: Any, length: int) -> None:
+    made = {name: torch.zeros(shape) for name, shape in batch.items()}
+    config = SimpleNamespace(patch_size=patch) if patch else SimpleNamespace()
+    assert length_of(made, config) == length
 
 
 def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Path) -> None:

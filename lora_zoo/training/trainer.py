@@ -252,7 +252,7 @@ class ZooTrainer(Trainer):
             return contextlib.nullcontext()
         if self.dropper.is_due(progress):
             self.dropper.allocate(
-                partial(self._gradients, self._prepare_inputs(inputs)), _length(inputs, self.model.config)
+                partial(self._gradients, self._prepare_inputs(inputs)), length_of(inputs, self.model.config)
             )
         return self.dropper.dropping(progress)
 
@@ -420,8 +420,10 @@ def _known_as_adapted(model: Any) -> Iterator[None]:
         del vars(model)["_hf_peft_config_loaded"]
 
 
-def _length(batch: Mapping[str, Any], config: Any) -> int:
+def length_of(batch: Mapping[str, Any], config: Any) -> int:
     """The length of a batch's sequences, of images their patches, of sounds their samples or frames."""
     if "pixel_values" in batch:
-        return int(batch["pixel_values"][0, 0].numel()) // getattr(config, "patch_size", 1) ** 2
-    return int(batch["input_ids" if "input_ids" in batch else "input_values"].shape[1])
+        patch = torch.tensor(getattr(config, "patch_size", 1)).expand(2).prod()
+        return int(batch["pixel_values"][0, 0].numel() // patch)
+    names = ("input_ids", "input_values", "input_features")
+    return max(next(batch[name] for name in names if name in batch).shape[1:])

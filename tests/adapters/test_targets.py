@@ -299,6 +299,12 @@ def test_a_fused_projection_is_adapted_whole_or_in_parts():
         resolved(module, ["c_attn", "q"])
 
 
+def test_a_model_of_convolutions_has_no_linear_layer_to_take_them_all() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match="no linear layer beside its head; give names of its own: 0, 1"):
+        inject(model, "lora", target_modules="all-linear")
+
+
 def test_excluded_modules_stay_as_they_are():
     module = model("llama")
     assert resolved(module, ["q", "v"], exclude_modules=["v"]) == resolved(module, "q")
