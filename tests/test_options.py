@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_zoo.config.schema import Task
@@ -101,6 +103,15 @@ def test_a_decoder_chooses_the_likeliest_option(tmp_path: Path) -> None:
     encoded = kind.encode(splits["train"][0])
     learned = [label for label in encoded["labels"] if label != -100]
     assert learned == tokenizer(" the old dog", add_special_tokens=False)["input_ids"]
+
+
+def test_an_option_of_which_the_tokenizer_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    """Its likelihood would be 1, whatever the model; as the right one, it would make the loss NaN."""
+    knows_one = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0}, [])), pad_token="a")
+    task, splits = splits_of(tmp_path, "options", {"prompt": ["a"], "options": [["a", "☃"]], "label": [0]})
+    kind = TASK_TYPES["options"](task, knows_one, splits)
+    with pytest.raises(ValueError, match="to the tokenizer the option '☃' of example 0 is empty; give"):
+        kind.encode(splits["train"][0])
 
 
 REFUSED: dict[str, tuple[dict[str, list[Any]], str]] = {

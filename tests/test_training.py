@@ -5,6 +5,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from lora_zoo.training.checkpoints import newest, seal
 from lora_zoo.training.dropbp import BackwardDropper
 from lora_zoo.training.optimizers import RunArguments
 from lora_zoo.training.state import REQUIRED, TrainState
-from lora_zoo.training.trainer import ZooTrainer
+from lora_zoo.training.trainer import ZooTrainer, length_of
 
 
 def examples(count: int = 48) -> list[dict[str, list[int]]]:
@@ -221,6 +222,39 @@ def test_a_layer_that_the_model_does_not_use_is_named(tmp_path: Path) -> None:
     injection = inject(idle, "lora", rank=2, target_modules=["q", "spare"])
     with pytest.raises(ValueError, match=r"spare.* gets no gradient"):
         trainer(tmp_path, injection).train()
+
+
+def test_a_layer_that_training_skips_at_random_is_no_unused_one(tmp_path: Path) -> None:
+    """As `layerdrop` has it: here the first layer is skipped in the first step alone."""
+    skipping, passes = model(), 0
+
+    def first_skipped(layer: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += layer.training
+        return x[0] if layer.training and passes == 1 else y
+
+    skipping.model.layers[0].register_forward_hook(first_skipped)
+    injection = inject(skipping, "lora", rank=2)
+    trainer(tmp_path, injection).train()
+    assert passes == 6 and all(p.abs().sum() > 0 for n, p in injection.named_parameters().items() if "B" in n)
+
+
+@pytest.mark.parametrize(
+    "batch, patch, length",
+    [
+        ({"input_ids": (2, 9)}, None, 9),
+        ({"input_values": (2, 600)}, None, 600),
+        ({"input_values": (2, 30, 16)}, None, 30),
+        ({"input_features": (2, 4, 16)}, None, 16),
+        ({"pixel_values": (2, 3, 8, 8)}, 4, 4),
+        ({"pixel_values": (2, 3, 8, 8)}, [2, 4], 8),
+        ({"pixel_values": (2, 3, 8, 8)}, None, 64),
+    ],
+)
+def test_the_length_of_a_batch_is_that_of_its_sequences(batch: Any, patch: Any, length: int) -> None:
+    made = {name: torch.zeros(shape) for name, shape in batch.items()}
+    config = SimpleNamespace(patch_size=patch) if patch else SimpleNamespace()
+    assert length_of(made, config) == length
 
 
 def test_groups_of_lora_plus_keep_their_ratio_through_the_schedule(tmp_path: Path) -> None:

@@ -81,7 +81,14 @@ class OwnOptions(TaskType):
         return [int(row["label"]) for row in rows]
 
     def _tokens(self, example: Example) -> list[list[int]]:
-        return [continuation(self.tokenizer, text) for text in json.loads(example["options"])]
+        options = json.loads(example["options"])
+        tokens = [continuation(self.tokenizer, text) for text in options]
+        if [] in tokens:
+            raise ValueError(
+                f"task {self.task.name}: to the tokenizer the option {options[tokens.index([])]!r} of "
+                f"example {example['item']} is empty; give options that it can read"
+            )
+        return tokens
 
     def _continued(self, example: Example, option: list[int], longest: int) -> Fitted:
         """The prompt, which is the same before every option, and an option."""

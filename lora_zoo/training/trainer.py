@@ -232,7 +232,7 @@ class ZooTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self.processes.add_up_gradients(self.injection.parameters())
             if progress.step == 1 and self.dropper is None:
-                _assert_gradients(self.injection)
+                self._check_used(inputs)
             skipped = self.train_state.skipped if self.skip else None
             check = divergence.StepCheck(self.injection, progress.step, self.args.learning_rate, skipped)
             scaled = self.accelerator.scaler is not None
@@ -247,9 +247,27 @@ class ZooTrainer(Trainer):
             return contextlib.nullcontext()
         if self.dropper.is_due(progress):
             self.dropper.allocate(
-                partial(self._gradients, self._prepare_inputs(inputs)), _length(inputs, self.model.config)
+                partial(self._gradients, self._prepare_inputs(inputs)), length_of(inputs, self.model.config)
             )
         return self.dropper.dropping(progress)
+
+    def _check_used(self, inputs: dict[str, Any]) -> None:
+        """ValueError for a tensor without a gradient, which it has not in evaluation either.
+
+        In training some models skip layers at random: Wav2Vec2 by its `layerdrop`.
+        """
+        full = set(self.injection.fully_trained)  # full fine-tuning may cover parts that a task leaves unused
+        named = self.injection.named_parameters()
+        without = {n for n, p in named.items() if p.grad is None and n not in full}
+        if without and inputs:
+            with in_mode(self.injection.model, training=False):
+                found = self._gradients(self._prepare_inputs(inputs))
+            unused = [n for n, grad in zip(named, found, strict=True) if grad is None and n in without]
+            if unused:
+                raise ValueError(
+                    f"{unused[0]} (and {len(unused) - 1} more) gets no gradient: the model does not use it; "
+                    "take it out of target_modules, or name it in exclude_modules"
+                )
 
     def _gradients(self, inputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
         with self._without_trace():
@@ -397,18 +415,10 @@ def _known_as_adapted(model: Any) -> Iterator[None]:
         del vars(model)["_hf_peft_config_loaded"]
 
 
-def _length(batch: Mapping[str, Any], config: Any) -> int:
+def length_of(batch: Mapping[str, Any], config: Any) -> int:
     """The length of a batch's sequences, of images their patches, of sounds their samples or frames."""
     if "pixel_values" in batch:
-        return int(batch["pixel_values"][0, 0].numel()) // getattr(config, "patch_size", 1) ** 2
-    return int(batch["input_ids" if "input_ids" in batch else "input_values"].shape[1])
-
-
-def _assert_gradients(injection: Injection) -> None:
-    full = set(injection.fully_trained)  # full fine-tuning may cover parts that a task leaves unused
-    without = [n for n, p in injection.named_parameters().items() if p.grad is None and n not in full]
-    if without:
-        raise ValueError(
-            f"{without[0]} (and {len(without) - 1} more) gets no gradient: the model does not use it; "
-            "take it out of target_modules"
-        )
+        patch = torch.tensor(getattr(config, "patch_size", 1)).expand(2).prod()
+        return int(batch["pixel_values"][0, 0].numel() // patch)
+    names = ("input_ids", "input_values", "input_features")
+    return max(next(batch[name] for name in names if name in batch).shape[1:])
