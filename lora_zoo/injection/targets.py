@@ -117,10 +117,6 @@ def missing(model: nn.Module, known: list[TargetMatrix], key: str, target: str) 
             f"{key}: role {target!r} is fused into {', '.join(unsliced)} in this model, in an order that is "
             f"not known here; target_modules=[{unsliced[0]}] is the whole; register_fused() declares it"
         )
-    if target == "all-linear" and ends:
-        return (
-            f"{key}: this model has no linear layer beside its head; give names of its own: {', '.join(ends)}"
-        )
     roles = [role for role in ROLES if any(p.role == role for p in known)]
     if roles_in(target) and roles:
         return f"{key}: this model has no role {target!r}. It has: {', '.join(roles)}"
