@@ -136,13 +136,18 @@ def _sweep(ready: list[str], jobs: list[Settings], plan: list[str], asked: Seque
 
 
 def _check_sweep(ready: list[str], jobs: list[Settings]) -> None:
-    """Mistake for a `trainer.` key of any job, or a launcher that cannot run: no folder has been made."""
+    """Mistake for a `trainer.` key of any job, one that needs more processes, or a launcher that cannot run.
+
+    No folder has been made.
+    """
+    from lora_zoo.runs.together import divided
     from lora_zoo.training.arguments import check_trainer
 
     asked = {name: given[-1] for name in ("hydra.launcher.n_jobs",) if (given := _values(ready, name))}
     try:
         for settings in jobs:
             check_trainer(settings.trainer)
+            divided(settings)
         _launcher(ready).check(asked, len(jobs))
     except ValueError as error:
         raise compose.Mistake(str(error)) from error

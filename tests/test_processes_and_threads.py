@@ -70,6 +70,18 @@ def test_processes_of_one_run_refuse_a_sweep_and_one_of_them_says_so(
     assert ("2 processes train one run" in said) == (rank == 0)
 
 
+@pytest.mark.parametrize("asked", ["processes=2", "fsdp=true"])
+def test_a_sweep_of_runs_that_need_several_processes_is_refused_before_its_folder_is_made(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run.main(["-m", "seed=0,1", asked, "tracking=none"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "start torchrun --nproc-per-node" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
