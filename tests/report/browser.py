@@ -57,6 +57,10 @@ FRAME = """<!doctype html><meta charset="utf-8"><title>probe</title>
 """
 
 
+ATTEMPTS = 3
+"""Times that a page is looked at before it counts as broken."""
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address at which the folder's files are, for a page and the one that looks at it."""
@@ -97,13 +101,17 @@ def framed(page: Path, script: str, width: int, height: int) -> str:
 
 
 def look(page: Path, script: str, width: int = 1280, height: int = 900, *flags: str) -> dict[str, Any]:
-    """`found` is what `script` returns, which knows `page` (the window) and `document`; and `errors`."""
-    with served(page.parent) as address:
-        window = f"--window-size={max(500, width)},{height}"
-        dom = run("--dump-dom", window, *flags, f"{address}/{framed(page, script, width, height)}")
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
-    assert found and found[1], "the page never became ready"
-    return json.loads(html.unescape(found[1]))
+    """`found` is what `script` returns, which knows `page` (the window) and `document`; and `errors`.
+
+    Virtual time can run out on a busy machine before a page is drawn; then it is looked at again.
+    """
+    window = f"--window-size={max(500, width)},{height}"
+    for _ in range(ATTEMPTS):
+        with served(page.parent) as address:
+            dom = run("--dump-dom", window, *flags, f"{address}/{framed(page, script, width, height)}")
+        if (found := re.search(r'<pre id="found">(.+?)</pre>', dom, re.DOTALL)) is not None:
+            return json.loads(html.unescape(found[1]))
+    raise AssertionError("the page never became ready")
 
 
 def screenshot(page: Path, to: Path, width: int = 1280, height: int = 900, *flags: str) -> Path:
