@@ -266,10 +266,13 @@ class Adapter(nn.Module, Variant):
         self.fused: Kernel | None = None if plain else KERNELS.find(self.kernel)()
         self.counter = context.counter
 
-    varies: bool = False
-    """True while a pass of the model uses several of its weights, so that none can be formed once."""
     assigned: int = 0
     """The number of assignments to attributes so far, in eager mode: a weight may depend on each of them."""
+
+    @property
+    def varies(self) -> bool:
+        """True while a pass of the model uses several of its weights, so that none can be formed once."""
+        return False
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -166,8 +166,10 @@ def _unplain(wrapper: LayerWrapper) -> str:
 def _without_weight(host: Host, adapter: Adapter) -> str:
     if not adapter.pointwise:
         return f"{adapter.name} has no effective weight"
-    if hooked(adapter) or adapter.varies:
-        return "the adapter has hooks" if hooked(adapter) else "its weight differs within a pass"
+    if hooked(adapter):
+        return "the adapter has hooks"
+    if adapter.varies:
+        return "its weight differs within a pass"
     return "the layer is quantised" if host.stores_codes else host.unmergeable
 
 

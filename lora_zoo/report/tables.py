@@ -43,7 +43,7 @@ COSTS = {
     "load_seconds": ("start-up (s)", "{:.1f}"),
 }
 UNITS = {"saved_bytes": 1e6}
-"""What a column's numbers are divided by in a table."""
+"""The divisor of a column's numbers in a table."""
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:

@@ -30,7 +30,7 @@ SEARCH = ".search.json"
 """The plan by which a sweep with hydra/sweeper=optuna searched for each cell, and what it found, likewise."""
 _PLANS = {"seeds": SEEDS, "rates": RATES, "search": SEARCH}
 CELLS = "cells"
-"""What was found for each cell of the sweeps of a folder, by its overrides, in such a plan."""
+"""The findings for each cell of a folder's sweeps, by its overrides, in such a plan."""
 _OF_SWEEP = ("seconds", "stops", CELLS)  # of these files, what says nothing of a single run
 MOST, DAMAGED = 1 << 32, 100
 """Of one archive: bytes of text, and damaged lines after which it is not read on."""

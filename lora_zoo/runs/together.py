@@ -44,17 +44,16 @@ def _check_divisible(settings: Settings, size: int) -> None:
             "fsdp=true divides the base among processes, and there is one: start torchrun --nproc-per-node N "
             "-m lora_zoo.run …"
         )
-    instead = {
-        "model.quantization": "codes are not divided",
-        "model.device_map": "each process loads the model on the CPU and moves its part to its device",
-        "merge": "run lora-zoo merge RUN OUT afterwards",
-        "trainer.torch_compile": "compiled passes do not gather weights",
-    }
-    for key, why in instead.items():
-        group, _, name = key.rpartition(".")
-        of = {"model": vars(settings.model), "trainer": settings.trainer, "": vars(settings)}[group]
-        if of.get(name):
-            raise ValueError(f"{key}={str(of[name]).lower()} cannot be given with fsdp=true: {why}")
+    model, compiled = settings.model, settings.trainer.get("torch_compile")
+    moves = "each process loads the model on the CPU and moves its part to its device"
+    for key, given, why in (
+        ("model.quantization", model.quantization, "codes are not divided"),
+        ("model.device_map", model.device_map, moves),
+        ("merge", settings.merge, "run lora-zoo merge RUN OUT afterwards"),
+        ("trainer.torch_compile", compiled, "compiled passes do not gather weights"),
+    ):
+        if given:
+            raise ValueError(f"{key}={str(given).lower()} cannot be given with fsdp=true: {why}")
 
 
 def refuse_divided(spec: RunSpec) -> None:

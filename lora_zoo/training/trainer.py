@@ -259,7 +259,7 @@ class ZooTrainer(Trainer):
         full = set(self.injection.fully_trained)  # full fine-tuning may cover parts that a task leaves unused
         named = self.injection.named_parameters()
         without = {n for n, p in named.items() if p.grad is None and n not in full}
-        if without and inputs:
+        if without:
             with in_mode(self.injection.model, training=False):
                 found = self._gradients(self._prepare_inputs(inputs))
             unused = [n for n, grad in zip(named, found, strict=True) if grad is None and n in without]

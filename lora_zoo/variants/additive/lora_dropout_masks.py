@@ -77,7 +77,6 @@ class MaskedPasses(AdapterHooks):
     def _drop(self, by: Callable[["LoRADropoutMasks"], Drop | None]) -> None:
         for site in self.adapters.values():
             site.drop = by(site)
-            site.varies = site.drop is not None
 
     @contextlib.contextmanager
     def _averaging(self) -> Iterator[None]:
@@ -159,6 +158,10 @@ class LoRADropoutMasks(Additive):
         self.drop: Drop | None = None
         dropout = partial(Dropout, mask_dropout, seed=context.seed, counter=context.counter, of_rows=False)
         self.masks = nn.ModuleDict({factor: dropout(name=f"{context.name}.{factor}") for factor in "AB"})
+
+    @property
+    def varies(self) -> bool:
+        return self.drop is not None
 
     @classmethod
     def accepts_init(cls, init: Init) -> bool:
